@@ -1,0 +1,1 @@
+"""What the disk looks like: partitions, filesystems, boot loader. Values only."""

@@ -1,0 +1,1 @@
+"""What turns a Tree and a Layout into a disk image."""

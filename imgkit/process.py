@@ -1,0 +1,155 @@
+"""The one door through which imgkit starts other programs.
+
+Arguments are lists, the environment is explicit, and every command is logged so that it can be pasted into a shell
+(``-v`` shows them). A program that is missing, dies of a signal or fails has a sentence of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from imgkit.errors import HostError
+
+log = logging.getLogger("imgkit.process")
+
+# Debian and Ubuntu package of each program that imgkit may start.
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "grub-mkimage": "grub-common",
+    "supermin": "supermin",
+    "npm": "npm",
+    "node": "nodejs",
+}
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _libc() -> ctypes.CDLL | None:
+    """The C library, loaded before any fork: loading it in a child that threads left behind could deadlock."""
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+_LIBC = _libc()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent goes, however it goes (SIGKILL included)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def missing(program: str) -> HostError:
+    """The error for a program that is not on PATH, naming the package that has it."""
+    package = PACKAGES.get(Path(program).name)
+    hint = f"apt-get install {package}" if package else f"install {Path(program).name} or put it on PATH"
+    return HostError(f"{program}: program not found", hint=hint)
+
+
+def paste(argv: Sequence[str]) -> str:
+    """``argv`` as one line for a shell."""
+    return shlex.join(argv)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes | None = None,
+    timeout: float | None = None,
+) -> bytes:
+    """Run a program to its end and return its standard output.
+
+    Args:
+        argv: program and arguments.
+        env: the whole environment; None keeps this process's own.
+        stdin: bytes for its standard input; None gives it an empty one.
+        timeout: seconds after which it is killed.
+
+    Raises:
+        HostError: it is missing, failed, died of a signal or took too long; the last line it wrote to standard error
+            is part of the message.
+    """
+    with start(argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            stdout, stderr = child.communicate(stdin or b"", timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            raise HostError(f"{argv[0]}: no result within {timeout:g} s") from late
+    if child.returncode != 0:
+        last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise HostError(f"{Path(argv[0]).name} {ending(child.returncode)}" + (f": {last}" if last else ""))
+    return bytes(stdout)
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words, from a ``Popen.returncode``."""
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"failed with status {status}"
+
+
+@contextmanager
+def start(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program in a process group of its own, and end that whole group when the block ends.
+
+    Nothing outlives the block: whatever is still running in the group is killed, and when this process itself is
+    killed the kernel takes the program with it (Linux).
+
+    Raises:
+        HostError: there is no such program.
+    """
+    words = [str(word) for word in argv]
+    log.debug("%s", paste(words))
+    try:
+        child = subprocess.Popen(  # the block below is the lifetime
+            words,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - only prctl through an already loaded library
+        )
+    except FileNotFoundError as cause:
+        raise missing(words[0]) from cause
+    except PermissionError as cause:
+        raise HostError(f"{words[0]}: may not be executed") from cause
+    try:
+        yield child
+    finally:
+        _end_group(child)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the child's process group and reap the child."""
+    with suppress(ProcessLookupError, PermissionError):  # all gone already (macOS: EPERM for a group of zombies)
+        os.killpg(child.pid, signal.SIGKILL)
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
+    child.wait()

@@ -1,0 +1,1 @@
+"""The root filesystem as values, and everything that writes into it."""

@@ -1,0 +1,1 @@
+"""Running an image: accelerator, QEMU command line, console, agent."""

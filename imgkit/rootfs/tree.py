@@ -110,7 +110,7 @@ class _Attributes:
     uid: int = 0
     gid: int = 0
     mtime: int = 0
-    xattrs: Mapping[str, bytes] = field(default=_NO_XATTRS)
+    xattrs: Mapping[str, bytes] = field(default_factory=lambda: _NO_XATTRS)
 
 
 @dataclass(frozen=True, kw_only=True)

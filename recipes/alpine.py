@@ -1,0 +1,40 @@
+"""The agent sandbox: Alpine Linux with Node.js, and agentd answering requests."""
+
+from .arch import amd64, arm64
+
+name = "linux"
+branch = "v3.23"
+size = "4G"
+hostname = "sandbox"
+network = "dhcp"
+
+packages = [
+    "alpine-base",
+    "linux-virt",
+    "openrc",
+    "mkinitfs",
+    "e2fsprogs",
+    "e2fsprogs-extra",
+    "ca-certificates",
+    "nodejs",
+    "npm",
+    "bash",
+]
+
+# What the initramfs can do: the root disk of a virtual machine and nothing else. Each feature more costs boot time.
+initramfs_features = ["base", "ext4", "virtio"]
+
+kernel_arguments = ["quiet"]
+
+services = {
+    "sysinit": ["devfs", "dmesg", "mdev", "hwdrivers"],
+    "boot": ["modules", "hostname", "sysctl", "bootmisc", "syslog"],
+    "default": ["agentd", "networking"],
+    "shutdown": ["mount-ro", "killprocs"],
+}
+
+users = [{"name": "agent", "uid": 1000, "home": "/workspace", "owns": ["/workspace"]}]
+
+overlay = "../overlay"
+
+architectures = {"amd64": amd64, "arm64": arm64}

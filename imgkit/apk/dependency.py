@@ -1,0 +1,133 @@
+"""Dependencies and provides as they stand in an index, in the installed database and in a world file.
+
+Source of the syntax: apk-world(5) and apk-package(5) of apk-tools 3. A dependency is
+``[!]name[@tag][operator version]``, a provide is ``name[=version]``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from imgkit.apk.version import Version, is_valid
+
+# Names of packages; provides may also have a prefix (so:, cmd:, pc:, py3.11:), be a path, or hold these characters.
+_PACKAGE_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]*")
+_NAME = r"[A-Za-z0-9._+/][A-Za-z0-9._+,:/\[\]-]*"
+_DEPENDENCY = re.compile(
+    rf"(?P<conflict>!?)(?P<name>{_NAME})(?:@(?P<tag>[A-Za-z0-9_.-]+))?(?:(?P<operator>[<>=~]+)(?P<version>.+))?"
+)
+_PROVIDE = re.compile(rf"(?P<name>{_NAME})(?:=(?P<version>.+))?")
+
+IDENTITY = "><"
+
+
+def is_package_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a package (a name is part of URLs and file names, so no slash in it)."""
+    return _PACKAGE_NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """One dependency. ``operator`` is one of ``= < <= > >= ~ <~ >~ ><`` in this spelling, None without a version.
+
+    ``><`` compares with a package's identity (``Q1…``), which is then what ``version`` holds. ``tag`` names the
+    repository that the package may come from; it is legal in a world only.
+    """
+
+    name: str
+    operator: str | None = None
+    version: str | None = None
+    conflict: bool = False
+    tag: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Dependency:
+        """The dependency that ``text`` is.
+
+        Raises:
+            ValueError: the syntax or the version in it is wrong.
+        """
+        return _parse_dependency(text)
+
+    def matches(self, version: str | None, identity: str | None = None) -> bool:
+        """Whether something of this name satisfies the name, operator and version; ``conflict`` is left to the caller.
+
+        Args:
+            version: that of the package or of its provide, None for a provide without one.
+            identity: ``Q1…`` text of the package.
+        """
+        if self.operator is None or self.version is None:
+            return True
+        if self.operator == IDENTITY:
+            return identity == self.version
+        if version is None or not is_valid(version):
+            return False
+        return self._compare(Version.parse(version), Version.parse(self.version), self.operator)
+
+    @staticmethod
+    def _compare(have: Version, want: Version, operator: str) -> bool:
+        return (
+            ("=" in operator and have == want)
+            or ("<" in operator and have < want)
+            or (">" in operator and have > want)
+            or ("~" in operator and have.starts_with(want))
+        )
+
+    def __str__(self) -> str:
+        tag = f"@{self.tag}" if self.tag else ""
+        return f"{'!' if self.conflict else ''}{self.name}{tag}{self.operator or ''}{self.version or ''}"
+
+
+@dataclass(frozen=True)
+class Provide:
+    """A name that a package has besides its own: with a version a full claim on that name, without one a virtual."""
+
+    name: str
+    version: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Provide:
+        """The provide that ``text`` is.
+
+        Raises:
+            ValueError: the syntax or the version in it is wrong.
+        """
+        match = _PROVIDE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a valid provide")
+        version = match["version"]
+        if version is not None and not is_valid(version):
+            raise ValueError(f"{text!r} has an invalid version")
+        return cls(match["name"], version)
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}={self.version}"
+
+
+@lru_cache(maxsize=16384)
+def _parse_dependency(text: str) -> Dependency:
+    match = _DEPENDENCY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a valid dependency")
+    operator, version = match["operator"], match["version"]
+    if operator is not None:
+        operator = _canonical(operator)
+        if not operator:
+            raise ValueError(f"{text!r} has an operator that matches nothing or everything")
+        if operator != IDENTITY and not is_valid(version):
+            raise ValueError(f"{text!r} has an invalid version")
+    return Dependency(match["name"], operator, version, bool(match["conflict"]), match["tag"])
+
+
+def _canonical(operator: str) -> str:
+    """The one spelling of an operator; empty for combinations without a meaning."""
+    signs = frozenset(operator)
+    if signs == {"<", ">"}:
+        return IDENTITY
+    if {"<", ">"} <= signs:
+        return ""
+    if "~" in signs:  # a prefix match includes equality
+        signs -= {"="}
+    return "".join(sign for sign in "<>=~" if sign in signs)

@@ -1,0 +1,193 @@
+"""Package records: the text of an ``APKINDEX``, and the head of a record of the installed database.
+
+A record is one field a line, ``X:value``, records are separated by a blank line. Letters (apk-tools 3, apk-index(5)
+for the fields of an index)::
+
+    C identity   P name   V version   A architecture   S size   I installed size   T description   U url   L license
+    o origin   m maintainer   t build time   c commit   k provider priority   D depends   p provides   i install if
+    r replaces   q replaces priority   (these two in the installed database only)
+
+D, p, i and r may be given on several lines, which add up. Unknown lower-case letters are ignored; unknown upper-case
+letters say that the package needs something this reader does not know, and make it not installable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+from imgkit.apk.dependency import Dependency, Provide, is_package_name
+from imgkit.apk.version import is_valid
+from imgkit.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Where packages come from. ``position`` is the place in the list of repositories, earlier ones are preferred.
+
+    A ``tag`` ("edge" for a line ``@edge URL``) keeps the packages out of reach of everything that does not ask for
+    the tag.
+    """
+
+    position: int = 0
+    url: str = ""
+    tag: str | None = None
+
+
+NOWHERE = Repository()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """The metadata of one package. Sizes are bytes, times seconds since 1970; relations are the words as written."""
+
+    name: str
+    version: str
+    arch: str = "noarch"
+    identity: str = ""
+    size: int = 0
+    installed_size: int = 0
+    description: str = ""
+    url: str = ""
+    license: str = ""
+    origin: str = ""
+    maintainer: str = ""
+    build_time: int = 0
+    commit: str = ""
+    provider_priority: int = 0
+    depends: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    install_if: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    replaces_priority: int = 0
+    repository: Repository = NOWHERE
+    fault: str = ""
+    """Why this package can never be installed, empty if nothing is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}"
+
+
+# letter → field, in the order in which a record is written.
+FIELDS = {
+    "C": "identity",
+    "P": "name",
+    "V": "version",
+    "A": "arch",
+    "S": "size",
+    "I": "installed_size",
+    "T": "description",
+    "U": "url",
+    "L": "license",
+    "o": "origin",
+    "m": "maintainer",
+    "t": "build_time",
+    "c": "commit",
+    "k": "provider_priority",
+    "D": "depends",
+    "p": "provides",
+    "i": "install_if",
+    "r": "replaces",
+    "q": "replaces_priority",
+}
+_ALWAYS_WRITTEN = frozenset("CPVASITUL")
+_NUMBERS = frozenset("SItkq")
+_LISTS = frozenset("Dpir")
+_PRINTED_DEFAULTS = {field.name: field.default for field in fields(Package)}
+
+
+def parse_index(text: str, repository: Repository) -> tuple[Package, ...]:
+    """All packages of the text of an ``APKINDEX``, in its order.
+
+    Raises:
+        InputError: the text is not an index (a line without a letter, a number that is none, a record without name).
+    """
+    shared: dict[str, str] = {}  # one object for each text that recurs: thousands of origins, maintainers, so: names
+    where = f"package index of {repository.url or 'the repository'}"
+    return tuple(_record(block.split("\n"), repository, shared.setdefault, where) for block in _blocks(text))
+
+
+def parse_record(lines: Iterable[str], repository: Repository = NOWHERE) -> Package:
+    """The package whose record ``lines`` are (without blank ones).
+
+    The lines for folders and files of the installed database (from the first ``F:`` on) are not part of it.
+
+    Raises:
+        InputError: a line has no letter, a number is none, or the name or version is missing.
+    """
+    return _record(lines, repository, lambda _, text: text, "package record")
+
+
+def format_record(package: Package) -> str:
+    """The record of ``package`` in the order of apk, one line a field, each ended by a newline; no blank line after it.
+
+    Raises:
+        ValueError: a value has a line break in it, which would forge a field.
+    """
+    lines = []
+    for letter, name in FIELDS.items():
+        value = getattr(package, name)
+        if not value and letter not in _ALWAYS_WRITTEN:
+            continue
+        text = " ".join(value) if letter in _LISTS else str(value)
+        if "\n" in text:
+            raise ValueError(f"{package}: line break in field {letter}")
+        lines.append(f"{letter}:{text}\n")
+    return "".join(lines)
+
+
+def _blocks(text: str) -> Iterable[str]:
+    return (stripped for block in text.split("\n\n") if (stripped := block.strip("\n")))
+
+
+def _record(lines: Iterable[str], repository: Repository, share: Callable[[str, str], str], where: str) -> Package:
+    values: dict[str, str] = {}
+    fault = ""
+    for line in lines:
+        letter, colon, value = line.partition(":")
+        if not colon or len(letter) != 1:
+            raise InputError(f"{where}: {line[:80]!r} is not a field of a package record")
+        if letter in FIELDS:
+            values[letter] = f"{values[letter]} {value}" if letter in _LISTS and letter in values else value
+        elif letter.isupper():
+            fault = f"its record has the unknown field {letter}"
+    if not values.get("P") or not values.get("V"):
+        raise InputError(f"{where}: a record has no name or no version")
+    return _package(values, repository, fault, share, where)
+
+
+def _package(
+    values: dict[str, str], repository: Repository, fault: str, share: Callable[[str, str], str], where: str
+) -> Package:
+    fields_: dict[str, object] = {}
+    for letter, value in values.items():
+        if letter in _NUMBERS:
+            fields_[FIELDS[letter]] = _number(value, f"{where}: {values['P']}: field {letter}")
+        elif letter in _LISTS:
+            fields_[FIELDS[letter]] = tuple([share(word, word) for word in value.split()])
+        else:
+            fields_[FIELDS[letter]] = share(value, value)
+    fields_["fault"] = fault or _fault(values)
+    return Package(repository=repository, **fields_)  # type: ignore[arg-type]
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InputError(f"{what}: {text[:40]!r} is not a number")
+    return int(text)
+
+
+def _fault(values: dict[str, str]) -> str:
+    """What makes a package of these values not installable, empty if nothing does."""
+    if not is_package_name(values["P"]):
+        return "its name is not a valid package name"
+    if not is_valid(values["V"]):
+        return f"its version {values['V']} is not valid"
+    try:
+        for word in values.get("D", "").split():
+            Dependency.parse(word)
+        for word in values.get("p", "").split():
+            Provide.parse(word)
+    except ValueError as cause:
+        return f"its record is broken: {cause}"
+    return ""

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -233,7 +233,7 @@ def _execute(path: Path) -> ModuleType:
     """Run the recipe as the module of a package whose folder is the recipe's own, so that relative imports work."""
     package = f"_imgkit_recipe_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise RecipeError(f"{path}: not a Python file", hint="a recipe's name ends in .py")
     module = importlib.util.module_from_spec(spec)
     parent = ModuleType(package)
@@ -242,17 +242,24 @@ def _execute(path: Path) -> ModuleType:
         sys.modules[package] = parent
         sys.modules[spec.name] = module
         try:
-            spec.loader.exec_module(module)
-        except (KeyboardInterrupt, MemoryError):
+            exec(_compile(path), vars(module))  # noqa: S102 - a recipe is a program, run because its user asked for it
+        except (KeyboardInterrupt, MemoryError, RecipeError):
             raise
         except SyntaxError as cause:
             raise RecipeError(f"{cause.filename or path}:{cause.lineno}: not Python: {cause.msg}") from cause
-        except UnicodeDecodeError as cause:
-            raise RecipeError(f"{path}: not Python: {cause}") from cause
         except BaseException as cause:  # whatever a recipe raises, SystemExit included, is the recipe's fault
             where = traceback.extract_tb(cause.__traceback__)[-1]
             raise RecipeError(f"{where.filename}:{where.lineno}: {type(cause).__name__}: {cause}") from cause
     return module
+
+
+def _compile(path: Path) -> CodeType:
+    try:
+        return compile(path.read_bytes(), path, "exec")
+    except ValueError as cause:  # bytes that are no UTF-8, or null ones
+        raise RecipeError(f"{path}: not Python: {cause}") from cause
+    except OSError as cause:
+        raise RecipeError(f"{path}: {cause.strerror}") from cause
 
 
 @contextmanager

@@ -282,10 +282,12 @@ class Tree:
         old = self._nodes.get(path)
         if old is not None and isinstance(old, Directory) != isinstance(node, Directory):
             raise TreeError(f"{path}: a {kind(node)} cannot replace a {kind(old)}")
-        if isinstance(node, HardLink) and not isinstance(self._nodes.get(node.target), File):
+        if isinstance(node, HardLink) and (node.target == path or not isinstance(self._nodes.get(node.target), File)):
             raise TreeError(f"{path}: hard link to {node.target}, which is not a regular file")
         if isinstance(node, Symlink) and ("\0" in node.target or not node.target):
             raise TreeError(f"{path}: improper link target {node.target!r}")
+        if isinstance(old, File):
+            self._bequeath(path)
         self._nodes[path] = node
         if path:
             self._children[parent(path)].add(path.rpartition("/")[2])
@@ -315,8 +317,8 @@ class Tree:
         if isinstance(old, File):
             node = self._nodes[where]
             where = node.target if isinstance(node, HardLink) else where
-            new = replace(old, content=content, mtime=mtime, mode=old.mode if mode is None else mode)
-            self.add(where, new)
+            mode = old.mode if mode is None else mode
+            self._nodes[where] = replace(old, content=content, mtime=mtime, mode=mode)  # for all of its names
             return
         self.mkdir(parent(where), mtime=mtime)
         self.add(where, File(content=content, mode=0o644 if mode is None else mode, uid=uid, gid=gid, mtime=mtime))
@@ -349,15 +351,20 @@ class Tree:
         node = self._nodes[path]
         if not path or self._children.get(path):
             raise TreeError(f"{path or '/'}: directory is not empty")
-        names = [name for name, other in self._nodes.items() if isinstance(other, HardLink) and other.target == path]
+        if isinstance(node, File):
+            self._bequeath(path)
         del self._nodes[path]
         self._children.pop(path, None)
         self._children[parent(path)].discard(path.rpartition("/")[2])
+
+    def _bequeath(self, path: str) -> None:
+        """Before the file at ``path`` loses this name: the first of its other names takes it over."""
+        names = [name for name, other in self._nodes.items() if isinstance(other, HardLink) and other.target == path]
         if names:
             heir, *others = sorted(names)
-            self._nodes[heir] = node
+            self._nodes[heir] = self._nodes[path]
             for name in others:
-                self._nodes[name] = HardLink(target=heir, mode=node.mode)
+                self._nodes[name] = HardLink(target=heir, mode=self._nodes[path].mode)
 
     # ---- as an archive -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,109 @@
+"""The door for subprocesses: what a failure says, and that nothing outlives its block."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imgkit import process
+from imgkit.errors import HostError
+
+
+def script(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def gone(pid: int) -> bool:
+    """Whether the process is dead (a zombie counts: it runs no more)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+def wait_until_gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if gone(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_output_is_returned_and_input_is_given() -> None:
+    assert process.run(["cat"], stdin=b"abc") == b"abc"
+    assert process.run(["cat"]) == b""
+
+
+def test_the_environment_is_what_it_is_said_to_be() -> None:
+    assert process.run(["/usr/bin/env"], env={"A": "b"}) == b"A=b\n"
+
+
+def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(HostError, match="qemu-img: program not found") as caught:
+        process.run(["qemu-img"])
+    assert "qemu-utils" in str(caught.value.hint)
+
+
+def test_a_failure_has_the_last_line_of_what_was_said(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"^tool failed with status 3: and then this$"):
+        process.run([script(tmp_path, "tool", "echo first >&2; echo and then this >&2; exit 3")])
+
+
+def test_a_signal_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="was killed by SIGSEGV"):
+        process.run([script(tmp_path, "tool", "kill -SEGV $$")])
+
+
+def test_a_file_that_is_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "tool"
+    path.write_text("")
+    with pytest.raises(HostError, match="may not be executed"):
+        process.run([path])
+
+
+def test_too_slow(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    with pytest.raises(HostError, match=r"no result within 0\.5 s"):
+        process.run([script(tmp_path, "tool", f"echo $$ > {marker}; sleep 60")], timeout=0.5)
+    assert wait_until_gone(int(marker.read_text()))
+
+
+def test_the_whole_group_ends_with_the_block(tmp_path: Path) -> None:
+    tool = script(tmp_path, "tool", "sleep 61 & echo $!; wait")
+    with process.start([tool], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+    assert wait_until_gone(grandchild)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
+    program = (
+        "from imgkit import process; import time\n"
+        "with process.start(['sleep', '62']) as child:\n    print(child.pid, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not gone(pid)
+        os.kill(parent.pid, signal.SIGKILL)
+    assert wait_until_gone(pid)
+
+
+def test_commands_are_logged_so_that_they_can_be_pasted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "imgkit.process"):
+        process.run(["echo", "a b", "$HOME"])
+    assert "echo 'a b' '$HOME'" in caplog.text

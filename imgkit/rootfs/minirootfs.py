@@ -1,0 +1,82 @@
+"""Alpine's minirootfs: a gzipped tar archive of a small root filesystem with apk's database in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from imgkit.apk import tarstream
+from imgkit.apk.container import GzipMembers, refuse_foreign
+from imgkit.apk.tarstream import Header, TarError, TarStream
+from imgkit.errors import InputError
+from imgkit.rootfs.tree import Device, Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
+
+MAX_INFLATED = 256 << 20  # real ones have 8 MB
+_DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
+_XATTR = "SCHILY.xattr."
+
+
+def unpack(archive: Path, spool: Path) -> Tree:
+    """The Tree that a minirootfs holds; contents are inflated into the new file ``spool`` and refer to it.
+
+    The archive must have been verified: this checks its form, not its origin. Owners are numeric, as the archives are
+    made; entries are ``./…``.
+
+    Raises:
+        InputError: it is damaged, too big, or has entries that leave the root filesystem.
+    """
+    tree = Tree()
+    with archive.open("rb") as source, spool.open("xb") as sink:
+        head = source.read(1024)
+        refuse_foreign(head, archive.name)
+        source.seek(0)
+        stream = TarStream(_inflated(GzipMembers(source, archive.name)))
+        try:
+            for header in stream:
+                path = _path(header.name)
+                tree.add(path, _node(header, stream, sink, spool))
+        except (TarError, TreeError) as cause:
+            raise InputError(f"{archive.name}: {cause}") from cause
+    return tree
+
+
+def _inflated(members: GzipMembers) -> Iterator[bytes]:
+    """All members (pigz and others may write several) as one stream of at most :data:`MAX_INFLATED` bytes."""
+    left = MAX_INFLATED
+    while members.more():
+        for piece in members.member(left):
+            left -= len(piece)
+            yield piece
+
+
+def _path(name: str) -> str:
+    """``./etc/`` → ``etc``; ``./`` and ``.`` are the root. What else is odd about a name is the Tree's to refuse."""
+    return "" if name in (".", "./") else name.removeprefix("./").removesuffix("/")
+
+
+def _node(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
+    xattrs = {
+        key[len(_XATTR) :]: value.encode(errors="surrogateescape")
+        for key, value in header.pax.items()
+        if key.startswith(_XATTR)
+    }
+    bare = _bare(header, stream, sink, spool)
+    return replace(bare, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
+
+
+def _bare(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
+    """What the entry is, its attributes aside."""
+    if header.kind == tarstream.DIRECTORY:
+        return Directory()
+    if header.kind == tarstream.SYMLINK:
+        return Symlink(target=header.link)
+    if header.kind == tarstream.HARD_LINK:
+        return HardLink(target=_path(header.link))
+    if header.kind in _DEVICES:
+        return Device(kind=_DEVICES[header.kind])
+    start = sink.tell()
+    for piece in stream.content():
+        sink.write(piece)
+    return File(content=Slice(spool, start, header.size))

@@ -1,0 +1,247 @@
+"""A strict reader of tar streams for hostile input: ustar with pax extended headers, and GNU long names.
+
+Formats: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header". Unlike :mod:`tarfile` it
+never takes memory because a header says so, never guesses, and knows one error. Types beyond files, directories, links
+and devices (sparse files, multi-volume parts …) are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+BLOCK = 512
+_LIMIT_EXTENDED = 1 << 20  # bytes of one extended header
+_ZERO = bytes(BLOCK)
+
+REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = "0", "1", "2", "3", "4", "5", "6"
+_KINDS = frozenset("0123456")
+_SAME_AS_REGULAR = {"\0": REGULAR, "7": REGULAR}
+
+
+class TarError(Exception):
+    """The stream is not a proper tar archive; the message says why, without naming the archive."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """One member of an archive: names as text (surrogateescape), numbers as numbers, pax records as they came."""
+
+    name: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    link: str
+    uname: str
+    gname: str
+    pax: Mapping[str, str]
+
+
+class TarStream:
+    """The members of a tar archive that comes as ``pieces`` of bytes, cut anywhere.
+
+    Iterate over the headers; after each, and before the next, :meth:`content` gives the bytes of that member. What is
+    not read is skipped. The end is two blocks of zeros, or simply the end of the stream between two members (the first
+    segments of packages have no end marker).
+    """
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = memoryview(b"")
+        self._left = 0  # content of the current member that was not read yet
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[Header]:
+        """The headers.
+
+        Raises:
+            TarError: the stream is damaged, truncated or has members of a type that is not read.
+        """
+        pax: dict[str, str] = {}
+        while (block := self._next_block()) is not None:
+            kind = _kind(block)
+            if kind in "xgLK":
+                body = self._extended(_number(block[124:136], "size"))
+                if kind != "g":  # global headers say nothing about single files that apk would heed
+                    pax.update(_records(body) if kind == "x" else _long_name(kind, body))
+                continue
+            header = _header(block, kind, pax)
+            pax = {}
+            self._left = header.size
+            self._padding = -header.size % BLOCK
+            yield header
+        if pax:
+            raise TarError("ends after an extended header")
+
+    def content(self) -> Iterator[memoryview]:
+        """The bytes of the member whose header came last, in pieces."""
+        while self._left:
+            if not self._piece:
+                self._advance()
+            part = self._piece[: self._left]
+            self._piece = self._piece[len(part) :]
+            self._left -= len(part)
+            yield part
+
+    def read(self, limit: int) -> bytes:
+        """All of the member whose header came last.
+
+        Raises:
+            TarError: it has more than ``limit`` bytes.
+        """
+        if self._left > limit:
+            raise TarError(f"has a member of {self._left} bytes where at most {limit} are allowed")
+        return b"".join(self.content())
+
+    # ---- the stream -------------------------------------------------------------------------------------------------
+
+    def _next_block(self) -> bytes | None:
+        """The next header block, None at the end of the archive."""
+        for _ in self.content():
+            pass
+        self._take(self._padding)
+        self._padding = 0
+        if not self._piece and not self._more():
+            return None
+        block = self._take(BLOCK)
+        if block != _ZERO:
+            return block
+        self._check_rest()
+        return None
+
+    def _check_rest(self) -> None:
+        while self._piece or self._more():
+            if self._piece.tobytes().strip(b"\0"):
+                raise TarError("has data after its end marker")
+            self._piece = memoryview(b"")
+
+    def _extended(self, size: int) -> bytes:
+        if size > _LIMIT_EXTENDED:
+            raise TarError(f"has an extended header of {size} bytes")
+        body = self._take(size)
+        self._take(-size % BLOCK)
+        return body
+
+    def _take(self, size: int) -> bytes:
+        """Exactly ``size`` bytes (a few)."""
+        if len(self._piece) >= size:
+            taken, self._piece = self._piece[:size].tobytes(), self._piece[size:]
+            return taken
+        parts = []
+        while size:
+            if not self._piece:
+                self._advance()
+            part, self._piece = self._piece[:size], self._piece[size:]
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _advance(self) -> None:
+        if not self._more():
+            raise TarError("is truncated")
+
+    def _more(self) -> bool:
+        """Get the next piece that is not empty; False at the end of the stream."""
+        for piece in self._pieces:
+            if piece:
+                self._piece = memoryview(piece)
+                return True
+        return False
+
+
+# ---- one header -----------------------------------------------------------------------------------------------------
+
+
+def _kind(block: bytes) -> str:
+    """The type flag of a header block whose magic and checksum are right."""
+    if block[257:262] != b"ustar":
+        raise TarError("is not a tar archive (a header lacks the ustar magic)")
+    if _number(block[148:156], "checksum") != sum(block) - sum(block[148:156]) + 8 * 0x20:
+        raise TarError("is damaged (a header does not match its checksum)")
+    flag = chr(block[156])
+    return _SAME_AS_REGULAR.get(flag, flag)
+
+
+def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
+    sparse = next((key for key in pax if key.startswith("GNU.sparse.")), None)
+    name = pax.get("path") or _path(block)
+    if kind not in _KINDS or sparse:
+        what = "a sparse file" if sparse else f"of type {kind!r}"
+        raise TarError(f"has a member that is {what}: {name!r}")
+    size = _decimal(pax["size"], "size") if "size" in pax else _number(block[124:136], "size")
+    if size and kind != REGULAR:
+        raise TarError(f"has contents for something that is no file: {name!r}")
+    return Header(
+        name=name,
+        kind=kind,
+        size=size,
+        mode=_number(block[100:108], "mode") & 0o7777,
+        uid=_owner(pax.get("uid"), block[108:116], "uid"),
+        gid=_owner(pax.get("gid"), block[116:124], "gid"),
+        mtime=_time(pax["mtime"]) if "mtime" in pax else _number(block[136:148], "mtime"),
+        link=pax.get("linkpath") or _text(block[157:257]),
+        uname=pax["uname"] if "uname" in pax else _text(block[265:297]),
+        gname=pax["gname"] if "gname" in pax else _text(block[297:329]),
+        pax=pax,
+    )
+
+
+def _path(block: bytes) -> str:
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    posix = block[262:263] == b"\0"  # the old GNU magic has other things where POSIX has the prefix
+    return f"{prefix}/{name}" if posix and prefix else name
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode(errors="surrogateescape")
+
+
+def _number(raw: bytes, what: str) -> int:
+    """A numeric field: octal digits between blanks and zeros, or base 256 where the first bit is set (GNU)."""
+    if raw[0] == 0x80:
+        return int.from_bytes(raw[1:], "big")
+    digits = raw.strip(b" \0")
+    if not digits:
+        return 0
+    if digits.strip(b"01234567"):
+        raise TarError(f"is damaged (a header has {raw!r} as its {what})")
+    return int(digits, 8)
+
+
+def _owner(pax: str | None, raw: bytes, what: str) -> int:
+    number = _number(raw, what) if pax is None else _decimal(pax, what)
+    if number >= 1 << 32:
+        raise TarError(f"has a member with {what} {number}")
+    return number
+
+
+def _decimal(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise TarError(f"is damaged (an extended header has {text[:40]!r} as {what})")
+    return int(text)
+
+
+def _time(text: str) -> int:
+    """Whole seconds of a pax time; times before 1970 become 0."""
+    return 0 if text.startswith("-") else _decimal(text.partition(".")[0], "mtime")
+
+
+def _long_name(kind: str, body: bytes) -> dict[str, str]:
+    return {"path" if kind == "L" else "linkpath": _text(body)}
+
+
+def _records(body: bytes) -> Iterator[tuple[str, str]]:
+    """The records ``length key=value`` + newline of an extended header; ``length`` counts all of the record."""
+    start = 0
+    while start < len(body):
+        digits = body[start : start + 20].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        record = body[start + len(digits) + 1 : start + length]
+        key, equals, value = record.partition(b"=")
+        if not (equals and key and record.endswith(b"\n") and start + length <= len(body)):
+            raise TarError("is damaged (an extended header has a broken record)")
+        yield key.decode(errors="surrogateescape"), value[:-1].decode(errors="surrogateescape")
+        start += length

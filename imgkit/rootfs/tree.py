@@ -176,6 +176,17 @@ class Tree:
         self._nodes: dict[str, Node] = {"": Directory()}
         self._children: dict[str, set[str]] = {"": set()}
 
+    def copy(self) -> Tree:
+        """An independent Tree with the same nodes, which are shared: they never change."""
+        other = Tree()
+        other.replace_with(self)
+        return other
+
+    def replace_with(self, other: Tree) -> None:
+        """Become equal to ``other``."""
+        self._nodes = dict(other._nodes)
+        self._children = {path: set(names) for path, names in other._children.items()}
+
     # ---- looking -------------------------------------------------------------------------------------------------
 
     def __contains__(self, path: object) -> bool:

@@ -1,0 +1,305 @@
+"""Words of shell text: quoting, parameter expansion, command substitution, here-documents (POSIX.1-2017, 2.2–2.7)."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
+
+_PARAMETER = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]", re.ASCII)
+_BRACED = re.compile(r"\{(#?)([A-Za-z_]\w*|[0-9]+|[@*#?$!-])(:?[-=?+]|##|#|%%|%|\})", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_DELIMITERS = frozenset(" \t\n;&|()<>")
+_ESCAPED_IN_QUOTES = frozenset('$`"\\')
+
+
+class Unsupported(Exception):  # noqa: N818 - a verdict on the script rather than an error in it
+    """Shell text that imgkit does not compute: ``construct`` in ``line``; the runner adds package and script."""
+
+    def __init__(self, construct: str, *, line: int = 0, where: str = "") -> None:
+        super().__init__(f"{where}{', ' if where else ''}line {line}: {construct}")
+        self.construct = construct
+        self.line = line
+
+
+@dataclass(frozen=True)
+class Literal:
+    """Text as it stands; ``quoted`` text is neither split nor a pattern."""
+
+    text: str
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """``$name`` or ``${name<operator>word}``; the operator of ``${#name}`` is ``length``."""
+
+    name: str
+    operator: str = ""
+    word: Word | None = None
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """``$(…)``; ``body`` is what :func:`imgkit.rootfs.shell.parse` returns."""
+
+    body: object
+    quoted: bool = False
+
+
+Part: TypeAlias = Literal | Parameter | Substitution
+
+
+@dataclass(frozen=True)
+class Word:
+    """Parts that stand next to each other; ``line`` is where they do."""
+
+    parts: tuple[Part, ...]
+    line: int
+
+    @staticmethod
+    def literal(text: str, line: int) -> Word:
+        """A word that is just ``text``."""
+        return Word((Literal(text, quoted=True),), line)
+
+    @property
+    def plain(self) -> str | None:
+        """The text of a word without quotes and expansions, or None."""
+        parts = [part.text for part in self.parts if isinstance(part, Literal) and not part.quoted]
+        return "".join(parts) if len(parts) == len(self.parts) else None
+
+
+class Scanner(ABC):
+    """A position in shell text, and what can be read there."""
+
+    text: str
+    first_line: int
+    pos: int
+    body_end: int  # where the here-documents of the present line end; 0 if it has none
+
+    @abstractmethod
+    def substituted(self) -> object:
+        """Read the rest of ``$(…)``."""
+
+    @abstractmethod
+    def subparser(self, text: str) -> object:
+        """Read the inside of backquotes."""
+
+    @property
+    def line(self) -> int:
+        """Number of the present line."""
+        return self.first_line + self.text.count("\n", 0, self.pos)
+
+    def refuse(self, construct: str) -> Unsupported:
+        """The exception for something at this position."""
+        return Unsupported(construct, line=self.line)
+
+    def at_end(self) -> bool:
+        return self.pos >= len(self.text)
+
+    def peek(self, token: str) -> bool:
+        return self.text.startswith(token, self.pos)
+
+    def rest(self) -> str:
+        """What follows on this line, for messages."""
+        return self.text[self.pos :].split("\n", 1)[0][:30]
+
+    def at_delimiter(self) -> bool:
+        return self.at_end() or self.text[self.pos] in _DELIMITERS
+
+    def blanks(self) -> bool:
+        """Skip blanks, line continuations and a comment. Always False, so that it can stand in a condition."""
+        while not self.at_end():
+            if self.text[self.pos] in " \t":
+                self.pos += 1
+            elif self.peek("\\\n"):
+                self.pos += 2
+            elif self.peek("#"):
+                end = self.text.find("\n", self.pos)
+                self.pos = len(self.text) if end < 0 else end
+            else:
+                break
+        return False
+
+    def newlines(self) -> None:
+        """Skip blanks and newlines, and here-documents that start behind them."""
+        self.blanks()
+        while self.peek("\n"):
+            self.pos = self.body_end or self.pos + 1
+            self.body_end = 0
+            self.blanks()
+
+    def name(self) -> str:
+        """Read a variable's name."""
+        self.blanks()
+        found = _NAME.match(self.text, self.pos)
+        if not found:
+            raise self.refuse(f"syntax error: a name expected near {self.rest()!r}")
+        self.pos = found.end()
+        return found.group()
+
+    def word(self, *, optional: bool = False) -> Word:
+        """Read a word; an empty one only if it is ``optional`` (the value of an assignment)."""
+        line = self.line
+        if self.peek("~"):
+            raise self.refuse("tilde expansion")
+        parts: list[Part] = []
+        while not self.at_delimiter():
+            self._part(parts)
+        if not parts and not optional:
+            raise self.refuse(f"syntax error: a word expected near {self.rest()!r}")
+        return Word(tuple(parts), line)
+
+    def _part(self, parts: list[Part]) -> None:
+        """Read one piece of unquoted text."""
+        character = self.text[self.pos]
+        if character == "\\":
+            self._backslash(parts)
+        elif character == "'":
+            end = self._closing("'", self.pos + 1)
+            parts.append(Literal(self.text[self.pos + 1 : end], quoted=True))
+            self.pos = end + 1
+        elif character == '"':
+            self.pos += 1
+            parts.append(Literal("", quoted=True))
+            self._double_quoted(parts, '"')
+        elif character in "$`":
+            self._expansion(parts, quoted=False)
+        else:
+            parts.append(Literal(character))
+            self.pos += 1
+
+    def _backslash(self, parts: list[Part]) -> None:
+        if not self.peek("\\\n"):
+            parts.append(Literal(self.text[self.pos + 1 : self.pos + 2] or "\\", quoted=True))
+        self.pos = min(self.pos + 2, len(self.text))
+
+    def _closing(self, quote: str, start: int) -> int:
+        end = self.text.find(quote, start)
+        if end < 0:
+            raise self.refuse(f"syntax error: unterminated {quote}")
+        if self.body_end and "\n" in self.text[start:end]:
+            raise self.refuse("a quoted newline on the line of a here-document")
+        return end
+
+    def _double_quoted(self, parts: list[Part], end: str) -> None:
+        """Read text in double quotes up to ``end`` (empty: the end of the text), which is consumed."""
+        while not (end and self.peek(end)):
+            if self.at_end():
+                if end:
+                    raise self.refuse(f"syntax error: unterminated {end}")
+                return
+            self._quoted_part(parts, _ESCAPED_IN_QUOTES if end == '"' else _ESCAPED_IN_QUOTES - {'"'})
+        self.pos += len(end)
+
+    def _quoted_part(self, parts: list[Part], escaped: frozenset[str]) -> None:
+        character = self.text[self.pos]
+        following = self.text[self.pos + 1 : self.pos + 2]
+        if character == "\n" and self.body_end:
+            raise self.refuse("a quoted newline on the line of a here-document")
+        if character == "\\" and (following in escaped or following == "\n"):
+            if following != "\n":
+                parts.append(Literal(following, quoted=True))
+            self.pos += 2
+        elif character in "$`":
+            self._expansion(parts, quoted=True)
+        else:
+            parts.append(Literal(character, quoted=True))
+            self.pos += 1
+
+    def _expansion(self, parts: list[Part], *, quoted: bool) -> None:
+        """Read what ``$`` or a backquote starts."""
+        if self.peek("`"):
+            parts.append(Substitution(self.subparser(self._backquoted()), quoted))
+            return
+        if self.peek("$(("):
+            raise self.refuse("arithmetic expansion")
+        self.pos += 1
+        if self.peek("("):
+            self.pos += 1
+            parts.append(Substitution(self.substituted(), quoted))
+        elif self.peek("{"):
+            parts.append(self._braced(quoted=quoted))
+        elif self.peek("'") and not quoted:
+            raise self.refuse("the quoting $'…'")
+        else:
+            self._named(parts, quoted=quoted)
+
+    def _named(self, parts: list[Part], *, quoted: bool) -> None:
+        found = _PARAMETER.match(self.text, self.pos)
+        if found:
+            parts.append(Parameter(found.group(), quoted=quoted))
+            self.pos = found.end()
+        else:
+            parts.append(Literal("$", quoted=quoted))
+
+    def _backquoted(self) -> str:
+        end = self.pos + 1
+        while end < len(self.text) and self.text[end] != "`":
+            end += 2 if self.text[end] == "\\" else 1
+        inside = self.text[self.pos + 1 : end]
+        if end >= len(self.text):
+            raise self.refuse("syntax error: unterminated `")
+        self.pos = end + 1
+        return re.sub(r"\\([$`\\])", r"\1", inside)
+
+    def _braced(self, *, quoted: bool) -> Parameter:
+        if self.peek("{#}"):
+            self.pos += 3
+            return Parameter("#", quoted=quoted)
+        found = _BRACED.match(self.text, self.pos)
+        if not found or (found.group(1) and found.group(3) != "}"):
+            raise self.refuse(f"the expansion ${self.rest()}")
+        length, name, operator = found.groups()
+        self.pos = found.end()
+        if operator == "}":
+            return Parameter(name, "length" if length else "", quoted=quoted)
+        return Parameter(name, operator, self._braced_word(quoted=quoted and operator[0] not in "#%"), quoted)
+
+    def _braced_word(self, *, quoted: bool) -> Word:
+        line = self.line
+        parts: list[Part] = []
+        while not self.peek("}"):
+            if self.at_end():
+                raise self.refuse("syntax error: unterminated ${")
+            if quoted and not self.peek('"'):
+                self._quoted_part(parts, _ESCAPED_IN_QUOTES | {"}"})
+            else:
+                self._part(parts)
+        self.pos += 1
+        return Word(tuple(parts), line)
+
+    def here_document(self, *, strip_tabs: bool) -> Word:
+        """Read the delimiter of a here-document and the document, which starts after the present line."""
+        self.blanks()
+        parts = self.word().parts
+        if not all(isinstance(part, Literal) for part in parts):
+            raise self.refuse("an expansion in the delimiter of a here-document")
+        quoted = any(isinstance(part, Literal) and part.quoted for part in parts)
+        delimiter = "".join(part.text for part in parts if isinstance(part, Literal))
+        newline = self.text.find("\n", self.pos)
+        start = self.body_end or (len(self.text) if newline < 0 else newline + 1)
+        document, self.body_end = self._until(delimiter, start, strip_tabs=strip_tabs)
+        line = self.first_line + self.text.count("\n", 0, start)
+        return Word.literal(document, line) if quoted else self._expanded(document, line)
+
+    def _until(self, delimiter: str, start: int, *, strip_tabs: bool) -> tuple[str, int]:
+        """The lines from ``start`` to the one that is ``delimiter``, and the position after that one."""
+        lines: list[str] = []
+        position = start
+        for line in self.text[start:].splitlines(keepends=True) or [""]:
+            position += len(line)
+            kept = line.lstrip("\t") if strip_tabs else line
+            if kept.rstrip("\n") == delimiter:
+                return "".join(lines), position
+            lines.append(kept)
+        raise self.refuse(f"syntax error: here-document without its {delimiter}")
+
+    def _expanded(self, document: str, line: int) -> Word:
+        """A here-document with expansions, as if in double quotes."""
+        inner = type(self)(document, line)  # type: ignore[call-arg]
+        parts: list[Part] = []
+        inner._double_quoted(parts, "")
+        return Word(tuple(parts), line)

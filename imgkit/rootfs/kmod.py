@@ -1,0 +1,246 @@
+"""Kernel modules: the closure over ``modules.dep``, subsets of depmod's files, and the binary index that kmod reads.
+
+Formats: modules.dep(5), and for the index ``libkmod/libkmod-index.h`` of kmod: a path-compressed trie in big-endian
+order. The file is a header (magic, version, root) and nodes, parents before children, children in ascending order. A
+node is named by a 32-bit word: its place in the file in the low 28 bits, and flags for what it has:
+
+* :data:`_PREFIX`: the characters that all keys below share, and a NUL;
+* :data:`_CHILDREN`: first and last character (a byte each), then one word per character of that range, 0 for none;
+* :data:`_VALUES`: a count, then for each value its priority and the text with a NUL.
+
+A child's own character is not part of its prefix.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeAlias
+
+from imgkit.errors import InputError
+from imgkit.rootfs import elf
+
+MAGIC = 0xB007F457
+VERSION = 0x00020001
+_PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
+_POSITION = 0x0FFFFFFF
+_SUFFIX = re.compile(r"\.ko(\.[a-z0-9]+)?$")
+
+Entry: TypeAlias = tuple[str, str, int]
+"""Key, value, priority: the unit of an index."""
+
+TEXTS = ("alias", "builtin", "builtin.modinfo", "dep", "devname", "order", "softdep", "symbols", "weakdep")
+"""The text files that a subset is made from, each ``modules.<name>``; all but ``dep`` may be missing."""
+
+_FILTERED: Mapping[str, int] = {"alias": 2, "devname": 0, "softdep": 1, "symbols": 2, "weakdep": 1}
+"""Files of which only some lines belong to a subset: which word of a line is the module's name."""
+
+
+def module_name(path: str) -> str:
+    """The kernel's name of the module in the file ``path``: no folder, no suffix, ``_`` for ``-``."""
+    return _SUFFIX.sub("", path.rpartition("/")[2]).replace("-", "_")
+
+
+def normalize_alias(alias: str) -> str:
+    """``-`` is ``_`` in an alias, except inside brackets, where it means a range."""
+    return re.sub(r"\[[^]]*\]|-", lambda found: "_" if found[0] == "-" else found[0], alias)
+
+
+# ---- modules.dep -----------------------------------------------------------------------------------------------------
+
+
+def parse_dependencies(text: str, directory: str) -> dict[str, tuple[str, ...]]:
+    """``modules.dep`` as a mapping: module file → files that it needs, in the file's order, relative to ``directory``.
+
+    Raises:
+        InputError: a line without a colon; the message names the file and the line.
+    """
+    dependencies: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        path, colon, needed = line.partition(":")
+        if not colon:
+            raise InputError(f"/{directory}/modules.dep: line {number} has no colon")
+        # Older depmod wrote absolute paths.
+        dependencies[_relative(path, directory)] = tuple(_relative(word, directory) for word in needed.split())
+    return dependencies
+
+
+def _relative(path: str, directory: str) -> str:
+    return path.removeprefix(f"/{directory}/")
+
+
+def closure(dependencies: Mapping[str, Sequence[str]], wanted: Iterable[str]) -> set[str]:
+    """``wanted`` and everything that they need.
+
+    Raises:
+        InputError: a module that ``modules.dep`` does not have.
+    """
+    found: set[str] = set()
+    todo = [(path, "") for path in wanted]
+    while todo:
+        path, needer = todo.pop()
+        if path in found:
+            continue
+        if path not in dependencies:
+            why = f", which {needer} needs" if needer else ""
+            raise InputError(f"{path}: kernel module is not in modules.dep{why}", hint="its package needs depmod")
+        found.add(path)
+        todo.extend((other, path) for other in dependencies[path])
+    return found
+
+
+# ---- depmod's files --------------------------------------------------------------------------------------------------
+
+
+def subset(texts: Mapping[str, str], kept: Collection[str], directory: str) -> dict[str, bytes]:
+    """depmod's files for some of the modules of a kernel.
+
+    Lines keep the order of the complete files. Where depmod itself is run on such a subset, only the order of the
+    dependencies within a line of ``modules.dep`` (and so of ``modules.dep.bin``) differs; both orders are valid.
+
+    Args:
+        texts: name (see :data:`TEXTS`) → text of the complete file.
+        kept: module files that belong to the subset, closed under dependencies.
+        directory: where the complete set is, for error messages.
+
+    Returns:
+        File name → contents, ``.bin`` files included.
+    """
+    dependencies = parse_dependencies(texts["dep"], directory)
+    names = {module_name(path) for path in kept}
+    small = dict(texts)
+    small["dep"] = "".join(
+        f"{path}:{''.join(' ' + other for other in needed)}\n" for path, needed in dependencies.items() if path in kept
+    )
+    for name, word in _FILTERED.items():
+        if name in texts:
+            small[name] = _filter(texts[name], word, names)
+    files = {f"modules.{name}": text.encode(errors="surrogateescape") for name, text in small.items()}
+    return files | indexes(small)
+
+
+def _filter(text: str, word: int, names: Collection[str]) -> str:
+    """The comments of ``text`` and the lines of which the given word is one of ``names``."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith("#") or line.split()[word : word + 1][0] in names)
+
+
+def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
+    """The ``.bin`` files that belong to depmod's text files: file name → contents."""
+    priority = {module_name(line.partition(":")[0]): row for row, line in enumerate(texts["dep"].splitlines())}
+    makers: dict[str, tuple[str, Callable[[str], Iterable[Entry]]]] = {
+        "modules.dep.bin": ("dep", _dep_entries),
+        "modules.alias.bin": ("alias", lambda text: _alias_entries(text, priority)),
+        "modules.symbols.bin": ("symbols", lambda text: _alias_entries(text, priority)),
+        "modules.builtin.bin": ("builtin", lambda text: [(module_name(line), "", 0) for line in text.splitlines()]),
+        "modules.builtin.alias.bin": ("builtin.modinfo", _builtin_entries),
+    }
+    return {file: write_index(make(texts[name])) for file, (name, make) in makers.items() if name in texts}
+
+
+def _dep_entries(text: str) -> Iterable[Entry]:
+    return [(module_name(line.partition(":")[0]), line, row) for row, line in enumerate(text.splitlines())]
+
+
+def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[Entry]:
+    for line in text.splitlines():
+        if line.startswith("alias "):
+            alias, module = line.removeprefix("alias ").rsplit(" ", 1)
+            yield normalize_alias(alias), module, priority.get(module, 0)
+
+
+def _builtin_entries(text: str) -> Iterable[Entry]:
+    """Aliases out of ``modules.builtin.modinfo``: records ``module.key=value``, each ended by a NUL."""
+    for record in text.split("\0"):
+        module, _, rest = record.partition(".")
+        if rest.startswith("alias="):
+            yield normalize_alias(rest.removeprefix("alias=")), module.replace("-", "_"), 0
+
+
+def modinfo(module: bytes, key: str) -> list[str]:
+    """The values of ``key`` in the ``.modinfo`` section of a module (decompressed), in its order.
+
+    Raises:
+        ElfError: it is no ELF file, or a damaged one.
+    """
+    records = elf.section(module, ".modinfo").decode(errors="surrogateescape").split("\0")
+    return [record.removeprefix(key + "=") for record in records if record.startswith(key + "=")]
+
+
+# ---- the index -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Node:
+    prefix: str
+    values: list[tuple[int, str]]
+    children: dict[str, _Node] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> int:
+        return (_PREFIX if self.prefix else 0) | (_VALUES if self.values else 0) | (_CHILDREN if self.children else 0)
+
+
+def write_index(entries: Iterable[Entry]) -> bytes:
+    """The index of ``entries``. Values of one key are ordered by priority, equal ones as they come.
+
+    Raises:
+        InputError: a key that is not plain ASCII, or a NUL in a key or value.
+    """
+    ordered = sorted(entries, key=itemgetter(0))
+    for key, value, _ in ordered:
+        if not key.isascii() or "\0" in key + value:
+            raise InputError(f"module index: {key!r} cannot be a key of it")
+    out = bytearray(12)
+    root = _write(out, _trie(ordered, 0))
+    struct.pack_into(">III", out, 0, MAGIC, VERSION, root)
+    return bytes(out)
+
+
+def _trie(entries: Sequence[Entry], depth: int) -> _Node:
+    """The node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
+    # In sorted text the first and the last share what all share. depmod never gives the root a prefix.
+    shared = _common(entries[0][0], entries[-1][0]) if depth else ""
+    end = max(depth, len(shared))
+    here = [(priority, value) for key, value, priority in entries if len(key) == end]
+    node = _Node(shared[depth:end], sorted(here, key=itemgetter(0)))
+    below = [entry for entry in entries if len(entry[0]) > end]
+    for character, group in groupby(below, key=lambda entry: entry[0][end]):
+        node.children[character] = _trie(list(group), end + 1)
+    return node
+
+
+def _common(one: str, other: str) -> str:
+    """The longest text that both start with."""
+    length = 0
+    for left, right in zip(one, other):  # noqa: B905 - the shorter one decides
+        if left != right:
+            break
+        length += 1
+    return one[:length]
+
+
+def _write(out: bytearray, node: _Node) -> int:
+    """Append ``node`` and all below it; return the word that names it."""
+    position = len(out)
+    if node.prefix:
+        out += node.prefix.encode() + b"\0"
+    table = -1
+    if node.children:
+        first, last = ord(min(node.children)), ord(max(node.children))
+        out += bytes((first, last))
+        table = len(out) - 4 * first
+        out += bytes(4 * (last - first + 1))
+    if node.values:
+        out += struct.pack(">I", len(node.values))
+        for priority, value in node.values:
+            out += struct.pack(">I", priority) + value.encode(errors="surrogateescape") + b"\0"
+    for character in sorted(node.children):
+        struct.pack_into(">I", out, table + 4 * ord(character), _write(out, node.children[character]))
+    if position > _POSITION:
+        raise InputError("module index: more than 256 MiB")
+    return position | node.flags

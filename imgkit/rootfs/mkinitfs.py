@@ -1,0 +1,148 @@
+"""mkinitfs's configuration in a Tree: ``mkinitfs.conf`` and the lists of files and modules in ``features.d``.
+
+Source: mkinitfs 3.13 as packaged. ``features.d/<feature>.files`` and ``.modules`` hold shell globs, relative to the
+root and to the kernel's folder of modules; lines that start with ``#`` are comments.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from imgkit.errors import InputError, RecipeError
+from imgkit.rootfs.tree import Directory, File, HardLink, Tree, TreeError
+
+CONFIGURATION = "etc/mkinitfs/mkinitfs.conf"
+FEATURES = "etc/mkinitfs/features.d"
+WILDCARD = re.compile(r"[*?\[]")
+_YES = ("yes", "YES", "true", "TRUE", "1")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What ``mkinitfs.conf`` says. ``level`` is that of the chosen compression, None for the default."""
+
+    features: tuple[str, ...] = ()
+    compression: str = "gzip"
+    level: int | None = None
+    custom_files: tuple[str, ...] = ()
+    disabled: bool = False
+
+
+_ASSIGNMENT = re.compile(
+    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>"(?:[^"\\$`]|\\\n)*"|'[^']*'|[^\s"'\\$`;&|<>()#]*)"""
+    r"""(?:[ \t]+\#[^\n]*)?[ \t]*(?:\n|;|$)"""
+)
+_BLANK = re.compile(r"\s*(?:\#[^\n]*)?(?:\n|$)")
+
+
+def parse_shell(text: str, name: str) -> dict[str, str]:
+    """The variables of a shell fragment that only assigns constants: ``NAME=word``, ``NAME="words"``, comments.
+
+    No shell runs, so anything that a shell would have to compute is refused.
+
+    Raises:
+        InputError: something else is in it; the message names the file and the line.
+    """
+    variables: dict[str, str] = {}
+    place = 0
+    while place < len(text):
+        blank = _BLANK.match(text, place)
+        if blank and blank.end() > place:
+            place = blank.end()
+            continue
+        found = _ASSIGNMENT.match(text, place)
+        if not found:
+            line = text.count("\n", 0, place) + 1
+            raise InputError(
+                f"/{name}: line {line} is more than the assignment of a constant",
+                hint="set the initramfs features in the recipe: no code of the image is run",
+            )
+        value = found["value"]
+        variables[found["name"]] = (value[1:-1] if value[:1] in ("'", '"') else value).replace("\\\n", "")
+        place = found.end()
+    return variables
+
+
+def read_configuration(tree: Tree) -> Configuration:
+    """The Tree's ``mkinitfs.conf``; a missing one is as good as an empty one.
+
+    Raises:
+        InputError: it is more than assignments, or a level in it is no number.
+    """
+    if tree.stat(CONFIGURATION) is None:
+        return Configuration()
+    variables = parse_shell(tree.text(CONFIGURATION), CONFIGURATION)
+    compression = variables.get("initfscomp", "gzip")
+    level = variables.get(f"complevel_{compression}")
+    if level is not None and not re.fullmatch(r"-\d{1,2}", level):
+        raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is no level, such as -9")
+    return Configuration(
+        features=tuple(variables.get("features", "").split()),
+        compression=compression,
+        level=int(level[1:]) if level else None,
+        custom_files=tuple(variables.get("custom_files", "").split()),
+        disabled=variables.get("disable_trigger", "") in _YES,
+    )
+
+
+def check_features(tree: Tree, features: Sequence[str]) -> None:
+    """Raise RecipeError if a feature is unknown, InputError if the Tree has no features at all."""
+    known = {path.rpartition("/")[2].rpartition(".")[0] for path in tree.children(tree.resolve(FEATURES))}
+    if not known:
+        raise InputError(f"/{FEATURES}: missing", hint="add the package mkinitfs, or leave out the initramfs")
+    unknown = [name for name in features if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"initramfs feature {unknown[0]}: neither /{FEATURES}/{unknown[0]}.files nor .modules is there",
+            hint="known are " + " ".join(sorted(known)),
+            problems=[f"unknown initramfs feature {name}" for name in unknown],
+        )
+
+
+def feature_files(tree: Tree, features: Sequence[str], suffix: str, base: str) -> Iterator[tuple[str, str]]:
+    """(glob, path in the Tree) of everything that the features' lists match.
+
+    A glob among the modules that matches nothing comes with an empty path; one among the files is passed over, as
+    mkinitfs does: its lists name whatever some system might have.
+    """
+    for feature in features:
+        path = f"{FEATURES}/{feature}.{suffix}"
+        if tree.stat(path) is None:
+            continue
+        for line in tree.text(path).splitlines():
+            for glob in () if line.startswith("#") else line.split():
+                matches = [file for match in expand(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
+                yield from ((glob, match) for match in matches or [""] if match or suffix == "modules")
+
+
+def _files(tree: Tree, path: str) -> list[str]:
+    """A file or a link as it is; for a real directory all regular files below it; nothing for a dangling link."""
+    if isinstance(tree.get(path), Directory):
+        return [below for below, node in tree.walk(path) if isinstance(node, File | HardLink)]
+    return [path] if tree.stat(path) is not None else []
+
+
+def expand(tree: Tree, base: str, glob: str) -> list[str]:
+    """Paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, sorted.
+
+    ``*``, ``?`` and ``[…]`` match neither a slash nor a leading dot.
+    """
+    found = [base]
+    try:
+        for part in (part for part in glob.split("/") if part not in ("", ".")):
+            found = [child for directory in found for child in _matching(tree, directory, part)]
+    except TreeError as cause:
+        raise InputError(f"/{glob}: {cause}") from cause
+    return [path for path in found if path in tree]
+
+
+def _matching(tree: Tree, directory: str, part: str) -> list[str]:
+    where = tree.resolve(directory)
+    if not WILDCARD.search(part):
+        return [f"{where}/{part}".lstrip("/")]
+    pattern = re.compile(fnmatch.translate(part))
+    names = [(child, child.rpartition("/")[2]) for child in tree.children(where)]
+    return [child for child, name in names if pattern.match(name) and name.startswith(".") <= part.startswith(".")]

@@ -1,0 +1,179 @@
+"""Signed package indexes: the real one of Alpine 3.17, and what must be refused."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import tarfile
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures import apkbuild
+from fixtures.apkbuild import Entry, SigningKey
+from imgkit.apk.signature import Keyring, SignedIndex, verify_index
+from imgkit.errors import InputError
+
+ALPINE = Path(__file__).parents[2] / "shared" / "alpine"
+REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
+REAL_KEYS = ALPINE / "v3.20/releases/aarch64/alpine-minirootfs-3.20.3-aarch64.tar.gz"
+RECORDS = ("C:Q1AAAA\nP:one\nV:1", "C:Q1BBBB\nP:two\nV:2\nm:Jöran")
+TEXT = "".join(record + "\n\n" for record in RECORDS)
+
+
+@functools.cache
+def signing_key(name: str = "test-1.rsa.pub") -> SigningKey:
+    return SigningKey(name, rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
+def public(key: SigningKey) -> bytes:
+    return key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def keyring(*keys: SigningKey) -> Keyring:
+    return Keyring.from_files({key.name: public(key) for key in keys or (signing_key(),)})
+
+
+def index_member(text: str = TEXT, name: str = "APKINDEX") -> bytes:
+    entries = [Entry(name="DESCRIPTION", data=b"v3.23.6\n", checksum=""), Entry(name=name, data=text.encode())]
+    return apkbuild.gzip_member(apkbuild.tar_stream(entries, end=True))
+
+
+def signature_member(signatures: dict[str, bytes]) -> bytes:
+    entries = [Entry(name=name, data=value, checksum="") for name, value in signatures.items()]
+    return apkbuild.gzip_member(apkbuild.tar_stream(entries, end=False))
+
+
+def signed(member: bytes) -> bytes:
+    return apkbuild.signature_segment(member, signing_key()) + member
+
+
+@pytest.mark.parametrize("algorithm", ["RSA", "RSA256", "RSA512"])
+def test_a_signed_index_gives_its_text_and_the_key_that_vouched(algorithm: str) -> None:
+    data = apkbuild.build_index(RECORDS, signing_key(), description="v3.23.6-1-gabc", algorithm=algorithm)
+    assert verify_index(data, keyring()) == SignedIndex(text=TEXT, description="v3.23.6-1-gabc", key="test-1.rsa.pub")
+
+
+@pytest.mark.skipif(not REAL_INDEX.is_file(), reason="needs the real index of Alpine 3.17 beside the repository")
+def test_the_real_index_is_vouched_for_by_the_real_key() -> None:
+    with tarfile.open(REAL_KEYS) as archive:
+        files = {
+            Path(member.name).name: archive.extractfile(member).read()  # type: ignore[union-attr]
+            for member in archive
+            if member.name.endswith(".rsa.pub") and member.isfile()
+        }
+    found = verify_index(REAL_INDEX.read_bytes(), Keyring.from_files(files))
+    assert found.key == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
+    assert found.text.count("\nP:") == 5004
+    del files[found.key]
+    with pytest.raises(InputError, match="unknown key"):
+        verify_index(REAL_INDEX.read_bytes(), Keyring.from_files(files))
+
+
+def test_one_trusted_signature_among_several_is_enough() -> None:
+    member = index_member()
+    ours = apkbuild.signature_segment(member, signing_key())
+    other = apkbuild.signature_segment(member, signing_key("other.rsa.pub"), "RSA256")
+    both = apkbuild.gzip_member(gzip.decompress(other) + gzip.decompress(ours))
+    assert verify_index(both + member, keyring()).key == "test-1.rsa.pub"
+
+
+def test_names_of_keys_may_have_dots_and_unknown_algorithms_are_passed_over() -> None:
+    key = SigningKey("a.b@c.d-1.rsa.pub", signing_key().private)
+    member = index_member()
+    good = gzip.decompress(apkbuild.signature_segment(member, key))
+    odd = gzip.decompress(signature_member({f".SIGN.DSA.{key.name}": b"x", ".SIGN.odd": b"", ".SIGN.RSA9.k": b"?"}))
+    assert verify_index(apkbuild.gzip_member(odd + good) + member, keyring(key)).key == key.name
+
+
+MEMBER = index_member()
+FAULTS = {
+    "unsigned": (MEMBER, "APKINDEX.tar.gz: is not signed"),
+    "web page": (b"\n<!DOCTYPE html><html>login</html>", "is a web page"),
+    "empty": (b"", "is empty"),
+    "not gzip": (b"hello", "is not gzip data"),
+    "version 3": (b"ADBdxxxx", r"format version 3 \(ADB\)"),
+    "version 3 stored": (b"ADB.schm", r"format version 3 \(ADB\)"),
+    "only a signature": (signed(b""), "is truncated: nothing follows"),
+    "not a tar": (signed(apkbuild.gzip_member(b"x" * 512)), "is not a package index: it is not a tar archive"),
+    "without APKINDEX": (signed(index_member(name="OTHER")), "there is no APKINDEX in it"),
+    "three members": (signed(MEMBER)[: -len(MEMBER)] + MEMBER + MEMBER, "bad signature"),
+    "not signed by this key": (
+        signature_member({".SIGN.RSA.test-1.rsa.pub": b"x" * 256}) + MEMBER,
+        "bad signature: it is not what test-1.rsa.pub signed",
+    ),
+    "signature of another length": (signature_member({".SIGN.RSA.test-1.rsa.pub": b""}) + MEMBER, "bad signature"),
+    "signature over something else": (signed(MEMBER)[: -len(MEMBER)] + index_member("P:evil"), "bad signature"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_trusted_is_refused(fault: str) -> None:
+    data, message = FAULTS[fault]
+    with pytest.raises(InputError, match=message):
+        verify_index(data, keyring())
+
+
+def test_a_third_member_is_refused_even_when_it_is_signed() -> None:
+    with pytest.raises(InputError, match="more than two gzip members"):
+        verify_index(signed(MEMBER + MEMBER), keyring())
+
+
+def test_an_unknown_key_is_named_with_those_that_are_trusted() -> None:
+    data = apkbuild.build_index(RECORDS, signing_key("evil.rsa.pub"))
+    with pytest.raises(InputError, match=r"unknown key: evil\.rsa\.pub \(RSA\)") as caught:
+        verify_index(data, keyring(), name="http://mirror/APKINDEX.tar.gz")
+    assert "test-1.rsa.pub" in str(caught.value.hint)
+    assert caught.value.message.startswith("http://mirror/APKINDEX.tar.gz: ")
+    with pytest.raises(InputError, match="unknown key") as caught:
+        verify_index(data, Keyring())
+    assert "trusted keys: none" in str(caught.value.hint)
+
+
+def test_an_index_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.signature._LIMIT_INDEX", 1 << 16)
+    with pytest.raises(InputError, match="inflates to more than 65536 bytes"):
+        verify_index(signed(index_member("x" * (1 << 20))), keyring())
+
+
+@given(st.data())
+def test_a_truncated_index_is_refused_wherever_it_was_cut(data: st.DataObject) -> None:
+    whole = signed(MEMBER)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(InputError):
+        verify_index(whole[:cut], keyring())
+
+
+@given(st.data())
+def test_a_flipped_bit_changes_nothing_or_is_refused(data: st.DataObject) -> None:
+    whole = bytearray(signed(MEMBER))
+    where = data.draw(st.integers(0, len(whole) - 1))
+    whole[where] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = verify_index(bytes(whole), keyring())
+    except InputError:
+        return
+    assert found == verify_index(signed(MEMBER), keyring())
+    assert where < 10  # only the header of the signature's gzip member is under no protection, and says nothing
+
+
+@pytest.mark.parametrize(
+    ("pem", "message"),
+    [
+        (b"", "not a public key"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public key"),
+        (
+            ec.generate_private_key(ec.SECP256R1())
+            .public_key()
+            .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            "not an RSA key",
+        ),
+    ],
+)
+def test_what_is_no_key_is_refused_by_name(pem: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=f"odd.rsa.pub: is {message}"):
+        Keyring.from_files({"odd.rsa.pub": pem})

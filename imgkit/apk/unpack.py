@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
+from io import SEEK_END, FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, TypedDict
+from typing import TypedDict
 
 from imgkit.apk.container import GzipMembers
 from imgkit.apk.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
@@ -67,16 +68,16 @@ def unpack(members: GzipMembers, spool: Path, max_installed: int, name: str) -> 
 
 
 @contextmanager
-def _appending(spool: Path) -> Iterator[BinaryIO]:
+def _appending(spool: Path) -> Iterator[FileIO]:
     """``spool`` opened for appending, and cut back to what it was when the block raises."""
     try:
-        with spool.open("ab") as sink:
-            start = sink.tell()
+        with spool.open("ab", buffering=0) as sink:  # a buffer would try to write again while it is being closed
+            start = sink.seek(0, SEEK_END)
             try:
                 yield sink
-                sink.flush()
             except BaseException:
-                _cut(sink, start)
+                with suppress(OSError):
+                    sink.truncate(start)
                 raise
     except OSError as cause:
         if cause.errno in (ENOSPC, EDQUOT):
@@ -84,17 +85,16 @@ def _appending(spool: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _cut(sink: BinaryIO, size: int) -> None:
-    try:
-        sink.flush()
-    finally:
-        sink.truncate(size)
+def _write(sink: FileIO, data: memoryview) -> None:
+    """All of ``data``: a file without buffer may take less at a time."""
+    while data:
+        data = data[sink.write(data) :]
 
 
 class _Reader:
     """The walk over one data part. ``written`` counts bytes of contents, ``seen`` is what came so far, by path."""
 
-    def __init__(self, archive: TarStream, sink: BinaryIO, spool: Path, max_installed: int, name: str) -> None:
+    def __init__(self, archive: TarStream, sink: FileIO, spool: Path, max_installed: int, name: str) -> None:
         self._archive = archive
         self._sink = sink
         self._spool = spool
@@ -165,7 +165,7 @@ class _Reader:
         found = hashlib.sha1()  # noqa: S324 - the format's choice; the data as a whole is under SHA-256
         for part in self._archive.content():
             found.update(part)
-            self._sink.write(part)
+            _write(self._sink, part)
         self._compare(found.digest(), wanted, path)
         content = Slice(self._spool, self._offset, header.size)
         self._offset += header.size

@@ -1,0 +1,526 @@
+"""Package files: what a good one gives, and each thing that a bad one must be refused for."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import io
+import random
+import resource
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fixtures import apkbuild
+from fixtures.apkbuild import Entry
+from imgkit.apk.container import members_of
+from imgkit.apk.package import PackageFile, check_identity, check_package, metadata, open_package, parse_pkginfo
+from imgkit.apk.signature import Keyring
+from imgkit.apk.tarstream import TarError, TarStream
+from imgkit.apk.unpack import unpack
+from imgkit.errors import HostError, InputError
+from imgkit.rootfs.tree import Directory, File, HardLink, Symlink
+from tests.test_signature import ALPINE, keyring, real_keyring, signing_key
+
+INFO: apkbuild.PkgInfo = {
+    "pkgname": "demo",
+    "pkgver": "1.2-r3",
+    "pkgdesc": "A demo",
+    "arch": "x86_64",
+    "builddate": 1700000000,
+    "depend": ("so:libc.musl-x86_64.so.1", "/bin/sh"),
+    "provides": "cmd:demo=1.2-r3",
+    "replaces": ("old", "older<2"),
+    "replaces_priority": 5,
+    "triggers": "/usr/lib/* /etc",
+}
+HELLO = b"hello world\n"
+GOOD = (
+    Entry(name="usr/", kind="directory", mode=0o755, mtime=11),
+    Entry(name="usr/bin/", kind="directory", mode=0o1777, uid=7, gid=8, uname="nobody", gname="shadow"),
+    Entry(name="usr/bin/demo", data=HELLO, mode=0o4755, mtime=12, pax={"SCHILY.xattr.user.a": "b c"}),
+    Entry(name="usr/bin/empty"),
+    Entry(name="usr/bin/hard", kind="hardlink", target="usr/bin/demo", mode=0o4755),
+    Entry(name="usr/bin/soft", kind="symlink", target="../bin/demo", mode=0o777),
+    Entry(name="usr/bin/abs", kind="symlink", target="/etc/../../outside", mode=0o777),
+    Entry(name="usr/" + "long/" * 60, kind="directory", mode=0o700),
+    Entry(name="usr/" + "long/" * 60 + "ünïcode", data=b"x"),
+    Entry(name=".dummy", data=b""),
+)
+SCRIPTS = {"post-install": b"#!/bin/sh\nexit 0\n", "trigger": b"#!/bin/sh\n"}
+
+
+@functools.cache
+def good_apk() -> apkbuild.Apk:
+    return apkbuild.build(INFO, GOOD, SCRIPTS, key=signing_key())
+
+
+def opened(
+    blob: bytes,
+    folder: Path,
+    *,
+    expected: str | None,
+    keys: Keyring | None = None,
+    max_installed: int = 1 << 20,
+) -> PackageFile:
+    path = folder / "demo-1.2-r3.apk"
+    path.write_bytes(blob)
+    return open_package(path, spool=folder / "spool", max_installed=max_installed, expected=expected, keyring=keys)
+
+
+def made(entries: Sequence[Entry], folder: Path, **options: int) -> PackageFile:
+    """The package of ``entries``, opened as one that an index vouches for."""
+    apk = apkbuild.build(INFO, entries)
+    return opened(apk.blob, folder, expected=apk.identity, **options)  # type: ignore[arg-type]
+
+
+# ---- good packages --------------------------------------------------------------------------------------------------
+
+
+def test_everything_in_a_package_comes_out(tmp_path: Path) -> None:
+    apk = good_apk()
+    found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring())
+    assert (str(found), found.identity) == ("demo-1.2-r3", apk.identity)
+    assert found.signed_by == "test-1.rsa.pub"
+    assert dict(found.scripts) == SCRIPTS
+    assert found.triggers == ("/usr/lib/*", "/etc")
+    assert (found.replaces, found.replaces_priority) == (("old", "older<2"), 5)
+    assert [entry.path for entry in found.entries] == [entry.name.rstrip("/") for entry in GOOD[:-1]]
+    by_path = {entry.path: entry for entry in found.entries}
+    demo = by_path["usr/bin/demo"]
+    assert isinstance(demo.node, File)
+    assert (demo.node.mode, demo.node.mtime, demo.node.xattrs) == (0o4755, 12, {"user.a": b"b c"})
+    assert demo.node.content.read() == HELLO
+    assert demo.checksum == hashlib.sha1(HELLO).digest()
+    assert by_path["usr"].node == Directory(mode=0o755, mtime=11)
+    folder = by_path["usr/bin"]
+    assert (folder.node.mode, folder.node.uid, folder.node.gid) == (0o1777, 7, 8)
+    assert (folder.uname, folder.gname, folder.checksum) == ("nobody", "shadow", None)
+    hard, soft = by_path["usr/bin/hard"], by_path["usr/bin/soft"]
+    assert hard.node == HardLink(target="usr/bin/demo", mode=0o4755)
+    assert hard.checksum == demo.checksum
+    assert soft.node == Symlink(target="../bin/demo")
+    assert soft.checksum == hashlib.sha1(b"../bin/demo").digest()
+    assert by_path["usr/" + "long/" * 60 + "ünïcode"].node.content.read() == b"x"  # type: ignore[union-attr]
+
+
+def test_packages_share_a_spool(tmp_path: Path) -> None:
+    first = made([Entry(name="a", data=b"first")], tmp_path)
+    second = made([Entry(name="b", data=b"second")], tmp_path)
+    assert [package.entries[0].node.content.read() for package in (first, second)] == [b"first", b"second"]  # type: ignore[union-attr]
+    assert (tmp_path / "spool").read_bytes() == b"firstsecond"
+
+
+def test_a_package_without_signature_is_fine_where_the_index_vouches(tmp_path: Path) -> None:
+    apk = apkbuild.build(INFO, GOOD)
+    found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring())
+    assert (found.signed_by, found.signers) == (None, ())
+
+
+def test_an_unknown_key_is_noted_where_the_index_vouches(tmp_path: Path) -> None:
+    apk = good_apk()
+    found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring(signing_key("other.rsa.pub")))
+    assert (found.signed_by, found.signers) == (None, ("test-1.rsa.pub",))
+
+
+def test_the_identity_may_be_a_sha256(tmp_path: Path) -> None:
+    apk = good_apk()
+    expected = "Q2" + base64.b64encode(hashlib.sha256(_control_member()).digest()).decode()
+    assert opened(apk.blob, tmp_path, expected=expected).identity == apk.identity
+
+
+def _control_member() -> bytes:
+    data = apkbuild.data_segment(GOOD)
+    info = {**INFO, "size": sum(len(e.data) for e in GOOD), "datahash": hashlib.sha256(data).hexdigest()}
+    return apkbuild.control_segment(apkbuild.pkginfo_text(info), SCRIPTS, mtime=1700000000)
+
+
+def test_a_stand_alone_package_needs_a_trusted_signature(tmp_path: Path) -> None:
+    apk = good_apk()
+    assert opened(apk.blob, tmp_path, expected=None, keys=keyring()).signed_by == "test-1.rsa.pub"
+    with pytest.raises(InputError, match=r"signed by an unknown key: test-1\.rsa\.pub"):
+        opened(apk.blob, tmp_path, expected=None, keys=keyring(signing_key("other.rsa.pub")))
+    with pytest.raises(InputError, match="unknown key"):
+        opened(apk.blob, tmp_path, expected=None)
+    with pytest.raises(InputError, match="is not signed"):
+        opened(apkbuild.build(INFO, GOOD).blob, tmp_path, expected=None, keys=keyring())
+
+
+def test_metadata_of_a_package_that_no_index_knows(tmp_path: Path) -> None:
+    record = metadata(opened(good_apk().blob, tmp_path, expected=None, keys=keyring()), size=99)
+    assert (record.name, record.version, record.arch, record.size) == ("demo", "1.2-r3", "x86_64", 99)
+    assert record.depends == ("so:libc.musl-x86_64.so.1", "/bin/sh")
+    assert (record.replaces, record.replaces_priority) == (("old", "older<2"), 5)
+    assert (record.build_time, record.description) == (1700000000, "A demo")
+
+
+REAL = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs the real package of Alpine beside the repository")
+def test_a_real_package_is_vouched_for_by_its_own_signature_alone(tmp_path: Path) -> None:
+    """The file is really version 3.2.0-r23 under a newer name: the index of 3.17 must refuse it."""
+    package = open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, keyring=real_keyring())
+    with tarfile.open(REAL) as archive:  # sees all three members as one archive
+        names = [member.name for member in archive if not member.name.startswith(".")]
+    assert str(package) == "alpine-baselayout-3.2.0-r23"
+    assert package.signed_by == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
+    assert [entry.path for entry in package.entries] == names
+    assert set(package.scripts) == {"pre-install", "pre-upgrade", "post-upgrade", "post-install"}
+    with pytest.raises(InputError, match="is not the package that the index names"):
+        open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, expected=_identity_in_index())
+
+
+def _identity_in_index() -> str:
+    index = gzip.decompress((ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz").read_bytes()).decode(errors="replace")
+    record = next(block for block in index.split("\n\n") if "\nP:alpine-baselayout\nV:3.4.0-r0\n" in block)
+    return next(line[2:] for line in record.split("\n") if line.startswith("C:"))
+
+
+# ---- what is not the package that was asked for ---------------------------------------------------------------------
+
+
+def test_another_package_is_refused(tmp_path: Path) -> None:
+    other = apkbuild.build({**INFO, "pkgver": "9"}, GOOD)
+    with pytest.raises(InputError, match=r"demo-1.2-r3.apk: is not the package that the index names \(Q1"):
+        opened(good_apk().blob, tmp_path, expected=other.identity)
+
+
+def test_other_data_is_refused_by_both_checks(tmp_path: Path) -> None:
+    apk = good_apk()
+    blob = apk.blob[: -len(apkbuild.data_segment(GOOD))] + apkbuild.data_segment(GOOD[:2])
+    with pytest.raises(InputError, match="its files are not what it was signed with"):
+        opened(blob, tmp_path, expected=apk.identity)
+    with pytest.raises(InputError, match="its files are not what it was signed with"):
+        check_package(tmp_path / "demo-1.2-r3.apk", apk.identity)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_bad_signature_by_a_trusted_key_is_refused_even_when_the_index_vouches(tmp_path: Path) -> None:
+    apk = apkbuild.build(INFO, GOOD)
+    blob = apkbuild.signature_segment(b"something else", signing_key()) + apk.blob
+    with pytest.raises(InputError, match="bad signature"):
+        opened(blob, tmp_path, expected=apk.identity, keys=keyring())
+
+
+@pytest.mark.parametrize(
+    ("blob", "message"),
+    [
+        (b"", "is empty"),
+        (b"ADBd....", "format version 3"),
+        (b"<html><body>404</body></html>", "is a web page"),
+        (b"\x1f\x8b", "is truncated"),
+        (apkbuild.gzip_member(b""), "is not a package: there is no data after its control part"),
+        (apkbuild.gzip_member(b"") + b"x", "its .PKGINFO has no pkgname"),
+        (apkbuild.gzip_member(b"x" * 512) + b"x", "is not a tar archive"),
+        (apkbuild.control_segment("pkgname = a\n") + b"x", "its .PKGINFO has no pkgver"),
+        (apkbuild.control_segment("pkgname = a\npkgver = 1\n") + b"x", "has no datahash"),
+    ],
+)
+def test_what_is_no_package_is_refused(blob: bytes, message: str, tmp_path: Path) -> None:
+    control = blob[:-1] if blob.endswith(b"x") else blob
+    with pytest.raises(InputError, match=message):
+        opened(blob, tmp_path, expected=apkbuild.identity(control))
+
+
+def test_a_fourth_member_is_refused(tmp_path: Path) -> None:
+    data = apkbuild.data_segment(GOOD) + apkbuild.data_segment(GOOD)
+    text = f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n"
+    control = apkbuild.control_segment(text)
+    with pytest.raises(InputError, match="more than three gzip members"):
+        opened(control + data, tmp_path, expected=apkbuild.identity(control))
+    assert (tmp_path / "spool").read_bytes() == b""
+
+
+# ---- what no package may hold ---------------------------------------------------------------------------------------
+
+DIR = Entry(name="d/", kind="directory", mode=0o755)
+FILE = Entry(name="d/f", data=b"data")
+HOSTILE: dict[str, tuple[Sequence[Entry], str]] = {
+    "absolute path": ([Entry(name="/etc/passwd", data=b"x")], "holds the absolute path /etc/passwd"),
+    "dot-dot": ([Entry(name="d/../../x", data=b"x")], r"holds a path with '\.\.': d/\.\./\.\./x"),
+    "leading dot-dot": ([Entry(name="../x", data=b"x")], r"holds a path with '\.\.': \.\./x"),
+    "dot": ([Entry(name="./x", data=b"x")], r"holds the improper path '\./x'"),
+    "inner dot": ([Entry(name="d/./x", data=b"x")], "holds the improper path"),
+    "double slash": ([Entry(name="d//x", data=b"x")], "holds the improper path"),
+    "empty name": ([Entry(name="", data=b"x")], "holds the improper path ''"),
+    "the root": ([Entry(name="./", kind="directory")], "holds the improper path"),
+    "newline": ([Entry(name="a\nF:etc", data=b"x")], r"control characters in the path 'a\\nF:etc'"),
+    "escape": ([Entry(name="a\x1b[2J", data=b"x")], "control characters"),
+    "delete": ([Entry(name="a\x7f", data=b"x")], "control characters"),
+    "control in link": ([Entry(name="a", kind="symlink", target="b\nZ:Q1")], "control characters"),
+    "long name": ([Entry(name="n" * 256, data=b"x")], "a path that is too long"),
+    "long path": ([Entry(name="n/" * 2049, kind="directory")], "a path that is too long"),
+    "link out": ([DIR, Entry(name="d/l", kind="symlink", target="../../x")], "leads out of the root: d/l → ../../x"),
+    "link out by detour": ([Entry(name="l", kind="symlink", target="a/../../b/..")], "leads out of the root"),
+    "link to nothing": ([Entry(name="l", kind="symlink", target="")], "symbolic link l without a target"),
+    "hard link to later": (
+        [DIR, Entry(name="d/h", kind="hardlink", target="d/f"), FILE],
+        "hard link to what is no earlier file of it: d/h → d/f",
+    ),
+    "hard link outside": ([Entry(name="h", kind="hardlink", target="/etc/passwd")], "hard link to what is no earlier"),
+    "hard link to directory": ([DIR, Entry(name="h", kind="hardlink", target="d")], "hard link to what is no earlier"),
+    "character device": ([Entry(name="null", kind="char", device=(1, 3))], "holds the device node or FIFO null"),
+    "block device": ([Entry(name="sda", kind="block", device=(8, 0))], "holds the device node or FIFO sda"),
+    "fifo": ([Entry(name="pipe", kind="fifo")], "holds the device node or FIFO pipe"),
+    "twice": ([DIR, FILE, FILE], "holds d/f twice"),
+    "twice as directory": ([DIR, DIR], "holds d twice"),
+    "file as directory": (
+        [Entry(name="x", data=b"x"), Entry(name="x/y", data=b"y")],
+        "holds x/y below x, which is a file",
+    ),
+    "link as directory": (
+        [Entry(name="x", kind="symlink", target="/etc"), Entry(name="x/passwd", data=b"y")],
+        "holds x/passwd below x, which is a symbolic link",
+    ),
+    "no checksum": ([DIR, replace(FILE, checksum="")], "has no checksum for d/f"),
+    "wrong checksum": ([DIR, replace(FILE, checksum="00" * 20)], "d/f does not match its checksum"),
+    "odd checksum": ([DIR, replace(FILE, checksum="zz")], "improper checksum for d/f"),
+    "short checksum": ([DIR, replace(FILE, checksum="00")], "improper checksum for d/f"),
+    "wrong link checksum": (
+        [Entry(name="l", kind="symlink", target="a", checksum="00" * 20)],
+        "l does not match its checksum",
+    ),
+    "too large": ([DIR, replace(FILE, data=b"x" * ((1 << 20) + 1))], "unpacks to more than the 1048576 bytes"),
+    "too large together": (
+        [Entry(name=f"f{n}", data=b"x" * 600_000) for n in range(2)],
+        r"unpacks to more than the 1048576 bytes that it may \(at f1\)",
+    ),
+    "sparse": ([replace(FILE, name="s", pax={"GNU.sparse.major": "1"})], "a sparse file: 's'"),
+    "odd size": ([replace(FILE, name="s", pax={"size": "1_0"})], "has '1_0' as size"),
+    "odd owner": ([replace(FILE, name="s", pax={"uid": "99999999999"})], "uid 99999999999"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_hostile_contents_are_refused_and_leave_nothing(fault: str, tmp_path: Path) -> None:
+    entries, message = HOSTILE[fault]
+    spool = tmp_path / "spool"
+    spool.write_bytes(b"kept")
+    with pytest.raises(InputError, match=message) as caught:
+        made(entries, tmp_path)
+    assert caught.value.message.startswith("demo-1.2-r3.apk: ")
+    assert spool.read_bytes() == b"kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-1.2-r3.apk", "spool"]
+
+
+def raw_package(stream: bytes, folder: Path, **options: int) -> PackageFile:
+    """A package whose data part inflates to ``stream``, vouched for by an index."""
+    data = apkbuild.gzip_member(stream, 1)
+    control = apkbuild.control_segment(f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n")
+    return opened(control + data, folder, expected=apkbuild.identity(control), **options)  # type: ignore[arg-type]
+
+
+def patched(entry: Entry, start: int, value: bytes) -> bytes:
+    """The archive of ``entry`` with some bytes of its last header replaced and the checksum put right."""
+    header = bytearray(apkbuild.tar_header(entry))
+    block = header[-512:]
+    block[start : start + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(header[:-512] + block) + entry.data + bytes(-len(entry.data) % 512)
+
+
+RAW = {
+    "wrong magic": (patched(FILE, 257, b"xstar"), "lacks the ustar magic"),
+    "unknown type": (patched(FILE, 156, b"V"), "is of type 'V': 'd/f'"),
+    "sparse type": (patched(FILE, 156, b"S"), "is of type 'S': 'd/f'"),
+    "not octal": (patched(FILE, 100, b"rwxrwxr\0"), "as its mode"),
+    "negative size": (patched(FILE, 124, b"\xff" * 12), "as its size"),
+    "directory with contents": (patched(FILE, 156, b"5"), "contents for something that is no file"),
+    "checksum of the header": (apkbuild.tar_header(FILE)[:-1] + b"x" + bytes(512), "does not match its checksum"),
+    "cut in a header": (apkbuild.tar_header(FILE)[:-100], "its data part is truncated"),
+    "cut in contents": (apkbuild.tar_header(FILE) + b"da", "its data part is truncated"),
+    "cut after an extended header": (apkbuild.tar_header(FILE)[:-512], "ends after an extended header"),
+    "data after the end": (bytes(1024) + b"x", "has data after its end marker"),
+    "giant extended header": (
+        patched(replace(FILE, pax={}, checksum=""), 124, b"%011o\0" % (1 << 30)).replace(b"\x000ustar", b"\x00xustar"),
+        "checksum|extended header of",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", RAW)
+def test_broken_archives_are_refused(fault: str, tmp_path: Path) -> None:
+    stream, message = RAW[fault]
+    with pytest.raises(InputError, match=message):
+        raw_package(stream, tmp_path)
+    assert (tmp_path / "spool").read_bytes() == b""
+
+
+def test_an_extended_header_takes_no_more_memory_than_it_may(tmp_path: Path) -> None:
+    entry = Entry(name="x", data=b"", checksum="")
+    header = patched(entry, 124, b"%011o\0" % (1 << 33))
+    block = bytearray(header)
+    block[156:157] = b"x"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    with pytest.raises(InputError, match="an extended header of 8589934592 bytes"):
+        raw_package(bytes(block), tmp_path)
+
+
+def test_broken_records_of_an_extended_header_are_refused() -> None:
+    for body in (b"5 a=b", b"99 a=b\n", b"a=b\n", b"0 a=b\n", b"6 =b\n\n", b"4 a\n", b"\0\0\0"):
+        header = bytearray(apkbuild.tar_header(Entry(name="x", data=body, checksum="")))
+        header[156:157] = b"x"
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        with pytest.raises(TarError, match="broken record"):
+            list(TarStream(iter([bytes(header) + body + bytes(-len(body) % 512)])))
+
+
+def test_a_bomb_stops_early(tmp_path: Path) -> None:
+    """One file that claims 10 GiB, and one whose archive is 10 GiB of nothing, cost neither memory nor disk."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    header = patched(replace(FILE, data=b""), 124, b"%011o\0" % (8 << 30))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        raw_package(header + bytes(1 << 24), tmp_path)
+    assert (tmp_path / "spool").stat().st_size == 0
+    many = b"".join(patched(Entry(name=f"f{n}", data=bytes(1 << 18)), 0, b"f") for n in range(40))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        raw_package(many, tmp_path)
+    assert (tmp_path / "spool").stat().st_size == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_an_endless_tail_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.unpack._LIMIT_ENTRIES", 10)
+    with pytest.raises(InputError, match="inflates to more than"):
+        raw_package(bytes(4 << 20), tmp_path)
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.unpack._LIMIT_ENTRIES", 10)
+    with pytest.raises(InputError, match="more than 10 files"):
+        made([Entry(name=f"f{n}") for n in range(11)], tmp_path)
+
+
+def test_a_full_disk_is_the_host_s_fault() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    data = apkbuild.data_segment([Entry(name="a", data=b"x" * 100_000)])
+    with pytest.raises(HostError, match="no space left"):
+        unpack(members_of(data, "a.apk"), full, 1 << 20, "a.apk")
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    package: PackageFile
+    contents: bytes
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_is_refused_or_changes_nothing(data: st.DataObject, tmp_path: Path) -> None:
+    apk = good_apk()
+    blob = bytearray(apk.blob)
+    for _ in range(data.draw(st.integers(1, 3))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.sampled_from([len(blob), len(blob), data.draw(st.integers(0, len(blob)))]))
+    _same_or_refused(bytes(blob[:cut]), apk, tmp_path)
+
+
+def _same_or_refused(blob: bytes, apk: apkbuild.Apk, folder: Path) -> None:
+    spool = folder / "spool"
+    spool.unlink(missing_ok=True)
+    whole = opened(apk.blob, folder, expected=apk.identity, keys=keyring())
+    contents = spool.read_bytes()
+    spool.unlink()
+    try:
+        found = opened(blob, folder, expected=apk.identity, keys=keyring())
+    except InputError:
+        assert not spool.exists() or spool.read_bytes() == b""
+        return
+    assert found == whole
+    assert spool.read_bytes() == contents
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataObject, tmp_path: Path) -> None:
+    """The worst case: every hash is right, because whoever made the nonsense also signed it."""
+    stream = bytearray(apkbuild.tar_stream(GOOD, end=True))
+    generator = random.Random(data.draw(st.integers(0, 1 << 32)))
+    for _ in range(generator.randint(1, 4)):
+        stream[generator.randrange(len(stream))] = generator.choice([0, 0x20, 0x30, 0x39, 0x80, 0xFF, 0x2F, 0x2E])
+    (tmp_path / "spool").unlink(missing_ok=True)
+    try:
+        found = raw_package(bytes(stream), tmp_path)
+    except InputError:
+        return
+    paths = [entry.path for entry in found.entries]
+    assert len(set(paths)) == len(paths)
+    assert not [path for path in paths if path.startswith(("/", ".")) or ".." in path.split("/")]
+
+
+# ---- the tar reader against the standard library's ------------------------------------------------------------------
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=120)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=1200), st.integers(0, 2**31), st.integers(0, 2**31)), max_size=6),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(1, 700),
+)
+def test_archives_of_the_standard_library_are_read_alike(
+    files: list[tuple[str, bytes, int, int]], form: int, cut: int
+) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=form) as archive:
+        for name, data, uid, mtime in files:
+            info = tarfile.TarInfo(name)
+            info.size, info.uid, info.mtime, info.uname = len(data), uid, mtime, "üser"
+            archive.addfile(info, io.BytesIO(data))
+    raw = sink.getvalue()
+    stream = TarStream(iter([raw[start : start + cut] for start in range(0, len(raw), cut)]))
+    found = [(header.name, stream.read(1 << 20), header.uid, header.mtime) for header in stream]
+    assert found == files
+
+
+def test_contents_that_are_not_read_are_skipped() -> None:
+    raw = apkbuild.tar_stream([Entry(name="a", data=b"x" * 1000), Entry(name="b", data=b"y")], end=True)
+    assert [header.name for header in TarStream(iter([raw]))] == ["a", "b"]
+
+
+# ---- small parts ----------------------------------------------------------------------------------------------------
+
+
+def test_pkginfo() -> None:
+    text = "# pkgname = comment\npkgname = a\ndepend = b\ndepend = c=1 d\npkgdesc = x = y\nodd\nempty = \n"
+    assert parse_pkginfo(text) == {
+        "pkgname": ("a",),
+        "depend": ("b", "c=1 d"),
+        "pkgdesc": ("x = y",),
+        "empty": ("",),
+    }
+
+
+@given(st.text())
+def test_any_text_is_read_as_pkginfo_without_a_crash(text: str) -> None:
+    assert all(key == key.strip() for key in parse_pkginfo(text))
+
+
+@pytest.mark.parametrize(
+    "identity", ["", "Q1", "Q1AAAA", "Q3" + "A" * 27 + "=", "Q1" + "A" * 28, "Q2" + "A" * 27 + "="]
+)
+def test_what_is_no_identity_is_refused(identity: str) -> None:
+    with pytest.raises(InputError, match="is not the identity of a package"):
+        check_identity(identity)
+
+
+def test_identities() -> None:
+    assert check_identity("Q1" + "A" * 27 + "=")
+    assert check_identity("Q2" + "A" * 43 + "=")

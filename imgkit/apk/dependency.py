@@ -12,15 +12,23 @@ from functools import lru_cache
 
 from imgkit.apk.version import Version, is_valid
 
-# Names of packages; provides may also have a prefix (so:, cmd:, pc:, py3.11:), be a path, or hold these characters.
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]*")
-_NAME = r"[A-Za-z0-9._+/][A-Za-z0-9._+,:/\[\]-]*"
+# so:, cmd:, pc:, paths … are ordinary names; apk takes any text that has no operator in it.
+_NAME = r"[^\s\x00-\x1f\x7f<>=~@!][^\s\x00-\x1f\x7f<>=~@]*"
 _DEPENDENCY = re.compile(
-    rf"(?P<conflict>!?)(?P<name>{_NAME})(?:@(?P<tag>[A-Za-z0-9_.-]+))?(?:(?P<operator>[<>=~]+)(?P<version>.+))?"
+    rf"(?P<conflict>!?)(?P<name>{_NAME})(?:@(?P<tag>[A-Za-z0-9_.-]+))?(?:(?P<operator>[<>=~]+)(?P<version>\S+))?"
 )
-_PROVIDE = re.compile(rf"(?P<name>{_NAME})(?:=(?P<version>.+))?")
+_PROVIDE = re.compile(rf"(?P<name>{_NAME})(?:=(?P<version>\S+))?")
 
 IDENTITY = "><"
+
+
+_PACKAGE_VERSION = re.compile(r"[A-Za-z0-9._~+-]+")
+
+
+def is_package_version(text: str) -> bool:
+    """Whether ``text`` can be a version in a file name; real indexes have some that break the grammar of versions."""
+    return _PACKAGE_VERSION.fullmatch(text) is not None
 
 
 def is_package_name(text: str) -> bool:
@@ -30,9 +38,10 @@ def is_package_name(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Dependency:
-    """One dependency. ``operator`` is one of ``= < <= > >= ~ <~ >~ ><`` in this spelling, None without a version.
+    """One dependency.
 
-    ``><`` compares with a package's identity (``Q1…``), which is then what ``version`` holds. ``tag`` names the
+    ``operator`` has one spelling for each meaning: ``= < <= > >= ~ <~ >~ ><``; it is None without a version. ``><``
+    compares with a package's identity (``Q1…``), which is then what ``version`` holds. ``tag`` names the
     repository that the package may come from; it is legal in a world only.
     """
 
@@ -91,16 +100,16 @@ class Provide:
     def parse(cls, text: str) -> Provide:
         """The provide that ``text`` is.
 
+        A version that breaks the grammar is kept (real indexes have ``pc:librtmp=v2.4``): it is still a claim on the
+        name, it only satisfies no dependency that asks for a version.
+
         Raises:
-            ValueError: the syntax or the version in it is wrong.
+            ValueError: the syntax is wrong.
         """
         match = _PROVIDE.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a valid provide")
-        version = match["version"]
-        if version is not None and not is_valid(version):
-            raise ValueError(f"{text!r} has an invalid version")
-        return cls(match["name"], version)
+        return cls(match["name"], match["version"])
 
     def __str__(self) -> str:
         return self.name if self.version is None else f"{self.name}={self.version}"
@@ -114,20 +123,16 @@ def _parse_dependency(text: str) -> Dependency:
     operator, version = match["operator"], match["version"]
     if operator is not None:
         operator = _canonical(operator)
-        if not operator:
-            raise ValueError(f"{text!r} has an operator that matches nothing or everything")
         if operator != IDENTITY and not is_valid(version):
             raise ValueError(f"{text!r} has an invalid version")
     return Dependency(match["name"], operator, version, bool(match["conflict"]), match["tag"])
 
 
 def _canonical(operator: str) -> str:
-    """The one spelling of an operator; empty for combinations without a meaning."""
+    """The one spelling of an operator, which is any run of its four signs."""
     signs = frozenset(operator)
     if signs == {"<", ">"}:
         return IDENTITY
-    if {"<", ">"} <= signs:
-        return ""
     if "~" in signs:  # a prefix match includes equality
         signs -= {"="}
     return "".join(sign for sign in "<>=~" if sign in signs)

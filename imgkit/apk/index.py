@@ -14,10 +14,9 @@ letters say that the package needs something this reader does not know, and make
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from imgkit.apk.dependency import Dependency, Provide, is_package_name
-from imgkit.apk.version import is_valid
+from imgkit.apk.dependency import Dependency, Provide, is_package_name, is_package_version
 from imgkit.errors import InputError
 
 
@@ -93,7 +92,6 @@ FIELDS = {
 _ALWAYS_WRITTEN = frozenset("CPVASITUL")
 _NUMBERS = frozenset("SItkq")
 _LISTS = frozenset("Dpir")
-_PRINTED_DEFAULTS = {field.name: field.default for field in fields(Package)}
 
 
 def parse_index(text: str, repository: Repository) -> tuple[Package, ...]:
@@ -159,16 +157,16 @@ def _record(lines: Iterable[str], repository: Repository, share: Callable[[str, 
 def _package(
     values: dict[str, str], repository: Repository, fault: str, share: Callable[[str, str], str], where: str
 ) -> Package:
-    fields_: dict[str, object] = {}
+    known: dict[str, object] = {}
     for letter, value in values.items():
         if letter in _NUMBERS:
-            fields_[FIELDS[letter]] = _number(value, f"{where}: {values['P']}: field {letter}")
+            known[FIELDS[letter]] = _number(value, f"{where}: {values['P']}: field {letter}")
         elif letter in _LISTS:
-            fields_[FIELDS[letter]] = tuple([share(word, word) for word in value.split()])
+            known[FIELDS[letter]] = tuple([share(word, word) for word in value.split()])
         else:
-            fields_[FIELDS[letter]] = share(value, value)
-    fields_["fault"] = fault or _fault(values)
-    return Package(repository=repository, **fields_)  # type: ignore[arg-type]
+            known[FIELDS[letter]] = share(value, value)
+    known["fault"] = fault or _fault(values)
+    return Package(repository=repository, **known)  # type: ignore[arg-type]
 
 
 def _number(text: str, what: str) -> int:
@@ -181,11 +179,12 @@ def _fault(values: dict[str, str]) -> str:
     """What makes a package of these values not installable, empty if nothing does."""
     if not is_package_name(values["P"]):
         return "its name is not a valid package name"
-    if not is_valid(values["V"]):
-        return f"its version {values['V']} is not valid"
+    if not is_package_version(values["V"]):
+        return "its version has characters that no version has"
     try:
         for word in values.get("D", "").split():
-            Dependency.parse(word)
+            if Dependency.parse(word).tag:
+                return f"its dependency {word} names a repository, which only a world may"
         for word in values.get("p", "").split():
             Provide.parse(word)
     except ValueError as cause:

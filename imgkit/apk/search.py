@@ -1,0 +1,320 @@
+"""The rules of apk in the terms of resolvelib, which does the search.
+
+What resolvelib pins are *slots*: names for which one provider is chosen (:meth:`Reach.slot`). A candidate of a slot is
+a package that claims the name, or nothing at all (where only conflicts ask for the slot). A package is installed when
+the slot of its own name is pinned to it; choosing it for another name requires that.
+
+What each installed package brings in turn:
+
+* its dependencies and conflicts, as :class:`Need` and :class:`Ban` on the slots of their names;
+* for each name it claims with a version and that is a slot, an :class:`Only`: nothing else may have that name;
+* for each virtual name of it that is a slot, a :class:`Present`, which keeps full claims on that name out and makes the
+  package the preferred choice for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, ResolutionTooDeep, Resolver
+from resolvelib.structs import RequirementInformation
+
+from imgkit.apk.candidates import Claim, Reach, claimed
+from imgkit.apk.dependency import Dependency
+from imgkit.apk.index import Package
+
+MAX_ROUNDS = 20_000  # about a minute; real worlds need a few hundred
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One way to fill a slot. ``tags`` are the repository tags that whoever asks for the slot allows."""
+
+    slot: str
+    claim: Claim | None
+    tags: frozenset[str] = frozenset()
+    selectable: bool = True
+
+    @property
+    def package(self) -> Package | None:
+        return self.claim.package if self.claim else None
+
+
+class Requirement(Protocol):
+    """Something asked of a slot."""
+
+    @property
+    def slot(self) -> str: ...
+
+    def accepts(self, candidate: Candidate) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Need:
+    """A dependency. ``matching`` are the ids of the packages that satisfy it."""
+
+    slot: str
+    dependency: Dependency
+    matching: frozenset[int]
+    tags: frozenset[str] = frozenset()
+
+    def accepts(self, candidate: Candidate) -> bool:
+        return id(candidate.package) in self.matching and self.tags <= candidate.tags
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ban:
+    """A conflict. The package that declares it, if one does, is never hit itself."""
+
+    slot: str
+    dependency: Dependency
+    matching: frozenset[int]
+    package: Package | None = None
+
+    def accepts(self, candidate: Candidate) -> bool:
+        return candidate.package is self.package or not self.hits(candidate.package)
+
+    def hits(self, package: Package | None) -> bool:
+        return package is not self.package and id(package) in self.matching
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Only:
+    """The slot belongs to this package."""
+
+    slot: str
+    package: Package
+    tags: frozenset[str] = frozenset()
+
+    def accepts(self, candidate: Candidate) -> bool:
+        return candidate.package is self.package and self.tags <= candidate.tags
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Present:
+    """This package has the slot as a virtual name; others may as well."""
+
+    slot: str
+    package: Package
+
+    def accepts(self, candidate: Candidate) -> bool:
+        return candidate.claim is not None and candidate.claim.version is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unselected:
+    """What choosing a virtual provider that nothing else wants runs into: nobody said which one it should be."""
+
+    slot: str
+    name: str
+
+    def accepts(self, candidate: Candidate) -> bool:  # noqa: ARG002 - nothing will do
+        return False
+
+
+Cause: TypeAlias = "RequirementInformation[Requirement, Candidate]"
+
+
+class NoSolution(Exception):  # noqa: N818 - an answer, which the solver words
+    """There is none (or it was not found in reasonable time). ``causes`` is what the last attempt failed of."""
+
+    def __init__(self, causes: Sequence[Cause], *, gave_up: bool = False) -> None:
+        super().__init__("no solution")
+        self.causes = tuple(causes)
+        self.gave_up = gave_up
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a search: the packages to install and the repository tags that each was allowed, both by name."""
+
+    packages: Mapping[str, Package]
+    tags: Mapping[str, frozenset[str]]
+
+
+def search(reach: Reach, world: Sequence[Dependency], extra: Iterable[Only] = ()) -> Found:
+    """Packages that satisfy ``world`` and the ``extra`` requirements, with all that they need.
+
+    Raises:
+        NoSolution: there are none.
+    """
+    rules = Rules(reach, world)
+    resolver: Resolver[Requirement, Candidate, str] = Resolver(rules, BaseReporter())
+    try:
+        result = resolver.resolve([*rules.world(), *extra], max_rounds=MAX_ROUNDS)
+    except ResolutionImpossible as cause:
+        raise NoSolution(list(cause.causes)) from cause
+    except ResolutionTooDeep as cause:
+        raise NoSolution((), gave_up=True) from cause
+    packages = {slot: pin.package for slot, pin in result.mapping.items() if pin.package and pin.package.name == slot}
+    return Found(packages, {slot: result.mapping[slot].tags for slot in packages})
+
+
+class Rules(AbstractProvider[Requirement, Candidate, str]):
+    """What resolvelib asks about slots, candidates and requirements, answered for one world."""
+
+    def __init__(self, reach: Reach, world: Sequence[Dependency]) -> None:
+        self._reach = reach
+        self._world = world
+        self._preferred = {reach.slot(wanted.name): wanted.tag for wanted in world if wanted.tag}
+        self._options: dict[str, list[Claim]] = {}
+        self._candidates: dict[tuple[str, int, frozenset[str], bool], Candidate] = {}
+        self._brings: dict[Candidate, tuple[Requirement, ...]] = {}
+        self._matching: dict[Dependency, frozenset[int]] = {}
+
+    def world(self) -> Iterator[Requirement]:
+        """The requirements that the world makes."""
+        for wanted in self._world:
+            yield self._relation(wanted, None, frozenset([wanted.tag] if wanted.tag else []))
+
+    # ---- what resolvelib calls -----------------------------------------------------------------------------------
+
+    def identify(self, requirement_or_candidate: Requirement | Candidate) -> str:
+        return requirement_or_candidate.slot
+
+    def find_matches(
+        self,
+        identifier: str,
+        requirements: Mapping[str, Iterator[Requirement]],
+        incompatibilities: Mapping[str, Iterator[Candidate]],
+    ) -> list[Candidate]:
+        asked = list(requirements[identifier])
+        excluded = set(incompatibilities[identifier])
+        return [option for option in self._fitting(identifier, asked) if option not in excluded]
+
+    def is_satisfied_by(self, requirement: Requirement, candidate: Candidate) -> bool:
+        return requirement.accepts(candidate)
+
+    def get_dependencies(self, candidate: Candidate) -> tuple[Requirement, ...]:
+        brings = self._brings.get(candidate)
+        if brings is None:
+            brings = self._brings[candidate] = tuple(self._brought(candidate))
+        return brings
+
+    def narrow_requirement_selection(  # the signature is resolvelib's
+        self,
+        identifiers: Iterable[str],
+        resolutions: Mapping[str, Candidate],  # noqa: ARG002
+        candidates: Mapping[str, Iterator[Candidate]],
+        information: Mapping[str, Iterator[Cause]],  # noqa: ARG002
+        backtrack_causes: Sequence[Cause],  # noqa: ARG002
+    ) -> list[str]:
+        """The next slot to decide: what leaves no choice first, then real choices, last what cannot be decided yet."""
+        best: tuple[int, str] | None = None
+        for slot in identifiers:
+            urgency = self._urgency(candidates[slot])
+            if best is None or urgency < best[0]:
+                best = (urgency, slot)
+            if urgency == 0:
+                break
+        return [best[1]] if best else []
+
+    def get_preference(self, *_args: object, **_named: object) -> int:
+        return 0  # narrow_requirement_selection has left no choice
+
+    # ---- the rules -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _urgency(candidates: Iterator[Candidate]) -> int:
+        options = list(candidates)
+        names = {option.package.name for option in options if option.package}
+        if len(names) == 1 and options[0].selectable:
+            return 0
+        if not names:
+            return 3
+        return 1 if any(option.selectable for option in options) else 2
+
+    def _fitting(self, slot: str, asked: Sequence[Requirement]) -> Iterator[Candidate]:
+        """The candidates of a slot that all requirements on it accept, best first."""
+        bans = [one for one in asked if isinstance(one, Ban)]
+        present = [one.package for one in asked if isinstance(one, Present)]
+        if any(ban.hits(package) for ban in bans for package in present):
+            return
+        if len(bans) == len(asked):
+            yield self._candidate(slot, None, frozenset(), selectable=True)
+            return
+        tags = frozenset[str]().union(*(one.tags for one in asked if isinstance(one, (Need, Only))))
+        for claim in self._ordered(slot, present):
+            if not self._allowed(claim.package, tags):
+                continue
+            selectable = claim.auto_selectable or any(claim.package is package for package in present)
+            option = self._candidate(slot, claim, tags, selectable=selectable)
+            if all(one.accepts(option) for one in asked):
+                yield option
+
+    def _ordered(self, slot: str, present: Sequence[Package]) -> list[Claim]:
+        """All claims on a slot, those of packages that are there anyway first, then as :meth:`_compare` has it."""
+        options = self._options.get(slot)
+        if options is None:
+            compare = functools.partial(self._compare, self._preferred.get(slot))
+            options = self._options[slot] = sorted(self._reach.claims(slot), key=functools.cmp_to_key(compare))
+        if not present:
+            return options
+        there = {id(package) for package in present}
+        return sorted(options, key=lambda claim: id(claim.package) not in there)
+
+    def _compare(self, preferred_tag: str | None, one: Claim, other: Claim) -> int:
+        """apk's order of the providers of a name: negative if ``one`` is the better.
+
+        Repository tag as asked for, installed, version of the name in question, version of the package (if it is the
+        same one), provider priority, repository, place in the index.
+        """
+        catalog = self._reach.catalog
+        if (one.package.repository.tag == preferred_tag) != (other.package.repository.tag == preferred_tag):
+            return -1 if one.package.repository.tag == preferred_tag else 1
+        if catalog.is_installed(one.package) != catalog.is_installed(other.package):
+            return -1 if catalog.is_installed(one.package) else 1
+        if one.order != other.order:
+            return -1 if one.order > other.order else 1
+        if one.package.name == other.package.name and one.rank != other.rank:
+            return -1 if one.rank > other.rank else 1
+        if one.package.provider_priority != other.package.provider_priority:
+            return other.package.provider_priority - one.package.provider_priority
+        return catalog.position(one.package) - catalog.position(other.package)
+
+    def _allowed(self, package: Package, tags: frozenset[str]) -> bool:
+        tag = package.repository.tag
+        return tag is None or tag in tags or self._reach.catalog.is_installed(package)
+
+    def _candidate(self, slot: str, claim: Claim | None, tags: frozenset[str], *, selectable: bool) -> Candidate:
+        """One object for each candidate: resolvelib remembers by identity which ones failed."""
+        key = (slot, id(claim), tags, selectable)
+        candidate = self._candidates.get(key)
+        if candidate is None:
+            candidate = self._candidates[key] = Candidate(slot, claim, tags, selectable)
+        return candidate
+
+    def _brought(self, candidate: Candidate) -> Iterator[Requirement]:
+        package = candidate.package
+        if package is None:
+            return
+        if not candidate.selectable:
+            yield Unselected(f"choice of {candidate.slot}", candidate.slot)
+        elif package.name != candidate.slot:
+            yield Only(package.name, package, candidate.tags)
+        else:
+            yield from self._needs(package, candidate.tags)
+            yield from self._claims(package)
+
+    def _needs(self, package: Package, tags: frozenset[str]) -> Iterator[Requirement]:
+        for dependency in self._reach.needs(package):
+            yield self._relation(dependency, package, tags)
+
+    def _relation(self, dependency: Dependency, package: Package | None, tags: frozenset[str]) -> Requirement:
+        matching = self._matching.get(dependency)
+        if matching is None:
+            matching = frozenset(id(claim.package) for claim in self._reach.catalog.matching(dependency))
+            self._matching[dependency] = matching
+        slot = self._reach.slot(dependency.name)
+        if dependency.conflict:
+            return Ban(slot, dependency, matching, package)
+        return Need(slot, dependency, matching, tags)
+
+    def _claims(self, package: Package) -> Iterator[Requirement]:
+        for name, version in claimed(package):
+            slot = self._reach.slot(name)
+            if slot != package.name:
+                yield Present(slot, package) if version is None else Only(slot, package)

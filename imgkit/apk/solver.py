@@ -1,0 +1,157 @@
+"""Which packages a world amounts to, in the order in which they are installed.
+
+The rules are those of apk-tools 3 for a fresh installation; the search for a combination is resolvelib's, so it goes
+back where apk gives up. Where apk finds a solution this one is meant to be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from imgkit.apk import explain
+from imgkit.apk.candidates import Catalog, Reach, conditions_of
+from imgkit.apk.dependency import Dependency
+from imgkit.apk.index import Package
+from imgkit.apk.order import Reason, Selection, needed, ordered, world_order
+from imgkit.apk.search import Found, NoSolution, Only, search
+from imgkit.errors import RecipeError
+
+
+class UnknownPackage(RecipeError):  # noqa: N818 - a name for who reads it, as the others of imgkit.errors
+    """The recipe wants packages that no repository has."""
+
+
+class Unsatisfiable(RecipeError):  # noqa: N818
+    """There is no set of packages that gives the recipe what it wants."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``packages`` in install order, and by name the reason why each is there. Those installed already are included."""
+
+    packages: tuple[Package, ...]
+    reasons: Mapping[str, Reason]
+
+    def chain(self, name: str) -> str:
+        """Why a package is there, back to the recipe: ``zlib: needed by git, wanted by the recipe``."""
+        words: list[str] = []
+        at = name
+        while True:
+            reason = self.reasons[at]
+            if reason.package is None:
+                return f"{name}: {', '.join([*words, 'wanted by the recipe'])}"
+            how = f"installed with {reason.text}, completed by" if reason.conditional else "needed by"
+            words.append(f"{how} {reason.package.name}")
+            at = reason.package.name
+
+
+def solve(
+    world: Sequence[str],
+    packages: Iterable[Package],
+    *,
+    arch: str,
+    installed: Mapping[str, Package] | None = None,
+) -> Solution:
+    """The packages that satisfy ``world`` (dependencies as in a world file) and nothing else.
+
+    Args:
+        world: dependencies, conflicts and repository tags as in ``/etc/apk/world``, in any order.
+        packages: of all repositories, earlier repositories first.
+        arch: Alpine's name of the architecture (``x86_64``, ``aarch64``).
+        installed: by name what the system has already; such versions are preferred, and gone if nothing needs them.
+
+    Raises:
+        RecipeError: an entry of the world is no dependency.
+        UnknownPackage: nothing has the name of an entry; all such names are reported at once.
+        Unsatisfiable: there is no solution; the message says who needs what.
+    """
+    wanted = sorted(_parsed(world), key=world_order)
+    catalog = Catalog(packages, arch, installed)
+    _check_names(wanted, catalog)
+    positive = [one for one in wanted if not one.conflict]
+    reach = Reach(catalog, positive)
+    _check_lacking(positive, reach)
+    try:
+        found = search(reach, wanted)
+    except NoSolution as failure:
+        conflict = explain.Conflict(failure, reach, wanted)
+        raise Unsatisfiable(conflict.message, hint=conflict.hint) from failure
+    selection = needed(catalog, wanted, _invite(catalog, wanted, found).packages)
+    order = ordered(selection, wanted)
+    return Solution(tuple(package for package, _ in order), {package.name: reason for package, reason in order})
+
+
+def _parsed(world: Sequence[str]) -> list[Dependency]:
+    wanted, problems = [], []
+    for entry in dict.fromkeys(world):
+        try:
+            wanted.append(Dependency.parse(entry))
+        except ValueError as cause:
+            problems.append(f"package {cause}")
+    if problems:
+        raise RecipeError("; ".join(problems), problems=problems, hint="write name, name=1.2-r0, name~1.2 or !name")
+    return wanted
+
+
+def _check_names(wanted: Sequence[Dependency], catalog: Catalog) -> None:
+    """Refuse names that nobody has, all at once and with what may have been meant."""
+    problems, hints = [], []
+    for one in wanted:
+        if one.conflict or catalog.claims(one.name) or one.name in catalog.refused:
+            continue
+        problems.append(f"package {one.name} is in no repository")
+        close = explain.near_misses(one.name, catalog)
+        if close:
+            hints.append(f"did you mean {' or '.join(close)} instead of {one.name}?")
+    if problems:
+        raise UnknownPackage("; ".join(problems), problems=problems, hint=" ".join(hints) or None)
+
+
+def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
+    """Refuse what can be seen without a search: a package somewhere below has a dependency that nobody satisfies."""
+    problems = []
+    for one in wanted:
+        claims = reach.catalog.matching(one)
+        if not any(reach.usable(claim.package) for claim in claims):
+            problems.append(explain.wanted_lack(one, reach))
+    if problems:
+        raise Unsatisfiable("; ".join(problems), problems=problems)
+
+
+def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Found:
+    """Add packages whose install_if holds, until there are no more of them.
+
+    What has been found stays as it is: a package that does not fit beside it is left out, as apk does it.
+    """
+    declined: set[int] = set()
+    while True:
+        selection = Selection(catalog, found.packages)
+        invited = [one for one in selection.triggered() if id(one) not in declined and _allowed(one, selection, found)]
+        if not invited:
+            return found
+        reach = Reach(catalog, wanted, [*found.packages.values(), *invited])
+        together = _extended(reach, wanted, found, invited)
+        for one in [] if together else invited:
+            found = _extended(reach, wanted, found, [one]) or found
+        found = together or found
+        declined |= {id(one) for one in invited if found.packages.get(one.name) is not one}
+
+
+def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited: Sequence[Package]) -> Found | None:
+    """``found`` with more packages and what these need, None if that is impossible."""
+    if not all(reach.usable(one) for one in invited):
+        return None
+    extra = [Only(name, package, found.tags[name]) for name, package in found.packages.items()]
+    extra += [Only(one.name, one, frozenset([one.repository.tag] if one.repository.tag else [])) for one in invited]
+    try:
+        return search(reach, wanted, extra)
+    except NoSolution:
+        return None
+
+
+def _allowed(package: Package, selection: Selection, found: Found) -> bool:
+    """Whether the repository tag of a package is allowed to one of those that invited it."""
+    tag = package.repository.tag
+    inviting = {claim.package.name for one in conditions_of(package) for claim in selection.claims(one)}
+    return tag is None or any(tag in found.tags[name] for name in inviting)

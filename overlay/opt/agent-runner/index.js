@@ -1,0 +1,36 @@
+'use strict';
+
+const { loadConfig } = require('./lib/config');
+const { Log } = require('./lib/log');
+const { Mounter } = require('./lib/mounts');
+const { Supervisor } = require('./lib/supervisor');
+
+const config = loadConfig(process.env);
+const log = new Log(config);
+const supervisor = new Supervisor({ config, log, mounter: new Mounter(config) });
+
+/** SIGKILL, because a thread that waits for the serial port would hold up an ordinary exit. */
+function leave() {
+  process.kill(process.pid, 'SIGKILL');
+}
+
+function crash(error) {
+  log.alarm(`crashed: ${error?.stack ?? error}`);
+  leave();
+}
+
+async function end(signal) {
+  log.info(`${signal}: ending`);
+  await supervisor.stop('agentd is being stopped');
+  leave();
+}
+
+process.on('uncaughtException', crash);
+process.on('unhandledRejection', crash);
+for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => void end(signal).catch(crash));
+// A handler for SIGUSR1 also keeps Node from opening its debugger.
+for (const signal of ['SIGHUP', 'SIGUSR1', 'SIGUSR2']) process.on(signal, () => supervisor.forward(signal));
+
+process.umask(0o022);
+if (process.getuid() === 0) process.setgroups([]);
+void supervisor.start();

@@ -1,0 +1,145 @@
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const { spawn } = require('node:child_process');
+const { RequestError } = require('./errors');
+const { OutputSplitter } = require('./output');
+
+const SETPRIV = '/bin/setpriv';
+
+/**
+ * How a program is started as the agent: Node resets the supplementary groups, then sets gid and uid, which takes all
+ * capabilities away; setpriv adds no_new_privs, so that no set-uid program can give any back.
+ */
+function launcher(plan) {
+  const options = { cwd: plan.cwd, env: plan.env, uid: plan.user.uid, gid: plan.user.gid };
+  return { file: SETPRIV, args: ['--nnp', '--', ...plan.command], options };
+}
+
+/** The program's path as the agent's own PATH gives it; a clear error instead of setpriv's. */
+function checkProgram(command, env, cwd) {
+  const [name] = command;
+  const dirs = name.includes('/') ? [cwd] : (env.PATH ?? '').split(':').map((dir) => path.resolve(cwd, dir));
+  for (const dir of dirs) {
+    const stat = fs.statSync(path.resolve(dir, name), { throwIfNoEntry: false });
+    if (stat?.isFile() && stat.mode & 0o111) return;
+  }
+  throw new RequestError(`command not found: ${name}`, 127);
+}
+
+function signalGroup(pid, signal) {
+  try {
+    process.kill(-pid, signal);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The agent is killed before agentd when memory runs out. */
+function preferAsVictim(pid) {
+  try {
+    fs.writeFileSync(`/proc/${pid}/oom_score_adj`, '500');
+  } catch {
+    // Ended already, or not on Linux.
+  }
+}
+
+/** One run of an agent in its own session and process group. */
+class AgentRun {
+  #child;
+  #times;
+  #exited = false;
+  #killTimer;
+
+  /**
+   * @param {{command: string[], cwd: string, env: object, user: object, input?: string, events: boolean}} plan
+   * @param {{limits: object, times: object, launch?: Function}} settings
+   * @param {(event: object) => void} emit
+   */
+  constructor(plan, settings, emit) {
+    const { file, args, options } = (settings.launch ?? launcher)(plan);
+    this.#times = settings.times;
+    this.#child = spawn(file, args, { ...options, detached: true, stdio: ['pipe', 'pipe', 'pipe'] });
+    this.splitters = ['stdout', 'stderr'].map((name) => this.#follow(name, plan.events && name === 'stdout', settings.limits, emit));
+    this.#child.stdin.on('error', () => {}); // an agent that does not read its input
+    this.#child.stdin.end(plan.input ?? '');
+    if (this.#child.pid) preferAsVictim(this.#child.pid);
+    this.finished = this.#finish();
+  }
+
+  get pid() {
+    return this.#child.pid;
+  }
+
+  #follow(name, events, limits, emit) {
+    const splitter = new OutputSplitter(name, events, limits, emit);
+    let timer;
+    this.#child[name].on('data', (chunk) => {
+      clearTimeout(timer);
+      splitter.push(chunk);
+      timer = setTimeout(() => splitter.idle(), 200);
+    });
+    this.#child[name].on('error', () => {});
+    return { end: () => (clearTimeout(timer), splitter.end()) };
+  }
+
+  /** Resolves to {exitCode, signal} when the agent has ended and its output is complete; rejects when it cannot start. */
+  async #finish() {
+    const closed = new Promise((resolve) => this.#child.once('close', resolve));
+    const [exitCode, signal] = await new Promise((resolve, reject) => {
+      this.#child.once('error', (error) => reject(new RequestError(`the agent cannot be started: ${error.message}`)));
+      this.#child.once('exit', (...status) => resolve(status));
+    });
+    this.#exited = true;
+    clearTimeout(this.#killTimer);
+    // What the agent left behind in its group goes with it; a process that made a session of its own may stay, and
+    // may still hold the pipes: its output is not waited for.
+    signalGroup(this.#child.pid, 'SIGKILL');
+    await this.#drained(closed);
+    for (const splitter of this.splitters) splitter.end();
+    return { exitCode, signal };
+  }
+
+  async #drained(closed) {
+    let timer;
+    let last = -1;
+    const idle = new Promise((resolve) => {
+      // Paused by a slow stream is not idle: only a whole period without a byte, while reading, is.
+      timer = setInterval(() => {
+        const read = this.#child.stdout.bytesRead + this.#child.stderr.bytesRead;
+        if (read === last && !this.#child.stdout.isPaused()) resolve();
+        last = read;
+      }, this.#times.drain);
+    });
+    await Promise.race([closed, idle]);
+    clearInterval(timer);
+    this.#child.stdout.destroy();
+    this.#child.stderr.destroy();
+  }
+
+  pause() {
+    this.#child.stdout.pause();
+    this.#child.stderr.pause();
+  }
+
+  resume() {
+    this.#child.stdout.resume();
+    this.#child.stderr.resume();
+  }
+
+  /** Pass a signal on to the whole group. */
+  signal(signal) {
+    if (!this.#exited && this.#child.pid) signalGroup(this.#child.pid, signal);
+  }
+
+  /** End it: SIGTERM, and SIGKILL when that does not help. */
+  stop(signal = 'SIGTERM') {
+    if (this.#exited || this.#killTimer) return;
+    this.signal(signal);
+    this.#killTimer = setTimeout(() => this.signal('SIGKILL'), this.#times.kill);
+  }
+}
+
+module.exports = { AgentRun, checkProgram, launcher };

@@ -1,0 +1,95 @@
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const { CHOICE_NAMES, CONTROL_NAMES } = require('./config');
+const { RequestError } = require('./errors');
+
+const PATH = '/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin';
+const HIDDEN = new Set([...CONTROL_NAMES, ...CHOICE_NAMES]);
+/** The kernel's limit for one string of the environment (MAX_ARG_STRLEN), less the name. */
+const MAX_VALUE = 128 * 1024 - 256;
+
+/** The values of this boot that the config drive brought: env.json, then one file per secret. */
+function readDrive(configDir) {
+  const values = {};
+  try {
+    Object.assign(values, JSON.parse(fs.readFileSync(path.join(configDir, 'env.json'), 'utf8')));
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw new RequestError('config drive: env.json is not a JSON object');
+  }
+  const secrets = path.join(configDir, 'secrets');
+  for (const name of fs.existsSync(secrets) ? fs.readdirSync(secrets) : []) {
+    values[name] = fs.readFileSync(path.join(secrets, name), 'utf8');
+  }
+  return values;
+}
+
+/** A sentence about which control-plane values are there; never a value. */
+function describePresence(values) {
+  return CONTROL_NAMES.map((name) => `${name} ${values[name] ? 'present' : 'absent'}`).join(', ');
+}
+
+/** Words of a command line: blanks separate, quotes and backslash keep together; nothing is expanded. */
+function splitWords(text) {
+  const words = [];
+  const pattern = /\s*((?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+)/gy;
+  let end = 0;
+  for (let match = pattern.exec(text); match; match = pattern.exec(text)) {
+    end = pattern.lastIndex;
+    words.push(match[1].replace(/\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'/g, (_, escaped, double, single) => escaped ?? single ?? double.replace(/\\(["\\$`])/g, '$1')));
+  }
+  if (text.slice(end).trim() !== '') throw new RequestError('AGENT_COMMAND or AGENT_ARGS has an unfinished quote');
+  return words;
+}
+
+/** AGENT_ARGS is a JSON array of strings, or words as in a shell. */
+function splitArguments(text) {
+  if (!text.trimStart().startsWith('[')) return splitWords(text);
+  let list;
+  try {
+    list = JSON.parse(text);
+  } catch {
+    return splitWords(text);
+  }
+  if (!list.every((item) => typeof item === 'string')) throw new RequestError('AGENT_ARGS must be an array of strings');
+  return list;
+}
+
+/**
+ * What chooses the agent: the request's variables before the config drive's before /etc/conf.d/agentd's.
+ * @returns {{command: string[], workdir?: string, userName: string}} command is empty when none is configured
+ */
+function chooseAgent(choices, drive, requestEnv) {
+  const merged = { ...choices, ...drive, ...requestEnv };
+  const command = merged.AGENT_COMMAND ? splitWords(merged.AGENT_COMMAND) : [];
+  if (command.length > 0 && merged.AGENT_ARGS) command.push(...splitArguments(merged.AGENT_ARGS));
+  return { command, workdir: merged.AGENT_WORKDIR || undefined, userName: merged.AGENT_USER || 'agent' };
+}
+
+/** The whole environment of an agent: nothing of agentd's own, nothing that is agentd's business. */
+function agentEnvironment(user, drive, request, socket) {
+  const env = { PATH, HOME: user.home, USER: user.name, LOGNAME: user.name, SHELL: user.shell, LANG: 'C.UTF-8' };
+  Object.assign(env, drive, request.env, {
+    AGENT_REQUEST_ID: request.id,
+    AGENT_SOCKET: socket,
+    AGENT_AUTO_APPROVE: request.autoApprove ? '1' : '0',
+    AGENT_CONFIRMATION_MODE: request.confirmationMode,
+  });
+  for (const [name, value] of [['AGENT_PROMPT', request.prompt], ['AGENT_SYSTEM_PROMPT', request.systemPrompt]]) {
+    if (value !== undefined && Buffer.byteLength(value) <= MAX_VALUE && !value.includes('\0')) env[name] = value;
+  }
+  for (const name of HIDDEN) delete env[name];
+  checkEnvironment(env);
+  return env;
+}
+
+function checkEnvironment(env) {
+  for (const [name, value] of Object.entries(env)) {
+    if (name === '' || /[=\0]/.test(name)) throw new RequestError('env: a name is empty or contains "="');
+    if (typeof value !== 'string' || value.includes('\0')) throw new RequestError(`env: ${name} must be a string without NUL`);
+    if (Buffer.byteLength(value) > MAX_VALUE) throw new RequestError(`env: ${name} is larger than ${MAX_VALUE} bytes`);
+  }
+}
+
+module.exports = { PATH, agentEnvironment, chooseAgent, describePresence, readDrive, splitArguments, splitWords };

@@ -1,0 +1,230 @@
+'use strict';
+
+const fs = require('node:fs');
+const fsp = require('node:fs/promises');
+const path = require('node:path');
+const { setTimeout: delay } = require('node:timers/promises');
+const { parseObject, readSmall, removeFile } = require('./files');
+const { writeHeartbeat } = require('./heartbeat');
+const { isId } = require('./paths');
+const { StreamFile } = require('./stream');
+
+const FOLDERS = ['requests', 'streams', 'responses'];
+const RESULT = /^\{"type":"sdk_event","event":\{"type":"result"/;
+
+/**
+ * The channel over a shared folder. inotify does not cross 9p, so it is looked at every `times.poll` ms.
+ *
+ * A stream file that has content says that its request was begun. It is the only journal, it is in the share, and so
+ * no request runs twice whatever crashes, the VM included.
+ */
+class FileChannel {
+  mode = 'file';
+  #config;
+  #log;
+  #mounter;
+  #doubtful = new Map(); // request file → {stamp, since}: not JSON (yet)
+  #taken = new Set(); // ids that are queued, running, or done and not yet removed
+  #failures = 0;
+  #stopped = new AbortController();
+
+  constructor(config, log, mounter) {
+    this.#config = config;
+    this.#log = log;
+    this.#mounter = mounter;
+  }
+
+  #path(...parts) {
+    return path.join(this.#config.ipcDir, ...parts);
+  }
+
+  get mounted() {
+    return this.#mounter.ipcMounted();
+  }
+
+  makeFolders() {
+    for (const name of FOLDERS) {
+      // Not recursive: a share that is away must not be replaced by folders on the VM's own disk.
+      if (!fs.existsSync(this.#path(name))) fs.mkdirSync(this.#path(name));
+    }
+  }
+
+  /** Write the heartbeat; when that fails again and again the share is mounted anew. */
+  async beat(beat) {
+    try {
+      writeHeartbeat(this.#config.ipcDir, beat);
+      this.#failures = 0;
+      this.#log.forget('beat');
+    } catch (error) {
+      this.#log.once('beat', `the heartbeat cannot be written: ${error.message}`);
+      this.#failures += 1;
+      if (error.code !== 'ENOSPC' && this.#failures % 3 === 0) await this.#mounter.remountIpc();
+    }
+  }
+
+  /**
+   * Look for requests until stopped.
+   * @param {{hasRoom: () => boolean, add: (id: string, data: object|Error) => void, cancel: (id: string) => void}} queue
+   */
+  async run(queue) {
+    const { signal } = this.#stopped;
+    while (!signal.aborted) {
+      try {
+        await this.#scan(queue);
+        this.#log.forget('scan');
+      } catch (error) {
+        this.#log.once('scan', `requests cannot be read: ${error.message}`);
+        if (error.code === 'ENOENT') this.#restoreFolders();
+      }
+      await delay(this.#config.times.poll, undefined, { signal }).catch(() => {});
+    }
+  }
+
+  #restoreFolders() {
+    try {
+      this.makeFolders();
+    } catch {
+      // The share is away; the heartbeat sees to it.
+    }
+  }
+
+  stop() {
+    this.#stopped.abort();
+  }
+
+  async #scan(queue) {
+    const names = await fsp.readdir(this.#path('requests'));
+    const ids = [];
+    for (const name of names) {
+      const { name: id, ext } = path.parse(name);
+      if (!isId(id)) continue;
+      if (ext === '.cancel') queue.cancel(id);
+      if (ext === '.json' && !this.#taken.has(id)) ids.push(id);
+    }
+    if (this.#taken.size > 0) this.#forgetRemoved(new Set(names), queue);
+    for (const id of ids.length > 1 ? await this.#byAge(ids) : ids) {
+      if (!queue.hasRoom()) break;
+      await this.#look(id, queue, names.includes(`${id}.cancel`));
+    }
+  }
+
+  #forgetRemoved(names, queue) {
+    for (const id of this.#taken) if (!names.has(`${id}.json`) && !queue.has(id)) this.#taken.delete(id);
+  }
+
+  /** Oldest first; the name decides between equals. */
+  async #byAge(ids) {
+    const aged = await Promise.all(
+      ids.map(async (id) => {
+        const stat = await fsp.lstat(this.#path('requests', `${id}.json`)).catch(() => undefined);
+        return { id, age: stat?.mtimeMs ?? Infinity };
+      }),
+    );
+    aged.sort((a, b) => a.age - b.age || (a.id < b.id ? -1 : 1));
+    return aged.map(({ id }) => id);
+  }
+
+  async #look(id, queue, cancelled) {
+    const name = `${id}.json`;
+    const content = await readSmall(this.#path('requests', name), this.#config.limits.request);
+    if (!content) return;
+    const data = content.tooLarge ? undefined : parseObject(content.text);
+    if (!data && !this.#isGarbage(name, content)) return;
+    this.#doubtful.delete(name);
+    this.#taken.add(id);
+    if (!data) await fsp.copyFile(this.#path('requests', name), this.#path('requests', `${name}.rejected`)).catch(() => {});
+    queue.add(id, data ?? new Error(content.tooLarge ? 'the request is too large' : 'the request is not a JSON object'));
+    if (cancelled) queue.cancel(id);
+  }
+
+  /** Not JSON: half-written, unless nothing has changed for `times.garbage` ms of monotonic time. */
+  #isGarbage(name, content) {
+    if (content.tooLarge) return true;
+    const known = this.#doubtful.get(name);
+    if (known?.stamp === content.stamp) return performance.now() - known.since >= this.#config.times.garbage;
+    this.#doubtful.set(name, { stamp: content.stamp, since: performance.now() });
+    return false;
+  }
+
+  /** What an earlier agentd did with this request: 'new', 'begun', or 'ended' (it has its result). */
+  async history(id) {
+    let handle;
+    try {
+      handle = await fsp.open(this.#path('streams', `${id}.log`), 'r');
+      const { size } = await handle.stat();
+      if (size === 0) return 'new';
+      return (await tailLines(handle, size)).some((line) => RESULT.test(line)) ? 'ended' : 'begun';
+    } catch (error) {
+      if (error.code === 'ENOENT') return 'new';
+      throw error;
+    } finally {
+      await handle?.close();
+    }
+  }
+
+  /** The stream of a request. A line that a crash left unfinished is ended first. */
+  async openStream(id) {
+    const file = this.#path('streams', `${id}.log`);
+    const torn = await endsTorn(file);
+    if (torn) await fsp.appendFile(file, '\n').catch(() => {});
+    return new StreamFile(file, this.#config.times, (error) => this.#streamFailed(error));
+  }
+
+  #streamFailed(error) {
+    this.#log.once('stream', `a stream cannot be written: ${error.message}`);
+    if (error.code === 'ENOENT') this.#restoreFolders();
+  }
+
+  /** The request is done: its file goes, at once or (share away) at a later try. */
+  async finish(id) {
+    this.#log.forget('stream');
+    for (const name of [`${id}.json`, `${id}.cancel`]) {
+      await removeFile(this.#path('requests', name)).catch((error) => this.#log.info(`${name} cannot be removed: ${error.message}`));
+    }
+  }
+
+  /**
+   * The host's answer to a question, read again until it is a JSON object, and removed.
+   * @param {'permission'|'host_tool'} kind
+   * @returns {Promise<object|undefined>} undefined when `signal` is aborted first
+   */
+  async answer(kind, id, signal) {
+    const file = this.#path('responses', kind === 'host_tool' ? `${id}.host-tool.json` : `${id}.json`);
+    while (!signal.aborted) {
+      const content = await readSmall(file, this.#config.limits.answer).catch(() => undefined);
+      const value = content && parseObject(content.text);
+      if (value || content?.tooLarge) {
+        await removeFile(file).catch(() => {});
+        return value;
+      }
+      await delay(this.#config.times.poll / 2, undefined, { signal }).catch(() => {});
+    }
+    await removeFile(file).catch(() => {});
+    return undefined;
+  }
+
+  // Files need no transfer: both sides see the same folder.
+  async beforeAgent() {}
+  async afterAgent() {}
+}
+
+async function tailLines(handle, size) {
+  const length = Math.min(size, 4 * 1024 * 1024);
+  const { buffer, bytesRead } = await handle.read(Buffer.alloc(length), 0, length, size - length);
+  return buffer.toString('utf8', 0, bytesRead).split('\n').slice(-4);
+}
+
+async function endsTorn(file) {
+  const handle = await fsp.open(file, 'r').catch(() => undefined);
+  if (!handle) return false;
+  try {
+    const { size } = await handle.stat();
+    if (size === 0) return false;
+    const { buffer } = await handle.read(Buffer.alloc(1), 0, 1, size - 1);
+    return buffer[0] !== 0x0a;
+  } finally {
+    await handle.close();
+  }
+}
+
+module.exports = { FileChannel };

@@ -1,0 +1,44 @@
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+
+const PROTOCOL_VERSION = 1;
+
+/** The image's name and build id out of the KEY=VALUE file that the build writes; empty when there is none. */
+function readRelease(file) {
+  let text;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch {
+    return {};
+  }
+  const values = new Map();
+  for (const line of text.split('\n')) {
+    const match = /^([A-Z_]+)=(.*)$/.exec(line);
+    if (match) values.set(match[1], match[2].replace(/^(["'])(.*)\1$/, '$2'));
+  }
+  return { image: values.get('IMGKIT_IMAGE'), buildId: values.get('IMGKIT_BUILD_ID') };
+}
+
+/** One heartbeat. The timestamp is the wall clock in ms, the uptime is monotonic in seconds. */
+function makeHeartbeat(ipcMode, ipcMounted, release) {
+  return {
+    timestamp: Date.now(),
+    pid: process.pid,
+    uptime: process.uptime(),
+    ipcMode,
+    ipcMounted,
+    protocolVersion: PROTOCOL_VERSION,
+    ...release,
+  };
+}
+
+/** Replace the heartbeat as a whole: a reader sees the old or the new one, never a part. */
+function writeHeartbeat(ipcDir, beat) {
+  const temporary = path.join(ipcDir, `.heartbeat.${process.pid}`);
+  fs.writeFileSync(temporary, JSON.stringify(beat));
+  fs.renameSync(temporary, path.join(ipcDir, 'heartbeat'));
+}
+
+module.exports = { PROTOCOL_VERSION, makeHeartbeat, readRelease, writeHeartbeat };

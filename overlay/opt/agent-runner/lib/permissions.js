@@ -1,0 +1,102 @@
+'use strict';
+
+const fs = require('node:fs');
+const net = require('node:net');
+const path = require('node:path');
+const { randomUUID } = require('node:crypto');
+
+const MAX_QUESTION = 4 * 1024 * 1024;
+
+/** Questions of the running agent to the host: "may I", and "do this for me". Silence is a no. */
+class Questions {
+  #current; // {request, channel, stream, signal}
+  #times;
+
+  constructor(times) {
+    this.#times = times;
+  }
+
+  /** The request whose agent may ask from now on; undefined: nobody may. */
+  serve(current) {
+    this.#current = current;
+  }
+
+  /** @returns {Promise<{behavior: 'allow'|'deny', message?: string, updatedInput?: unknown}>} */
+  async permission(toolName, toolInput) {
+    const current = this.#current;
+    if (!current) return { behavior: 'deny', message: 'no request is running' };
+    if (current.request.autoApprove) return { behavior: 'allow', updatedInput: toolInput };
+    const answer = await this.#ask(current, 'permission', toolName, toolInput);
+    if (answer?.behavior === 'allow') return { updatedInput: toolInput, ...answer };
+    return { behavior: 'deny', message: textOr(answer?.message, answer ? 'denied' : 'no answer from the host') };
+  }
+
+  /** @returns {Promise<{success: boolean, text: string, error?: string}>} */
+  async hostTool(toolName, toolInput) {
+    if (!this.#current) return { success: false, text: '', error: 'no request is running' };
+    const answer = await this.#ask(this.#current, 'host_tool', toolName, toolInput);
+    if (!answer) return { success: false, text: '', error: 'no answer from the host' };
+    const success = answer.success === true;
+    return { success, text: textOr(answer.text, ''), error: success ? undefined : textOr(answer.error, 'the host tool failed') };
+  }
+
+  async #ask({ channel, stream, signal }, kind, toolName, toolInput) {
+    const requestId = randomUUID();
+    const limit = AbortSignal.any([signal, AbortSignal.timeout(this.#times.answer)]);
+    const answer = channel.answer(kind, requestId, limit); // listen first: the answer may come at once
+    await Promise.race([stream.write({ type: `${kind}_request`, requestId, toolName, toolInput }), answer]);
+    return answer;
+  }
+}
+
+function textOr(value, otherwise) {
+  return typeof value === 'string' ? value : otherwise;
+}
+
+/**
+ * The socket behind agent-ask and agent-host-tool: one JSON line in, one JSON line out.
+ * @param {Questions} questions
+ * @returns {Promise<net.Server>}
+ */
+function listen(socket, questions, user) {
+  fs.mkdirSync(path.dirname(socket), { recursive: true, mode: 0o755 });
+  fs.rmSync(socket, { force: true });
+  const server = net.createServer({ allowHalfOpen: true }, (connection) => serve(connection, questions));
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(socket, () => {
+      fs.chmodSync(socket, 0o660);
+      if (user && process.getuid() === 0) fs.chownSync(socket, 0, user.gid);
+      resolve(server);
+    });
+  });
+}
+
+function serve(connection, questions) {
+  let text = '';
+  connection.setEncoding('utf8');
+  connection.on('error', () => connection.destroy());
+  connection.on('data', (chunk) => {
+    text += chunk;
+    if (text.length > MAX_QUESTION) return connection.destroy();
+    const end = text.indexOf('\n');
+    if (end < 0) return undefined;
+    connection.removeAllListeners('data');
+    connection.resume();
+    return void reply(connection, text.slice(0, end), questions);
+  });
+}
+
+async function reply(connection, line, questions) {
+  let answer;
+  try {
+    const { kind, toolName, toolInput } = JSON.parse(line);
+    if (typeof toolName !== 'string') throw new Error('toolName must be a string');
+    answer = kind === 'host_tool' ? await questions.hostTool(toolName, toolInput) : await questions.permission(toolName, toolInput);
+  } catch (error) {
+    answer = { behavior: 'deny', success: false, text: '', error: error.message, message: error.message };
+  }
+  if (!connection.destroyed) connection.end(`${JSON.stringify(answer)}\n`);
+}
+
+module.exports = { Questions, listen };

@@ -1,0 +1,175 @@
+'use strict';
+
+const fs = require('node:fs');
+const { AgentRun, checkProgram } = require('./agent');
+const { agentEnvironment, chooseAgent, describePresence, readDrive } = require('./environment');
+const { RequestError } = require('./errors');
+const { isInside } = require('./paths');
+const { parseRequest } = require('./request');
+const { findUser } = require('./users');
+
+const NO_AGENT = 'no agent is configured: set AGENT_COMMAND in /etc/conf.d/agentd, on the config drive or in the request, or send a "command"';
+
+/** Carries out one request: from its data to its one `result`. Never rejects. */
+class Runner {
+  #services;
+  #current;
+
+  /** @param {{config, log, channel, mounter, questions, launch?: Function}} services */
+  constructor(services) {
+    this.#services = services;
+  }
+
+  /** Pass a signal on to the running agent. */
+  signal(signal) {
+    this.#current?.signal(signal);
+  }
+
+  async run({ id, data, signal }) {
+    const { channel, log } = this.#services;
+    const started = performance.now();
+    try {
+      const history = await retrying(() => channel.history(id), this.#services.config.times.retry);
+      if (history !== 'ended') await this.#answer(id, data, signal, history, started);
+    } catch (error) {
+      log.alarm(`request ${id}: ${error.stack}`); // a bug here; the request must not be run again
+    }
+    await channel.finish(id);
+  }
+
+  async #answer(id, data, signal, history, started) {
+    const { channel, log } = this.#services;
+    const stream = await channel.openStream(id);
+    const outcome = await this.#outcome(id, data, signal, history, stream).catch((error) => failure(error));
+    const event = { type: 'result', ...outcome, durationMs: Math.round(performance.now() - started) };
+    await stream.write({ type: 'sdk_event', event });
+    await stream.close();
+    log.info(`request ${id}: ${outcome.subtype}, exit code ${outcome.exitCode}, signal ${outcome.signal}, ${event.durationMs} ms`);
+  }
+
+  async #outcome(id, data, signal, history, stream) {
+    if (history === 'begun') throw new RequestError('agentd ended while this request was running; it is not run again');
+    if (data instanceof Error) throw new RequestError(data.message);
+    if (signal.aborted) throw new RequestError(signal.reason.message);
+    const request = parseRequest(id, data);
+    // From here on the stream has content: the request counts as begun.
+    await stream.write({ type: 'sdk_event', event: { type: 'started', requestId: id } });
+    const plan = await this.#plan(request);
+    return this.#runAgent(request, plan, signal, stream);
+  }
+
+  /** Everything that can be wrong is found here, before anything of the agent runs. */
+  async #plan(request) {
+    const { config, mounter, channel, log } = this.#services;
+    const drive = readDrive(config.configDir);
+    log.info(`request ${request.id}: ${describePresence({ ...drive, ...request.env })}`);
+    const choice = chooseAgent(config.choices, drive, request.env);
+    const command = request.command ?? choice.command;
+    const user = findUser(choice.userName, config.passwdFile);
+    await mounter.prepare(request.mounts, user);
+    const cwd = workingFolder(request, choice.workdir, config, user);
+    await channel.beforeAgent(request, user);
+    if (command.length === 0) throw new RequestError(NO_AGENT);
+    const env = agentEnvironment(user, drive, request, config.socket);
+    checkProgram(command, env, cwd);
+    return { command, cwd, env, user, input: request.prompt, events: request.command === undefined };
+  }
+
+  async #runAgent(request, plan, signal, stream) {
+    const { config, channel, questions, launch } = this.#services;
+    const report = new Report(stream, config.limits);
+    const agent = new AgentRun(plan, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
+    this.#current = agent;
+    questions.serve({ request, channel, stream, signal });
+    const cancel = () => agent.stop();
+    signal.addEventListener('abort', cancel, { once: true });
+    if (signal.aborted) cancel();
+    const watch = setInterval(() => report.checkStall(agent, config.times.stall), 1000);
+    try {
+      const status = await agent.finished;
+      return report.outcome(status, signal, plan.events);
+    } finally {
+      clearInterval(watch);
+      signal.removeEventListener('abort', cancel);
+      questions.serve(undefined);
+      this.#current = undefined;
+      await channel.afterAgent(request, plan.user, stream);
+    }
+  }
+}
+
+/** Collects what the agent reports, and brakes the agent when the stream is slower than it. */
+class Report {
+  #stream;
+  #limits;
+  #text = ''; // the end of the plain output
+  #own; // the agent's own idea of a result
+  #stalled = false;
+
+  constructor(stream, limits) {
+    this.#stream = stream;
+    this.#limits = limits;
+  }
+
+  add(event, agent) {
+    if (event.type === 'result') {
+      this.#own = event; // the contract allows one result, and that is agentd's: this one becomes a part of it
+      return;
+    }
+    if (event.type === 'output' && event.stream === 'stdout' && !event.encoding) this.#text = (this.#text + event.data).slice(-this.#limits.resultText);
+    const written = this.#stream.write({ type: 'sdk_event', event });
+    if (this.#stream.pending <= this.#limits.backlog || !agent) return;
+    agent.pause();
+    void written.then(() => agent.resume());
+  }
+
+  checkStall(agent, limit) {
+    const since = this.#stream.stalledSince;
+    if (since === undefined || performance.now() - since < limit) return;
+    this.#stalled = true;
+    this.#stream.discard();
+    agent.stop('SIGKILL');
+    agent.resume();
+  }
+
+  outcome({ exitCode, signal }, cancel, agentMode) {
+    const end = { exitCode, signal };
+    if (this.#stalled) return { subtype: 'error', ...end, result: 'the stream could not be written; the agent was killed and output is lost' };
+    if (cancel.aborted) return { subtype: 'error', ...end, cancelled: true, result: cancel.reason.message };
+    const failed = exitCode !== 0 || (agentMode && this.#own?.subtype !== undefined && this.#own.subtype !== 'success');
+    const text = agentMode ? (this.#own?.result ?? this.#text) : '';
+    const summary = signal ? `the agent was killed by ${signal}` : `the agent ended with status ${exitCode}`;
+    const outcome = { subtype: failed ? 'error' : 'success', ...end, result: typeof text === 'string' && text !== '' && exitCode === 0 ? text : summary };
+    return this.#own ? { ...outcome, agentResult: this.#own } : outcome;
+  }
+}
+
+function failure(error) {
+  return { subtype: 'error', exitCode: error.exitCode ?? null, signal: null, result: error.message };
+}
+
+/** Where the agent starts: the request's cwd, else AGENT_WORKDIR, else the workspace; never outside what is the agent's. */
+function workingFolder(request, workdir, config, user) {
+  const cwd = request.cwd ?? workdir ?? config.workspace;
+  const bases = [config.workspace, user.home, '/tmp', ...request.mounts.map((mount) => mount.guestPath)];
+  const real = fs.existsSync(cwd) ? fs.realpathSync(cwd) : undefined;
+  if (!cwd.startsWith('/') || !bases.some((base) => isInside(base, cwd))) throw new RequestError(`cwd ${cwd} is outside ${config.workspace}`);
+  if (!real || !fs.statSync(real).isDirectory()) throw new RequestError(`cwd ${cwd} is not a folder`);
+  if (!bases.some((base) => isInside(fs.existsSync(base) ? fs.realpathSync(base) : base, real))) throw new RequestError(`cwd ${cwd} leads outside ${config.workspace}`);
+  if (isInside(config.ipcDir, real)) throw new RequestError(`cwd ${cwd} is agentd's own folder`);
+  return real;
+}
+
+/** Try until it works: the share may be away for a while. */
+async function retrying(action, pause) {
+  const { setTimeout: delay } = require('node:timers/promises');
+  for (;;) {
+    try {
+      return await action();
+    } catch {
+      await delay(pause);
+    }
+  }
+}
+
+module.exports = { Runner };

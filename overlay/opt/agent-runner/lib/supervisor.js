@@ -1,0 +1,115 @@
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const { setTimeout: delay } = require('node:timers/promises');
+const { FileChannel } = require('./filemode');
+const { makeHeartbeat, readRelease } = require('./heartbeat');
+const { RequestQueue } = require('./queue');
+
+/**
+ * The wiring: a channel to the host, a heartbeat over it, a queue of requests, one runner.
+ * The heartbeat goes out before the parts that only requests need are loaded.
+ */
+class Supervisor {
+  #config;
+  #log;
+  #mounter;
+  #release;
+  #channel;
+  #beats;
+  #queue;
+  #runner;
+  #launch;
+  #server;
+  #ending = false;
+
+  /** @param {{config, log, mounter, launch?: Function}} parts */
+  constructor({ config, log, mounter, launch }) {
+    this.#config = { ...config, socket: path.join(config.runDir, 'agent.sock') };
+    this.#log = log;
+    this.#mounter = mounter;
+    this.#launch = launch;
+    this.#release = readRelease(config.releaseFile);
+  }
+
+  async start() {
+    this.#channel = await this.#openChannel();
+    await this.#beat();
+    this.#beats = setInterval(() => void this.#beat(), this.#config.times.heartbeat);
+    await this.#prepare();
+    void this.#channel.run(this.#queue);
+    this.#log.info(`ready: ${this.#channel.mode} mode, pid ${process.pid}`);
+  }
+
+  /** The share first; then the serial port, which may appear late; then both again and again. */
+  async #openChannel() {
+    const started = performance.now();
+    for (let wait = 100; ; wait = Math.min(wait * 2, 1000)) {
+      if (await this.#mounter.mountIpc()) return this.#openFiles();
+      const port = require('./serial').findPort(this.#config.portName);
+      if (port) return require('./serial').openSerial(port, this.#config, this.#log);
+      if (performance.now() - started > this.#config.times.portSearch) this.#log.once('channel', 'no share "ipc" and no port "ipc.0"; still looking');
+      await delay(wait);
+    }
+  }
+
+  #openFiles() {
+    const channel = new FileChannel(this.#config, this.#log, this.#mounter);
+    try {
+      channel.makeFolders();
+    } catch (error) {
+      this.#log.alarm(`the ipc share is not usable: ${error.message}`);
+    }
+    return channel;
+  }
+
+  async #beat() {
+    await this.#channel.beat(makeHeartbeat(this.#channel.mode, this.#channel.mounted, this.#release));
+  }
+
+  async #prepare() {
+    const { Questions, listen } = require('./permissions');
+    const { Runner } = require('./run');
+    const questions = new Questions(this.#config.times);
+    const user = this.#cleanUp();
+    this.#server = await listen(this.#config.socket, questions, user);
+    this.#runner = new Runner({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, questions, launch: this.#launch });
+    this.#queue = new RequestQueue((entry) => this.#runner.run(entry), this.#config.limits.queue);
+  }
+
+  /** Agents of an agentd that crashed must not go on: their requests are answered as failed. */
+  #cleanUp() {
+    const { findUser, killUser } = require('./users');
+    let user;
+    try {
+      user = findUser(this.#config.choices.AGENT_USER ?? 'agent', this.#config.passwdFile);
+    } catch (error) {
+      this.#log.alarm(error.message);
+      return undefined;
+    }
+    const marker = path.join(this.#config.runDir, 'started');
+    fs.mkdirSync(this.#config.runDir, { recursive: true });
+    if (fs.existsSync(marker) && process.getuid() === 0) this.#log.info(`restarted; ${killUser(user.uid)} processes of ${user.name} killed`);
+    fs.writeFileSync(marker, '');
+    return user;
+  }
+
+  /** Pass a signal on to the agent. */
+  forward(signal) {
+    this.#runner?.signal(signal);
+  }
+
+  /** The service or the VM is being stopped: the agent is ended, its request gets its result, nothing new begins. */
+  async stop(reason) {
+    if (this.#ending) return;
+    this.#ending = true;
+    this.#channel?.stop();
+    const limit = this.#config.times.kill + 3000;
+    await Promise.race([this.#queue?.close(reason), delay(limit, undefined, { ref: false })]);
+    clearInterval(this.#beats);
+    this.#server?.close();
+  }
+}
+
+module.exports = { Supervisor };

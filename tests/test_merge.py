@@ -1,0 +1,146 @@
+"""Who owns a file when several packages bring it, and what an upgrade leaves alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from imgkit.apk.index import Package
+from imgkit.apk.unpack import Entry
+from imgkit.errors import RecipeError
+from imgkit.rootfs.accounts import Names
+from imgkit.rootfs.merge import Ledger, merge, remove
+from imgkit.rootfs.tree import Directory, File, HardLink, Inline, Symlink, Tree
+
+NAMES = Names(users={"root": 0, "www": 80}, groups={"root": 0, "www": 81})
+
+
+def package(name: str, version: str = "1-r0", *, replaces: str = "", priority: int = 0, origin: str = "") -> Package:
+    return Package(
+        name=name, version=version, replaces=tuple(replaces.split()), replaces_priority=priority, origin=origin
+    )
+
+
+def directory(path: str, mode: int = 0o755) -> Entry:
+    return Entry(path, Directory(mode=mode), None, "root", "root")
+
+
+def file(path: str, text: str, *, uname: str = "root", gname: str = "root", uid: int = 0) -> Entry:
+    data = text.encode()
+    return Entry(path, File(content=Inline(data), uid=uid, gid=uid), hashlib.sha1(data).digest(), uname, gname)
+
+
+def installed(*steps: tuple[Package, list[Entry]], tree: Tree | None = None) -> tuple[Tree, Ledger]:
+    tree, ledger = tree or Tree(), Ledger()
+    for one, entries in steps:
+        merge(tree, ledger, one, entries, NAMES)
+    return tree, ledger
+
+
+def test_owners_are_resolved_by_name_and_unknown_names_keep_their_number() -> None:
+    tree, ledger = installed(
+        (package("a"), [file("x", "", uname="www", gname="www", uid=7), file("y", "", uname="who", gname="who", uid=7)])
+    )
+    assert (tree["x"].uid, tree["x"].gid) == (80, 81)
+    assert (tree["y"].uid, tree["y"].gid) == (7, 7)
+    assert ledger.files["x"].uid == 80
+
+
+def test_two_packages_with_one_file_conflict() -> None:
+    with pytest.raises(RecipeError, match="a-1-r0 and b-1-r0 both install usr/x"):
+        installed((package("a"), [file("usr/x", "a")]), (package("b"), [file("usr/x", "b")]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        (package("a"), package("b", replaces="a"), "b"),
+        (package("a", replaces="b"), package("b"), "a"),
+        (package("a", replaces="b", priority=5), package("b", replaces="a", priority=9), "b"),
+        (package("a", replaces="b", priority=9), package("b", replaces="a", priority=5), "a"),
+        (package("a", replaces="b"), package("b", replaces="a"), "b"),
+        (package("a", origin="o"), package("b", origin="o"), "b"),
+        (package("a"), package("b", replaces="a<2"), "b"),
+    ],
+)
+def test_replaces(first: Package, second: Package, winner: str) -> None:
+    tree, ledger = installed((first, [file("x", "a")]), (second, [file("x", "b")]))
+    assert tree.read("x").decode() == winner
+    assert ledger.files["x"].package == winner
+
+
+def test_replaces_of_another_version_does_not_count() -> None:
+    with pytest.raises(RecipeError, match="both install"):
+        installed((package("a"), [file("x", "a")]), (package("b", replaces="a>=2"), [file("x", "b")]))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_directory_takes_its_mode_from_the_highest_priority(swap: bool) -> None:
+    steps = [
+        (package("base", priority=1000, origin="base"), [directory("var", 0o700)]),
+        (package("aaa", origin="aaa"), [directory("var", 0o755)]),
+    ]
+    tree, ledger = installed(*(reversed(steps) if swap else steps))
+    assert tree["var"].mode == 0o700
+    assert set(ledger.directories["var"]) == {"base", "aaa"}
+
+
+def test_links_to_directories_are_followed() -> None:
+    tree = Tree()
+    tree.mkdir("usr/lib")
+    tree.symlink("lib", "usr/lib")
+    tree, ledger = installed(
+        (package("a"), [directory("lib"), file("lib/x", "x"), Entry("lib/y", HardLink(target="lib/x"), None, "", "")]),
+        tree=tree,
+    )
+    assert tree.read("usr/lib/x") == b"x"
+    assert tree["usr/lib/y"] == HardLink(target="usr/lib/x")
+    assert "lib/x" in ledger.files
+
+
+def test_a_file_where_a_directory_is() -> None:
+    tree = Tree()
+    tree.mkdir("x/y")
+    with pytest.raises(RecipeError, match="cannot be installed"):
+        installed((package("a"), [file("x", "")]), tree=tree)
+
+
+def test_changed_configuration_is_kept_and_the_packages_copy_put_beside_it() -> None:
+    tree = Tree()
+    tree.write("etc/conf", "mine")
+    tree, _ = installed((package("a"), [file("etc/conf", "theirs")]), tree=tree)
+    assert (tree.read("etc/conf"), tree.read("etc/conf.apk-new")) == (b"mine", b"theirs")
+
+
+def test_unchanged_configuration_is_upgraded() -> None:
+    tree, ledger = installed((package("a"), [file("etc/conf", "old")]))
+    merge(tree, ledger, package("a", "2-r0"), [file("etc/conf", "new")], NAMES)
+    assert tree.read("etc/conf") == b"new"
+    assert "etc/conf.apk-new" not in tree
+
+
+def test_what_is_not_configuration_is_overwritten() -> None:
+    tree = Tree()
+    tree.symlink("bin/x", "/bin/busybox")
+    tree, _ = installed((package("a"), [file("bin/x", "real")]), tree=tree)
+    assert tree.read("bin/x") == b"real"
+
+
+def test_removing_a_package_leaves_what_others_have_and_what_was_changed() -> None:
+    tree, ledger = installed(
+        (package("a"), [directory("d"), directory("d/own"), file("d/own/x", "x"), file("d/f", "f"),
+                        directory("etc"), file("etc/same", "1"), file("etc/mine", "1"),
+                        Entry("d/l", Symlink(target="f"), hashlib.sha1(b"f").digest(), "", "")]),
+        (package("b"), [directory("d"), file("d/g", "g")]),
+    )  # fmt: skip
+    tree.write("etc/mine", "2")
+    assert remove(tree, ledger, "a").name == "a"
+    assert list(tree) == ["", "d", "d/g", "etc", "etc/mine"]
+    assert set(ledger.packages) == {"b"}
+
+
+def test_what_the_new_version_has_too_is_not_removed() -> None:
+    tree, ledger = installed((package("a"), [directory("d"), file("d/x", "x"), file("d/y", "y")]))
+    remove(tree, ledger, "a", keep=frozenset({"d", "d/x"}))
+    assert list(tree) == ["", "d", "d/x"]

@@ -102,7 +102,8 @@ class Libraries:
             if facts is None or (path, inherited) in seen:
                 continue
             seen.add((path, inherited))
-            search = self._run_path(path, facts) + inherited
+            # Each place once, or else libraries that need each other would make the list longer for ever.
+            search = tuple(dict.fromkeys(self._run_path(path, facts) + inherited))
             if facts.interpreter:
                 todo.append((self._existing(facts.interpreter, path), ()))
             todo.extend((self._library(name, path, search), search) for name in self._wanted(facts, search))

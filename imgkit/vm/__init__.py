@@ -1,1 +1,5 @@
 """Running an image: accelerator, QEMU command line, console, agent."""
+
+from imgkit.vm.running import VM
+
+__all__ = ["VM"]

@@ -1,0 +1,311 @@
+"""The host's side of the agentd contract: requests to the agent and what comes back.
+
+A :class:`Request` is an iterator of events that ends after the result. Two transports carry it: files in the ``ipc``
+share (:mod:`imgkit.vm.filemode`) and lines on a virtio-serial port (:mod:`imgkit.vm.serialmode`).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from imgkit.errors import GuestError, UsageError
+from imgkit.vm import protocol
+from imgkit.vm.failures import RequestError
+from imgkit.vm.protocol import Event, Garbage, Heartbeat, HostToolRequest, Lines, Output, PermissionRequest, Result
+
+POLL = 0.05
+"""Seconds between two looks."""
+MAX_STREAM = 1 << 30
+"""Bytes of one request's stream."""
+MAX_OUTPUT = 64 << 20
+"""Bytes of each output stream that :func:`run` keeps."""
+
+
+class Transport(Protocol):
+    """How requests get into the guest and events out of it. Nothing here blocks for long."""
+
+    def heartbeat(self) -> Heartbeat | None:
+        """The newest heartbeat since the machine started, or None."""
+
+    def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
+        """Hand the request over."""
+
+    def read(self, request_id: str) -> bytes:
+        """What the request's stream has got since the last call; empty if nothing."""
+
+    def permission(self, question_id: str, answer: Mapping[str, Any]) -> None:
+        """Answer a permission request."""
+
+    def host_tool(self, question_id: str, answer: Mapping[str, Any]) -> None:
+        """Answer a host tool request."""
+
+    def cancel(self, request_id: str) -> None:
+        """Ask the guest to stop working on the request."""
+
+    def forget(self, request_id: str) -> None:
+        """The request is over: remove what is left of it."""
+
+    def close(self) -> None:
+        """Give back what the transport holds."""
+
+
+@dataclass(frozen=True)
+class Permission:
+    """Answer to a :class:`PermissionRequest`."""
+
+    allow: bool
+    message: str | None = None
+    updated_input: Any = None
+
+    def body(self) -> dict[str, Any]:
+        """As the contract has it."""
+        answer: dict[str, Any] = {"behavior": "allow" if self.allow else "deny"}
+        if self.message is not None:
+            answer["message"] = self.message
+        if self.updated_input is not None:
+            answer["updatedInput"] = self.updated_input
+        return answer
+
+
+@dataclass(frozen=True)
+class HostToolAnswer:
+    """Answer to a :class:`HostToolRequest`."""
+
+    success: bool
+    text: str = ""
+    error: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the contract has it."""
+        answer: dict[str, Any] = {"type": "host_tool_response", "success": self.success, "text": self.text}
+        return answer if self.error is None else {**answer, "error": self.error}
+
+
+OnPermission: TypeAlias = Callable[[PermissionRequest], "Permission | bool"]
+OnHostTool: TypeAlias = Callable[[HostToolRequest], HostToolAnswer]
+
+
+def refuse(question: PermissionRequest) -> Permission:
+    """The answer where nobody is there to be asked."""
+    return Permission(False, f"nobody to ask about {question.tool_name}")
+
+
+def no_tool(question: HostToolRequest) -> HostToolAnswer:
+    """The answer where the host offers no tools."""
+    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name}")
+
+
+def compose(
+    *,
+    prompt: str | None = None,
+    command: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    mounts: Mapping[str, Mapping[str, str]] | None = None,
+    auto_approve: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Args:
+        prompt: text for the agent; command: run exactly this instead, without a shell.
+        env: additional environment. cwd: folder in the guest.
+        mounts: name → {"tag", "guestPath"}, mounted before the agent starts.
+        auto_approve: the agent need not ask for permission.
+        extra: further keys of the contract, as they are.
+
+    Raises:
+        UsageError: neither or both of prompt and command, or something that is no text.
+    """
+    if (prompt is None) == (command is None):
+        raise UsageError("a request needs either a prompt or a command")
+    if isinstance(command, str) or not all(isinstance(word, str) for word in command or ()) or command == []:
+        raise UsageError("a command is a non-empty list of words")
+    request: dict[str, Any] = dict(extra or {})
+    if command is not None:
+        request["command"] = list(command)
+    else:
+        request["prompt"] = prompt
+    if cwd is not None:
+        request["cwd"] = cwd
+    request["env"] = dict(env or {})
+    request["mounts"] = {name: dict(mount) for name, mount in (mounts or {}).items()}
+    request["autoApprove"] = auto_approve
+    return request
+
+
+class Request:
+    """One request, handed over when this is made; iterate for its events, the last of which is the Result.
+
+    Questions of the agent are answered through the callbacks before they are yielded. Leaving early with
+    :meth:`cancel` (or the end of a ``with`` block) asks the guest to stop.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        body: Mapping[str, Any],
+        *,
+        on_permission: OnPermission = refuse,
+        on_host_tool: OnHostTool = no_tool,
+        timeout: float | None = None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Submit ``body``.
+
+        Args:
+            transport: carries it.
+            body: see :func:`compose`.
+            on_permission, on_host_tool: answer the agent's questions.
+            timeout: seconds until the result must be there; None waits for ever.
+            alive: called in every turn; raises when the guest is gone.
+        """
+        self.id = str(uuid.uuid4())
+        self._transport = transport
+        self._on_permission = on_permission
+        self._on_host_tool = on_host_tool
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._alive = alive
+        self._lines = Lines()
+        self._events: deque[Event] = deque()
+        self._received = 0
+        self._answered: set[str] = set()
+        self._over = False
+        transport.submit(self.id, body)
+
+    def __enter__(self) -> Request:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        """The next event.
+
+        Raises:
+            StopIteration: the result has been given.
+            RequestError: no result in time, or the stream grew over :data:`MAX_STREAM`.
+            BootError: the guest died meanwhile.
+        """
+        if self._over:
+            raise StopIteration
+        try:
+            event = self._wait()
+            self._answer(event)
+        except BaseException:
+            self.cancel()
+            raise
+        if isinstance(event, Result):
+            self._over = True
+            self._transport.forget(self.id)
+        return event
+
+    def result(self) -> Result:
+        """Read on to the result and return it."""
+        for event in self:
+            if isinstance(event, Result):
+                return event
+        raise RequestError("the request is over already")
+
+    def cancel(self) -> None:
+        """Ask the guest to stop, if there is no result yet, and end the iteration."""
+        if not self._over:
+            self._over = True
+            self._transport.cancel(self.id)
+
+    def _wait(self) -> Event:
+        while not self._events:
+            data = self._transport.read(self.id)
+            if data:
+                self._take(data)
+                continue
+            self._alive()
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
+            time.sleep(POLL)
+        return self._events.popleft()
+
+    def _take(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > MAX_STREAM:
+            raise RequestError(f"the stream of the request grew over {MAX_STREAM >> 20} MiB")
+        for line in self._lines.feed(data):
+            if line:
+                self._events.append(line if isinstance(line, Garbage) else protocol.parse_event(line))
+
+    def _answer(self, event: Event) -> None:
+        """Answer a question, each only once whatever the guest repeats."""
+        if isinstance(event, PermissionRequest) and event.request_id not in self._answered:
+            self._answered.add(event.request_id)
+            verdict = self._on_permission(event)
+            answer = verdict if isinstance(verdict, Permission) else Permission(verdict)
+            self._transport.permission(event.request_id, answer.body())
+        elif isinstance(event, HostToolRequest) and event.request_id not in self._answered:
+            self._answered.add(event.request_id)
+            self._transport.host_tool(event.request_id, self._on_host_tool(event).body())
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ran in the guest. ``status`` follows the shell: 128 + number for an unknown signal's death."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    result: Result
+
+    @property
+    def text(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+    def check(self) -> Completed:
+        """Return self if the command succeeded.
+
+        Raises:
+            GuestError: it did not; says what it wrote last.
+        """
+        if self.status == 0 and self.result.ok:
+            return self
+        said = self.stderr.decode(errors="replace").strip().rpartition("\n")[2] or self.result.text
+        raise GuestError(f"command in the guest failed with status {self.status}" + (f": {said}" if said else ""))
+
+
+_SIGNALS = {"SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGILL": 4, "SIGABRT": 6, "SIGBUS": 7, "SIGFPE": 8}
+_SIGNALS |= {"SIGKILL": 9, "SIGUSR1": 10, "SIGSEGV": 11, "SIGUSR2": 12, "SIGPIPE": 13, "SIGALRM": 14, "SIGTERM": 15}
+
+
+def status(result: Result) -> int:
+    """The exit status that stands for ``result``: the command's own, 128 + n for a signal, else 0 or 1."""
+    if result.exit_code is not None:
+        return result.exit_code
+    if result.signal is not None:
+        return 128 + _SIGNALS.get(result.signal, 0)
+    return 0 if result.ok else 1
+
+
+def collect(request: Request) -> Completed:
+    """Read a request to its end.
+
+    Raises:
+        RequestError: it wrote more than :data:`MAX_OUTPUT` to one of its streams, or see :class:`Request`.
+    """
+    output = {"stdout": bytearray(), "stderr": bytearray()}
+    with request:
+        for event in request:
+            if isinstance(event, Output):
+                output[event.stream] += event.data
+                if len(output[event.stream]) > MAX_OUTPUT:
+                    raise RequestError(f"the command wrote more than {MAX_OUTPUT >> 20} MiB to {event.stream}")
+            elif isinstance(event, Result):
+                return Completed(status(event), bytes(output["stdout"]), bytes(output["stderr"]), event)
+    raise RequestError("the request is over already")

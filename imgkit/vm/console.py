@@ -1,0 +1,247 @@
+"""What the serial console tells: how far a boot has come, and what went wrong. Pure functions over its text.
+
+The sentences are those of SeaBIOS, EDK2 (``BdsDxe.c``, the UEFI shell), GRUB 2, Linux, Alpine's initramfs and OpenRC.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from imgkit.vm import failures
+from imgkit.vm.failures import BootError
+
+TAIL_LINES = 20
+
+
+class Stage(enum.IntEnum):
+    """How far a boot has come."""
+
+    NOTHING = 0
+    FIRMWARE = 1
+    BOOT_LOADER = 2
+    KERNEL = 3
+    INITRAMFS = 4
+    INIT = 5
+    LOGIN = 6
+    AGENT = 7
+
+    @property
+    def words(self) -> str:
+        """As a phrase."""
+        return _STAGE_WORDS[self]
+
+
+_STAGE_WORDS = {
+    Stage.NOTHING: "nothing was written to the console",
+    Stage.FIRMWARE: "the firmware had started",
+    Stage.BOOT_LOADER: "the boot loader had started",
+    Stage.KERNEL: "the kernel had started",
+    Stage.INITRAMFS: "the initramfs had started",
+    Stage.INIT: "OpenRC had started",
+    Stage.LOGIN: "the system was up",
+    Stage.AGENT: "the agent had started",
+}
+
+_STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
+    (Stage.AGENT, re.compile(r"^.{0,40}(?:\* Starting agentd\b|\bagentd: )", re.MULTILINE)),
+    (Stage.LOGIN, re.compile(r"^\S{1,64} login: ?$|^Welcome to Alpine Linux", re.MULTILINE)),
+    (Stage.INIT, re.compile(r"^ {0,8}OpenRC [0-9.]{1,20}.{0,80} is starting up", re.MULTILINE)),
+    (Stage.INITRAMFS, re.compile(r"Alpine Init [0-9]|Run /init as init process|Loading boot drivers|Mounting root")),
+    (Stage.KERNEL, re.compile(r"^\[ *\d+\.\d{6}\] |\bLinux version \d", re.MULTILINE)),
+    (Stage.BOOT_LOADER, re.compile(r"GNU GRUB|Welcome to GRUB|^Booting `|^Loading Linux|^grub>", re.MULTILINE)),
+    (Stage.FIRMWARE, re.compile(r"\S")),
+)
+
+
+def clean(text: str) -> str:
+    """``text`` without terminal control sequences and carriage returns, fit for matching and for a terminal."""
+    text = re.sub(r"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[A-Za-z78=>])", "", text)
+    return re.sub(r"[^\n\t\x20-\x7e\x80-\U0010ffff]|[\x80-\x9f]", "", text)
+
+
+def tail(text: str, lines: int = TAIL_LINES, width: int = 200) -> str:
+    """The last non-empty lines of ``text``, cleaned and cut to ``width`` characters."""
+    kept = [line.rstrip() for line in clean(text[-64_000:]).split("\n") if line.strip()]
+    return "\n".join(line[:width] for line in kept[-lines:])
+
+
+def stage(text: str) -> Stage:
+    """The furthest stage that the cleaned console text shows."""
+    return next((found for found, pattern in _STAGES if pattern.search(text)), Stage.NOTHING)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A failure that the console shows.
+
+    ``patience`` is for how many seconds the console must then stay silent before it counts: the rest of a message
+    is worth having, and GRUB goes on after many of its errors.
+    """
+
+    kind: type[BootError]
+    message: str
+    patience: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """A sentence that gives a failure away. Repetitions in patterns are bounded: the text is the guest's."""
+
+    kind: type[BootError]
+    pattern: re.Pattern[str]
+    message: str
+    patience: float = 1.0
+    until: Stage = Stage.AGENT  # once the boot is past this stage the sign means nothing
+    also: str = ""  # must be in the text too
+
+
+def _sign(
+    kind: type[BootError],
+    pattern: str,
+    message: str,
+    *,
+    patience: float = 1.0,
+    until: Stage = Stage.AGENT,
+    also: str = "",
+) -> _Sign:
+    return _Sign(kind, re.compile(pattern, re.MULTILINE), message, patience, until, also)
+
+
+_NOTHING = "the firmware found nothing to boot on the disk"
+_GRUB_ERROR = r"^ {0,8}(?P<what>error: [^\n]{0,200})"
+
+_SIGNS: tuple[_Sign, ...] = (
+    _sign(failures.KernelPanicError, r"Kernel panic - not syncing: (?P<what>[^\n]{0,200})", "kernel panic: {what}"),
+    _sign(
+        failures.NothingToBootError,
+        r"^No bootable device\.|BdsDxe: No bootable option",
+        _NOTHING,
+        patience=0.3,
+        until=Stage.FIRMWARE,
+    ),
+    _sign(failures.NothingToBootError, r"^Shell> ?\Z", _NOTHING, patience=2.0, until=Stage.FIRMWARE),
+    # The shell counts five seconds down before it runs a startup.nsh, which may well boot.
+    _sign(failures.NothingToBootError, r"UEFI Interactive Shell v", _NOTHING, patience=8.0, until=Stage.FIRMWARE),
+    _sign(
+        failures.BootLoaderError,
+        _GRUB_ERROR,
+        "GRUB ended at its rescue prompt: {what}",
+        until=Stage.BOOT_LOADER,
+        also="grub rescue>",
+    ),
+    _sign(
+        failures.BootLoaderError,
+        _GRUB_ERROR,
+        "GRUB ended at its prompt: {what}",
+        until=Stage.BOOT_LOADER,
+        also="Minimal BASH-like",
+    ),
+    _sign(
+        failures.BootLoaderError,
+        r"^grub> ?|Minimal BASH-like line editing",
+        "GRUB ended at its prompt: it found no configuration",
+        until=Stage.BOOT_LOADER,
+    ),
+    # GRUB gets on after many of its errors, and a quiet kernel then says nothing for a long time.
+    _sign(failures.BootLoaderError, _GRUB_ERROR, "GRUB stopped: {what}", patience=20.0, until=Stage.BOOT_LOADER),
+    _sign(
+        failures.InitramfsError,
+        r"(?P<what>mount: mounting [^\n]{0,200})?[ \n]{0,4}(?:Mounting root failed|initramfs emergency recovery shell)",
+        "the initramfs could not mount the root filesystem: {what}",
+        until=Stage.INITRAMFS,
+    ),
+    _sign(
+        failures.InitramfsError,
+        r"(?P<what>[^\n]{0,200}not found in new root[^\n]{0,200})",
+        "the root filesystem has no init: {what}",
+        until=Stage.INITRAMFS,
+    ),
+    _sign(
+        failures.InitError,
+        r"can't run '(?P<what>/sbin/openrc[^\n]{0,200})|(?P<what2>openrc: [^\n]{0,100}(?:cannot|fail)[^\n]{0,200})"
+        r"|(?P<what3>can't open /etc/inittab[^\n]{0,200})",
+        "init failed: {what}",
+    ),
+    _sign(
+        failures.AgentError,
+        r"(?P<what>ERROR: agentd failed to start[^\n]{0,200}|agentd: fatal[^\n]{0,200}"
+        r"|supervise-daemon[^\n]{0,200}agentd[^\n]{0,200}(?:too many times|giving up)[^\n]{0,200})",
+        "the agent crashed: {what}",
+        patience=2.0,
+    ),
+)
+
+_EMULATION = re.compile(r"Oops: int3: ")
+"""A breakpoint trap in kernel code: the kernel patches its own code through a breakpoint, and QEMU's multi-threaded
+emulation of x86 now and then still executes it after it has been replaced. Seen in about one of 50 boots."""
+
+
+def diagnose(text: str) -> Finding | None:
+    """The failure that the cleaned console text shows, if any: the one that explains the others."""
+    reached = stage(text)
+    for sign in _SIGNS:
+        match = None if reached > sign.until or sign.also not in text else sign.pattern.search(text)
+        if match is None:
+            continue
+        words = next((value.strip() for value in match.groupdict().values() if value), "")
+        return Finding(sign.kind, sign.message.format(what=words[:200]).rstrip(": "), sign.patience)
+    return None
+
+
+def failure(finding: Finding, text: str) -> BootError:
+    """The exception for ``finding``."""
+    error = finding.kind(finding.message, console=tail(text))
+    if isinstance(error, failures.KernelPanicError) and _EMULATION.search(text):
+        error.emulation = True
+        error.hint = "a known fault of QEMU's multi-threaded emulation; try again or use one CPU"
+    return error
+
+
+def died(ending: str, stderr: str, text: str) -> BootError:
+    """The exception for a QEMU that ended while it should have run: what the console shows goes first.
+
+    Args:
+        ending: how the process ended, in words.
+        stderr: what it wrote to standard error.
+        text: the cleaned console text.
+    """
+    finding = diagnose(text)
+    if finding is not None:
+        return failure(finding, text)
+    said = clean(stderr).strip().rpartition("\n")[2]
+    return failures.QemuDiedError(f"QEMU {ending}" + (f": {said}" if said else ""), console=tail(text))
+
+
+def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
+    """The exception for a deadline that passed.
+
+    Args:
+        seconds: how long the boot was given.
+        quiet: for how many seconds the console had been silent.
+        text: the cleaned console text.
+        heartbeat: what was wrong with the heartbeat, one phrase; empty if there never was one.
+    """
+    reached = stage(text)
+    shown = tail(text)
+    finding = diagnose(text)
+    if finding is not None:
+        return failure(finding, text)
+    if heartbeat:
+        return failures.AgentError(f"the agent is not ready after {seconds:g} s: {heartbeat}", console=shown)
+    if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > 10):
+        return failures.AgentError(
+            f"no heartbeat of the agent within {seconds:g} s, though {reached.words}",
+            console=shown,
+            hint="is agentd in the default runlevel, and was the ipc share given?",
+        )
+    going = quiet < 10 and bool(text)
+    pace = "it was still getting on" if going else f"silent for the last {min(quiet, seconds):.0f} s"
+    error = failures.BootTimeoutError(
+        f"no heartbeat within {seconds:g} s: {reached.words}, {pace}",
+        console=shown,
+        hint="a longer --timeout may do" if going else None,
+    )
+    error.progress = going
+    return error

@@ -1,0 +1,54 @@
+"""The console file of a running machine, read as it grows."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from imgkit.vm import console
+from imgkit.vm.console import Stage
+
+KEEP = 256 << 10
+"""Characters of cleaned text that are looked at."""
+MAX_FILE = 64 << 20
+"""Bytes after which the console file is begun anew: a guest must not fill the host's disk."""
+
+
+class ConsoleLog:
+    """Follows a file that QEMU appends to. ``times`` has the seconds since the start at which each stage showed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = ""
+        self.stage = Stage.NOTHING
+        self.times: dict[Stage, float] = {}
+        self._offset = 0
+        self._started = self._changed = time.monotonic()
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since the console last grew."""
+        return time.monotonic() - self._changed
+
+    def refresh(self) -> bool:
+        """Read what is new; whether there was something."""
+        try:
+            with self.path.open("rb") as source:
+                source.seek(self._offset)
+                data = source.read(KEEP * 4)
+        except FileNotFoundError:
+            return False
+        if not data:
+            return False
+        self._offset += len(data)
+        if self._offset > MAX_FILE:
+            os.truncate(self.path, 0)
+            self._offset = 0
+        self._changed = time.monotonic()
+        self.text = console.clean(self.text + data.decode(errors="replace"))[-KEEP:]
+        reached = max(self.stage, console.stage(self.text))
+        if reached > self.stage:
+            self.stage = reached
+            self.times[reached] = self._changed - self._started
+        return True

@@ -1,0 +1,74 @@
+"""What differs between the architectures that imgkit boots: one record each."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from imgkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How QEMU is asked for a machine of one architecture.
+
+    ``machine`` and ``host_app_machine`` are QEMU's names for the board: the harness's own choice, and what the host
+    application of the agentd contract uses. ``tcg_cpu`` is the quickest CPU model under emulation, ``native_cpu`` the
+    one for hardware acceleration. ``console`` is the kernel's name for the serial port.
+    """
+
+    arch: str
+    binary: str
+    machine: str
+    host_app_machine: str | None
+    tcg_cpu: str
+    native_cpu: str
+    console: str
+    host_names: tuple[str, ...]
+
+    @property
+    def host_app_command_line(self) -> str:
+        """The kernel command line with which the host application boots directly."""
+        return f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
+
+
+MACHINES: dict[str, Machine] = {
+    "amd64": Machine(
+        arch="amd64",
+        binary="qemu-system-x86_64",
+        machine="q35",
+        host_app_machine=None,  # QEMU's default board (pc)
+        tcg_cpu="max",  # "host" needs hardware acceleration
+        native_cpu="host",
+        console="ttyS0",
+        host_names=("x86_64", "amd64"),
+    ),
+    "arm64": Machine(
+        arch="arm64",
+        binary="qemu-system-aarch64",
+        machine="virt",
+        host_app_machine="virt",
+        tcg_cpu="cortex-a72",  # "max" emulates pointer authentication, which doubles the time to boot
+        native_cpu="host",
+        console="ttyAMA0",
+        host_names=("aarch64", "arm64"),
+    ),
+}
+
+
+def machine(arch: str) -> Machine:
+    """The record of ``arch``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return MACHINES[arch]
+    except KeyError:
+        raise UsageError(f"{arch}: unknown architecture", hint=f"known are {', '.join(MACHINES)}") from None
+
+
+def host_arch() -> str:
+    """The host's architecture in imgkit's terms, or the kernel's name for it where imgkit has none."""
+    name = platform.machine().lower()
+    return next((record.arch for record in MACHINES.values() if name in record.host_names), name)

@@ -1,0 +1,75 @@
+"""A small client of QEMU's control protocol (QMP: one JSON object a line), for powering off and for liveness."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+_LIMIT = 1 << 20  # bytes of one answer
+
+
+class QmpError(Exception):
+    """The control connection is gone or talks nonsense."""
+
+
+class Qmp:
+    """A connected control socket. Events are skipped; nothing here waits longer than it is told to."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._pending = b""
+        self._ready = False
+
+    def execute(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
+        """Run a command and return what it answers.
+
+        Raises:
+            QmpError: no answer in time, the connection is closed, or QEMU refused.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._ready:
+            self._line(deadline)  # the greeting
+            self._command("qmp_capabilities", {}, deadline)
+            self._ready = True
+        return self._command(command, arguments, deadline)
+
+    def _command(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
+        message = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        try:
+            self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as cause:
+            raise QmpError(f"{command}: {cause}") from cause
+        while True:
+            answer = self._line(deadline)
+            if "error" in answer:
+                raise QmpError(f"{command}: {answer['error']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def _line(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self._pending:
+            try:
+                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+                data = self._socket.recv(65536)
+            except OSError as cause:
+                raise QmpError(str(cause) or "no answer in time") from cause
+            if not data or len(self._pending) > _LIMIT:
+                raise QmpError("connection closed" if not data else "answer too long")
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        try:
+            answer = json.loads(line)
+        except ValueError as cause:
+            raise QmpError("answer is not JSON") from cause
+        if not isinstance(answer, dict):
+            raise QmpError("answer is no object")
+        return answer
+
+    def close(self) -> None:
+        """Close the connection."""
+        with suppress(OSError):
+            self._socket.close()

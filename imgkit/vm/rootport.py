@@ -1,0 +1,110 @@
+"""Commands as root in the guest, for tests: over a port that only an image made for tests answers on.
+
+The images that imgkit builds have no way to become root. A test adds a helper to its own variant of an image; it
+reads one JSON object a line from the virtio-serial port ``imgkit.root``, ``{"id", "argv", "stdin"}``, and answers
+``{"id", "status", "stdout", "stderr"}`` (the streams in base64).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from imgkit.errors import GuestError
+from imgkit.vm.protocol import parse_object
+
+_LIMIT = 64 << 20  # bytes of one answer
+_AGAIN = 1.0  # seconds between two calls while nobody has answered yet: the port drops what comes before its opening
+
+
+@dataclass(frozen=True)
+class RootCompleted:
+    """A command that ran as root in the guest."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+
+class RootPort:
+    """The host's end of the port."""
+
+    def __init__(self, connection: socket.socket, alive: Callable[[], None] = lambda: None) -> None:
+        self._socket = connection
+        self._alive = alive
+        self._pending = bytearray()
+        self._next = 0
+        self._heard = False
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
+        """Run ``argv`` as root and wait for its end.
+
+        Raises:
+            GuestError: no answer in time (has the image the helper?), or one that is none.
+        """
+        self._next += 1
+        identity = self._next
+        call = {"id": identity, "argv": list(argv), "stdin": base64.b64encode(stdin).decode()}
+        line = json.dumps(call).encode() + b"\n"
+        deadline, again = time.monotonic() + timeout, 0.0
+        while time.monotonic() < deadline:
+            if time.monotonic() >= again:  # the helper runs an id once, however often it is asked
+                self._send(line, deadline)
+                again = float("inf") if self._heard else time.monotonic() + _AGAIN
+            answer = self._answer(identity)
+            if answer is not None:
+                return answer
+            self._alive()
+        raise GuestError(f"{argv[0]}: no answer from the guest's root helper within {timeout:g} s")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def _send(self, line: bytes, deadline: float) -> None:
+        self._socket.settimeout(max(0.1, deadline - time.monotonic()))
+        try:
+            self._socket.sendall(line)
+        except OSError as cause:
+            raise GuestError(f"the guest's root helper does not listen: {cause}") from cause
+
+    def _answer(self, identity: int) -> RootCompleted | None:
+        """The answer, if it comes within a tenth of a second; answers to others are skipped."""
+        self._socket.settimeout(0.1)
+        try:
+            data = self._socket.recv(1 << 20)
+        except TimeoutError:
+            return None
+        except OSError as cause:
+            raise GuestError(f"the guest's root helper is gone: {cause}") from cause
+        self._pending += data
+        if not data or len(self._pending) > _LIMIT:
+            raise GuestError("the guest's root helper is gone" if not data else "answer of the root helper is too long")
+        while b"\n" in self._pending:
+            line, _, rest = bytes(self._pending).partition(b"\n")
+            self._pending = bytearray(rest)
+            self._heard = True
+            completed = _completed(line, identity)
+            if completed is not None:
+                return completed
+        return None
+
+
+def _completed(line: bytes, identity: int) -> RootCompleted | None:
+    try:
+        values = parse_object(line)
+        if values.get("id") != identity:
+            return None
+        streams = [base64.b64decode(values.get(name) or "", validate=True) for name in ("stdout", "stderr")]
+        return RootCompleted(int(values["status"]), *streams)
+    except (ValueError, TypeError, KeyError) as cause:
+        raise GuestError(f"the guest's root helper answered nonsense: {line[:80]!r}") from cause

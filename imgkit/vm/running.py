@@ -1,0 +1,452 @@
+"""A booted image: the handle that tests and commands hold.
+
+The process belongs to the thread that boots: on Linux QEMU is killed when that thread ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imgkit import process
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import agent, argv, console, firmware, launch, machines, probe, protocol
+from imgkit.vm.agent import Completed, OnHostTool, OnPermission, Request, Transport, no_tool, refuse
+from imgkit.vm.argv import Disk, Share, VmSpec
+from imgkit.vm.consolelog import ConsoleLog
+from imgkit.vm.failures import KernelPanicError
+from imgkit.vm.filemode import FileMode
+from imgkit.vm.launch import Running
+from imgkit.vm.probe import Verdict
+from imgkit.vm.protocol import Heartbeat
+from imgkit.vm.qmp import QmpError
+from imgkit.vm.rootport import RootCompleted, RootPort
+from imgkit.vm.scratch import private_folder
+from imgkit.vm.serialmode import SerialMode
+from imgkit.vm.shares import Folder
+
+log = logging.getLogger("imgkit.vm")
+
+TIMEOUT = 180.0
+"""Seconds that a boot gets by default (the agentd contract)."""
+POLL = 0.1
+_EMULATION_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What is booted and how; see :meth:`VM.boot` for the fields."""
+
+    image: Path | None
+    arch: str
+    firmware: str = "bios"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str | None = None
+    memory_mib: int | None = None
+    cpus: int = 2
+    accelerator: str = "auto"
+    cpu: str | None = None
+    shares: Mapping[str, Path] = field(default_factory=dict)
+    ipc: str = "file"
+    config: bytes | None = None
+    network: bool = True
+    style: str = "harness"
+    bus: str = "virtio-blk"
+    root_port: bool = False
+    console: Path | None = None
+    extra: tuple[str, ...] = ()
+
+
+class VM:
+    """A running machine. Made by :meth:`boot`; over when that block ends."""
+
+    def __init__(self, what: Boot, running: Running, verdict: Verdict, log_: ConsoleLog) -> None:
+        self.what = what
+        self.verdict = verdict
+        self.memory_mib = running.spec.memory_mib
+        self.argv = argv.arguments(running.spec)
+        self.seconds_to_ready: float | None = None
+        self._running = running
+        self._log = log_
+        self._started = time.monotonic()
+        self._looked = 0.0
+        self._off = False
+        self._stack = ExitStack()
+        self._folders: dict[str, Folder] = {}
+        self._transport = self._connect()
+        self._root = RootPort(running.ports[argv.ROOT_PORT], self.check) if what.root_port else None
+
+    # ---- booting -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @contextmanager
+    def boot(
+        cls,
+        image: Path | None,
+        *,
+        arch: str | None = None,
+        firmware: str = "bios",
+        kernel: Path | None = None,
+        initrd: Path | None = None,
+        command_line: str | None = None,
+        memory_mib: int | None = None,
+        cpus: int = 2,
+        accelerator: str = "auto",
+        cpu: str | None = None,
+        shares: Mapping[str, Path] | None = None,
+        ipc: str = "file",
+        config: bytes | None = None,
+        network: bool = True,
+        style: str = "harness",
+        bus: str = "virtio-blk",
+        root_port: bool = False,
+        console: Path | None = None,
+        extra: Sequence[str] = (),
+        timeout: float = TIMEOUT,
+        wait: bool = True,
+    ) -> Iterator[VM]:
+        """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
+
+        Args:
+            image: qcow2 or raw disk image; never written to. None boots without a disk.
+            arch: "amd64" or "arm64"; None means the host's.
+            firmware: "bios", "uefi", or "direct" with ``kernel``, ``initrd`` and ``command_line`` (None: the host
+                application's).
+            memory_mib: None tries 4096, 2048 and 1024.
+            cpus: number of virtual CPUs.
+            accelerator: "auto", "kvm", "hvf" or "tcg"; cpu: model, None for the quickest one.
+            shares: tag → host folder. "ipc" may name a folder of one's own; otherwise a private one is made.
+            ipc: "file" for requests over the ipc share, "serial" for the virtio-serial port.
+            config: an ISO image with per-boot configuration; it exists on the host only as long as the machine.
+            network: user-mode network.
+            style: "harness", or "host-app" for the agentd contract's own QEMU arguments.
+            bus: "virtio-blk" or "virtio-scsi".
+            root_port: offer the port of :mod:`imgkit.vm.rootport`.
+            console: file that the console is appended to; None keeps it private.
+            extra: further arguments for QEMU.
+            timeout: seconds until the agent must be ready.
+            wait: False hands the machine over at once; see :meth:`wait_ready`.
+
+        Raises:
+            HostError: QEMU, firmware or image are missing, or QEMU refuses.
+            BootError: the guest did not come up; the class says how.
+        """
+        what = Boot(
+            image=image,
+            arch=arch or machines.host_arch(),
+            firmware=firmware,
+            kernel=kernel,
+            initrd=initrd,
+            command_line=command_line,
+            memory_mib=memory_mib,
+            cpus=cpus,
+            accelerator=accelerator,
+            cpu=cpu,
+            shares=dict(shares or {}),
+            ipc=ipc,
+            config=config,
+            network=network,
+            style=style,
+            bus=bus,
+            root_port=root_port,
+            console=console,
+            extra=tuple(extra),
+        )
+        deadline = time.monotonic() + timeout
+        verdict = probe.probe(what.arch, what.accelerator)
+        for attempt in range(1, _EMULATION_TRIES + 1):
+            with ExitStack() as stack:
+                vm = stack.enter_context(_machine(what, verdict))
+                try:
+                    if wait:
+                        vm.wait_ready(deadline - time.monotonic())
+                except KernelPanicError as panic:
+                    if not panic.emulation or attempt == _EMULATION_TRIES:
+                        raise
+                    log.warning("emulation crashed the guest's kernel (%s); booting again", panic.message)
+                    continue
+                yield vm
+                return
+
+    def wait_ready(self, timeout: float = TIMEOUT) -> Heartbeat:
+        """Wait for the agent's heartbeat, as the contract defines readiness.
+
+        Raises:
+            BootError: QEMU died, the console shows a failure, or the time is over; the class says which.
+        """
+        deadline = time.monotonic() + timeout
+        trouble = ""
+        while True:
+            beat = self._transport.heartbeat()
+            if beat is not None:
+                trouble = beat.trouble(time.time())
+                if not trouble:
+                    self.seconds_to_ready = time.monotonic() - self._started
+                    return beat
+            self.check(booting=True)
+            if time.monotonic() >= deadline:
+                raise console.late(timeout, self._log.quiet, self._log.text, trouble)
+            time.sleep(POLL)
+
+    def check(self, *, booting: bool = False) -> None:
+        """Raise if the machine is gone or (while booting) its console shows a failure.
+
+        Raises:
+            BootError: so it is.
+        """
+        ended = self._running.child.poll()
+        if ended is None and not booting and time.monotonic() - self._looked < 1:
+            return
+        self._looked = time.monotonic()
+        self._log.refresh()
+        if ended is not None:
+            how = "ended" if ended == 0 else process.ending(ended)
+            raise console.died(how, self._running.said(), self._log.text)
+        finding = console.diagnose(self._log.text)
+        if finding is None or self._log.quiet < finding.patience:
+            return
+        if booting or finding.kind is KernelPanicError:
+            raise console.failure(finding, self._log.text)
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU still runs."""
+        return self._running.child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._running.child.pid
+
+    def console(self) -> str:
+        """The console's text so far (at most the last 256 Ki characters), without control sequences."""
+        while self._log.refresh():
+            pass
+        return self._log.text
+
+    def stages(self) -> Mapping[str, float]:
+        """Seconds after which each stage of the boot showed on the console."""
+        return {stage.name.lower(): seconds for stage, seconds in self._log.times.items()}
+
+    def heartbeat(self) -> Heartbeat | None:
+        """The newest heartbeat."""
+        return self._transport.heartbeat()
+
+    def share(self, tag: str) -> Folder:
+        """A shared folder, for reading and writing without being led astray by what the guest puts there."""
+        return self._folders[tag]
+
+    # ---- doing ---------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        *,
+        prompt: str | None = None,
+        command: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        mounts: Mapping[str, Mapping[str, str]] | None = None,
+        on_permission: OnPermission = refuse,
+        on_host_tool: OnHostTool = no_tool,
+        auto_approve: bool = False,
+        timeout: float | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """Hand a request to the agent; see :func:`imgkit.vm.agent.compose` and :class:`imgkit.vm.agent.Request`.
+
+        ``mounts`` None mounts every share: ``work`` at /workspace/project (and starts there), others at /mnt/TAG.
+        """
+        if mounts is None:
+            mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
+        if cwd is None and "work" in mounts:
+            cwd = mounts["work"]["guestPath"]
+        body = agent.compose(
+            prompt=prompt,
+            command=command,
+            env=env,
+            cwd=cwd,
+            mounts=mounts,
+            auto_approve=auto_approve,
+            extra=extra,
+        )
+        return Request(
+            self._transport,
+            body,
+            on_permission=on_permission,
+            on_host_tool=on_host_tool,
+            timeout=timeout,
+            alive=self.check,
+        )
+
+    def run(
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout: float | None = 120.0,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Completed:
+        """Run a command in the guest as the agent's user; a string is given to ``/bin/sh -c``.
+
+        Raises:
+            RequestError: no result in time. BootError: the machine died.
+        """
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        return agent.collect(self.request(command=words, env=env, cwd=cwd, auto_approve=True, timeout=timeout))
+
+    def root(self, command: Sequence[str] | str, *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
+        """Run a command as root, where the image under test has the helper of :mod:`imgkit.vm.rootport`.
+
+        Raises:
+            UsageError: the machine was booted without ``root_port``. GuestError: the helper does not answer.
+        """
+        if self._root is None:
+            raise UsageError("this machine has no root port", hint="boot it with root_port=True")
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        return self._root.run(words, stdin=stdin, timeout=timeout)
+
+    @property
+    def serial(self) -> SerialMode:
+        """The serial transport, for pushing and receiving files.
+
+        Raises:
+            UsageError: the machine was booted in file mode.
+        """
+        if not isinstance(self._transport, SerialMode):
+            raise UsageError("files go through shares in file mode", hint="boot with ipc='serial'")
+        return self._transport
+
+    def power_off(self, timeout: float = 15.0) -> bool:
+        """Press the power button and wait; whether the guest shut itself down. One that does not is switched off."""
+        clean = True
+        try:
+            self._running.qmp.execute("system_powerdown")
+        except QmpError:
+            clean = False
+        deadline = time.monotonic() + (timeout if clean else 0)
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(POLL)
+        clean = clean and not self.alive
+        if self.alive:
+            self.kill()
+        self._log.refresh()
+        return clean
+
+    def kill(self) -> None:
+        """Pull the plug."""
+        self._running.child.kill()
+        self._running.child.wait()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> Transport:
+        for share in self._running.spec.shares:
+            self._folders[share.tag] = folder = Folder(share.path)
+            self._stack.callback(folder.close)
+        if self.what.ipc == "serial":
+            return SerialMode(self._running.ports[argv.IPC_PORT])
+        return FileMode(self._folders["ipc"])
+
+    def close(self) -> None:
+        """Give back descriptors; :meth:`boot` calls it."""
+        self._stack.close()
+
+
+def _guest_path(tag: str) -> str:
+    return "/workspace/project" if tag == "work" else f"/mnt/{tag}"
+
+
+@contextmanager
+def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
+    """A started machine, not waited for."""
+    if what.ipc not in ("file", "serial"):
+        raise UsageError(f"{what.ipc}: unknown way to talk to the agent", hint="known are file and serial")
+    with ExitStack() as stack:
+        folder = stack.enter_context(private_folder())
+        spec = _spec(what, verdict, folder)
+        ports = [argv.IPC_PORT] if what.ipc == "serial" else []
+        ports += [argv.ROOT_PORT] if what.root_port else []
+        memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)
+        if what.ipc == "file":  # before the guest can see it
+            ipc = Folder(next(share.path for share in spec.shares if share.tag == "ipc"))
+            FileMode(ipc).close()
+        running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports))
+        vm = VM(what, running, verdict, ConsoleLog(spec.console))
+        stack.callback(vm.close)
+        yield vm
+
+
+def _spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
+    config = folder / "config.iso" if what.config is not None else None
+    if config is not None and what.config is not None:
+        config.touch(0o600)
+        config.write_bytes(what.config)
+    flash = None
+    if what.firmware == "uefi":
+        machines.machine(what.arch)
+        flash = firmware.private_copy(firmware.find(what.arch), folder)
+    return VmSpec(
+        arch=what.arch,
+        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus),
+        console=(what.console or folder / "console.log").resolve(),
+        firmware=what.firmware,
+        flash=flash,
+        kernel=None if what.kernel is None else _file(what.kernel),
+        initrd=None if what.initrd is None else _file(what.initrd),
+        command_line=what.command_line,
+        cpus=what.cpus,
+        accelerator=verdict.argument,
+        cpu=what.cpu or verdict.cpu,
+        shares=_shares(what, folder),
+        config=config,
+        network=what.network,
+        style=what.style,
+        sandbox=sys.platform == "linux",
+        extra=what.extra,
+    )
+
+
+def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
+    chosen = dict(what.shares)
+    if what.ipc == "file" and "ipc" not in chosen:
+        chosen = {"ipc": folder / "ipc", **chosen}
+        chosen["ipc"].mkdir()
+    if what.ipc == "serial" and "ipc" in chosen:
+        raise UsageError("a machine in serial mode has no ipc share")
+    for tag, path in chosen.items():
+        argv.check_tag(tag)
+        if not path.is_dir():
+            raise HostError(f"{path}: no such folder to share as {tag}")
+    return tuple(Share(tag, path.resolve()) for tag, path in chosen.items())
+
+
+def _file(path: Path) -> Path:
+    """An absolute path: a name with a colon in it would be a protocol to QEMU."""
+    if not path.is_file():
+        raise HostError(f"{path}: no such file")
+    return path.resolve()
+
+
+def image_format(path: Path) -> str:
+    """ "qcow2" or "raw", from the first bytes.
+
+    Raises:
+        HostError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as source:
+            return "qcow2" if source.read(4) == b"QFI\xfb" else "raw"
+    except OSError as cause:
+        raise HostError(f"{path}: cannot be read: {cause.strerror}") from cause
+
+
+__all__ = ["VM", "Boot", "image_format", "protocol"]

@@ -1,0 +1,241 @@
+"""The agentd contract over a virtio-serial port: one JSON object a line in both directions.
+
+Files travel too: the guest reports what the agent changed (``file_sync``), the host pushes (``push_file``); big ones
+in chunks of 512 KiB. What the guest sends is kept here until it is asked for, within bounds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import select
+import socket
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imgkit.errors import GuestError, HostError, UsageError
+from imgkit.vm.protocol import Garbage, Heartbeat, Lines, parse_heartbeat, parse_object
+from imgkit.vm.shares import ShareError, parts
+
+CHUNK = 512 << 10
+MAX_FILE = 100 << 20
+"""Bytes of one file."""
+MAX_KEPT = 256 << 20
+"""Bytes of files and streams that are kept for the host to fetch."""
+_SEND_TIMEOUT = 60.0  # seconds for the guest to take a line
+
+
+@dataclass
+class _Transfer:
+    path: str
+    total: int
+    chunks: dict[int, bytes] = field(default_factory=dict)
+
+
+class SerialMode:
+    """A transport (:class:`imgkit.vm.agent.Transport`) over a connected socket.
+
+    ``files`` has the files that the guest reported as changed, by their path relative to the project folder; who
+    takes one out frees its place. ``garbage`` has the last lines that meant nothing.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._socket.setblocking(False)
+        self._lines = Lines()
+        self._heartbeat: Heartbeat | None = None
+        self._streams: defaultdict[str, bytearray] = defaultdict(bytearray)
+        self._known: set[str] = set()
+        self._transfers: dict[str, _Transfer] = {}
+        self.files: dict[str, bytes] = {}
+        self.garbage: list[Garbage] = []
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def heartbeat(self) -> Heartbeat | None:
+        self.pump()
+        return self._heartbeat
+
+    def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
+        self._known.add(request_id)
+        self._send({"type": "request", "requestId": request_id, "data": dict(request)})
+
+    def read(self, request_id: str) -> bytes:
+        self.pump()
+        data = bytes(self._streams[request_id])
+        self._streams[request_id].clear()
+        return data
+
+    def permission(self, question_id: str, answer: Mapping[str, Any]) -> None:
+        self._send({"type": "permission_response", "requestId": question_id, "result": dict(answer)})
+
+    def host_tool(self, question_id: str, answer: Mapping[str, Any]) -> None:
+        self._send({**answer, "type": "host_tool_response", "requestId": question_id})
+
+    def cancel(self, request_id: str) -> None:
+        self.forget(request_id)
+        try:
+            self._send({"type": "cancel", "requestId": request_id}, timeout=1.0)
+        except GuestError:
+            return  # gone, or too busy to listen: there is nothing more to be done
+
+    def forget(self, request_id: str) -> None:
+        self._known.discard(request_id)
+        self._streams.pop(request_id, None)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    def push_file(self, base: str, path: str, data: bytes) -> None:
+        """Write a file in the guest.
+
+        Args:
+            base: folder in the guest, such as /workspace/project.
+            path: relative to it.
+            data: at most 100 MiB.
+
+        Raises:
+            ShareError: the path leaves its folder. UsageError: too much data. GuestError: the guest does not listen.
+        """
+        parts(path)
+        if len(data) > MAX_FILE:
+            raise UsageError(f"{path}: files of more than {MAX_FILE >> 20} MiB cannot be pushed")
+        where = {"basePath": base, "path": path}
+        if len(data) <= CHUNK:
+            self._send({"type": "push_file", **where, "data": base64.b64encode(data).decode()})
+            return
+        transfer, total = str(uuid.uuid4()), -(-len(data) // CHUNK)
+        where |= {"transferId": transfer}
+        for index in range(total):
+            piece = base64.b64encode(data[index * CHUNK : (index + 1) * CHUNK]).decode()
+            self._send({"type": "push_file_chunk", **where, "chunkIndex": index, "totalChunks": total, "data": piece})
+        self._send({"type": "push_file_complete", **where, "totalChunks": total})
+
+    # ---- lines ---------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Take what has come in; never blocks.
+
+        Raises:
+            GuestError: the guest sends more than :data:`MAX_KEPT` that nobody fetches.
+        """
+        while True:
+            try:
+                data = self._socket.recv(1 << 20)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            except OSError as cause:
+                raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
+            if not data:
+                return  # QEMU has ended; the liveness check says why
+            for line in self._lines.feed(data):
+                self._take(line)
+            if self._kept() > MAX_KEPT:
+                raise GuestError(f"the guest sent more than {MAX_KEPT >> 20} MiB that nobody asked for")
+
+    def _kept(self) -> int:
+        pending = sum(len(piece) for transfer in self._transfers.values() for piece in transfer.chunks.values())
+        return pending + sum(map(len, self.files.values())) + sum(map(len, self._streams.values()))
+
+    def _take(self, line: bytes | Garbage) -> None:
+        if isinstance(line, Garbage):
+            self._note(line)
+            return
+        if not line.strip():
+            return
+        try:
+            message = parse_object(line)
+            self._dispatch(message, line)
+        except (ValueError, ShareError, binascii.Error) as cause:
+            self._note(Garbage(line[:200], str(cause)[:200]))
+
+    def _dispatch(self, message: dict[str, Any], line: bytes) -> None:
+        kind = message.get("type")
+        if kind == "heartbeat":
+            message.pop("type")
+            self._heartbeat = parse_heartbeat(json.dumps(message).encode()) or self._heartbeat
+        elif kind == "stream":
+            self._stream(message)
+        elif kind in ("file_sync", "file_sync_chunk", "file_sync_complete"):
+            self._file(kind, message)
+        else:
+            self._note(Garbage(line[:200], f"unknown type {str(kind)[:40]!r}"))
+
+    def _stream(self, message: Mapping[str, Any]) -> None:
+        identity, text = message.get("requestId"), message.get("line")
+        if not isinstance(identity, str) or not isinstance(text, str):
+            raise ValueError("stream without requestId and line")
+        if identity in self._known:  # what a cancelled request still says is of no interest
+            self._streams[identity] += text.rstrip("\n").replace("\n", " ").encode(errors="replace") + b"\n"
+
+    def _file(self, kind: str, message: Mapping[str, Any]) -> None:
+        path = message.get("path")
+        if kind == "file_sync":
+            self._keep(path, _data(message))
+            return
+        identity = message.get("transferId")
+        if not isinstance(identity, str) or len(identity) > 128:
+            raise ValueError("transfer without an id")
+        if kind == "file_sync_chunk":
+            self._chunk(identity, message)
+            return
+        transfer = self._transfers.pop(identity, None)
+        if transfer is None or len(transfer.chunks) != transfer.total:
+            raise ValueError("transfer is not complete")
+        self._keep(transfer.path, b"".join(transfer.chunks[index] for index in range(transfer.total)))
+
+    def _chunk(self, identity: str, message: Mapping[str, Any]) -> None:
+        path, index, total = message.get("path"), message.get("chunkIndex"), message.get("totalChunks")
+        if not isinstance(path, str) or not isinstance(index, int) or not isinstance(total, int):
+            raise ValueError("chunk without path and numbers")
+        if not 0 <= index < total <= MAX_FILE // CHUNK + 1:
+            raise ValueError("chunk out of range")
+        transfer = self._transfers.setdefault(identity, _Transfer(path, total))
+        if (transfer.path, transfer.total) != (path, total):
+            raise ValueError("chunks of one transfer disagree")
+        transfer.chunks[index] = _data(message, CHUNK)
+
+    def _keep(self, path: object, data: bytes) -> None:
+        if not isinstance(path, str):
+            raise ValueError("file without a path")
+        parts(path)
+        self.files[path] = data
+
+    def _note(self, garbage: Garbage) -> None:
+        self.garbage.append(garbage)
+        del self.garbage[:-100]
+
+    def _send(self, message: Mapping[str, Any], timeout: float = _SEND_TIMEOUT) -> None:
+        """Send one line, taking in what comes meanwhile: two ends that only write would wait for each other."""
+        try:
+            data = memoryview(json.dumps(message).encode() + b"\n")
+        except (TypeError, ValueError) as cause:
+            raise HostError(f"message to the guest cannot be written as JSON: {cause}") from cause
+        deadline = time.monotonic() + timeout
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                self.pump()
+                if time.monotonic() > deadline:
+                    raise GuestError(f"the guest took no message for {timeout:g} s") from None
+                select.select([self._socket], [self._socket], [], 0.2)
+            except OSError as cause:
+                raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
+
+
+def _data(message: Mapping[str, Any], limit: int = MAX_FILE) -> bytes:
+    text = message.get("data")
+    if not isinstance(text, str):
+        raise ValueError("no data")
+    data = base64.b64decode(text, validate=True)
+    if len(data) > limit:
+        raise ValueError("too much data")
+    return data

@@ -212,13 +212,13 @@ def ensure_user(
     home: str | None = None,
     shell: str = "/bin/sh",
     groups: Sequence[str] = (),
-    password_field: str = "*",
+    shadow_field: str = "*",
     epoch: int = 0,
 ) -> User:
     """The user ``name`` with a primary group of the same name, a home directory (2755) and membership in ``groups``.
 
-    Whatever exists already is used as it is. The default password field lets nobody in by password, but does not lock
-    the account for keys.
+    Whatever exists already is used as it is. The default field of etc/shadow lets nobody in by password, but does not
+    lock the account for keys.
 
     Raises:
         AccountError: user or group exist with other numbers, a group of ``groups`` is missing, a number is in use.
@@ -230,7 +230,7 @@ def ensure_user(
         ensure_group(tree, name, gid if gid is not None else uid, epoch=epoch)
         number = _free({user.uid for user in read_users(tree)}, system=False) if uid is None else uid
         found = add_user(tree, name, uid=number, group=name, home=home, shell=shell, make_home=True, epoch=epoch)
-        set_password(tree, name, password_field, epoch=epoch)
+        set_password(tree, name, shadow_field, epoch=epoch)
     for group in groups:
         add_member(tree, name, group, epoch=epoch)
     return found

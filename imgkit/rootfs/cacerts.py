@@ -1,0 +1,190 @@
+"""``update-ca-certificates`` and ``c_rehash`` without running them: the bundle and the links of etc/ssl/certs.
+
+For every certificate that etc/ca-certificates.conf names (``!`` and ``#`` at the start of a line switch it off) and
+every ``*.crt`` of usr/local/share/ca-certificates, update-ca-certificates makes a link ``ca-cert-<name>.pem`` and adds
+the file to the bundle ca-certificates.crt. Its hook ``certhash`` then has c_rehash make a link ``<hash>.<n>`` to each
+certificate, where the hash is OpenSSL's of the subject: so OpenSSL finds it in a directory (X509_LOOKUP_hash_dir(3)).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from imgkit.errors import InputError
+from imgkit.rootfs.tree import File, Symlink, Tree
+
+CERTS = "etc/ssl/certs"
+BUNDLE = f"{CERTS}/ca-certificates.crt"
+_CONF = "etc/ca-certificates.conf"
+_SHARE = "usr/share/ca-certificates"
+_LOCAL = "usr/local/share/ca-certificates"
+_PEM = re.compile(
+    rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.+?-----END (?:X509 |TRUSTED )?CERTIFICATE-----", re.S
+)
+_HASH_LINK = re.compile(r"/[0-9a-f]{8}\.[0-9]+$")
+
+# ASN.1 (X.690) tags. OpenSSL brings all the string types but these two groups to UTF8String (x509_name_canon).
+_UTF8, _BIT, _SEQUENCE, _SET, _OID = 0x0C, 0x03, 0x30, 0x31, 0x06
+_ENCODINGS = {
+    0x0C: "utf-8",
+    0x13: "latin-1",  # PrintableString
+    0x14: "latin-1",  # T61String
+    0x16: "latin-1",  # IA5String
+    0x1A: "latin-1",  # VisibleString
+    0x1C: "utf-32-be",  # UniversalString
+    0x1E: "utf-16-be",  # BMPString
+}
+_LINK_NAME = str.maketrans(" (),", "_==_")
+_BLANKS = " \t\n\v\f\r"
+
+
+@dataclass(frozen=True)
+class _Certificate:
+    """``path`` of a file with a certificate, the ``link`` to it, its bytes."""
+
+    path: str
+    link: str
+    data: bytes
+
+
+def update(tree: Tree, *, epoch: int = 0) -> int:
+    """Write the bundle and the links ``ca-cert-*.pem``; the number of certificates is returned.
+
+    Such links that lead nowhere any more are removed.
+    """
+    certificates = list(_enabled(tree))
+    tree.mkdir(CERTS, mtime=epoch)
+    wanted = {certificate.link: f"/{certificate.path}" for certificate in certificates}
+    for path in tree.children(CERTS):
+        dangling = isinstance(tree[path], Symlink) and tree.stat(path) is None
+        if dangling and path not in wanted and path.startswith(f"{CERTS}/ca-cert-"):
+            tree.remove(path)
+    _link_all(tree, wanted, epoch)
+    bundle = b"".join(certificate.data + b"\n" for certificate in certificates)
+    if not isinstance(tree.stat(BUNDLE), File) or tree.read(BUNDLE) != bundle:
+        tree.write(BUNDLE, bundle, mtime=epoch)
+    return len(certificates)
+
+
+def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
+    """Make the hash links of a directory anew, and return a warning for each file that gets none.
+
+    Raises:
+        InputError: a file has a certificate that cannot be read.
+    """
+    wanted: dict[str, str] = {}
+    warnings: list[str] = []
+    seen: set[bytes] = set()
+    for path in tree.children(directory):
+        node = tree.stat(path)
+        if path.rpartition(".")[2] not in ("pem", "crt", "cer") or path == BUNDLE or not isinstance(node, File):
+            continue
+        blocks = _PEM.findall(node.content.read())
+        if len(blocks) != 1 or blocks[0] in seen:
+            why = "duplicate certificate" if len(blocks) == 1 else "does not contain exactly one certificate"
+            warnings.append(f"{path}: {why}: skipped")
+            continue
+        seen.add(blocks[0])
+        number, value = 0, subject_hash(blocks[0], path)
+        while f"{directory}/{value:08x}.{number}" in wanted:
+            number += 1
+        wanted[f"{directory}/{value:08x}.{number}"] = path.rpartition("/")[2]
+    for path in tree.children(directory):
+        if _HASH_LINK.search(path) and isinstance(tree[path], Symlink) and path not in wanted:
+            tree.remove(path)
+    _link_all(tree, wanted, epoch)
+    return warnings
+
+
+def _link_all(tree: Tree, wanted: Mapping[str, str], epoch: int) -> None:
+    for path, target in sorted(wanted.items()):
+        old = tree.get(path)
+        if not isinstance(old, Symlink) or old.target != target:
+            tree.symlink(path, target, mtime=epoch)
+
+
+def _enabled(tree: Tree) -> Iterator[_Certificate]:
+    lines = tree.text(_CONF).splitlines() if isinstance(tree.stat(_CONF), File) else []
+    for line in lines:
+        if line and line[0] not in "#!":
+            yield from _certificate(tree, f"{_SHARE}/{line}")
+    for path in tree.children(_LOCAL):
+        if path.endswith(".crt"):
+            yield from _certificate(tree, path)
+
+
+def _certificate(tree: Tree, path: str) -> Iterator[_Certificate]:
+    """The certificate at ``path``, if there is something: the real program warns about a missing one and goes on."""
+    if not isinstance(tree.stat(path), File):
+        return
+    name = path.rpartition("/")[2].removesuffix(".crt").translate(_LINK_NAME)
+    yield _Certificate(path, f"{CERTS}/ca-cert-{name}.pem", tree.read(path))
+
+
+def subject_hash(pem: bytes, name: str = "certificate") -> int:
+    """What ``openssl x509 -subject_hash`` prints, as a number.
+
+    It is the first four bytes, little-endian, of the SHA-1 over the subject in canonical form: text values as UTF-8
+    in lower case, blanks trimmed and folded, each relative name a SET, without the SEQUENCE around all of them.
+
+    Raises:
+        InputError: ``pem`` has no certificate that can be read.
+    """
+    found = _PEM.search(pem)
+    try:
+        if not found:
+            raise ValueError("no PEM block")
+        subject = x509.load_pem_x509_certificate(found.group()).subject
+        der = subject.public_bytes()
+        digest = hashlib.sha1(_canonical(der), usedforsecurity=False).digest()
+    except (ValueError, IndexError) as cause:
+        raise InputError(f"{name}: not a certificate: {cause}") from cause
+    value: int = struct.unpack("<I", digest[:4])[0]
+    return value
+
+
+def _canonical(name: bytes) -> bytes:
+    """The canonical form of a DER Name (X.501): SEQUENCE OF SET OF SEQUENCE {OID, value}."""
+    (_, relative_names) = next(_elements(name))
+    out = b""
+    for _, relative in _elements(relative_names):
+        pairs = sorted(_canonical_pair(pair) for _, pair in _elements(relative))
+        out += _element(_SET, b"".join(pairs))
+    return out
+
+
+def _canonical_pair(pair: bytes) -> bytes:
+    (oid_tag, oid), (tag, value) = _elements(pair)
+    if tag in _ENCODINGS:
+        text = re.sub(rf"[{_BLANKS}]+", " ", value.decode(_ENCODINGS[tag]).strip(_BLANKS))
+        lower = "".join(chr(ord(letter) + 32) if "A" <= letter <= "Z" else letter for letter in text)
+        tag, value = _UTF8, lower.encode()
+    return _element(_SEQUENCE, _element(oid_tag, oid) + _element(tag, value))
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and contents of the DER elements that follow one another in ``data``."""
+    at = 0
+    while at < len(data):
+        tag, length = data[at], data[at + 1]
+        at += 2
+        if length & 0x80:
+            size = length & 0x7F
+            length = int.from_bytes(data[at : at + size], "big")
+            at += size
+        yield tag, data[at : at + length]
+        at += length
+
+
+def _element(tag: int, contents: bytes) -> bytes:
+    size = len(contents)
+    if size < 0x80:
+        return bytes([tag, size]) + contents
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + contents

@@ -1,0 +1,350 @@
+"""Commands of package scripts that read and write text: echo, printf, cat, grep, cut, test and the like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from imgkit.rootfs.patterns import regular_expression
+from imgkit.rootfs.script_machine import PATH, Command, Failed, Machine, Streams, each, options
+from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.tree import Device, Directory, File, Node, Symlink
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "\\": "\\", "e": "\x1b"}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{1,2}|0?[0-7]{1,3}|.)", re.DOTALL)
+_CONVERSION = re.compile(r"%(?P<flags>[-0+ ]*\d*(?:\.\d+)?)(?P<letter>[%sdixobcu])")
+
+
+def _unescape(text: str) -> str:
+    def one(found: re.Match[str]) -> str:
+        code = found.group(1)
+        if code[0] == "x" and len(code) > 1:
+            return chr(int(code[1:], 16))
+        if code[0] in "01234567":
+            return chr(int(code, 8))
+        return _ESCAPES.get(code, "\\" + code)
+
+    return _ESCAPE.sub(one, text)
+
+
+def echo(_: Machine, arguments: list[str], streams: Streams) -> int:
+    """``echo [-neE] WORD…``; escapes only with -e, as Alpine's ash does."""
+    flags = ""
+    while arguments and re.fullmatch(r"-[neE]+", arguments[0]):
+        flags += arguments.pop(0)
+    text = " ".join(arguments)
+    streams.out((_unescape(text) if "e" in flags else text) + ("" if "n" in flags else "\n"))
+    return 0
+
+
+def printf(_: Machine, arguments: list[str], streams: Streams) -> int:
+    """``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is used again while arguments are left."""
+    if not arguments:
+        raise Failed("usage: printf FORMAT [ARGUMENT...]", 2)
+    form, *values = arguments
+    while True:
+        before = len(values)
+        streams.out(_CONVERSION.sub(lambda found: _convert(found, values), _unescape(form)))
+        if not values or len(values) == before:
+            return 0
+
+
+def _convert(found: re.Match[str], values: list[str]) -> str:
+    letter, flags = found.group("letter"), found.group("flags")
+    if letter == "%":
+        return "%"
+    value = values.pop(0) if values else ""
+    if letter in "sbc":
+        return f"%{flags}s" % (_unescape(value) if letter == "b" else value[:1] if letter == "c" else value)
+    try:
+        return f"%{flags}{letter}" % int(value or "0", 0)
+    except ValueError as cause:
+        raise Failed(f"invalid number '{value}'") from cause
+
+
+def cat(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``cat [FILE…]``."""
+    operands = options(arguments, "")[1]
+    return each(streams, "cat", operands or ["-"], lambda text: streams.out(_input(machine, text, streams)))
+
+
+def _input(machine: Machine, text: str, streams: Streams) -> str:
+    return streams.stdin.read() if text == "-" else machine.read(text)
+
+
+def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``grep [-qwxFEivschnl] [-e PATTERN] PATTERN FILE…``."""
+    flags, operands = options(arguments, "qwxFEivschoe:")
+    if "o" in flags:
+        raise Unsupported("grep -o")
+    patterns = (flags["e"] if "e" in flags else operands.pop(0) if operands else "").split("\n")
+    matches = _matcher(patterns, flags)
+    status = 1
+    for operand in operands or ["-"]:
+        try:
+            lines = _input(machine, operand, streams).splitlines()
+        except Failed as cause:
+            if "s" not in flags:
+                streams.err(f"grep: {cause}\n")
+            status = 2 if status == 1 else status
+            continue
+        found = [line for line in lines if matches(line) != ("v" in flags)]
+        status = 0 if found else status
+        if "c" in flags:
+            streams.out(f"{len(found)}\n")
+        elif "q" not in flags:
+            prefix = f"{operand}:" if len(operands) > 1 and "h" not in flags else ""
+            streams.out("".join(f"{prefix}{line}\n" for line in found))
+    return status
+
+
+def _matcher(patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
+    try:
+        texts = [
+            re.escape(each) if "F" in flags else regular_expression(each, extended="E" in flags) for each in patterns
+        ]
+        joined = "|".join(f"(?:{text})" for text in texts)
+        if "x" in flags:
+            joined = f"^(?:{joined})$"
+        elif "w" in flags:
+            joined = rf"(?<!\w)(?:{joined})(?!\w)"
+        compiled = re.compile(joined, re.IGNORECASE if "i" in flags else 0)
+    except (ValueError, re.error) as cause:
+        raise Unsupported(f"the regular expression {patterns[0]!r}: {cause}") from cause
+    return lambda line: compiled.search(line) is not None
+
+
+def cut(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``cut -d X -f N[,M][-] [FILE…]``."""
+    flags, operands = options(arguments, "d:f:s")
+    if not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", flags.get("f", "")):
+        raise Unsupported("cut without a list of fields")
+    delimiter = flags.get("d", "\t")
+    for operand in operands or ["-"]:
+        for line in _input(machine, operand, streams).splitlines():
+            fields = line.split(delimiter)
+            if len(fields) > 1:
+                streams.out(delimiter.join(_picked(fields, flags["f"])) + "\n")
+            elif "s" not in flags:
+                streams.out(line + "\n")
+    return 0
+
+
+def _picked(fields: list[str], ranges: str) -> list[str]:
+    wanted: set[int] = set()
+    for part in ranges.split(","):
+        first, dash, last = part.partition("-")
+        end = int(last) if last else (len(fields) if dash else int(first))
+        wanted |= set(range(int(first), end + 1))
+    return [field for number, field in enumerate(fields, 1) if number in wanted]
+
+
+def head(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``head [-n N] [FILE]``."""
+    arguments = [f"-n{word[1:]}" if re.fullmatch(r"-\d+", word) else word for word in arguments]
+    flags, operands = options(arguments, "n:")
+    count = flags.get("n", "10")
+    if not count.isdecimal() or len(operands) > 1:
+        raise Unsupported("this form of head")
+    text = _input(machine, operands[0] if operands else "-", streams)
+    streams.out("".join(text.splitlines(keepends=True)[: int(count)]))
+    return 0
+
+
+def basename(_: Machine, arguments: list[str], streams: Streams) -> int:
+    """``basename PATH [SUFFIX]``."""
+    operands = options(arguments, "")[1]
+    name = operands[0].rstrip("/").rpartition("/")[2] or "/"
+    suffix = operands[1] if len(operands) > 1 else ""
+    streams.out((name.removesuffix(suffix) or name) + "\n")
+    return 0
+
+
+def dirname(_: Machine, arguments: list[str], streams: Streams) -> int:
+    """``dirname PATH``."""
+    operands = options(arguments, "")[1]
+    path = operands[0].rstrip("/")
+    above = path.rpartition("/")[0].rstrip("/")
+    streams.out((above or ("/" if operands[0].startswith("/") else ".")) + "\n")
+    return 0
+
+
+def readlink(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``readlink [-f] PATH``."""
+    flags, operands = options(arguments, "fn")
+    text = operands[0] if operands else ""
+    if not text:
+        return 1
+    if "f" in flags:
+        streams.out("/" + machine.path(text) + "\n")
+        return 0
+    node = machine.node(text, follow=False)
+    if not isinstance(node, Symlink):
+        return 1
+    streams.out(node.target + "\n")
+    return 0
+
+
+def succeed(*_: object) -> int:
+    """``true``, and what has no effect on files."""
+    return 0
+
+
+def fail(*_: object) -> int:
+    """``false``."""
+    return 1
+
+
+def pwd(machine: Machine, _: list[str], streams: Streams) -> int:
+    """``pwd``."""
+    streams.out(machine.cwd + "\n")
+    return 0
+
+
+def which(machine: Machine, name: str) -> str | None:
+    """Where the image has the program ``name`` on PATH."""
+    places = [name] if "/" in name else [f"{directory}/{name}" for directory in PATH.split(":")]
+    for place in places:
+        node = machine.node(place)
+        if isinstance(node, File) and node.mode & 0o111:
+            return place
+    return None
+
+
+def which_command(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``which NAME…``."""
+    found = [which(machine, name) for name in arguments]
+    streams.out("".join(f"{place}\n" for place in found if place))
+    return 0 if found and all(found) else 1
+
+
+def test(machine: Machine, arguments: list[str], _: Streams) -> int:
+    """``test EXPRESSION``, with -a, -o, ! and parentheses."""
+    if not arguments:
+        return 1
+    rest = list(arguments)
+    value = _either(machine, rest)
+    if rest:
+        raise Unsupported(f"the test {' '.join(arguments)!r}")
+    return 0 if value else 1
+
+
+def bracket(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``[ EXPRESSION ]``."""
+    if not arguments or arguments[-1] != "]":
+        raise Failed("missing ]", 2)
+    return test(machine, arguments[:-1], streams)
+
+
+def _either(machine: Machine, rest: list[str]) -> bool:
+    value = _both(machine, rest)
+    while rest and rest[0] == "-o":
+        rest.pop(0)
+        right = _both(machine, rest)
+        value = value or right
+    return value
+
+
+def _both(machine: Machine, rest: list[str]) -> bool:
+    value = _primary(machine, rest)
+    while rest and rest[0] == "-a":
+        rest.pop(0)
+        right = _primary(machine, rest)
+        value = value and right
+    return value
+
+
+def _primary(machine: Machine, rest: list[str]) -> bool:
+    if not rest:
+        raise Failed("argument expected", 2)
+    if len(rest) >= 3 and (rest[1] in _TEXTS or rest[1] in _NUMBERS):
+        left, operator, right = rest[:3]
+        del rest[:3]
+        return _TEXTS[operator](left, right) if operator in _TEXTS else _compare(left, operator, right)
+    word = rest.pop(0)
+    if word == "!" and rest:
+        return not _primary(machine, rest)
+    if word == "(" and ")" in rest:
+        value = _either(machine, rest)
+        if not rest or rest.pop(0) != ")":
+            raise Failed("closing paren expected", 2)
+        return value
+    if rest and rest[0] not in ("-a", "-o") and re.fullmatch(r"-[a-zA-Z]", word):
+        return _unary(machine, word, rest.pop(0))
+    return word != ""
+
+
+def _compare(left: str, operator: str, right: str) -> bool:
+    try:
+        return _NUMBERS[operator](int(left), int(right))
+    except ValueError as cause:
+        raise Failed(f"bad number {left!r} or {right!r}", 2) from cause
+
+
+def _unary(machine: Machine, operator: str, operand: str) -> bool:
+    if operator in ("-n", "-z"):
+        return (operand != "") == (operator == "-n")
+    if operator == "-t":
+        return False
+    if operator not in _FILES:
+        raise Unsupported(f"test {operator}")
+    if operand == "/dev/null":
+        return operator in ("-e", "-c", "-r", "-w")
+    if not operand:
+        return False
+    node = machine.node(operand, follow=operator not in ("-L", "-h"))
+    return node is not None and _FILES[operator](node)
+
+
+_TEXTS: Mapping[str, Callable[[str, str], bool]] = {
+    "=": lambda left, right: left == right,
+    "==": lambda left, right: left == right,
+    "!=": lambda left, right: left != right,
+}
+_NUMBERS: Mapping[str, Callable[[int, int], bool]] = {
+    "-eq": lambda left, right: left == right,
+    "-ne": lambda left, right: left != right,
+    "-lt": lambda left, right: left < right,
+    "-le": lambda left, right: left <= right,
+    "-gt": lambda left, right: left > right,
+    "-ge": lambda left, right: left >= right,
+}
+_FILES: Mapping[str, Callable[[Node], bool]] = {  # for root, who may read and write everything
+    "-e": lambda _: True,
+    "-r": lambda _: True,
+    "-w": lambda _: True,
+    "-f": lambda node: isinstance(node, File),
+    "-d": lambda node: isinstance(node, Directory),
+    "-L": lambda node: isinstance(node, Symlink),
+    "-h": lambda node: isinstance(node, Symlink),
+    "-s": lambda node: not isinstance(node, File) or node.content.size > 0,
+    "-x": lambda node: isinstance(node, Directory) or node.mode & 0o111 > 0,
+    "-u": lambda node: node.mode & 0o4000 > 0,
+    "-g": lambda node: node.mode & 0o2000 > 0,
+    "-k": lambda node: node.mode & 0o1000 > 0,
+    "-p": lambda node: isinstance(node, Device) and node.kind == "p",
+    "-c": lambda node: isinstance(node, Device) and node.kind == "c",
+    "-b": lambda node: isinstance(node, Device) and node.kind == "b",
+}
+
+COMMANDS: Mapping[str, Command] = {
+    "echo": echo,
+    "printf": printf,
+    "cat": cat,
+    "grep": grep,
+    "fgrep": lambda machine, arguments, streams: grep(machine, ["-F", *arguments], streams),
+    "egrep": lambda machine, arguments, streams: grep(machine, ["-E", *arguments], streams),
+    "cut": cut,
+    "head": head,
+    "basename": basename,
+    "dirname": dirname,
+    "readlink": readlink,
+    "which": which_command,
+    "test": test,
+    "[": bracket,
+    "true": succeed,
+    "false": fail,
+    "sync": succeed,  # there is no cache to write back
+    "sleep": succeed,
+    "pwd": pwd,
+}

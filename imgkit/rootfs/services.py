@@ -1,0 +1,63 @@
+"""OpenRC's runlevels: a service is enabled by a link in etc/runlevels/<level> to its script in /etc/init.d."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from imgkit.errors import RecipeError
+from imgkit.rootfs.tree import Directory, File, Tree, parent
+
+_INIT = "etc/init.d"
+_LEVELS = "etc/runlevels"
+
+
+def services(tree: Tree) -> list[str]:
+    """Names of the services that the Tree has: the executable files of etc/init.d."""
+    found = []
+    for path in tree.children(tree.resolve(_INIT)):
+        node = tree.stat(path)
+        name = path.rpartition("/")[2]
+        if isinstance(node, File) and node.mode & 0o111 and not name.endswith(".sh"):
+            found.append(name)
+    return found
+
+
+def runlevels(tree: Tree) -> dict[str, list[str]]:
+    """The services of every runlevel."""
+    levels = [path for path in tree.children(_LEVELS) if isinstance(tree[path], Directory)]
+    return {level.rpartition("/")[2]: [path.rpartition("/")[2] for path in tree.children(level)] for level in levels}
+
+
+def enable(tree: Tree, runlevel: str, service: str, *, epoch: int = 0) -> None:
+    """Start ``service`` in ``runlevel``; nothing happens if it is there already.
+
+    Raises:
+        RecipeError: there is no such service or runlevel in the Tree.
+    """
+    _check("service", service, services(tree), "the package that has it may be missing")
+    _check("runlevel", runlevel, list(runlevels(tree)), "the package openrc may be missing")
+    path = f"{_LEVELS}/{runlevel}/{service}"
+    if path not in tree:
+        tree.symlink(path, f"/{_INIT}/{service}", mtime=epoch)
+
+
+def disable(tree: Tree, runlevel: str, service: str) -> None:
+    """Take ``service`` out of ``runlevel``.
+
+    Raises:
+        RecipeError: it is not in it.
+    """
+    enabled = runlevels(tree).get(runlevel, [])
+    if service not in enabled:
+        raise RecipeError(f"{service}: not in runlevel {runlevel}", hint=_near(service, enabled))
+    tree.remove(f"{_LEVELS}/{runlevel}/{service}")
+
+
+def _check(what: str, name: str, known: list[str], otherwise: str) -> None:
+    if name not in known or parent(name):
+        raise RecipeError(f"{name}: no such {what} in the image", hint=_near(name, known) or otherwise)
+
+
+def _near(name: str, known: list[str]) -> str | None:
+    near = get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(near)}?" if near else None

@@ -1,0 +1,147 @@
+"""Triggers, and the commands of the system that scripts may call and imgkit computes itself.
+
+:data:`NATIVE` maps the name of such a command to its equivalent on the Tree. It is the command that a script calls
+which decides, not the package that the script is from: a trigger that does something else besides is interpreted as
+well, and one that calls something unknown is refused. So the scripts of busybox, ca-certificates, kmod and mkinitfs
+work as they are, in whatever version they come.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from imgkit.errors import RecipeError
+from imgkit.rootfs import busybox, cacerts, services
+from imgkit.rootfs.patterns import shell_pattern
+from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, options
+from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.tree import File, Tree, TreeError
+
+_UPDATE_HOOKS = "etc/ca-certificates/update.d"
+_PART = re.compile(r"/[A-Za-z0-9_-]+$")  # names that run-parts looks at
+_MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?")
+
+
+def matching_directories(
+    directories: Iterable[str], globs: Iterable[str], *, modified: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """The directories that a trigger is called with, as absolute paths, sorted (apk passes them in no fixed order).
+
+    Args:
+        directories: all that the installed database knows, relative to the root.
+        globs: the patterns of the trigger; matched with FNM_PATHNAME, so ``*`` stops at a slash. One that starts with
+            ``+`` sees modified directories only.
+        modified: directories that this run touched; None means all, as on a fresh install. The trigger of a package
+            that is being installed sees everything that matches, so pass this for older packages only.
+    """
+    found: set[str] = set()
+    patterns = [(shell_pattern(glob.removeprefix("+"), pathname=True), glob.startswith("+")) for glob in globs]
+    for directory in directories:
+        path = "/" + directory.strip("/")
+        touched = modified is None or directory in modified
+        if any(pattern.fullmatch(path) and (touched or not only) for pattern, only in patterns):
+            found.add(path)
+    return tuple(sorted(found))
+
+
+def unlisted_modules(tree: Tree, release: str) -> list[str]:
+    """Kernel modules in lib/modules/<release> that modules.dep there does not list, and those it lists in vain."""
+    top = tree.resolve(f"lib/modules/{release}")
+    index = f"{top}/modules.dep"
+    text = tree.text(index) if isinstance(tree.stat(index), File) else ""
+    listed = {line.partition(":")[0] for line in text.splitlines() if line}
+    present = {
+        path[len(top) + 1 :]
+        for path, node in (tree.walk(top) if top in tree else ())
+        if isinstance(node, File) and _MODULE.search(path)
+    }
+    return sorted(present ^ listed)
+
+
+def depmod(machine: Machine, arguments: list[str], _: Streams) -> int:
+    """``depmod [-a] RELEASE``: nothing to do where the kernel's package brought a complete index."""
+    operands = options(arguments, "a")[1]
+    if len(operands) != 1:
+        raise Unsupported("depmod for the running kernel")
+    release = operands[0]
+    if machine.path(f"/lib/modules/{release}") not in machine.tree:
+        raise Failed(f"depmod: could not open directory /lib/modules/{release}")
+    unlisted = unlisted_modules(machine.tree, release)
+    if unlisted:
+        if machine.hooks.depmod is None:
+            raise Unsupported(f"depmod {release}: {unlisted[0]} is not in the kernel's index of modules")
+        machine.hooks.depmod(machine.tree, release)
+    return 0
+
+
+def mkinitfs(machine: Machine, arguments: list[str], _: Streams) -> int:
+    """``mkinitfs -o FILE RELEASE``."""
+    flags, operands = options(arguments, "o:")
+    if "o" not in flags or len(operands) != 1:
+        raise Unsupported(f"mkinitfs {' '.join(arguments)}")
+    if machine.hooks.mkinitfs is None:
+        raise Unsupported("mkinitfs")
+    machine.hooks.mkinitfs(machine.tree, operands[0], machine.path(flags["o"]))
+    return 0
+
+
+def update_ca_certificates(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``update-ca-certificates``: the bundle and its links, then the scripts of /etc/ca-certificates/update.d."""
+    options(arguments, "v", ["verbose"])
+    cacerts.update(machine.tree, epoch=machine.epoch)
+    for path in machine.tree.children(_UPDATE_HOOKS):
+        node = machine.tree.stat(path)
+        if isinstance(node, File) and node.mode & 0o111 and _PART.search(path):
+            machine.interpret(machine, machine.tree.text(path), streams)
+    return 0
+
+
+def c_rehash(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``c_rehash DIRECTORY``."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise Unsupported(f"c_rehash {' '.join(arguments)}")
+    for warning in cacerts.rehash(machine.tree, machine.existing(arguments[0]), epoch=machine.epoch):
+        streams.err(f"WARNING: {warning}\n")
+    return 0
+
+
+def install_links(program: str) -> Command:
+    """``PROGRAM --install -s`` for busybox and its likes."""
+
+    def install(machine: Machine, arguments: list[str], _: Streams) -> int:
+        if arguments != ["--install", "-s"]:
+            raise Unsupported(f"{program} {' '.join(arguments)}")
+        try:
+            busybox.install_links(machine.tree, program, epoch=machine.epoch)
+        except TreeError as cause:
+            raise Unsupported(str(cause)) from cause
+        return 0
+
+    return install
+
+
+def rc_update(machine: Machine, arguments: list[str], _: Streams) -> int:
+    """``rc-update [-q] add|del SERVICE RUNLEVEL``."""
+    words = [word for word in arguments if word not in ("-q", "--quiet")]
+    if len(words) != 3 or words[0] not in ("add", "del", "delete"):
+        raise Unsupported(f"rc-update {' '.join(arguments)}")
+    action, service, level = words
+    try:
+        if action == "add":
+            services.enable(machine.tree, level, service, epoch=machine.epoch)
+        else:
+            services.disable(machine.tree, level, service)
+    except RecipeError as cause:
+        raise Failed(cause.message) from cause
+    return 0
+
+
+NATIVE: Mapping[str, Command] = {
+    "busybox-extras": install_links("bin/busybox-extras"),
+    "c_rehash": c_rehash,
+    "depmod": depmod,
+    "mkinitfs": mkinitfs,
+    "rc-update": rc_update,
+    "update-ca-certificates": update_ca_certificates,
+}

@@ -11,10 +11,9 @@ from imgkit.apk import tarstream
 from imgkit.apk.container import GzipMembers, refuse_foreign
 from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.errors import InputError
-from imgkit.rootfs.tree import Device, Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
+from imgkit.rootfs.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
 
 MAX_INFLATED = 256 << 20  # real ones have 8 MB
-_DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
 _XATTR = "SCHILY.xattr."
 
 
@@ -74,8 +73,8 @@ def _bare(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Nod
         return Symlink(target=header.link)
     if header.kind == tarstream.HARD_LINK:
         return HardLink(target=_path(header.link))
-    if header.kind in _DEVICES:
-        return Device(kind=_DEVICES[header.kind])
+    if header.kind != tarstream.REGULAR:
+        raise TreeError(f"{header.name}: device nodes and FIFOs have no place in a minirootfs")
     start = sink.tell()
     for piece in stream.content():
         sink.write(piece)

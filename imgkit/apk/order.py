@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,11 +24,17 @@ class Reason:
 
 
 class Selection:
-    """Packages by name, and the questions about them that the rules of apk answer."""
+    """Packages by name with the choices made among them, and the questions about them that the rules of apk answer.
 
-    def __init__(self, catalog: Catalog, packages: Mapping[str, Package]) -> None:
+    ``choices`` has the package that is to satisfy dependencies on a name which several packages could.
+    """
+
+    def __init__(
+        self, catalog: Catalog, packages: Mapping[str, Package], choices: Mapping[str, Package] | None = None
+    ) -> None:
         self._catalog = catalog
         self.packages = dict(packages)
+        self.choices = dict(choices or {})
 
     def __contains__(self, package: Package) -> bool:
         return self.packages.get(package.name) is package
@@ -37,9 +43,22 @@ class Selection:
         """The claims of selected packages that satisfy a dependency (or that a conflict hits)."""
         return [claim for claim in self._catalog.matching(dependency) if claim.package in self]
 
+    def provider(self, dependency: Dependency) -> Package | None:
+        """The package that satisfies a dependency: the chosen one, else one of that very name, else the first."""
+        packages = [claim.package for claim in self.claims(dependency)]
+        chosen = self.choices.get(dependency.name)
+        if any(package is chosen for package in packages):
+            return chosen
+        named = (package for package in packages if package.name == dependency.name)
+        return next(named, packages[0] if packages else None)
+
     def holds(self, dependency: Dependency) -> bool:
         """Whether a condition is met: something satisfies it, or nothing does if it is a conflict."""
         return bool(self.claims(dependency)) != dependency.conflict
+
+    def conditional(self, name: str) -> Sequence[Package]:
+        """The packages (of the whole catalog) that have ``name`` among the conditions of their install_if."""
+        return self._catalog.conditional.get(name, ())
 
     def triggered(self) -> Iterator[Package]:
         """Packages that are not selected although the conditions of their install_if hold."""
@@ -51,59 +70,66 @@ class Selection:
                         yield other
                     seen.add(id(other))
 
-    def conditional(self, name: str) -> Sequence[Package]:
-        """The packages (of the whole catalog) that have ``name`` among the conditions of their install_if."""
-        return self._catalog.conditional.get(name, ())
-
     def invited(self, package: Package) -> bool:
         """Whether the conditions of the package's install_if hold, one of them by something that is there."""
         conditions = conditions_of(package)
         return any(not one.conflict for one in conditions) and all(self.holds(one) for one in conditions)
 
-    def without(self, names: Iterable[str]) -> Selection:
-        """This selection without some of its packages."""
-        gone = set(names)
-        return Selection(self._catalog, {name: one for name, one in self.packages.items() if name not in gone})
+    def only(self, packages: Mapping[str, Package]) -> Selection:
+        """This selection with just these of its packages."""
+        return Selection(self._catalog, packages, self.choices)
 
 
-def needed(catalog: Catalog, world: Sequence[Dependency], packages: Mapping[str, Package]) -> Selection:
-    """``packages`` without those that nothing asks for.
+def needed(selection: Selection, world: Sequence[Dependency]) -> Selection:
+    """The selection without what nothing asks for.
 
-    What stays is reached from the world through dependencies and install_if, and each is the only provider of
-    something, or there by its own install_if.
+    A choice is dropped where a package that is there for another reason satisfies the same dependencies: what was
+    chosen early, before that package was known to come, is superfluous then.
     """
-    selection = Selection(catalog, packages)
+    for name, chosen in list(selection.choices.items()):
+        others = _reached(selection, world, ignoring=name)
+        if chosen not in others:
+            demands = [one for one in _demands(others, world) if one.name == name]
+            common = [package for package in others.packages.values() if _satisfies_all(others, package, demands)]
+            selection.choices[name] = common[0] if common and demands else chosen
     while True:
-        reached = {package.name for package, _ in ordered(selection, world)}
-        kept = selection.without(selection.packages.keys() - reached)
-        spare = _superfluous(kept, world)
-        selection = kept if spare is None else kept.without([spare])
-        if spare is None and len(kept.packages) == len(packages):
+        reached = _reached(selection, world)
+        if len(reached.packages) == len(selection.packages):
             return selection
-        packages = selection.packages
+        selection = reached
 
 
-def _superfluous(selection: Selection, world: Sequence[Dependency]) -> str | None:
-    """The last package without which everything else would still be satisfied."""
-    essential = set()
-    for asker, dependency in _demands(selection, world):
-        providers = {claim.package.name for claim in selection.claims(dependency)}
-        if len(providers) == 1 and asker not in providers:
-            essential |= providers
-    for name in reversed(list(selection.packages)):
-        if name not in essential and not selection.invited(selection.packages[name]):
-            return name
-    return None
+def _satisfies_all(selection: Selection, package: Package, demands: Sequence[Dependency]) -> bool:
+    return all(any(claim.package is package for claim in selection.claims(demand)) for demand in demands)
 
 
-def _demands(selection: Selection, world: Sequence[Dependency]) -> Iterator[tuple[str | None, Dependency]]:
-    for wanted in world:
-        if not wanted.conflict:
-            yield None, wanted
-    for name, package in selection.packages.items():
-        for dependency in dependencies_of(package):
-            if not dependency.conflict:
-                yield name, dependency
+def _reached(selection: Selection, world: Sequence[Dependency], ignoring: str | None = None) -> Selection:
+    """What the world leads to through dependencies (those on the name ``ignoring`` left aside) and install_if."""
+    reached = selection.only({})
+    waiting = list(world)
+    while True:
+        while waiting:
+            dependency = waiting.pop()
+            package = None if dependency.conflict or dependency.name == ignoring else selection.provider(dependency)
+            if package is not None and package not in reached:
+                reached.packages[package.name] = package
+                waiting += dependencies_of(package)
+        invited = [one for one in selection.packages.values() if one not in reached and _comes(one, reached, selection)]
+        if not invited:
+            return reached
+        for package in invited:
+            reached.packages[package.name] = package
+            waiting += dependencies_of(package)
+
+
+def _comes(package: Package, reached: Selection, selection: Selection) -> bool:
+    return bool(package.install_if) and reached.invited(package) and selection.invited(package)
+
+
+def _demands(selection: Selection, world: Sequence[Dependency]) -> Iterator[Dependency]:
+    yield from (wanted for wanted in world if not wanted.conflict)
+    for package in selection.packages.values():
+        yield from (dependency for dependency in dependencies_of(package) if not dependency.conflict)
 
 
 def ordered(selection: Selection, world: Sequence[Dependency]) -> list[tuple[Package, Reason]]:
@@ -129,7 +155,7 @@ class _Walk:
     def __init__(self, selection: Selection, world: Sequence[Dependency]) -> None:
         self._selection = selection
         self._world = world
-        self._begun = selection.without(selection.packages)
+        self._begun = selection.only({})
         self.done: list[tuple[Package, Reason]] = []
 
     def follow(self, dependency: Dependency, asker: Package | None) -> None:
@@ -143,10 +169,9 @@ class _Walk:
                 visits.append(inner)
 
     def _provider(self, dependency: Dependency, asker: Package | None) -> Iterator[_Visit]:
-        claims = [] if dependency.conflict else self._selection.claims(dependency)
-        if claims:
-            best = next((claim for claim in claims if claim.package.name == dependency.name), claims[0])
-            yield self._visit(best.package, Reason(asker, str(dependency)))
+        package = None if dependency.conflict else self._selection.provider(dependency)
+        if package is not None:
+            yield self._visit(package, Reason(asker, str(dependency)))
 
     def _visit(self, package: Package, reason: Reason) -> Iterator[_Visit]:
         if package in self._begun:
@@ -178,9 +203,10 @@ class _Walk:
 
     def _reason(self, package: Package) -> Reason:
         """The first demand for a package that is not there by a rule of its own."""
-        for asker, dependency in _demands(self._selection, self._world):
-            if any(claim.package is package for claim in self._selection.claims(dependency)):
-                return Reason(self._selection.packages[asker] if asker else None, str(dependency))
+        for asker in (None, *self._selection.packages.values()):
+            for dependency in self._world if asker is None else dependencies_of(asker):
+                if not dependency.conflict and self._selection.provider(dependency) is package:
+                    return Reason(asker, str(dependency))
         raise LookupError(f"nothing needs {package}")
 
 

@@ -129,9 +129,10 @@ class NoSolution(Exception):  # noqa: N818 - an answer, which the solver words
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a search: the packages to install and the repository tags that each was allowed, both by name."""
+    """Result of a search: packages and the repository tags that each was allowed, by their names; choices by name."""
 
     packages: Mapping[str, Package]
+    choices: Mapping[str, Package]
     tags: Mapping[str, frozenset[str]]
 
 
@@ -149,8 +150,10 @@ def search(reach: Reach, world: Sequence[Dependency], extra: Iterable[Only] = ()
         raise NoSolution(list(cause.causes)) from cause
     except ResolutionTooDeep as cause:
         raise NoSolution((), gave_up=True) from cause
-    packages = {slot: pin.package for slot, pin in result.mapping.items() if pin.package and pin.package.name == slot}
-    return Found(packages, {slot: result.mapping[slot].tags for slot in packages})
+    pins = {slot: pin.package for slot, pin in result.mapping.items() if pin.package is not None}
+    packages = {slot: package for slot, package in pins.items() if package.name == slot}
+    choices = {slot: package for slot, package in pins.items() if package.name != slot}
+    return Found(packages, choices, {slot: result.mapping[slot].tags for slot in packages})
 
 
 class Rules(AbstractProvider[Requirement, Candidate, str]):

@@ -77,7 +77,8 @@ def solve(
     except NoSolution as failure:
         conflict = explain.Conflict(failure, reach, wanted)
         raise Unsatisfiable(conflict.message, hint=conflict.hint) from failure
-    selection = needed(catalog, wanted, _invite(catalog, wanted, found).packages)
+    complete = _invite(catalog, wanted, found)
+    selection = needed(Selection(catalog, complete.packages, {**complete.choices, **found.choices}), wanted)
     order = ordered(selection, wanted)
     return Solution(tuple(package for package, _ in order), {package.name: reason for package, reason in order})
 

@@ -36,7 +36,7 @@ Entry: TypeAlias = tuple[str, str, int]
 TEXTS = ("alias", "builtin", "builtin.modinfo", "dep", "devname", "order", "softdep", "symbols", "weakdep")
 """The text files that a subset is made from, each ``modules.<name>``; all but ``dep`` may be missing."""
 
-_FILTERED: Mapping[str, int] = {"alias": 2, "devname": 0, "softdep": 1, "symbols": 2, "weakdep": 1}
+_FILTERED: Mapping[str, int] = {"alias": -1, "devname": 0, "softdep": 1, "symbols": -1, "weakdep": 1}
 """Files of which only some lines belong to a subset: which word of a line is the module's name."""
 
 
@@ -125,8 +125,8 @@ def subset(texts: Mapping[str, str], kept: Collection[str], directory: str) -> d
 
 def _filter(text: str, word: int, names: Collection[str]) -> str:
     """The comments of ``text`` and the lines of which the given word is one of ``names``."""
-    lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if line.startswith("#") or line.split()[word : word + 1][0] in names)
+    lines = [(line, line.split()) for line in text.splitlines(keepends=True)]
+    return "".join(line for line, words in lines if line.startswith("#") or (len(words) > 1 and words[word] in names))
 
 
 def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
@@ -148,8 +148,8 @@ def _dep_entries(text: str) -> Iterable[Entry]:
 
 def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[Entry]:
     for line in text.splitlines():
-        if line.startswith("alias "):
-            alias, module = line.removeprefix("alias ").rsplit(" ", 1)
+        alias, _, module = line.removeprefix("alias ").rpartition(" ")
+        if alias and line.startswith("alias "):
             yield normalize_alias(alias), module, priority.get(module, 0)
 
 

@@ -1,0 +1,151 @@
+"""Kernels of a Tree, and the image inside an EFI zboot file."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.mirror import Mirror
+from imgkit.errors import InputError
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, version_key
+from imgkit.rootfs.tree import Tree
+from tests.trees import tree_from_tar
+
+IMAGE = bytes(0x38) + b"ARMd" + bytes(range(256))
+
+
+def zboot(payload: bytes, method: bytes = b"gzip", *, size: int | None = None, offset: int = 0x200) -> bytes:
+    header = struct.pack("<2sxx4sII8x32s", b"MZ", b"zimg", offset, len(payload) if size is None else size, method)
+    return header.ljust(offset, b"\0") + payload + b"signature"
+
+
+def tree_of(*releases: str) -> Tree:
+    tree = Tree()
+    for release in releases:
+        suffix = "-" + release.rpartition("-")[2]
+        tree.write(f"lib/modules/{release}/kernel-suffix", suffix + "\n")
+        tree.write(f"boot/vmlinuz{suffix}", b"image")
+    return tree
+
+
+def test_a_kernel_and_its_files() -> None:
+    (one,) = kernels(tree_of("6.18.56-0-virt"))
+    assert one == Kernel("6.18.56-0-virt", "lib/modules/6.18.56-0-virt", "-virt")
+    assert (one.flavour, one.image, one.initramfs) == ("virt", "boot/vmlinuz-virt", "boot/initramfs-virt")
+
+
+def test_the_newest_comes_last_by_number() -> None:
+    releases = ["6.18.2-0-lts", "6.9.10-1-virt", "6.18.10-0-edge"]
+    assert [one.release for one in kernels(tree_of(*releases))] == ["6.9.10-1-virt", "6.18.2-0-lts", "6.18.10-0-edge"]
+
+
+@given(st.lists(st.integers(0, 99), min_size=3, max_size=4), st.lists(st.integers(0, 99), min_size=3, max_size=4))
+def test_keys_order_as_numbers_do(one: list[int], other: list[int]) -> None:
+    keys = [version_key(".".join(map(str, numbers)) + "-virt") for numbers in (one, other)]
+    if len(one) == len(other):
+        assert (keys[0] < keys[1]) == (one < other)
+
+
+def test_left_over_modules_are_no_kernel() -> None:
+    tree = tree_of("6.18.56-0-virt")
+    tree.write("lib/modules/6.1.0-0-lts/initramfs-suffix", "-lts\n")
+    tree.write("lib/modules/file", "x")
+    assert [one.release for one in kernels(tree)] == ["6.18.56-0-virt"]
+    assert kernels(Tree()) == ()
+
+
+def test_merged_usr() -> None:
+    tree = Tree()
+    tree.mkdir("usr/lib")
+    tree.symlink("lib", "usr/lib")
+    tree.write("lib/modules/6.18.0-0-virt/kernel-suffix", "-virt")
+    assert kernel(tree, "6.18.0-0-virt").directory == "usr/lib/modules/6.18.0-0-virt"
+
+
+@pytest.mark.parametrize(("release", "suffix"), [("6.1.0-0-lts", "-lts"), ("6.1.0", ""), ("6.1-2-rpi-4", "-rpi-4")])
+def test_suffix_without_the_package_saying_so(release: str, suffix: str) -> None:
+    tree = Tree()
+    tree.mkdir(f"lib/modules/{release}")
+    assert kernel(tree, release).suffix == suffix
+
+
+def test_a_suffix_that_leaves_boot_is_refused() -> None:
+    tree = Tree()
+    tree.write("lib/modules/6/kernel-suffix", "-../../etc/passwd")
+    with pytest.raises(InputError, match="/lib/modules/6/kernel-suffix"):
+        kernel(tree, "6")
+
+
+def test_a_kernel_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"/lib/modules/6\.1: no modules"):
+        kernel(Tree(), "6.1")
+
+
+@pytest.mark.parametrize("trailer", [b"", b"\x00\x01\x00\x00"])
+@pytest.mark.parametrize(
+    ("method", "payload"),
+    [
+        (b"gzip", gzip.compress(IMAGE)),
+        (b"xzkern", lzma.compress(IMAGE, check=lzma.CHECK_CRC32)),
+        (b"lzma", lzma.compress(IMAGE, lzma.FORMAT_ALONE)),
+    ],
+)
+def test_unpack(method: bytes, payload: bytes, trailer: bytes) -> None:
+    packed = zboot(payload + trailer, method)
+    assert is_zboot(packed)
+    assert unpack_zboot(packed, "boot/vmlinuz-virt") == IMAGE
+
+
+@pytest.mark.parametrize("image", [b"", b"MZ", IMAGE, b"MZ\0\0" + bytes(600)])
+def test_other_images_stay(image: bytes) -> None:
+    assert not is_zboot(image)
+    assert unpack_zboot(image, "boot/vmlinuz-virt") == image
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (zboot(gzip.compress(IMAGE))[:40], "cut off"),
+        (zboot(gzip.compress(IMAGE), size=1 << 20), "cut off"),
+        (zboot(gzip.compress(IMAGE)[:-20]), "cut off"),
+        (zboot(b"no gzip at all"), "damaged"),
+        (zboot(gzip.compress(IMAGE)[:-5] + b"wrong"), "damaged"),
+        (zboot(gzip.compress(bytes(100))), "no arm64 kernel"),
+        (zboot(gzip.compress(IMAGE), b"zstd22"), "compressed with zstd22"),
+    ],
+)
+def test_bad_images(image: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=f"^/boot/vmlinuz-virt: .*{message}"):
+        unpack_zboot(image, "boot/vmlinuz-virt")
+
+
+def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.rootfs.kernel.MAX_IMAGE", 1 << 20)
+    with pytest.raises(InputError, match="larger than 1 MiB"):
+        unpack_zboot(zboot(gzip.compress(IMAGE + bytes(1 << 20))), "boot/vmlinuz-virt")
+
+
+def test_image_of_a_kernel_in_the_tree() -> None:
+    tree = tree_of("6.18.0-0-virt")
+    (one,) = kernels(tree)
+    assert direct_boot_image(tree, one) == b"image"
+    tree.write(one.image, zboot(gzip.compress(IMAGE)))
+    assert direct_boot_image(tree, one) == IMAGE
+    tree.remove(one.image)
+    with pytest.raises(InputError, match="/boot/vmlinuz-virt: no image"):
+        direct_boot_image(tree, one)
+
+
+@pytest.mark.mirror
+def test_real_kernels(mirror: Mirror) -> None:
+    for architecture, packed in (("x86_64", False), ("aarch64", True)):
+        tree = tree_from_tar(mirror.oracle[architecture])
+        (one,) = kernels(tree)
+        image = tree.read(one.image)
+        assert is_zboot(image) is packed
+        assert (direct_boot_image(tree, one) == image) is not packed

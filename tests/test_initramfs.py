@@ -1,0 +1,418 @@
+"""The initramfs: mkinitfs's configuration, what is collected, what must be an error, and the real one."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.mirror import Mirror
+from imgkit.errors import InputError, RecipeError
+from imgkit.rootfs.elf import ET_EXEC, ET_REL
+from imgkit.rootfs.initramfs import install_initramfs, make_initramfs
+from imgkit.rootfs.kernel import kernels
+from imgkit.rootfs.mkinitfs import CONFIGURATION, FEATURES, Configuration, expand, parse_shell, read_configuration
+from imgkit.rootfs.tree import File, HardLink, Symlink, Tree
+from tests.elves import make_elf
+from tests.trees import CpioMember, read_newc, tree_from_tar
+
+RELEASE = "6.18.0-0-virt"
+MODULES = f"lib/modules/{RELEASE}"
+LOADER = "lib/ld-musl-x86_64.so.1"
+EPOCH = 1_700_000_000
+
+
+def program(*needed: str) -> bytes:
+    return make_elf(kind=ET_EXEC, interpreter="/" + LOADER, needed=needed)
+
+
+def module(modinfo: bytes = b"license=GPL\0") -> bytes:
+    return gzip.compress(make_elf(kind=ET_REL, sections={".modinfo": modinfo}), mtime=0)
+
+
+def alpine() -> Tree:
+    """A root filesystem in which everything that an initramfs needs is small."""
+    tree = Tree()
+    for path, data in {
+        "bin/busybox": program("libc.musl-x86_64.so.1"),
+        LOADER: make_elf(),
+        "sbin/nlplug-findfs": program("libkmod.so.2"),
+        "usr/lib/libkmod.so.2.5": make_elf(),
+        "usr/share/mkinitfs/initramfs-init": b"#!/bin/sh\n",
+        "lib/mdev/usbdev": b"#!/bin/sh\n",
+    }.items():
+        tree.write(path, data, mode=0o755)
+    tree.symlink("bin/sh", "/bin/busybox")
+    tree.symlink("usr/lib/libkmod.so.2", "libkmod.so.2.5")
+    tree.symlink("lib/libc.musl-x86_64.so.1", "ld-musl-x86_64.so.1")
+    for name in ("fstab", "passwd", "group"):
+        tree.write(f"usr/share/mkinitfs/{name}", name)
+    tree.write("etc/apk/keys/one.rsa.pub", "key", uid=7)
+    tree.write(CONFIGURATION, 'features="base ext4"\n')
+    tree.write(f"{FEATURES}/base.files", "# programs\n/bin/busybox\n/bin/sh\n\n/lib/mdev\n/sbin/nl*\n/sbin/none\n")
+    tree.write(f"{FEATURES}/base.modules", "kernel/drivers/block/loop.ko*\nkernel/drivers/none\n")
+    tree.write(f"{FEATURES}/ext4.modules", "kernel/fs/ext4\n")
+    tree.write(f"{FEATURES}/net.modules", "kernel/net/[!a].ko*\n")
+    tree.write(f"{MODULES}/kernel-suffix", "-virt\n")
+    tree.write("boot/vmlinuz-virt", b"image")
+    for path in ("kernel/fs/ext4/ext4", "kernel/lib/crc16", "kernel/drivers/block/loop", "kernel/net/a"):
+        tree.write(f"{MODULES}/{path}.ko.gz", module())
+    tree.write(
+        f"{MODULES}/modules.dep",
+        "kernel/net/a.ko.gz:\nkernel/drivers/block/loop.ko.gz:\n"
+        "kernel/fs/ext4/ext4.ko.gz: kernel/lib/crc16.ko.gz\nkernel/lib/crc16.ko.gz:\n",
+    )
+    tree.write(f"{MODULES}/modules.alias", "# Aliases\nalias fs-ext4 ext4\nalias net-a a\n")
+    tree.write(f"{MODULES}/modules.builtin", "kernel/fs/exportfs/exportfs.ko\n")
+    return tree
+
+
+def members(tree: Tree, *, features: list[str] | None = None) -> dict[str, CpioMember]:
+    data = make_initramfs(tree, RELEASE, features=features, epoch=EPOCH, compression="none")
+    return {member.name: member for member in read_newc(data)}
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        ('features="ata base ext4"\n', ("ata", "base", "ext4")),
+        ("# comment\n\nfeatures='base  ext4' # why\n", ("base", "ext4")),
+        ("features=base", ("base",)),
+        ("features=base;", ("base",)),
+        ('features="base \\\n ext4"\n', ("base", "ext4")),
+        ('features="base\next4"\n', ("base", "ext4")),
+        ('features="old"\nfeatures="base"\n', ("base",)),
+        ("", ()),
+    ],
+)
+def test_features(text: str, features: tuple[str, ...]) -> None:
+    tree = Tree()
+    tree.write(CONFIGURATION, text)
+    assert read_configuration(tree).features == features
+
+
+def test_other_settings() -> None:
+    tree = Tree()
+    assert read_configuration(tree) == Configuration()
+    tree.write(
+        CONFIGURATION,
+        "initfscomp=xz\ncomplevel_xz=-9\ncomplevel_gzip=-1\ncustom_files='/etc/a etc/b'\ndisable_trigger=yes",
+    )
+    assert read_configuration(tree) == Configuration((), "xz", 9, ("/etc/a", "etc/b"), disabled=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('features="$features x"\n', 1),
+        ("a=b\nfeatures=`ls`\n", 2),
+        ("\n\nfeatures=$(ls)\n", 3),
+        (". /etc/other\n", 1),
+        ("touch /tmp/x\n", 1),
+        ("a=b touch /tmp/x\n", 1),
+        ("a=b & touch x\n", 1),
+        ("a=b > x\n", 1),
+        ('a="b\n', 1),
+        ("a='b\n", 1),
+        ('a="b"c\n', 1),
+        ("if true; then a=b; fi\n", 1),
+        ("a = b\n", 1),
+    ],
+)
+def test_what_a_shell_would_compute_is_refused(text: str, line: int) -> None:
+    with pytest.raises(InputError, match=f"^/conf: line {line} is more than") as caught:
+        parse_shell(text, "conf")
+    assert "recipe" in str(caught.value.hint)
+
+
+@given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), st.text("ab \n#;|&-'", max_size=9)))
+def test_quoted_constants_come_back(variables: dict[str, str]) -> None:
+    text = "".join(f'{name}="{value}"\n' for name, value in variables.items())
+    assert parse_shell(text, "conf") == variables
+
+
+@given(st.text("a=\"' \n\\$`#;", max_size=12))
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        variables = parse_shell(text, "conf")
+    except InputError:
+        return
+    assert not any("$" in value or "`" in value for value in variables.values() if "'" not in text)
+
+
+def test_bad_level() -> None:
+    tree = alpine()
+    tree.write(CONFIGURATION, "complevel_gzip='-9 --rsyncable'\n")
+    with pytest.raises(InputError, match="complevel_gzip"):
+        read_configuration(tree)
+
+
+def test_globs() -> None:
+    tree = Tree()
+    for path in ("a/x.ko", "a/y.ko.gz", "a/.hidden", "b/x.ko", "b/deep/x.ko"):
+        tree.write(path, "")
+    tree.symlink("c", "b")
+    tree.symlink("d", "nowhere")
+    assert expand(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
+    assert expand(tree, "", "a/.h*") == ["a/.hidden"]
+    assert expand(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
+    assert expand(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko", "b/deep/x.ko"]
+    assert expand(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
+    assert expand(tree, "", "none/*") == expand(tree, "a", "none") == []
+
+
+# ---- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def test_names_of_everything() -> None:
+    found = members(alpine())
+    directories = {name for name, member in found.items() if stat.S_ISDIR(member.mode)}
+    kernel = f"usr/{MODULES}"
+    assert set(found) - directories == {
+        *("bin", "sbin", "lib", "init", "etc/fstab", "etc/group", "etc/passwd", "etc/apk/keys/one.rsa.pub"),
+        *("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs", "usr/lib/mdev/usbdev"),
+        *("usr/lib/ld-musl-x86_64.so.1", "usr/lib/libc.musl-x86_64.so.1", "usr/lib/libkmod.so.2"),
+        *("usr/lib/libkmod.so.2.5", f"{kernel}/modules.alias", f"{kernel}/modules.alias.bin"),
+        *(f"{kernel}/modules.builtin", f"{kernel}/modules.builtin.bin"),
+        *(f"{kernel}/modules.dep", f"{kernel}/modules.dep.bin", f"{kernel}/kernel/fs/ext4/ext4.ko.gz"),
+        *(f"{kernel}/kernel/lib/crc16.ko.gz", f"{kernel}/kernel/drivers/block/loop.ko.gz"),
+    }
+    assert {".", "proc", "newroot", "usr/lib/firmware", ".modloop", "media/usb"} <= directories
+    assert list(found) == sorted(found)
+
+
+def test_attributes() -> None:
+    found = members(alpine())
+    assert {member.numbers[5] for member in found.values()} == {EPOCH}
+    assert {member.numbers[2:4] for member in found.values()} == {(0, 0)}
+    assert oct(found["init"].mode) == "0o100755"
+    assert oct(found["etc/fstab"].mode) == "0o100644"
+    assert found["usr/bin/sh"].data == b"/bin/busybox"
+    assert found["lib"].data == b"usr/lib"
+    assert found[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
+
+
+def test_features_of_the_caller_win() -> None:
+    found = members(alpine(), features=["base"])
+    assert not [name for name in found if "ext4" in name]
+
+
+def test_hard_linked_programs() -> None:
+    tree = alpine()
+    tree.write("bin/busybox.real", program(), mode=0o755)
+    tree.remove("bin/busybox")
+    tree.add("bin/busybox", HardLink(target="bin/busybox.real"))
+    assert members(tree)["usr/bin/busybox"].data == program()
+
+
+def test_merged_usr_gives_the_same() -> None:
+    tree = alpine()
+    merged = Tree()
+    for top in ("bin", "sbin", "lib"):
+        merged.mkdir(f"usr/{top}")
+        merged.symlink(top, f"usr/{top}")
+    for path, node in tree.items():
+        if path.partition("/")[0] in ("bin", "sbin", "lib"):
+            if "/" in path:
+                merged.add(f"usr/{path}", node)
+        elif path not in merged:
+            merged.add(path, node)
+    assert members(merged) == members(tree)
+
+
+def test_custom_files() -> None:
+    tree = alpine()
+    tree.write(CONFIGURATION, "features=base\ncustom_files='/etc/extra /etc/none'")
+    tree.write("etc/extra", "extra")
+    assert members(tree)["etc/extra"].data == b"extra"
+
+
+def test_firmware_that_modules_name() -> None:
+    tree = alpine()
+    tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", module(b"firmware=a/b.bin\0firmware=none.bin\0"))
+    assert not [name for name in members(tree) if name.startswith("usr/lib/firmware/")]
+    tree.write("lib/firmware/real/b.bin.zst", "blob")
+    tree.write("lib/firmware/unused", "blob")
+    tree.symlink("lib/firmware/a", "real")
+    found = {name: member.data for name, member in members(tree).items() if name.startswith("usr/lib/firmware/")}
+    assert found == {
+        "usr/lib/firmware/a": b"real",
+        "usr/lib/firmware/real": b"",
+        "usr/lib/firmware/real/b.bin.zst": b"blob",
+    }
+
+
+@pytest.mark.parametrize(("method", "unpack"), [("gzip", gzip.decompress), ("xz", lzma.decompress)])
+def test_compression(method: str, unpack: object) -> None:
+    tree = alpine()
+    plain = make_initramfs(tree, RELEASE, epoch=EPOCH, compression="none")
+    packed = make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    assert unpack(packed) == plain  # type: ignore[operator]
+    assert packed == make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    tree.write(CONFIGURATION, f"features='base ext4'\ninitfscomp={method}\n")
+    assert make_initramfs(tree, RELEASE, epoch=EPOCH) == packed
+
+
+def test_xz_is_what_the_kernel_can_check() -> None:
+    data = make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="xz")
+    assert lzma.decompress(data).startswith(b"070701")
+    assert data[7] == lzma.CHECK_CRC32
+
+
+# ---- what must be an error -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("usr/lib/libkmod.so.2.5", "/sbin/nlplug-findfs needs the library libkmod.so.2"),
+        (LOADER, f"interpreter /{LOADER}"),
+        ("bin/busybox", "would lack /usr/bin/busybox"),
+        ("sbin/nlplug-findfs", "would lack /usr/sbin/nlplug-findfs"),
+        ("usr/share/mkinitfs/initramfs-init", "/usr/share/mkinitfs/initramfs-init: missing"),
+        ("usr/share/mkinitfs/passwd", "/usr/share/mkinitfs/passwd: missing"),
+        (f"{MODULES}/modules.dep", f"/{MODULES}/modules.dep: missing"),
+        (f"{MODULES}/kernel/lib/crc16.ko.gz", f"/{MODULES}/kernel/lib/crc16.ko.gz: missing"),
+    ],
+)
+def test_missing_files_are_named(path: str, message: str) -> None:
+    tree = alpine()
+    tree.remove(path)
+    with pytest.raises(InputError) as caught:
+        make_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert message in str(caught.value)
+
+
+def test_features_without_base() -> None:
+    with pytest.raises(InputError, match="would lack /usr/bin/busybox") as caught:
+        make_initramfs(alpine(), RELEASE, features=["ext4"], epoch=EPOCH)
+    assert "base" in str(caught.value.hint)
+
+
+def test_unknown_features_are_all_named() -> None:
+    with pytest.raises(RecipeError, match="feature ext5") as caught:
+        make_initramfs(alpine(), RELEASE, features=["base", "ext5", "zzz"], epoch=EPOCH)
+    assert len(caught.value.problems) == 2
+    assert caught.value.hint == "known are base ext4 net"
+
+
+def test_no_mkinitfs_and_no_kernel() -> None:
+    with pytest.raises(InputError, match=f"/{MODULES}: no modules"):
+        make_initramfs(Tree(), RELEASE, epoch=EPOCH)
+    tree = Tree()
+    tree.mkdir(MODULES)
+    with pytest.raises(InputError, match=f"/{FEATURES}: missing"):
+        make_initramfs(tree, RELEASE, epoch=EPOCH)
+
+
+def test_a_module_named_without_wildcards_must_be_there() -> None:
+    tree = alpine()
+    tree.write(f"{FEATURES}/ext4.modules", "kernel/fs/exportfs/exportfs.ko\nkernel/fs/gone.ko.gz\n")
+    with pytest.raises(InputError, match=rf"^/{MODULES}/kernel/fs/gone\.ko\.gz"):
+        make_initramfs(tree, RELEASE, epoch=EPOCH)
+
+
+def test_a_module_that_depmod_has_not_seen() -> None:
+    tree = alpine()
+    tree.write(f"{MODULES}/kernel/fs/ext4/new.ko.gz", module())
+    with pytest.raises(InputError, match=r"kernel/fs/ext4/new\.ko\.gz.*modules\.dep"):
+        make_initramfs(tree, RELEASE, epoch=EPOCH)
+
+
+def test_a_damaged_module_among_firmware() -> None:
+    tree = alpine()
+    tree.write("lib/firmware/a", "blob")
+    tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", b"damaged")
+    with pytest.raises(InputError, match=r"ext4\.ko\.gz: damaged kernel module"):
+        make_initramfs(tree, RELEASE, epoch=EPOCH)
+
+
+def test_unknown_compression() -> None:
+    with pytest.raises(RecipeError, match="compression lz4"):
+        make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="lz4")
+
+
+# ---- the trigger -----------------------------------------------------------------------------------------------------
+
+
+def test_install() -> None:
+    tree = alpine()
+    assert install_initramfs(tree, RELEASE, epoch=EPOCH) == "boot/initramfs-virt"
+    node = tree["boot/initramfs-virt"]
+    assert isinstance(node, File)
+    assert (node.mode, node.mtime, node.uid) == (0o600, EPOCH, 0)
+    assert node.content.read() == make_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert tree.read(f"{MODULES}/initramfs-suffix") == b"-virt\n"
+    assert tree["boot/boot"] == Symlink(target=".", mtime=EPOCH)
+
+
+def test_install_again_changes_nothing() -> None:
+    tree = alpine()
+    install_initramfs(tree, RELEASE, epoch=EPOCH)
+    before = dict(tree.items())
+    install_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert dict(tree.items()) == before
+
+
+def test_a_failure_leaves_the_tree_alone() -> None:
+    tree = alpine()
+    tree.remove(LOADER)
+    before = dict(tree.items())
+    with pytest.raises(InputError):
+        install_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert dict(tree.items()) == before
+
+
+def test_disabled_trigger() -> None:
+    tree = alpine()
+    tree.write(CONFIGURATION, "disable_trigger=yes\n")
+    assert install_initramfs(tree, RELEASE, epoch=EPOCH) is None
+    assert "boot/initramfs-virt" not in tree
+
+
+# ---- the real one ----------------------------------------------------------------------------------------------------
+
+
+def dependencies(data: bytes) -> list[tuple[str, list[str]]]:
+    lines = [line.partition(":") for line in data.decode().splitlines()]
+    return [(path, sorted(needed.split())) for path, _, needed in lines]
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
+    tree = tree_from_tar(mirror.oracle[architecture])
+    (one,) = kernels(tree)
+    real = {member.name: member for member in read_newc(gzip.decompress(tree.read(one.initramfs)))}
+    made = {
+        member.name: member for member in read_newc(make_initramfs(tree, one.release, epoch=EPOCH, compression="none"))
+    }
+    assert list(made) == list(real)
+    # mkinitfs packs a folder of mktemp, and re-sorts dependencies; both are differences on purpose.
+    dep = f"usr/{one.directory}/modules.dep"
+    assert dependencies(made[dep].data) == dependencies(real[dep].data)
+    different = [
+        name
+        for name, member in made.items()
+        if (member.mode, member.numbers[2:4], member.data)
+        != (real[name].mode, real[name].numbers[2:4], real[name].data)
+    ]
+    assert different == [".", dep, f"{dep}.bin"]
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize(("architecture", "modules"), [("x86_64", 34), ("aarch64", 35)])
+def test_minimal_features(mirror: Mirror, architecture: str, modules: int) -> None:
+    tree = tree_from_tar(mirror.oracle[architecture])
+    (one,) = kernels(tree)
+    data = make_initramfs(tree, one.release, features=["base", "virtio", "ext4"], epoch=EPOCH)
+    names = [member.name for member in read_newc(gzip.decompress(data))]
+    assert len([name for name in names if ".ko" in name]) == modules
+    assert len(data) < 7_000_000

@@ -1,0 +1,67 @@
+"""Time and size of the initramfs, by feature set and compression, on the real root filesystems of the mirror.
+
+python -m benchmarks.initramfs
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+from fixtures.mirror import make
+from imgkit.rootfs.initramfs import make_initramfs
+from imgkit.rootfs.kernel import kernels
+from imgkit.rootfs.libraries import check_architecture
+from imgkit.rootfs.tree import Tree
+from tests.trees import tree_from_tar
+
+FEATURES = {"default": None, "base virtio ext4": ("base", "virtio", "ext4")}
+
+
+def best(work: Callable[[], object], runs: int = 3) -> float:
+    """The shortest of a few runs, in seconds: what the machine can do when nobody disturbs it."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Memory that Python holds at most, in MB."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def measure(architecture: str, tree: Tree) -> None:
+    """Print one line for each feature set and compression, and one for the check of the whole Tree."""
+    (one,) = kernels(tree)
+    for name, features in FEATURES.items():
+        for compression in ("none", "gzip"):
+
+            def work(compression: str = compression, features: tuple[str, ...] | None = features) -> bytes:
+                return make_initramfs(tree, one.release, features=features, epoch=0, compression=compression)
+
+            size = len(work()) / 1e6
+            line = f"{architecture:8} {name:17} {compression:5} {size:6.2f} MB {best(work):5.2f} s"
+            print(f"{line} {peak(work):6.1f} MB held")
+    seconds = best(lambda: check_architecture(tree, architecture))
+    print(f"{architecture:8} check_architecture of {len(tree)} paths {seconds:.2f} s")
+
+
+def main() -> None:
+    """Measure both architectures."""
+    oracle: dict[str, Path] = dict(make().oracle)
+    for architecture, path in sorted(oracle.items()):
+        measure(architecture, tree_from_tar(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -181,6 +181,7 @@ def set_password(tree: Tree, name: str, field: str, *, epoch: int = 0) -> None:
         raise AccountError(f"unknown user {name}")
     if ":" in field or "\n" in field:
         raise AccountError("improper characters in a password field")
+    _write(tree, PASSWD, _lines(tree, PASSWD), epoch)  # busybox writes both, so both get a new copy
     _edit(tree, SHADOW, name, ":".join([name, field, str(epoch // _DAY), *entry[3:]]), epoch)
 
 

@@ -12,7 +12,7 @@ from imgkit.rootfs.shell_words import Unsupported
 from imgkit.rootfs.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")
-_WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007, "a": 0o7777}
+_WHO = {"u": 0o4700, "g": 0o2070, "o": 0o0007, "a": 0o7777}
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "X": 0o111, "s": 0o6000, "t": 0o1000}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from getopt import GetoptError, gnu_getopt
 from typing import TypeAlias
@@ -33,10 +33,13 @@ class Hooks:
     Attributes:
         mkinitfs: called as (tree, kernel release, path of the initramfs in the Tree).
         depmod: called as (tree, kernel release) when packages added modules that the kernel's own index lacks.
+        commands: further programs by name, called as (tree, arguments); what they return is the exit status. For
+            instance ``update-grub``, which has nothing to do where imgkit itself writes grub.cfg.
     """
 
     mkinitfs: Callable[[Tree, str, str], None] | None = None
     depmod: Callable[[Tree, str], None] | None = None
+    commands: Mapping[str, Callable[[Tree, Sequence[str]], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,11 @@ class Shell(Expander):
             if arguments[0].startswith("-"):
                 return triggers.install_links("bin/busybox")(self.machine, arguments, streams)
             return self._external(arguments[0], arguments[1:], streams)
-        if base not in COMMANDS or (directory and directory not in _BIN):
+        if directory and directory not in _BIN:
+            raise Unsupported(f"the command {name}")
+        if base in self.machine.hooks.commands:
+            return self.machine.hooks.commands[base](self.machine.tree, tuple(arguments))
+        if base not in COMMANDS:
             raise Unsupported(f"the command {name}")
         return COMMANDS[base](self.machine, list(arguments), streams)
 
@@ -393,7 +397,7 @@ class Shell(Expander):
         if len(arguments) != 1 or arguments[0] == "-":
             raise Unsupported("cd without a directory")
         if not self.machine.is_directory(arguments[0]):
-            raise Failed(f"can't cd to {arguments[0]}: No such file or directory")
+            raise Failed(f"can't cd to {arguments[0]}: No such file or directory", 2)
         self.machine.cwd = "/" + self.machine.path(arguments[0])
         return 0
 

@@ -225,7 +225,7 @@ def test(machine: Machine, arguments: list[str], _: Streams) -> int:
     rest = list(arguments)
     value = _either(machine, rest)
     if rest:
-        raise Unsupported(f"the test {' '.join(arguments)!r}")
+        raise Failed(f"{rest[0]}: unknown operand", 2)
     return 0 if value else 1
 
 

@@ -137,7 +137,15 @@ def rc_update(machine: Machine, arguments: list[str], _: Streams) -> int:
     return 0
 
 
+def _nothing_runs(*_: object) -> int:
+    raise Failed("there is no running system to talk to")
+
+
+# These talk to services or to the kernel, leave no trace in files, and fail in a root that is only being filled.
+_RUNTIME = ("dbus-send", "killall", "modprobe", "pkill", "rc-service", "sysctl", "udevadm")
+
 NATIVE: Mapping[str, Command] = {
+    **dict.fromkeys(_RUNTIME, _nothing_runs),
     "busybox-extras": install_links("bin/busybox-extras"),
     "c_rehash": c_rehash,
     "depmod": depmod,

@@ -45,4 +45,4 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
     from fixtures.server import serve
 
     with serve(mirror.root) as server:
-        yield server
+        yield server.url

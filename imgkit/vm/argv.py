@@ -113,6 +113,7 @@ def arguments(spec: VmSpec) -> tuple[str, ...]:
 
 
 def _check(spec: VmSpec) -> None:
+    machine(spec.arch)
     if spec.firmware not in ("bios", "uefi", "direct"):
         raise UsageError(f"{spec.firmware}: unknown firmware", hint="known are bios, uefi, direct")
     if spec.firmware == "bios" and spec.arch != "amd64":

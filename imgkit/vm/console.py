@@ -113,6 +113,13 @@ _NOTHING = "the firmware found nothing to boot on the disk"
 _GRUB_ERROR = r"^ {0,8}(?P<what>error: [^\n]{0,200})"
 
 _SIGNS: tuple[_Sign, ...] = (
+    # Without an init the kernel panics right afterwards; the cause goes first.
+    _sign(
+        failures.InitramfsError,
+        r"(?P<what>[^\n]{0,200}not found in new root[^\n]{0,200}|switch_root: can't execute[^\n]{0,200})",
+        "the root filesystem has no init: {what}",
+        until=Stage.INITRAMFS,
+    ),
     _sign(failures.KernelPanicError, r"Kernel panic - not syncing: (?P<what>[^\n]{0,200})", "kernel panic: {what}"),
     _sign(
         failures.NothingToBootError,
@@ -150,12 +157,6 @@ _SIGNS: tuple[_Sign, ...] = (
         failures.InitramfsError,
         r"(?P<what>mount: mounting [^\n]{0,200})?[ \n]{0,4}(?:Mounting root failed|initramfs emergency recovery shell)",
         "the initramfs could not mount the root filesystem: {what}",
-        until=Stage.INITRAMFS,
-    ),
-    _sign(
-        failures.InitramfsError,
-        r"(?P<what>[^\n]{0,200}not found in new root[^\n]{0,200})",
-        "the root filesystem has no init: {what}",
         until=Stage.INITRAMFS,
     ),
     _sign(
@@ -229,17 +230,17 @@ def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
     if finding is not None:
         return failure(finding, text)
     if heartbeat:
-        return failures.AgentError(f"the agent is not ready after {seconds:g} s: {heartbeat}", console=shown)
+        return failures.AgentError(f"the agent is not ready after {seconds:.0f} s: {heartbeat}", console=shown)
     if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > 10):
         return failures.AgentError(
-            f"no heartbeat of the agent within {seconds:g} s, though {reached.words}",
+            f"no heartbeat of the agent within {seconds:.0f} s, though {reached.words}",
             console=shown,
             hint="is agentd in the default runlevel, and was the ipc share given?",
         )
     going = quiet < 10 and bool(text)
     pace = "it was still getting on" if going else f"silent for the last {min(quiet, seconds):.0f} s"
     error = failures.BootTimeoutError(
-        f"no heartbeat within {seconds:g} s: {reached.words}, {pace}",
+        f"no heartbeat within {seconds:.0f} s: {reached.words}, {pace}",
         console=shown,
         hint="a longer --timeout may do" if going else None,
     )

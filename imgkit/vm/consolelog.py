@@ -10,7 +10,7 @@ from imgkit.vm import console
 from imgkit.vm.console import Stage
 
 KEEP = 256 << 10
-"""Characters of cleaned text that are looked at."""
+"""Bytes from the end that are looked at."""
 MAX_FILE = 64 << 20
 """Bytes after which the console file is begun anew: a guest must not fill the host's disk."""
 
@@ -23,6 +23,7 @@ class ConsoleLog:
         self.text = ""
         self.stage = Stage.NOTHING
         self.times: dict[Stage, float] = {}
+        self._raw = b""
         self._offset = 0
         self._started = self._changed = time.monotonic()
 
@@ -46,7 +47,8 @@ class ConsoleLog:
             os.truncate(self.path, 0)
             self._offset = 0
         self._changed = time.monotonic()
-        self.text = console.clean(self.text + data.decode(errors="replace"))[-KEEP:]
+        self._raw = (self._raw + data)[-KEEP:]  # uncleaned: a control sequence may come in two pieces
+        self.text = console.clean(self._raw.decode(errors="replace"))
         reached = max(self.stage, console.stage(self.text))
         if reached > self.stage:
             self.stage = reached

@@ -1,0 +1,114 @@
+"""pytest plugin: boot images in tests.
+
+    def test_agent(boot_image):
+        vm = boot_image(Path("out/linux-amd64.qcow2"), arch="amd64")
+        assert vm.run(["id", "-un"]).text == "agent\\n"
+
+A machine lives until the end of the test that booted it (``boot_image``) or of the whole run (``boot_image_session``).
+``vm`` boots the image named by ``--imgkit-image``. When a test fails, the last lines of the console of each machine it
+used are part of the report.
+
+This module is loaded in every run of pytest wherever imgkit is installed, so it imports nothing at the top that
+pytest has not loaded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from imgkit.vm import VM
+
+
+class BootImage(Protocol):
+    """What the ``boot_image`` fixtures give: :meth:`imgkit.vm.VM.boot` without its ``with``."""
+
+    def __call__(self, image: Path | None, **options: Any) -> VM:
+        """Boot ``image``; options as for :meth:`imgkit.vm.VM.boot`."""
+
+
+_MACHINES: pytest.StashKey[list[VM]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the plugin; they are defaults for every boot that does not say otherwise."""
+    group = parser.getgroup("imgkit", "disk images booted in tests")
+    group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the vm fixture boots")
+    group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: the host's)")
+    group.addoption("--imgkit-firmware", metavar="KIND", help="bios, uefi or direct (default: bios, for arm64 uefi)")
+    group.addoption("--imgkit-accel", metavar="NAME", help="auto, kvm, hvf or tcg (default: auto)")
+    group.addoption("--imgkit-timeout", metavar="S", type=float, help="seconds that a boot may take (default: 180)")
+
+
+def _defaults(config: pytest.Config) -> dict[str, Any]:
+    """What the command line says about every boot."""
+    names = {"arch": "arch", "firmware": "firmware", "accel": "accelerator", "timeout": "timeout"}
+    given = {keyword: config.getoption(f"--imgkit-{option}") for option, keyword in names.items()}
+    return {keyword: value for keyword, value in given.items() if value is not None}
+
+
+def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
+    machines = node.stash.setdefault(_MACHINES, [])
+
+    def boot(image: Path | None, **options: Any) -> VM:
+        from imgkit.vm import VM  # only tests that boot something pay for it
+
+        chosen = {**_defaults(node.config), **options}
+        if chosen.get("arch") == "arm64":
+            chosen.setdefault("firmware", "uefi")
+        vm = stack.enter_context(VM.boot(image, **chosen))
+        machines.append(vm)
+        return vm
+
+    return boot
+
+
+@pytest.fixture
+def boot_image(request: pytest.FixtureRequest) -> Iterator[BootImage]:
+    """A function that boots an image for the length of this test."""
+    assert isinstance(request.node, pytest.Item)
+    with ExitStack() as stack:
+        yield _factory(request.node, stack)
+
+
+@pytest.fixture(scope="session")
+def boot_image_session(request: pytest.FixtureRequest) -> Iterator[BootImage]:
+    """A function that boots an image for the length of the whole run."""
+    with ExitStack() as stack:
+        yield _factory(request.session, stack)
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, boot_image: Callable[..., VM]) -> VM:
+    """The image of ``--imgkit-image``, booted for this test."""
+    image = request.config.getoption("--imgkit-image")
+    if image is None:
+        pytest.fail("the vm fixture needs --imgkit-image PATH", pytrace=False)
+    return boot_image(image)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the consoles of the machines that a failed test used to its report."""
+    report = yield
+    if report.failed:
+        booted = [*item.stash.get(_MACHINES, []), *item.session.stash.get(_MACHINES, [])]
+        for number, machine in enumerate(booted, 1):
+            report.sections.append((f"console of machine {number}", _tail(machine)))
+    return report
+
+
+def _tail(machine: VM) -> str:
+    from imgkit.vm.console import tail
+
+    try:
+        return tail(machine.console(), lines=40) or "(nothing was written to the console)"
+    except OSError as cause:
+        return f"(the console cannot be read: {cause})"

@@ -1,0 +1,147 @@
+"""QEMU's arguments, and that QEMU itself takes them."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit import process
+from imgkit.errors import UsageError
+from imgkit.vm import argv
+from imgkit.vm.argv import Disk, Share, VmSpec
+from imgkit.vm.firmware import Firmware
+from tests.conftest import need_program
+
+DISK = Disk(Path("/images/a,b.qcow2"))
+AMD64 = VmSpec(arch="amd64", disk=DISK, console=Path("/run/console.log"))
+ARM64 = replace(AMD64, arch="arm64", firmware="direct", kernel=Path("/k"), initrd=Path("/i"), cpu="cortex-a57")
+
+
+def pairs(words: tuple[str, ...], option: str) -> list[str]:
+    """The values of every ``option`` in ``words``."""
+    return [words[at + 1] for at, word in enumerate(words) if word == option]
+
+
+def shares(count: int) -> tuple[Share, ...]:
+    return tuple(Share(f"t{number}", Path("/tmp")) for number in range(count))
+
+
+def test_harness_has_no_slow_firmware_and_keeps_the_image() -> None:
+    words = argv.arguments(AMD64)
+    assert words[0] == "qemu-system-x86_64"
+    assert pairs(words, "-machine") == ["q35,graphics=off"]
+    assert "-nodefaults" in words
+    assert "-no-reboot" in words
+    assert not any("vga" in word.lower() for word in words)
+    assert "virtio-net-pci,netdev=net0,romfile=" in words
+    (drive,) = pairs(words, "-drive")
+    assert "snapshot=on" in drive
+    assert drive.endswith("file=/images/a,,b.qcow2")
+
+
+def test_the_boot_disk_is_vda_and_first() -> None:
+    words = argv.arguments(replace(AMD64, config=Path("/c.iso")))
+    assert pairs(words, "-device")[0] == "virtio-blk-pci,drive=disk0,bootindex=0"
+    assert "readonly=on" in pairs(words, "-drive")[1]
+    assert pairs(words, "-boot") == ["menu=off,strict=on"]
+
+
+def test_scsi() -> None:
+    words = argv.arguments(replace(AMD64, disk=replace(DISK, bus="virtio-scsi")))
+    assert "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=0" in words
+
+
+def test_direct_boot_uses_the_host_apps_command_line() -> None:
+    words = argv.arguments(ARM64)
+    assert pairs(words, "-append") == ["root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet"]
+    assert not any("bootindex" in word for word in words)
+    assert pairs(argv.arguments(replace(ARM64, command_line="")), "-append") == [""]
+
+
+def test_uefi_code_is_read_only_and_variables_are_not() -> None:
+    flash = Firmware(Path("/code"), Path("/private/vars"))
+    drives = pairs(argv.arguments(replace(AMD64, firmware="uefi", flash=flash)), "-drive")
+    assert drives[0] == "if=pflash,unit=0,format=raw,readonly=on,file=/code"
+    assert drives[1] == "if=pflash,unit=1,format=raw,snapshot=off,file=/private/vars"
+
+
+def test_host_app_style_is_the_contracts() -> None:
+    spec = replace(AMD64, style="host-app", shares=(Share("ipc", Path("/ipc")), Share("work", Path("/work"))))
+    assert argv.arguments(spec) == (
+        "qemu-system-x86_64",
+        *("-accel", "tcg,thread=multi"),
+        *("-m", "4096", "-smp", "2", "-nographic", "-snapshot", "-no-reboot"),
+        *("-serial", "file:/run/console.log"),
+        *("-drive", "file=/images/a,,b.qcow2,format=qcow2,if=virtio"),
+        *("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0"),
+        *("-virtfs", "local,path=/ipc,mount_tag=ipc,security_model=none"),
+        *("-virtfs", "local,path=/work,mount_tag=work,security_model=none"),
+    )
+    assert argv.arguments(replace(ARM64, style="host-app"))[1:3] == ("-machine", "virt")
+
+
+@given(st.integers(0, argv.MAX_SHARES))
+def test_shares_never_share_a_function(count: int) -> None:
+    words = argv.arguments(replace(AMD64, shares=shares(count)))
+    devices = [word for word in words if word.startswith("virtio-9p-pci")]
+    addresses = [word.partition("addr=")[2].partition(",")[0] for word in devices]
+    assert len(set(addresses)) == len(devices) == count
+    for device, address in zip(devices, addresses, strict=True):
+        slot, _, function = address.partition(".")
+        assert 0x10 <= int(slot, 16) < 0x1F  # q35 has its own devices at 0x1f
+        alone = sum(other.startswith(slot + ".") for other in addresses) == 1
+        assert ("multifunction=on" in device) == (function == "0" and not alone)
+
+
+def test_ports_and_control_use_descriptors() -> None:
+    words = argv.arguments(replace(AMD64, ports=(("ipc.0", 7),), qmp=9))
+    assert "socket,id=port0,fd=7" in words
+    assert "virtserialport,bus=serial0.0,chardev=port0,name=ipc.0" in words
+    assert "socket,id=qmp,fd=9" in words
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (replace(AMD64, arch="riscv64"), "riscv64: unknown architecture"),
+        (replace(AMD64, arch="arm64"), "arm64 has no BIOS"),
+        (replace(AMD64, firmware="coreboot"), "coreboot: unknown firmware"),
+        (replace(AMD64, firmware="direct"), "needs a kernel"),
+        (replace(AMD64, firmware="uefi"), "needs firmware"),
+        (replace(AMD64, cpus=0), "at least one CPU"),
+        (replace(AMD64, shares=shares(argv.MAX_SHARES + 1)), "97 shares are too many"),
+        (replace(AMD64, shares=shares(1) + shares(1)), "t0: two shares of the same name"),
+        (replace(AMD64, shares=(Share("a,b", Path("/")),)), "'a,b': not a name"),
+        (replace(AMD64, shares=(Share("x" * 32, Path("/")),)), "not a name for a share"),
+    ],
+)
+def test_nonsense_is_refused(spec: VmSpec, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        argv.arguments(spec)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("arch", ["amd64", "arm64"])
+@pytest.mark.parametrize("style", ["harness", "host-app"])
+def test_qemu_takes_them(arch: str, style: str, tmp_path: Path) -> None:
+    """QEMU sets the machine up, with fifty shares in the harness's style, and leaves it standing before its start."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(bytes(4096))
+    base = replace(AMD64 if arch == "amd64" else ARM64, disk=Disk(disk, "raw"), console=tmp_path / "console")
+    count = 50 if style == "harness" else 2
+    tags = tuple(Share(f"t{number}", tmp_path) for number in range(count))
+    extra = ("-S", "-monitor", "stdio")
+    spec = replace(base, style=style, shares=tags, memory_mib=64, extra=extra, kernel=kernel, initrd=None)
+    words = argv.arguments(spec)
+    need_program(words[0])
+    with process.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        stdout, stderr = child.communicate(b"info qtree\nquit\n", timeout=60)
+    assert child.returncode == 0, stderr
+    assert stdout.count(b"mount_tag = ") == count

@@ -1,0 +1,224 @@
+"""GRUB: the text of its configuration, its core images, and the bytes of the boot sector.
+
+The core images are made on the host by ``grub-mkimage`` from the modules that the image itself carries, so nothing of
+the target runs. Layout of the boot sector and of the core image: GRUB's own sources (boot.S, diskboot.S).
+"""
+
+from __future__ import annotations
+
+import shlex
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+from imgkit import process
+from imgkit.disk.layout import SECTOR, Layout
+from imgkit.errors import HostError, RecipeError
+from imgkit.rootfs.tree import File, Tree
+
+PLATFORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"amd64": ("i386-pc", "x86_64-efi"), "arm64": ("arm64-efi",)}
+)
+EFI_NAMES: Mapping[str, str] = MappingProxyType({"x86_64-efi": "BOOTX64.EFI", "arm64-efi": "BOOTAA64.EFI"})
+PACKAGES: Mapping[str, str] = MappingProxyType(
+    {"i386-pc": "grub-bios", "x86_64-efi": "grub-efi", "arm64-efi": "grub-efi"}
+)
+# The order is part of the result's bytes. Few modules, because firmware reads them slowly; the rest can be loaded from
+# the root filesystem once it is found.
+_COMMON = ("part_gpt", "ext2", "search_fs_uuid", "normal", "linux", "test")
+MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"i386-pc": ("biosdisk", *_COMMON), "x86_64-efi": _COMMON, "arm64-efi": _COMMON}
+)
+# grub-mkimage fills in what it needs from these beside the modules.
+_SUPPORT = ("kernel.img", "boot.img", "diskboot.img", "lzma_decompress.img", "moddep.lst", "modinfo.sh")
+
+BOOT_CODE = 440  # bytes of sector 0 before the disk signature and the partition table
+_CORE_LBA = 0x5C  # in boot.img: sector of the core image, 64 bits
+_DRIVE_CHECK = 0x66  # in boot.img: a jump over the test for hard disks
+_BLOCKLIST = 0x1F4  # in the first sector of core.img: sector (64 bits), count and segment (16 bits each)
+_CORE_SEGMENT = 0x0820
+_CORE_LIMIT = (0x78000 - 0x9000) // SECTOR  # what fits below the EBDA of a PC
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What makes the disk boot.
+
+    ``boot_code`` (440 bytes of sector 0) and ``core`` (for the BIOS boot partition) are empty where there is no BIOS.
+    ``esp`` maps paths on the EFI system partition to contents.
+    """
+
+    boot_code: bytes = b""
+    core: bytes = b""
+    esp: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def kernel_arguments(root_uuid: str, consoles: Sequence[str], extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """The kernel command line. The last console is the one that ``/dev/console`` writes to.
+
+    Alpine's initramfs mounts root read-only unless ``rootflags`` says rw, and needs the filesystem's type.
+    """
+    root = (f"root=UUID={root_uuid}", "rootfstype=ext4", "rootflags=rw")
+    return (*root, *(f"console={console}" for console in consoles), *extra)
+
+
+def grub_cfg(root_uuid: str, arguments: Sequence[str], *, kernel: str = "vmlinuz-virt", initrd: str = "") -> str:
+    """The text of ``boot/grub/grub.cfg``.
+
+    Args:
+        root_uuid: UUID of the filesystem that has ``/boot``.
+        arguments: the kernel command line, from :func:`kernel_arguments`.
+        kernel: name of the kernel in ``/boot``.
+        initrd: name of the initramfs in ``/boot``; by default the one that belongs to ``kernel``.
+    """
+    initrd = initrd or kernel.replace("vmlinuz", "initramfs", 1)
+    words = " ".join(arguments)
+    return f"""\
+# Boots at once. For a menu of ten seconds, on screen and serial line, run: touch /boot/grub/menu
+search.fs_uuid {root_uuid} root
+set default=0
+set timeout=0
+if [ -e /boot/grub/menu ]; then
+    set prefix=($root)/usr/lib/grub
+    insmod serial
+    insmod terminal
+    insmod reboot
+    insmod halt
+    if serial --unit=0 --speed=115200; then
+        terminal_input --append serial
+        terminal_output --append serial
+    fi
+    set timeout=10
+fi
+menuentry "Alpine Linux" {{
+    linux /boot/{kernel} {words}
+    initrd /boot/{initrd}
+}}
+menuentry "Alpine Linux (rescue shell)" {{
+    linux /boot/{kernel} {words} init=/bin/sh
+    initrd /boot/{initrd}
+}}
+"""
+
+
+def early_config(root_uuid: str) -> str:
+    """What the core image does by itself: find the root filesystem and go on with the configuration there."""
+    return f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"
+
+
+def boot_code(boot_img: bytes, core_lba: int) -> bytes:
+    """The first 440 bytes of the disk: ``boot.img`` told where the core image is and that it boots from a hard disk.
+
+    Raises:
+        ValueError: this is no boot.img.
+    """
+    if len(boot_img) != SECTOR or boot_img[0x1FE:] != b"\x55\xaa" or boot_img[:1] != b"\xeb":
+        raise ValueError("not a GRUB boot.img")
+    code = bytearray(boot_img[:BOOT_CODE])
+    struct.pack_into("<Q", code, _CORE_LBA, core_lba)
+    code[_DRIVE_CHECK : _DRIVE_CHECK + 2] = b"\x90\x90"
+    return bytes(code)
+
+
+def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
+    """``core.img`` for BIOS, padded to sectors, its first sector told where the others are.
+
+    Args:
+        core: what grub-mkimage made.
+        core_lba: sector of the disk at which it will start.
+        room: bytes that it may take.
+
+    Raises:
+        ValueError: it is too large or no core image.
+    """
+    sectors = -(-len(core) // SECTOR)
+    if sectors < 2 or sectors > _CORE_LIMIT or sectors * SECTOR > room:
+        raise ValueError(f"core image of {len(core)} bytes does not fit (at most {min(room, _CORE_LIMIT * SECTOR)})")
+    image = bytearray(core.ljust(sectors * SECTOR, b"\0"))
+    struct.pack_into("<QHH", image, _BLOCKLIST, core_lba + 1, sectors - 1, _CORE_SEGMENT)
+    return bytes(image)
+
+
+def make_boot_files(tree: Tree, arch: str, layout: Layout) -> BootFiles:
+    """Make everything that boots the disk, from the GRUB modules in the Tree.
+
+    Raises:
+        RecipeError: the Tree lacks GRUB's modules for this architecture, or a partition is missing or too small.
+        HostError: grub-mkimage is missing, failed, or cannot make this format.
+    """
+    code = core = b""
+    esp: dict[str, bytes] = {}
+    for platform in PLATFORMS[arch]:
+        image = make_image(tree, platform, layout.root.fs_uuid)
+        if platform in EFI_NAMES:
+            esp[f"EFI/BOOT/{EFI_NAMES[platform]}"] = image
+            esp["startup.nsh"] = f"\\EFI\\BOOT\\{EFI_NAMES[platform]}\r\n".encode()
+            continue
+        place = layout.get("bios-boot")
+        if place is None:
+            raise RecipeError(f"GRUB for {platform} needs a BIOS boot partition")
+        try:
+            code = boot_code(tree.read(f"usr/lib/grub/{platform}/boot.img"), place.start_lba)
+            core = embed_core(image, place.start_lba, place.size)
+        except ValueError as cause:
+            raise RecipeError(f"GRUB for {platform}: {cause}") from cause
+    _check_esp(layout, esp)
+    return BootFiles(code, core, MappingProxyType(esp))
+
+
+def _check_esp(layout: Layout, files: Mapping[str, bytes]) -> None:
+    """Refuse an ESP that is missing or cannot hold the boot loader (with a tenth and 256 KiB for FAT itself)."""
+    if not files:
+        return
+    place = layout.get("esp")
+    if place is None:
+        raise RecipeError("UEFI needs an EFI system partition")
+    needed = sum(map(len, files.values())) * 11 // 10 + (256 << 10)
+    if place.size < needed:
+        raise RecipeError(
+            f"EFI system partition of {place.size >> 10} KiB is too small for GRUB, which needs {needed >> 10} KiB",
+            hint=f"make it {max(16, -(-needed // (1 << 20)))} MiB",
+        )
+
+
+def make_image(tree: Tree, platform: str, root_uuid: str) -> bytes:
+    """A core image (BIOS) or EFI application, by ``grub-mkimage`` on the host with the Tree's modules.
+
+    Equal inputs make equal bytes. Errors as :func:`make_boot_files`.
+    """
+    with TemporaryDirectory(prefix="imgkit-grub-") as name:
+        work = Path(name)
+        modules = work / "modules"
+        modules.mkdir()
+        _export(tree, platform, modules)
+        (work / "early.cfg").write_text(early_config(root_uuid))
+        argv: list[str | Path] = ["grub-mkimage", "-O", platform, "-d", modules, "-p", "/boot/grub"]
+        argv += ["-c", work / "early.cfg", "-o", work / "core", *MODULES[platform]]
+        try:
+            process.run(argv, timeout=60)
+        except HostError as cause:
+            raise HostError(f"GRUB for {platform}: {cause.message}", hint=cause.hint or _hint(platform)) from cause
+        return (work / "core").read_bytes()
+
+
+def _hint(platform: str) -> str:
+    return f"see what it says: grub-mkimage -O {shlex.quote(platform)} --help"
+
+
+def _export(tree: Tree, platform: str, folder: Path) -> None:
+    """Write the Tree's modules and support files for ``platform`` into ``folder``, flat."""
+    where = f"usr/lib/grub/{platform}"
+    for path in tree.children(tree.resolve(where)):
+        node, name = tree.stat(path), path.rpartition("/")[2]
+        if isinstance(node, File) and (name in _SUPPORT or name.endswith(".mod")):
+            (folder / name).write_bytes(node.content.read())
+    lacking = [f"{module}.mod" for module in MODULES[platform] if not (folder / f"{module}.mod").exists()]
+    lacking += [name for name in ("kernel.img", "moddep.lst") if not (folder / name).exists()]
+    if lacking:
+        raise RecipeError(
+            f"GRUB's modules for {platform} are not in the image ({where}/{lacking[0]})",
+            hint=f"add {PACKAGES[platform]} to the packages",
+        )

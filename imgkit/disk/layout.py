@@ -1,0 +1,163 @@
+"""Where everything is on the disk: GPT partitions as values.
+
+The numbers are fixed: the EFI system partition is 1, root is 2 and last on the disk (so it can grow), the BIOS boot
+partition of amd64 is 14 and first. All identifiers come from a seed, so one recipe always makes the same ones.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from imgkit.errors import RecipeError
+
+SECTOR = 512
+ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
+_BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: 32 sectors of entries and one header end the disk
+
+Kind: TypeAlias = Literal["bios-boot", "esp", "root"]
+
+NUMBERS: Mapping[Kind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
+# UEFI specification table 5-7, GRUB manual "BIOS installation", Discoverable Partitions Specification (Linux data)
+TYPE_GUIDS: Mapping[Kind, str] = MappingProxyType(
+    {
+        "bios-boot": "21686148-6449-6E6F-744E-656564454649",
+        "esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+        "root": "0FC63DAF-8483-4772-8E79-3D69D8477DE4",
+    }
+)
+_FILESYSTEMS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "vfat", "root": "ext4"})
+_LABELS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "ESP", "root": "root"})
+_ORDER: tuple[Kind, ...] = ("bios-boot", "esp", "root")  # as they lie on the disk
+
+
+@dataclass(frozen=True)
+class PartitionSpec:
+    """A partition that is wanted. ``size`` is in bytes; 0 takes what is left and is for root only."""
+
+    kind: Kind
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition with its place and identity. ``fs_uuid`` of FAT is its volume id in the form ``1A2B-3C4D``."""
+
+    number: int
+    kind: Kind
+    name: str
+    type_guid: str
+    uuid: str
+    start_lba: int
+    sectors: int
+    filesystem: str
+    label: str
+    fs_uuid: str
+
+    @property
+    def start(self) -> int:
+        """First byte on the disk."""
+        return self.start_lba * SECTOR
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.sectors * SECTOR
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole disk of ``size_bytes``; partitions in the order in which they lie on it."""
+
+    size_bytes: int
+    disk_guid: str
+    partitions: tuple[Partition, ...]
+
+    def get(self, kind: Kind) -> Partition | None:
+        """The partition of this kind, or None."""
+        return next((part for part in self.partitions if part.kind == kind), None)
+
+    @property
+    def root(self) -> Partition:
+        """The root partition; every layout has one."""
+        return next(part for part in self.partitions if part.kind == "root")
+
+
+_MIB = 1 << 20
+SPECS: Mapping[str, tuple[PartitionSpec, ...]] = MappingProxyType(
+    {
+        "amd64": (PartitionSpec("bios-boot", _MIB), PartitionSpec("esp", 32 * _MIB), PartitionSpec("root")),
+        "arm64": (PartitionSpec("esp", 32 * _MIB), PartitionSpec("root")),
+    }
+)
+
+
+def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> Layout:
+    """Place the partitions of ``spec`` on a disk of ``size`` bytes.
+
+    Args:
+        spec: which partitions, in any order, one of each kind at most.
+        size: bytes of the whole disk, a multiple of 512.
+        seed: namespace of the identifiers; equal seeds make equal ones.
+
+    Raises:
+        RecipeError: the disk is too small or no whole number of sectors, or the partitions make no sense.
+    """
+    _check(spec, size)
+    partitions: list[Partition] = []
+    at = ALIGNMENT
+    for wanted in sorted(spec, key=lambda part: _ORDER.index(part.kind)):
+        length = -(-wanted.size // ALIGNMENT) * ALIGNMENT
+        if wanted.kind == "root":
+            length = (size - _BACKUP_TABLE - at) // ALIGNMENT * ALIGNMENT
+        if length <= 0:
+            least = -(-(at + 2 * ALIGNMENT) // _MIB)
+            raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {least} MiB")
+        partitions.append(_partition(wanted.kind, at, length, seed))
+        at += length
+    return Layout(size, _guid(seed, "disk"), tuple(partitions))
+
+
+def minimum_size(spec: Sequence[PartitionSpec], root_bytes: int) -> int:
+    """The smallest disk, in bytes and whole MiB, whose root partition has at least ``root_bytes``."""
+    others = sum(-(-part.size // ALIGNMENT) for part in spec if part.kind != "root")
+    return (1 + others + -(-root_bytes // ALIGNMENT) + 1) * ALIGNMENT
+
+
+def _check(spec: Sequence[PartitionSpec], size: int) -> None:
+    kinds = [part.kind for part in spec]
+    if size % SECTOR:
+        raise RecipeError(f"image size of {size} bytes is not a multiple of {SECTOR}")
+    if len(set(kinds)) != len(kinds) or "root" not in kinds:
+        raise RecipeError(f"partitions {', '.join(kinds) or '(none)'}: root exactly once and no kind twice")
+    for part in spec:
+        if part.size < 0 or (part.size == 0 and part.kind != "root"):
+            raise RecipeError(f"partition {part.kind}: size of {part.size} bytes")
+
+
+def _partition(kind: Kind, start: int, length: int, seed: uuid.UUID) -> Partition:
+    fs_uuid = ""
+    if kind == "root":
+        fs_uuid = str(uuid.uuid5(seed, "filesystem root"))
+    elif kind == "esp":
+        volume = uuid.uuid5(seed, "filesystem esp").hex[:8].upper()
+        fs_uuid = f"{volume[:4]}-{volume[4:]}"
+    return Partition(
+        number=NUMBERS[kind],
+        kind=kind,
+        name=kind,
+        type_guid=TYPE_GUIDS[kind],
+        uuid=_guid(seed, f"partition {kind}"),
+        start_lba=start // SECTOR,
+        sectors=length // SECTOR,
+        filesystem=_FILESYSTEMS[kind],
+        label=_LABELS[kind],
+        fs_uuid=fs_uuid,
+    )
+
+
+def _guid(seed: uuid.UUID, name: str) -> str:
+    return str(uuid.uuid5(seed, name)).upper()

@@ -1,0 +1,103 @@
+"""Sizes: reading "4G", and how much room a Tree needs on ext4."""
+
+from __future__ import annotations
+
+import re
+
+from imgkit.errors import RecipeError
+from imgkit.rootfs.tree import Directory, File, HardLink, Symlink, Tree
+
+BLOCK = 4096
+INODE_SIZE = 256
+BYTES_PER_INODE = 16384
+_GROUP = 32768 * BLOCK  # one block bitmap covers 32,768 blocks
+_RESERVED_INODES = 11
+_GROWTH_TABLES = 6 << 20  # room for the descriptors of a filesystem grown to 1 TiB, with their copies
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``4G``, ``512M`` or ``1073741824`` (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
+
+    Raises:
+        RecipeError: it is no size, or zero.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,15})\s*([KMGT]?)(?:I?B)?\s*", text, re.ASCII | re.IGNORECASE)
+    if match is None or not int(match[1]):
+        raise RecipeError(f"{text!r} is not a size", hint="write it like 4G or 512M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def show_size(size: int) -> str:
+    """``size`` bytes for people: whole MiB, rounded up, or bytes below one."""
+    return f"{-(-size // (1 << 20))} MiB" if size >= 1 << 20 else f"{size} bytes"
+
+
+def journal_mib(root_bytes: int) -> int:
+    """Size of the ext4 journal in MiB for a filesystem of this size."""
+    for limit, journal in ((256 << 20, 4), (1 << 30, 16), (2 << 30, 32)):
+        if root_bytes < limit:
+            return journal
+    return 64
+
+
+def tree_blocks(tree: Tree) -> int:
+    """Blocks of 4 KiB that the Tree's contents take on ext4, metadata of the filesystem itself left out."""
+    blocks = 16  # lost+found and the like
+    for path, node in tree.items():
+        if isinstance(node, File):
+            data = -(-node.content.size // BLOCK)
+            blocks += data + (data > 4 * 32768)  # an extent leaf where four extents in the inode do not reach
+        elif isinstance(node, Directory):
+            entries = sum(len(child) - len(path) + 12 for child in tree.children(path))
+            blocks += 1 + entries * 3 // 2 // BLOCK  # hashed directories are two thirds full
+        elif isinstance(node, Symlink) and len(node.target.encode(errors="surrogateescape")) >= 60:
+            blocks += 1
+        if node.xattrs and sum(map(len, node.xattrs.values())) > 64:
+            blocks += 1
+    return blocks
+
+
+def tree_inodes(tree: Tree) -> int:
+    """Inodes that the Tree takes."""
+    return _RESERVED_INODES + sum(1 for _, node in tree.items() if not isinstance(node, HardLink))
+
+
+def root_capacity(root_bytes: int) -> tuple[int, int]:
+    """Blocks and inodes that a fresh ext4 of this size offers to files (somewhat less than it really does)."""
+    groups = -(-root_bytes // _GROUP)
+    inodes = root_bytes // BYTES_PER_INODE
+    overhead = inodes * INODE_SIZE + groups * 4 * BLOCK + (journal_mib(root_bytes) << 20) + _GROWTH_TABLES
+    return max(0, (root_bytes - overhead) // BLOCK), inodes
+
+
+def needed_root_bytes(tree: Tree) -> int:
+    """The smallest root partition, in bytes and whole MiB, that holds the Tree."""
+    blocks, inodes = tree_blocks(tree), tree_inodes(tree)
+    size = (blocks * BLOCK + BLOCK) // (1 << 20) << 20
+    while True:
+        size += 1 << 20
+        free, nodes = root_capacity(size)
+        if free >= blocks and nodes >= inodes:
+            return size
+        short = max((blocks - free) * BLOCK, (inodes - nodes) * BYTES_PER_INODE)
+        size += max(0, short - (2 << 20)) * 3 // 4 >> 20 << 20
+
+
+def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:
+    """Refuse an image that is too small for its content, before anything is written.
+
+    Raises:
+        RecipeError: says how large the image must be at least.
+    """
+    needed = needed_root_bytes(tree)
+    if needed > root_bytes:
+        raise too_small(disk_bytes, disk_bytes - root_bytes + needed)
+
+
+def too_small(disk_bytes: int, needed: int) -> RecipeError:
+    """The error for an image that cannot hold its content; ``needed`` is the least size of the disk in bytes."""
+    return RecipeError(
+        f"image of {show_size(disk_bytes)} is too small for its content, which needs {show_size(needed)}",
+        hint=f"set size to {-(-needed // (1 << 20)) + 64}M or more",
+    )

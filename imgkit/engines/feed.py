@@ -1,0 +1,133 @@
+"""The feed: a raw drive through which the content of the image reaches the appliance.
+
+libguestfs' own upload goes through a serial line and is slow under emulation. A second drive is read by DMA, and it
+can be filled while the appliance starts: QEMU reads through the host's page cache, and nothing in the appliance looks
+at the drive beyond its first MiB (where partition tables would be) before it is told to.
+
+    0       nothing
+    1 MiB   core image of GRUB | files of the ESP (tar) | large files | everything else of the root filesystem (tar)
+
+Each part starts at a multiple of 1 MiB. Large files are left out of the tar (an empty one stands there) so that the
+appliance can move them by direct I/O, without one copy by its emulated processor.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from imgkit.disk.grub import BootFiles
+from imgkit.rootfs.tree import File, HardLink, Inline, Tree
+
+ALIGNMENT = 1 << 20
+LARGE = 1 << 20  # bytes from which on a file travels by itself; below, starting two programs for it costs more
+_SPECIAL_BITS = 0o7000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on the feed; ``offset`` is a multiple of :data:`ALIGNMENT`."""
+
+    offset: int
+    size: int
+
+    @property
+    def blocks(self) -> int:
+        """Length in units of :data:`ALIGNMENT`, rounded up."""
+        return -(-self.size // ALIGNMENT)
+
+
+@dataclass(frozen=True)
+class LargeFile:
+    """A file whose content lies outside the tar. ``mtime`` is set again after it was written."""
+
+    path: str
+    mtime: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What lies where."""
+
+    core: Part
+    esp: Part
+    large: tuple[LargeFile, ...]
+    root: Part
+
+
+def is_large(path: str, node: File) -> bool:
+    """Whether a file travels outside the tar. Writing later would clear set-id bits and capabilities: those do not."""
+    plain = not node.xattrs and not node.mode & _SPECIAL_BITS
+    return node.content.size >= LARGE and plain and path.isascii()
+
+
+def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles) -> Feed:
+    """Write the feed into a file of zeros and say what lies where."""
+    core = _write(sink, ALIGNMENT, io.BytesIO(boot.core))
+    esp = _write(sink, _after(core), io.BytesIO(_esp_tar(boot.esp)))
+    at = _after(esp)
+    large = []
+    for path, node in tree.items():
+        if isinstance(node, File) and is_large(path, node):
+            with node.content.open() as source:
+                part = _write(sink, at, source)
+            large.append(LargeFile(path, node.mtime, part))
+            at = _after(part)
+    sink.seek(at)
+    _without(tree, {file.path for file in large}).write_tar(sink)
+    return Feed(core, esp, tuple(large), Part(at, sink.tell() - at))
+
+
+def feed_bytes(tree: Tree, boot: BootFiles) -> int:
+    """About how many bytes :func:`write_feed` will write (never less)."""
+    large = sum(1 for path, node in tree.items() if isinstance(node, File) and is_large(path, node))
+    headers = len(tree) * 2048 + sum(sum(map(len, node.xattrs.values())) for _, node in tree.items())
+    boot_bytes = len(boot.core) + sum(map(len, boot.esp.values()))
+    return tree.content_size + headers + boot_bytes + (large + 6) * ALIGNMENT
+
+
+def _after(part: Part) -> int:
+    return part.offset + part.blocks * ALIGNMENT
+
+
+def _write(sink: BinaryIO, offset: int, source: BinaryIO) -> Part:
+    sink.seek(offset)
+    shutil.copyfileobj(source, sink, ALIGNMENT)
+    return Part(offset, sink.tell() - offset)
+
+
+def _esp_tar(files: Mapping[str, bytes]) -> bytes:
+    """The files of the ESP as a tar with their folders."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+        for folder in sorted(folders):
+            member = tarfile.TarInfo(folder)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
+        for name, data in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o644
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _without(tree: Tree, paths: set[str]) -> Tree:
+    """A copy of the Tree in which these files are empty."""
+    copy = Tree()
+    links = []
+    for path, node in tree.items():
+        if isinstance(node, HardLink):
+            links.append((path, node))
+        else:
+            empty = isinstance(node, File) and path in paths
+            copy.add(path, replace(node, content=Inline(b"")) if empty and isinstance(node, File) else node)
+    for path, node in links:
+        copy.add(path, node)
+    return copy

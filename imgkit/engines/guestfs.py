@@ -1,0 +1,198 @@
+"""The default engine: a Tree and a Layout become a raw disk through one start of the libguestfs appliance.
+
+The appliance starts in the background as soon as the size of the disk is known, while the Tree is still being made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from imgkit.disk.grub import BootFiles
+from imgkit.disk.layout import Layout
+from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
+from imgkit.engines import scripts
+from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, opened, wait
+from imgkit.engines.feed import Feed, feed_bytes, write_feed
+from imgkit.errors import HostError, ImgkitError, RecipeError
+from imgkit.progress import Steps
+from imgkit.rootfs.tree import Tree
+
+log = logging.getLogger("imgkit.engines")
+
+_FEED_EXTRA = 256 << 20  # the feed can be this much larger than the disk: alignment, tar headers
+_SPARE = 64 << 20  # bytes that must stay free on the host; QEMU halts for good on a full disk, so stop before that
+
+
+class Script(Protocol):
+    """A package's script that could not be computed and is run in the image's root file system."""
+
+    @property
+    def package(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def args(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came out: the raw disk, bytes used and free in its root filesystem, and how the appliance started."""
+
+    disk: Path
+    used: int
+    free: int
+    appliance: str
+    launch_seconds: float
+
+
+class GuestfsEngine:
+    """One appliance and the scratch disk that it writes. Made by :func:`launch`; good for one :meth:`write`."""
+
+    def __init__(self, channel: Channel, scratch: Path, disk_size: int, options: Options) -> None:
+        self._channel = channel
+        self._scratch = scratch
+        self._disk_size = disk_size
+        self._options = options
+        self._deadline = time.monotonic() + options.launch_timeout
+
+    def write(
+        self,
+        tree: Tree,
+        layout: Layout,
+        boot: BootFiles,
+        steps: Steps,
+        run_scripts: Sequence[Script] = (),
+    ) -> Written:
+        """Partition, format and fill the disk, make it boot, and shut the appliance down.
+
+        Raises:
+            RecipeError: the Tree does not fit, one of ``run_scripts`` failed.
+            HostError: the appliance cannot be started or failed, the host's disk is full.
+        """
+        if layout.size_bytes != self._disk_size:
+            raise ValueError(f"layout of {layout.size_bytes} bytes for a disk of {self._disk_size}")
+        check_fits(tree, layout.root.size, layout.size_bytes)
+        self._check_space(feed_bytes(tree, boot) + tree.content_size)
+        with steps.step("feed the appliance"):
+            feed = self._feed(tree, boot)
+        with steps.step("wait for the appliance"):
+            started = wait(self._channel, self._deadline, self._options)
+        log.info("%s appliance after %.1f s", started["appliance"], started["seconds"])
+        if started["note"] and self._options.cache:
+            log.warning("no quick appliance: %s", started["note"])
+        try:
+            used, free = self._work(layout, boot, feed, steps, run_scripts)
+        except ApplianceError as cause:
+            raise self._failure(cause, tree, layout) from cause
+        return Written(self.disk, used, free, started["appliance"], started["seconds"])
+
+    @property
+    def disk(self) -> Path:
+        """The raw disk, complete after :meth:`write`."""
+        return self._scratch / "disk.raw"
+
+    def _feed(self, tree: Tree, boot: BootFiles) -> Feed:
+        path = self._scratch / "feed.raw"
+        try:
+            with path.open("r+b") as sink:
+                feed = write_feed(sink, tree, boot)
+        except OSError as cause:
+            raise HostError(f"{path}: {cause.strerror or cause}") from cause
+        return feed
+
+    def _work(
+        self, layout: Layout, boot: BootFiles, feed: Feed, steps: Steps, run_scripts: Sequence[Script]
+    ) -> tuple[int, int]:
+        with steps.step("partition and format"):
+            self._shell(scripts.partition_script(layout))
+            self._shell(scripts.format_script(layout))
+        with steps.step("populate"):
+            self._shell(scripts.populate_script(feed))
+        for script in run_scripts:
+            with steps.step(f"run {script.package}.{script.kind}"):
+                self._run(script)
+        with steps.step("install GRUB"):
+            self._shell(scripts.boot_script(layout, feed, boot.boot_code))
+        with steps.step("shut the appliance down"):
+            used, free = self._shell(scripts.FINISH_SCRIPT).split()[-2:]
+            self._channel.close()
+        (self._scratch / "feed.raw").unlink()
+        return int(used), int(free)
+
+    def _shell(self, script: str) -> str:
+        return self._channel.shell(script, self._watch_space)
+
+    def _run(self, script: Script) -> None:
+        try:
+            self._shell(scripts.chroot_script(script.text, script.args))
+        except ApplianceError as cause:
+            said = cause.message.strip().rpartition("\n")[2]
+            raise RecipeError(f"{script.package}: its {script.kind} script failed: {said}") from cause
+
+    def _check_space(self, needed: int) -> None:
+        free = _free(self._scratch)
+        if free < needed + _SPARE:
+            raise _no_space(self._scratch, free, needed + _SPARE)
+
+    def _watch_space(self) -> None:
+        free = _free(self._scratch)
+        if free < _SPARE // 8:
+            raise _no_space(self._scratch, free, _SPARE)
+
+    def _failure(self, cause: ApplianceError, tree: Tree, layout: Layout) -> ImgkitError:
+        if "No space left on device" in cause.message:
+            others = layout.size_bytes - layout.root.size
+            return too_small(layout.size_bytes, others + needed_root_bytes(tree) * 11 // 10)
+        said = re.sub(r"\s+", " ", cause.message).strip()
+        return HostError(f"writing the disk in the libguestfs appliance failed: {said}")
+
+
+def _free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _no_space(folder: Path, free: int, needed: int) -> HostError:
+    return HostError(
+        f"{folder}: only {show_size(free)} free, and writing the disk needs {show_size(needed)}",
+        hint="make room, or point WORK_DIR at a larger disk",
+    )
+
+
+@contextmanager
+def launch(scratch: Path, disk_size: int, options: Options) -> Iterator[GuestfsEngine]:
+    """Begin to start the appliance and return at once. Nothing of it is left when the block ends, but ``disk.raw``.
+
+    Args:
+        scratch: an empty folder of the caller's, beside the output; takes the disk and all temporary files.
+        disk_size: bytes, a multiple of 512.
+        options: how the appliance runs.
+
+    Raises:
+        HostError: the scratch disks cannot be made.
+    """
+    with ExitStack() as stack:
+        disk, feed = scratch / "disk.raw", scratch / "feed.raw"
+        for path, size in ((disk, disk_size), (feed, disk_size + _FEED_EXTRA)):
+            _make_sparse(path, size)
+        stack.callback(feed.unlink, missing_ok=True)
+        channel = stack.enter_context(opened(scratch, [Drive(disk), Drive(feed)], options))
+        yield GuestfsEngine(channel, scratch, disk_size, options)
+
+
+def _make_sparse(path: Path, size: int) -> None:
+    try:
+        with path.open("wb") as file:
+            file.truncate(size)
+    except OSError as cause:
+        raise HostError(f"{path}: {cause.strerror or cause}") from cause

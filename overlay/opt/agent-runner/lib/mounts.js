@@ -73,11 +73,16 @@ class Mounter {
    * Mount everything that a request names, before its agent starts.
    * @param {readonly {name: string, tag: string, guestPath: string}[]} wanted
    * @param {{uid: number, gid: number, home: string}} user who must be able to write to `work`
+   * @param {boolean} ownDisk serial mode: a tag that no device has is a folder, whose files the port carries
    * @throws {RequestError} naming the share that cannot be had: an agent never runs on the VM's disk in its place
    */
-  async prepare(wanted, user) {
+  async prepare(wanted, user, ownDisk = false) {
     for (const mount of wanted) {
       this.#check(mount, user);
+      if (ownDisk && !shareTags().includes(mount.tag)) {
+        makeMountPoint(mount.guestPath, user);
+        continue;
+      }
       await this.#mount(mount, user);
       if (mount.name === 'work') await this.#probe(mount, user);
     }
@@ -119,6 +124,12 @@ class Mounter {
     }
     this.#writable.add(target);
   }
+}
+
+/** The mount tags of all 9p devices. */
+function shareTags(sysfs = '/sys/bus/virtio/drivers/9pnet_virtio') {
+  const devices = fs.existsSync(sysfs) ? fs.readdirSync(sysfs).filter((name) => name.startsWith('virtio')) : [];
+  return devices.map((name) => fs.readFileSync(path.join(sysfs, name, 'mount_tag'), 'utf8').replace(/\0.*$/s, '').trim());
 }
 
 function describeOwner(target) {

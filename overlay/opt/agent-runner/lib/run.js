@@ -66,7 +66,7 @@ class Runner {
     const choice = chooseAgent(config.choices, drive, request.env);
     const command = request.command ?? choice.command;
     const user = findUser(choice.userName, config.passwdFile);
-    await mounter.prepare(request.mounts, user);
+    await mounter.prepare(request.mounts, user, channel.ownDisk);
     const cwd = workingFolder(request, choice.workdir, config, user);
     await channel.beforeAgent(request, user);
     if (command.length === 0) throw new RequestError(NO_AGENT);

@@ -1,0 +1,90 @@
+'use strict';
+
+const assert = require('node:assert/strict');
+const { test } = require('node:test');
+const { LIMITS, payload } = require('./helpers');
+const { OutputSplitter } = payload('output');
+
+/** All events of `bytes`, pushed in pieces of the given sizes (again and again). */
+function split(bytes, sizes, events = true, limits = LIMITS) {
+  const seen = [];
+  const splitter = new OutputSplitter('stdout', events, limits, (event) => seen.push(event));
+  for (let at = 0, i = 0; at < bytes.length; i += 1) {
+    const size = sizes[i % sizes.length];
+    splitter.push(bytes.subarray(at, at + size));
+    if (i % 7 === 3) splitter.idle();
+    at += size;
+  }
+  splitter.end();
+  return seen;
+}
+
+const joined = (events) => Buffer.concat(events.map((event) => Buffer.from(event.data, event.encoding ?? 'utf8')));
+
+/** A small generator of repeatable "random" numbers (mulberry32). */
+function random(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let value = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value;
+    return ((value ^ (value >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+test('any bytes in any pieces come back whole, in bounded chunks', () => {
+  const limits = { ...LIMITS, chunk: 64, jsonLine: 256 };
+  for (let seed = 1; seed <= 300; seed += 1) {
+    const next = random(seed);
+    const pieces = Array.from({ length: 30 }, () => {
+      const kind = Math.floor(next() * 5);
+      if (kind === 0) return Buffer.from('äöü€😀\n');
+      if (kind === 1) return Buffer.from(Array.from({ length: 9 }, () => Math.floor(next() * 256)));
+      if (kind === 2) return Buffer.from(`{${'x'.repeat(Math.floor(next() * 400))}`);
+      if (kind === 3) return Buffer.from('a line\n\n');
+      return Buffer.from('😀'.repeat(Math.floor(next() * 60)));
+    });
+    const bytes = Buffer.concat(pieces);
+    const events = split(bytes, [1 + Math.floor(next() * 50), 1 + Math.floor(next() * 5)], seed % 2 === 0, limits);
+    assert.ok(events.every((event) => event.type === 'output'));
+    assert.deepEqual(joined(events), bytes, `seed ${seed}`);
+    assert.ok(events.every((event) => Buffer.from(event.data, event.encoding ?? 'utf8').length <= limits.chunk));
+  }
+});
+
+test('text of several bytes a character is never base64, wherever it is cut', () => {
+  const text = Buffer.from('€😀ä'.repeat(20_000));
+  for (const size of [1, 3, 1000]) assert.ok(split(text.subarray(0, size * 3000 > text.length ? text.length : 9000), [size], false).every((event) => event.encoding === undefined));
+});
+
+test('bytes that are not UTF-8 travel as base64', () => {
+  const [event] = split(Buffer.from([0xff, 0x00, 0x0a]), [3]);
+  assert.deepEqual(event, { type: 'output', stream: 'stdout', encoding: 'base64', data: '/wAK' });
+});
+
+test('a line that is a JSON object with a string type is an event, also without a newline at the end', () => {
+  const lines = ['plain', '{"type":"a","n":1}', '{"type":1}', '["type"]', '{broken', '{"type":"b"}'];
+  const events = split(Buffer.from(lines.join('\n')), [5]);
+  assert.deepEqual(events.filter((event) => event.type !== 'output'), [{ type: 'a', n: 1 }, { type: 'b' }]);
+  assert.equal(joined(events.filter((event) => event.type === 'output')).toString(), 'plain\n{"type":1}\n["type"]\n{broken\n');
+});
+
+test('a command has no events, only output', () => {
+  const events = split(Buffer.from('{"type":"module"}\n'), [4], false);
+  assert.equal(joined(events).toString(), '{"type":"module"}\n');
+});
+
+test('an event longer than the limit is output', () => {
+  const line = Buffer.from(`${JSON.stringify({ type: 'x', data: 'y'.repeat(LIMITS.jsonLine) })}\n`);
+  const events = split(line, [65536]);
+  assert.ok(events.every((event) => event.type === 'output'));
+  assert.deepEqual(joined(events), line);
+});
+
+test('a question without a newline is shown when the agent falls silent', () => {
+  const seen = [];
+  const splitter = new OutputSplitter('stdout', true, LIMITS, (event) => seen.push(event));
+  splitter.push(Buffer.from('Name? '));
+  assert.deepEqual(seen, []);
+  splitter.idle();
+  assert.equal(seen[0].data, 'Name? ');
+});

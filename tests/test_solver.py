@@ -1,0 +1,469 @@
+"""The solver: single rules on small repositories, properties against brute force, the real index if it is at hand."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgkit.apk.candidates import claimed, conditions_of, dependencies_of
+from imgkit.apk.dependency import Dependency
+from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.solver import Solution, UnknownPackage, Unsatisfiable, solve
+from imgkit.errors import RecipeError
+
+REAL = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
+INDEX = REAL / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
+EDGE = Repository(1, "edge", "edge")
+
+
+def package(text: str, repository: Repository | None = None) -> Package:
+    """``name version D:a b p:c=1 k:5 i:x`` as a package."""
+    head, *fields = re.split(r" (?=[Dpik]:)", text)
+    name, version = head.split()
+    words = {field[0]: tuple(field[2:].split()) for field in fields}
+    return Package(
+        name=name,
+        version=version,
+        identity="Q1" + text.replace(" ", ""),
+        depends=words.get("D", ()),
+        provides=words.get("p", ()),
+        install_if=words.get("i", ()),
+        provider_priority=int(words.get("k", ("0",))[0]),
+        repository=repository or Repository(),
+    )
+
+
+def solved(world: str, *packages: str, edge: Sequence[str] = ()) -> Solution:
+    everything = [package(text) for text in packages] + [package(text, EDGE) for text in edge]
+    return solve(world.split(), everything, arch="x86_64")
+
+
+def order(world: str, *packages: str, edge: Sequence[str] = ()) -> str:
+    """The solution in install order as one text."""
+    return " ".join(str(one) for one in solved(world, *packages, edge=edge).packages)
+
+
+def refusal(world: str, *packages: str, edge: Sequence[str] = ()) -> str:
+    with pytest.raises(Unsatisfiable) as caught:
+        solved(world, *packages, edge=edge)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+# ---- closure and versions ------------------------------------------------------------------------------------------
+
+
+def test_dependencies_come_first_in_the_order_of_the_record() -> None:
+    assert order("x", "x 1 D:b a", "a 1 D:c", "b 1", "c 1") == "b-1 c-1 a-1 x-1"
+
+
+def test_world_is_taken_in_sorted_order_without_regard_to_case() -> None:
+    assert order("b A c", "A 1", "b 1", "c 1") == "A-1 b-1 c-1"
+
+
+def test_circles_of_dependencies() -> None:
+    assert order("x", "x 1 D:y", "y 1 D:x") == "y-1 x-1"
+
+
+def test_nothing_but_what_is_needed() -> None:
+    assert order("x", "x 1", "y 1", "z 1 D:x") == "x-1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("n", "n-3"),
+        ("n<3", "n-2.1"),
+        ("n=2", "n-2"),
+        ("n~2", "n-2.1"),
+        ("n>=3", "n-3"),
+        ("n<~2", "n-2.1"),
+        ("n><Q1n1", "n-1"),
+    ],
+)
+def test_operators_choose_the_highest_version_that_fits(wanted: str, expected: str) -> None:
+    packages = [package(text) for text in ("n 1", "n 2", "n 3", "n 2.1")]
+    assert [str(one) for one in solve([wanted], packages, arch="x86_64").packages] == [expected]
+
+
+def test_several_requirements_on_one_name_are_met_together() -> None:
+    assert order("x y", "x 1 D:n>1", "y 1 D:n<3", "n 1", "n 2", "n 3") == "n-2 x-1 y-1"
+
+
+def test_an_older_version_is_taken_where_the_newest_does_not_fit() -> None:
+    assert order("x y", "x 2 D:z=2", "x 1 D:z=1", "y 1 D:z=1", "z 2", "z 1") == "z-1 x-1 y-1"
+    assert order("n y", "n 1", "n 2 D:m", "m 1 D:!y", "y 1") == "n-1 y-1"
+
+
+def test_a_version_that_lacks_something_is_passed_over() -> None:
+    assert order("n", "n 1", "n 2 D:m", "m 1 D:nothere") == "n-1"
+
+
+def test_a_long_chain_of_dependencies_does_not_exhaust_the_stack() -> None:
+    packages = [f"p{number} 1 D:p{number + 1}" for number in range(1500)]
+    assert len(solved("p0", *packages, "p1500 1").packages) == 1501
+
+
+# ---- provides ------------------------------------------------------------------------------------------------------
+
+
+def test_versioned_provides_are_chosen_by_their_version_then_priority_then_place() -> None:
+    assert order("x", "x 1 D:n", "p 9 p:n=1", "q 1 p:n=2") == "q-1 x-1"
+    assert order("x", "x 1 D:n", "p 1 p:n=1 k:2", "q 1 p:n=1 k:3", "o 1 p:n=1") == "q-1 x-1"
+    assert order("x", "x 1 D:n", "p 1 p:n=1", "q 1 p:n=1", "o 1 p:n=1") == "p-1 x-1"
+    assert order("x", "x 1 D:n", "q 1 p:n=1", "n 1") == "q-1 x-1"
+
+
+def test_a_versioned_provide_beats_a_virtual_one_with_priority() -> None:
+    assert order("x", "x 1 D:n", "p 1 p:n=1", "q 1 p:n k:3") == "p-1 x-1"
+
+
+def test_full_claims_on_one_name_exclude_each_other() -> None:
+    assert "p" in refusal("p q", "p 1 p:n=1", "q 1 p:n=1")
+    assert "p" in refusal("p q", "p 1 p:n=1", "q 1 p:n")
+    assert order("p q", "p 1 p:n", "q 1 p:n") == "p-1 q-1"
+
+
+def test_a_virtual_claim_keeps_the_real_package_out() -> None:
+    assert order("n q", "n 1", "q 1 p:n") == "q-1"
+
+
+def test_virtual_names_need_a_priority_or_an_other_reason() -> None:
+    assert order("x", "x 1 D:n", "p 1 p:n k:1", "q 1 p:n k:2") == "q-1 x-1"
+    assert order("x p", "x 1 D:n", "p 1 p:n", "q 1 p:n k:2") == "p-1 x-1"
+    assert order("x", "p 1 p:n m=1", "x 1 D:n m") == "p-1 x-1"
+    assert order("x y", "x 1 D:n", "y 1 D:p", "q 1 p:n k:10", "p 1 p:n") == "p-1 x-1 y-1"
+    assert order("a", "a 1 D:v w", "f 1 p:v k:15", "e 1 p:v k:14", "g 1 p:w k:1", "h 1 p:w k:2 D:e") == "e-1 h-1 a-1"
+
+
+def test_a_virtual_name_nobody_selects_lists_the_providers() -> None:
+    with pytest.raises(Unsatisfiable) as caught:
+        solved("x", "x 1 D:y", "y 1 D:n", "q 1 p:n", "p 1 p:n")
+    assert caught.value.message == "y (needed by x, wanted by the recipe) needs n, which no package provides by default"
+    assert caught.value.hint == "add one of these to the packages of the recipe: p, q"
+    assert refusal("n", "p 1 p:n") == "the recipe wants n, which no package provides by default"
+
+
+def test_virtual_provides_satisfy_no_dependency_with_a_version() -> None:
+    assert "n>1" in refusal("x p", "x 1 D:n>1", "p 1 p:n")
+    assert order("x p", "x 1 D:!n>1", "p 1 p:n") == "p-1 x-1"
+
+
+def test_provided_versions_that_break_the_grammar_satisfy_plain_dependencies_only() -> None:
+    assert order("x", "x 1 D:n", "p 1 p:n=v2") == "p-1 x-1"
+    assert "n>1" in refusal("x p", "x 1 D:n>1", "p 1 p:n=v2")
+    assert order("x", "x 1 D:n", "p 1 p:n=v2", "q 1 p:n=1") == "q-1 x-1"
+
+
+@pytest.mark.parametrize("provides", ["n=1 n=2", "n=1 n=1", "p=2", "p", "n n=1"])
+def test_a_package_that_claims_a_name_twice_conflicts_with_itself(provides: str) -> None:
+    assert "conflicts with itself" in refusal("p", f"p 1 p:{provides}")
+
+
+def test_virtual_names_may_be_given_twice() -> None:
+    assert order("p", "p 1 p:n n") == "p-1"
+
+
+def test_a_chosen_provider_stays_although_it_brings_others_of_the_name() -> None:
+    assert order("any", "all 1 p:any k:1 D:one two", "one 1 p:any", "two 1 p:any") == "one-1 two-1 all-1"
+
+
+# ---- conflicts -----------------------------------------------------------------------------------------------------
+
+
+def test_conflicts_exclude_matching_versions_only() -> None:
+    assert order("x y", "x 1 D:z", "y 1 D:!z>1", "z 2", "z 1") == "z-1 x-1 y-1"
+    assert order("x !z", "x 1", "z 1") == "x-1"
+
+
+def test_a_package_never_conflicts_with_itself() -> None:
+    assert order("x", "x 1 p:n D:!n") == "x-1"
+    assert order("x", "x 1 D:!x") == "x-1"
+    assert "conflicts with n" in refusal("x y", "x 1 p:n D:!n", "y 1 p:n")
+
+
+def test_conflicts_name_both_sides_and_how_each_got_there() -> None:
+    message = refusal("a y", "a 1 D:b", "b 1 D:!y", "y 1")
+    assert "b (needed by a, wanted by the recipe) conflicts with y" in message
+    assert "the recipe wants y" in message
+    message = refusal("x !y", "x 1 D:y", "y 1")
+    assert "the recipe excludes y" in message
+    assert "x (wanted by the recipe) needs y" in message
+
+
+# ---- install_if ----------------------------------------------------------------------------------------------------
+
+
+def test_install_if_waits_for_all_conditions() -> None:
+    rule = "x-doc 1 i:docs x=1"
+    assert order("x", "x 1", "docs 1", rule) == "x-1"
+    assert order("x docs", "x 1", "docs 1", rule) == "docs-1 x-1 x-doc-1"
+    assert order("x docs", "x 2", "docs 1", rule) == "docs-1 x-2"
+
+
+def test_install_if_goes_on_to_a_fix_point_and_brings_dependencies() -> None:
+    assert order("x", "x 1", "y 1 i:x D:d", "d 1", "z 1 i:d") == "x-1 d-1 z-1 y-1"
+
+
+def test_install_if_with_a_conflict_among_its_conditions() -> None:
+    assert order("x y", "x 1", "y 1", "z 1 i:x !y", "w 1 i:x !v") == "x-1 w-1 y-1"
+
+
+def test_install_if_gives_way_to_everything_else() -> None:
+    assert order("x y", "x 1", "y 1 D:!z", "z 1 i:x") == "x-1 y-1"
+    assert order("x", "x 1", "z 1 i:x D:nothere", "w 1 i:x") == "x-1 w-1"
+
+
+def test_a_broken_install_if_is_no_rule() -> None:
+    assert order("x", "x 1", "n 1 i:x>v") == "x-1"
+
+
+def test_reasons_lead_back_to_the_recipe() -> None:
+    solution = solved("x", "x 1 D:y", "y 1", "y-extra 1 i:y")
+    assert solution.chain("y") == "y: needed by x, wanted by the recipe"
+    assert solution.chain("x") == "x: wanted by the recipe"
+    assert solution.chain("y-extra").startswith("y-extra: installed with y, completed by y, needed by x")
+
+
+# ---- repositories --------------------------------------------------------------------------------------------------
+
+
+def test_earlier_repositories_are_preferred_for_one_version() -> None:
+    later = package("n 1", Repository(1, "b"))
+    first = package("n 1", Repository(0, "a"))
+    assert solve(["n"], [first, later], arch="x86_64").packages[0].repository.url == "a"
+
+
+def test_tagged_repositories_are_for_those_who_ask() -> None:
+    assert order("n@edge", "n 2", edge=["n 1"]) == "n-1"
+    assert order("n@edge", "n 2", edge=["m 3"]) == "n-2"
+    assert order("n", "n 2", edge=["n 3"]) == "n-2"
+    with pytest.raises(Unsatisfiable, match="@edge") as caught:
+        solved("n", "x 2", edge=["n 3"])
+    assert caught.value.hint is not None
+    assert "n@edge" in caught.value.hint
+
+
+def test_tags_are_inherited_but_untagged_repositories_preferred() -> None:
+    assert order("n@edge", "d 1", edge=["n 3 D:d>1", "d 2"]) == "d-2 n-3"
+    assert order("n@edge", "d 1", edge=["n 3 D:d", "d 2"]) == "d-1 n-3"
+    assert order("n@edge e", "d 1", "e 1 D:d", edge=["n 3 D:d>1", "d 2"]) == "d-2 e-1 n-3"
+
+
+def test_install_if_honours_tags() -> None:
+    assert order("x@edge y", "y 1", edge=["x 1", "z 1 i:x"]) == "x-1 z-1 y-1"
+    assert order("y", "y 1", edge=["x 1", "z 1 i:y"]) == "y-1"
+
+
+def test_foreign_and_broken_packages_do_not_exist() -> None:
+    foreign = Package(name="n", version="1", arch="riscv64", identity="Q1n")
+    with pytest.raises(Unsatisfiable, match="n-1 is not installable: it is built for riscv64, not x86_64"):
+        solve(["n"], [foreign], arch="x86_64")
+    broken = Package(name="n", version="1", identity="Q1n", fault="its record is broken: 'm>v'")
+    with pytest.raises(Unsatisfiable, match="its record is broken"):
+        solve(["n"], [broken], arch="x86_64")
+
+
+def test_installed_versions_are_kept_unless_something_needs_another() -> None:
+    old, new, user = package("n 1"), package("n 2"), package("u 1 D:n>1")
+    assert solve(["n"], [new], arch="x86_64", installed={"n": old}).packages == (old,)
+    assert solve(["n", "u"], [new, user], arch="x86_64", installed={"n": old}).packages == (new, user)
+    copy = package("n 1", Repository(0, "a"))
+    assert solve(["n"], [copy], arch="x86_64", installed={"n": old}).packages[0] is old
+
+
+# ---- messages ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_reported_together_with_near_misses() -> None:
+    with pytest.raises(UnknownPackage) as caught:
+        solved("nodjs zzz", "nodejs 1")
+    assert caught.value.problems == ("package nodjs is in no repository", "package zzz is in no repository")
+    assert caught.value.hint == "did you mean nodejs instead of nodjs?"
+    assert caught.value.exit_status == 3
+
+
+def test_a_missing_dependency_names_the_chain() -> None:
+    message = refusal("x", "x 1 D:nodejs", "nodejs 1 D:so:libfoo.so.1")
+    assert message == "x (wanted by the recipe) needs nodejs, which needs so:libfoo.so.1, which no package provides"
+    assert refusal("n>2", "n 1", "n 2") == "the recipe wants n>2, but there is only 1, 2"
+
+
+def test_all_missing_dependencies_are_reported() -> None:
+    with pytest.raises(Unsatisfiable) as caught:
+        solved("x y z", "x 1 D:a", "y 1 D:b", "z 1")
+    assert len(caught.value.problems) == 2
+
+
+def test_entries_that_are_no_dependencies_are_reported_together() -> None:
+    with pytest.raises(RecipeError) as caught:
+        solve(["a b", "c=v", "d"], [package("d 1")], arch="x86_64")
+    assert len(caught.value.problems) == 2
+
+
+# ---- properties ----------------------------------------------------------------------------------------------------
+
+
+def faults(world: Iterable[str], packages: Sequence[Package]) -> list[str]:
+    """What is wrong with a set of packages by the rules, written independently of the solver."""
+    found = []
+    claims = [(name, version, one) for one in packages for name, version in claimed(one)]
+    for name, group in itertools.groupby(sorted(claims, key=lambda claim: claim[0]), key=lambda claim: claim[0]):
+        members = list(group)
+        if len(members) > 1 and any(version is not None for _, version, _ in members):
+            found.append(f"{name} is claimed by {len(members)}")
+    demands: list[tuple[Package | None, Dependency]] = [(None, Dependency.parse(text)) for text in world]
+    demands += [(one, dependency) for one in packages for dependency in dependencies_of(one)]
+    for asker, dependency in demands:
+        hits = [
+            one
+            for name, version, one in claims
+            if name == dependency.name and dependency.matches(version, one.identity)
+        ]
+        if dependency.conflict and any(one is not asker for one in hits):
+            found.append(f"{asker} conflicts with {dependency}")
+        if not dependency.conflict and not hits:
+            found.append(f"{asker} lacks {dependency}")
+    return found
+
+
+def invited(one: Package, packages: Sequence[Package]) -> bool:
+    conditions = [str(condition) for condition in conditions_of(one)]
+    rest = [Package(name=other.name, version=other.version, provides=other.provides) for other in packages]
+    return bool(conditions) and not [fault for fault in faults(conditions, rest) if fault.startswith("None")]
+
+
+def superfluous(world: Sequence[str], packages: Sequence[Package]) -> list[Package]:
+    """Packages without which the rest is still complete, apart from those that install_if brings back."""
+    without = {one: [other for other in packages if other is not one] for one in packages}
+    return [one for one, rest in without.items() if not faults(world, rest) and not invited(one, rest)]
+
+
+NAMES = "abcd"
+VIRTUALS = "vw"
+versions = st.sampled_from(["1", "2"])
+
+
+@st.composite
+def relation(draw: st.DrawFn) -> str:
+    name = draw(st.sampled_from(NAMES + VIRTUALS))
+    operator = draw(st.sampled_from(["", "", "", "=", "<", ">"]))
+    return draw(st.sampled_from(["", "", "", "!"])) + name + (operator + draw(versions) if operator else "")
+
+
+@st.composite
+def repository(draw: st.DrawFn, *, priority: st.SearchStrategy[int]) -> list[Package]:
+    packages = {}
+    for name, version in draw(st.sets(st.tuples(st.sampled_from(NAMES), versions), min_size=1, max_size=8)):
+        provided = draw(st.sets(st.sampled_from(VIRTUALS + NAMES.replace(name, "")), max_size=2))
+        provides = tuple(one + draw(st.sampled_from(["", "=1", "=2"])) for one in sorted(provided))
+        packages[name, version] = Package(
+            name=name,
+            version=version,
+            identity=f"Q1{name}{version}",
+            provider_priority=draw(priority),
+            depends=tuple(draw(st.lists(relation(), max_size=3))),
+            provides=provides,
+        )
+    return [packages[key] for key in sorted(packages)]
+
+
+def satisfiable(world: Sequence[str], packages: Sequence[Package]) -> bool:
+    by_name = [[None, *(one for one in packages if one.name == name)] for name in NAMES]
+    choices = ([one for one in choice if one] for choice in itertools.product(*by_name))
+    return any(not faults(world, choice) for choice in choices)
+
+
+def attempt(world: Sequence[str], packages: Sequence[Package]) -> tuple[Package, ...] | None:
+    """The solver's answer, None if it says that there is none."""
+    try:
+        return solve(world, packages, arch="x86_64").packages
+    except (UnknownPackage, Unsatisfiable) as refused:
+        assert refused.message, "a refusal has words"  # noqa: PT017
+        return None
+
+
+@settings(max_examples=400, deadline=None)
+@given(repository(priority=st.integers(1, 3)), st.lists(relation(), min_size=1, max_size=3))
+def test_finds_a_solution_exactly_when_there_is_one(packages: list[Package], world: list[str]) -> None:
+    solution = attempt(world, packages)
+    assert (solution is not None) == satisfiable(world, packages)
+    assert solution is None or (faults(world, solution), superfluous(world, solution)) == ([], [])
+
+
+@settings(max_examples=200, deadline=None)
+@given(repository(priority=st.integers(0, 1)), st.lists(relation(), min_size=1, max_size=3))
+def test_what_it_finds_is_complete_also_where_virtual_names_need_a_choice(
+    packages: list[Package], world: list[str]
+) -> None:
+    solution = attempt(world, packages)
+    assert solution is None or faults(world, solution) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(repository(priority=st.integers(1, 3)), st.lists(relation(), min_size=1, max_size=3), st.randoms())
+def test_the_answer_does_not_depend_on_the_order_of_the_world(
+    packages: list[Package], world: list[str], random: Random
+) -> None:
+    shuffled = list(world)
+    random.shuffle(shuffled)
+    assert attempt(world, packages) == attempt(shuffled, packages)
+
+
+def test_the_checkers_of_this_file_say_no() -> None:
+    a, b = package("a 1 D:b"), package("b 1 p:c=1")
+    assert faults(["a"], [a]) == ["a-1 lacks b"]
+    assert faults(["c", "!b"], [a, b]) == ["None conflicts with !b"]
+    assert faults(["a"], [a, b, package("c 1")]) == ["c is claimed by 2"]
+    assert superfluous(["b"], [a, b]) == [a]
+    assert superfluous(["a"], [a, b]) == []
+    assert not satisfiable(["a"], [a])
+
+
+# ---- the real index ------------------------------------------------------------------------------------------------
+
+WORLD = ["alpine-base", "linux-virt", "openrc", "nodejs", "git", "python3", "bash", "e2fsprogs", "grub-efi"]
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Package, ...]:
+    if not INDEX.is_file():
+        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(INDEX) as archive:
+        member = archive.extractfile("APKINDEX")
+        assert member is not None
+        return parse_index(member.read().decode(), Repository(0, "main"))
+
+
+def test_real_closure_is_complete_and_has_nothing_superfluous(real: tuple[Package, ...]) -> None:
+    solution = solve(WORLD, real, arch="aarch64").packages
+    assert len(solution) == 67  # as many as apk 3.0.8 installs
+    assert faults(WORLD, solution) == []
+    assert superfluous(WORLD, solution) == []
+
+
+def test_real_closure_has_the_order_of_apk(real: tuple[Package, ...]) -> None:
+    names = [one.name for one in solve(WORLD, real, arch="aarch64").packages]
+    first = "alpine-baselayout-data musl busybox busybox-binsh alpine-baselayout ifupdown-ng libcap2 openrc mdev-conf"
+    assert " ".join(names).startswith(f"{first} busybox-mdev-openrc alpine-conf ")
+    assert names[-4:] == ["gdbm", "mpdecimal", "sqlite-libs", "python3"]
+
+
+def test_real_solution_does_not_depend_on_the_order_of_the_world(real: tuple[Package, ...]) -> None:
+    assert solve(WORLD[::-1], real, arch="aarch64").packages == solve(WORLD, real, arch="aarch64").packages
+
+
+def test_real_near_miss(real: tuple[Package, ...]) -> None:
+    with pytest.raises(UnknownPackage) as caught:
+        solve(["nodjs"], real, arch="aarch64")
+    assert caught.value.hint is not None
+    assert "nodejs" in caught.value.hint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import stat
 import struct
 import subprocess
@@ -492,6 +493,42 @@ def test_mirror_is_made_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.Mo
         assert len({found.root for found in pool.map(ask, range(4))}) == 1
     assert len(made) == 1
     assert not list(tmp_path.glob("making-*"))
+
+
+@pytest.mark.parametrize(("distribution", "arch"), [("ubuntu", "amd64"), ("debian", "arm64"), ("debian", "amd64")])
+def test_packages_of_the_distribution_are_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, arch: str
+) -> None:
+    monkeypatch.setattr(debian, "release", lambda: {"ID": distribution})
+    monkeypatch.setattr(debian, "_host", lambda: "amd64")
+    monkeypatch.setattr(debian, "_fetch", _unreachable)
+    with pytest.raises(HostError, match="unreachable"):
+        mirror._debs(arch, ["thing"], tmp_path)
+
+
+def test_ubuntus_other_archive_may_be_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(debian, "release", lambda: {"ID": "ubuntu"})
+    monkeypatch.setattr(debian, "_host", lambda: "amd64")
+    monkeypatch.setattr(debian, "_fetch", _unreachable)
+    assert mirror._debs("arm64", ["thing"], tmp_path) == []
+    assert "goes without thing for arm64: unreachable" in caplog.text
+
+
+def _unreachable(*_: object) -> None:
+    raise HostError("unreachable")
+
+
+def test_mirror_that_lacks_something_is_tried_again_the_next_day(tmp_path: Path) -> None:
+    marker = tmp_path / "mirror-x" / "partial"
+    marker.parent.mkdir()
+    marker.touch()
+    mirror._retry_partial(marker.parent)
+    assert marker.exists()
+    os.utime(marker, (0, 0))
+    mirror._retry_partial(marker.parent)
+    assert not marker.parent.exists()
 
 
 def test_key_depends_on_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,10 @@ def complete_tree() -> Tree:
     tree.write("lib/modules/6/b.ko.gz", gzip.compress(module))
     tree.write("lib/modules/6/c.ko.xz", lzma.compress(module))
     tree.write("usr/lib/grub/i386-pc/ext2.mod", make_elf("x86", kind=ET_REL))
+    tree.write("usr/lib/grub/i386-pc/kernel.exec", make_elf("x86", kind=ET_EXEC))
+    tree.write("usr/share/syslinux/menu.c32", make_elf("x86"))
     tree.write("lib/firmware/dsp.elf", make_elf("armv7"))
+    tree.write("usr/lib/reader.o", make_elf("s390x", kind=ET_REL))
     tree.write("opt/m/prebuilds/linux-arm64/m.node", make_elf("aarch64"))
     tree.write("opt/m/build/m.node", make_elf(needed=["libc.musl-x86_64.so.1"]))
     return tree

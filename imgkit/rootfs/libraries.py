@@ -23,6 +23,8 @@ SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
 # libc.musl-x86_64.so.1, but also glibc's libc.so.6).
 _OWN = re.compile(r"lib(c|pthread|rt|m|dl|util|xnet)\.")
 _GLIBC = re.compile(r"libc\.so\.6|ld-linux.*")
+# Where ELF files are for boot loaders and devices, or (usr/share) must not depend on the machine.
+DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/share/")
 MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 # npm's way to ship binaries for several platforms in one package: one folder each, chosen when it is loaded.
 _PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
@@ -150,16 +152,18 @@ class Libraries:
         return interpreter.strip("/")
 
 
-def check_architecture(tree: Tree, machine: str) -> list[str]:
-    """What in the Tree cannot run on ``machine`` (Alpine's name: "x86_64", "aarch64", …), one line a file.
+def check_architecture(tree: Tree, machine: str, *, top: str = "") -> list[str]:
+    """What in the Tree (at or below ``top``) cannot run on ``machine``, one line a file.
+
+    ``machine`` is Alpine's name of an architecture: "x86_64", "aarch64", … (KeyError for an unknown one).
 
     Looked at are ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules
-    (``.node``). Not looked at, because they are data for something else: other relocatable objects (GRUB's modules),
-    BPF programs, ``lib/firmware``, and binaries that an npm package carries for several platforms in ``prebuilds``.
+    (``.node``). Not looked at, because they are data for something else: other relocatable objects, BPF programs,
+    the folders of :data:`DATA`, and binaries that an npm package carries for several platforms in ``prebuilds``.
     """
     libraries = Libraries(tree)
     problems: list[str] = []
-    for path, node in tree.items():
+    for path, node in tree.walk(top):
         if isinstance(node, File) and node.content.size and not _is_data(path):
             try:
                 problems.extend(f"/{path}: {problem}" for problem in _problems(tree, libraries, path, node, machine))
@@ -169,7 +173,7 @@ def check_architecture(tree: Tree, machine: str) -> list[str]:
 
 
 def _is_data(path: str) -> bool:
-    return path.startswith(("lib/firmware/", "usr/lib/firmware/")) or bool(_PREBUILT.search(path))
+    return path.startswith(DATA) or bool(_PREBUILT.search(path))
 
 
 def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:

@@ -1,0 +1,441 @@
+"""Host folders in the Tree, and npm packages of a payload (npm itself is a program of the test)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit.errors import HostError, InputError
+from imgkit.rootfs.npm import Build, prepare
+from imgkit.rootfs.payload import add_directory, replace_payload
+from imgkit.rootfs.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from tests.elves import make_elf
+
+EPOCH = 1_700_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a bit of everything that may be in one."""
+    top = tmp_path / "overlay"
+    (top / "etc/init.d").mkdir(parents=True)
+    (top / "etc/init.d/agentd").write_text("#!/sbin/openrc-run\n")
+    (top / "etc/init.d/agentd").chmod(0o4711)
+    (top / "etc/motd").write_text("hello")
+    (top / "etc/motd").chmod(0o640)
+    (top / "etc/empty").touch()
+    (top / "etc/alias").symlink_to("motd")
+    return top
+
+
+def base() -> Tree:
+    tree = Tree()
+    tree.mkdir("etc", mode=0o711, uid=5)
+    tree.write("etc/motd", "old", uid=3)
+    return tree
+
+
+def test_attributes_are_normalised(folder: Path) -> None:
+    tree = base()
+    written = add_directory(tree, folder, "", uid=1, gid=2, epoch=EPOCH)
+    assert written == ["etc", "etc/alias", "etc/empty", "etc/init.d", "etc/init.d/agentd", "etc/motd"]
+    assert {(tree[path].uid, tree[path].gid, tree[path].mtime) for path in written[1:]} == {(1, 2, EPOCH)}
+    assert {path: oct(tree[path].mode) for path in written} == {
+        "etc": "0o711",  # it was there
+        "etc/alias": "0o777",
+        "etc/empty": "0o644",
+        "etc/init.d": "0o755",
+        "etc/init.d/agentd": "0o755",
+        "etc/motd": "0o644",
+    }
+    assert tree["etc"].uid == 5
+    assert tree.text("etc/alias") == "hello"
+    assert tree.read("etc/empty") == b""
+    node = tree["etc/motd"]
+    assert isinstance(node, File)
+    assert node.content == Slice(folder / "etc/motd", 0, 5)
+
+
+def test_a_destination_is_made(folder: Path) -> None:
+    tree = Tree()
+    add_directory(tree, folder, "opt/deep/er", uid=1, gid=1, epoch=EPOCH)
+    assert tree["opt/deep/er"] == Directory(uid=1, gid=1, mtime=EPOCH)
+    assert tree["opt"].uid == 0
+    assert "opt/deep/er/etc/motd" in tree
+
+
+def test_directories_that_are_links_in_the_tree(folder: Path) -> None:
+    tree = Tree()
+    tree.mkdir("usr/lib/etc")
+    tree.symlink("etc", "/usr/lib/etc")
+    tree.symlink("opt", "usr")
+    add_directory(tree, folder, "", epoch=EPOCH)
+    assert isinstance(tree["etc"], Symlink)
+    assert tree.text("usr/lib/etc/init.d/agentd").startswith("#!")
+    add_directory(tree, folder, "opt/x", epoch=EPOCH)
+    assert "usr/x/etc/motd" in tree
+
+
+def test_other_names_of_a_replaced_file_keep_its_contents(folder: Path) -> None:
+    tree = base()
+    tree.add("etc/other", HardLink(target="etc/motd"))
+    add_directory(tree, folder, "", epoch=EPOCH)
+    assert (tree.text("etc/motd"), tree.text("etc/other")) == ("hello", "old")
+
+
+def test_a_link_is_replaced_not_followed(folder: Path) -> None:
+    tree = Tree()
+    tree.write("usr/share/motd", "precious")
+    tree.symlink("etc/motd", "/usr/share/motd")
+    add_directory(tree, folder, "", epoch=EPOCH)
+    assert (tree.text("etc/motd"), tree.text("usr/share/motd")) == ("hello", "precious")
+
+
+@pytest.mark.parametrize("blocker", ["etc", "etc/init.d", "dangling"])
+def test_a_file_where_a_directory_is_wanted(folder: Path, blocker: str) -> None:
+    tree = Tree()
+    if blocker == "dangling":
+        tree.symlink("etc", "nowhere")
+    else:
+        tree.write(blocker, "file")
+    with pytest.raises(InputError, match="not a directory"):
+        add_directory(tree, folder, "", epoch=EPOCH)
+
+
+def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
+    tree = Tree()
+    tree.mkdir("etc/motd")
+    with pytest.raises(InputError, match=r"etc/motd: /etc/motd is a directory"):
+        add_directory(tree, folder, "", epoch=EPOCH)
+
+
+def test_a_destination_that_is_a_file_or_a_circle(folder: Path) -> None:
+    tree = Tree()
+    tree.write("opt", "file")
+    tree.symlink("one", "two")
+    tree.symlink("two", "one")
+    for destination in ("opt", "opt/x", "one/x"):
+        with pytest.raises(InputError, match=f"cannot be put into /{destination}"):
+            add_directory(tree, folder, destination, epoch=EPOCH)
+
+
+# ---- what may not be in a folder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["../../outside", "..//../x", "/etc/passwd", "a/../../../x"])
+def test_links_that_leave_a_payload(folder: Path, target: str) -> None:
+    (folder / "etc/link").symlink_to(target)
+    tree = Tree()
+    with pytest.raises(InputError, match=r"etc/link: the link to .* leads out of the folder"):
+        add_directory(tree, folder, "opt/payload", epoch=EPOCH)
+    assert list(tree) == [""]
+
+
+@pytest.mark.parametrize("target", ["..", "../etc/motd", "init.d/../motd", "nowhere"])
+def test_links_that_stay(folder: Path, target: str) -> None:
+    (folder / "etc/link").symlink_to(target)
+    tree = Tree()
+    add_directory(tree, folder, "opt/payload", epoch=EPOCH)
+    assert tree["opt/payload/etc/link"] == Symlink(target=target, mtime=EPOCH)
+
+
+def test_absolute_links_of_an_overlay_are_paths_of_the_image(folder: Path) -> None:
+    (folder / "etc/link").symlink_to("/usr/share/zoneinfo/UTC")
+    tree = Tree()
+    add_directory(tree, folder, "", epoch=EPOCH)
+    assert tree["etc/link"] == Symlink(target="/usr/share/zoneinfo/UTC", mtime=EPOCH)
+    (folder / "etc/host").symlink_to(folder / "etc/motd")
+    with pytest.raises(InputError, match="etc/host: the link"):
+        add_directory(tree, folder, "", epoch=EPOCH)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "etc"]), max_size=7))
+def test_links_are_judged_as_path_arithmetic_does(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+    target = "/".join(["a", *parts])
+    top = tmp_path_factory.mktemp("links")
+    (top / "one").mkdir()
+    (top / "one/link").symlink_to(target)
+    prefixes = [os.path.normpath("/".join(["one/a", *parts[:end]])) for end in range(len(parts) + 1)]
+    leaves = any(prefix.startswith("..") for prefix in prefixes)
+    tree = Tree()
+    if leaves:
+        with pytest.raises(InputError):
+            add_directory(tree, top, "x", epoch=EPOCH)
+    else:
+        assert "x/one/link" in add_directory(tree, top, "x", epoch=EPOCH)
+
+
+def test_following_copies_what_a_link_leads_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared/lib").mkdir(parents=True)
+    (tmp_path / "shared/lib/index.js").write_text("code")
+    (folder / "lib").symlink_to(tmp_path / "shared/lib")
+    (folder / "one.js").symlink_to("../shared/lib/index.js")
+    tree = Tree()
+    add_directory(tree, folder, "opt", epoch=EPOCH, follow=True)
+    assert tree.text("opt/lib/index.js") == tree.text("opt/one.js") == "code"
+    assert isinstance(tree["opt/etc/alias"], Symlink)  # stays in the folder
+
+
+def test_following_ends(folder: Path, tmp_path: Path) -> None:
+    (folder / "up").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="round in a circle"):
+        add_directory(Tree(), folder, "opt", epoch=EPOCH, follow=True)
+    (folder / "up").unlink()
+    (folder / "gone").symlink_to("/nothing/here")
+    with pytest.raises(InputError, match="gone: cannot be read"):
+        add_directory(Tree(), folder, "opt", epoch=EPOCH, follow=True)
+
+
+def test_special_files(folder: Path) -> None:
+    os.mkfifo(folder / "etc/pipe")
+    with pytest.raises(InputError, match="etc/pipe: neither"):
+        add_directory(Tree(), folder, "", epoch=EPOCH)
+
+
+def test_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("f/socket")
+    with pytest.raises(InputError, match="socket: neither"):
+        add_directory(Tree(), tmp_path / "f", "", epoch=EPOCH)
+
+
+def test_control_characters_in_a_name(folder: Path) -> None:
+    (folder / "etc/two\nlines").touch()
+    with pytest.raises(InputError, match="control characters"):
+        add_directory(Tree(), folder, "", epoch=EPOCH)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder of an unprivileged user, as whom the test runs: root could read everything."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        yield Path(name)
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["file", "directory"])
+def test_unreadable(nobody: Path, name: str) -> None:
+    (nobody / "file").write_text("secret")
+    (nobody / "directory").mkdir()
+    add_directory(Tree(), nobody, "", epoch=EPOCH)
+    (nobody / name).chmod(0)
+    with pytest.raises(InputError, match=f"{name}: cannot be read: Permission denied"):
+        add_directory(Tree(), nobody, "", epoch=EPOCH)
+    (nobody / name).chmod(0o700)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none: no such folder"):
+        add_directory(Tree(), tmp_path / "none", "", epoch=EPOCH)
+
+
+# ---- the payload -----------------------------------------------------------------------------------------------------
+
+
+def test_the_old_payload_goes(folder: Path) -> None:
+    tree = Tree()
+    tree.write("opt/agent-runner/old/index.js", "old")
+    replace_payload(tree, folder, architecture="x86_64", epoch=EPOCH)
+    assert "opt/agent-runner/old" not in tree
+    assert tree.text("opt/agent-runner/etc/motd") == "hello"
+
+
+def test_native_modules_of_another_machine(folder: Path) -> None:
+    (folder / "native.node").write_bytes(make_elf("x86_64"))
+    replace_payload(Tree(), folder, architecture="x86_64", epoch=EPOCH)
+    with pytest.raises(
+        InputError, match=r"^/opt/agent-runner/native\.node: is for x86_64, the image for aarch64"
+    ) as no:
+        replace_payload(Tree(), folder, architecture="aarch64", epoch=EPOCH)
+    assert "AGENT_RUNNER_BUILD=1" in str(no.value.hint)
+
+
+NPM = r"""#!/usr/bin/env python3
+import json, os, pathlib, sys
+if sys.argv[1:] == ["--version"]:
+    print(os.environ.get("FAKE_NPM_VERSION", "10.9.0"))
+    sys.exit()
+with open(os.environ["FAKE_NPM_LOG"], "a") as log:
+    log.write(json.dumps([os.getcwd(), sys.argv[1:], sorted(os.listdir())]) + "\n")
+if os.environ.get("FAKE_NPM_FAILS") == sys.argv[1]:
+    print("npm error code E404\nnpm error 404 Not Found - left-pad\nnpm error A complete log", file=sys.stderr)
+    sys.exit(1)
+if sys.argv[1] == "run":
+    pathlib.Path("built.js").write_text("built")
+else:
+    pathlib.Path("node_modules/dep").mkdir(parents=True)
+    pathlib.Path("node_modules/dep/index.js").write_text("dep")
+    pathlib.Path("node_modules/.package-lock.json").write_text("registry")
+"""
+
+
+class Npm:
+    """A program called npm, first on PATH, that writes down how it is called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "npm.log"
+        program = folder / "bin/npm"
+        program.parent.mkdir()
+        program.write_text(NPM)
+        program.chmod(0o755)
+
+    def calls(self) -> list[list[str]]:
+        """The arguments of each call."""
+        return [json.loads(line)[1] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def saw(self) -> list[list[str]]:
+        """What was in the folder at each call."""
+        return [json.loads(line)[2] for line in self.log.read_text().splitlines()]
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Npm:
+    fake = Npm(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_NPM_LOG", str(fake.log))
+    return fake
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    top = tmp_path / "payload"
+    top.mkdir()
+    (top / "index.js").write_text("code")
+    return top
+
+
+def manifest(payload: Path, **fields: object) -> None:
+    (payload / "package.json").write_text(json.dumps({"name": "p", **fields}))
+
+
+DEPENDENCIES = {"left-pad": "1"}
+SCRIPTS = {"build": "tsc"}
+
+
+@pytest.mark.parametrize(
+    ("build", "fields", "modules", "commands"),
+    [
+        ("0", {"dependencies": DEPENDENCIES, "scripts": SCRIPTS}, False, []),
+        ("auto", {}, False, []),
+        ("auto", {"scripts": {"test": "x"}, "devDependencies": DEPENDENCIES}, False, []),
+        ("auto", {"dependencies": DEPENDENCIES}, False, ["install"]),
+        ("auto", {"optionalDependencies": DEPENDENCIES, "scripts": SCRIPTS}, False, ["install", "run"]),
+        ("auto", {"dependencies": DEPENDENCIES, "scripts": SCRIPTS}, True, ["install"]),
+        ("auto", {"scripts": SCRIPTS}, False, ["run"]),
+        ("auto", {"scripts": SCRIPTS}, True, []),
+        ("1", {}, False, ["install"]),
+        ("1", {"scripts": SCRIPTS}, True, ["install", "run"]),
+    ],
+)
+def test_what_runs(
+    npm: Npm, payload: Path, tmp_path: Path, build: Build, fields: dict[str, object], modules: bool, commands: list[str]
+) -> None:
+    manifest(payload, **fields)
+    if modules:
+        (payload / "node_modules/host").mkdir(parents=True)
+    before = sorted(str(path) for path in payload.rglob("*"))
+    prepared = prepare(payload, tmp_path / "copy", build=build, architecture="x86_64")
+    assert [call[0] for call in npm.calls()] == commands
+    assert sorted(str(path) for path in payload.rglob("*")) == before, "the user's folder was changed"
+    assert (prepared == payload) == (not commands)
+    assert (prepared / "built.js").exists() == ("run" in commands)
+    assert (prepared / "index.js").read_text() == "code"
+
+
+def test_install_is_for_the_image(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "node_modules/host").mkdir(parents=True)
+    prepared = prepare(payload, tmp_path / "copy", build="auto", architecture="aarch64")
+    ((command, *arguments),) = npm.calls()
+    assert command == "install"
+    wanted = {"--omit=dev", "--os=linux", "--cpu=arm64", "--libc=musl", "--ignore-scripts", "--no-package-lock"}
+    assert wanted <= set(arguments)
+    assert npm.saw() == [["index.js", "package.json"]], "packages of the host were there"
+    assert sorted(path.name for path in (prepared / "node_modules").iterdir()) == ["dep"]
+
+
+@pytest.mark.parametrize("lock", ["package-lock.json", "npm-shrinkwrap.json"])
+def test_a_lock_file_is_kept_to(npm: Npm, payload: Path, tmp_path: Path, lock: str) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / lock).write_text("{}")
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64", offline=True)
+    ((command, *arguments),) = npm.calls()
+    assert command == "ci"
+    assert {"--offline", "--cpu=x64"} <= set(arguments)
+    assert "--no-package-lock" not in arguments
+
+
+def test_scripts_run_when_they_may(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES, scripts=SCRIPTS)
+    prepare(payload, tmp_path / "copy", build="1", architecture="x86_64", allow_scripts=True)
+    assert len(npm.calls()) == 2
+    assert not [call for call in npm.calls() if "--ignore-scripts" in call]
+
+
+def test_npm_fails(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NPM_FAILS", "install")
+    manifest(payload, dependencies=DEPENDENCIES)
+    with pytest.raises(
+        InputError, match="payload: npm install failed with status 1: npm error 404 Not Found - left-pad"
+    ):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+
+
+def test_old_npm(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NPM_VERSION", "9.2.0")
+    manifest(payload, dependencies=DEPENDENCIES)
+    with pytest.raises(HostError, match=r"npm 9\.2\.0: too old"):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+
+
+def test_no_npm(payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    manifest(payload)
+    assert prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64") == payload
+    manifest(payload, dependencies=DEPENDENCIES)
+    with pytest.raises(HostError, match="npm: program not found") as caught:
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert caught.value.hint == "apt-get install npm"
+
+
+def test_bad_manifests(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"package\.json: missing"):
+        prepare(payload, tmp_path / "copy", build="1", architecture="x86_64")
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "not an object"), ("\xff", "cannot be read as JSON")):
+        (payload / "package.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=f"package.json: {message}"):
+            prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+
+
+def test_a_payload_that_cannot_be_copied_starts_nothing(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    os.mkfifo(payload / "pipe")
+    with pytest.raises(InputError, match="pipe: neither"):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert npm.calls() == []
+
+
+def test_modes_survive_the_copy(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "tool").write_text("#!/bin/sh\n")
+    (payload / "tool").chmod(0o755)
+    (payload / "alias").symlink_to("tool")
+    prepared = prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert stat.S_IMODE((prepared / "tool").stat().st_mode) == 0o755
+    assert (prepared / "alias").readlink() == Path("tool")

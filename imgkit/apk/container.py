@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from imgkit.errors import InputError
+from imgkit.fetch.checks import looks_like_html
 
 _CHUNK = 1 << 18  # bytes read at a time
 _PIECE = 1 << 20  # bytes inflated at a time, so that a bomb costs no memory
@@ -37,12 +38,6 @@ def refuse_foreign(head: bytes, name: str) -> None:
     if looks_like_html(head):
         raise InputError(f"{name}: is a web page", hint="check the mirror's URL, and whether a proxy or portal answers")
     raise InputError(f"{name}: is empty" if not head else f"{name}: is not gzip data")
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` is a web page."""
-    start = head[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return start.startswith((b"<!doctype", b"<html", b"<?xml")) or b"<html" in start
 
 
 class GzipMembers:

@@ -1,0 +1,297 @@
+"""The cache of downloads: content-addressed, verified whenever something is taken from it, shared by all builds.
+
+Layout below the cache folder::
+
+    sha256/ab/abcd…     files by their SHA-256
+    keyed/ab/abcd…      files by the SHA-256 of another name for their content (the identity of a package)
+    urls/ab/abcd….json  what a URL that changes (an index) gave last: its validators, and the SHA-256 of the file
+    locks/  tmp/        one download at a time for each file; downloads under way
+
+Entries appear by rename only, so two builds can never see half a file. The locks merely spare the second of them the
+download: whoever waits too long for one goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from imgkit.errors import HostError, InputError
+from imgkit.fetch.checks import Expected, shown
+from imgkit.fetch.http import Download, Http, Validators, no_room
+from imgkit.fetch.pool import Meter, in_parallel
+
+log = logging.getLogger("imgkit.fetch")
+
+_PATIENCE = 300.0  # seconds to wait for another build's download of the same file
+_ABANDONED = 86_400.0  # seconds after which a folder of downloads under way belongs to nobody any more
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A file that is needed, and how to know it.
+
+    By ``sha256``; or by ``key``, another name for its content, with the ``check`` that tells whether a file deserves
+    it; or, with neither, by its URL alone: then the server is asked each time whether there is a newer one.
+
+    Attributes:
+        url: where it is.
+        max_bytes: the most that it may have.
+        size: what it must have, None where that is not known.
+        check: raises InputError for a file that must not be used. For a keyed file it runs on every use.
+        gzip: it is gzip data; anything else is refused at its first bytes.
+    """
+
+    url: str
+    max_bytes: int
+    size: int | None = None
+    sha256: str | None = None
+    key: str | None = None
+    check: Callable[[Path], object] | None = None
+    gzip: bool = False
+
+    @property
+    def expected(self) -> Expected:
+        return Expected(max_bytes=self.max_bytes, size=self.size, sha256=self.sha256, gzip=self.gzip)
+
+
+def default_folder() -> Path:
+    """``IMGKIT_CACHE``, or the user's cache folder."""
+    given = os.environ.get("IMGKIT_CACHE")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("imgkit"))
+
+
+class Cache:
+    """Files by content, downloaded where they are missing.
+
+    Args:
+        folder: made when it is missing.
+        http: the client, one with the usual timeouts where None.
+        offline: take everything from the cache, and indexes as they were last seen.
+        workers: downloads at a time.
+    """
+
+    def __init__(self, folder: Path, http: Http | None = None, *, offline: bool = False, workers: int = 4) -> None:
+        self.folder = folder
+        self.offline = offline
+        self._http = http or Http()
+        self._workers = workers
+
+    def fetch(self, wanted: Wanted, *, description: str = "downloading") -> Path:
+        """One file; see :meth:`fetch_all`."""
+        return self.fetch_all([wanted], description=description)[0]
+
+    def fetch_all(self, wanted: Sequence[Wanted], *, description: str = "downloading") -> list[Path]:
+        """All files, several at a time, with one bar. The paths are in the order of ``wanted``.
+
+        Files of the cache must not be changed. When one download fails the others are given up.
+
+        Raises:
+            InputError: one of them cannot be had or is not what it must be; offline, all that are missing are named.
+            HostError: the cache folder cannot be written, or is full.
+        """
+        if self.offline:
+            return self._all_cached(wanted)
+        with self._scratch() as scratch, Meter(description) as meter:
+            jobs = [partial(self._get, one, scratch, meter) for one in wanted]
+            return in_parallel(jobs, workers=self._workers)
+
+    # ---- looking ----------------------------------------------------------------------------------------------------
+
+    def _all_cached(self, wanted: Sequence[Wanted]) -> list[Path]:
+        found = [self._cached(one) for one in wanted]
+        missing = [shown(one.url) for one, path in zip(wanted, found, strict=True) if path is None]
+        if missing:
+            files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+            raise InputError(
+                f"offline, and {files} not in the cache: {', '.join(missing)}",
+                hint=f"build once without --offline (the cache is {self.folder})",
+            )
+        return [path for path in found if path is not None]
+
+    def _cached(self, wanted: Wanted) -> Path | None:
+        """The file if the cache has it. One that is damaged is deleted."""
+        path = self._place(wanted)
+        if path is None:
+            last = self._last_seen(wanted)
+            return None if last is None else self._cached_blob(last.sha256, wanted)
+        return path if self._usable(path, wanted) else None
+
+    def _place(self, wanted: Wanted) -> Path | None:
+        """Where the cache has a file of known content; None for one that only its URL tells."""
+        if wanted.sha256 is not None:
+            return self._blob(wanted.sha256.lower())
+        if wanted.key is not None:
+            return _fan_out(self.folder / "keyed", _name(wanted.key))
+        return None
+
+    def _blob(self, sha256: str) -> Path:
+        return _fan_out(self.folder / "sha256", sha256)
+
+    def _cached_blob(self, sha256: str, wanted: Wanted) -> Path | None:
+        path = self._blob(sha256)
+        found = Wanted(url=wanted.url, max_bytes=wanted.max_bytes, sha256=sha256, check=wanted.check)
+        return path if self._usable(path, found) else None
+
+    def _usable(self, path: Path, wanted: Wanted) -> bool:
+        if not path.is_file():
+            return False
+        try:
+            if wanted.sha256 is not None and (found := hash_file(path)) != wanted.sha256.lower():
+                raise InputError(f"its SHA-256 is {found}")
+            if wanted.check is not None:
+                wanted.check(path)
+        except InputError as fault:
+            log.warning("%s: damaged in the cache, and deleted: %s", shown(wanted.url), fault)
+            path.unlink(missing_ok=True)
+            return False
+        return True
+
+    # ---- downloading ------------------------------------------------------------------------------------------------
+
+    def _get(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
+        place = self._place(wanted)
+        if place is None:
+            return self._revalidate(wanted, scratch, meter, stop)
+        if self._usable(place, wanted):
+            return place
+        with self._locked(place.name):
+            if not self._usable(place, wanted):  # another build may have brought it meanwhile
+                temporary = scratch / place.name
+                self._download(wanted, temporary, meter, stop)
+                if wanted.check is not None:
+                    wanted.check(temporary)
+                _move(temporary, place)
+        return place
+
+    def _revalidate(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
+        last = self._last_seen(wanted)
+        path = None if last is None else self._cached_blob(last.sha256, wanted)
+        validators = last.validators if last is not None and path is not None else None
+        temporary = scratch / _name(wanted.url)
+        download = self._download(wanted, temporary, meter, stop, validators)
+        if download is None:
+            if path is None:
+                raise InputError(f"{shown(wanted.url)}: the server says 'not modified' to a first request")
+            return path
+        if wanted.check is not None:
+            wanted.check(temporary)
+        place = self._blob(download.sha256)
+        _move(temporary, place)
+        self._remember(wanted, download, scratch)
+        return place
+
+    def _download(
+        self,
+        wanted: Wanted,
+        target: Path,
+        meter: Meter,
+        stop: threading.Event,
+        validators: Validators | None = None,
+    ) -> Download | None:
+        meter.expect(wanted.size or 0)
+        return self._http.download(
+            wanted.url, target, wanted.expected, validators=validators, on_bytes=meter.advance, cancelled=stop
+        )
+
+    # ---- what URLs gave last ----------------------------------------------------------------------------------------
+
+    def _record(self, wanted: Wanted) -> Path:
+        return _fan_out(self.folder / "urls", _name(wanted.url) + ".json")
+
+    def _last_seen(self, wanted: Wanted) -> Download | None:
+        try:
+            found = json.loads(self._record(wanted).read_text("utf-8"))
+            validators = Validators(str(found["etag"]), str(found["last_modified"]))
+            return Download(int(found["size"]), str(found["sha256"]), validators)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # never seen, or a record that makes no sense: ask as if for the first time
+
+    def _remember(self, wanted: Wanted, download: Download, scratch: Path) -> None:
+        record = {
+            "url": shown(wanted.url),
+            "etag": download.validators.etag,
+            "last_modified": download.validators.last_modified,
+            "sha256": download.sha256,
+            "size": download.size,
+        }
+        temporary = scratch / (_name(wanted.url) + ".json")
+        temporary.write_text(json.dumps(record, indent=1), "utf-8")
+        _move(temporary, self._record(wanted))
+
+    # ---- folders ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder for downloads under way, on the same filesystem as the cache; gone after the block."""
+        try:
+            parent = self.folder / "tmp"
+            parent.mkdir(parents=True, exist_ok=True)
+            _sweep(parent)
+            scratch = Path(tempfile.mkdtemp(dir=parent))
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        except OSError as cause:
+            what = "no space left" if no_room(cause) else f"the cache cannot be written ({cause.strerror})"
+            raise HostError(
+                f"{self.folder}: {what}", hint="set IMGKIT_CACHE to a folder that can be written"
+            ) from cause
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / name[:4])
+        with suppress(filelock.Timeout, NotImplementedError):  # no locks on this filesystem: renames are safe anyway
+            lock.acquire(timeout=_PATIENCE)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _name(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _fan_out(folder: Path, name: str) -> Path:
+    return folder / name[:2] / name
+
+
+def _move(temporary: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(place)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed builds left behind."""
+    for folder in parent.iterdir():
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

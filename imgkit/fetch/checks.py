@@ -1,0 +1,115 @@
+"""What may be wrong with the answer to a download, each fault with a sentence of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
+
+from imgkit.errors import InputError
+
+ELSEWHERE = "check the URL and the network, choose another mirror with --mirror, or use --offline with a warm cache"
+_GZIP = b"\x1f\x8b"
+_OVERLOADED = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a download must be. ``gzip`` says that it must start as gzip data does."""
+
+    max_bytes: int
+    size: int | None = None
+    sha256: str | None = None
+    gzip: bool = False
+
+
+class TransientError(Exception):
+    """A failure that asking again may cure; ``error`` is what to raise when it does not."""
+
+    def __init__(self, error: InputError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def shown(url: str) -> str:
+    """``url`` for messages: without the password that may be in it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def looks_like_html(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` is a web page."""
+    start = head[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype", b"<html", b"<?xml")) or b"<html" in start
+
+
+def check_status(url: str, status: int) -> None:
+    if status in (HTTPStatus.OK, HTTPStatus.NOT_MODIFIED):
+        return
+    error = InputError(f"{shown(url)}: the server answers {status}", hint=ELSEWHERE)
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise InputError(
+            f"{shown(url)}: the mirror does not have it ({status})",
+            hint="mirrors delete superseded packages: refresh the lock (imgkit lock RECIPE), or check the mirror's URL",
+        )
+    if status in _OVERLOADED:
+        raise TransientError(error)
+    raise error
+
+
+def declared_length(headers: Mapping[str, str]) -> int | None:
+    """The length that the server announces, None where it announces none."""
+    text = headers.get("Content-Length", "")
+    encoded = headers.get("Content-Encoding", "identity") != "identity"
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 and not encoded else None
+
+
+def check_declared(url: str, declared: int | None, expected: Expected) -> None:
+    if declared is not None:
+        check_length(url, declared, expected)
+        if expected.size is not None and declared != expected.size:
+            raise _wrong_size(url, declared, expected.size)
+
+
+def check_length(url: str, length: int, expected: Expected) -> None:
+    if expected.size is not None and length > expected.size:
+        raise InputError(f"{shown(url)}: is longer than the {expected.size} bytes that it must have")
+    if length > expected.max_bytes:
+        raise InputError(f"{shown(url)}: is larger than the {expected.max_bytes} bytes that are allowed")
+
+
+def check_start(url: str, piece: bytes, expected: Expected) -> None:
+    if not expected.gzip or _GZIP.startswith(piece[:2]):
+        return
+    if looks_like_html(piece):
+        raise InputError(
+            f"{shown(url)}: the server sent a web page instead of the file",
+            hint="check the mirror's URL, and whether a proxy or a login page of the network answers",
+        )
+    raise InputError(f"{shown(url)}: what the server sent is not gzip data", hint="check the mirror's URL")
+
+
+def check_whole(url: str, size: int, sha256: str, expected: Expected) -> None:
+    if expected.size is not None and size != expected.size:
+        raise _wrong_size(url, size, expected.size)
+    if expected.sha256 is not None and sha256 != expected.sha256.lower():
+        raise InputError(
+            f"{shown(url)}: wrong SHA-256: {sha256} instead of {expected.sha256.lower()}",
+            hint="the file was damaged or replaced on its way: try again, or another mirror",
+        )
+
+
+def _wrong_size(url: str, size: int, wanted: int) -> InputError:
+    hint = "the mirror has another file under this name: refresh the lock (imgkit lock RECIPE)"
+    return InputError(f"{shown(url)}: has {size} bytes instead of {wanted}", hint=hint)
+
+
+def broken_off(url: str, received: int | None = None, declared: int | None = None) -> TransientError:
+    detail = "" if received is None else f" after {received} of {declared} bytes"
+    return TransientError(InputError(f"{shown(url)}: the connection broke off{detail}", hint=ELSEWHERE))

@@ -1,0 +1,123 @@
+"""Detached OpenPGP signatures: who made a release file.
+
+The mathematics and the policy (which hash algorithms still count, what a revocation does) are Sequoia's; this module
+gives its failures names. A signature is judged as of the time it was made, so a key that expired later still vouches
+for what it signed before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pysequoia
+from pysequoia.packet import PacketPile, Tag
+
+from imgkit.errors import InputError
+
+ALPINE_FINGERPRINT = "0482D84022F52DF1C4E7CD43293ACD0907D9495A"
+_KEYS = (Tag.PublicKey, Tag.PublicSubkey)
+_SECRETS = (Tag.SecretKey, Tag.SecretSubkey)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A public key with its subkeys.
+
+    Attributes:
+        fingerprint: of the primary key, upper-case hex.
+        data: the certificate as it was read (armoured or binary).
+        keys: fingerprints of the primary key and all subkeys, upper-case hex.
+    """
+
+    fingerprint: str
+    data: bytes
+    keys: tuple[str, ...]
+
+
+def alpine_certificate() -> Certificate:
+    """The key that signs Alpine's releases, as it comes with imgkit."""
+    data = resources.files("imgkit.fetch").joinpath("alpine-release-key.asc").read_bytes()
+    return read_certificate(data, name="alpine-release-key.asc", fingerprint=ALPINE_FINGERPRINT)
+
+
+def read_certificate(data: bytes, *, name: str, fingerprint: str | None = None) -> Certificate:
+    """Read a certificate.
+
+    Args:
+        data: armoured or binary.
+        name: what messages call it.
+        fingerprint: what its primary key's must be, in hex; blanks and case do not matter.
+
+    Raises:
+        InputError: it is none, has secrets in it, was revoked, or has another fingerprint.
+    """
+    try:
+        certificate = pysequoia.Cert.from_bytes(data)
+        packets = list(PacketPile.from_bytes(data))
+    except RuntimeError as cause:
+        raise InputError(
+            f"{name}: is not an OpenPGP certificate ({_reason(cause)})", hint="export it with gpg --export --armor"
+        ) from cause
+    found = certificate.fingerprint.upper()
+    if fingerprint is not None and found != (wanted := "".join(fingerprint.split()).upper()):
+        raise InputError(f"{name}: is the certificate {found}, not {wanted}")
+    if any(packet.tag in _SECRETS for packet in packets):
+        raise InputError(f"{name}: holds a secret key", hint="use the public one: gpg --export --armor")
+    if certificate.is_revoked:
+        raise InputError(f"{name}: the certificate {found} was revoked")
+    keys = tuple(packet.fingerprint.upper() for packet in packets if packet.tag in _KEYS and packet.fingerprint)
+    return Certificate(found, data, keys)
+
+
+def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, name: str | None = None) -> str:
+    """Check that ``certificate`` signed the file ``data``.
+
+    Args:
+        signature: detached, armoured or binary.
+        name: what messages call the file; its file name where None.
+
+    Returns:
+        The fingerprint of the certificate, upper-case hex.
+
+    Raises:
+        InputError: the signature is none, is by another key, or does not fit the file.
+    """
+    name = name or data.name
+    try:
+        parsed = pysequoia.Sig.from_bytes(signature)
+    except RuntimeError as cause:
+        raise InputError(f"{name}: what should be its signature is not an OpenPGP signature") from cause
+    _check_signer(parsed, certificate, name)
+    try:
+        found = pysequoia.verify(file=str(data), store=lambda _: [_sequoia(certificate)], signature=parsed)
+    except RuntimeError as cause:
+        expiration = _sequoia(certificate).expiration
+        raise InputError(
+            f"{name}: bad signature: it is not what {certificate.fingerprint} signed"
+            + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
+            hint="the file was damaged or replaced on its way: try again, or another mirror",
+        ) from cause
+    if certificate.fingerprint.lower() not in [valid.certificate for valid in found.valid_sigs]:
+        raise InputError(f"{name}: bad signature: {certificate.fingerprint} did not make it")
+    return certificate.fingerprint
+
+
+def _check_signer(signature: pysequoia.Sig, certificate: Certificate, name: str) -> None:
+    """Tell a signature by somebody else from a bad one. What a signature says of its maker proves nothing."""
+    signer = (signature.issuer_fingerprint or signature.issuer_key_id or "").upper()
+    if signer and not any(key.endswith(signer) for key in certificate.keys):
+        raise InputError(
+            f"{name}: signed by an unknown key: {signer}",
+            hint=f"trusted is {certificate.fingerprint}; a mirror of one's own brings its own release key",
+        )
+
+
+def _sequoia(certificate: Certificate) -> pysequoia.Cert:
+    return pysequoia.Cert.from_bytes(certificate.data)
+
+
+def _reason(cause: RuntimeError) -> str:
+    """The first line of Sequoia's message; a stack trace follows it."""
+    return str(cause).partition("\n")[0]

@@ -1,0 +1,150 @@
+"""Who signed a release file: the pinned key of Alpine, keys made here, and everything that is not one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from datetime import datetime, timedelta, timezone
+from importlib import resources
+from pathlib import Path
+
+import pysequoia
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imgkit.errors import InputError
+from imgkit.fetch.openpgp import ALPINE_FINGERPRINT, Certificate, alpine_certificate, read_certificate, verify_detached
+
+DATA = b"a release\n" * 1000
+
+
+@functools.cache
+def secret(name: str) -> pysequoia.Tsk:
+    return pysequoia.Tsk.generate(f"{name} <{name}@example.org>", profile=pysequoia.Profile.RFC4880)
+
+
+def certificate(name: str = "mirror") -> Certificate:
+    return read_certificate(str(secret(name).extract_certificate()).encode(), name=f"{name}.asc")
+
+
+@functools.cache
+def signature(name: str = "mirror", *, armor: bool = True) -> bytes:
+    return pysequoia.sign(secret(name).signer(), DATA, mode=pysequoia.SignatureMode.DETACHED, armor=armor)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    path = tmp_path / "release.tar.gz"
+    path.write_bytes(DATA)
+    return path
+
+
+def test_the_key_of_alpine_is_the_one_that_its_site_publishes() -> None:
+    data = resources.files("imgkit.fetch").joinpath("alpine-release-key.asc").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "75a9a7e0cc35bfa946ce40c26133b3ed29a204fbd98a3b33331b659d927b3027"
+    assert ALPINE_FINGERPRINT == "0482D84022F52DF1C4E7CD43293ACD0907D9495A"
+    found = alpine_certificate()
+    assert found.fingerprint == ALPINE_FINGERPRINT
+    assert found.keys == (ALPINE_FINGERPRINT, "498A2E7C598FFE67966416B19E2CE29C63FE7A06")
+
+
+def test_the_key_of_alpine_satisfies_the_policy() -> None:
+    """Its self-signatures still count (SHA-256), so that signatures by it can be verified at all."""
+    found = pysequoia.Cert.from_bytes(alpine_certificate().data)
+    assert [str(user) for user in found.user_ids] == ["Natanael Copa <ncopa@alpinelinux.org>"]
+    assert found.expiration is None
+
+
+@pytest.mark.parametrize("armor", [True, False])
+def test_a_good_signature_names_the_certificate(armor: bool, release: Path) -> None:
+    fingerprint = str(secret("mirror").extract_certificate().fingerprint).upper()
+    assert verify_detached(release, signature(armor=armor), certificate()) == fingerprint
+
+
+def test_a_changed_file_is_refused(release: Path) -> None:
+    release.write_bytes(DATA[:-1] + b"?")
+    with pytest.raises(InputError, match=r"release\.tar\.gz: bad signature: it is not what") as caught:
+        verify_detached(release, signature(), certificate())
+    assert "\n" not in caught.value.message
+
+
+def test_another_key_is_named_with_the_trusted_one(release: Path) -> None:
+    other = pysequoia.Sig.from_bytes(signature("other")).issuer_fingerprint
+    assert other is not None
+    with pytest.raises(InputError, match=f"signed by an unknown key: {other.upper()}") as caught:
+        verify_detached(release, signature("other"), certificate(), name="the minirootfs")
+    assert caught.value.message.startswith("the minirootfs: ")
+    assert certificate().fingerprint in str(caught.value.hint)
+    with pytest.raises(InputError, match="signed by an unknown key"):
+        verify_detached(release, signature(), alpine_certificate())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<html></html>", b"-----BEGIN PGP SIGNATURE-----\n\nAAAA\n-----END PGP SIGNATURE-----\n"]
+)
+def test_what_is_no_signature(data: bytes, release: Path) -> None:
+    with pytest.raises(InputError, match="is not an OpenPGP signature"):
+        verify_detached(release, data, certificate())
+
+
+def test_a_certificate_is_no_signature(release: Path) -> None:
+    with pytest.raises(InputError, match="is not an OpenPGP signature"):
+        verify_detached(release, certificate().data, certificate())
+
+
+def test_a_signature_made_after_the_key_expired_is_refused(release: Path) -> None:
+    key = secret("expired")
+    before = pysequoia.sign(key.signer(), DATA, mode=pysequoia.SignatureMode.DETACHED)
+    end = datetime.now(timezone.utc) + timedelta(seconds=1)
+    expired = read_certificate(bytes(key.extract_certificate().set_expiration(end, key.certifier())), name="x")
+    time.sleep(2.1)
+    after = pysequoia.sign(key.signer(), DATA, mode=pysequoia.SignatureMode.DETACHED)
+    assert verify_detached(release, before, expired) == expired.fingerprint
+    with pytest.raises(InputError, match=r"bad signature: .* \(the key expired on \d{4}-\d\d-\d\d\)"):
+        verify_detached(release, after, expired)
+
+
+def test_a_revoked_certificate_is_refused() -> None:
+    key = secret("revoked")
+    whole = key.extract_certificate()
+    revoked = bytes(whole) + bytes(whole.revoke(key.certifier()))
+    with pytest.raises(InputError, match="was revoked"):
+        read_certificate(revoked, name="old.asc")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x1f\x8b", signature()])
+def test_what_is_no_certificate(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"key\.asc: is not an OpenPGP certificate \(.*\)$"):
+        read_certificate(data, name="key.asc")
+
+
+def test_a_secret_key_is_refused() -> None:
+    with pytest.raises(InputError, match="holds a secret key"):
+        read_certificate(str(secret("mirror")).encode(), name="key.asc")
+
+
+def test_a_fingerprint_must_fit() -> None:
+    found = certificate()
+    spaced = " ".join(found.fingerprint[start : start + 4] for start in range(0, 40, 4)).lower()
+    assert read_certificate(found.data, name="x", fingerprint=spaced) == found
+    with pytest.raises(InputError, match=f"is the certificate {found.fingerprint}, not {ALPINE_FINGERPRINT}"):
+        read_certificate(found.data, name="x", fingerprint=ALPINE_FINGERPRINT)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_a_signature_never_verifies_something_else(where: int, bit: int, release: Path) -> None:
+    data = bytearray(signature(armor=False))
+    data[where % len(data)] ^= 1 << bit
+    try:
+        found = verify_detached(release, bytes(data), certificate())
+    except InputError:
+        return
+    assert found == certificate().fingerprint  # a bit that is not signed (the unhashed area)
+    release_was = release.read_bytes()
+    release.write_bytes(b"other")
+    with pytest.raises(InputError):
+        verify_detached(release, bytes(data), certificate())
+    release.write_bytes(release_was)

@@ -1,0 +1,121 @@
+"""``latest-releases.yaml``: the newest minirootfs, and what is not such a list."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit.errors import InputError
+from imgkit.fetch.releases import newest_minirootfs, parse_releases
+
+SHA256, SHA512 = "ab" * 32, "cd" * 64
+
+
+def entry(version: str = "3.23.6", arch: str = "x86_64", flavor: str = "alpine-minirootfs", **more: str) -> str:
+    values = {
+        "title": '"Mini root filesystem"',
+        "desc": "|\n    Minimal root filesystem.\n    For use in containers: and more",
+        "branch": "v3.23",
+        "arch": arch,
+        "version": version,
+        "flavor": flavor,
+        "file": f"{flavor}-{version}-{arch}.tar.gz",
+        "iso": f"{flavor}-{version}-{arch}.tar.gz",
+        "date": "2026-09-17",
+        "time": "17:32:11",
+        "size": "3490290",
+        "sha256": SHA256,
+        "sha512": SHA512,
+        **more,
+    }
+    lines = [f"{key}: {value}" for key, value in values.items() if value]
+    return "-\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def test_the_newest_is_taken_by_number_not_by_text() -> None:
+    text = "---\n" + "".join(entry(version) for version in ("3.23.0_rc2", "3.23.9", "3.23.10", "3.23.0"))
+    found = newest_minirootfs(text.encode(), arch="x86_64")
+    assert found.version == "3.23.10"
+    assert found.file == "alpine-minirootfs-3.23.10-x86_64.tar.gz"
+    assert (found.sha256, found.sha512, found.size, found.branch) == (SHA256, SHA512, 3490290, "v3.23")
+
+
+def test_a_version_stays_text() -> None:
+    assert newest_minirootfs(entry("3.20"), arch="x86_64").version == "3.20"
+    assert newest_minirootfs(entry("20240315"), arch="x86_64").version == "20240315"
+
+
+def test_a_release_is_newer_than_its_candidates() -> None:
+    text = entry("3.23.0_rc10") + entry("3.23.0") + entry("3.23.0_rc2")
+    assert newest_minirootfs(text, arch="x86_64").version == "3.23.0"
+
+
+def test_one_version_can_be_asked_for() -> None:
+    text = entry("3.23.5") + entry("3.23.6")
+    assert newest_minirootfs(text, arch="x86_64", version="3.23.5").version == "3.23.5"
+    with pytest.raises(InputError, match=r"has no alpine-minirootfs 3\.23\.4 for x86_64") as caught:
+        newest_minirootfs(text, arch="x86_64", version="3.23.4")
+    assert caught.value.hint == "it has: 3.23.5 x86_64, 3.23.6 x86_64"
+
+
+def test_entries_of_other_kinds_and_incomplete_ones_are_passed_over() -> None:
+    text = (
+        entry("3.23.9", flavor="alpine-virt")
+        + entry("3.23.8", file="", iso="")
+        + entry("3.23.8", sha256="", sha512="")
+        + entry("")
+        + entry("3.23.8", file="../../evil.tar.gz")
+        + entry("3.23.8", sha256="zz", sha512="")
+        + entry("3.23.8", arch="aarch64")
+        + entry("3.23.6", title="", desc="", branch="", date="", time="", size="odd", sha512="", iso="")
+        + "- flavor: [a, b]\n  1: 2\n"
+    )
+    found = newest_minirootfs(text, arch="x86_64")
+    assert (found.version, found.size, found.sha512, found.branch) == ("3.23.6", 0, "", "")
+
+
+def test_old_lists_name_the_file_as_iso() -> None:
+    assert newest_minirootfs(entry(file=""), arch="x86_64").file == "alpine-minirootfs-3.23.6-x86_64.tar.gz"
+
+
+@pytest.mark.parametrize("text", ["[]", entry(flavor="alpine-virt"), entry(arch="armv7")])
+def test_a_list_without_the_flavor_says_what_it_has(text: str) -> None:
+    with pytest.raises(InputError, match=r"^http://m/latest-releases.yaml: has no alpine-minirootfs for x86_64$"):
+        newest_minirootfs(text, arch="x86_64", name="http://m/latest-releases.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("\t- a", "is not YAML"),
+        ("? [a]\n: b\n", "is not YAML|not a list"),
+        (b"\xff\xfe\xff", "is not YAML"),
+        ("\0", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("", "is not a list of releases"),
+        ("hello", "is not a list of releases"),
+        ("a: b", "is not a list of releases"),
+        ("- a\n- b", "is not a list of releases"),
+        ("<html><body>x</body></html>", "is not a list of releases"),
+    ],
+)
+def test_what_is_no_list_of_releases(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_releases(text)
+    assert "\n" not in caught.value.message
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_any_text_is_a_list_or_refused(text: str | bytes) -> None:
+    try:
+        found = parse_releases(text)
+    except InputError:
+        return
+    assert found == ()
+
+
+def test_tags_make_no_objects() -> None:
+    found = parse_releases(entry(title="!!python/object/apply:os.system ['true']") + entry(size="!!int 0x10"))
+    assert [release.size for release in found] == [3490290, 0]

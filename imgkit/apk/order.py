@@ -75,6 +75,16 @@ class Selection:
         conditions = conditions_of(package)
         return any(not one.conflict for one in conditions) and all(self.holds(one) for one in conditions)
 
+    def tolerates(self, package: Package) -> bool:
+        """Whether a package could come to these as far as names and its own conflicts go (not theirs with it)."""
+        if package in self:
+            return True
+        for name, version in claimed(package):
+            there = [claim for claim in self._catalog.claims(name) if claim.package in self]
+            if any(version is not None or claim.version is not None for claim in there):
+                return False
+        return not any(self.claims(one) for one in dependencies_of(package) if one.conflict)
+
     def only(self, packages: Mapping[str, Package]) -> Selection:
         """This selection with just these of its packages."""
         return Selection(self._catalog, packages, self.choices)

@@ -19,12 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, ResolutionTooDeep, Resolver
+from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, ResolutionTooDeep
+from resolvelib.resolvers import Resolution
 from resolvelib.structs import RequirementInformation
 
 from imgkit.apk.candidates import Claim, Reach, claimed
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
+from imgkit.apk.order import Selection
 
 MAX_ROUNDS = 20_000  # about a minute; real worlds need a few hundred
 
@@ -129,39 +131,63 @@ class NoSolution(Exception):  # noqa: N818 - an answer, which the solver words
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a search: packages and the repository tags that each was allowed, by their names; choices by name."""
+    """Result of a search: packages and the repository tags that each was allowed, by their names; choices by name.
+
+    All that was asked for is there; something may be left of choices that were revised later.
+    """
 
     packages: Mapping[str, Package]
     choices: Mapping[str, Package]
     tags: Mapping[str, frozenset[str]]
 
 
-def search(reach: Reach, world: Sequence[Dependency], extra: Iterable[Only] = ()) -> Found:
-    """Packages that satisfy ``world`` and the ``extra`` requirements, with all that they need.
+def search(reach: Reach, world: Sequence[Dependency]) -> Found:
+    """Packages that satisfy ``world``, with all that they need.
 
     Raises:
         NoSolution: there are none.
     """
-    rules = Rules(reach, world)
-    resolver: Resolver[Requirement, Candidate, str] = Resolver(rules, BaseReporter())
+    return _resolve(rules := Rules(reach, world), rules.world())
+
+
+def extend(reach: Reach, world: Sequence[Dependency], found: Found, packages: Iterable[Package]) -> Found:
+    """``found``, unchanged, with more ``packages`` and all that these need.
+
+    Raises:
+        NoSolution: they do not fit together.
+    """
+    rules = Rules(reach, world, Selection(reach.catalog, found.packages))
+    more = _resolve(rules, rules.beside(packages))
+    return Found({**more.packages, **found.packages}, {**more.choices, **found.choices}, {**more.tags, **found.tags})
+
+
+def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
+    # Not through Resolver: what it does afterwards (looking for a route from each pin to the root) never ends where a
+    # choice that was revised has left a circle behind. Such leftovers are order.needed's to remove.
+    resolution: Resolution[Requirement, Candidate, str] = Resolution(rules, BaseReporter())
     try:
-        result = resolver.resolve([*rules.world(), *extra], max_rounds=MAX_ROUNDS)
+        state = resolution.resolve(list(requirements), max_rounds=MAX_ROUNDS)
     except ResolutionImpossible as cause:
         raise NoSolution(list(cause.causes)) from cause
     except ResolutionTooDeep as cause:
         raise NoSolution((), gave_up=True) from cause
-    pins = {slot: pin.package for slot, pin in result.mapping.items() if pin.package is not None}
+    pins = {slot: pin.package for slot, pin in state.mapping.items() if pin.package is not None}
     packages = {slot: package for slot, package in pins.items() if package.name == slot}
     choices = {slot: package for slot, package in pins.items() if package.name != slot}
-    return Found(packages, choices, {slot: result.mapping[slot].tags for slot in packages})
+    return Found(packages, choices, {slot: state.mapping[slot].tags for slot in packages})
 
 
 class Rules(AbstractProvider[Requirement, Candidate, str]):
-    """What resolvelib asks about slots, candidates and requirements, answered for one world."""
+    """What resolvelib asks about slots, candidates and requirements, answered for one world.
 
-    def __init__(self, reach: Reach, world: Sequence[Dependency]) -> None:
+    Packages that are ``settled`` are no longer part of the search: what they satisfy is not asked for, and what does
+    not go with them is no candidate.
+    """
+
+    def __init__(self, reach: Reach, world: Sequence[Dependency], settled: Selection | None = None) -> None:
         self._reach = reach
         self._world = world
+        self._settled = settled or Selection(reach.catalog, {})
         self._preferred = {reach.slot(wanted.name): wanted.tag for wanted in world if wanted.tag}
         self._options: dict[str, list[Claim]] = {}
         self._candidates: dict[tuple[str, int, frozenset[str], bool], Candidate] = {}
@@ -172,6 +198,15 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         """The requirements that the world makes."""
         for wanted in self._world:
             yield self._relation(wanted, None, frozenset([wanted.tag] if wanted.tag else []))
+
+    def beside(self, packages: Iterable[Package]) -> Iterator[Requirement]:
+        """The requirements to have ``packages`` too, and what the world and the settled packages exclude."""
+        for one in packages:
+            yield Only(one.name, one, frozenset([one.repository.tag] if one.repository.tag else []))
+        for asker in (None, *self._settled.packages.values()):
+            for dependency in self._world if asker is None else self._reach.needs(asker):
+                if dependency.conflict:
+                    yield self._relation(dependency, asker, frozenset())
 
     # ---- what resolvelib calls -----------------------------------------------------------------------------------
 
@@ -253,7 +288,10 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         options = self._options.get(slot)
         if options is None:
             compare = functools.partial(self._compare, self._preferred.get(slot))
-            options = self._options[slot] = sorted(self._reach.claims(slot), key=functools.cmp_to_key(compare))
+            options = self._options[slot] = sorted(
+                (claim for claim in self._reach.claims(slot) if self._settled.tolerates(claim.package)),
+                key=functools.cmp_to_key(compare),
+            )
         if not present:
             return options
         there = {id(package) for package in present}
@@ -304,7 +342,8 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
 
     def _needs(self, package: Package, tags: frozenset[str]) -> Iterator[Requirement]:
         for dependency in self._reach.needs(package):
-            yield self._relation(dependency, package, tags)
+            if dependency.conflict or not self._settled.claims(dependency):
+                yield self._relation(dependency, package, tags)
 
     def _relation(self, dependency: Dependency, package: Package | None, tags: frozenset[str]) -> Requirement:
         matching = self._matching.get(dependency)

@@ -14,7 +14,7 @@ from imgkit.apk.candidates import Catalog, Reach, conditions_of
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
 from imgkit.apk.order import Reason, Selection, needed, ordered, world_order
-from imgkit.apk.search import Found, NoSolution, Only, search
+from imgkit.apk.search import Found, NoSolution, extend, search
 from imgkit.errors import RecipeError
 
 
@@ -77,8 +77,7 @@ def solve(
     except NoSolution as failure:
         conflict = explain.Conflict(failure, reach, wanted)
         raise Unsatisfiable(conflict.message, hint=conflict.hint) from failure
-    complete = _invite(catalog, wanted, found)
-    selection = needed(Selection(catalog, complete.packages, {**complete.choices, **found.choices}), wanted)
+    selection = _complete(catalog, wanted, found)
     order = ordered(selection, wanted)
     return Solution(tuple(package for package, _ in order), {package.name: reason for package, reason in order})
 
@@ -120,6 +119,13 @@ def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
         raise Unsatisfiable("; ".join(problems), problems=problems)
 
 
+def _complete(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Selection:
+    """What was found without anything superfluous, with what comes by install_if."""
+    base = needed(Selection(catalog, found.packages, found.choices), wanted)
+    full = _invite(catalog, wanted, Found(base.packages, base.choices, found.tags))
+    return needed(Selection(catalog, full.packages, full.choices), wanted)
+
+
 def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Found:
     """Add packages whose install_if holds, until there are no more of them.
 
@@ -132,23 +138,20 @@ def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Fou
         if not invited:
             return found
         reach = Reach(catalog, wanted, [*found.packages.values(), *invited])
-        together = _extended(reach, wanted, found, invited)
-        for one in [] if together else invited:
-            found = _extended(reach, wanted, found, [one]) or found
-        found = together or found
+        for batch in (invited, *([one] for one in invited)):  # all together, which is the rule, or as many as fit
+            found = _extended(reach, wanted, found, batch)
         declined |= {id(one) for one in invited if found.packages.get(one.name) is not one}
 
 
-def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited: Sequence[Package]) -> Found | None:
-    """``found`` with more packages and what these need, None if that is impossible."""
-    if not all(reach.usable(one) for one in invited):
-        return None
-    extra = [Only(name, package, found.tags[name]) for name, package in found.packages.items()]
-    extra += [Only(one.name, one, frozenset([one.repository.tag] if one.repository.tag else [])) for one in invited]
+def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited: Sequence[Package]) -> Found:
+    """``found`` with more packages and what these need, or as it is if that is impossible."""
+    missing = [one for one in invited if found.packages.get(one.name) is not one]
+    if not missing or not all(reach.usable(one) for one in missing):
+        return found
     try:
-        return search(reach, wanted, extra)
+        return extend(reach, wanted, found, missing)
     except NoSolution:
-        return None
+        return found
 
 
 def _allowed(package: Package, selection: Selection, found: Found) -> bool:

@@ -16,7 +16,7 @@ _CLASSES = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
-_BRACKET = re.compile(r"\[([!^]?)(\]?(?:\[:[a-z]+:\]|\\.|[^\]\\])*)\]")
+_BRACKET = re.compile(r"\[([!^]?)((?:\]|\[:[a-z]+:\]|\\.|[^\]\\])(?:\[:[a-z]+:\]|\\.|[^\]\\])*)\]", re.DOTALL)
 _INSIDE = re.compile(r"\[:([a-z]+):\]|\\(.)|(.)", re.DOTALL)
 _SWAPPED = {"(", ")", "{", "}", "|", "+", "?"}  # plain in a basic expression, operators behind a backslash
 _KEPT = set("wWsSbB123456789")
@@ -28,6 +28,9 @@ def shell_pattern(pattern: str, *, pathname: bool = False) -> re.Pattern[str]:
 
     Args:
         pathname: ``*``, ``?`` and brackets do not match a slash (FNM_PATHNAME).
+
+    Raises:
+        ValueError: a bracket expression that means nothing.
     """
     out = ""
     at = 0
@@ -49,16 +52,24 @@ def shell_pattern(pattern: str, *, pathname: bool = False) -> re.Pattern[str]:
 
 
 def _bracket(found: re.Match[str]) -> str:
-    """A bracket expression."""
+    """A bracket expression.
+
+    Raises:
+        ValueError: an unknown class, or a range that is none.
+    """
+    items = _INSIDE.findall(found.group(2))
     inside = ""
-    for name, quoted, plain in _INSIDE.findall(found.group(2)):
-        if name:
-            if name not in _CLASSES:
-                raise ValueError(f"character class {name!r}")
-            inside += _CLASSES[name]
-        else:
-            inside += plain if plain == "-" else re.escape(quoted or plain)
-    return f"[{'^' if found.group(1) else ''}{inside}]"
+    for index, (name, quoted, plain) in enumerate(items):
+        if name and name not in _CLASSES:
+            raise ValueError(f"character class {name!r}")
+        between = 0 < index < len(items) - 1 and "-" not in (items[index - 1][2], items[index + 1][2])
+        inside += _CLASSES[name] if name else "-" if plain == "-" and between else re.escape(quoted or plain)
+    expression = f"[{'^' if found.group(1) else ''}{inside}]"
+    try:
+        re.compile(expression)
+    except re.error as cause:
+        raise ValueError(f"{found.group()}: {cause}") from cause
+    return expression
 
 
 def regular_expression(pattern: str, *, extended: bool = False) -> str:

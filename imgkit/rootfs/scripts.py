@@ -92,6 +92,8 @@ def run_script(
     shell = Shell(machine, args, variables)
     try:
         status = _run(shell, text, streams)
+    except RecursionError as cause:
+        raise Unsupported("nesting without end", line=shell.line, where=f"{package}.{kind}") from cause
     except Unsupported as refusal:
         line = refusal.line or shell.line
         raise Unsupported(refusal.construct, line=line, where=f"{package}.{kind}") from refusal

@@ -120,7 +120,10 @@ def parse(text: str, *, line: int = 1) -> Body:
         Unsupported: a construct outside the subset, or a syntax error.
     """
     parser = _Parser(text, line)
-    body = parser.body()
+    try:
+        body = parser.body()
+    except RecursionError as cause:
+        raise parser.refuse("nesting without end") from cause
     if not parser.at_end():
         raise parser.refuse(f"syntax error near {parser.rest()!r}")
     return body

@@ -163,8 +163,9 @@ class Scanner(ABC):
             self.pos = end + 1
         elif character == '"':
             self.pos += 1
-            parts.append(Literal("", quoted=True))
-            self._double_quoted(parts, '"')
+            inside: list[Part] = []
+            self._double_quoted(inside, '"')
+            parts += inside or [Literal("", quoted=True)]  # nothing but "$@" can be quoted and no field
         elif character in "$`":
             self._expansion(parts, quoted=False)
         else:

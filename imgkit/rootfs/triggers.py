@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs import busybox, cacerts, services
@@ -36,7 +37,10 @@ def matching_directories(
             that is being installed sees everything that matches, so pass this for older packages only.
     """
     found: set[str] = set()
-    patterns = [(shell_pattern(glob.removeprefix("+"), pathname=True), glob.startswith("+")) for glob in globs]
+    patterns = []
+    for glob in globs:
+        with suppress(ValueError):  # as fnmatch does it, a pattern without a meaning matches nothing
+            patterns.append((shell_pattern(glob.removeprefix("+"), pathname=True), glob.startswith("+")))
     for directory in directories:
         path = "/" + directory.strip("/")
         touched = modified is None or directory in modified

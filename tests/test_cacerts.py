@@ -1,0 +1,182 @@
+"""The CA bundle and its links."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgkit.errors import InputError
+from imgkit.rootfs import cacerts
+from imgkit.rootfs.tree import Symlink, Tree
+from tests.conftest import need_program
+from tests.trees import tree_from_tar
+
+if TYPE_CHECKING:
+    from fixtures.mirror import Mirror
+
+_DATE = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+C, O, OU, CN = (  # noqa: E741
+    NameOID.COUNTRY_NAME,
+    NameOID.ORGANIZATION_NAME,
+    NameOID.ORGANIZATIONAL_UNIT_NAME,
+    NameOID.COMMON_NAME,
+)
+
+
+@lru_cache(maxsize=1)
+def key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate(name: x509.Name) -> bytes:
+    builder = x509.CertificateBuilder(name, name, key().public_key(), 1, _DATE, _DATE + datetime.timedelta(days=1))
+    return builder.sign(key(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def named(*pairs: tuple[x509.ObjectIdentifier, str]) -> bytes:
+    return certificate(x509.Name([x509.NameAttribute(oid, value) for oid, value in pairs]))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "value"),
+    [
+        ([(C, "US"), (O, "Internet Security Research Group"), (CN, "ISRG Root X1")], 0x4042BCEE),
+        ([(C, "US"), (O, "DigiCert Inc"), (OU, "www.digicert.com"), (CN, "DigiCert Global Root G2")], 0x607986C7),
+        ([(C, "US"), (O, "Amazon"), (CN, "Amazon Root CA 1")], 0xCE5E74EF),
+        ([(C, "us"), (O, "  AMAZON "), (CN, "amazon   root CA\t1")], 0xCE5E74EF),
+    ],
+)
+def test_hash_of_well_known_subjects(pairs: list[tuple[x509.ObjectIdentifier, str]], value: int) -> None:
+    assert cacerts.subject_hash(named(*pairs)) == value
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([O, OU, CN]),
+            st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
+            st.sampled_from([_ASN1Type.UTF8String, _ASN1Type.BMPString, _ASN1Type.UniversalString]),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_encoding_case_and_blanks_of_a_name_do_not_count(
+    parts: list[tuple[x509.ObjectIdentifier, str, _ASN1Type]],
+) -> None:
+    parts = [
+        (oid, "".join(letter for letter in text if ord(letter) < 0x10000) or "x", kind) for oid, text, kind in parts
+    ]
+    plain = x509.Name([x509.NameAttribute(oid, text) for oid, text, _ in parts])
+    other = x509.Name([x509.NameAttribute(oid, f" {_shout(text)}  ", kind) for oid, text, kind in parts])
+    assert cacerts.subject_hash(certificate(plain)) == cacerts.subject_hash(certificate(other))
+
+
+def _shout(text: str) -> str:
+    return "".join(letter.upper() if letter.isascii() else letter for letter in text)
+
+
+def test_hash_agrees_with_openssl() -> None:
+    program = need_program("openssl")
+    relative = x509.RelativeDistinguishedName([x509.NameAttribute(CN, "B b"), x509.NameAttribute(OU, "Ünit  Z")])
+    name = x509.Name([x509.RelativeDistinguishedName([x509.NameAttribute(C, "DE")]), relative])
+    for pem in (certificate(name), named((O, "x" * 64), (CN, "y" * 64), (OU, "z" * 40)), named((CN, " "))):
+        printed = subprocess.run([program, "x509", "-noout", "-subject_hash"], input=pem, stdout=-1, check=True).stdout
+        assert f"{cacerts.subject_hash(pem):08x}" == printed.decode().strip()
+
+
+def test_what_is_no_certificate_is_named() -> None:
+    with pytest.raises(InputError, match=r"x\.crt: not a certificate: no PEM block"):
+        cacerts.subject_hash(b"hello", "x.crt")
+    broken = named((CN, "a")).replace(b"MII", b"AAA", 1)
+    with pytest.raises(InputError, match=r"x\.crt: not a certificate"):
+        cacerts.subject_hash(broken, "x.crt")
+
+
+def base() -> tuple[Tree, dict[str, bytes]]:
+    tree = Tree()
+    pems = {name: named((CN, name)) for name in ("One", "Two", "Off")}
+    for name, pem in pems.items():
+        tree.write(f"usr/share/ca-certificates/mozilla/{name}.crt", pem)
+    tree.write(
+        "etc/ca-certificates.conf", "# comment\nmozilla/One.crt\n!mozilla/Off.crt\nmozilla/Two.crt\nmozilla/Gone.crt\n"
+    )
+    return tree, pems
+
+
+def test_update_writes_bundle_and_links() -> None:
+    tree, pems = base()
+    local = named((CN, "mine"))
+    tree.write("usr/local/share/ca-certificates/My (own), CA.crt", local)
+    tree.write("usr/local/share/ca-certificates/README", "no certificate")
+    assert cacerts.update(tree, epoch=9) == 3
+    bundle = pems["One"] + b"\n" + pems["Two"] + b"\n" + local + b"\n"
+    assert tree.read(cacerts.BUNDLE) == bundle
+    assert {path: node.target for path, node in tree.walk(cacerts.CERTS) if isinstance(node, Symlink)} == {
+        "etc/ssl/certs/ca-cert-One.pem": "/usr/share/ca-certificates/mozilla/One.crt",
+        "etc/ssl/certs/ca-cert-Two.pem": "/usr/share/ca-certificates/mozilla/Two.crt",
+        "etc/ssl/certs/ca-cert-My_=own=__CA.pem": "/usr/local/share/ca-certificates/My (own), CA.crt",
+    }
+
+
+def test_rehash_numbers_equal_subjects_and_leaves_duplicates_out() -> None:
+    tree, pems = base()
+    cacerts.update(tree)
+    value = cacerts.subject_hash(pems["One"])
+    tree.write("etc/ssl/certs/second.pem", named((CN, "ONE")))
+    tree.write("etc/ssl/certs/same.crt", pems["Two"])
+    tree.write("etc/ssl/certs/both.pem", pems["One"] + pems["Off"])
+    tree.symlink("etc/ssl/certs/deadbeef.0", "gone.pem")
+    warnings = cacerts.rehash(tree, epoch=3)
+    assert warnings == [
+        "etc/ssl/certs/both.pem: does not contain exactly one certificate: skipped",
+        "etc/ssl/certs/same.crt: duplicate certificate: skipped",
+    ]
+    assert tree[f"etc/ssl/certs/{value:08x}.0"] == Symlink(target="ca-cert-One.pem", mtime=3)
+    assert tree[f"etc/ssl/certs/{value:08x}.1"] == Symlink(target="second.pem", mtime=3)
+    assert "etc/ssl/certs/deadbeef.0" not in tree
+
+
+def test_a_second_update_changes_nothing_and_a_third_removes_what_went() -> None:
+    tree, _ = base()
+    cacerts.update(tree, epoch=1)
+    cacerts.rehash(tree, epoch=1)
+    before = dict(tree.items())
+    cacerts.update(tree, epoch=2)
+    cacerts.rehash(tree, epoch=2)
+    assert dict(tree.items()) == before
+    tree.remove("usr/share/ca-certificates/mozilla/One.crt")
+    assert cacerts.update(tree, epoch=3) == 1
+    cacerts.rehash(tree, epoch=3)
+    assert not any("One" in path or (isinstance(node, Symlink) and "One" in node.target) for path, node in tree.items())
+
+
+@pytest.mark.mirror
+def test_links_are_those_that_alpine_itself_made(mirror: Mirror) -> None:
+    for tar in mirror.oracle.values():
+        expected = tree_from_tar(tar)
+        tree = expected.copy()
+        links = [path for path in tree.children(cacerts.CERTS) if isinstance(tree[path], Symlink)]
+        assert len(links) == 242
+        for path in links:
+            tree.remove(path)
+        cacerts.update(tree)
+        assert cacerts.rehash(tree) == []
+        for path in tree.children(cacerts.CERTS):
+            old, new = expected[path], tree[path]
+            assert isinstance(old, Symlink) == isinstance(new, Symlink)
+            assert not isinstance(old, Symlink) or (isinstance(new, Symlink) and old.target == new.target)
+        assert tree.children(cacerts.CERTS) == expected.children(cacerts.CERTS)
+        assert tree.read(cacerts.BUNDLE) == expected.read(cacerts.BUNDLE)

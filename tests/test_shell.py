@@ -1,0 +1,291 @@
+"""The grammar of package scripts: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgkit.rootfs.patterns import regular_expression, shell_pattern
+from imgkit.rootfs.shell import AndOr, Case, For, Function, Group, If, Redirected, Simple, While, parse
+from imgkit.rootfs.shell_words import Literal, Parameter, Substitution, Unsupported, Word
+
+
+def only(text: str) -> Redirected:
+    """The single command of a script."""
+    (statement,) = parse(text)
+    assert isinstance(statement, AndOr)
+    assert not statement.rest
+    return statement.first.commands[0]
+
+
+def simple(text: str) -> Simple:
+    command = only(text).command
+    assert isinstance(command, Simple)
+    return command
+
+
+def texts(words: tuple[Word, ...]) -> list[str]:
+    """Words without expansions, quotes removed."""
+    assert all(isinstance(part, Literal) for word in words for part in word.parts)
+    return ["".join(part.text for part in word.parts if isinstance(part, Literal)) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("echo a  b # comment", ["echo", "a", "b"]),
+        ("echo a#b", ["echo", "a#b"]),
+        ("echo a\\\n b", ["echo", "a", "b"]),
+        ("echo 'a  b' \"c 'd'\" e\\ f", ["echo", "a  b", "c 'd'", "e f"]),
+        ("echo \"\" ''", ["echo", "", ""]),
+        ('echo "a\\"b\\$c\\d"', ["echo", 'a"b$c\\d']),
+        ("echo 'a\\b'", ["echo", "a\\b"]),
+        ("echo $ a$", ["echo", "$", "a$"]),
+        ("echo if then fi", ["echo", "if", "then", "fi"]),
+        ("a;", ["a"]),
+        ("\n\n a \n # end", ["a"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert texts(simple(text).words) == words
+
+
+def test_quoting_is_kept_for_splitting_and_patterns() -> None:
+    assert simple("echo a'*'").words[1].parts == (Literal("a"), Literal("*", quoted=True))
+    assert simple('echo "$x"$y').words[1].parts == (Parameter("x", quoted=True), Parameter("y"))
+    assert simple('echo ""').words[1].parts == (Literal("", quoted=True),)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "operator", "word"),
+    [
+        ("$abc", "abc", "", None),
+        ("$1", "1", "", None),
+        ("${10}", "10", "", None),
+        ("$@", "@", "", None),
+        ("${#x}", "x", "length", None),
+        ("${#}", "#", "", None),
+        ("$#", "#", "", None),
+        ("${x:-a}", "x", ":-", "a"),
+        ("${x-}", "x", "-", ""),
+        ("${x##*/}", "x", "##", "*/"),
+        ("${x%.}", "x", "%", "."),
+        ("${x#\\}}", "x", "#", "}"),
+    ],
+)
+def test_parameters(text: str, name: str, operator: str, word: str | None) -> None:
+    (part,) = simple(f"echo {text}").words[1].parts
+    assert isinstance(part, Parameter)
+    assert (part.name, part.operator) == (name, operator)
+    assert (texts((part.word,))[0] if part.word else None) == word
+
+
+def test_the_pattern_in_a_quoted_expansion_is_a_pattern() -> None:
+    (part,) = simple('echo "${i#*/lib/}"').words[1].parts
+    assert isinstance(part, Parameter)
+    assert part.word is not None
+    assert part.word.parts[0] == Literal("*")
+
+
+def test_command_substitution_nests() -> None:
+    (part,) = simple("echo $(a $(b; c) ')' | d)").words[1].parts
+    assert isinstance(part, Substitution)
+    (backquoted,) = simple("echo `a \\`b\\``").words[1].parts
+    assert isinstance(backquoted, Substitution)
+    (plain,) = simple("echo $(a $(b))").words[1].parts
+    assert isinstance(plain, Substitution)
+
+
+def test_compound_commands() -> None:
+    assert isinstance(only("if a; then b; elif c; then d; else e; fi").command, If)
+    assert isinstance(only("for i in a b\ndo c; done").command, For)
+    assert isinstance(only("for i; do c; done").command, For)
+    assert isinstance(only("while a; do b; done").command, While)
+    assert isinstance(only("until a; do b; done").command, While)
+    assert isinstance(only("case $x in (a|b) c;; *) d; esac").command, Case)
+    assert isinstance(only("{ a; b; }").command, Group)
+    assert isinstance(only("( a )").command, Group)
+    assert isinstance(only("f() { a; }").command, Function)
+    assert isinstance(only("f ()\n{\na\n}").command, Function)
+
+
+def test_lists_and_pipelines() -> None:
+    statements = parse("a && b || ! c | d\ne")
+    assert [operator for operator, _ in statements[0].rest] == ["&&", "||"]
+    last = statements[0].rest[1][1]
+    assert last.negated
+    assert len(last.commands) == 2
+    assert len(statements) == 2
+
+
+def test_lines_are_counted_through_quotes_and_here_documents() -> None:
+    text = "a 'x\ny'\ncat <<E\none\ntwo\nE\nb\n"
+    commands = [statement.first.commands[0].command for statement in parse(text)]
+    assert [command.line for command in commands if isinstance(command, Simple)] == [1, 3, 7]
+
+
+def test_redirections() -> None:
+    found = only("a >f 2>&1 2>>'g h' <i").redirects
+    assert [(each.descriptor, each.operator) for each in found] == [(1, ">"), (2, ">&"), (2, ">>"), (0, "<")]
+    both = only("a &>f").redirects
+    assert [(each.descriptor, each.operator) for each in both] == [(1, ">"), (2, ">&")]
+    assert texts(simple("a 2 >f").words) == ["a", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ("cat <<E\na $x\nE\n", None),
+        ("cat <<'E'\na $x\nE\n", "a $x\n"),
+        ("cat <<E\n'a' \"b\" \\$x\nE\n", "'a' \"b\" $x\n"),
+        ("cat <<-E\n\t\ta\n\tE\n", "a\n"),
+        ("cat <<E\nE", ""),
+    ],
+)
+def test_here_documents(text: str, document: str | None) -> None:
+    (redirect,) = only(text).redirects
+    if document is None:
+        assert any(isinstance(part, Parameter) for part in redirect.target.parts)
+    else:
+        assert texts((redirect.target,)) == [document]
+
+
+def test_two_here_documents_on_a_line() -> None:
+    command = only("cat <<A - <<B\na\nA\nb\nB\n")
+    assert [texts((each.target,)) for each in command.redirects] == [["a\n"], ["b\n"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "construct", "line"),
+    [
+        ("a &", "background", 1),
+        ("\necho $((1+2))", "arithmetic", 2),
+        ("cd ~", "tilde", 1),
+        ("echo ${x/a/b}", "expansion ${x/a/b}", 1),
+        ("echo ${!x}", "expansion ${!x}", 1),
+        ("echo $'a'", "quoting", 1),
+        ("a <> b", "redirection <>", 1),
+        ("if a; then b", "'fi' expected", 1),
+        ("if a then\n b\nfi", "'then' expected", 3),
+        ("echo 'a", "unterminated '", 1),
+        ('echo "a', 'unterminated "', 1),
+        ("echo `a", "unterminated `", 1),
+        ("echo ${x", "expansion", 1),
+        ("echo ${x:-a", "unterminated ${", 1),
+        ("echo $(a", "')' expected", 1),
+        ("cat <<E\na\n", "without its E", 1),
+        ("cat <<E 'x\ny'\nE\n", "quoted newline", 1),
+        ("a=(1 2)", "syntax error", 1),
+        ("a b (c)", "syntax error", 1),
+        ("done", "syntax error", 1),
+        ("a | ; b", "syntax error", 1),
+        ("case x in a) b", "';;' expected", 1),
+        ("for 1 in a; do b; done", "a name expected", 1),
+        ("f() a |", "syntax error", 1),
+        ("(" * 100, "nesting", 1),
+        ("a > ; b", "word expected", 1),
+    ],
+)
+def test_what_is_refused(text: str, construct: str, line: int) -> None:
+    with pytest.raises(Unsupported) as refusal:
+        parse(text)
+    assert construct in refusal.value.construct
+    assert refusal.value.line == line
+
+
+def refused_line(text: str) -> int | None:
+    """The line of the refusal, None if the text is read."""
+    try:
+        parse(text)
+    except Unsupported as refusal:
+        return refusal.line
+    return None
+
+
+_PIECES = """
+if then fi for do done case esac while until in elif else { } ! a b $x ${x ${x:- ${x#* } $( ) ( a) ;; ; && || | &
+' " ` \\ <<E E > 2>&1 < # f() x= $
+"""
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(_PIECES.split()) | st.sampled_from(["\n", " ", "\t"]), max_size=30).map(" ".join))
+def test_any_mixture_of_pieces_is_read_or_refused(text: str) -> None:
+    assert refused_line(text) in {None, *range(1, text.count("\n") + 2)}
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    assert refused_line(text) in {None, *range(1, text.count("\n") + 2)}
+
+
+def test_bottomless_nesting_is_refused() -> None:
+    assert refused_line("echo " + "${x:-" * 2000) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("*.conf", ["a.conf", ".conf", "a/b.conf"], ["a.con"]),
+        ("[!a]?", ["bc"], ["ab", "b"]),
+        ("[]x]", ["]", "x"], ["a"]),
+        ("[[:digit:]]*", ["1a"], ["a"]),
+        ("\\*", ["*"], ["a"]),
+        ("[a", ["[a"], ["a"]),
+        ("[]", ["[]"], ["", "]"]),
+        ("[a-c-]", ["b", "-"], ["d"]),
+        ("[--a]", ["-", "a"], ["b"]),
+        ("[[&&]", ["[", "&"], ["a"]),
+        ("a.b", ["a.b"], ["axb"]),
+    ],
+)
+def test_shell_patterns(pattern: str, yes: list[str], no: list[str]) -> None:
+    compiled = shell_pattern(pattern)
+    assert all(compiled.fullmatch(text) for text in yes)
+    assert not any(compiled.fullmatch(text) for text in no)
+
+
+def test_pathname_patterns_stop_at_slashes() -> None:
+    assert shell_pattern("/lib/*", pathname=True).fullmatch("/lib/modules")
+    assert not shell_pattern("/lib/*", pathname=True).fullmatch("/lib/modules/6.1")
+    assert not shell_pattern("/lib?x", pathname=True).fullmatch("/lib/x")
+    assert not shell_pattern("/lib[!a]x", pathname=True).fullmatch("/lib/x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "extended", "python"),
+    [
+        ("a+(b)", False, r"a\+\(b\)"),
+        (r"a\+\(b\|c\)", False, "a+(b|c)"),
+        ("a+(b|c)", True, "a+(b|c)"),
+        ("*a", False, r"\*a"),
+        (r"[[:space:]]\.", True, r"[\s]\."),
+        (r"\<a\>", False, r"\ba\b"),
+    ],
+)
+def test_regular_expressions(pattern: str, extended: bool, python: str) -> None:
+    assert regular_expression(pattern, extended=extended) == python
+
+
+@pytest.mark.parametrize("pattern", ["[z-a]", "[[:nope:]]"])
+def test_shell_patterns_without_a_meaning(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"nope|bad character range"):
+        shell_pattern(pattern)
+
+
+@settings(deadline=None)
+@given(st.text("a[]!^-\\:*?/&|~", max_size=12))
+def test_any_shell_pattern_compiles_or_is_refused(pattern: str) -> None:
+    try:
+        compiled = shell_pattern(pattern)
+    except ValueError:
+        return
+    compiled.fullmatch("a-b")
+
+
+@pytest.mark.parametrize("pattern", ["[a", r"\d", "[[:nope:]]", "a\\"])
+def test_regular_expressions_without_a_counterpart(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        regular_expression(pattern)

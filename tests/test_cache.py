@@ -11,15 +11,24 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.server import Fault, Site, serve
+from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.package import check_package
+from imgkit.apk.signature import Keyring, verify_index
 from imgkit.errors import HostError, InputError
 from imgkit.fetch import cache as cache_module
 from imgkit.fetch.cache import Cache, Wanted, default_folder, hash_file
 from imgkit.fetch.http import Http
+from imgkit.fetch.openpgp import read_certificate, verify_detached
 from imgkit.fetch.pool import in_parallel
+from imgkit.fetch.releases import newest_minirootfs
+
+if TYPE_CHECKING:
+    from fixtures.mirror import Mirror
 
 ONE, TWO = b"one" * 1000, b"two" * 1000
 LIMIT = 1 << 20
@@ -238,6 +247,44 @@ def test_a_lock_that_is_never_released_costs_patience_only(
     other = Cache(folder, QUICK)
     with other._locked(str(wanted.sha256)):
         assert Cache(folder, QUICK).fetch(wanted).read_bytes() == ONE
+
+
+# ---- the whole chain ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mirror
+def test_from_a_mirror_and_its_keys_to_verified_packages(mirror: Mirror, folder: Path, tmp_path: Path) -> None:
+    """Release list → signed minirootfs → signed index → packages by identity; then again without the network."""
+    certificate = read_certificate(mirror.release_key.read_bytes(), name="release key")
+    keys = Keyring.from_files({mirror.rsa_key_name: mirror.rsa_public.read_bytes()})
+    with serve(mirror.root) as site:
+        for offline in (False, False, True):
+            before = sum(site.requests.values())
+            cache = Cache(folder, offline=offline)
+            releases = site.url + "v3.23/releases/aarch64/"
+            listed = cache.fetch(Wanted(url=releases + "latest-releases.yaml", max_bytes=LIMIT)).read_bytes()
+            release = newest_minirootfs(listed, arch="aarch64")
+            rootfs = releases + release.file
+            archive = cache.fetch(Wanted(url=rootfs, max_bytes=64 << 20, sha256=release.sha256, gzip=True))
+            voucher = cache.fetch(Wanted(url=rootfs + ".asc", max_bytes=LIMIT)).read_bytes()
+            assert verify_detached(archive, voucher, certificate) == certificate.fingerprint
+            base = site.url + "v3.23/main/aarch64/"
+            index = cache.fetch(Wanted(url=base + "APKINDEX.tar.gz", max_bytes=64 << 20, gzip=True))
+            records = parse_index(verify_index(index.read_bytes(), keys).text, Repository(url=base))
+            small = [record for record in records if record.size < LIMIT]
+            paths = cache.fetch_all([_package(base, record) for record in small])
+            assert [path.stat().st_size for path in paths] == [record.size for record in small]
+            assert len(small) > 40
+            asked = sum(site.requests.values()) - before
+            assert asked == (0 if offline else 3 if before else 4 + len(small))
+
+
+def _package(base: str, record: Package) -> Wanted:
+    def check(path: Path) -> None:
+        check_package(path, record.identity, name=str(record))
+
+    url = f"{base}{record}.apk"
+    return Wanted(url=url, max_bytes=record.size, size=record.size, key=record.identity, check=check, gzip=True)
 
 
 # ---- the host -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@
         assert vm.run(["id", "-un"]).text == "agent\\n"
 
 A machine lives until the end of the test that booted it (``boot_image``) or of the whole run (``boot_image_session``).
-``vm`` boots the image named by ``--imgkit-image``. When a test fails, the last lines of the console of each machine it
-used are part of the report.
+``imgkit_vm`` boots the image named by ``--imgkit-image``. When a test fails, the last lines of the console of each
+machine it used are part of the report.
 
 This module is loaded in every run of pytest wherever imgkit is installed, so it imports nothing at the top that
 pytest has not loaded already.
@@ -38,7 +38,7 @@ _MACHINES: pytest.StashKey[list[VM]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the plugin; they are defaults for every boot that does not say otherwise."""
     group = parser.getgroup("imgkit", "disk images booted in tests")
-    group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the vm fixture boots")
+    group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the imgkit_vm fixture boots")
     group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: the host's)")
     group.addoption("--imgkit-firmware", metavar="KIND", help="bios, uefi or direct (default: bios, for arm64 uefi)")
     group.addoption("--imgkit-accel", metavar="NAME", help="auto, kvm, hvf or tcg (default: auto)")
@@ -84,11 +84,11 @@ def boot_image_session(request: pytest.FixtureRequest) -> Iterator[BootImage]:
 
 
 @pytest.fixture
-def vm(request: pytest.FixtureRequest, boot_image: Callable[..., VM]) -> VM:
+def imgkit_vm(request: pytest.FixtureRequest, boot_image: Callable[..., VM]) -> VM:
     """The image of ``--imgkit-image``, booted for this test."""
     image = request.config.getoption("--imgkit-image")
     if image is None:
-        pytest.fail("the vm fixture needs --imgkit-image PATH", pytrace=False)
+        pytest.fail("the imgkit_vm fixture needs --imgkit-image PATH", pytrace=False)
     return boot_image(image)
 
 

@@ -1,0 +1,53 @@
+"""A guest without an image: the kernel of a wheel with an init of our own, for tests of the harness."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from fixtures.download import member, wheel
+from fixtures.mirror import cache_folder
+from fixtures.pins import QUICKSAND, WHEELS
+
+_INIT = Path(__file__).with_name("init.sh")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """``initrd`` is the wheel's with :file:`init.sh` as its init, ``disk`` an ext4 in a qcow2."""
+
+    kernel: Path
+    initrd: Path
+    stock_initrd: Path
+    disk: Path
+
+
+def make(folder: Path) -> Guest:
+    """Put the files into ``folder``."""
+    source = wheel(WHEELS[QUICKSAND, "x86_64"], cache_folder() / "downloads")
+    guest = Guest(*(folder / name for name in ("kernel", "initrd", "stock-initrd", "disk.qcow2")))
+    guest.kernel.write_bytes(member(source, ".kernel"))
+    guest.disk.write_bytes(member(source, ".qcow2"))
+    stock = member(source, ".initrd")
+    guest.stock_initrd.write_bytes(stock)
+    # Several archives may follow one another, the later files win; one that is not compressed starts at a multiple
+    # of 4 (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
+    guest.initrd.write_bytes(stock + bytes(-len(stock) % 4) + _cpio("init", 0o100755, _INIT.read_bytes()))
+    return guest
+
+
+def _cpio(name: str, mode: int, data: bytes) -> bytes:
+    """An archive ("newc") of one file."""
+    return _entry(name, mode, data) + _entry("TRAILER!!!", 0, b"")
+
+
+def _entry(name: str, mode: int, data: bytes) -> bytes:
+    encoded = name.encode() + b"\0"
+    fields = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+    header = b"070701" + b"".join(b"%08X" % value for value in fields) + encoded
+    return _padded(header) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % struct.calcsize("I"))

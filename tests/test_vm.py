@@ -1,0 +1,302 @@
+"""Real machines: the harness boots a kernel with an init of its own that plays agentd."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import VM, failures
+from imgkit.vm.failures import BootError
+from imgkit.vm.scratch import private_folder
+from tests import guest as guests
+from tests.conftest import need_program
+from tests.guest import Guest
+
+vm_test = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    need_program("qemu-system-x86_64")
+    return guests.make(tmp_path_factory.mktemp("guest"))
+
+
+@contextmanager
+def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
+    image = options.pop("image", guest.disk)
+    chosen = {"firmware": "direct", "kernel": guest.kernel, "initrd": guest.initrd, "memory_mib": 256, "timeout": 90}
+    line = f"console=ttyS0 {words}"
+    with VM.boot(image, arch="amd64", accelerator="tcg", **{"command_line": line, **chosen, **options}) as vm:
+        yield vm
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def folders() -> set[str]:
+    return {path.name for path in Path(os.environ.get("TMPDIR", "/tmp")).glob("imgkit-vm-*")}
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
+
+
+@vm_test
+@pytest.mark.parametrize("style", ["harness", "host-app"])
+def test_a_machine_from_boot_to_power_off(guest: Guest, tmp_path: Path, style: str) -> None:
+    before, others = digest(guest.disk), folders()
+    console = tmp_path / "console.log"
+    shares = {f"share{number}": tmp_path / str(number) for number in range(50 if style == "harness" else 2)}
+    for path in shares.values():
+        path.mkdir()
+    with boot(guest, style=style, shares=shares, console=console) as vm:
+        pid = vm.pid
+        beat = vm.heartbeat()
+        assert beat is not None
+        assert beat.extra["shares"] == len(shares)
+        assert vm.seconds_to_ready is not None
+        assert list(vm.stages())[-2:] == ["initramfs", "init"]
+        assert vm.run(["anything"]).stdout == b"answer\n"
+        assert vm.share("share1").read("from-guest", limit=100) == b"hello\n"
+        assert "OpenRC" in vm.console()
+        with pytest.raises(failures.QemuDiedError, match="QEMU ended"):
+            vm.run(["power-off"])
+        assert not vm.alive
+    assert gone(pid)
+    assert folders() == others
+    assert "OpenRC" in console.read_text(errors="replace")
+    assert digest(guest.disk) == before
+    assert all((path / "from-guest").read_text() == "hello\n" for path in shares.values())
+
+
+@vm_test
+def test_a_crash_while_a_request_runs(guest: Guest) -> None:
+    with boot(guest) as vm, pytest.raises(failures.KernelPanicError, match="sysrq triggered crash"):
+        vm.run(["crash-now"], timeout=60)
+
+
+@vm_test
+def test_power_button_that_nobody_hears(guest: Guest) -> None:
+    with boot(guest) as vm:
+        assert not vm.power_off(1)
+        assert not vm.alive
+
+
+@vm_test
+def test_other_buses_and_formats(guest: Guest, tmp_path: Path) -> None:
+    raw = tmp_path / "disk,raw:odd name"
+    need_program("qemu-img")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, f"file:{raw}"], check=True)
+    with boot(guest, image=raw, bus="virtio-blk", network=False, cpus=1) as vm:
+        beat = vm.heartbeat()
+        assert beat is not None
+        assert beat.extra["disk"] == "/dev/vda"
+
+
+@vm_test
+@pytest.mark.parametrize(
+    ("words", "options", "kind", "message"),
+    [
+        ("test=panic", {}, failures.KernelPanicError, "kernel panic: Attempted to kill init!"),
+        (
+            "test=no-agent",
+            {"timeout": 12},
+            failures.AgentError,
+            "no heartbeat of the agent within 12 s, though the sys",
+        ),
+        ("", {"timeout": 3}, failures.BootTimeoutError, "it was still getting on"),
+        ("root=/dev/vdz rootfstype=ext4 quiet", {"stock": True}, failures.InitramfsError, "could not mount the root"),
+        (
+            "root=/dev/vda rootfstype=ext4 quiet init=/nix",
+            {"stock": True},
+            failures.InitramfsError,
+            "no init: switch_root: can't execute '/nix'",
+        ),
+        ("", {"memory_mib": 16}, BootError, ""),
+    ],
+)
+def test_failures(guest: Guest, words: str, options: dict[str, Any], kind: type[BootError], message: str) -> None:
+    others = folders()
+    chosen = dict(options)
+    if chosen.pop("stock", False):
+        chosen["initrd"] = guest.stock_initrd
+    if chosen.get("memory_mib") == 16:
+        chosen["timeout"] = 10
+    with pytest.raises(kind) as caught, boot(guest, words, **chosen):
+        pass
+    assert message in caught.value.message
+    assert isinstance(caught.value, BootError)
+    if kind is not BootError:
+        assert caught.value.console
+    assert folders() == others
+
+
+@vm_test
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_an_empty_disk_has_nothing_to_boot(tmp_path: Path, firmware: str) -> None:
+    need_program("qemu-system-x86_64")
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    with (
+        pytest.raises(failures.NothingToBootError),
+        VM.boot(disk, arch="amd64", firmware=firmware, accelerator="tcg", memory_mib=128, timeout=60),
+    ):
+        pass
+
+
+def boot_sector(text: bytes) -> bytes:
+    """A boot sector that writes ``text`` to the first serial port and halts."""
+    program = (
+        b"\xfc\x31\xc0\x8e\xd8"  # cld; xor ax, ax; mov ds, ax
+        b"\xbe\x20\x7c"  # mov si, text
+        b"\xba\xf8\x03"  # mov dx, 0x3f8
+        b"\xac\x84\xc0\x74\x03\xee\xeb\xf8"  # next: lodsb; test al, al; jz end; out dx, al; jmp next
+        b"\xf4\xeb\xfd"  # end: hlt; jmp end
+    )
+    return (program.ljust(0x20, b"\x90") + text + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+
+
+@vm_test
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\r\nerror: no such partition.\r\nEntering rescue mode...\r\ngrub rescue> ", "rescue prompt: error: no such"),
+        (b"\r\nMinimal BASH-like line editing is supported.\r\ngrub> ", "found no configuration"),
+    ],
+)
+def test_a_boot_loader_that_fails(tmp_path: Path, text: bytes, message: str) -> None:
+    need_program("qemu-system-x86_64")
+    disk = tmp_path / "disk"
+    disk.write_bytes(boot_sector(text) + bytes(1 << 20))
+    with (
+        pytest.raises(failures.BootLoaderError, match=message),
+        VM.boot(disk, arch="amd64", accelerator="tcg", memory_mib=64, timeout=30),
+    ):
+        pass
+
+
+@vm_test
+def test_qemu_that_is_killed(guest: Guest) -> None:
+    with boot(guest, wait=False) as vm:
+        os.kill(vm.pid, signal.SIGKILL)
+        with pytest.raises(failures.QemuDiedError, match="QEMU was killed by SIGKILL"):
+            vm.wait_ready(30)
+
+
+@vm_test
+def test_arguments_that_qemu_refuses(guest: Guest) -> None:
+    with pytest.raises(HostError, match=r"QEMU does not start: .*nonsense"), boot(guest, extra=("-device", "nonsense")):
+        pass
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from imgkit.vm import VM
+with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, ipc=sys.argv[1], config=b"secret") as vm:
+    folder = [word for word in vm.argv if "path=" in word][0].partition("path=")[2].partition(",")[0]
+    print(vm.pid, Path(folder).parent, flush=True)
+    time.sleep(600)
+"""
+
+
+@vm_test
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ipc", ["file", "serial"])
+def test_nothing_is_left_however_we_die(how: signal.Signals, ipc: str) -> None:
+    need_program("qemu-system-x86_64")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, ipc], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert child.stdout is not None
+    pid, folder = child.stdout.readline().split()
+    assert Path(folder, "config.iso").stat().st_mode & 0o777 == 0o600
+    child.send_signal(how)
+    child.wait(timeout=20)
+    child.stdout.close()
+    assert gone(int(pid))
+    deadline = time.monotonic() + 10
+    while Path(folder).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(folder).exists()
+
+
+# ---- without a machine -------------------------------------------------------------------------------------------
+
+
+def test_a_private_folder_goes_whatever_is_in_it(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("stays")
+    with private_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "locked" / "deep").mkdir(parents=True)
+        (folder / "locked" / "deep" / "file").write_text("x")
+        (folder / "locked" / "deep").chmod(0)
+        (folder / "locked").chmod(0)
+        (folder / "link").symlink_to(outside)
+    assert not folder.exists()
+    assert (outside / "file").read_text() == "stays"
+
+
+def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(512))
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (HostError, "no such file", {"image": tmp_path / "none"}),
+        (HostError, "no such folder to share as work", {"shares": {"work": tmp_path / "none"}}),
+        (UsageError, "not a name for a share", {"shares": {"a b": tmp_path}}),
+        (UsageError, "serial mode has no ipc share", {"ipc": "serial", "shares": {"ipc": tmp_path}}),
+        (UsageError, "unknown way to talk", {"ipc": "telepathy"}),
+        (UsageError, "direct boot needs a kernel", {"firmware": "direct"}),
+        (HostError, "QEMU does not start: failed with status 1", {}),
+    ]
+    for kind, message, options in cases:
+        image = options.pop("image", disk)
+        with pytest.raises(kind, match=message), VM.boot(image, arch="amd64", accelerator="tcg", **options):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("script", "sizes", "sandboxed"),
+    [
+        (
+            'case "$*" in *"-m 4096"*|*"-m 2048"*) echo "cannot set up guest memory: Cannot allocate memory" >&2; esac',
+            3,
+            3,
+        ),
+        ('case "$*" in *-sandbox*) echo "-sandbox on: seccomp support is disabled" >&2; esac', 2, 1),
+    ],
+)
+def test_less_memory_or_no_sandbox_where_it_must_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sizes: int, sandboxed: int
+) -> None:
+    """A fake QEMU that refuses what the script says, and everything else with a status."""
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/starts\n{script}\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(HostError, match="QEMU does not start"), VM.boot(None, arch="amd64", accelerator="tcg"):
+        pass
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert len(starts) == sizes
+    assert sum("-sandbox" in start for start in starts) == sandboxed

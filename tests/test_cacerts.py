@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import subprocess
 from functools import lru_cache
@@ -100,9 +101,34 @@ def test_hash_agrees_with_openssl() -> None:
 def test_what_is_no_certificate_is_named() -> None:
     with pytest.raises(InputError, match=r"x\.crt: not a certificate: no PEM block"):
         cacerts.subject_hash(b"hello", "x.crt")
-    broken = named((CN, "a")).replace(b"MII", b"AAA", 1)
-    with pytest.raises(InputError, match=r"x\.crt: not a certificate"):
-        cacerts.subject_hash(broken, "x.crt")
+    good = named((CN, "a"))
+    for broken in (
+        good.replace(b"MI", b"AA", 1),
+        good.replace(b"=\n", b"\n"),
+        _cut(good, 40),
+        _cut(good, 1),
+        _cut(good, 0),
+    ):
+        with pytest.raises(InputError, match=r"x\.crt: not a certificate"):
+            cacerts.subject_hash(broken, "x.crt")
+
+
+def _cut(pem: bytes, size: int) -> bytes:
+    """A certificate of which only the first bytes are left."""
+    return _der(base64.b64decode(b"".join(pem.splitlines()[1:-1]))[:size])
+
+
+def _der(der: bytes) -> bytes:
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(der) + b"\n-----END CERTIFICATE-----\n"
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_hashed_or_refused(data: bytes) -> None:
+    try:
+        assert 0 <= cacerts.subject_hash(_der(data)) < 1 << 32
+    except InputError as refusal:
+        assert refusal.hint is None  # noqa: PT017 - the property is that nothing else is raised
 
 
 def base() -> tuple[Tree, dict[str, bytes]]:

@@ -8,13 +8,12 @@ certificate, where the hash is OpenSSL's of the subject: so OpenSSL finds it in 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-from cryptography import x509
 
 from imgkit.errors import InputError
 from imgkit.rootfs.tree import File, Symlink, Tree
@@ -29,8 +28,8 @@ _PEM = re.compile(
 )
 _HASH_LINK = re.compile(r"/[0-9a-f]{8}\.[0-9]+$")
 
-# ASN.1 (X.690) tags. OpenSSL brings all the string types but these two groups to UTF8String (x509_name_canon).
-_UTF8, _BIT, _SEQUENCE, _SET, _OID = 0x0C, 0x03, 0x30, 0x31, 0x06
+# ASN.1 (X.690) tags; the string types below are those that OpenSSL brings to UTF8String.
+_UTF8, _SEQUENCE, _SET, _VERSION = 0x0C, 0x30, 0x31, 0xA0
 _ENCODINGS = {
     0x0C: "utf-8",
     0x13: "latin-1",  # PrintableString
@@ -140,21 +139,30 @@ def subject_hash(pem: bytes, name: str = "certificate") -> int:
     try:
         if not found:
             raise ValueError("no PEM block")
-        subject = x509.load_pem_x509_certificate(found.group()).subject
-        der = subject.public_bytes()
-        digest = hashlib.sha1(_canonical(der), usedforsecurity=False).digest()
-    except (ValueError, IndexError) as cause:
+        der = base64.b64decode(b"".join(found.group().split(b"-----")[2].split()), validate=True)
+        digest = hashlib.sha1(_canonical(_subject(der)), usedforsecurity=False).digest()
+    except (ValueError, IndexError) as cause:  # binascii.Error and UnicodeDecodeError are ValueErrors
         raise InputError(f"{name}: not a certificate: {cause}") from cause
     value: int = struct.unpack("<I", digest[:4])[0]
     return value
 
 
-def _canonical(name: bytes) -> bytes:
-    """The canonical form of a DER Name (X.501): SEQUENCE OF SET OF SEQUENCE {OID, value}."""
-    (_, relative_names) = next(_elements(name))
+def _subject(certificate: bytes) -> bytes:
+    """The subject's relative names in a DER Certificate (RFC 5280, 4.1).
+
+    Read by hand: libraries refuse some root certificates of the real bundle for their serial number 0.
+    """
+    ((_, whole),) = _elements(certificate, _SEQUENCE)
+    signed = next((contents for _, contents in _elements(whole, _SEQUENCE)), b"")
+    fields = [contents for tag, contents in _elements(signed) if tag != _VERSION]
+    return fields[4]  # after serial number, signature algorithm, issuer, validity
+
+
+def _canonical(relative_names: bytes) -> bytes:
+    """The canonical form of the contents of a DER Name (X.501): SET OF SEQUENCE {OID, value}."""
     out = b""
-    for _, relative in _elements(relative_names):
-        pairs = sorted(_canonical_pair(pair) for _, pair in _elements(relative))
+    for _, relative in _elements(relative_names, _SET):
+        pairs = sorted(_canonical_pair(pair) for _, pair in _elements(relative, _SEQUENCE))
         out += _element(_SET, b"".join(pairs))
     return out
 
@@ -168,8 +176,13 @@ def _canonical_pair(pair: bytes) -> bytes:
     return _element(_SEQUENCE, _element(oid_tag, oid) + _element(tag, value))
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and contents of the DER elements that follow one another in ``data``."""
+def _elements(data: bytes, expected: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Tag and contents of the DER elements that follow one another in ``data``.
+
+    Raises:
+        ValueError: an element does not fit, or has another tag than the ``expected`` one.
+        IndexError: ``data`` ends within a header.
+    """
     at = 0
     while at < len(data):
         tag, length = data[at], data[at + 1]
@@ -178,6 +191,8 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             size = length & 0x7F
             length = int.from_bytes(data[at : at + size], "big")
             at += size
+        if at + length > len(data) or expected not in (None, tag):
+            raise ValueError("damaged DER")
         yield tag, data[at : at + length]
         at += length
 

@@ -29,6 +29,8 @@ from imgkit.errors import RecipeError, UsageError
 K = TypeVar("K")
 V = TypeVar("V")
 
+OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
+
 _SIZE = re.compile(r"([0-9]+)([KMGT]?)(?:iB|B)?")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -79,9 +81,11 @@ class _Spec(BaseModel):
 
 
 class Partition(_Spec):
-    """One partition. ``size`` may be left out for the root, which takes what is left and comes last on the disk."""
+    """One partition. ``size`` may be left out for the root, which takes what is left and comes last on the disk.
 
-    number: int = Field(ge=1, le=128)
+    Numbers follow from the kind, because hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
+    """
+
     kind: PartitionKind
     size: Size | None = None
 
@@ -103,8 +107,6 @@ class Architecture(_Spec):
 
     alpine: Literal["x86_64", "aarch64"]
     """Alpine's name of it: the directory on the mirror."""
-    elf_machine: str
-    """``e_machine`` of its programs, as in the ELF specification: EM_X86_64, EM_AARCH64."""
     packages: tuple[str, ...] = ()
     partitions: tuple[Partition, ...]
     grub_platforms: tuple[Literal["i386-pc", "x86_64-efi", "arm64-efi"], ...]
@@ -117,7 +119,10 @@ class Recipe(_Spec):
 
     name: Name = "linux"
     """Images are called ``<name>-<arch>.qcow2``."""
-    mirror: str = "https://dl-cdn.alpinelinux.org/alpine"
+    mirror: str = OFFICIAL_MIRROR
+    """Where the build downloads from."""
+    guest_mirror: str = OFFICIAL_MIRROR
+    """Where the image's own apk downloads from."""
     branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")]
     version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = None
     """Point release of the minirootfs; None takes the newest that the mirror lists."""
@@ -142,6 +147,8 @@ class Recipe(_Spec):
     agent_runner: Path | None = None
     """Folder that replaces /opt/agent-runner; None keeps the overlay's."""
     agent_runner_build: Literal["auto", "0", "1"] = "auto"
+    npm_scripts: bool = False
+    """Whether npm may run the lifecycle scripts of the payload's packages, on the host."""
     skip_scripts: tuple[Name, ...] = ()
     """Packages whose scripts and triggers are not run, because the recipe's author knows that they need not be."""
     architectures: Annotated[
@@ -313,15 +320,14 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 def _partition_faults(architecture: Architecture) -> Iterator[str]:
     partitions = architecture.partitions
-    numbers = [partition.number for partition in partitions]
-    if len(set(numbers)) < len(numbers):
-        yield "two partitions have the same number"
-    if [partition.kind for partition in partitions].count("root") != 1 or partitions[-1].kind != "root":
-        yield "there must be one root partition, in the last place"
+    kinds = [partition.kind for partition in partitions]
+    if len(set(kinds)) < len(kinds):
+        yield "two partitions are of the same kind"
+    if "root" not in kinds or kinds[-1] != "root":
+        yield "there must be a root partition, in the last place"
     for partition in partitions:
         if partition.size is None and partition.kind != "root":
-            yield f"partition {partition.number} ({partition.kind}) needs a size"
-    kinds = {partition.kind for partition in partitions}
+            yield f"the {partition.kind} partition needs a size"
     if "i386-pc" in architecture.grub_platforms and "bios-boot" not in kinds:
         yield "GRUB for i386-pc needs a bios-boot partition"
     if any(platform.endswith("-efi") for platform in architecture.grub_platforms) and "esp" not in kinds:

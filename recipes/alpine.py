@@ -9,12 +9,17 @@ hostname = "sandbox"
 network = "dhcp"
 
 packages = [
-    "alpine-base",
     "linux-virt",
-    "openrc",
     "mkinitfs",
+    "openrc",
+    "busybox-openrc",
+    "mdev-conf",
+    "kmod",
+    "ifupdown-ng",
     "e2fsprogs",
     "e2fsprogs-extra",
+    "sfdisk",
+    "partx",
     "ca-certificates",
     "nodejs",
     "npm",
@@ -27,8 +32,8 @@ initramfs_features = ["base", "ext4", "virtio"]
 kernel_arguments = ["quiet"]
 
 services = {
-    "sysinit": ["devfs", "dmesg", "mdev", "hwdrivers"],
-    "boot": ["modules", "hostname", "sysctl", "bootmisc", "syslog"],
+    "sysinit": ["devfs", "hwdrivers"],
+    "boot": ["imgkit-config", "imgkit-growroot", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
     "default": ["agentd", "networking"],
     "shutdown": ["mount-ro", "killprocs"],
 }

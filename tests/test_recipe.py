@@ -14,8 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 GOOD_ARCH = """
 alpine = "x86_64"
-elf_machine = "EM_X86_64"
-partitions = [{"number": 1, "kind": "esp", "size": "16M"}, {"number": 2, "kind": "root"}]
+partitions = [{"kind": "esp", "size": "16M"}, {"kind": "root"}]
 grub_platforms = ["x86_64-efi"]
 consoles = ["ttyS0"]
 """
@@ -141,11 +140,11 @@ def test_each_fault_has_its_own_line(tmp_path: Path, line: str, message: str) ->
     [
         ("colour = 'red'", "architectures.amd64.colour: no such field"),
         ("alpine = 'sparc'", "architectures.amd64.alpine: "),
-        ("partitions = [{'number': 2, 'kind': 'root'}]", "GRUB for EFI needs an esp"),
+        ("partitions = [{'kind': 'root'}]", "GRUB for EFI needs an esp"),
         ("grub_platforms = ['i386-pc']", "needs a bios-boot"),
-        ("partitions = [{'number': 2, 'kind': 'root'}, {'number': 1, 'kind': 'esp', 'size': '1M'}]", "last place"),
-        ("partitions = [{'number': 1, 'kind': 'esp'}, {'number': 2, 'kind': 'root'}]", "needs a size"),
-        ("partitions = [{'number': 2, 'kind': 'esp', 'size': '1M'}, {'number': 2, 'kind': 'root'}]", "same number"),
+        ("partitions = [{'kind': 'root'}, {'kind': 'esp', 'size': '1M'}]", "last place"),
+        ("partitions = [{'kind': 'esp'}, {'kind': 'root'}]", "needs a size"),
+        ("partitions = [{'kind': 'esp', 'size': '1M'}, {'kind': 'esp', 'size': '1M'}, {'kind': 'root'}]", "same kind"),
     ],
 )
 def test_faults_of_an_architectures_module(tmp_path: Path, line: str, message: str) -> None:

@@ -1,0 +1,225 @@
+"""One build, as a table of contents: each step is a named, timed line; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from imgkit.apk.index import Package
+from imgkit.apk.package import PackageFile, open_package
+from imgkit.disk.grub import make_boot_files
+from imgkit.disk.layout import Layout, PartitionSpec, make_layout
+from imgkit.engines import guestfs
+from imgkit.engines.channel import Options
+from imgkit.engines.convert import convert
+from imgkit.errors import HostError, RecipeError
+from imgkit.fetch.cache import Cache
+from imgkit.manifest import describe
+from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan
+from imgkit.progress import Steps
+from imgkit.recipe import Recipe, parse_size
+from imgkit.rootfs import npm
+from imgkit.rootfs.compose import Composition, Selection, compose
+from imgkit.rootfs.kernel import direct_boot_image
+
+_NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
+_CONTENT_SLACK = 16 << 20  # bytes by which a package may exceed the size that its index states
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build and where to put it.
+
+    Attributes:
+        out: folder of the results.
+        work: folder for scratch files; None makes one in ``out``.
+        accelerator: for the appliance, as the probe found it.
+    """
+
+    recipe: Recipe
+    arch: str
+    out: Path
+    cache: Cache
+    work: Path | None = None
+    accelerator: Literal["kvm", "tcg"] = "tcg"
+    locked: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where everything is, and what it is."""
+
+    image: Path
+    kernel: Path
+    initramfs: Path
+    manifest: Path
+    build_id: str
+    size: int
+    steps: Steps = field(compare=False)
+
+
+def build(request: Request) -> Result:
+    """Make one image. Nothing appears in ``out`` before all of it is there.
+
+    Raises:
+        ImgkitError: of the kind whose fault it is; no output file is left then, and no process.
+    """
+    recipe, arch, steps = request.recipe, request.arch, Steps()
+    size = parse_size(recipe.size)
+    with _workspace(request) as work, ExitStack() as stack:
+        options = Options(accelerator=request.accelerator, cache=request.cache.folder / "appliance")
+        engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, options))
+        with steps.step("plan"):
+            base = fetch_base(recipe, arch, request.cache, work / "minirootfs")
+            plan = make_plan(recipe, arch, base, request.cache)
+        with steps.step("fetch packages"):
+            plan, files = fetch_packages(plan, base, request.cache)
+        with steps.step("prepare the payload"):
+            payload = _payload(request, work)
+        with steps.step("compose the root filesystem"):
+            layout = _layout(recipe, arch, plan, size)
+            selection = Selection(
+                tuple(each.package for each in plan.packages), partial(_open, files, base, work), plan.world
+            )
+            made = compose(
+                base.tree,
+                selection,
+                recipe,
+                arch,
+                payload=payload,
+                root_uuid=layout.root.fs_uuid,
+                epoch=plan.epoch,
+            )
+            _refuse_pending(made, arch)
+        with steps.step("make the boot loader"):
+            boot = make_boot_files(made.tree, arch, layout)
+        written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
+        with steps.step("compress"):
+            image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
+        manifest = describe(recipe, plan, made, layout, image=work / "image.qcow2")
+        _write_boot_files(made, work)
+        _write_manifest(manifest, work / "manifest.json")
+        with steps.step("put into place"):
+            return _place(request, work, made, image_size, steps)
+
+
+@contextmanager
+def _workspace(request: Request) -> Iterator[Path]:
+    """A folder for scratch files that goes when the block ends. It is where the results are made, too.
+
+    Raises:
+        HostError: it cannot be made.
+    """
+    parent = request.work or request.out
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=".imgkit-"))
+    except OSError as cause:
+        raise HostError(f"{cause.filename or parent}: {cause.strerror}", hint="choose another with --out") from cause
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(work: Path, name: str) -> Path:
+    path = work / name
+    path.mkdir()
+    return path
+
+
+def _payload(request: Request, work: Path) -> Path | None:
+    recipe = request.recipe
+    if recipe.agent_runner is None:
+        return None
+    return npm.prepare(
+        recipe.agent_runner,
+        work / "payload",
+        build=recipe.agent_runner_build,
+        architecture=recipe.architecture(request.arch).alpine,
+        allow_scripts=recipe.npm_scripts,
+        offline=request.cache.offline,
+    )
+
+
+def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
+    """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
+    seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
+    wanted = [
+        PartitionSpec(part.kind, parse_size(part.size) if part.size else 0)
+        for part in recipe.architecture(arch).partitions
+    ]
+    return make_layout(wanted, size, seed)
+
+
+def _open(files: Mapping[str, Path], base: Base, work: Path, package: Package) -> PackageFile:
+    return open_package(
+        files[package.name],
+        spool=work / "packages",
+        max_installed=package.installed_size + _CONTENT_SLACK,
+        expected=package.identity,
+        keyring=base.keyring,
+        name=f"{package.name}-{package.version}.apk",
+    )
+
+
+def _refuse_pending(made: Composition, arch: str) -> None:
+    """Scripts that cannot be computed may only run where the appliance's machine is the image's own.
+
+    Raises:
+        RecipeError: there are some, and it is not.
+    """
+    if made.scripts.pending and arch != host_arch():
+        names = ", ".join(f"{each.package}.{each.kind} ({each.reason})" for each in made.scripts.pending)
+        packages = ", ".join(sorted({each.package for each in made.scripts.pending}))
+        raise RecipeError(
+            f"{arch}: cannot be computed, and cannot run on this host: {names}",
+            hint=f"build on {arch}, or state that they need not run: skip_scripts = [{packages!r}]",
+        )
+
+
+def host_arch() -> str:
+    """imgkit's name of the machine that this runs on."""
+    return {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(os.uname().machine, os.uname().machine)
+
+
+def _write_boot_files(made: Composition, work: Path) -> None:
+    (work / "vmlinuz").write_bytes(direct_boot_image(made.tree, made.kernel))
+    (work / "initramfs").write_bytes(made.tree.read(made.kernel.initramfs))
+
+
+def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def _place(request: Request, work: Path, made: Composition, size: int, steps: Steps) -> Result:
+    """Rename everything into place, the image last: where it is, the rest is."""
+    name, arch, out = request.recipe.name, request.arch, request.out
+    result = Result(
+        image=out / f"{name}-{arch}.qcow2",
+        kernel=out / f"vmlinuz-{request.recipe.kernel}-{arch}",
+        initramfs=out / f"initramfs-{request.recipe.kernel}-{arch}",
+        manifest=out / f"{name}-{arch}.manifest.json",
+        build_id=made.build_id,
+        size=size,
+        steps=steps,
+    )
+    moves = {
+        "vmlinuz": result.kernel,
+        "initramfs": result.initramfs,
+        "manifest.json": result.manifest,
+        "image.qcow2": result.image,
+    }
+    for source, target in moves.items():
+        shutil.move(work / source, target)
+    return result

@@ -1,0 +1,135 @@
+"""Build the images of a recipe.
+
+Options beat environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
+AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those beat the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imgkit.build import Request, Result, build, host_arch
+from imgkit.errors import UsageError
+from imgkit.fetch.cache import Cache, default_folder
+from imgkit.recipe import Recipe, load, parse_setting
+from imgkit.vm.probe import probe
+
+NAME = "build"
+HELP = "build the images of a recipe"
+log = logging.getLogger("imgkit")
+
+# environment variable → field of the recipe
+VARIABLES = {
+    "ALPINE_MIRROR": "mirror",
+    "ALPINE_BRANCH": "branch",
+    "ALPINE_VERSION": "version",
+    "IMAGE_SIZE": "size",
+    "AGENT_RUNNER_BUILD": "agent_runner_build",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
+    parser.add_argument("--engine", choices=["guestfs"], default="guestfs", help="what makes the disk")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that reads a recipe and a mirror."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a Python module, such as recipes/alpine.py")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="ARCH",
+        help="architecture of the recipe, or all; may be repeated (default: this host's)",
+    )
+    parser.add_argument("--mirror", metavar="URL", help="where Alpine is downloaded from")
+    parser.add_argument(
+        "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
+    )
+    parser.add_argument("--agent-runner", type=Path, metavar="DIR", help="payload that replaces /opt/agent-runner")
+    parser.add_argument(
+        "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a field of the recipe")
+    parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe = load(options.recipe, overrides(options, os.environ))
+    out = options.out or Path(os.environ.get("OUT_DIR") or "out")
+    work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
+    cache = Cache(default_folder(), offline=options.offline)
+    results = []
+    for arch in architectures(options, recipe, os.environ):
+        accelerator = probe(host_arch()).accelerator
+        request = Request(recipe, arch, out, cache, work=work, accelerator="kvm" if accelerator == "kvm" else "tcg")
+        result = build(request)
+        results.append(result)
+        if not options.quiet:
+            print(result.steps.table(), file=sys.stderr)
+        log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
+    if options.json:
+        print(json.dumps([as_json(result) for result in results], indent=2))
+    else:
+        for result in results:
+            print(result.image)
+    return 0
+
+
+def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, object]:
+    """The fields of the recipe that options or the environment set.
+
+    Raises:
+        UsageError: ``--set`` names no field.
+    """
+    fields: dict[str, object] = {
+        field: environ[variable] for variable, field in VARIABLES.items() if environ.get(variable)
+    }
+    fields.update(parse_setting(text) for text in options.set)
+    paths = {"release_key": options.release_key, "agent_runner": options.agent_runner}
+    fields.update({name: path.absolute() for name, path in paths.items() if path is not None})
+    plain = {"mirror": options.mirror, "compression": options.format}
+    fields.update({name: value for name, value in plain.items() if value is not None})
+    return fields
+
+
+def architectures(options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str]) -> list[str]:
+    """The architectures to build, each once: by option, by ``ARCHS``, or the host's.
+
+    Raises:
+        UsageError: the recipe does not have one of them.
+    """
+    asked = options.arch or environ.get("ARCHS", "").replace(",", " ").split() or [host_arch()]
+    if "all" in asked:
+        return sorted(recipe.architectures)
+    for name in asked:
+        recipe.architecture(name)
+    if not asked:
+        raise UsageError("no architecture to build")
+    return list(dict.fromkeys(asked))
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result for machines."""
+    return {
+        "image": str(result.image),
+        "kernel": str(result.kernel),
+        "initramfs": str(result.initramfs),
+        "manifest": str(result.manifest),
+        "buildId": result.build_id,
+        "size": result.size,
+        "seconds": round(result.steps.elapsed, 2),
+        "steps": [
+            {"name": step.name, "start": round(step.start, 3), "seconds": round(step.seconds, 3)}
+            for step in result.steps.finished
+        ],
+    }

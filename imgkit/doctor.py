@@ -1,0 +1,118 @@
+"""What this host can do, what is missing, and the command that fixes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.errors import ImgkitError
+from imgkit.process import PACKAGES, run
+from imgkit.vm import firmware, probe
+
+SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One look at the host. ``purpose`` is what fails without it: build, boot, or a special case of these."""
+
+    name: str
+    ok: bool
+    detail: str
+    purpose: str
+    fix: str = ""
+    required: bool = True
+
+
+def examine(out: Path) -> list[Finding]:
+    """Everything that building into ``out`` and booting need, looked at one after the other; changes nothing."""
+    return [
+        Finding("python", True, f"{sys.version.split()[0]} ({sys.executable})", "build"),
+        _bindings(),
+        *_programs(),
+        _kernel(),
+        _space(out),
+        *_firmware(),
+        *_accelerators(),
+    ]
+
+
+def _bindings() -> Finding:
+    found = importlib.util.find_spec("guestfs") is not None
+    return Finding(
+        "libguestfs bindings",
+        found,
+        "importable" if found else f"{sys.executable} cannot import guestfs",
+        "build",
+        "apt-get install python3-guestfs, and a virtual environment of the distribution's Python made with "
+        "--system-site-packages",
+    )
+
+
+def _programs() -> Iterator[Finding]:
+    uses = {
+        "supermin": "build",
+        "qemu-img": "build",
+        "grub-mkimage": "build",
+        "qemu-system-x86_64": "boot amd64",
+        "qemu-system-aarch64": "boot arm64",
+    }
+    for name, purpose in uses.items():
+        path = shutil.which(name)
+        fix = f"apt-get install {PACKAGES[name]}"
+        detail = _version(name) if path else "not on PATH"
+        yield Finding(name, path is not None, detail, purpose, fix, required=not purpose.startswith("boot arm"))
+
+
+def _version(name: str) -> str:
+    """The first line that ``name --version`` prints, as far as its end makes sense in a table."""
+    try:
+        return run([name, "--version"], timeout=10).decode(errors="replace").partition("\n")[0][:60]
+    except ImgkitError as error:
+        return error.message
+
+
+def _kernel() -> Finding:
+    """The kernel that supermin puts into the appliance: any in /boot with its modules, if it may be read."""
+    named = os.environ.get("SUPERMIN_KERNEL")
+    kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
+    readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
+    if readable:
+        return Finding("kernel", True, str(readable[-1]), "build")
+    if kernels:
+        fix = f"sudo chmod 0644 {kernels[-1]}"
+        return Finding("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
+    return Finding("kernel", False, "none in /boot", "build", "apt-get install linux-image-amd64 (Ubuntu: -virtual)")
+
+
+def _space(out: Path) -> Finding:
+    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    detail = f"{free / (1 << 30):.1f} GiB free in {folder}" + ("" if writable else ", which is not writable")
+    return Finding("space", free >= SPACE and writable, detail, "build", "choose another folder with --out")
+
+
+def _firmware() -> Iterator[Finding]:
+    for arch in ("amd64", "arm64"):
+        try:
+            found = firmware.find(arch)
+        except ImgkitError as error:
+            yield Finding(f"UEFI {arch}", False, error.message, f"boot {arch} by UEFI", error.hint or "", required=False)
+        else:
+            yield Finding(f"UEFI {arch}", True, str(found.code), f"boot {arch} by UEFI")
+
+
+def _accelerators() -> Iterator[Finding]:
+    for arch in ("amd64", "arm64"):
+        try:
+            verdict = probe.probe(arch)
+        except ImgkitError as error:
+            yield Finding(f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False)
+        else:
+            yield Finding(f"accelerator {arch}", True, f"{verdict.accelerator}: {verdict.reason}", f"boot {arch}")

@@ -1,0 +1,72 @@
+"""The manifest: what an image is and what it is made of, written beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from imgkit import __version__
+from imgkit.disk.layout import Layout
+from imgkit.fetch.cache import hash_file
+from imgkit.plan import Plan
+from imgkit.recipe import Recipe
+from imgkit.rootfs.compose import Composition
+
+VERSION = 1
+
+
+def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, *, image: Path) -> dict[str, Any]:
+    """The manifest of a finished image, ready for JSON.
+
+    Args:
+        image: the compressed image, to be hashed.
+    """
+    scripts = made.scripts
+    return {
+        "manifest": VERSION,
+        "imgkit": __version__,
+        "name": recipe.name,
+        "arch": plan.arch,
+        "buildId": made.build_id,
+        "image": {"sha256": hash_file(image), "size": image.stat().st_size, "virtualSize": layout.size_bytes},
+        "alpine": {"branch": plan.branch, "version": plan.version},
+        "minirootfs": _artefact(plan.minirootfs),
+        "indexes": [_artefact(index) for index in plan.indexes],
+        "world": sorted(plan.world),
+        "packages": [
+            {
+                "name": each.package.name,
+                "version": each.package.version,
+                "identity": each.package.identity,
+                "license": each.package.license,
+                "origin": each.package.origin,
+                "url": each.url,
+                **({"sha256": each.sha256} if each.sha256 else {"from": "minirootfs"}),
+            }
+            for each in plan.packages
+        ],
+        "scripts": {
+            "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
+            "inAppliance": [f"{each.package}.{each.kind}" for each in scripts.pending],
+            "skipped": list(scripts.skipped),
+        },
+        "kernel": made.kernel.release,
+        "disk": {
+            "guid": layout.disk_guid,
+            "partitions": [
+                {"number": part.number, "kind": part.kind, "uuid": part.uuid, "start": part.start, "size": part.size,
+                 "filesystem": part.filesystem, "fsUuid": part.fs_uuid}
+                for part in layout.partitions
+            ],
+        },
+        "files": made.records,
+    }  # fmt: skip
+
+
+def _artefact(artefact: Any) -> dict[str, Any]:
+    return {
+        "url": artefact.url,
+        "size": artefact.size,
+        "sha256": artefact.sha256,
+        "vouchedBy": artefact.vouched_by,
+    }

@@ -1,0 +1,221 @@
+"""Plans: what exactly an image is made of. Names become artefacts, and every one has somebody who vouches for it.
+
+The minirootfs is vouched for by the OpenPGP certificate that the recipe (or imgkit itself) brings; the keys in it vouch
+for the indexes; an index vouches for its packages. A plan says all of this in values that can be written down: that is
+the lock file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.package import check_package
+from imgkit.apk.signature import Keyring, verify_index
+from imgkit.apk.solver import solve
+from imgkit.errors import InputError
+from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
+from imgkit.fetch.releases import Release, newest_minirootfs
+from imgkit.recipe import Recipe
+from imgkit.rootfs.install import installed_in, world_in
+from imgkit.rootfs.minirootfs import unpack
+from imgkit.rootfs.tree import File, Tree
+
+_KEYS = "etc/apk/keys"
+_MAX_LISTING = 1 << 20
+_MAX_SIGNATURE = 1 << 16
+_MAX_MINIROOTFS = 64 << 20
+_MAX_INDEX = 32 << 20
+_MAX_PACKAGE = 2 << 30
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file of the mirror. ``vouched_by`` names the key or index that says that it is the right one."""
+
+    url: str
+    size: int
+    sha256: str
+    vouched_by: str
+
+
+@dataclass(frozen=True)
+class PlannedPackage:
+    """A package to install: the record of the index (or of the package itself) and where its file is.
+
+    ``sha256`` of the file is known once it was downloaded: empty in a plan that nobody fetched yet.
+    """
+
+    package: Package
+    url: str
+    sha256: str = ""
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that goes into one image from the mirror, in install order."""
+
+    arch: str
+    branch: str
+    version: str
+    minirootfs: Artefact
+    indexes: tuple[Artefact, ...]
+    world: tuple[str, ...]
+    packages: tuple[PlannedPackage, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what is installed: equal plans make equal root filesystems from equal recipes."""
+        text = "\n".join([self.arch, self.minirootfs.sha256, *(each.package.identity for each in self.packages)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def epoch(self) -> int:
+        """The time of what a build generates, seconds since 1970: when the youngest package was built."""
+        return max(each.package.build_time for each in self.packages)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A verified minirootfs: the artefact, its Tree, and the keys that it trusts."""
+
+    release: Release
+    artefact: Artefact
+    tree: Tree
+    keyring: Keyring
+
+
+def certificate_of(recipe: Recipe) -> Certificate:
+    """The certificate that has to have signed the minirootfs.
+
+    Raises:
+        InputError: the recipe's file is no OpenPGP certificate.
+    """
+    if recipe.release_key is None:
+        return alpine_certificate()
+    return read_certificate(recipe.release_key.read_bytes(), name=str(recipe.release_key))
+
+
+def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path) -> Base:
+    """Find, download, verify and unpack the minirootfs. ``spool`` is a new file that takes its contents.
+
+    Raises:
+        InputError: the mirror does not have it, or it cannot be trusted.
+    """
+    alpine = recipe.architecture(arch).alpine
+    folder = f"{recipe.mirror.rstrip('/')}/{recipe.branch}/releases/{alpine}"
+    listing = f"{folder}/latest-releases.yaml"
+    text = cache.fetch(Wanted(url=listing, max_bytes=_MAX_LISTING), description="releases").read_bytes()
+    release = _release(recipe, text, alpine, listing)
+    url = f"{folder}/{release.file}"
+    archive, signature = cache.fetch_all(
+        [
+            Wanted(
+                url=url,
+                max_bytes=_MAX_MINIROOTFS,
+                size=release.size or None,
+                sha256=release.sha256 or None,
+                gzip=True,
+            ),
+            Wanted(url=f"{url}.asc", max_bytes=_MAX_SIGNATURE),
+        ],
+        description="minirootfs",
+    )
+    certificate = certificate_of(recipe)
+    signer = verify_detached(archive, signature.read_bytes(), certificate, name=release.file)
+    artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
+    return _base(release, artefact, archive, spool)
+
+
+def _release(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
+    """The release to take. A pinned version that the listing has forgotten is asked for by the name it must have."""
+    try:
+        return newest_minirootfs(listing, arch=alpine, version=recipe.version, name=name)
+    except InputError:
+        if recipe.version is None:
+            raise
+        newest_minirootfs(listing, arch=alpine, name=name)  # a listing that is none is still an error
+        file = f"alpine-minirootfs-{recipe.version}-{alpine}.tar.gz"
+        return Release(flavor="alpine-minirootfs", version=recipe.version, file=file)
+
+
+def _base(release: Release, artefact: Artefact, archive: Path, spool: Path) -> Base:
+    tree = unpack(archive, spool)
+    keys = {
+        path.rpartition("/")[2]: tree.read(path)
+        for path in (tree.children(tree.resolve(_KEYS)))
+        if path.endswith(".pub") and isinstance(tree.stat(path), File)
+    }
+    if not keys:
+        raise InputError(f"{release.file}: has no keys in /{_KEYS}, so nothing can vouch for packages")
+    return Base(release, artefact, tree, Keyring.from_files(keys))
+
+
+def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
+    """Fetch and verify the indexes, and solve for the recipe's packages.
+
+    Raises:
+        InputError: an index cannot be had or trusted.
+        RecipeError: packages are unknown, or cannot be installed together.
+    """
+    facts = recipe.architecture(arch)
+    sources = [f"{recipe.mirror.rstrip('/')}/{recipe.branch}/{name}/{facts.alpine}" for name in recipe.repositories]
+    wanted = [Wanted(url=f"{source}/APKINDEX.tar.gz", max_bytes=_MAX_INDEX, gzip=True) for source in sources]
+    files = cache.fetch_all(wanted, description="package indexes")
+    packages: list[Package] = []
+    indexes = []
+    for position, (source, one, path) in enumerate(zip(sources, wanted, files, strict=True)):
+        index = verify_index(path.read_bytes(), base.keyring, name=one.url)
+        packages += parse_index(index.text, Repository(position=position, url=source))
+        indexes.append(Artefact(one.url, path.stat().st_size, hash_file(path), index.key))
+    world = (*world_in(base.tree), *recipe.packages, *facts.packages)
+    installed = {record.package.name: record.package for record in installed_in(base.tree)}
+    solution = solve(world, packages, arch=facts.alpine, installed=installed)
+    planned = tuple(
+        PlannedPackage(package, f"{package.repository.url}/{package.name}-{package.version}.apk")
+        for package in solution.packages
+    )
+    return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), world, planned)
+
+
+def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[str, Path]]:
+    """Have the files of all packages that the minirootfs does not have in this very build.
+
+    Returns:
+        The plan with the SHA-256 of each file, and the files by the name of their package.
+
+    Raises:
+        InputError: one cannot be had, or is not what the index (or the lock) names.
+    """
+    there = {record.package.name: record.package.identity for record in installed_in(base.tree)}
+    missing = [each for each in plan.packages if there.get(each.package.name) != each.package.identity]
+    files = cache.fetch_all([_wanted(each) for each in missing], description="packages")
+    found = {each.package.name: path for each, path in zip(missing, files, strict=True)}
+    packages = tuple(
+        replace(each, sha256=each.sha256 or hash_file(found[each.package.name])) if each.package.name in found else each
+        for each in plan.packages
+    )
+    return replace(plan, packages=packages), found
+
+
+def _wanted(each: PlannedPackage) -> Wanted:
+    check = partial(check_package, expected=each.package.identity, name=each.file_name)
+    size = each.package.size
+    return Wanted(
+        url=each.url,
+        max_bytes=size or _MAX_PACKAGE,
+        size=size or None,
+        sha256=each.sha256 or None,
+        key=None if each.sha256 else each.package.identity,
+        check=check,
+        gzip=True,
+    )

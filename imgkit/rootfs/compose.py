@@ -1,0 +1,149 @@
+"""Composing a root filesystem: the one place that says what is written into the Tree, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.apk.index import Package
+from imgkit.apk.package import PackageFile
+from imgkit.disk.grub import grub_cfg, kernel_arguments
+from imgkit.errors import InputError, RecipeError
+from imgkit.recipe import Architecture, Recipe
+from imgkit.rootfs import digest, system
+from imgkit.rootfs.initramfs import install_initramfs
+from imgkit.rootfs.install import Report, install
+from imgkit.rootfs.kernel import Kernel, kernels
+from imgkit.rootfs.libraries import check_architecture
+from imgkit.rootfs.payload import add_directory, replace_payload
+from imgkit.rootfs.scripts import Hooks
+from imgkit.rootfs.tree import Tree
+
+_MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The packages of an image, verified.
+
+    Attributes:
+        packages: in install order.
+        open_file: gives the verified file of one of them.
+        world: what the image's own apk shall take as wanted.
+    """
+
+    packages: tuple[Package, ...]
+    open_file: Callable[[Package], PackageFile]
+    world: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A finished root filesystem.
+
+    Attributes:
+        tree: all of it.
+        kernel: the one that boots.
+        scripts: what became of the packages' scripts.
+        records: every path with what is there (:func:`imgkit.rootfs.digest.records`).
+        build_id: equal for equal root filesystems.
+    """
+
+    tree: Tree
+    kernel: Kernel
+    scripts: Report
+    records: Mapping[str, digest.Record]
+    build_id: str
+
+
+def compose(
+    tree: Tree,
+    selection: Selection,
+    recipe: Recipe,
+    arch: str,
+    *,
+    payload: Path | None,
+    root_uuid: str,
+    epoch: int,
+) -> Composition:
+    """Turn the Tree of a minirootfs into the root filesystem of an image.
+
+    Args:
+        tree: of the minirootfs; it is changed.
+        arch: imgkit's name of the architecture, ``amd64``.
+        payload: prepared folder that replaces /opt/agent-runner; None keeps the overlay's.
+        root_uuid: of the filesystem that the Tree will be on.
+        epoch: seconds since 1970 for the times of all that is generated.
+
+    Raises:
+        RecipeError: packages clash, a service or a kernel is missing.
+        InputError: something is not for this architecture, or a file that is needed is missing.
+    """
+    facts = recipe.architecture(arch)
+    scripts = _install(tree, selection, recipe, facts, epoch)
+    system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
+    if recipe.overlay is not None:
+        add_directory(tree, recipe.overlay, "", epoch=epoch)
+    if payload is not None:
+        replace_payload(tree, payload, architecture=facts.alpine, epoch=epoch)
+    system.enable_services(tree, recipe)
+    kernel = _boot(tree, recipe, facts, root_uuid, epoch)
+    _check(tree, facts)
+    found = digest.records(tree)
+    build_id = digest.fingerprint(found)[:16]
+    system.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
+    for path in ("etc", system.RELEASE):
+        found["/" + path] = digest.record(tree, tree[path])
+    return Composition(tree, kernel, scripts, found, build_id)
+
+
+def _install(tree: Tree, selection: Selection, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
+    return install(
+        tree,
+        selection.packages,
+        selection.open_file,
+        world=selection.world,
+        arch=facts.alpine,
+        epoch=epoch,
+        hooks=Hooks(mkinitfs=_later),
+        skip=recipe.skip_scripts,
+    )
+
+
+def _later(_tree: Tree, _release: str, _path: str) -> None:
+    """The initramfs is made once, when all that belongs into it is there."""
+
+
+def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int) -> Kernel:
+    """The initramfs of every kernel, and GRUB's configuration for the newest one of the recipe's flavour."""
+    _set_features(tree, recipe.initramfs_features, epoch)
+    for kernel in kernels(tree):
+        install_initramfs(tree, kernel.release, epoch=epoch)
+    fitting = [kernel for kernel in kernels(tree) if kernel.flavour == recipe.kernel]
+    if not fitting:
+        raise RecipeError(
+            f"no kernel linux-{recipe.kernel} in the image", hint=f"add linux-{recipe.kernel} to packages"
+        )
+    newest = fitting[-1]
+    arguments = kernel_arguments(root_uuid, facts.consoles, recipe.kernel_arguments)
+    tree.write(
+        "boot/grub/grub.cfg", grub_cfg(root_uuid, arguments, kernel=newest.image.rpartition("/")[2]), mtime=epoch
+    )
+    return newest
+
+
+def _set_features(tree: Tree, features: Iterable[str], epoch: int) -> None:
+    """State the features where the image's own mkinitfs finds them when it makes the next initramfs."""
+    old = tree.text(_MKINITFS_CONF).splitlines() if _MKINITFS_CONF in tree else []
+    kept = [line for line in old if not line.lstrip().startswith("features=")]
+    tree.write(_MKINITFS_CONF, "\n".join([f'features="{" ".join(features)}"', *kept]) + "\n", mtime=epoch)
+
+
+def _check(tree: Tree, facts: Architecture) -> None:
+    problems = check_architecture(tree, facts.alpine)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(
+            f"{problems[0]}{more}", hint="programs and modules must be built for musl on the image's machine"
+        )

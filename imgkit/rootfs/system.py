@@ -1,0 +1,64 @@
+"""What the recipe says about the system itself: its names, its disks, its network, its users, its release file."""
+
+from __future__ import annotations
+
+from imgkit.errors import RecipeError
+from imgkit.recipe import Recipe
+from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
+from imgkit.rootfs.services import enable
+from imgkit.rootfs.tree import Tree
+
+RELEASE = "etc/imgkit-release"
+LOCKED = "*"  # no password is right
+LOOPBACK = "auto lo\niface lo inet loopback\n"
+DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
+
+
+def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
+    """Write what ``recipe`` says about the system into ``tree``.
+
+    Args:
+        root_uuid: of the root filesystem, for ``fstab``. Alpine's init leaves the root read-only unless there is a line
+            for it.
+        epoch: seconds since 1970 for the times of what is written.
+
+    Raises:
+        RecipeError: a service does not exist in the image, or a user cannot be made.
+    """
+    host = recipe.hostname
+    tree.write("etc/hostname", f"{host}\n", mtime=epoch)
+    tree.write("etc/hosts", f"127.0.0.1\tlocalhost {host}\n::1\tlocalhost {host}\n", mtime=epoch)
+    interfaces = LOOPBACK + (DHCP if recipe.network == "dhcp" else "")
+    tree.write("etc/network/interfaces", interfaces, mtime=epoch)
+    tree.write("etc/fstab", f"UUID={root_uuid}\t/\text4\trw,relatime\t0 1\n", mtime=epoch)
+    repositories = "".join(f"{recipe.guest_mirror}/{recipe.branch}/{name}\n" for name in recipe.repositories)
+    tree.write("etc/apk/repositories", repositories, mtime=epoch)
+    set_password(tree, "root", LOCKED, epoch=epoch)
+    for user in recipe.users:
+        try:
+            ensure_user(
+                tree, user.name, uid=user.uid, home=user.home, shell=user.shell, groups=user.groups, epoch=epoch
+            )
+        except AccountError as cause:
+            raise RecipeError(f"user {user.name}: {cause}") from cause
+        for folder in user.owns:
+            path = tree.resolve(folder)
+            tree.mkdir(path, mtime=epoch)
+            tree.change(path, uid=user.uid, gid=user.uid)
+
+
+def enable_services(tree: Tree, recipe: Recipe) -> None:
+    """Link the recipe's services into their runlevels; after the overlay, which may bring some of them.
+
+    Raises:
+        RecipeError: the image has no such service.
+    """
+    for runlevel, names in recipe.services.items():
+        for name in names:
+            enable(tree, runlevel, name)
+
+
+def write_release(tree: Tree, *, image: str, arch: str, build_id: str, epoch: int) -> None:
+    """``/etc/imgkit-release``: what this image is, for agentd's heartbeat and for people."""
+    text = f"IMGKIT_IMAGE={image}\nIMGKIT_ARCH={arch}\nIMGKIT_BUILD_ID={build_id}\n"
+    tree.write(RELEASE, text, mtime=epoch)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures import apkbuild
@@ -302,7 +302,8 @@ PACKAGES = st.builds(
 )
 
 
-@given(st.lists(PACKAGES, max_size=4, unique_by=(lambda one: one.package.name, lambda one: one.package.identity)))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(PACKAGES, max_size=3, unique_by=(lambda one: one.package.name, lambda one: one.package.identity)))
 def test_whatever_is_written_is_read_back(packages: list[InstalledPackage]) -> None:
     found = write_database(packages)
     again = read_database(found.installed, found.triggers, found.scripts)

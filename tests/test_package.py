@@ -420,7 +420,7 @@ class Outcome:
     contents: bytes
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_is_refused_or_changes_nothing(data: st.DataObject, tmp_path: Path) -> None:
     apk = good_apk()
@@ -446,7 +446,7 @@ def _same_or_refused(blob: bytes, apk: apkbuild.Apk, folder: Path) -> None:
     assert spool.read_bytes() == contents
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataObject, tmp_path: Path) -> None:
     """The worst case: every hash is right, because whoever made the nonsense also signed it."""

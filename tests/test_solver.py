@@ -153,12 +153,23 @@ def test_a_virtual_name_nobody_selects_lists_the_providers() -> None:
     assert refusal("n", "p 1 p:n") == "the recipe wants n, which no package provides by default"
 
 
-def test_virtual_provides_satisfy_no_dependency_with_a_version() -> None:
+def test_a_virtual_provide_is_less_than_every_version() -> None:
     assert "n>1" in refusal("x p", "x 1 D:n>1", "p 1 p:n")
+    assert "n=1" in refusal("x p", "x 1 D:n=1", "p 1 p:n")
+    assert order("x p", "x 1 D:n<1", "p 1 p:n") == "p-1 x-1"
     assert order("x p", "x 1 D:!n>1", "p 1 p:n") == "p-1 x-1"
 
 
-def test_provided_versions_that_break_the_grammar_satisfy_plain_dependencies_only() -> None:
+def test_a_choice_does_not_take_back_an_earlier_one() -> None:
+    assert order("a v", "a 2", "a 1 p:v=1", "e 1 p:v=1") == "a-2 e-1"
+    assert order("a v", "a 2", "a 1 p:v=1 k:1") == "a-1", "unless nothing else is left"
+
+
+def test_a_revised_choice_leaves_nothing_behind() -> None:
+    assert order("a", "a 1 D:b", "b 1 D:b p:a k:1") == "b-1"
+
+
+def test_provided_versions_that_break_the_grammar() -> None:
     assert order("x", "x 1 D:n", "p 1 p:n=v2") == "p-1 x-1"
     assert "n>1" in refusal("x p", "x 1 D:n>1", "p 1 p:n=v2")
     assert order("x", "x 1 D:n", "p 1 p:n=v2", "q 1 p:n=1") == "q-1 x-1"

@@ -120,6 +120,17 @@ def test_prefix(version: str, prefix: str, expected: bool) -> None:
     assert Version.parse(version).starts_with(Version.parse(prefix)) is expected
 
 
+def test_what_breaks_the_grammar_is_just_below_its_valid_part() -> None:
+    rising = [None, "1.0", "5.3.0_alpha", "5.3.0_", "5.3.0", "5.3.0-r1"]
+    assert sorted(map(Version.lenient, rising)) == [*map(Version.lenient, rising)]
+    assert Version.lenient("v2") == Version.lenient(None)
+
+
+@given(version_texts())
+def test_lenient_is_parse_for_what_is_valid(text: str) -> None:
+    assert Version.lenient(text) == Version.parse(text)
+
+
 @given(version_texts(), version_texts())
 def test_the_order_is_antisymmetric_and_total(a: str, b: str) -> None:
     assert compare(a, b) == -compare(b, a)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide
 from imgkit.apk.index import Package
-from imgkit.apk.version import Version, is_valid
+from imgkit.apk.version import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,14 @@ class Claim:
         return dependency.matches(self.version, self.package.identity)
 
     @property
-    def rank(self) -> tuple[int, Version | None]:
-        """As ``order``, for the version of the package."""
-        return _order(self.package.version)
-
-    @property
-    def order(self) -> tuple[int, Version | None]:
-        """Sorts by version; virtual claims come first, then those whose version is none by the grammar."""
-        return _order(self.version)
+    def rank(self) -> Version:
+        """The version of the claim, for comparisons."""
+        return Version.lenient(self.version)
 
     @property
     def auto_selectable(self) -> bool:
         """Whether a dependency on the name alone may bring the package in (virtual names need a priority for that)."""
         return self.version is not None or self.package.provider_priority > 0
-
-
-def _order(version: str | None) -> tuple[int, Version | None]:
-    if version is None:
-        return (0, None)
-    return (2, Version.parse(version)) if is_valid(version) else (1, None)
 
 
 class Catalog:

@@ -64,16 +64,15 @@ class Dependency:
         """Whether something of this name satisfies the name, operator and version; ``conflict`` is left to the caller.
 
         Args:
-            version: that of the package or of its provide, None for a provide without one.
+            version: that of the package or of its provide, None for a provide without one (which is then less than
+                any version).
             identity: ``Q1…`` text of the package.
         """
         if self.operator is None or self.version is None:
             return True
         if self.operator == IDENTITY:
             return identity == self.version
-        if version is None or not is_valid(version):
-            return False
-        return self._compare(Version.parse(version), Version.parse(self.version), self.operator)
+        return self._compare(Version.lenient(version), Version.parse(self.version), self.operator)
 
     @staticmethod
     def _compare(have: Version, want: Version, operator: str) -> bool:
@@ -100,8 +99,7 @@ class Provide:
     def parse(cls, text: str) -> Provide:
         """The provide that ``text`` is.
 
-        A version that breaks the grammar is kept (real indexes have ``pc:librtmp=v2.4``): it is still a claim on the
-        name, it only satisfies no dependency that asks for a version.
+        A version that breaks the grammar is kept, real indexes have some: see :meth:`Version.lenient`.
 
         Raises:
             ValueError: the syntax is wrong.

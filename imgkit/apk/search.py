@@ -15,18 +15,19 @@ What each installed package brings in turn:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, overload
 
 from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, ResolutionTooDeep
 from resolvelib.resolvers import Resolution
-from resolvelib.structs import RequirementInformation
+from resolvelib.structs import RequirementInformation, State
 
 from imgkit.apk.candidates import Claim, Reach, claimed
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
 from imgkit.apk.order import Selection
+from imgkit.apk.version import Version
 
 MAX_ROUNDS = 20_000  # about a minute; real worlds need a few hundred
 
@@ -164,7 +165,9 @@ def extend(reach: Reach, world: Sequence[Dependency], found: Found, packages: It
 def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
     # Not through Resolver: what it does afterwards (looking for a route from each pin to the root) never ends where a
     # choice that was revised has left a circle behind. Such leftovers are order.needed's to remove.
-    resolution: Resolution[Requirement, Candidate, str] = Resolution(rules, BaseReporter())
+    reporter: BaseReporter[Requirement, Candidate, str] = BaseReporter()
+    reporter.ending_round = rules.ending_round  # type: ignore[method-assign]
+    resolution: Resolution[Requirement, Candidate, str] = Resolution(rules, reporter)
     try:
         state = resolution.resolve(list(requirements), max_rounds=MAX_ROUNDS)
     except ResolutionImpossible as cause:
@@ -175,6 +178,30 @@ def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
     packages = {slot: package for slot, package in pins.items() if package.name == slot}
     choices = {slot: package for slot, package in pins.items() if package.name != slot}
     return Found(packages, choices, {slot: state.mapping[slot].tags for slot in packages})
+
+
+class _Options(Sequence[Candidate]):
+    """Candidates, best first, but those that ``replaces`` holds for when it comes to the choice last.
+
+    A sequence, because resolvelib makes a list of anything else when it gets it.
+    """
+
+    def __init__(self, options: Sequence[Candidate], replaces: Callable[[Candidate], bool]) -> None:
+        self._options = options
+        self._replaces = replaces
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(sorted(self._options, key=self._replaces))
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
+        return list(self)[index]
 
 
 class Rules(AbstractProvider[Requirement, Candidate, str]):
@@ -188,6 +215,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         self._reach = reach
         self._world = world
         self._settled = settled or Selection(reach.catalog, {})
+        self._pins: Mapping[str, Candidate] = {}
         self._preferred = {reach.slot(wanted.name): wanted.tag for wanted in world if wanted.tag}
         self._options: dict[str, list[Claim]] = {}
         self._candidates: dict[tuple[str, int, frozenset[str], bool], Candidate] = {}
@@ -208,6 +236,10 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
                 if dependency.conflict:
                     yield self._relation(dependency, asker, frozenset())
 
+    def ending_round(self, index: int, state: State[Requirement, Candidate, str]) -> None:  # noqa: ARG002
+        """Called by resolvelib's reporter: what is chosen so far."""
+        self._pins = state.mapping
+
     # ---- what resolvelib calls -----------------------------------------------------------------------------------
 
     def identify(self, requirement_or_candidate: Requirement | Candidate) -> str:
@@ -218,10 +250,11 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         identifier: str,
         requirements: Mapping[str, Iterator[Requirement]],
         incompatibilities: Mapping[str, Iterator[Candidate]],
-    ) -> list[Candidate]:
+    ) -> Sequence[Candidate]:
         asked = list(requirements[identifier])
         excluded = set(incompatibilities[identifier])
-        return [option for option in self._fitting(identifier, asked) if option not in excluded]
+        options = [option for option in self._fitting(identifier, asked) if option not in excluded]
+        return options if len(options) < 2 else _Options(options, self.replaces)
 
     def is_satisfied_by(self, requirement: Requirement, candidate: Candidate) -> bool:
         return requirement.accepts(candidate)
@@ -283,6 +316,11 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
             if all(one.accepts(option) for one in asked):
                 yield option
 
+    def replaces(self, option: Candidate) -> bool:
+        """Whether a candidate would take back the choice of another version of its package."""
+        pin = self._pins.get(option.package.name) if option.package else None
+        return pin is not None and pin.package is not option.package
+
     def _ordered(self, slot: str, present: Sequence[Package]) -> list[Claim]:
         """All claims on a slot, those of packages that are there anyway first, then as :meth:`_compare` has it."""
         options = self._options.get(slot)
@@ -308,10 +346,10 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
             return -1 if one.package.repository.tag == preferred_tag else 1
         if catalog.is_installed(one.package) != catalog.is_installed(other.package):
             return -1 if catalog.is_installed(one.package) else 1
-        if one.order != other.order:
-            return -1 if one.order > other.order else 1
-        if one.package.name == other.package.name and one.rank != other.rank:
+        if one.rank != other.rank:
             return -1 if one.rank > other.rank else 1
+        if one.package.name == other.package.name and one.package.version != other.package.version:
+            return -1 if Version.lenient(one.package.version) > Version.lenient(other.package.version) else 1
         if one.package.provider_priority != other.package.provider_priority:
             return other.package.provider_priority - one.package.provider_priority
         return catalog.position(one.package) - catalog.position(other.package)

@@ -33,7 +33,7 @@ _BEFORE_RELEASE = {"alpha": 0, "beta": 1, "pre": 2, "rc": 3}
 _AFTER_RELEASE = {"cvs": 0, "svn": 1, "git": 2, "hg": 3, "p": 4}
 
 # Rank of a kind of token against another kind: a higher one makes its side the greater.
-_PRE, _END, _REVISION, _HASH, _SUFFIX_NUMBER, _POST, _LETTER, _NUMBER = range(8)
+_PRE, _WRONG, _END, _REVISION, _HASH, _SUFFIX_NUMBER, _POST, _LETTER, _NUMBER = range(9)
 
 _Token: TypeAlias = tuple[int, int, str]
 
@@ -54,6 +54,15 @@ class Version:
             ValueError: it does not follow the grammar.
         """
         return _parse(text)
+
+    @classmethod
+    def lenient(cls, text: str | None) -> Version:
+        """``text`` as apk compares it when it is not valid, or not there (None).
+
+        Real indexes have such versions (``0.99f7-r1``, ``v2.4``). They compare by the part that is valid; what follows
+        makes them less than that part alone. No version at all is less than every version.
+        """
+        return _lenient(text or "")
 
     def starts_with(self, prefix: Version) -> bool:
         """What ``~`` means: this version has the tokens of ``prefix`` first (1.20 does not start with 1.2)."""
@@ -86,6 +95,14 @@ def compare(a: str, b: str) -> int:
     """
     left, right = Version.parse(a), Version.parse(b)
     return (left > right) - (left < right)
+
+
+@lru_cache(maxsize=4096)
+def _lenient(text: str) -> Version:
+    match = _VERSION.match(text)
+    tokens = _key(match)[:-1] if match else []
+    whole = match is not None and match.end() == len(text)
+    return Version(text, (*tokens, (_END if whole else _WRONG, 0, "")))
 
 
 @lru_cache(maxsize=4096)

@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
     Raises:
         RecipeError: it is no size, or zero.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,15})\s*([KMGT]?)(?:I?B)?\s*", text, re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{1,18})\s*([KMGT]?)(?:I?B)?\s*", text, re.ASCII | re.IGNORECASE)
     if match is None or not int(match[1]):
         raise RecipeError(f"{text!r} is not a size", hint="write it like 4G or 512M")
     return int(match[1]) * _UNITS[match[2].upper()]

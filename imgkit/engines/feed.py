@@ -25,7 +25,7 @@ from imgkit.disk.grub import BootFiles
 from imgkit.rootfs.tree import File, HardLink, Inline, Tree
 
 ALIGNMENT = 1 << 20
-LARGE = 1 << 20  # bytes from which on a file travels by itself; below, starting two programs for it costs more
+LARGE = 4 << 20
 _SPECIAL_BITS = 0o7000
 
 

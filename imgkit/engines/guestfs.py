@@ -117,7 +117,9 @@ class GuestfsEngine:
             self._shell(scripts.partition_script(layout))
             self._shell(scripts.format_script(layout))
         with steps.step("populate"):
-            self._shell(scripts.populate_script(feed))
+            said = " ".join(self._shell(scripts.populate_script(feed)).split())
+            if said:  # tar only warns of extended attributes that it could not set
+                raise HostError(f"unpacking into the image: {said[:500]}")
         for script in run_scripts:
             with steps.step(f"run {script.package}.{script.kind}"):
                 self._run(script)

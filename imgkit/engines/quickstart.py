@@ -142,6 +142,8 @@ def _run_supermin(source: Path, cache: Path) -> None:
     recipe = cache / f"supermin.d-{VERSION}"
     if not recipe.exists():
         _write_recipe(source, recipe)
+    for left_over in cache.glob("base.*"):  # of a supermin that was killed; the lock says that none runs now
+        shutil.rmtree(left_over, ignore_errors=True)
     argv = ["supermin", "--build", "--if-newer", "--copy-kernel", "-f", "ext2"]
     argv += ["--host-cpu", platform.machine(), str(recipe), "-o", str(cache / "base")]
     try:

@@ -85,13 +85,17 @@ mount -t ext4 -o noatime,data=writeback,nobarrier,noauto_da_alloc "$root" /sysro
 """
 
 
+# Time stamps may lie in the appliance's future (its clock is the host's) or far in the past: no warnings of those.
+_ROOT_OPTIONS = "-p --same-owner --xattrs --xattrs-include='*' --delay-directory-restore --warning=no-timestamp"
+
+
 def populate_script(feed: Feed) -> str:
-    """Unpack the feed (drive 1) into the root file system."""
+    """Unpack the feed (drive 1) into the root file system. Whatever this prints is something that went wrong."""
     text = f"""{PRELUDE}
 feed=$(drive 1)
 blockdev --flushbufs "$feed"
 umask 0
-{_untar(feed.root, "/sysroot", "-p --same-owner --xattrs --xattrs-include='*' --delay-directory-restore")}
+{_untar(feed.root, "/sysroot", _ROOT_OPTIONS)}
 large() {{
     dd if="$feed" of="$1" bs=1M skip="$2" count="$3" iflag=direct,fullblock oflag=direct conv=notrunc status=none
     truncate -s "$4" "$1"

@@ -1,0 +1,196 @@
+"""The process that holds libguestfs, with a stand-in for its bindings: starting, hanging, crashing, going away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from imgkit.engines import channel
+from imgkit.engines.channel import Channel, Drive, Options
+from imgkit.errors import HostError
+
+BINDINGS = """
+import os, subprocess, sys, time
+EVENT_APPLIANCE = 1
+class GuestFS:
+    def __init__(self, python_return_dict):
+        assert python_return_dict
+        self.drives = []
+    def set_event_callback(self, callback, mask):
+        self.callback = callback
+    def __getattr__(self, name):
+        if not name.startswith("set_"):
+            raise AttributeError(name)
+        return lambda *arguments: None
+    def add_drive_opts(self, path, **options):
+        self.drives.append((path, options))
+    def launch(self):
+        print("noise on standard output")
+        LAUNCH
+    def debug(self, command, arguments):
+        if "fail" in arguments[0]:
+            raise RuntimeError("debug: no such thing")
+        return repr(self.drives)
+    def read_file(self, path):
+        return b"\\xff"
+    def shutdown(self): pass
+    def close(self): pass
+"""
+
+
+@pytest.fixture
+def bindings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Installs the stand-in; write to the path returned to change it."""
+    path = tmp_path / "modules" / "guestfs.py"
+    path.parent.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(path.parent))
+    monkeypatch.setenv("SUPERMIN_KERNEL", "/kernel")
+    return path
+
+
+def set_launch(path: Path, body: str) -> None:
+    path.write_text(BINDINGS.replace("LAUNCH", body))
+
+
+def attempt(scratch: Path, seconds: float = 30) -> None:
+    options = Options(launch_timeout=seconds)
+    with channel.opened(scratch, [], options) as link:
+        channel.wait(link, time.monotonic() + seconds, options)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended (its parent may not have collected it yet) within five seconds."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def pid_in(path: Path) -> int:
+    for _ in range(200):
+        if path.exists() and path.read_text().strip():
+            return int(path.read_text())
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was never written")
+
+
+def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, tmp_path: Path) -> None:
+    set_launch(bindings, "pass")
+    options = Options()
+    with channel.opened(tmp_path, [Drive(Path("/disk"))], options) as link:
+        started = channel.wait(link, time.monotonic() + 30, options)
+        assert started["appliance"] == "stock"
+        assert "'/disk'" in link.shell("true")
+        assert "'cachemode': 'unsafe'" in link.shell("true")
+        assert link.call("read_file", "x") == {"base64": "/w=="}
+        with pytest.raises(channel.ApplianceError, match="no such thing") as e:
+            link.shell("fail")
+        assert e.value.kind == "call"
+        link.close()
+
+
+def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path) -> None:
+    bindings.write_text("raise ImportError('wrong ELF class')")
+    with pytest.raises(HostError, match=f"bindings cannot be imported by {sys.executable}.*wrong ELF class") as e:
+        attempt(tmp_path)
+    assert "python3-guestfs" in str(e.value.hint)
+    assert "--system-site-packages" in str(e.value.hint)
+
+
+def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path) -> None:
+    set_launch(bindings, 'self.callback(1, 0, "Kernel panic", []); raise RuntimeError("guestfs_launch failed")')
+    with pytest.raises(HostError, match="did not start: guestfs_launch failed; the last it said: Kernel panic"):
+        attempt(tmp_path)
+
+
+def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    set_launch(bindings, f'p = subprocess.Popen(["sleep", "99"]); open({str(note)!r}, "w").write(str(p.pid)); p.wait()')
+    with pytest.raises(HostError, match="did not start within 2 s"):
+        attempt(tmp_path, 2)
+    assert gone(pid_in(note))
+
+
+def test_a_crash_in_the_library_is_an_error_not_a_crash(bindings: Path, tmp_path: Path) -> None:
+    set_launch(bindings, 'os.write(2, b"free(): invalid pointer\\n"); os.abort()')
+    with pytest.raises(HostError, match=r"was killed by SIGABRT: free\(\): invalid pointer"):
+        attempt(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_a_killed_build(bindings: Path, tmp_path: Path, number: signal.Signals) -> None:
+    note = tmp_path / "pid"
+    set_launch(bindings, f'p = subprocess.Popen(["sleep", "99"]); open({str(note)!r}, "w").write(str(p.pid)); p.wait()')
+    program = (
+        "import sys\nfrom pathlib import Path\nimport tests.test_engine_process as me\nme.attempt(Path(sys.argv[1]))"
+    )
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(bindings.parent), str(root)])
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], env={**os.environ, "PYTHONPATH": path}) as build:
+        helper = pid_in(note)
+        build.send_signal(number)
+        build.wait(10)
+    assert gone(helper)
+
+
+def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) -> None:
+    set_launch(bindings, "time.sleep(2)")
+    links: list[Channel] = []
+    up = tmp_path / "up"
+    bindings.write_text(f"open({str(up)!r}, 'w').write('1')\n" + bindings.read_text())
+    with ExitStack() as stack:
+
+        def start() -> None:
+            links.append(stack.enter_context(channel.opened(tmp_path, [], Options())))
+            pid_in(up)  # until the kernel's parent-death signal, which watches this thread, is switched off again
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+        assert channel.wait(links[0], time.monotonic() + 30, Options())["appliance"] == "stock"
+
+
+def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:
+    cause = channel.ApplianceError("kernel", "/boot/vmlinuz-6 is not readable", "")
+    error = channel.launch_error(cause)
+    assert error.message == "libguestfs needs a kernel, and /boot/vmlinuz-6 is not readable by this user"
+    assert "chmod 0644" in str(error.hint)
+    assert "SUPERMIN_KERNEL" in str(error.hint)
+    none = channel.launch_error(channel.ApplianceError("kernel", "no kernel in /boot", ""))
+    assert "linux-image" in str(none.hint)
+
+
+@pytest.mark.parametrize(
+    ("message", "program"),
+    [
+        ("guestfs_launch failed: /usr/bin/supermin: No such file or directory", "supermin"),
+        ("cannot find qemu-system-x86_64: not found", "qemu-system-x86_64"),
+    ],
+)
+def test_missing_programs_are_named(message: str, program: str) -> None:
+    error = channel.launch_error(channel.ApplianceError("launch", message, ""))
+    assert error.message == f"{program}: program not found"
+    assert "apt-get install" in str(error.hint)
+
+
+def test_sockets_go_elsewhere_when_the_path_is_too_long(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    with channel._socket_folder(long) as folder:
+        assert len(os.fsencode(folder)) < 80
+        assert folder.is_dir()
+    assert not folder.exists()
+    with channel._socket_folder(Path("/tmp/short")) as folder:
+        assert folder == Path("/tmp/short")

@@ -1,0 +1,173 @@
+"""GRUB: configuration text, boot sector, core image."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from imgkit.disk import grub
+from imgkit.disk.layout import SPECS, PartitionSpec, make_layout
+from imgkit.errors import HostError, RecipeError
+from imgkit.rootfs.tree import Tree
+
+UUID = "e9233e7e-5284-59e5-a669-ca097b623c70"
+LAYOUT = make_layout(SPECS["amd64"], 1 << 30, uuid.UUID(int=1))
+
+
+def fake_boot_img() -> bytes:
+    image = bytearray(512)
+    image[:2] = b"\xeb\x63"
+    image[0x66:0x68] = b"\xeb\x05"
+    image[0x1FE:] = b"\x55\xaa"
+    return bytes(image)
+
+
+def tree_with_modules(platform: str) -> Tree:
+    tree = Tree()
+    where = f"usr/lib/grub/{platform}"
+    for name in grub.MODULES[platform]:
+        tree.write(f"{where}/{name}.mod", b"module")
+    for name in ("kernel.img", "moddep.lst"):
+        tree.write(f"{where}/{name}", b"x")
+    tree.write(f"{where}/boot.img", fake_boot_img())
+    return tree
+
+
+def fake_mkimage(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "grub-mkimage"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+WRITE_CORE = """echo "$@" >"$(dirname "$0")/argv"
+while [ $# -gt 1 ]; do case $1 in -o) out=$2;; -d) ls "$2" >"$(dirname "$0")/modules";; esac; shift; done
+head -c 1300 /dev/zero >"$out"
+"""
+
+
+def test_the_command_line_mounts_root_by_uuid_and_writable() -> None:
+    words = grub.kernel_arguments(UUID, ("tty0", "ttyS0,115200"), ("quiet",))
+    assert words == (
+        f"root=UUID={UUID}",
+        "rootfstype=ext4",
+        "rootflags=rw",
+        "console=tty0",
+        "console=ttyS0,115200",
+        "quiet",
+    )
+
+
+def test_the_configuration_names_kernel_and_its_initramfs() -> None:
+    text = grub.grub_cfg(UUID, ("a", "b"), kernel="vmlinuz-lts")
+    assert "linux /boot/vmlinuz-lts a b\n" in text
+    assert "initrd /boot/initramfs-lts\n" in text
+    assert "set timeout=0" in text
+    assert text.index("search.fs_uuid") < text.index("[ -e /boot/grub/menu ]")
+
+
+def test_grubs_own_checker_accepts_the_configuration(tmp_path: Path) -> None:
+    from tests.conftest import need_program
+
+    checker = need_program("grub-script-check")
+    good = tmp_path / "grub.cfg"
+    good.write_text(grub.grub_cfg(UUID, ("root=x",)))
+    assert subprocess.run([checker, good]).returncode == 0
+    bad = tmp_path / "bad.cfg"
+    bad.write_text(good.read_text().replace("\n}", "\n"))
+    assert subprocess.run([checker, bad], capture_output=True).returncode != 0
+
+
+def test_boot_code_is_patched_and_stops_before_the_partition_table() -> None:
+    code = grub.boot_code(fake_boot_img(), 2048)
+    assert len(code) == 440
+    assert struct.unpack_from("<Q", code, 0x5C) == (2048,)
+    assert code[0x66:0x68] == b"\x90\x90"
+
+
+@pytest.mark.parametrize("image", [b"", b"\0" * 512, fake_boot_img()[:-1], fake_boot_img()[:510] + b"\0\0"])
+def test_what_is_no_boot_img_is_refused(image: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not a GRUB boot\.img"):
+        grub.boot_code(image, 2048)
+
+
+def test_the_core_image_knows_where_its_other_sectors_are() -> None:
+    image = grub.embed_core(b"\1" * 1300, 2048, 1 << 20)
+    assert len(image) == 3 * 512
+    assert struct.unpack_from("<QHH", image, 0x1F4) == (2049, 2, 0x0820)
+    assert image[1300:] == b"\0" * 236
+
+
+@pytest.mark.parametrize(("size", "room"), [(100, 1 << 20), (2000, 1024), (889 * 512, 1 << 20)])
+def test_a_core_image_that_does_not_fit_is_refused(size: int, room: int) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        grub.embed_core(b"x" * size, 2048, room)
+
+
+def test_boot_files_for_both_firmwares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    tree = tree_with_modules("i386-pc")
+    for path, node in tree_with_modules("x86_64-efi").walk("usr/lib/grub/x86_64-efi"):
+        tree.add(path, node)
+    files = grub.make_boot_files(tree, "amd64", LAYOUT)
+    assert set(files.esp) == {"EFI/BOOT/BOOTX64.EFI", "startup.nsh"}
+    assert files.esp["startup.nsh"] == b"\\EFI\\BOOT\\BOOTX64.EFI\r\n"
+    assert len(files.core) == 1536
+    assert len(files.boot_code) == 440
+    argv = (tmp_path / "argv").read_text().split()
+    assert argv[:2] == ["-O", "x86_64-efi"]
+    assert argv[-len(grub.MODULES["x86_64-efi"]) :] == list(grub.MODULES["x86_64-efi"])
+    assert "kernel.img" in (tmp_path / "modules").read_text()
+
+
+def test_missing_modules_name_the_package() -> None:
+    with pytest.raises(RecipeError, match=r"i386-pc are not in the image \(usr/lib/grub/i386-pc/biosdisk\.mod\)") as e:
+        grub.make_boot_files(Tree(), "amd64", LAYOUT)
+    assert e.value.hint == "add grub-bios to the packages"
+
+
+def test_a_missing_grub_mkimage_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="grub-mkimage: program not found") as e:
+        grub.make_image(tree_with_modules("i386-pc"), "i386-pc", UUID)
+    assert e.value.hint == "apt-get install grub-common"
+
+
+def test_a_grub_mkimage_without_the_format_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, 'echo "error: unknown target format arm64-efi" >&2; exit 1', monkeypatch)
+    with pytest.raises(HostError, match=r"GRUB for arm64-efi: grub-mkimage failed with status 1: .*unknown target"):
+        grub.make_image(tree_with_modules("arm64-efi"), "arm64-efi", UUID)
+
+
+def test_an_esp_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", "2000000"), monkeypatch)
+    small = make_layout((PartitionSpec("esp", 1 << 20), PartitionSpec("root")), 1 << 30, uuid.UUID(int=1))
+    with pytest.raises(RecipeError, match="EFI system partition of 1024 KiB is too small") as e:
+        grub.make_boot_files(tree_with_modules("arm64-efi"), "arm64", small)
+    assert e.value.hint == "make it 16 MiB"
+    none = make_layout((PartitionSpec("root"),), 1 << 30, uuid.UUID(int=1))
+    with pytest.raises(RecipeError, match="needs an EFI system partition"):
+        grub.make_boot_files(tree_with_modules("arm64-efi"), "arm64", none)
+
+
+def test_the_real_grub_mkimage_makes_equal_bytes_from_equal_input() -> None:
+    from tests.conftest import need, need_program
+
+    need_program("grub-mkimage")
+    modules = Path("/usr/lib/grub/i386-pc")
+    need("GRUB's modules for i386-pc (grub-pc-bin)", (modules / "kernel.img").exists())
+    tree = Tree()
+    for path in sorted(modules.iterdir()):
+        if path.is_file():
+            tree.write(f"usr/lib/grub/i386-pc/{path.name}", path.read_bytes())
+    one, two = (grub.make_image(tree, "i386-pc", UUID) for _ in range(2))
+    assert one == two
+    assert UUID.encode() not in one, "compressed"
+    assert grub.make_image(tree, "i386-pc", UUID.replace("e", "d")) != one
+    embedded = grub.embed_core(one, 2048, 1 << 20)
+    assert len(embedded) < 300 * 512

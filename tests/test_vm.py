@@ -261,6 +261,8 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(512))
+    zboot = tmp_path / "vmlinuz"
+    zboot.write_bytes(b"MZ\0\0zimg")
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (HostError, "no such file", {"image": tmp_path / "none"}),
         (HostError, "no such folder to share as work", {"shares": {"work": tmp_path / "none"}}),
@@ -268,6 +270,7 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (UsageError, "serial mode has no ipc share", {"ipc": "serial", "shares": {"ipc": tmp_path}}),
         (UsageError, "unknown way to talk", {"ipc": "telepathy"}),
         (UsageError, "direct boot needs a kernel", {"firmware": "direct"}),
+        (HostError, "a compressed EFI kernel", {"firmware": "direct", "kernel": zboot}),
         (HostError, "QEMU does not start: failed with status 1", {}),
     ]
     for kind, message, options in cases:

@@ -6,19 +6,17 @@ The process belongs to the thread that boots: on Linux QEMU is killed when that 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imgkit import process
-from imgkit.errors import HostError, UsageError
-from imgkit.vm import agent, argv, console, firmware, launch, machines, probe, protocol
+from imgkit.errors import UsageError
+from imgkit.vm import agent, argv, bootspec, console, launch, machines, probe
 from imgkit.vm.agent import Completed, OnHostTool, OnPermission, Request, Transport, no_tool, refuse
-from imgkit.vm.argv import Disk, Share, VmSpec
+from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.filemode import FileMode
@@ -37,31 +35,6 @@ TIMEOUT = 180.0
 """Seconds that a boot gets by default (the agentd contract)."""
 POLL = 0.1
 _EMULATION_TRIES = 3
-
-
-@dataclass(frozen=True)
-class Boot:
-    """What is booted and how; see :meth:`VM.boot` for the fields."""
-
-    image: Path | None
-    arch: str
-    firmware: str = "bios"
-    kernel: Path | None = None
-    initrd: Path | None = None
-    command_line: str | None = None
-    memory_mib: int | None = None
-    cpus: int = 2
-    accelerator: str = "auto"
-    cpu: str | None = None
-    shares: Mapping[str, Path] = field(default_factory=dict)
-    ipc: str = "file"
-    config: bytes | None = None
-    network: bool = True
-    style: str = "harness"
-    bus: str = "virtio-blk"
-    root_port: bool = False
-    console: Path | None = None
-    extra: tuple[str, ...] = ()
 
 
 class VM:
@@ -372,7 +345,7 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         raise UsageError(f"{what.ipc}: unknown way to talk to the agent", hint="known are file and serial")
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
-        spec = _spec(what, verdict, folder)
+        spec = bootspec.spec(what, verdict, folder)
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
         ports += [argv.ROOT_PORT] if what.root_port else []
         memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)
@@ -383,70 +356,3 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         vm = VM(what, running, verdict, ConsoleLog(spec.console))
         stack.callback(vm.close)
         yield vm
-
-
-def _spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
-    config = folder / "config.iso" if what.config is not None else None
-    if config is not None and what.config is not None:
-        config.touch(0o600)
-        config.write_bytes(what.config)
-    flash = None
-    if what.firmware == "uefi":
-        machines.machine(what.arch)
-        flash = firmware.private_copy(firmware.find(what.arch), folder)
-    return VmSpec(
-        arch=what.arch,
-        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus),
-        console=(what.console or folder / "console.log").resolve(),
-        firmware=what.firmware,
-        flash=flash,
-        kernel=None if what.kernel is None else _file(what.kernel),
-        initrd=None if what.initrd is None else _file(what.initrd),
-        command_line=what.command_line,
-        cpus=what.cpus,
-        accelerator=verdict.argument,
-        cpu=what.cpu or verdict.cpu,
-        shares=_shares(what, folder),
-        config=config,
-        network=what.network,
-        style=what.style,
-        sandbox=sys.platform == "linux",
-        extra=what.extra,
-    )
-
-
-def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
-    chosen = dict(what.shares)
-    if what.ipc == "file" and "ipc" not in chosen:
-        chosen = {"ipc": folder / "ipc", **chosen}
-        chosen["ipc"].mkdir()
-    if what.ipc == "serial" and "ipc" in chosen:
-        raise UsageError("a machine in serial mode has no ipc share")
-    for tag, path in chosen.items():
-        argv.check_tag(tag)
-        if not path.is_dir():
-            raise HostError(f"{path}: no such folder to share as {tag}")
-    return tuple(Share(tag, path.resolve()) for tag, path in chosen.items())
-
-
-def _file(path: Path) -> Path:
-    """An absolute path: a name with a colon in it would be a protocol to QEMU."""
-    if not path.is_file():
-        raise HostError(f"{path}: no such file")
-    return path.resolve()
-
-
-def image_format(path: Path) -> str:
-    """ "qcow2" or "raw", from the first bytes.
-
-    Raises:
-        HostError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as source:
-            return "qcow2" if source.read(4) == b"QFI\xfb" else "raw"
-    except OSError as cause:
-        raise HostError(f"{path}: cannot be read: {cause.strerror}") from cause
-
-
-__all__ = ["VM", "Boot", "image_format", "protocol"]

@@ -41,7 +41,8 @@ class SerialMode:
     """A transport (:class:`imgkit.vm.agent.Transport`) over a connected socket.
 
     ``files`` has the files that the guest reported as changed, by their path relative to the project folder; who
-    takes one out frees its place. ``garbage`` has the last lines that meant nothing.
+    takes one out frees its place. ``refused`` has what the guest said about pushes that it did not take (path, error),
+    ``garbage`` the last lines that meant nothing.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -53,6 +54,7 @@ class SerialMode:
         self._known: set[str] = set()
         self._transfers: dict[str, _Transfer] = {}
         self.files: dict[str, bytes] = {}
+        self.refused: list[tuple[str, str]] = []
         self.garbage: list[Garbage] = []
 
     # ---- requests ------------------------------------------------------------------------------------------------
@@ -165,6 +167,9 @@ class SerialMode:
             self._stream(message)
         elif kind in ("file_sync", "file_sync_chunk", "file_sync_complete"):
             self._file(kind, message)
+        elif kind == "push_error":
+            self.refused.append((str(message.get("path"))[:4096], str(message.get("error"))[:1000]))
+            del self.refused[:-100]
         else:
             self._note(Garbage(line[:200], f"unknown type {str(kind)[:40]!r}"))
 

@@ -1,0 +1,118 @@
+"""From what the caller wants booted to the description of a machine: files looked up, private copies made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import argv, firmware, machines
+from imgkit.vm.argv import Disk, Share, VmSpec
+from imgkit.vm.probe import Verdict
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What is booted and how; see :meth:`VM.boot` for the fields."""
+
+    image: Path | None
+    arch: str
+    firmware: str = "bios"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str | None = None
+    memory_mib: int | None = None
+    cpus: int = 2
+    accelerator: str = "auto"
+    cpu: str | None = None
+    shares: Mapping[str, Path] = field(default_factory=dict)
+    ipc: str = "file"
+    config: bytes | None = None
+    network: bool = True
+    style: str = "harness"
+    bus: str = "virtio-blk"
+    root_port: bool = False
+    console: Path | None = None
+    extra: tuple[str, ...] = ()
+
+
+def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
+    """The machine for ``what``; ``folder`` is private and gets the config drive, variable store, console, ipc share.
+
+    Raises:
+        HostError: a file, folder or the firmware is missing. UsageError: a share's name or the mix is wrong.
+    """
+    config = folder / "config.iso" if what.config is not None else None
+    if config is not None and what.config is not None:
+        config.touch(0o600)
+        config.write_bytes(what.config)
+    flash = None
+    if what.firmware == "uefi":
+        machines.machine(what.arch)
+        flash = firmware.private_copy(firmware.find(what.arch), folder)
+    return VmSpec(
+        arch=what.arch,
+        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus),
+        console=(what.console or folder / "console.log").resolve(),
+        firmware=what.firmware,
+        flash=flash,
+        kernel=None if what.kernel is None else _kernel(what.kernel),
+        initrd=None if what.initrd is None else _file(what.initrd),
+        command_line=what.command_line,
+        cpus=what.cpus,
+        accelerator=verdict.argument,
+        cpu=what.cpu or verdict.cpu,
+        shares=_shares(what, folder),
+        config=config,
+        network=what.network,
+        style=what.style,
+        sandbox=sys.platform == "linux",
+        extra=what.extra,
+    )
+
+
+def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
+    chosen = dict(what.shares)
+    if what.ipc == "file" and "ipc" not in chosen:
+        chosen = {"ipc": folder / "ipc", **chosen}
+        chosen["ipc"].mkdir()
+    if what.ipc == "serial" and "ipc" in chosen:
+        raise UsageError("a machine in serial mode has no ipc share")
+    for tag, path in chosen.items():
+        argv.check_tag(tag)
+        if not path.is_dir():
+            raise HostError(f"{path}: no such folder to share as {tag}")
+    return tuple(Share(tag, path.resolve()) for tag, path in chosen.items())
+
+
+def _file(path: Path) -> Path:
+    """An absolute path: a name with a colon in it would be a protocol to QEMU."""
+    if not path.is_file():
+        raise HostError(f"{path}: no such file")
+    return path.resolve()
+
+
+def _kernel(path: Path) -> Path:
+    """A kernel that QEMU can start: before 8.1 it hangs on a compressed EFI image (zboot) without a word."""
+    with _file(path).open("rb") as source:
+        if source.read(8)[4:] == b"zimg":
+            raise HostError(
+                f"{path}: a compressed EFI kernel, which QEMU cannot start directly",
+                hint="use the unpacked Image that a build leaves beside the disk image",
+            )
+    return path.resolve()
+
+
+def image_format(path: Path) -> str:
+    """Which of "qcow2" and "raw" it is, from the first bytes.
+
+    Raises:
+        HostError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as source:
+            return "qcow2" if source.read(4) == b"QFI\xfb" else "raw"
+    except OSError as cause:
+        raise HostError(f"{path}: cannot be read: {cause.strerror}") from cause

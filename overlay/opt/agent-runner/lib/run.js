@@ -39,7 +39,7 @@ class Runner {
 
   async #answer(id, data, signal, history, started) {
     const { channel, log } = this.#services;
-    const stream = await channel.openStream(id);
+    const stream = await retrying(() => channel.openStream(id), this.#services.config.times.retry);
     const outcome = await this.#outcome(id, data, signal, history, stream).catch((error) => failure(error));
     const event = { type: 'result', ...outcome, durationMs: Math.round(performance.now() - started) };
     await stream.write({ type: 'sdk_event', event });

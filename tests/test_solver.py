@@ -321,6 +321,17 @@ def test_entries_that_are_no_dependencies_are_reported_together() -> None:
     assert len(caught.value.problems) == 2
 
 
+def test_giving_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 1)
+    assert "could not be made to fit together in reasonable time" in refusal("x", "x 1 D:y", "y 1")
+
+
+def test_full_claims_are_named_with_the_name_they_claim() -> None:
+    message = refusal("a q", "a 1 D:p", "p 1 p:n=1", "q 1 p:n=1")
+    assert "p (needed by a, wanted by the recipe) provides n" in message
+    assert "q (wanted by the recipe) provides n" in message
+
+
 # ---- properties ----------------------------------------------------------------------------------------------------
 
 
@@ -371,8 +382,11 @@ def relation(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["", "", "", "!"])) + name + (operator + draw(versions) if operator else "")
 
 
+conditions = st.lists(relation(), max_size=2).filter(lambda texts: not texts or texts[0][0] != "!")
+
+
 @st.composite
-def repository(draw: st.DrawFn, *, priority: st.SearchStrategy[int]) -> list[Package]:
+def repository(draw: st.DrawFn, *, priority: st.SearchStrategy[int], conditional: bool = False) -> list[Package]:
     packages = {}
     for name, version in draw(st.sets(st.tuples(st.sampled_from(NAMES), versions), min_size=1, max_size=8)):
         provided = draw(st.sets(st.sampled_from(VIRTUALS + NAMES.replace(name, "")), max_size=2))
@@ -384,6 +398,7 @@ def repository(draw: st.DrawFn, *, priority: st.SearchStrategy[int]) -> list[Pac
             provider_priority=draw(priority),
             depends=tuple(draw(st.lists(relation(), max_size=3))),
             provides=provides,
+            install_if=tuple(draw(conditions)) if conditional else (),
         )
     return [packages[key] for key in sorted(packages)]
 
@@ -418,6 +433,21 @@ def test_what_it_finds_is_complete_also_where_virtual_names_need_a_choice(
 ) -> None:
     solution = attempt(world, packages)
     assert solution is None or faults(world, solution) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(repository(priority=st.integers(1, 3), conditional=True), st.lists(relation(), min_size=1, max_size=3))
+def test_install_if_leaves_out_only_what_does_not_fit(packages: list[Package], world: list[str]) -> None:
+    solution = attempt(world, packages)
+    assert (solution is not None) == satisfiable(world, packages), "install_if neither helps nor hinders"
+    if solution is None:
+        return
+    assert faults(world, solution) == []
+    chosen = {one.name for one in solution}
+    for one in packages:
+        if one.name not in chosen and invited(one, solution):
+            everything = [*world, *(f"{other.name}><{other.identity}" for other in (*solution, one))]
+            assert not satisfiable(everything, packages), f"{one} was left out"
 
 
 @settings(max_examples=200, deadline=None)

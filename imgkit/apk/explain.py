@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from imgkit.apk.candidates import Catalog, Reach
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
-from imgkit.apk.search import Ban, Cause, Need, NoSolution, Only, Present, Unselected
+from imgkit.apk.requirements import Ban, Need, Only, Present, Unselected
+from imgkit.apk.search import Cause, NoSolution
 
 _WANTED = "wanted by the recipe"
 
@@ -80,8 +81,6 @@ class Chains:
         words = []
         asker: Package | None = package
         while asker is not None:
-            if id(asker) not in self._asker:
-                return f"{package.name} ({asker.name} is installed by its install_if rule)"
             asker = self._asker[id(asker)]
             words.append(f"needed by {asker.name}" if asker else _WANTED)
         return f"{package.name} ({', '.join(words)})"

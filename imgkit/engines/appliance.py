@@ -20,11 +20,12 @@ import os
 import platform
 import queue
 import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -98,6 +99,8 @@ class Holder:
         handle.set_memsize(request["memory"])
         handle.set_smp(request["cpus"])
         handle.set_tmpdir(request["tmpdir"])
+        if request["cache"]:
+            handle.set_cachedir(request["cache"])
         handle.set_append(f"{_ARGUMENTS} {_X86_TCG_ARGUMENTS}" if tcg and x86 else _ARGUMENTS)
         for drive in request["drives"]:
             handle.add_drive_opts(
@@ -169,7 +172,22 @@ def _plain(value: Any) -> Any:
     return {"base64": base64.b64encode(value).decode()}
 
 
+def _own_socket_folders() -> set[Path]:
+    """The folders of the sockets that this process has open: for root libguestfs puts them into ``/tmp``."""
+    mine = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            mine.add(str(descriptor.readlink()))
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    sockets = [line.split() for line in lines if line.endswith("/guestfsd.sock")]
+    return {Path(words[-1]).parent for words in sockets if f"socket:[{words[-2]}]" in mine}
+
+
 def _end_everything() -> None:
+    with suppress(OSError):
+        for folder in _own_socket_folders():
+            if folder.name.startswith("libguestfs"):
+                shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -135,6 +135,13 @@ class Channel:
         """Shut the appliance down in order, so that all it wrote is on the disk."""
         self.ask({"op": "close"})
 
+    def hang_up(self) -> None:
+        """Let the process end itself and what it started, which tidies up more than killing it from here would."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            self._child.wait(timeout=5)
+
     def _died(self) -> HostError:
         try:
             status = self._child.wait(timeout=5)
@@ -153,7 +160,7 @@ def opened(scratch: Path, drives: Sequence[Drive], options: Options) -> Iterator
     """
     log = scratch / "appliance.log"
     with _socket_folder(scratch) as sockets, log.open("wb") as errors:
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"}
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "LC_ALL": "C.UTF-8"}
         for name in [name for name in environment if name.startswith("LIBGUESTFS_") and name not in _KEPT]:
             del environment[name]
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -164,7 +171,10 @@ def opened(scratch: Path, drives: Sequence[Drive], options: Options) -> Iterator
         with process.start(argv, env=environment, stdin=pipe, stdout=pipe, stderr=errors.fileno()) as child:
             channel = Channel(child, log)
             channel.post(_launch_request(scratch, drives, options))
-            yield channel
+            try:
+                yield channel
+            finally:
+                channel.hang_up()
 
 
 _HOME = Path(__file__).resolve().parents[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import uuid
@@ -12,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from imgkit.apk.index import Package
 from imgkit.apk.package import PackageFile, open_package
@@ -30,6 +29,7 @@ from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs import npm
 from imgkit.rootfs.compose import Composition, Selection, compose
 from imgkit.rootfs.kernel import direct_boot_image
+from imgkit.vm.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
 _CONTENT_SLACK = 16 << 20  # bytes by which a package may exceed the size that its index states
@@ -42,16 +42,15 @@ class Request:
     Attributes:
         out: folder of the results.
         work: folder for scratch files; None makes one in ``out``.
-        accelerator: for the appliance, as the probe found it.
+        appliance: how the appliance runs.
     """
 
     recipe: Recipe
     arch: str
     out: Path
     cache: Cache
+    appliance: Options
     work: Path | None = None
-    accelerator: Literal["kvm", "tcg"] = "tcg"
-    locked: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ def build(request: Request) -> Result:
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
     with _workspace(request) as work, ExitStack() as stack:
-        options = Options(accelerator=request.accelerator, cache=request.cache.folder / "appliance")
-        engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, options))
+        engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, request.appliance))
         with steps.step("plan"):
             base = fetch_base(recipe, arch, request.cache, work / "minirootfs")
             plan = make_plan(recipe, arch, base, request.cache)
@@ -186,11 +184,6 @@ def _refuse_pending(made: Composition, arch: str) -> None:
             f"{arch}: cannot be computed, and cannot run on this host: {names}",
             hint=f"build on {arch}, or state that they need not run: skip_scripts = [{packages!r}]",
         )
-
-
-def host_arch() -> str:
-    """imgkit's name of the machine that this runs on."""
-    return {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
 
 def _write_boot_files(made: Composition, work: Path) -> None:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="imgkit", description="Bootable Alpine Linux images for agent sandboxes.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"imgkit {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="show every command that is run")
     common.add_argument("-q", "--quiet", action="store_true", help="show errors only")
     common.add_argument("--debug", action="store_true", help="show where an error came from, as a traceback")

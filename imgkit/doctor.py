@@ -103,7 +103,9 @@ def _firmware() -> Iterator[Finding]:
         try:
             found = firmware.find(arch)
         except ImgkitError as error:
-            yield Finding(f"UEFI {arch}", False, error.message, f"boot {arch} by UEFI", error.hint or "", required=False)
+            yield Finding(
+                f"UEFI {arch}", False, error.message, f"boot {arch} by UEFI", error.hint or "", required=False
+            )
         else:
             yield Finding(f"UEFI {arch}", True, str(found.code), f"boot {arch} by UEFI")
 

@@ -32,9 +32,9 @@ initramfs_features = ["base", "ext4", "virtio"]
 kernel_arguments = ["quiet"]
 
 services = {
-    "sysinit": ["devfs", "hwdrivers"],
-    "boot": ["imgkit-config", "imgkit-growroot", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
-    "default": ["agentd", "networking"],
+    "sysinit": ["devfs"],
+    "boot": ["imgkit-config", "imgkit-growroot", "agentd", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
+    "default": ["networking"],
     "shutdown": ["mount-ro", "killprocs"],
 }
 

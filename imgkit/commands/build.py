@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imgkit.build import Request, Result, build, host_arch
+from imgkit.build import Request, Result, build
+from imgkit.commands.reading import appliance_options
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.recipe import Recipe, load, parse_setting
-from imgkit.vm.probe import probe
+from imgkit.vm.machines import host_arch
 
 NAME = "build"
 HELP = "build the images of a recipe"
@@ -70,9 +71,7 @@ def run(options: argparse.Namespace) -> int:
     cache = Cache(default_folder(), offline=options.offline)
     results = []
     for arch in architectures(options, recipe, os.environ):
-        accelerator = probe(host_arch()).accelerator
-        request = Request(recipe, arch, out, cache, work=work, accelerator="kvm" if accelerator == "kvm" else "tcg")
-        result = build(request)
+        result = build(Request(recipe, arch, out, cache, appliance_options(), work=work))
         results.append(result)
         if not options.quiet:
             print(result.steps.table(), file=sys.stderr)

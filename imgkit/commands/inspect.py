@@ -1,0 +1,62 @@
+"""Show what is in an image: partitions, file systems, packages. Boots nothing of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from imgkit.apk.database import parse_installed
+from imgkit.commands.reading import appliance_options
+from imgkit.engines.reading import open_image
+
+NAME = "inspect"
+HELP = "what is in an image: partitions, packages, sizes"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    with (
+        tempfile.TemporaryDirectory(prefix="imgkit-") as scratch,
+        open_image(options.image, Path(scratch), appliance_options()) as reader,
+    ):
+        found = reader.describe()
+    records = parse_installed(found.pop("apk_installed"))
+    found["packages"] = [
+        {"name": one.package.name, "version": one.package.version, "size": one.package.installed_size}
+        for one in records
+    ]
+    print(json.dumps(found, indent=2) if options.json else text(options.image, found))
+    return 0
+
+
+def text(image: Path, found: dict[str, Any]) -> str:
+    """The findings as tables."""
+    system, root = found["os_release"], found["root"]
+    lines = [
+        f"{image}: {found['format']}, {_mib(found['virtual_size'])} MiB, {_mib(found['file_size'])} MiB on disk",
+        f"system     {system.get('PRETTY_NAME', 'unknown')}",
+        f"kernel     {', '.join(found['kernels']) or 'none'}",
+        f"root       {_mib(root['used'])} MiB of {_mib(root['size'])} MiB used, {root['inodes_used']} inodes",
+        "",
+        f"{'nr':>3}  {'name':<12} {'filesystem':<10} {'start':>9}  {'size':>9}  uuid",
+    ]
+    for part in found["partitions"]:
+        lines.append(
+            f"{part['number']:>3}  {part['name']:<12} {part['filesystem'] or '-':<10} {_mib(part['start']):>5} MiB"
+            f"  {_mib(part['size']):>5} MiB  {part['fs_uuid'] or part['uuid']}"
+        )
+    lines += ["", f"{len(found['packages'])} packages, the largest first"]
+    for one in sorted(found["packages"], key=lambda one: (-one["size"], one["name"])):
+        lines.append(f"{one['size'] / 1e6:9.1f} MB  {one['name']}-{one['version']}")
+    return "\n".join(lines)
+
+
+def _mib(size: int) -> int:
+    return -(-size // (1 << 20))

@@ -1,0 +1,105 @@
+"""What ``boot`` and ``run`` share: the options that describe a machine, and the machine that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import configdrive
+from imgkit.vm.machines import MACHINES, host_arch
+from imgkit.vm.running import VM
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
+    parser.add_argument("--arch", choices=sorted(MACHINES), help="architecture (default: from the image's name)")
+    parser.add_argument("--firmware", choices=["bios", "uefi", "direct"], help="default: bios on amd64, uefi on arm64")
+    parser.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds until the agent is ready")
+    parser.add_argument("--accel", choices=["auto", "kvm", "hvf", "tcg"], default="auto", help="default: what works")
+    parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
+    parser.add_argument(
+        "--share", action="append", default=[], metavar="TAG=DIR", help="folder for the guest; may be repeated"
+    )
+    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment of the agent")
+    parser.add_argument(
+        "--secret", action="append", default=[], metavar="K=FILE", help="the same, its value read from a file"
+    )
+    parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
+
+
+def pairs(words: list[str], option: str) -> dict[str, str]:
+    """``K=V`` words as a mapping.
+
+    Raises:
+        UsageError: one has no ``=`` or no name.
+    """
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {word}: not of the form NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> AbstractContextManager[VM]:
+    """The machine that ``options`` describe, ready when the block begins.
+
+    Raises:
+        UsageError: options contradict one another.
+        HostError: the image or a file of it is missing, or this host cannot run it.
+        BootError: the guest did not come up.
+    """
+    arch = options.arch or guess_arch(options.image)
+    firmware = options.firmware or ("bios" if arch == "amd64" else "uefi")
+    if firmware == "bios" and arch != "amd64":
+        raise UsageError(f"{arch} has no BIOS", hint="--firmware uefi or --firmware direct")
+    kernel = initrd = None
+    if firmware == "direct":
+        kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
+    folders = {tag: Path(folder) for tag, folder in pairs(options.share, "--share").items()} | (shares or {})
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+    return VM.boot(
+        options.image,
+        arch=arch,
+        firmware=firmware,
+        kernel=kernel,
+        initrd=initrd,
+        memory_mib=options.memory,
+        cpus=options.cpus,
+        cpu=options.cpu,
+        accelerator=options.accel,
+        shares=folders,
+        config=configdrive.make(pairs(options.env, "--env"), _secrets(options.secret)) or None,
+        console=options.console,
+        timeout=options.timeout,
+    )
+
+
+def guess_arch(image: Path) -> str:
+    """The architecture in the image's name (``linux-arm64.qcow2``), or this host's."""
+    words = image.stem.replace("_", "-").split("-")
+    return next((arch for arch in MACHINES if arch in words), host_arch())
+
+
+def _beside(image: Path, what: str, arch: str) -> Path:
+    found = sorted(image.parent.glob(f"{what}-*-{arch}"))
+    if not found:
+        raise HostError(f"{image.parent}/{what}-*-{arch}: not there", hint="a build puts it beside the image")
+    return found[-1]
+
+
+def _secrets(words: list[str]) -> dict[str, bytes]:
+    values = {}
+    for name, path in pairs(words, "--secret").items():
+        try:
+            values[name] = Path(path).read_bytes()
+        except OSError as cause:
+            raise UsageError(f"--secret {name}: {path}: {cause.strerror}") from cause
+    return values

@@ -1,0 +1,59 @@
+"""Boot an image and run one command in it as the agent's user; its exit status is the command's.
+
+Everything after -- is the command. Without one, --prompt is given to the agent that the image or the environment
+configures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from imgkit.commands import machine
+from imgkit.errors import GuestError, UsageError
+from imgkit.vm.agent import Request, status
+from imgkit.vm.protocol import AgentEvent, Event, Output, Result
+
+NAME = "run"
+HELP = "run one command in an image"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    machine.arguments(parser)
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder to work in: /workspace/project in the guest")
+    parser.add_argument("--prompt", help="text for the agent instead of a command")
+    parser.add_argument("guest_command", nargs="*", metavar="COMMAND", help="after --")
+
+
+def run(options: argparse.Namespace) -> int:
+    if bool(options.guest_command) == bool(options.prompt):
+        raise UsageError("give a command or a prompt", hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
+    shares = {"work": options.work} if options.work else {}
+    with machine.boot(options, shares) as vm:
+        with vm.request(command=options.guest_command or None, prompt=options.prompt) as request:
+            result = _follow(request)
+        vm.kill()
+    if not result.ok and result.exit_code in (None, 0):
+        raise GuestError(result.text or "the agent failed without saying why")
+    return status(result)
+
+
+def _follow(request: Request) -> Result:
+    """Show what comes until the result does, and return that."""
+    for event in request:
+        if isinstance(event, Result):
+            return event
+        _show(event)
+    raise GuestError("the request ended without a result")
+
+
+def _show(event: Event) -> None:
+    """Output goes where it went in the guest; what an agent reports is a line of JSON on stdout."""
+    if isinstance(event, Output):
+        stream = sys.stdout if event.stream == "stdout" else sys.stderr
+        stream.buffer.write(event.data)
+        stream.flush()
+    elif isinstance(event, AgentEvent):
+        print(json.dumps(event.body), flush=True)

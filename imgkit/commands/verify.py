@@ -1,0 +1,61 @@
+"""Compare every file of an image with the manifest beside it; boots nothing of the image."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from imgkit.commands.reading import appliance_options
+from imgkit.engines.reading import open_image
+from imgkit.errors import InputError
+from imgkit.rootfs.archive import tree_from_tar
+from imgkit.rootfs.digest import differences, records
+
+NAME = "verify"
+HELP = "compare every file of an image with its manifest"
+SHOWN = 50  # differences that are listed
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="default: IMAGE with .manifest.json")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Status 0 when everything is as the manifest says, 4 when something is not."""
+    path = options.manifest or options.image.with_suffix(".manifest.json")
+    manifest = read_manifest(path)
+    with tempfile.TemporaryDirectory(prefix="imgkit-", dir=options.image.parent) as scratch:
+        archive = Path(scratch) / "root.tar"
+        folder = Path(scratch) / "appliance"
+        folder.mkdir()
+        with open_image(options.image, folder, appliance_options()) as reader, archive.open("wb") as sink:
+            reader.read_tar(sink)
+        found = records(tree_from_tar(archive))
+    lines = differences(manifest["files"], found)
+    for line in lines[:SHOWN]:
+        print(line)
+    if lines:
+        raise InputError(f"{options.image}: {len(lines)} of {len(found)} paths are not as {path} says")
+    print(f"{options.image}: {len(found)} paths are as {path} says")
+    return 0
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest.
+
+    Raises:
+        InputError: it is missing, or none.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise InputError(f"{path}: {cause.strerror}", hint="a build puts the manifest beside the image") from cause
+    except ValueError as cause:
+        raise InputError(f"{path}: not JSON: {cause}") from cause
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise InputError(f"{path}: not a manifest of imgkit")
+    return found

@@ -24,7 +24,7 @@ from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
 from imgkit.engines.guestfs import launch
 from imgkit.progress import Steps
-from imgkit.rootfs.tree import File, Inline, Tree
+from imgkit.tree import File, Inline, Tree
 
 SEED = uuid.UUID(int=1)
 BOOT = BootFiles(b"\xeb\x63" + bytes(438), bytes(150 << 10), {"EFI/BOOT/BOOTX64.EFI": bytes(500 << 10)})

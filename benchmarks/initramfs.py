@@ -14,7 +14,7 @@ from fixtures.mirror import make
 from imgkit.rootfs.initramfs import make_initramfs
 from imgkit.rootfs.kernel import kernels
 from imgkit.rootfs.libraries import check_architecture
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 
 FEATURES = {"default": None, "base virtio ext4": ("base", "virtio", "ext4")}

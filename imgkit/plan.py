@@ -24,7 +24,7 @@ from imgkit.fetch.releases import Release, newest_minirootfs
 from imgkit.recipe import Recipe
 from imgkit.rootfs.install import installed_in, world_in
 from imgkit.rootfs.minirootfs import unpack
-from imgkit.rootfs.tree import File, Tree
+from imgkit.tree import File, Tree
 
 _KEYS = "etc/apk/keys"
 _MAX_LISTING = 1 << 20

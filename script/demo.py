@@ -1,4 +1,4 @@
-"""Build the default recipe, from the official mirror or where that is out of reach from the offline one, and boot it."""
+"""Build the default recipe from the official mirror, or the offline one where that is out of reach, and boot it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from imgkit.rootfs import accounts
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.tree import Directory, File, Inline, Tree
+from imgkit.tree import Directory, File, Inline, Tree
 
 DAY = 20777
 EPOCH = DAY * 86400 + 5

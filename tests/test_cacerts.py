@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import re
 import subprocess
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from imgkit.errors import InputError
 from imgkit.rootfs import cacerts
-from imgkit.rootfs.tree import Symlink, Tree
+from imgkit.tree import Symlink, Tree
 from tests.conftest import need_program
 from tests.trees import tree_from_tar
 
@@ -104,7 +105,7 @@ def test_what_is_no_certificate_is_named() -> None:
     good = named((CN, "a"))
     for broken in (
         good.replace(b"MI", b"AA", 1),
-        good.replace(b"=\n", b"\n"),
+        re.sub(rb".\n-----END", b"\n-----END", good),
         _cut(good, 40),
         _cut(good, 1),
         _cut(good, 0),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.rootfs.cpio import Member, write_newc
-from imgkit.rootfs.tree import Device, Directory, File, HardLink, Inline, Node, Symlink
+from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Symlink
 from tests.conftest import need_program
 from tests.trees import read_newc
 

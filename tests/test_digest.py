@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from imgkit.rootfs.digest import differences, fingerprint, records
-from imgkit.rootfs.tree import Device, Directory, HardLink, Symlink, Tree
+from imgkit.tree import Device, Directory, HardLink, Symlink, Tree
 
 
 def sample() -> Tree:

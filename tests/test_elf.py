@@ -21,7 +21,7 @@ from imgkit.errors import InputError
 from imgkit.rootfs import elf
 from imgkit.rootfs.elf import ET_EXEC, ET_REL, MACHINES, ElfError
 from imgkit.rootfs.libraries import Libraries, check_architecture, system_path, with_targets
-from imgkit.rootfs.tree import Content, HardLink, Inline, Slice, Tree
+from imgkit.tree import Content, HardLink, Inline, Slice, Tree
 from tests.elves import make_elf
 
 LOADER = "lib/ld-musl-x86_64.so.1"

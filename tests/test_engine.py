@@ -26,7 +26,7 @@ from imgkit.engines.convert import convert
 from imgkit.engines.reading import image_info, open_image, parse_os_release
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.progress import Steps
-from imgkit.rootfs.tree import Device, Directory, File, HardLink, Inline, Node, Tree
+from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
 from tests.trees import tree_from_tar
 

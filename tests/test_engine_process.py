@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.engines import channel
+from imgkit.engines import channel, hostkernel
 from imgkit.engines.channel import Channel, Drive, Options
 from imgkit.errors import HostError
 
@@ -161,6 +161,46 @@ def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) 
         thread.start()
         thread.join()
         assert channel.wait(links[0], time.monotonic() + 30, Options())["appliance"] == "stock"
+
+
+def host_with(tmp_path: Path, kernels: dict[str, int]) -> tuple[Path, Path]:
+    """Folders of kernels with these releases and modes, and their modules."""
+    boot, modules = tmp_path / "boot", tmp_path / "modules"
+    boot.mkdir()
+    for release, mode in kernels.items():
+        (modules / release).mkdir(parents=True)
+        (boot / f"vmlinuz-{release}").touch(mode)
+    return boot, modules
+
+
+@pytest.fixture
+def not_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File modes count for root too."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: bool(path.stat().st_mode & 0o004))
+
+
+def test_the_newest_kernel_that_can_be_read_is_taken(not_root: None, tmp_path: Path) -> None:
+    boot, modules = host_with(tmp_path, {"6.1.0-9-amd64": 0o644, "6.1.0-10-amd64": 0o644, "6.1.0-11-amd64": 0o600})
+    assert hostkernel.choice({}, boot, modules) == {
+        "SUPERMIN_KERNEL": str(boot / "vmlinuz-6.1.0-10-amd64"),
+        "SUPERMIN_MODULES": str(modules / "6.1.0-10-amd64"),
+    }
+    (boot / "vmlinuz-6.1.0-11-amd64").chmod(0o644)
+    assert hostkernel.choice({}, boot, modules) == {}, "supermin finds it by itself"
+    (boot / "vmlinuz-6.1.0-12-amd64").touch(0o600)
+    assert hostkernel.choice({}, boot, modules) == {}, "it has no modules"
+
+
+def test_no_kernel_or_none_that_can_be_read(not_root: None, tmp_path: Path) -> None:
+    boot, modules = host_with(tmp_path, {})
+    with pytest.raises(hostkernel.NoKernelError, match="no kernel in"):
+        hostkernel.choice({}, boot, modules)
+    other = tmp_path / "other"
+    other.mkdir()
+    boot, modules = host_with(other, {"6.1": 0o600})
+    with pytest.raises(hostkernel.NoKernelError, match=r"vmlinuz-6\.1 is not readable"):
+        hostkernel.choice({}, boot, modules)
+    assert hostkernel.choice({"SUPERMIN_KERNEL": "/k"}, boot, modules) == {}, "the user knows"
 
 
 def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:

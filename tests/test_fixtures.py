@@ -29,7 +29,7 @@ from fixtures import __main__, apkbuild, database, debian, download, elf, ext4, 
 from fixtures.apkbuild import Entry, PkgInfo, SigningKey
 from fixtures.server import HTML, NOT_FOUND, Fault, Site
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree
+from imgkit.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree
 from tests.conftest import need_program
 
 INFO: PkgInfo = {

@@ -20,7 +20,7 @@ import yaml
 from fixtures import database, elf, minirootfs, pins, pristine
 from fixtures.download import member
 from fixtures.mirror import Mirror, cache_folder
-from imgkit.rootfs.tree import Directory, File, Symlink, Tree
+from imgkit.tree import Directory, File, Symlink, Tree
 from tests.conftest import need
 from tests.trees import tree_from_tar
 

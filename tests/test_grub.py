@@ -13,7 +13,7 @@ import pytest
 from imgkit.disk import grub
 from imgkit.disk.layout import SPECS, PartitionSpec, make_layout
 from imgkit.errors import HostError, RecipeError
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 
 UUID = "e9233e7e-5284-59e5-a669-ca097b623c70"
 LAYOUT = make_layout(SPECS["amd64"], 1 << 30, uuid.UUID(int=1))

@@ -16,7 +16,7 @@ from imgkit.rootfs.elf import ET_EXEC, ET_REL
 from imgkit.rootfs.initramfs import install_initramfs, make_initramfs
 from imgkit.rootfs.kernel import kernels
 from imgkit.rootfs.mkinitfs import CONFIGURATION, FEATURES, Configuration, expand, parse_shell, read_configuration
-from imgkit.rootfs.tree import File, HardLink, Symlink, Tree
+from imgkit.tree import File, HardLink, Symlink, Tree
 from tests.elves import make_elf
 from tests.trees import CpioMember, read_newc, tree_from_tar
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
 from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, version_key
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 
 IMAGE = bytes(0x38) + b"ARMd" + bytes(range(256))

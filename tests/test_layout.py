@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imgkit.disk.layout import ALIGNMENT, SECTOR, SPECS, PartitionSpec, make_layout, minimum_size
 from imgkit.disk.size import check_fits, needed_root_bytes, parse_size, root_capacity, show_size, tree_blocks
 from imgkit.errors import RecipeError
-from imgkit.rootfs.tree import File, Inline, Slice, Tree
+from imgkit.tree import File, Inline, Slice, Tree
 
 GIB = 1 << 30
 NOWHERE = Path("/nonexistent")

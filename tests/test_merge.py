@@ -11,7 +11,7 @@ from imgkit.apk.unpack import Entry
 from imgkit.errors import RecipeError
 from imgkit.rootfs.accounts import Names
 from imgkit.rootfs.merge import Ledger, merge, remove
-from imgkit.rootfs.tree import Directory, File, HardLink, Inline, Symlink, Tree
+from imgkit.tree import Directory, File, HardLink, Inline, Symlink, Tree
 
 NAMES = Names(users={"root": 0, "www": 80}, groups={"root": 0, "www": 81})
 

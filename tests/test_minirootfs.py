@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imgkit.errors import InputError
 from imgkit.rootfs import minirootfs
 from imgkit.rootfs.digest import differences, records
-from imgkit.rootfs.tree import Directory, File, HardLink, Inline, Tree
+from imgkit.tree import Directory, File, HardLink, Inline, Tree
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "alpine" / "v3.20" / "releases"
 

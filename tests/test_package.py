@@ -26,7 +26,7 @@ from imgkit.apk.signature import Keyring
 from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.tree import Directory, File, HardLink, Symlink
+from imgkit.tree import Directory, File, HardLink, Symlink
 from tests.test_signature import ALPINE, keyring, real_keyring, signing_key
 
 INFO: apkbuild.PkgInfo = {

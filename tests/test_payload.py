@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.rootfs.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
 from tests.elves import make_elf
 
 EPOCH = 1_700_000_000

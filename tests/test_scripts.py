@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from imgkit.rootfs.digest import differences, records
 from imgkit.rootfs.scripts import Hooks, Outcome, Pending, Unsupported, attempt, run_script
 from imgkit.rootfs.shell import parse
-from imgkit.rootfs.tree import Device, Directory, File, HardLink, Symlink, Tree
 from imgkit.rootfs.triggers import matching_directories
+from imgkit.tree import Device, Directory, File, HardLink, Symlink, Tree
 from tests.trees import tree_from_tar
 
 if TYPE_CHECKING:

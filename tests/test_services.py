@@ -6,7 +6,7 @@ import pytest
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs import services
-from imgkit.rootfs.tree import Symlink, Tree
+from imgkit.tree import Symlink, Tree
 
 
 def base() -> Tree:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.rootfs.tree import (
+from imgkit.tree import (
     Device,
     Directory,
     File,

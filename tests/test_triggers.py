@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from imgkit.rootfs import busybox
 from imgkit.rootfs.scripts import Hooks, Outcome, Unsupported, run_script
-from imgkit.rootfs.tree import Directory, Symlink, Tree, TreeError
 from imgkit.rootfs.triggers import matching_directories, unlisted_modules
+from imgkit.tree import Directory, Symlink, Tree, TreeError
 
 RELEASE = "6.18.56-0-virt"
 DIRECTORIES = [

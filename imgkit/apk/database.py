@@ -20,7 +20,7 @@ from imgkit.apk.package import check_identity
 from imgkit.apk.stored_scripts import format_scripts, parse_scripts
 from imgkit.apk.unpack import Entry
 from imgkit.errors import InputError
-from imgkit.rootfs.tree import Directory, Symlink
+from imgkit.tree import Directory, Symlink
 
 FOLDER = "lib/apk/db"
 

@@ -19,7 +19,7 @@ from typing import TypedDict
 from imgkit.apk.container import GzipMembers
 from imgkit.apk.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.tree import Directory, File, HardLink, Node, Slice, Symlink, kind
+from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
 _XATTR = "SCHILY.xattr."

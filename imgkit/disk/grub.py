@@ -17,7 +17,7 @@ from types import MappingProxyType
 from imgkit import process
 from imgkit.disk.layout import SECTOR, Layout
 from imgkit.errors import HostError, RecipeError
-from imgkit.rootfs.tree import File, Tree
+from imgkit.tree import File, Tree
 
 PLATFORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"amd64": ("i386-pc", "x86_64-efi"), "arm64": ("arm64-efi",)}

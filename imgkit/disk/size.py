@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from imgkit.errors import RecipeError
-from imgkit.rootfs.tree import Directory, File, HardLink, Symlink, Tree
+from imgkit.tree import Directory, File, HardLink, Symlink, Tree
 
 BLOCK = 4096
 INODE_SIZE = 256

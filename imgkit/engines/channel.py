@@ -182,12 +182,15 @@ _KEPT = ("LIBGUESTFS_HV", "LIBGUESTFS_PATH", "LIBGUESTFS_CACHEDIR")
 
 
 def _launch_request(scratch: Path, drives: Sequence[Drive], options: Options) -> dict[str, Any]:
+    stock = os.environ.get("IMGKIT_APPLIANCE") == "stock"
+    fixed = bool(os.environ.get("LIBGUESTFS_PATH"))  # a ready-made appliance of the user's
     return {
         "op": "launch",
         "accelerator": options.accelerator,
         "memory": options.memory,
         "cpus": options.cpus,
-        "cache": str(options.cache) if options.cache else "",
+        "cache": str(options.cache) if options.cache and not (stock or fixed) else "",
+        "fixed": fixed,
         "tmpdir": str(scratch),
         # Scratch disks are worth nothing before the end, so nothing waits for the host's disk.
         "drives": [
@@ -221,7 +224,7 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
     except TimeoutError:
         raise HostError(
             f"the libguestfs appliance did not start within {options.launch_timeout:g} s",
-            hint="libguestfs-test-tool shows where it hangs; a slow host may need a longer limit",
+            hint="libguestfs-test-tool shows where it hangs; IMGKIT_APPLIANCE=stock uses libguestfs' own appliance",
         ) from None
     except ApplianceError as cause:
         raise launch_error(cause) from cause

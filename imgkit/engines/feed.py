@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imgkit.disk.grub import BootFiles
-from imgkit.rootfs.tree import File, HardLink, Inline, Tree
+from imgkit.tree import File, HardLink, Inline, Tree
 
 ALIGNMENT = 1 << 20
 LARGE = 4 << 20

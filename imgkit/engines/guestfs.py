@@ -23,7 +23,7 @@ from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, open
 from imgkit.engines.feed import Feed, feed_bytes, write_feed
 from imgkit.errors import HostError, ImgkitError, RecipeError
 from imgkit.progress import Steps
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 
 log = logging.getLogger("imgkit.engines")
 

@@ -81,7 +81,7 @@ def _mke2fs(root: Partition) -> str:
     return f"""
 root="${{disk}}{root.number}"
 {make},assume_storage_prezeroed=1 "$root" 2>/dev/null || {make},lazy_itable_init=0 "$root"
-mount -t ext4 -o noatime,data=writeback,nobarrier,noauto_da_alloc "$root" /sysroot
+mount -t ext4 -o noatime,noload,nobarrier,noauto_da_alloc "$root" /sysroot
 """
 
 

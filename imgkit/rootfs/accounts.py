@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from imgkit.rootfs.tree import Directory, File, Tree, parent
+from imgkit.tree import Directory, File, Tree, parent
 
 PASSWD, GROUP, SHADOW = "etc/passwd", "etc/group", "etc/shadow"
 NOGROUP = 65533

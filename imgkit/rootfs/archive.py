@@ -6,7 +6,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-from imgkit.rootfs.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree
+from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree
 
 _KINDS = {tarfile.CHRTYPE: "c", tarfile.BLKTYPE: "b", tarfile.FIFOTYPE: "p"}
 _XATTR = "SCHILY.xattr."

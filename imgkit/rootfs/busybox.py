@@ -6,7 +6,7 @@ nothing is at such a path (dangling links count), a symbolic link to the program
 
 from __future__ import annotations
 
-from imgkit.rootfs.tree import Directory, File, Tree, TreeError, check_path, parent
+from imgkit.tree import Directory, File, Tree, TreeError, check_path, parent
 
 _LISTS = "etc/busybox-paths.d"
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from imgkit.errors import InputError
-from imgkit.rootfs.tree import File, Symlink, Tree
+from imgkit.tree import File, Symlink, Tree
 
 CERTS = "etc/ssl/certs"
 BUNDLE = f"{CERTS}/ca-certificates.crt"

@@ -18,7 +18,7 @@ from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.libraries import check_architecture
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.rootfs.scripts import Hooks
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 
 _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
 

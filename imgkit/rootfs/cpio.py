@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from imgkit.rootfs.tree import Content, Device, Directory, File, HardLink, Node, Symlink
+from imgkit.tree import Content, Device, Directory, File, HardLink, Node, Symlink
 
 MAGIC = b"070701"
 TRAILER = b"TRAILER!!!"

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from imgkit.rootfs.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
+from imgkit.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
 
 Record: TypeAlias = Mapping[str, Any]
 _CHUNK = 1 << 20

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from imgkit.rootfs.tree import Content, Inline, Slice
+from imgkit.tree import Content, Inline, Slice
 
 MAGIC = b"\x7fELF"
 

@@ -25,7 +25,7 @@ from imgkit.rootfs.elf import ElfError
 from imgkit.rootfs.kernel import Kernel, kernel
 from imgkit.rootfs.libraries import Libraries, with_targets
 from imgkit.rootfs.mkinitfs import WILDCARD, check_features, feature_files, read_configuration
-from imgkit.rootfs.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
+from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
 
 SHARED = "usr/share/mkinitfs"
 

@@ -22,8 +22,8 @@ from imgkit.apk.unpack import Entry
 from imgkit.rootfs import accounts, merge
 from imgkit.rootfs.merge import Claim, Ledger
 from imgkit.rootfs.scripts import Hooks, Outcome, Pending, attempt
-from imgkit.rootfs.tree import Directory, File, Tree
 from imgkit.rootfs.triggers import matching_directories
+from imgkit.tree import Directory, File, Tree
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imgkit.errors import InputError
-from imgkit.rootfs.tree import Directory, File, Tree, TreeError
+from imgkit.tree import Directory, File, Tree, TreeError
 
 MODULES = "lib/modules"
 MAX_IMAGE = 256 << 20  # bytes of an unpacked kernel; Alpine's has 36 MB

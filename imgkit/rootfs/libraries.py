@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from imgkit.errors import InputError
 from imgkit.rootfs import elf
 from imgkit.rootfs.elf import Elf, ElfError
-from imgkit.rootfs.tree import Content, File, Symlink, Tree, TreeError, parent
+from imgkit.tree import Content, File, Symlink, Tree, TreeError, parent
 
 SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
 # Libraries that are part of musl's libc: the dynamic linker never opens a file for these (``libc.`` covers

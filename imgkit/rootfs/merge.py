@@ -18,7 +18,7 @@ from imgkit.apk.index import Package
 from imgkit.apk.unpack import Entry
 from imgkit.errors import RecipeError
 from imgkit.rootfs.accounts import Names
-from imgkit.rootfs.tree import Directory, File, HardLink, Node, Symlink, Tree, TreeError, parent
+from imgkit.tree import Directory, File, HardLink, Node, Symlink, Tree, TreeError, parent
 
 NEW_SUFFIX = ".apk-new"  # a package's copy of a configuration file that somebody changed
 _UNRELATED = -1

@@ -11,7 +11,7 @@ from imgkit.apk import tarstream
 from imgkit.apk.container import GzipMembers, refuse_foreign
 from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.errors import InputError
-from imgkit.rootfs.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
+from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
 
 MAX_INFLATED = 256 << 20  # real ones have 8 MB
 _XATTR = "SCHILY.xattr."

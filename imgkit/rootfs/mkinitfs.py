@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgkit.errors import InputError, RecipeError
-from imgkit.rootfs.tree import Directory, File, HardLink, Tree, TreeError
+from imgkit.tree import Directory, File, HardLink, Tree, TreeError
 
 CONFIGURATION = "etc/mkinitfs/mkinitfs.conf"
 FEATURES = "etc/mkinitfs/features.d"

@@ -1,6 +1,6 @@
 """Folders of the host in the Tree: overlays and the agent's payload.
 
-Contents stay where they are (:class:`~imgkit.rootfs.tree.Slice`), so a folder must not change before the image is
+Contents stay where they are (:class:`~imgkit.tree.Slice`), so a folder must not change before the image is
 written. Owners, modes and times of the host mean nothing in the image: they are normalised.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
 from imgkit.rootfs.libraries import check_architecture
-from imgkit.rootfs.tree import (
+from imgkit.tree import (
     Content,
     Directory,
     File,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from imgkit.rootfs.accounts import lookup
 from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, each, options
 from imgkit.rootfs.shell_words import Unsupported
-from imgkit.rootfs.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
+from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o0007, "a": 0o7777}

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.shell_words import Unsupported
-from imgkit.rootfs.tree import Directory, Node, Tree, TreeError, parent
+from imgkit.tree import Directory, Node, Tree, TreeError, parent
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # what apk gives to scripts
 _VOLATILE = frozenset({"dev", "proc", "sys"})  # a running system's, not the image's

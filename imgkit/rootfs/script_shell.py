@@ -29,7 +29,7 @@ from imgkit.rootfs.shell import (
     parse,
 )
 from imgkit.rootfs.shell_words import Unsupported, Word
-from imgkit.rootfs.tree import TreeError
+from imgkit.tree import TreeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

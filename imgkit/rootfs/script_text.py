@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from imgkit.rootfs.patterns import regular_expression
 from imgkit.rootfs.script_machine import PATH, Command, Failed, Machine, Streams, each, options
 from imgkit.rootfs.shell_words import Unsupported
-from imgkit.rootfs.tree import Device, Directory, File, Node, Symlink
+from imgkit.tree import Device, Directory, File, Node, Symlink
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "\\": "\\", "e": "\x1b"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{1,2}|0?[0-7]{1,3}|.)", re.DOTALL)

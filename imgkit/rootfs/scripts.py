@@ -16,7 +16,7 @@ from imgkit.rootfs.script_machine import Failed, Hooks, Machine, Streams
 from imgkit.rootfs.script_shell import Leave, Shell, environment
 from imgkit.rootfs.shell import parse
 from imgkit.rootfs.shell_words import Unsupported
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 
 __all__ = ["Hooks", "Outcome", "Pending", "Unsupported", "attempt", "run_script"]
 

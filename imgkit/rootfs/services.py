@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from imgkit.errors import RecipeError
-from imgkit.rootfs.tree import Directory, File, Tree, parent
+from imgkit.tree import Directory, File, Tree, parent
 
 _INIT = "etc/init.d"
 _LEVELS = "etc/runlevels"

@@ -6,7 +6,7 @@ from imgkit.errors import RecipeError
 from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
 from imgkit.rootfs.services import enable
-from imgkit.rootfs.tree import Tree
+from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
 LOCKED = "*"  # no password is right

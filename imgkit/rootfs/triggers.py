@@ -17,7 +17,7 @@ from imgkit.rootfs import busybox, cacerts, services
 from imgkit.rootfs.patterns import shell_pattern
 from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, options
 from imgkit.rootfs.shell_words import Unsupported
-from imgkit.rootfs.tree import File, Tree, TreeError
+from imgkit.tree import File, Tree, TreeError
 
 _UPDATE_HOOKS = "etc/ca-certificates/update.d"
 _PART = re.compile(r"/[A-Za-z0-9_-]+$")  # names that run-parts looks at

@@ -473,3 +473,20 @@ def test_scripts_run_in_the_image_and_a_failing_one_is_named(options: Options, t
         pytest.raises(RecipeError, match=r"demo: its post-install script failed: .*went wrong"),
     ):
         engine.write(tree, LAYOUT, BOOT, Steps(), [good, bad])
+
+
+@pytest.mark.vm
+def test_a_quick_appliance_that_does_not_start_is_replaced_by_the_stock_one(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    fake_supermin(folder, MAKE_BASE, monkeypatch)
+    (folder / "bin/supermin.initrd").write_bytes(b"broken")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    broken = replace(options, cache=folder / "cache")
+    with guestfs.launch(scratch, LAYOUT.size_bytes, broken) as engine:
+        written = engine.write(small_tree(), LAYOUT, BOOT, Steps())
+    assert written.appliance == "stock"
+    assert sorted(path.name for path in scratch.iterdir()) == ["appliance.log", "disk.raw"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -65,21 +66,50 @@ class ApplianceError(Exception):
 class Channel:
     """Requests and answers. One request at a time, except that a launch may be under way (:meth:`post`)."""
 
-    def __init__(self, child: subprocess.Popen[bytes], log: Path) -> None:
-        self._child = child
-        self._log = log
-        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, name="appliance", daemon=True).start()
+    def __init__(self, scratch: Path, drives: Sequence[Drive], options: Options, sockets: Path) -> None:
+        self.quick = _may_be_quick(options)
+        self._scratch, self._drives, self._options = scratch, drives, options
+        self._environment = _environment(sockets)
+        self._stack = ExitStack()
+        self._begin()
 
-    def _read(self) -> None:
-        source = self._child.stdout
+    def _begin(self) -> None:
+        argv = [sys.executable, "-m", "imgkit.engines.appliance"]
+        pipe = subprocess.PIPE
+        with self._log.open("ab") as errors:
+            start = process.start(argv, env=self._environment, stdin=pipe, stdout=pipe, stderr=errors.fileno())
+            self._child = self._stack.enter_context(start)
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, args=(self._child, self._answers), name="appliance", daemon=True).start()
+        self.post(_launch_request(self._scratch, self._drives, self._options, quick=self.quick))
+
+    def restart_stock(self) -> None:
+        """Give the quick appliance up and begin to start the stock one."""
+        self.end()
+        self.quick = False
+        self._begin()
+
+    def end(self) -> None:
+        """End the process and all that it started, in order if possible: that tidies up more than killing it does."""
+        with self._stack, suppress(OSError, subprocess.TimeoutExpired):
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            self._child.wait(timeout=5)
+        for left_over in self._scratch.glob("libguestfs*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    @property
+    def _log(self) -> Path:
+        return self._scratch / "appliance.log"
+
+    @staticmethod
+    def _read(child: subprocess.Popen[bytes], answers: queue.Queue[dict[str, Any] | None]) -> None:
+        source = child.stdout
         assert source is not None
-        try:
+        with suppress(ValueError):  # closed under us, or the child died in the middle of a line
             for line in source:
-                self._answers.put(json.loads(line))
-        except ValueError:  # closed under us, or the child died in the middle of a line
-            pass
-        self._answers.put(None)
+                answers.put(json.loads(line))
+        answers.put(None)
 
     def post(self, request: Mapping[str, Any]) -> None:
         """Send a request; :meth:`take` gets its answer."""
@@ -135,13 +165,6 @@ class Channel:
         """Shut the appliance down in order, so that all it wrote is on the disk."""
         self.ask({"op": "close"})
 
-    def hang_up(self) -> None:
-        """Let the process end itself and what it started, which tidies up more than killing it from here would."""
-        with suppress(OSError, subprocess.TimeoutExpired):
-            if self._child.stdin is not None:
-                self._child.stdin.close()
-            self._child.wait(timeout=5)
-
     def _died(self) -> HostError:
         try:
             status = self._child.wait(timeout=5)
@@ -158,39 +181,42 @@ def opened(scratch: Path, drives: Sequence[Drive], options: Options) -> Iterator
     Args:
         scratch: folder for libguestfs' temporary files.
     """
-    log = scratch / "appliance.log"
-    with _socket_folder(scratch) as sockets, log.open("wb") as errors:
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "LC_ALL": "C.UTF-8"}
-        for name in [name for name in environment if name.startswith("LIBGUESTFS_") and name not in _KEPT]:
-            del environment[name]
-        environment["PYTHONPATH"] = os.pathsep.join(
-            path for path in (str(_HOME), environment.get("PYTHONPATH")) if path
-        )
-        argv = [sys.executable, "-m", "imgkit.engines.appliance"]
-        pipe = subprocess.PIPE
-        with process.start(argv, env=environment, stdin=pipe, stdout=pipe, stderr=errors.fileno()) as child:
-            channel = Channel(child, log)
-            channel.post(_launch_request(scratch, drives, options))
-            try:
-                yield channel
-            finally:
-                channel.hang_up()
+    with _socket_folder(scratch) as sockets:
+        channel = Channel(scratch, drives, options, sockets)
+        try:
+            yield channel
+        finally:
+            channel.end()
 
 
 _HOME = Path(__file__).resolve().parents[2]
 _KEPT = ("LIBGUESTFS_HV", "LIBGUESTFS_PATH", "LIBGUESTFS_CACHEDIR")
 
 
-def _launch_request(scratch: Path, drives: Sequence[Drive], options: Options) -> dict[str, Any]:
-    stock = os.environ.get("IMGKIT_APPLIANCE") == "stock"
-    fixed = bool(os.environ.get("LIBGUESTFS_PATH"))  # a ready-made appliance of the user's
+def _environment(sockets: Path) -> dict[str, str]:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "LC_ALL": "C.UTF-8"}
+    for name in [name for name in environment if name.startswith("LIBGUESTFS_") and name not in _KEPT]:
+        del environment[name]
+    paths = (str(_HOME), environment.get("PYTHONPATH"))
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+def _may_be_quick(options: Options) -> bool:
+    """Not when the user asks for the stock appliance, or has a ready-made one."""
+    wanted = os.environ.get("IMGKIT_APPLIANCE") != "stock" and not os.environ.get("LIBGUESTFS_PATH")
+    return options.cache is not None and wanted
+
+
+def _launch_request(scratch: Path, drives: Sequence[Drive], options: Options, *, quick: bool) -> dict[str, Any]:
     return {
         "op": "launch",
         "accelerator": options.accelerator,
         "memory": options.memory,
         "cpus": options.cpus,
-        "cache": str(options.cache) if options.cache and not (stock or fixed) else "",
-        "fixed": fixed,
+        "cache": str(options.cache) if options.cache else "",
+        "quick": quick,
+        "fixed": bool(os.environ.get("LIBGUESTFS_PATH")),  # a ready-made appliance of the user's
         "tmpdir": str(scratch),
         # Scratch disks are worth nothing before the end, so nothing waits for the host's disk.
         "drives": [
@@ -211,7 +237,7 @@ def _socket_folder(scratch: Path) -> Iterator[Path]:
 
 
 def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
-    """Wait until the appliance is up.
+    """Wait until the appliance is up. Where the quick one fails in whatever way, the stock one is started.
 
     Returns:
         ``appliance`` ("quick" or "stock"), ``seconds`` that the start took, ``note`` (why not quick).
@@ -219,16 +245,29 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
     Raises:
         HostError: it cannot be started here, with what to do about it.
     """
+    note = ""
+    if channel.quick:
+        try:
+            return {**channel.take(deadline), "appliance": "quick", "note": ""}
+        except TimeoutError:
+            note = f"nothing within {options.launch_timeout:g} s"
+        except HostError as cause:
+            note = cause.message
+        except ApplianceError as cause:
+            if cause.kind in ("bindings", "kernel"):
+                raise launch_error(cause) from cause
+            note = cause.message
+        channel.restart_stock()
+        deadline = time.monotonic() + options.launch_timeout
     try:
-        result = channel.take(deadline)
+        return {**channel.take(deadline), "appliance": "stock", "note": note}
     except TimeoutError:
         raise HostError(
             f"the libguestfs appliance did not start within {options.launch_timeout:g} s",
-            hint="libguestfs-test-tool shows where it hangs; IMGKIT_APPLIANCE=stock uses libguestfs' own appliance",
+            hint="libguestfs-test-tool shows where it hangs",
         ) from None
     except ApplianceError as cause:
         raise launch_error(cause) from cause
-    return dict(result)
 
 
 def launch_error(cause: ApplianceError) -> ImgkitError:

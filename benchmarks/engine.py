@@ -18,13 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from imgkit.disk.grub import BootFiles
-from imgkit.disk.layout import SPECS, make_layout
-from imgkit.disk.size import parse_size
+from imgkit.disk.layout import make_layout
 from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
 from imgkit.engines.guestfs import launch
 from imgkit.progress import Steps
+from imgkit.recipe import parse_size
 from imgkit.tree import File, Inline, Tree
+from tests.layouts import SPECS
 
 SEED = uuid.UUID(int=1)
 BOOT = BootFiles(b"\xeb\x63" + bytes(438), bytes(150 << 10), {"EFI/BOOT/BOOTX64.EFI": bytes(500 << 10)})

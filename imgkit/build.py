@@ -16,7 +16,7 @@ from typing import Any
 from imgkit.apk.index import Package
 from imgkit.apk.package import PackageFile, open_package
 from imgkit.disk.grub import make_boot_files
-from imgkit.disk.layout import Layout, PartitionSpec, make_layout
+from imgkit.disk.layout import Layout, make_layout, partition_specs
 from imgkit.engines import guestfs
 from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
@@ -99,7 +99,7 @@ def build(request: Request) -> Result:
             )
             _refuse_pending(made, arch)
         with steps.step("make the boot loader"):
-            boot = make_boot_files(made.tree, arch, layout)
+            boot = make_boot_files(made.tree, recipe.architecture(arch).grub_platforms, layout)
         written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
         with steps.step("compress"):
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
@@ -153,11 +153,7 @@ def _payload(request: Request, work: Path) -> Path | None:
 def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
     """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
-    wanted = [
-        PartitionSpec(part.kind, parse_size(part.size) if part.size else 0)
-        for part in recipe.architecture(arch).partitions
-    ]
-    return make_layout(wanted, size, seed)
+    return make_layout(partition_specs(recipe.architecture(arch)), size, seed)
 
 
 def _open(files: Mapping[str, Path], base: Base, work: Path, package: Package) -> PackageFile:

@@ -31,20 +31,20 @@ V = TypeVar("V")
 
 OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
 
-_SIZE = re.compile(r"([0-9]+)([KMGT]?)(?:iB|B)?")
+_SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes that ``4G``, ``512M`` or ``1073741824`` stand for (powers of 1024).
+    """Bytes that ``4G``, ``512M`` or ``1073741824`` stand for (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
 
     Raises:
-        ValueError: it is nothing of the kind.
+        ValueError: it is nothing of the kind, or zero.
     """
     match = _SIZE.fullmatch(text)
-    if match is None:
+    if match is None or not int(match[1]):
         raise ValueError(f"{text!r} is not a size such as 4G or 512M")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def _checked_size(text: str) -> str:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.disk.grub import BootFiles
-from imgkit.disk.layout import SPECS, Layout, make_layout
+from imgkit.disk.layout import Layout, make_layout
 from imgkit.engines import feed, guestfs, quickstart, scripts
 from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
@@ -28,6 +28,7 @@ from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.progress import Steps
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
+from tests.layouts import SPECS
 from tests.trees import tree_from_tar
 
 MIB = 1 << 20
@@ -259,10 +260,10 @@ def engine_at(scratch: Path, layout: Layout) -> guestfs.GuestfsEngine:
 
 
 def test_an_image_that_is_too_small_is_refused_first(tmp_path: Path) -> None:
-    layout = make_layout(SPECS["amd64"], 40 * MIB, SEED)
+    layout = make_layout(SPECS["amd64"], 24 * MIB, SEED)
     tree = Tree()
     tree.add("f", File(content=Inline(bytes(6 * MIB))))
-    with pytest.raises(RecipeError, match=r"image of 40 MiB is too small .* needs \d+ MiB"):
+    with pytest.raises(RecipeError, match=r"image of 24 MiB is too small .* needs \d+ MiB"):
         engine_at(tmp_path, layout).write(tree, layout, BOOT, Steps())
     assert not list(tmp_path.iterdir())
 

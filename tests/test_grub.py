@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from imgkit.disk import grub
-from imgkit.disk.layout import SPECS, PartitionSpec, make_layout
+from imgkit.disk.layout import PartitionSpec, make_layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import Tree
+from tests.layouts import PLATFORMS, SPECS
 
 UUID = "e9233e7e-5284-59e5-a669-ca097b623c70"
 LAYOUT = make_layout(SPECS["amd64"], 1 << 30, uuid.UUID(int=1))
@@ -114,7 +115,7 @@ def test_boot_files_for_both_firmwares(tmp_path: Path, monkeypatch: pytest.Monke
     tree = tree_with_modules("i386-pc")
     for path, node in tree_with_modules("x86_64-efi").walk("usr/lib/grub/x86_64-efi"):
         tree.add(path, node)
-    files = grub.make_boot_files(tree, "amd64", LAYOUT)
+    files = grub.make_boot_files(tree, PLATFORMS["amd64"], LAYOUT)
     assert set(files.esp) == {"EFI/BOOT/BOOTX64.EFI", "startup.nsh"}
     assert files.esp["startup.nsh"] == b"\\EFI\\BOOT\\BOOTX64.EFI\r\n"
     assert len(files.core) == 1536
@@ -127,7 +128,7 @@ def test_boot_files_for_both_firmwares(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_missing_modules_name_the_package() -> None:
     with pytest.raises(RecipeError, match=r"i386-pc are not in the image \(usr/lib/grub/i386-pc/biosdisk\.mod\)") as e:
-        grub.make_boot_files(Tree(), "amd64", LAYOUT)
+        grub.make_boot_files(Tree(), PLATFORMS["amd64"], LAYOUT)
     assert e.value.hint == "add grub-bios to the packages"
 
 
@@ -148,11 +149,11 @@ def test_an_esp_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
     fake_mkimage(tmp_path, WRITE_CORE.replace("1300", "2000000"), monkeypatch)
     small = make_layout((PartitionSpec("esp", 1 << 20), PartitionSpec("root")), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="EFI system partition of 1024 KiB is too small") as e:
-        grub.make_boot_files(tree_with_modules("arm64-efi"), "arm64", small)
+        grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], small)
     assert e.value.hint == "make it 16 MiB"
     none = make_layout((PartitionSpec("root"),), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="needs an EFI system partition"):
-        grub.make_boot_files(tree_with_modules("arm64-efi"), "arm64", none)
+        grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], none)
 
 
 def test_the_real_grub_mkimage_makes_equal_bytes_from_equal_input() -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
 from imgkit.recipe import Recipe, load, parse_setting, parse_size
@@ -176,13 +178,26 @@ def test_settings_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4G", 4 << 30), ("512M", 512 << 20), ("1048576", 1 << 20), ("1GiB", 1 << 30)]
+    ("text", "size"),
+    [
+        ("4G", 4 << 30),
+        ("512M", 512 << 20),
+        ("1048576", 1 << 20),
+        ("1GiB", 1 << 30),
+        ("64gb", 64 << 30),
+        ("2T", 2 << 40),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1G", "4 G", "4X", "1.5G"])
+@given(st.integers(1, 1 << 50))
+def test_sizes_survive_a_round_trip(size: int) -> None:
+    assert parse_size(str(size)) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "4 G", "4X", "1.5G", "0", "0M", "4 G G", "\u0664G", "1" * 30])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)

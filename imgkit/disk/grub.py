@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +19,6 @@ from imgkit.disk.layout import SECTOR, Layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import File, Tree
 
-PLATFORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"amd64": ("i386-pc", "x86_64-efi"), "arm64": ("arm64-efi",)}
-)
 EFI_NAMES: Mapping[str, str] = MappingProxyType({"x86_64-efi": "BOOTX64.EFI", "arm64-efi": "BOOTAA64.EFI"})
 PACKAGES: Mapping[str, str] = MappingProxyType(
     {"i386-pc": "grub-bios", "x86_64-efi": "grub-efi", "arm64-efi": "grub-efi"}
@@ -142,16 +139,19 @@ def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
     return bytes(image)
 
 
-def make_boot_files(tree: Tree, arch: str, layout: Layout) -> BootFiles:
+def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> BootFiles:
     """Make everything that boots the disk, from the GRUB modules in the Tree.
 
+    Args:
+        platforms: GRUB's names of what the disk boots on, such as "i386-pc" (keys of :data:`MODULES`).
+
     Raises:
-        RecipeError: the Tree lacks GRUB's modules for this architecture, or a partition is missing or too small.
+        RecipeError: the Tree lacks GRUB's modules for one of them, or a partition is missing or too small.
         HostError: grub-mkimage is missing, failed, or cannot make this format.
     """
     code = core = b""
     esp: dict[str, bytes] = {}
-    for platform in PLATFORMS[arch]:
+    for platform in platforms:
         image = make_image(tree, platform, layout.root.fs_uuid)
         if platform in EFI_NAMES:
             esp[f"EFI/BOOT/{EFI_NAMES[platform]}"] = image

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from imgkit.errors import RecipeError
+from imgkit.recipe import Architecture, parse_size
 
 SECTOR = 512
 ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
@@ -86,13 +87,11 @@ class Layout:
         return next(part for part in self.partitions if part.kind == "root")
 
 
-_MIB = 1 << 20
-SPECS: Mapping[str, tuple[PartitionSpec, ...]] = MappingProxyType(
-    {
-        "amd64": (PartitionSpec("bios-boot", _MIB), PartitionSpec("esp", 32 * _MIB), PartitionSpec("root")),
-        "arm64": (PartitionSpec("esp", 32 * _MIB), PartitionSpec("root")),
-    }
-)
+def partition_specs(architecture: Architecture) -> tuple[PartitionSpec, ...]:
+    """The partitions that a recipe states for an architecture."""
+    return tuple(
+        PartitionSpec(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
+    )
 
 
 def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> Layout:
@@ -114,7 +113,7 @@ def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> La
         if wanted.kind == "root":
             length = (size - _BACKUP_TABLE - at) // ALIGNMENT * ALIGNMENT
         if length <= 0:
-            least = -(-(at + 2 * ALIGNMENT) // _MIB)
+            least = at // ALIGNMENT + 2
             raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {least} MiB")
         partitions.append(_partition(wanted.kind, at, length, seed))
         at += length

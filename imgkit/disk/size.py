@@ -1,8 +1,6 @@
-"""Sizes: reading "4G", and how much room a Tree needs on ext4."""
+"""Sizes: how much room a Tree needs on ext4."""
 
 from __future__ import annotations
-
-import re
 
 from imgkit.errors import RecipeError
 from imgkit.tree import Directory, File, HardLink, Symlink, Tree
@@ -13,19 +11,6 @@ BYTES_PER_INODE = 16384
 _GROUP = 32768 * BLOCK  # one block bitmap covers 32,768 blocks
 _RESERVED_INODES = 11
 _GROWTH_TABLES = 6 << 20  # room for the descriptors of a filesystem grown to 1 TiB, with their copies
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``4G``, ``512M`` or ``1073741824`` (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
-
-    Raises:
-        RecipeError: it is no size, or zero.
-    """
-    match = re.fullmatch(r"\s*([0-9]{1,18})\s*([KMGT]?)(?:I?B)?\s*", text, re.ASCII | re.IGNORECASE)
-    if match is None or not int(match[1]):
-        raise RecipeError(f"{text!r} is not a size", hint="write it like 4G or 512M")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def show_size(size: int) -> str:

@@ -1,0 +1,12 @@
+"""What the default recipe says about disks, for tests of everything that has to do with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imgkit.disk.layout import partition_specs
+from imgkit.recipe import load
+
+ARCHITECTURES = load(Path(__file__).parents[1] / "recipes" / "alpine.py").architectures
+SPECS = {name: partition_specs(facts) for name, facts in ARCHITECTURES.items()}
+PLATFORMS = {name: facts.grub_platforms for name, facts in ARCHITECTURES.items()}

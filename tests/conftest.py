@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror
+    from tests.images import Builder, Images
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
@@ -46,3 +47,27 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
 
     with serve(mirror.root) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """Builds from the offline mirror, as a user would."""
+    from tests.images import builder
+
+    return builder(mirror.release_key, mirror_url, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The default recipe's images of all architectures, built once. Nobody may change them."""
+    return builder.build(tmp_path_factory.mktemp("images"), "--arch", "all")
+
+
+@pytest.fixture(scope="session")
+def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The amd64 image of a disk of 1 GiB, with a helper through which tests are root in it (VM.root)."""
+    from tests.images import overlay_with_root
+
+    overlay = overlay_with_root(tmp_path_factory.mktemp("overlay"))
+    words = ("--arch", "amd64", "--set", f"overlay={overlay}", "--set", "name=test", "--set", "size=1G")
+    return builder.build(tmp_path_factory.mktemp("test-images"), *words)

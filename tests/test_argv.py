@@ -44,6 +44,11 @@ def test_harness_has_no_slow_firmware_and_keeps_the_image() -> None:
     assert drive.endswith("file=/images/a,,b.qcow2")
 
 
+def test_only_a_private_copy_is_written_to() -> None:
+    (drive,) = pairs(argv.arguments(replace(AMD64, disk=replace(DISK, writable=True))), "-drive")
+    assert "snapshot=off" in drive
+
+
 def test_the_boot_disk_is_vda_and_first() -> None:
     words = argv.arguments(replace(AMD64, config=Path("/c.iso")))
     assert pairs(words, "-device")[0] == "virtio-blk-pci,drive=disk0,bootindex=0"
@@ -114,6 +119,7 @@ def test_ports_and_control_use_descriptors() -> None:
         (replace(AMD64, firmware="direct"), "needs a kernel"),
         (replace(AMD64, firmware="uefi"), "needs firmware"),
         (replace(AMD64, cpus=0), "at least one CPU"),
+        (replace(AMD64, style="host-app", disk=replace(DISK, writable=True)), "never writes to the image"),
         (replace(AMD64, shares=shares(argv.MAX_SHARES + 1)), "97 shares are too many"),
         (replace(AMD64, shares=shares(1) + shares(1)), "t0: two shares of the same name"),
         (replace(AMD64, shares=(Share("a,b", Path("/")),)), "'a,b': not a name"),

@@ -34,11 +34,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk image. Whatever the guest writes goes to a temporary file that vanishes with QEMU (``snapshot``)."""
+    """A disk image. Whatever the guest writes goes to a temporary file that vanishes with QEMU (``snapshot``).
+
+    ``writable`` lets it write to the image itself.
+    """
 
     path: Path
     format: str = "qcow2"
     bus: str = "virtio-blk"
+    writable: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def _check(spec: VmSpec) -> None:
         raise UsageError("UEFI boot needs firmware")
     if spec.cpus < 1 or spec.memory_mib < 1:
         raise UsageError("a machine needs at least one CPU and 1 MiB of memory")
+    if spec.disk is not None and spec.disk.writable and spec.style == "host-app":
+        raise UsageError("the host application never writes to the image")
     if len(spec.shares) > MAX_SHARES:
         raise UsageError(f"{len(spec.shares)} shares are too many", hint=f"at most {MAX_SHARES} fit on the bus")
     tags = [check_tag(share.tag) for share in spec.shares]
@@ -186,7 +192,8 @@ def _disk(spec: VmSpec) -> list[str]:
     boots = spec.firmware != "direct"  # with -kernel the boot index 0 is taken by QEMU's own loader
     if spec.disk is not None:
         path = escape(spec.disk.path)
-        words += ["-drive", f"if=none,id=disk0,format={spec.disk.format},snapshot=on,discard=unmap,file={path}"]
+        snapshot = "off" if spec.disk.writable else "on"
+        words += ["-drive", f"if=none,id=disk0,format={spec.disk.format},snapshot={snapshot},discard=unmap,file={path}"]
         device = "drive=disk0" + (",bootindex=0" if boots else "")
         if spec.disk.bus == "virtio-scsi":
             words += ["-device", "virtio-scsi-pci,id=scsi0", "-device", f"scsi-hd,bus=scsi0.0,{device}"]

@@ -33,6 +33,7 @@ class Boot:
     network: bool = True
     style: str = "harness"
     bus: str = "virtio-blk"
+    writable: bool = False
     root_port: bool = False
     console: Path | None = None
     extra: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
         flash = firmware.private_copy(firmware.find(what.arch), folder)
     return VmSpec(
         arch=what.arch,
-        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus),
+        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus, what.writable),
         console=(what.console or folder / "console.log").resolve(),
         firmware=what.firmware,
         flash=flash,

@@ -79,6 +79,7 @@ class VM:
         network: bool = True,
         style: str = "harness",
         bus: str = "virtio-blk",
+        writable: bool = False,
         root_port: bool = False,
         console: Path | None = None,
         extra: Sequence[str] = (),
@@ -88,7 +89,7 @@ class VM:
         """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
 
         Args:
-            image: qcow2 or raw disk image; never written to. None boots without a disk.
+            image: qcow2 or raw disk image; never written to, unless ``writable``. None boots without a disk.
             arch: "amd64" or "arm64"; None means the host's.
             firmware: "bios", "uefi", or "direct" with ``kernel``, ``initrd`` and ``command_line`` (None: the host
                 application's).
@@ -101,6 +102,7 @@ class VM:
             network: user-mode network.
             style: "harness", or "host-app" for the agentd contract's own QEMU arguments.
             bus: "virtio-blk" or "virtio-scsi".
+            writable: what the guest writes stays in the image: for a private copy that is booted more than once.
             root_port: offer the port of :mod:`imgkit.vm.rootport`.
             console: file that the console is appended to; None keeps it private.
             extra: further arguments for QEMU.
@@ -128,6 +130,7 @@ class VM:
             network=network,
             style=style,
             bus=bus,
+            writable=writable,
             root_port=root_port,
             console=console,
             extra=tuple(extra),

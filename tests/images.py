@@ -1,0 +1,121 @@
+"""Images built for tests: by the command line, from the offline mirror, shared by whoever only looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from imgkit.commands.build import VARIABLES
+from tests.conftest import need, need_program
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "alpine.py"
+
+
+@dataclass(frozen=True)
+class Image:
+    """One result of a build, with all that lies beside it."""
+
+    arch: str
+    disk: Path
+    kernel: Path
+    initramfs: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Results of one build by architecture. ``said`` is what it wrote to standard error."""
+
+    folder: Path
+    by_arch: Mapping[str, Image]
+    said: str
+
+    def __getitem__(self, arch: str) -> Image:
+        return self.by_arch[arch]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Runs ``imgkit build`` on the default recipe; ``words`` name the mirror, ``env`` is the whole environment."""
+
+    words: tuple[str, ...]
+    env: Mapping[str, str]
+
+    def run(self, *words: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+        """``imgkit`` with these arguments."""
+        argv = [sys.executable, "-m", "imgkit", *map(str, words)]
+        return subprocess.run(argv, env=dict(self.env), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+    def attempt(self, out: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """A build that may fail."""
+        return self.run("build", RECIPE, "--out", out, "--json", *self.words, *words)
+
+    def build(self, out: Path, *words: str | Path) -> Images:
+        """A build that must succeed."""
+        done = self.attempt(out, *words)
+        assert done.returncode == 0, done.stderr
+        return results(out, done.stdout, done.stderr)
+
+
+def results(out: Path, printed: str, said: str) -> Images:
+    """What ``imgkit build --json`` printed, read."""
+    found = {}
+    for result in json.loads(printed):
+        manifest = json.loads(Path(result["manifest"]).read_bytes())
+        arch = manifest["arch"]
+        disk, kernel, initramfs = (Path(result[key]) for key in ("image", "kernel", "initramfs"))
+        found[arch] = Image(arch, disk, kernel, initramfs, manifest)
+    return Images(out, found, said)
+
+
+def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
+    """A builder with a cache of its own, but for the appliance: making that takes long, and it is remade when stale."""
+    need_program("qemu-system-x86_64")
+    need_program("grub-mkimage")
+    need("libguestfs' Python bindings", _has_bindings())
+    appliance = Path(platformdirs.user_cache_dir("imgkit")) / "test-appliance"
+    appliance.mkdir(parents=True, exist_ok=True)
+    (cache / "appliance").symlink_to(appliance)
+    return Builder(("--mirror", mirror_url, "--release-key", str(release_key)), environment(cache))
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """This process's environment without what would change a build."""
+    kept = {name: value for name, value in os.environ.items() if name not in _BUILD_VARIABLES}
+    return {**kept, "IMGKIT_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+_BUILD_VARIABLES = frozenset({*VARIABLES, "ARCHS", "OUT_DIR", "WORK_DIR"})
+
+
+def _has_bindings() -> bool:
+    try:
+        import guestfs  # noqa: F401 - only whether it is there
+    except ImportError:
+        return False
+    return True
+
+
+def overlay_with_root(folder: Path) -> Path:
+    """The repository's overlay with the helper of :mod:`imgkit.vm.rootport`, as a service of runlevel default."""
+    overlay = folder / "overlay"
+    shutil.copytree(ROOT / "overlay", overlay, symlinks=True)
+    helper = overlay / "usr/local/lib/imgkit-root-helper.js"
+    service = overlay / "etc/init.d/imgkit-root"
+    shutil.copyfile(ROOT / "tests/guest/root-helper.js", helper)
+    shutil.copyfile(ROOT / "tests/guest/imgkit-root", service)
+    service.chmod(0o755)
+    runlevel = overlay / "etc/runlevels/default"
+    runlevel.mkdir(parents=True, exist_ok=True)
+    (runlevel / "imgkit-root").symlink_to("/etc/init.d/imgkit-root")
+    return overlay

@@ -274,6 +274,15 @@ def test_a_full_host_is_refused_first(tmp_path: Path, monkeypatch: pytest.Monkey
         engine_at(tmp_path, LAYOUT).write(small_tree(), LAYOUT, BOOT, Steps())
 
 
+def test_another_layout_than_the_prepared_one_is_a_bug(tmp_path: Path) -> None:
+    engine = engine_at(tmp_path, LAYOUT)
+    with pytest.raises(ValueError, match="layout of"):
+        engine.prepare(replace(LAYOUT, size_bytes=LAYOUT.size_bytes + 512))
+    engine._prepared = (replace(LAYOUT, disk_guid="another"), True)
+    with pytest.raises(ValueError, match="another layout"):
+        engine.write(small_tree(), LAYOUT, BOOT, Steps())
+
+
 def test_a_host_that_fills_up_meanwhile_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_at(tmp_path, LAYOUT)
     engine._watch_space()
@@ -353,6 +362,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, options: Options) -> tuple
     """The small Tree on a disk, and the same disk as a qcow2."""
     scratch = tmp_path_factory.mktemp("scratch")
     with guestfs.launch(scratch, LAYOUT.size_bytes, options) as engine:
+        engine.prepare(LAYOUT)
         result = engine.write(small_tree(), LAYOUT, BOOT, Steps())
     target = scratch / "disk.qcow2"
     convert(result.disk, target)
@@ -488,6 +498,7 @@ def test_a_quick_appliance_that_does_not_start_is_replaced_by_the_stock_one(
     scratch.mkdir()
     broken = replace(options, cache=folder / "cache")
     with guestfs.launch(scratch, LAYOUT.size_bytes, broken) as engine:
+        engine.prepare(LAYOUT)
         written = engine.write(small_tree(), LAYOUT, BOOT, Steps())
     assert written.appliance == "stock"
     assert sorted(path.name for path in scratch.iterdir()) == ["appliance.log", "disk.raw"]

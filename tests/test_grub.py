@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import tarfile
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +16,11 @@ from imgkit.disk import grub
 from imgkit.disk.layout import PartitionSpec, make_layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import Tree
+from tests.conftest import need_program
 from tests.layouts import PLATFORMS, SPECS
+
+if TYPE_CHECKING:
+    from fixtures.mirror import Mirror
 
 UUID = "e9233e7e-5284-59e5-a669-ca097b623c70"
 LAYOUT = make_layout(SPECS["amd64"], 1 << 30, uuid.UUID(int=1))
@@ -73,8 +79,6 @@ def test_the_configuration_names_kernel_and_its_initramfs() -> None:
 
 
 def test_grubs_own_checker_accepts_the_configuration(tmp_path: Path) -> None:
-    from tests.conftest import need_program
-
     checker = need_program("grub-script-check")
     good = tmp_path / "grub.cfg"
     good.write_text(grub.grub_cfg(UUID, ("root=x",)))
@@ -156,19 +160,23 @@ def test_an_esp_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
         grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], none)
 
 
-def test_the_real_grub_mkimage_makes_equal_bytes_from_equal_input() -> None:
-    from tests.conftest import need, need_program
-
+@pytest.mark.mirror
+@pytest.mark.parametrize(("platform", "package"), [("i386-pc", "grub-bios"), ("arm64-efi", "grub-efi")])
+def test_the_real_grub_mkimage_makes_equal_bytes_from_equal_input(mirror: Mirror, platform: str, package: str) -> None:
     need_program("grub-mkimage")
-    modules = Path("/usr/lib/grub/i386-pc")
-    need("GRUB's modules for i386-pc (grub-pc-bin)", (modules / "kernel.img").exists())
-    tree = Tree()
-    for path in sorted(modules.iterdir()):
-        if path.is_file():
-            tree.write(f"usr/lib/grub/i386-pc/{path.name}", path.read_bytes())
-    one, two = (grub.make_image(tree, "i386-pc", UUID) for _ in range(2))
+    arch = "aarch64" if platform == "arm64-efi" else "x86_64"
+    (path,) = mirror.root.rglob(f"{arch}/{package}-[0-9]*.apk")
+    tree, where = Tree(), f"usr/lib/grub/{platform}/"
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            source = archive.extractfile(member)
+            if source is not None and member.name.startswith(where):
+                tree.write(member.name, source.read())
+    one, two = (grub.make_image(tree, platform, UUID) for _ in range(2))
     assert one == two
-    assert UUID.encode() not in one, "compressed"
-    assert grub.make_image(tree, "i386-pc", UUID.replace("e", "d")) != one
-    embedded = grub.embed_core(one, 2048, 1 << 20)
-    assert len(embedded) < 300 * 512
+    assert grub.make_image(tree, platform, UUID.replace("e", "d")) != one
+    if platform == "i386-pc":
+        assert len(grub.embed_core(one, 2048, 1 << 20)) < 300 * 512
+    else:
+        assert one[:2] == b"MZ"
+        assert UUID.encode() in one

@@ -111,6 +111,8 @@ class Holder:
 
     def call(self, name: str, arguments: list[Any]) -> Any:
         """A method of the handle."""
+        if self._handle is None:
+            raise RequestError("call", "there is no appliance")
         try:
             return getattr(self._handle, name)(*arguments)
         except RuntimeError as cause:

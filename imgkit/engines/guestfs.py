@@ -19,7 +19,7 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
 from imgkit.engines import scripts
-from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, opened, wait
+from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, check, opened, wait
 from imgkit.engines.feed import Feed, feed_bytes, write_feed
 from imgkit.errors import HostError, ImgkitError, RecipeError
 from imgkit.progress import Steps
@@ -64,6 +64,27 @@ class GuestfsEngine:
         self._disk_size = disk_size
         self._options = options
         self._deadline = time.monotonic() + options.launch_timeout
+        self._prepared: tuple[Layout, bool] | None = None  # what was asked for, and of which appliance
+
+    def prepare(self, layout: Layout) -> None:
+        """Ask for partitions and filesystems, made as soon as the appliance is up; returns at once.
+
+        Worth calling as early as the layout is known, while the Tree is still being made. :meth:`write` does it
+        otherwise.
+        """
+        if layout.size_bytes != self._disk_size:
+            raise ValueError(f"layout of {layout.size_bytes} bytes for a disk of {self._disk_size}")
+        self._prepared = (layout, self._channel.quick)
+        for script in (scripts.partition_script(layout), scripts.format_script(layout)):
+            self._channel.post({"op": "sh", "script": script})
+
+    def check(self) -> None:
+        """Raise now what :meth:`write` would raise later: that no appliance can start on this host.
+
+        Raises:
+            HostError: the bindings or a kernel are missing, or the stock appliance has failed already.
+        """
+        check(self._channel)
 
     def write(
         self,
@@ -79,17 +100,21 @@ class GuestfsEngine:
             RecipeError: the Tree does not fit, one of ``run_scripts`` failed.
             HostError: the appliance cannot be started or failed, the host's disk is full.
         """
-        if layout.size_bytes != self._disk_size:
-            raise ValueError(f"layout of {layout.size_bytes} bytes for a disk of {self._disk_size}")
+        if self._prepared is not None and self._prepared[0] != layout:
+            raise ValueError("another layout than the one that was prepared")
         check_fits(tree, layout.root.size, layout.size_bytes)
         self._check_space(feed_bytes(tree, boot) + tree.content_size)
+        if self._prepared is None:
+            self.prepare(layout)
         with steps.step("feed the appliance"):
             feed = self._feed(tree, boot)
         with steps.step("wait for the appliance"):
             started = wait(self._channel, self._deadline, self._options)
         log.info("%s appliance after %.1f s", started["appliance"], started["seconds"])
-        if started["note"] and self._options.cache:
+        if started["note"]:
             log.warning("no quick appliance: %s", started["note"])
+        if self._prepared != (layout, self._channel.quick):  # the one that was asked did not start
+            self.prepare(layout)
         try:
             used, free = self._work(layout, boot, feed, steps, run_scripts)
         except ApplianceError as cause:
@@ -114,8 +139,8 @@ class GuestfsEngine:
         self, layout: Layout, boot: BootFiles, feed: Feed, steps: Steps, run_scripts: Sequence[Script]
     ) -> tuple[int, int]:
         with steps.step("partition and format"):
-            self._shell(scripts.partition_script(layout))
-            self._shell(scripts.format_script(layout))
+            for _ in range(2):
+                self._channel.take(watch=self._watch_space)
         with steps.step("populate"):
             said = " ".join(self._shell(scripts.populate_script(feed)).split())
             if said:  # tar only warns of extended attributes that it could not set

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imgkit.apk.index import Package
-from imgkit.apk.package import PackageFile, open_package
+from imgkit import interrupts, process, scratch
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, partition_specs
 from imgkit.engines import guestfs
@@ -22,8 +21,9 @@ from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.fetch.http import no_room
 from imgkit.manifest import describe
-from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan
+from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.progress import Steps
 from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs import npm
@@ -32,7 +32,9 @@ from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.vm.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
-_CONTENT_SLACK = 16 << 20  # bytes by which a package may exceed the size that its index states
+
+_SCRATCH = ".imgkit-"  # how the names of scratch folders in the output folder begin
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,24 @@ def build(request: Request) -> Result:
     """
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
+    _check_programs()
     with _workspace(request) as work, ExitStack() as stack:
         engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, request.appliance))
         with steps.step("plan"):
             base = fetch_base(recipe, arch, request.cache, work / "minirootfs")
             plan = make_plan(recipe, arch, base, request.cache)
+        engine.check()
         with steps.step("fetch packages"):
             plan, files = fetch_packages(plan, base, request.cache)
         with steps.step("prepare the payload"):
             payload = _payload(request, work)
+        engine.check()
         with steps.step("compose the root filesystem"):
             layout = _layout(recipe, arch, plan, size)
             selection = Selection(
-                tuple(each.package for each in plan.packages), partial(_open, files, base, work), plan.world
+                tuple(each.package for each in plan.packages),
+                partial(open_planned, files, base, work / "packages"),
+                plan.world,
             )
             made = compose(
                 base.tree,
@@ -118,16 +125,40 @@ def _workspace(request: Request) -> Iterator[Path]:
         HostError: it cannot be made.
     """
     parent = request.work or request.out
+    with ExitStack() as stack:
+        try:
+            for folder in (request.out, parent):
+                stack.enter_context(scratch.parents(folder))
+            work = stack.enter_context(scratch.folder(parent, _SCRATCH))
+        except OSError as cause:
+            hint = "choose another with " + ("WORK_DIR" if request.work else "--out")
+            raise HostError(f"{cause.filename or parent}: {cause.strerror}", hint=hint) from cause
+        with _host_faults(parent):
+            yield work
+
+
+@contextmanager
+def _host_faults(folder: Path) -> Iterator[None]:
+    """A disk that is full or broken is the host's fault, whatever was being written."""
     try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=".imgkit-"))
+        yield
     except OSError as cause:
-        raise HostError(f"{cause.filename or parent}: {cause.strerror}", hint="choose another with --out") from cause
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if cause.errno not in _DISK_FAULTS:
+            raise
+        what = "no space left" if no_room(cause) else cause.strerror
+        where = cause.filename or folder
+        raise HostError(f"{where}: {what}", hint="make room, or choose another folder with --out") from cause
+
+
+def _check_programs() -> None:
+    """What is missed only at the end of a build is looked for before it begins.
+
+    Raises:
+        HostError: it is missing.
+    """
+    for program in ("grub-mkimage", "qemu-img"):
+        if shutil.which(program) is None:
+            raise process.missing(program)
 
 
 def _folder(work: Path, name: str) -> Path:
@@ -154,17 +185,6 @@ def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
     """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
     return make_layout(partition_specs(recipe.architecture(arch)), size, seed)
-
-
-def _open(files: Mapping[str, Path], base: Base, work: Path, package: Package) -> PackageFile:
-    return open_package(
-        files[package.name],
-        spool=work / "packages",
-        max_installed=package.installed_size + _CONTENT_SLACK,
-        expected=package.identity,
-        keyring=base.keyring,
-        name=f"{package.name}-{package.version}.apk",
-    )
 
 
 def _refuse_pending(made: Composition, arch: str) -> None:
@@ -209,6 +229,10 @@ def _place(request: Request, work: Path, made: Composition, size: int, steps: St
         "manifest.json": result.manifest,
         "image.qcow2": result.image,
     }
-    for source, target in moves.items():
-        shutil.move(work / source, target)
+    with scratch.folder(out, _SCRATCH) as near:  # WORK_DIR may be on another filesystem
+        for source in moves:
+            shutil.move(work / source, near / source)
+        with scratch.alone(out), interrupts.held_back():
+            for source, target in moves.items():
+                (near / source).replace(target)
     return result

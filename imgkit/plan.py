@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from imgkit.apk.index import Package, Repository, parse_index
-from imgkit.apk.package import check_package
+from imgkit.apk.package import PackageFile, check_package, open_package
 from imgkit.apk.signature import Keyring, verify_index
 from imgkit.apk.solver import solve
 from imgkit.errors import InputError
@@ -32,6 +32,7 @@ _MAX_SIGNATURE = 1 << 16
 _MAX_MINIROOTFS = 64 << 20
 _MAX_INDEX = 32 << 20
 _MAX_PACKAGE = 2 << 30
+_CONTENT_SLACK = 16 << 20  # by which the contents of a package may exceed what its index states
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,22 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[
         for each in plan.packages
     )
     return replace(plan, packages=packages), found
+
+
+def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Package) -> PackageFile:
+    """The verified contents of one package of a plan, appended to ``spool``.
+
+    Raises:
+        InputError: it is not what the plan names, or holds what no package may hold.
+    """
+    return open_package(
+        files[package.name],
+        spool=spool,
+        max_installed=package.installed_size + _CONTENT_SLACK,
+        expected=package.identity,
+        keyring=base.keyring,
+        name=f"{package.name}-{package.version}.apk",
+    )
 
 
 def _wanted(each: PlannedPackage) -> Wanted:

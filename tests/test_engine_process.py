@@ -110,9 +110,24 @@ def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path) -> Non
 
 
 def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path) -> None:
-    set_launch(bindings, 'self.callback(1, 0, "Kernel panic", []); raise RuntimeError("guestfs_launch failed")')
+    set_launch(
+        bindings, 'self.callback(1, 0, "Kernel panic", []); raise RuntimeError("guestfs_launch failed\\nadvice")'
+    )
     with pytest.raises(HostError, match="did not start: guestfs_launch failed; the last it said: Kernel panic"):
         attempt(tmp_path)
+
+
+def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_launch(bindings, 'raise RuntimeError("guestfs_launch failed")')
+    monkeypatch.setattr(channel, "_may_be_quick", lambda options: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = Options(cache=tmp_path / "cache")
+    with (
+        pytest.raises(HostError, match="supermin: program not found") as e,
+        channel.opened(tmp_path, [], options) as link,
+    ):
+        channel.wait(link, time.monotonic() + 30, options)
+    assert e.value.hint == "apt-get install supermin"
 
 
 def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp_path: Path) -> None:

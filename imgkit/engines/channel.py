@@ -267,6 +267,8 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
             hint="libguestfs-test-tool shows where it hangs",
         ) from None
     except ApplianceError as cause:
+        if note.startswith("supermin: program not found"):
+            raise process.missing("supermin") from cause
         raise launch_error(cause) from cause
 
 
@@ -293,9 +295,10 @@ def launch_error(cause: ApplianceError) -> ImgkitError:
     for word, program in (("supermin", "supermin"), ("qemu-system", "qemu-system-x86_64")):
         if f"{word}" in cause.message and ("No such file" in cause.message or "not found" in cause.message):
             return process.missing(program)
+    first = cause.message.strip().partition("\n")[0]  # the rest is advice for users of the library
     words = cause.console.strip().rpartition("\n")[2].strip()
     said = f"; the last it said: {words[-200:]}" if words else ""
     return HostError(
-        f"the libguestfs appliance did not start: {cause.message}{said}",
+        f"the libguestfs appliance did not start: {first}{said}",
         hint="libguestfs-test-tool shows why",
     )

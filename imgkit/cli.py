@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import json
 import logging
 import os
-import signal
+import re
 import sys
 import traceback
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import ClassVar, NoReturn
 
-from imgkit import __version__
+from imgkit import __version__, interrupts, scratch
 from imgkit.commands import COMMANDS
-from imgkit.errors import ImgkitError, RecipeError, UsageError
+from imgkit.errors import HostError, ImgkitError, RecipeError, UsageError
+from imgkit.vm.failures import BootError
 
 INTERRUPTED = 130
 BUG = 70
@@ -27,19 +30,37 @@ BUG = 70
 class _Parser(argparse.ArgumentParser):
     """argparse that reports through :class:`UsageError` and knows what a mistyped word may have been."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=self._near() or f"{self.prog} --help")
+    words: ClassVar[Sequence[str]] = ()
+    """What is being parsed."""
 
-    def _near(self) -> str | None:
-        """The option or command that the first unknown word resembles."""
-        known = list(self._option_string_actions)
-        for action in self._actions:
-            known += list(action.choices or ()) if isinstance(action, argparse._SubParsersAction) else []
-        for word in sys.argv[1:]:
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=self._near(message) or f"{self.prog} --help")
+
+    def _near(self, message: str) -> str | None:
+        """The choice, command or option that a wrong word resembles."""
+        if choice := _WRONG_CHOICE.search(message):
+            return _did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        options = list(self._option_string_actions)
+        for name, sub in self._commands().items():
+            if name in self.words:  # argparse reports the unknown options of a command through the parser above it
+                options += sub._option_string_actions
+        for word in self.words[: [*self.words, "--"].index("--")]:
             name = word.partition("=")[0]
-            if name not in known and (near := difflib.get_close_matches(name, known, n=1)):
-                return f"did you mean {near[0]}?"
+            if name.startswith("--") and name not in options and (near := _did_you_mean(name, options)):
+                return near
         return None
+
+    def _commands(self) -> Mapping[str, argparse.ArgumentParser]:
+        found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return found[0] if found else {}
+
+
+_WRONG_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,35 +88,83 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: see :mod:`imgkit.errors`; 130 interrupted, 70 a bug in imgkit."""
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        arguments = parser().parse_args(argv)
-        _configure_logging(arguments)
-        status = arguments.run(arguments)
+    run = _Run(sys.argv[1:] if argv is None else argv)
+    with interrupts.raised():
+        try:
+            status = run.status()
+        except KeyboardInterrupt:
+            interrupts.ignore()
+            status = run.fail(INTERRUPTED, "interrupted")
+        finally:
+            interrupts.ignore()
+            scratch.remove_all()
+    return status
+
+
+class _Run:
+    """One command and how it ends. With ``--json`` a failure is a JSON object on stdout as well."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        own = words[: words.index("--")] if "--" in words else words
+        self._words = words
+        self._debug, self._json = "--debug" in own, "--json" in own
+        self._arguments = argparse.Namespace()
+
+    def status(self) -> int:
+        """Run it; everything but an interrupt becomes an exit status."""
+        try:
+            return self._work()
+        except ImgkitError as error:
+            if self._debug:
+                traceback.print_exc()
+            return self._report(error)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            _drop_output()
+            return 0
+        except MemoryError:
+            return self.fail(HostError.exit_status, "out of memory")
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _drop_output()  # else the interpreter tries to write it once more
+                return self.fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
+            traceback.print_exc()
+            what = f"this is a bug in imgkit: {type(error).__name__}: {error}"
+            return self.fail(BUG, what, hint="please report it with the lines above")
+
+    def _work(self) -> int:
+        _Parser.words = self._words
+        self._arguments = parser().parse_args(self._words)
+        _configure_logging(self._arguments)
+        status = self._arguments.run(self._arguments)
         sys.stdout.flush()
         return int(status or 0)
-    except ImgkitError as error:
-        if debug:
-            traceback.print_exc()
-        _report(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        _say("error: interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        traceback.print_exc()
-        _say("error: this is a bug in imgkit")
-        _say("hint: please report it with the lines above")
-        return BUG
 
+    def _report(self, error: ImgkitError) -> int:
+        problems = error.problems if isinstance(error, RecipeError) else ()
+        several = problems if len(problems) > 1 else ()
+        message = error.message.partition(": " + several[0])[0] if several else error.message
+        console = error.console if isinstance(error, BootError) else ""
+        if console:
+            _say("last lines of the console:")
+            for line in console.splitlines():
+                _say(f"    {line}")
+        return self.fail(error.exit_status, message, hint=error.hint, problems=several, console=console)
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends like Ctrl-C, through every context manager, so that nothing is left behind."""
-    raise KeyboardInterrupt
+    def fail(
+        self, status: int, message: str, *, hint: str | None = None, problems: Sequence[str] = (), console: str = ""
+    ) -> int:
+        """Say what went wrong, and return ``status``."""
+        _say(f"error: {message}")
+        for problem in problems:
+            _say(f"  {problem}")
+        if hint:
+            _say(f"hint: {hint}")
+        if self._json:
+            error = {"status": status, "message": message, "hint": hint, "problems": list(problems), "console": console}
+            done = getattr(self._arguments, "done", [])
+            with suppress(OSError):
+                print(json.dumps({"error": error, "done": done}, indent=2), flush=True)
+        return status
 
 
 def _configure_logging(arguments: argparse.Namespace) -> None:
@@ -108,17 +177,13 @@ def _configure_logging(arguments: argparse.Namespace) -> None:
         logger.addHandler(handler)
 
 
-def _report(error: ImgkitError) -> None:
-    problems = error.problems if isinstance(error, RecipeError) else ()
-    if len(problems) > 1:
-        _say("error: " + error.message.partition(": " + problems[0])[0])
-        for problem in problems:
-            _say(f"  {problem}")
-    else:
-        _say(f"error: {error.message}")
-    if error.hint:
-        _say(f"hint: {error.hint}")
-
-
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    """One line to stderr, without anything that a terminal would obey: messages quote mirrors, packages and guests."""
+    plain = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line.replace("\n", " "))
+    with suppress(OSError):  # nobody listens
+        print(plain, file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

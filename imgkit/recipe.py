@@ -180,15 +180,21 @@ def fields_of(module: ModuleType) -> dict[str, Any]:
     }
 
 
-def load(path: Path, overrides: Mapping[str, object] = MappingProxyType({})) -> Recipe:
+def load(
+    path: Path,
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    origins: Mapping[str, str] = MappingProxyType({}),
+) -> Recipe:
     """Load and check a recipe.
 
     Args:
         path: the recipe's file.
         overrides: fields that the command line or the environment set; they replace the recipe's.
+        origins: where overrides come from, for messages: field → ``--mirror``, ``IMAGE_SIZE``.
 
     Raises:
         RecipeError: it is missing, not Python, raises, or states something wrong; every fault is in ``problems``.
+        UsageError: nothing is wrong but overrides.
     """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=1)
@@ -202,10 +208,10 @@ def load(path: Path, overrides: Mapping[str, object] = MappingProxyType({})) -> 
         recipe = Recipe.model_validate(stated)
     except ValidationError as invalid:
         problems = [_sentence(error) for error in invalid.errors()]
-        raise _faults(path, problems) from invalid
+        raise _faults(path, problems, origins) from invalid
     problems = list(_contradictions(recipe))
     if problems:
-        raise _faults(path, problems)
+        raise _faults(path, problems, origins)
     return recipe
 
 
@@ -230,7 +236,15 @@ def parse_setting(text: str) -> tuple[str, object]:
     return name, value if isinstance(parsed, (int, float)) and not isinstance(parsed, bool) else parsed
 
 
-def _faults(path: Path, problems: list[str]) -> RecipeError:
+def _faults(path: Path, problems: list[str], origins: Mapping[str, str]) -> RecipeError | UsageError:
+    """The error for faults, each of which begins with its field. What the recipe does not state is not its fault."""
+    fields = [re.split(r"[.:]", problem)[0] for problem in problems]
+    if all(field in origins for field in fields):
+        return UsageError(
+            "; ".join(
+                origins[field] + problem.removeprefix(field) for field, problem in zip(fields, problems, strict=True)
+            )
+        )
     if len(problems) == 1:
         return RecipeError(f"{path}: {problems[0]}", problems=problems)
     return RecipeError(f"{path}: {len(problems)} faults: " + "; ".join(problems), problems=problems)

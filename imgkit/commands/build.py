@@ -65,40 +65,44 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    recipe = load(options.recipe, overrides(options, os.environ))
+    recipe = load(options.recipe, *overrides(options, os.environ))
     out = options.out or Path(os.environ.get("OUT_DIR") or "out")
     work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
     cache = Cache(default_folder(), offline=options.offline)
-    results = []
+    options.done = []  # told even if a later one fails
     for arch in architectures(options, recipe, os.environ):
         result = build(Request(recipe, arch, out, cache, appliance_options(), work=work))
-        results.append(result)
+        options.done.append(as_json(result))
+        if not options.json:
+            print(result.image, flush=True)
         if not options.quiet:
             print(result.steps.table(), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
     if options.json:
-        print(json.dumps([as_json(result) for result in results], indent=2))
-    else:
-        for result in results:
-            print(result.image)
+        print(json.dumps(options.done, indent=2))
     return 0
 
 
-def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, object]:
-    """The fields of the recipe that options or the environment set.
+def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:
+    """The fields of the recipe that options or the environment set, and what each was set by.
 
     Raises:
         UsageError: ``--set`` names no field.
     """
-    fields: dict[str, object] = {
-        field: environ[variable] for variable, field in VARIABLES.items() if environ.get(variable)
+    found: dict[str, tuple[object, str]] = {
+        field: (environ[variable], variable) for variable, field in VARIABLES.items() if environ.get(variable)
     }
-    fields.update(parse_setting(text) for text in options.set)
-    paths = {"release_key": options.release_key, "agent_runner": options.agent_runner}
-    fields.update({name: path.absolute() for name, path in paths.items() if path is not None})
-    plain = {"mirror": options.mirror, "compression": options.format}
-    fields.update({name: value for name, value in plain.items() if value is not None})
-    return fields
+    for text in options.set:
+        name, value = parse_setting(text)
+        found[name] = (value, f"--set {name}")
+    given = {
+        "release_key": (options.release_key and options.release_key.absolute(), "--release-key"),
+        "agent_runner": (options.agent_runner and options.agent_runner.absolute(), "--agent-runner"),
+        "mirror": (options.mirror, "--mirror"),
+        "compression": (options.format, "--format"),
+    }
+    found.update({name: pair for name, pair in given.items() if pair[0] is not None})
+    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
 def architectures(options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str]) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from imgkit import scratch
 from imgkit.apk.database import parse_installed
 from imgkit.commands.reading import appliance_options
 from imgkit.engines.reading import open_image
@@ -23,8 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     with (
-        tempfile.TemporaryDirectory(prefix="imgkit-") as scratch,
-        open_image(options.image, Path(scratch), appliance_options()) as reader,
+        scratch.folder() as folder,
+        open_image(options.image, folder, appliance_options()) as reader,
     ):
         found = reader.describe()
     records = parse_installed(found.pop("apk_installed"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
+from imgkit import scratch
 from imgkit.commands.reading import appliance_options
-from imgkit.engines.reading import open_image
+from imgkit.engines.reading import image_info, open_image
 from imgkit.errors import InputError
 from imgkit.rootfs.archive import tree_from_tar
 from imgkit.rootfs.digest import differences, records
@@ -28,9 +29,11 @@ def run(options: argparse.Namespace) -> int:
     """Status 0 when everything is as the manifest says, 4 when something is not."""
     path = options.manifest or options.image.with_suffix(".manifest.json")
     manifest = read_manifest(path)
-    with tempfile.TemporaryDirectory(prefix="imgkit-", dir=options.image.parent) as scratch:
-        archive = Path(scratch) / "root.tar"
-        folder = Path(scratch) / "appliance"
+    image_info(options.image)
+    near = options.image.parent  # where there was room for the image there is room for its files
+    with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
+        archive = work / "root.tar"
+        folder = work / "appliance"
         folder.mkdir()
         with open_image(options.image, folder, appliance_options()) as reader, archive.open("wb") as sink:
             reader.read_tar(sink)

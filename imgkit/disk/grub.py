@@ -11,10 +11,9 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
-from imgkit import process
+from imgkit import process, scratch
 from imgkit.disk.layout import SECTOR, Layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import File, Tree
@@ -189,8 +188,7 @@ def make_image(tree: Tree, platform: str, root_uuid: str) -> bytes:
 
     Equal inputs make equal bytes. Errors as :func:`make_boot_files`.
     """
-    with TemporaryDirectory(prefix="imgkit-grub-") as name:
-        work = Path(name)
+    with scratch.folder() as work:
         modules = work / "modules"
         modules.mkdir()
         _export(tree, platform, modules)

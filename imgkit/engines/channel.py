@@ -8,7 +8,6 @@ import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,13 @@ from typing import IO, Any, Literal, TypeAlias
 
 from imgkit import process
 from imgkit.errors import HostError, ImgkitError
+from imgkit.scratch import folder
 
 Accelerator: TypeAlias = Literal["tcg", "kvm"]
 
 _SOCKET_NAME = "/libguestfsXXXXXX/guestfsd.sock"
 _SOCKET_LIMIT = 107  # sun_path of Linux without its final zero
+_FINAL = ("bindings", "kernel")  # failures that are the same for the quick appliance and the stock one
 _POLL = 0.5  # seconds between two looks at deadline and watch
 
 
@@ -148,6 +149,14 @@ class Channel:
             raise ApplianceError(answer["kind"], answer["error"], answer["console"])
         return answer["result"]
 
+    def failure(self) -> ApplianceError | None:
+        """The oldest answer that nobody took yet, if it is there and says that its request failed."""
+        with suppress(IndexError):  # nothing there
+            answer = self._answers.queue[0]
+            if answer is not None and "error" in answer:
+                return ApplianceError(answer["kind"], answer["error"], answer["console"])
+        return None
+
     def ask(self, request: Mapping[str, Any], watch: Callable[[], None] | None = None) -> Any:
         """:meth:`post` and :meth:`take` without a deadline."""
         self.post(request)
@@ -232,8 +241,8 @@ def _socket_folder(scratch: Path) -> Iterator[Path]:
     if len(os.fsencode(scratch)) + len(_SOCKET_NAME) <= _SOCKET_LIMIT:
         yield scratch
         return
-    with tempfile.TemporaryDirectory(prefix="imgkit-") as folder:
-        yield Path(folder)
+    with folder() as short:
+        yield short
 
 
 def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
@@ -254,7 +263,7 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
         except HostError as cause:
             note = cause.message
         except ApplianceError as cause:
-            if cause.kind in ("bindings", "kernel"):
+            if cause.kind in _FINAL:
                 raise launch_error(cause) from cause
             note = cause.message
         channel.restart_stock()
@@ -270,6 +279,17 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
         if note.startswith("supermin: program not found"):
             raise process.missing("supermin") from cause
         raise launch_error(cause) from cause
+
+
+def check(channel: Channel) -> None:
+    """Look at a start that is under way and does not have to be waited for yet.
+
+    Raises:
+        HostError: it has failed, and no other appliance could do better.
+    """
+    failure = channel.failure()
+    if failure is not None and (failure.kind in _FINAL or not channel.quick):
+        raise launch_error(failure) from failure
 
 
 def launch_error(cause: ApplianceError) -> ImgkitError:

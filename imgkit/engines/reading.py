@@ -245,8 +245,12 @@ def open_image(image: Path, scratch: Path, options: Options) -> Iterator[ImageRe
     """
     info = image_info(image)
     tar = scratch / "tar.raw"
-    with tar.open("wb") as file:
-        file.truncate((info.virtual_size + _TAR_EXTRA) // _BLOCK * _BLOCK)
+    try:
+        with tar.open("wb") as file:
+            file.truncate((info.virtual_size + _TAR_EXTRA) // _BLOCK * _BLOCK)
+    except OSError as cause:
+        size = info.virtual_size >> 30
+        raise HostError(f"{scratch}: no room for the files of a disk of {size} GiB: {cause.strerror}") from cause
     deadline = time.monotonic() + options.launch_timeout
     drives = [Drive(image.resolve(), info.format, readonly=True), Drive(tar)]
     try:

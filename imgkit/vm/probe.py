@@ -16,7 +16,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from imgkit import process
+from imgkit import process, scratch
 from imgkit.errors import HostError, UsageError
 from imgkit.vm.machines import Machine, host_arch, machine
 
@@ -106,8 +105,8 @@ def measure(record: Machine, accelerator: str, cpu: str, *, limit: float = LIMIT
         HostError: the QEMU binary is missing.
     """
     image = x86_firmware() if record.arch == "amd64" else arm64_firmware()
-    with tempfile.TemporaryDirectory(prefix="imgkit-probe-") as folder:
-        path = Path(folder, "probe.bin")
+    with scratch.folder() as folder:
+        path = folder / "probe.bin"
         path.write_bytes(image)
         with process.start(arguments(record, accelerator, cpu, path), stderr=subprocess.PIPE) as child:
             try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgkit import process
-
-log = logging.getLogger("imgkit.vm")
+from imgkit.scratch import remove_tree
 
 # The outer shell dies with this process (PR_SET_PDEATHSIG is not inherited by the inner one), the inner one then sees
 # the end of the pipe. The second removal is for what a dying QEMU still wrote.
@@ -36,18 +33,3 @@ def private_folder() -> Iterator[Path]:
                 remove_tree(folder)
     finally:
         remove_tree(folder)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder of this user's with all that is in it, folders without permissions included.
-
-    Links are not followed. Nothing may be writing to it any more.
-    """
-    for here, names, _ in os.walk(folder):
-        for name in names:
-            path = Path(here, name)
-            if not path.is_symlink():
-                path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        log.warning("%s: could not be removed", folder)

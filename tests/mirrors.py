@@ -1,0 +1,97 @@
+"""Small signed mirrors for tests, with whatever packages a test wants, made in a fraction of a second.
+
+They have the layout of real ones, a minirootfs with nothing but keys, and as many wrong things as a test puts in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fixtures import minirootfs
+from fixtures.apkbuild import Apk, Entry, PkgInfo, SigningKey, build, build_index
+from fixtures.keys import Keys
+from fixtures.pins import BRANCH, RELEASE
+from imgkit.tree import Tree
+
+TIME = 1_700_000_000
+ARCH = "x86_64"
+RELEASES = f"/{BRANCH}/releases/{ARCH}"
+LISTING = f"{RELEASES}/latest-releases.yaml"
+ROOTFS = f"{RELEASES}/alpine-minirootfs-{RELEASE}-{ARCH}.tar.gz"
+REPOSITORY = f"/{BRANCH}/main/{ARCH}"
+INDEX = f"{REPOSITORY}/APKINDEX.tar.gz"
+
+RECIPE = f"""
+branch = "{BRANCH}"
+size = "256M"
+repositories = ["main"]
+packages = ["hello"]
+architectures = {{"amd64": {{
+    "alpine": "x86_64",
+    "partitions": [{{"kind": "bios-boot", "size": "1M"}}, {{"kind": "root"}}],
+    "grub_platforms": ["i386-pc"],
+    "consoles": ["ttyS0"],
+}}}}
+"""
+"""A recipe of the package ``hello``, as small as recipes get. Lines that are added to it replace earlier ones."""
+
+
+def package(
+    name: str = "hello", version: str = "1.0-r0", *entries: Entry, key: SigningKey, **more: str | int | Sequence[str]
+) -> Apk:
+    """A signed package; ``more`` are lines of its .PKGINFO, such as ``depend=["musl"]``."""
+    info: PkgInfo = {
+        "pkgname": name,
+        "pkgver": version,
+        "pkgdesc": name,
+        "url": "https://example.invalid/",
+        "builddate": TIME,
+        "arch": ARCH,
+        "license": "MIT",
+        **more,
+    }
+    return build(info, entries, key=key)
+
+
+def minimal(keys: Keys) -> Tree:
+    """The Tree of a minirootfs that trusts the mirror's key and has nothing else."""
+    tree = Tree()
+    for path in ("etc", "etc/apk", "etc/apk/keys", "lib", "lib/apk", "lib/apk/db"):
+        tree.mkdir(path, mtime=TIME)
+    tree.write(f"etc/apk/keys/{keys.signing.name}", keys.rsa_public, mtime=TIME)
+    tree.write("etc/apk/world", "", mtime=TIME)
+    return tree
+
+
+@dataclass
+class Small:
+    """A mirror in the folder ``root``. Its files are written anew by :meth:`write`, or changed one by one."""
+
+    root: Path
+    keys: Keys
+    packages: list[Apk] = field(default_factory=list)
+
+    @property
+    def release_key(self) -> Path:
+        """The OpenPGP certificate that signs its releases."""
+        return self.root.parent / "release-key.asc"
+
+    def write(self, tree: Tree | None = None) -> Small:
+        """The minirootfs (of ``tree``), its signature and list, the packages and their index."""
+        minirootfs.publish(tree or minimal(self.keys), ARCH, self.file(RELEASES), self.keys)
+        self.file(REPOSITORY).mkdir(parents=True)
+        for one in self.packages:
+            self.file(f"{REPOSITORY}/{one.filename}").write_bytes(one.blob)
+        self.index(one.record for one in self.packages)
+        self.release_key.write_bytes(self.keys.release_public)
+        return self
+
+    def index(self, records: Iterable[str], key: SigningKey | None = None) -> None:
+        """Write the index of ``records``, signed by the mirror's key unless another is given."""
+        self.file(INDEX).write_bytes(build_index(records, key or self.keys.signing, description="a test"))
+
+    def file(self, path: str) -> Path:
+        """The file behind a path of the server."""
+        return self.root / path.lstrip("/")

@@ -45,6 +45,8 @@ class Request:
         out: folder of the results.
         work: folder for scratch files; None makes one in ``out``.
         appliance: how the appliance runs.
+        locked: build exactly this plan; None makes one.
+        epoch: seconds since 1970 for what a build generates (SOURCE_DATE_EPOCH); None takes the plan's.
     """
 
     recipe: Recipe
@@ -53,6 +55,8 @@ class Request:
     cache: Cache
     appliance: Options
     work: Path | None = None
+    locked: Plan | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def build(request: Request) -> Result:
     with _workspace(request) as work, ExitStack() as stack:
         engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, request.appliance))
         with steps.step("plan"):
-            base = fetch_base(recipe, arch, request.cache, work / "minirootfs")
-            plan = make_plan(recipe, arch, base, request.cache)
+            base = fetch_base(recipe, arch, request.cache, work / "minirootfs", locked=request.locked)
+            plan = request.locked or make_plan(recipe, arch, base, request.cache)
         engine.check()
         with steps.step("fetch packages"):
             plan, files = fetch_packages(plan, base, request.cache)
@@ -102,7 +106,7 @@ def build(request: Request) -> Result:
                 arch,
                 payload=payload,
                 root_uuid=layout.root.fs_uuid,
-                epoch=plan.epoch,
+                epoch=plan.epoch if request.epoch is None else request.epoch,
             )
             _refuse_pending(made, arch)
         with steps.step("make the boot loader"):

@@ -20,7 +20,7 @@ from imgkit.apk.solver import solve
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
-from imgkit.fetch.releases import Release, newest_minirootfs
+from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.recipe import Recipe
 from imgkit.rootfs.install import installed_in, world_in
 from imgkit.rootfs.minirootfs import unpack
@@ -106,18 +106,21 @@ def certificate_of(recipe: Recipe) -> Certificate:
     return read_certificate(recipe.release_key.read_bytes(), name=str(recipe.release_key))
 
 
-def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path) -> Base:
+def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path, *, locked: Plan | None = None) -> Base:
     """Find, download, verify and unpack the minirootfs. ``spool`` is a new file that takes its contents.
+
+    Args:
+        locked: take the very minirootfs of this plan; its signature is verified all the same.
 
     Raises:
         InputError: the mirror does not have it, or it cannot be trusted.
     """
-    alpine = recipe.architecture(arch).alpine
-    folder = f"{recipe.mirror.rstrip('/')}/{recipe.branch}/releases/{alpine}"
-    listing = f"{folder}/latest-releases.yaml"
-    text = cache.fetch(Wanted(url=listing, max_bytes=_MAX_LISTING), description="releases").read_bytes()
-    release = _release(recipe, text, alpine, listing)
-    url = f"{folder}/{release.file}"
+    if locked is None:
+        release, url = _newest(recipe, recipe.architecture(arch).alpine, cache)
+    else:
+        one = locked.minirootfs
+        url, file = one.url, one.url.rpartition("/")[2]
+        release = Release(MINIROOTFS, locked.version, file, sha256=one.sha256, size=one.size)
     archive, signature = cache.fetch_all(
         [
             Wanted(
@@ -137,6 +140,15 @@ def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path) -> Base:
     return _base(release, artefact, archive, spool)
 
 
+def _newest(recipe: Recipe, alpine: str, cache: Cache) -> tuple[Release, str]:
+    """The release that the mirror's listing says is to be taken, and its URL."""
+    folder = f"{recipe.mirror.rstrip('/')}/{recipe.branch}/releases/{alpine}"
+    listing = f"{folder}/latest-releases.yaml"
+    text = cache.fetch(Wanted(url=listing, max_bytes=_MAX_LISTING), description="releases").read_bytes()
+    release = _release(recipe, text, alpine, listing)
+    return release, f"{folder}/{release.file}"
+
+
 def _release(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
     """The release to take. A pinned version that the listing has forgotten is asked for by the name it must have."""
     try:
@@ -145,8 +157,8 @@ def _release(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
         if recipe.version is None:
             raise
         newest_minirootfs(listing, arch=alpine, name=name)  # a listing that is none is still an error
-        file = f"alpine-minirootfs-{recipe.version}-{alpine}.tar.gz"
-        return Release(flavor="alpine-minirootfs", version=recipe.version, file=file)
+        file = f"{MINIROOTFS}-{recipe.version}-{alpine}.tar.gz"
+        return Release(flavor=MINIROOTFS, version=recipe.version, file=file)
 
 
 def _base(release: Release, artefact: Artefact, archive: Path, spool: Path) -> Base:

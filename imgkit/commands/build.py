@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imgkit import lockfile
 from imgkit.build import Request, Result, build
 from imgkit.commands.reading import appliance_options
 from imgkit.errors import UsageError
@@ -40,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
     parser.add_argument("--engine", choices=["guestfs"], default="guestfs", help="what makes the disk")
+    parser.add_argument("--locked", action="store_true", help="build exactly what the recipe's lock file says")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -65,13 +67,15 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    recipe = load(options.recipe, *overrides(options, os.environ))
+    recipe = load_recipe(options, os.environ)
+    epoch = _epoch(os.environ)
     out = options.out or Path(os.environ.get("OUT_DIR") or "out")
     work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
     cache = Cache(default_folder(), offline=options.offline)
     options.done = []  # told even if a later one fails
     for arch in architectures(options, recipe, os.environ):
-        result = build(Request(recipe, arch, out, cache, appliance_options(), work=work))
+        locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
+        result = build(Request(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch))
         options.done.append(as_json(result))
         if not options.json:
             print(result.image, flush=True)
@@ -81,6 +85,25 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(options.done, indent=2))
     return 0
+
+
+def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Recipe:
+    """The recipe that the options name, with what they and the environment set. Raises RecipeError, UsageError."""
+    return load(options.recipe, *overrides(options, environ))
+
+
+def _epoch(environ: Mapping[str, str]) -> int | None:
+    """``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
+
+    Raises:
+        UsageError: it is no number of seconds.
+    """
+    text = environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is no number of seconds since 1970")
+    return int(text)
 
 
 def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:

@@ -1,0 +1,135 @@
+"""The lock file of a recipe: its plans written down, so that a build can be had again byte by byte.
+
+It lies beside the recipe (``recipes/alpine.lock``), is JSON, and names everything relative to the mirror: another one
+with the same files will do. What the recipe wants is in it too, so a lock that the recipe has outgrown is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imgkit.apk.index import Repository, format_record, parse_record
+from imgkit.errors import HostError, InputError, RecipeError
+from imgkit.plan import Artefact, Plan, PlannedPackage
+from imgkit.recipe import Recipe
+
+VERSION = 1
+
+
+def path_of(recipe: Path) -> Path:
+    """Where the lock of a recipe is."""
+    return recipe.with_suffix(".lock")
+
+
+def write(path: Path, recipe: Recipe, plans: Mapping[str, Plan]) -> None:
+    """Write ``plans`` (by architecture) as the lock of ``recipe``, in one move.
+
+    Raises:
+        HostError: the file cannot be written.
+    """
+    found = {
+        "lock": VERSION,
+        "architectures": {arch: _to_json(recipe, plan) for arch, plan in sorted(plans.items())},
+    }
+    temporary = path.with_name(path.name + ".new")
+    try:
+        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except OSError as cause:
+        temporary.unlink(missing_ok=True)
+        raise HostError(f"{path}: {cause.strerror}") from cause
+
+
+def read(path: Path, recipe: Recipe, arch: str) -> Plan:
+    """The plan that the lock has for ``arch``.
+
+    Raises:
+        InputError: there is no lock, or it is none.
+        RecipeError: it was made for another state of the recipe, or lacks the architecture.
+    """
+    again = f"imgkit lock {path.with_suffix('.py')}"
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise InputError(f"{path}: {cause.strerror}", hint=again) from cause
+    except ValueError as cause:
+        raise InputError(f"{path}: not JSON: {cause}", hint=again) from cause
+    try:
+        if found["lock"] != VERSION:
+            raise InputError(f"{path}: is of version {found['lock']}, not {VERSION}", hint=again)
+        entry = found["architectures"].get(arch)
+        if entry is None:
+            raise RecipeError(f"{path}: has nothing for {arch}", hint=again)
+        outgrown = [name for name, value in _wants(recipe, arch).items() if entry[name] != value]
+        if outgrown:
+            raise RecipeError(f"{path}: the recipe has changed since ({', '.join(outgrown)})", hint=again)
+        return _from_json(recipe, arch, entry)
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise InputError(f"{path}: is no lock file of imgkit ({cause!r})", hint=again) from cause
+
+
+def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
+    """What a plan depends on in the recipe; a pinned version only if there is one."""
+    wants = {
+        "branch": recipe.branch,
+        "repositories": list(recipe.repositories),
+        "packages": [*recipe.packages, *recipe.architecture(arch).packages],
+    }
+    return wants | ({"version": recipe.version} if recipe.version else {})
+
+
+def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    def artefact(one: Artefact) -> dict[str, Any]:
+        return {
+            "path": _relative(recipe, one.url),
+            "size": one.size,
+            "sha256": one.sha256,
+            "vouchedBy": one.vouched_by,
+        }
+
+    return {
+        **_wants(recipe, plan.arch),
+        "version": plan.version,
+        "minirootfs": artefact(plan.minirootfs),
+        "indexes": [artefact(index) for index in plan.indexes],
+        "world": list(plan.world),
+        "install": [
+            {
+                "path": _relative(recipe, each.url),
+                "sha256": each.sha256,
+                "record": format_record(each.package).splitlines(),
+            }
+            for each in plan.packages
+        ],
+    }
+
+
+def _from_json(recipe: Recipe, arch: str, entry: Mapping[str, Any]) -> Plan:
+    base = recipe.mirror.rstrip("/")
+
+    def artefact(one: Mapping[str, Any]) -> Artefact:
+        return Artefact(f"{base}/{one['path']}", one["size"], one["sha256"], one["vouchedBy"])
+
+    return Plan(
+        arch=arch,
+        branch=entry["branch"],
+        version=entry["version"],
+        minirootfs=artefact(entry["minirootfs"]),
+        indexes=tuple(artefact(one) for one in entry["indexes"]),
+        world=tuple(entry["world"]),
+        packages=tuple(
+            PlannedPackage(
+                parse_record(one["record"], Repository(url=f"{base}/{one['path'].rpartition('/')[0]}")),
+                f"{base}/{one['path']}",
+                one["sha256"],
+            )
+            for one in entry["install"]
+        ),
+    )
+
+
+def _relative(recipe: Recipe, url: str) -> str:
+    return url.removeprefix(recipe.mirror.rstrip("/") + "/")

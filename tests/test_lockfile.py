@@ -1,0 +1,108 @@
+"""Lock files: what is written is read, what does not fit the recipe is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imgkit import lockfile
+from imgkit.apk.index import Package, Repository
+from imgkit.errors import ImgkitError, InputError, RecipeError
+from imgkit.plan import Artefact, Plan, PlannedPackage
+from imgkit.recipe import Recipe, load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load(ROOT / "recipes" / "alpine.py", {"mirror": "http://mirror.test/alpine/"})
+
+
+def plan_of(recipe: Recipe, arch: str) -> Plan:
+    folder = f"http://mirror.test/alpine/v3.23/main/{recipe.architecture(arch).alpine}"
+    package = Package(
+        name="busybox", version="1.37-r0", arch="x86_64", identity="Q1" + "A" * 27 + "=", depends=("so:libc",), size=5
+    )
+    return Plan(
+        arch=arch,
+        branch=recipe.branch,
+        version="3.23.6",
+        minirootfs=Artefact("http://mirror.test/alpine/v3.23/releases/x.tar.gz", 9, "ab" * 32, "OpenPGP 1234"),
+        indexes=(Artefact(f"{folder}/APKINDEX.tar.gz", 7, "cd" * 32, "key.rsa.pub"),),
+        world=("busybox",),
+        packages=(
+            PlannedPackage(package, f"{folder}/busybox-1.37-r0.apk", "ef" * 32),
+            PlannedPackage(Package(name="musl", version="1-r0"), f"{folder}/musl-1-r0.apk"),
+        ),
+    )
+
+
+@pytest.fixture
+def lock(recipe: Recipe, tmp_path: Path) -> Path:
+    path = tmp_path / "alpine.lock"
+    lockfile.write(path, recipe, {arch: plan_of(recipe, arch) for arch in recipe.architectures})
+    return path
+
+
+def test_what_is_written_is_read(recipe: Recipe, lock: Path) -> None:
+    expected, found = plan_of(recipe, "arm64"), lockfile.read(lock, recipe, "arm64")
+    assert found.digest == expected.digest
+    assert found.minirootfs == expected.minirootfs
+    assert [each.url for each in found.packages] == [each.url for each in expected.packages]
+    assert found.packages[0].package.depends == ("so:libc",)
+    assert found.packages[0].package.repository == Repository(url=expected.packages[0].url.rpartition("/")[0])
+
+
+def test_no_mirror_is_named_and_another_one_will_do(recipe: Recipe, lock: Path) -> None:
+    assert "mirror.test" not in lock.read_text()
+    other = recipe.model_copy(update={"mirror": "https://elsewhere.test"})
+    assert lockfile.read(lock, other, "amd64").minirootfs.url == "https://elsewhere.test/v3.23/releases/x.tar.gz"
+
+
+def test_equal_plans_make_equal_files(recipe: Recipe, lock: Path) -> None:
+    before = lock.read_bytes()
+    lockfile.write(lock, recipe, {arch: plan_of(recipe, arch) for arch in sorted(recipe.architectures, reverse=True)})
+    assert lock.read_bytes() == before
+    assert [path.name for path in lock.parent.iterdir()] == ["alpine.lock"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"packages": ("bash",)}, {"branch": "v3.22"}, {"repositories": ("main",)}, {"version": "3.23.5"}]
+)
+def test_a_lock_that_the_recipe_has_outgrown_is_refused(recipe: Recipe, lock: Path, change: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=f"the recipe has changed since \\({next(iter(change))}\\)") as caught:
+        lockfile.read(lock, recipe.model_copy(update=change), "amd64")
+    assert "imgkit lock" in str(caught.value.hint)
+
+
+def test_an_architecture_that_was_not_locked(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "alpine.lock"
+    lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
+    with pytest.raises(RecipeError, match="has nothing for arm64"):
+        lockfile.read(path, recipe, "arm64")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"lock": 2, "architectures": {}}', '{"lock": 1}', '"x"'])
+def test_what_is_no_lock_is_named(recipe: Recipe, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "alpine.lock"
+    path.write_text(text)
+    with pytest.raises(ImgkitError, match=r"alpine\.lock: ") as caught:
+        lockfile.read(path, recipe, "amd64")
+    assert caught.value.hint is not None
+
+
+def test_a_field_that_is_missing_is_no_bug_of_ours(recipe: Recipe, lock: Path) -> None:
+    found = json.loads(lock.read_text())
+    del found["architectures"]["amd64"]["minirootfs"]["sha256"]
+    lock.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="is no lock file of imgkit"):
+        lockfile.read(lock, recipe, "amd64")
+
+
+def test_no_lock_at_all(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file") as caught:
+        lockfile.read(lockfile.path_of(tmp_path / "alpine.py"), recipe, "amd64")
+    assert "imgkit lock" in str(caught.value.hint)

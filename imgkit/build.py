@@ -16,6 +16,7 @@ from typing import Any
 from imgkit import interrupts, process, scratch
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, partition_specs
+from imgkit.disk.size import too_small
 from imgkit.engines import guestfs
 from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
@@ -86,14 +87,16 @@ def build(request: Request) -> Result:
         with steps.step("plan"):
             base = fetch_base(recipe, arch, request.cache, work / "minirootfs", locked=request.locked)
             plan = request.locked or make_plan(recipe, arch, base, request.cache)
+        layout = _layout(recipe, arch, plan, size)
+        engine.prepare(layout)
         engine.check()
+        _check_size(plan, size)
         with steps.step("fetch packages"):
             plan, files = fetch_packages(plan, base, request.cache)
         with steps.step("prepare the payload"):
             payload = _payload(request, work)
         engine.check()
         with steps.step("compose the root filesystem"):
-            layout = _layout(recipe, arch, plan, size)
             selection = Selection(
                 tuple(each.package for each in plan.packages),
                 partial(open_planned, files, base, work / "packages"),
@@ -119,6 +122,17 @@ def build(request: Request) -> Result:
         _write_manifest(manifest, work / "manifest.json")
         with steps.step("put into place"):
             return _place(request, work, made, image_size, steps)
+
+
+def _check_size(plan: Plan, size: int) -> None:
+    """Refuse, before anything is downloaded, packages that say themselves that they cannot fit by far.
+
+    Raises:
+        RecipeError: so it is. What is less clear is measured when the Tree is complete.
+    """
+    stated = sum(each.package.installed_size for each in plan.packages)
+    if stated > 2 * size:
+        raise too_small(size, stated)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,6 +155,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "buildId": result.build_id,
         "size": result.size,
         "seconds": round(result.steps.elapsed, 2),
+        "peakMemory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # of this process alone, in bytes
         "steps": [
             {"name": step.name, "start": round(step.start, 3), "seconds": round(step.seconds, 3)}
             for step in result.steps.finished

@@ -171,10 +171,9 @@ def _configure_logging(arguments: argparse.Namespace) -> None:
     level = logging.DEBUG if arguments.verbose else logging.ERROR if arguments.quiet else logging.INFO
     logger = logging.getLogger("imgkit")
     logger.setLevel(level)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]  # standard error may be another one than it was for an earlier command
 
 
 def _say(line: str) -> None:

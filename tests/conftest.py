@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fixtures.mirror import Mirror
     from tests.images import Builder, Images
 
+pytest.register_assert_rewrite("tests.commandline")
+
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
 

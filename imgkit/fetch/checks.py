@@ -10,6 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 from imgkit.errors import InputError
 
 ELSEWHERE = "check the URL and the network, choose another mirror with --mirror, or use --offline with a warm cache"
+_SUPERSEDED = "mirrors delete superseded packages: refresh the lock (imgkit lock RECIPE), or check the mirror's URL"
+_ANOTHER_PLACE = "check the mirror's URL, and whether it has this branch and this architecture"
 _GZIP = b"\x1f\x8b"
 _OVERLOADED = frozenset({429, 500, 502, 503, 504})
 
@@ -54,10 +56,8 @@ def check_status(url: str, status: int) -> None:
         return
     error = InputError(f"{shown(url)}: the server answers {status}", hint=ELSEWHERE)
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        raise InputError(
-            f"{shown(url)}: the mirror does not have it ({status})",
-            hint="mirrors delete superseded packages: refresh the lock (imgkit lock RECIPE), or check the mirror's URL",
-        )
+        hint = _SUPERSEDED if urlsplit(url).path.endswith(".apk") else _ANOTHER_PLACE
+        raise InputError(f"{shown(url)}: the mirror does not have it ({status})", hint=hint)
     if status in _OVERLOADED:
         raise TransientError(error)
     raise error

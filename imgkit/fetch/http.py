@@ -170,7 +170,6 @@ class Http:
             if response.status_code == HTTPStatus.NOT_MODIFIED:
                 return None
             declared = declared_length(response.headers)
-            check_declared(request.url, declared, request.expected)
             size, sha256 = self._receive(response, request, sink, declared)
             headers = response.headers
         check_whole(request.url, size, sha256, request.expected)
@@ -186,6 +185,7 @@ class Http:
             for piece in self._pieces(response, request):
                 if not size:
                     check_start(request.url, piece, request.expected)
+                    check_declared(request.url, declared, request.expected)  # a web page has another length, too
                 size += len(piece)
                 check_length(request.url, size, request.expected)
                 digest.update(piece)

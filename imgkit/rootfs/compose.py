@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import digest, system
+from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.initramfs import install_initramfs
 from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.libraries import check_architecture
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.rootfs.scripts import Hooks
-from imgkit.tree import Tree
+from imgkit.tree import Tree, TreeError
 
 _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
 
@@ -82,7 +84,8 @@ def compose(
     """
     facts = recipe.architecture(arch)
     scripts = _install(tree, selection, recipe, facts, epoch)
-    system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
+    with _possible():
+        system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
     if recipe.overlay is not None:
         add_directory(tree, recipe.overlay, "", epoch=epoch)
     if payload is not None:
@@ -96,6 +99,15 @@ def compose(
     for path in ("etc", system.RELEASE):
         found["/" + path] = digest.record(tree, tree[path])
     return Composition(tree, kernel, scripts, found, build_id)
+
+
+@contextmanager
+def _possible() -> Iterator[None]:
+    """What the Tree or its accounts refuse, the recipe must not ask for (or lacks the package that makes it right)."""
+    try:
+        yield
+    except (TreeError, AccountError) as cause:
+        raise RecipeError(f"the image cannot be set up as the recipe says: {cause}") from cause
 
 
 def _install(tree: Tree, selection: Selection, recipe: Recipe, facts: Architecture, epoch: int) -> Report:

@@ -1,0 +1,323 @@
+"""Bad input of all kinds, from the command line to the message: nothing but the message may be left of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fixtures import apkbuild
+from fixtures.apkbuild import Apk, Entry
+from fixtures.keys import Keys, load, new_rsa
+from fixtures.server import HTML, NOT_FOUND, Fault, Site, serve
+from imgkit import cli
+from imgkit.fetch.http import Http
+from tests.commandline import Place, Ran, check_failure, place
+from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+
+PACKAGE = f"{REPOSITORY}/hello-1.0-r0.apk"
+FILE = Entry(name="hello", data=b"hello\n" * 1000)
+NOWHERE = "http://127.0.0.1:9/"
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return load(tmp_path_factory.mktemp("keys"), bits=2048)
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Keys that nobody trusts."""
+    return load(tmp_path_factory.mktemp("foreign"), bits=2048)
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as one:
+        yield one
+
+
+@pytest.fixture
+def small(here: Place, keys: Keys) -> Small:
+    """A mirror with the one good package ``hello``."""
+    return Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
+
+
+@pytest.fixture
+def site(small: Small) -> Iterator[Site]:
+    with serve(small.root) as one:
+        yield one
+
+
+class Builder:
+    """``imgkit build`` of a recipe from the small mirror, in this process (which is much quicker)."""
+
+    def __init__(
+        self, here: Place, small: Small, site: Site, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+    ) -> None:
+        self.here, self.small, self.site = here, small, site
+        self._capsys, self._patch = capsys, patch
+
+    def words(self, *more: str | Path, recipe: str = RECIPE, mirror: str | None = None) -> list[str | Path]:
+        self.here.recipe.write_text(recipe)
+        words: list[str | Path] = ["build", self.here.recipe, "--mirror", mirror or self.site.url, "--arch", "amd64"]
+        return [*words, "--release-key", self.small.release_key, "--out", self.here.out, *more]
+
+    def __call__(self, *more: str | Path, recipe: str = RECIPE, mirror: str | None = None) -> Ran:
+        for name, value in self.here.environment.items():
+            self._patch.setenv(name, value)
+        self._patch.setattr("tempfile.tempdir", str(self.here.tmp))
+        status = cli.main([str(word) for word in self.words(*more, recipe=recipe, mirror=mirror)])
+        return Ran(status, *self._capsys.readouterr())
+
+    def fails(self, status: int, error: str, hint: str | None = None, **how: str) -> Ran:
+        """Build, and expect that failure."""
+        ran = self(**how)
+        check_failure(ran, self.here, status, error, hint)
+        return ran
+
+
+@pytest.fixture
+def build(
+    here: Place, small: Small, site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Builder:
+    return Builder(here, small, site, capsys, monkeypatch)
+
+
+def wants(*packages: str) -> str:
+    return f"{RECIPE}packages = {list(packages)!r}\n"
+
+
+def test_a_good_mirror_gets_as_far_as_it_can(build: Builder) -> None:
+    """What the other tests build on: nothing is wrong but that it makes no system."""
+    build.fails(3, "the image cannot be set up as the recipe says: unknown user root")
+    assert build.site.requests[PACKAGE] == 1
+
+
+# ---- the mirror -----------------------------------------------------------------------------------------------------
+
+FILES = [LISTING, ROOTFS, f"{ROOTFS}.asc", INDEX, PACKAGE]
+
+
+def test_a_mirror_that_nobody_serves(build: Builder) -> None:
+    build.fails(4, "127.0.0.1 refuses the connection", "another mirror", mirror=NOWHERE)
+
+
+def test_a_mirror_whose_name_is_unknown(build: Builder) -> None:
+    build.fails(4, "mirror.invalid", "another mirror", mirror="http://mirror.invalid/")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_files_that_are_not_there(path: str, build: Builder) -> None:
+    build.site.faults[path] = NOT_FOUND
+    ran = build.fails(4, f"{path.lstrip('/')}: the mirror does not have it (404)")
+    assert ("superseded packages" if path == PACKAGE else "this branch and this architecture") in ran.hints[0]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_web_pages_instead_of_files(path: str, build: Builder) -> None:
+    build.site.faults[path] = HTML
+    ran = build.fails(4, path.rpartition("/")[2].removesuffix(".asc"))
+    assert re.search("web page|not an OpenPGP signature|not a list of releases", ran.errors[0])
+
+
+@pytest.mark.parametrize("path", [ROOTFS, INDEX, PACKAGE])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(keep=100), "the connection broke off"),
+        (Fault(claim=1000), "the connection broke off|is longer than the [0-9]+ bytes that it must have|announces"),
+        (Fault(claim=-10), "broke off|is shorter than|bytes|bad signature: it is not what"),
+        (Fault(status=500), "the server answers 500"),
+        (Fault(status=403), "the server answers 403"),
+    ],
+)
+def test_mirrors_that_fail(path: str, fault: Fault, error: str, build: Builder) -> None:
+    build.site.faults[path] = fault
+    ran = build.fails(4, path.rpartition("/")[2])
+    assert re.search(error, ran.errors[0])
+
+
+@pytest.mark.parametrize("path", [LISTING, PACKAGE])
+@pytest.mark.parametrize("fault", [Fault(stall=0), Fault(stall=50), Fault(rate=20)])
+def test_mirrors_that_stall(path: str, fault: Fault, build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = Http.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "stall_timeout", 0.5)
+    build.site.faults[path] = fault
+    build.fails(4, f"{path.lstrip('/')}: stalled: no data for 0.5 s", "another mirror")
+
+
+# ---- trust ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_sum_in_the_list(build: Builder) -> None:
+    listing = build.small.file(LISTING)
+    listing.write_text(re.sub(r"sha256: \w{8}", "sha256: 00000000", listing.read_text()))
+    build.fails(4, "SHA-256")
+
+
+def test_a_minirootfs_that_was_replaced(build: Builder) -> None:
+    """The list says what the new one is, so only the signature can tell."""
+    rootfs, listing = build.small.file(ROOTFS), build.small.file(LISTING)
+    old = re.search(r"sha256: (\w+)", listing.read_text())
+    assert old
+    data = bytearray(rootfs.read_bytes())
+    data[4] ^= 1  # the time in the gzip header
+    rootfs.write_bytes(data)
+    listing.write_text(listing.read_text().replace(old[1], hashlib.sha256(data).hexdigest()))
+    build.fails(4, "minirootfs")
+
+
+def test_a_signature_of_somebody_else(build: Builder, foreign: Keys) -> None:
+    build.small.file(f"{ROOTFS}.asc").write_bytes(foreign.sign_release(build.small.file(ROOTFS).read_bytes()))
+    build.fails(4, "minirootfs")
+
+
+@pytest.mark.parametrize("data", [b"", b"no signature\n", b"-----BEGIN PGP SIGNATURE-----\n\n=\n"])
+def test_signatures_that_are_none(data: bytes, build: Builder) -> None:
+    build.small.file(f"{ROOTFS}.asc").write_bytes(data)
+    build.fails(4, "minirootfs")
+
+
+def test_a_certificate_of_somebody_else(build: Builder, foreign: Keys) -> None:
+    build.small.release_key.write_bytes(foreign.release_public)
+    build.fails(4, "minirootfs")
+
+
+def test_a_certificate_that_is_none(build: Builder) -> None:
+    build.small.release_key.write_bytes(b"hello")
+    build.fails(4, "release-key.asc")
+
+
+def test_an_index_without_signature(build: Builder) -> None:
+    records = [one.record for one in build.small.packages]
+    build.small.file(INDEX).write_bytes(apkbuild.build_index(records))
+    build.fails(4, "APKINDEX.tar.gz: is not signed")
+
+
+def test_an_index_signed_by_somebody_else(build: Builder) -> None:
+    build.small.index([one.record for one in build.small.packages], key=new_rsa())
+    build.fails(4, "APKINDEX.tar.gz")
+
+
+def test_an_index_signed_in_the_name_of_the_trusted_key(build: Builder) -> None:
+    forged = replace(new_rsa(), name=build.small.keys.signing.name)
+    build.small.index([one.record for one in build.small.packages], key=forged)
+    build.fails(4, "APKINDEX.tar.gz")
+
+
+def test_an_index_that_was_changed(build: Builder) -> None:
+    path = build.small.file(INDEX)
+    data = bytearray(path.read_bytes())
+    data[-12] ^= 1
+    path.write_bytes(data)
+    build.fails(4, "APKINDEX.tar.gz")
+
+
+def test_a_package_with_a_forged_signature(build: Builder) -> None:
+    """The index vouches for it, and it claims a trusted signer whom it does not have."""
+    forged = package("hello", "1.0-r0", FILE, key=replace(new_rsa(), name=build.small.keys.signing.name))
+    put(build, forged)
+    build.fails(4, "hello-1.0-r0.apk")
+
+
+def put(build: Builder, *packages: Apk) -> None:
+    """Let the mirror have these packages, and an index that vouches for them."""
+    for one in packages:
+        build.small.file(f"{REPOSITORY}/{one.filename}").write_bytes(one.blob)
+    build.small.index(one.record for one in packages)
+
+
+def test_another_package_than_the_one_of_the_index(build: Builder, keys: Keys) -> None:
+    other = package("hello", "1.0-r0", replace(FILE, data=FILE.data[::-1]), key=keys.signing)
+    blob = build.small.file(PACKAGE)
+    blob.write_bytes(other.blob)
+    build.fails(4, "hello-1.0-r0.apk")
+
+
+def test_package_data_that_was_changed(build: Builder) -> None:
+    path = build.small.file(PACKAGE)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    build.fails(4, "hello-1.0-r0.apk: its files are not what it was signed with", "another mirror")
+
+
+HOSTILE = {
+    "dot-dot": (Entry(name="a/../../x", data=b"x"), "holds a path with '..': a/../../x"),
+    "absolute": (Entry(name="/etc/passwd", data=b"x"), "holds the absolute path /etc/passwd"),
+    "link out": (
+        Entry(name="l", kind="symlink", target="../x"),
+        "holds a symbolic link that leads out of the root: l → ../x",
+    ),
+    "device": (Entry(name="null", kind="char", device=(1, 3)), "holds the device node or FIFO null"),
+    "escape": (Entry(name="a\x1b[2J", data=b"x"), "has control characters in the path"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_packages_with_what_no_package_may_hold(fault: str, build: Builder) -> None:
+    entry, error = HOSTILE[fault]
+    put(build, package("hello", "1.0-r0", entry, key=build.small.keys.signing))
+    ran = build.fails(4, f"hello-1.0-r0.apk: {error}")
+    assert "\x1b" not in ran.err
+
+
+# ---- packages that do not fit ---------------------------------------------------------------------------------------
+
+
+def test_an_unknown_package(build: Builder) -> None:
+    build.fails(3, "package helo is in no repository", "did you mean hello", recipe=wants("helo"))
+
+
+def test_what_nobody_provides_names_the_chain(build: Builder, keys: Keys) -> None:
+    put(
+        build,
+        package("hello", depend=["world"], key=keys.signing),
+        package("world", depend=["so:libc.so.1"], key=keys.signing),
+    )
+    ran = build.fails(3, "hello")
+    for word in ("wanted by the recipe", "world", "so:libc.so.1"):
+        assert word in ran.errors[0]
+
+
+def test_what_conflicts_names_both_sides(build: Builder, keys: Keys) -> None:
+    put(
+        build,
+        package("hello", depend=["left", "right"], key=keys.signing),
+        package("left", depend=["!right"], key=keys.signing),
+        package("right", key=keys.signing),
+    )
+    build.fails(3, "left (needed by hello, wanted by the recipe) conflicts with right")
+
+
+def test_versions_that_nobody_has(build: Builder) -> None:
+    build.fails(3, "hello>2", recipe=wants("hello>2"))
+
+
+# ---- architectures --------------------------------------------------------------------------------------------------
+
+
+def test_an_architecture_that_the_mirror_lacks(build: Builder) -> None:
+    recipe = RECIPE.replace("x86_64", "aarch64")
+    build.fails(
+        4, "aarch64/latest-releases.yaml: the mirror does not have it (404)", "this architecture", recipe=recipe
+    )
+
+
+def test_an_architecture_that_nobody_knows(build: Builder) -> None:
+    build.fails(3, "architectures.amd64.alpine", recipe=RECIPE.replace("x86_64", "m68k"))
+
+
+def test_a_version_that_the_mirror_lacks(build: Builder) -> None:
+    build.fails(4, "alpine-minirootfs-3.23.99-x86_64.tar.gz", recipe=RECIPE + "version = '3.23.99'\n")
+
+
+def test_the_cache_alone_does_not_have_it(build: Builder) -> None:
+    ran = build("--offline")
+    check_failure(ran, build.here, 4, "offline, and 1 file is not in the cache", "without --offline")

@@ -112,6 +112,8 @@ class Architecture(_Spec):
     grub_platforms: tuple[Literal["i386-pc", "x86_64-efi", "arm64-efi"], ...]
     consoles: tuple[str, ...]
     """Kernel ``console=`` arguments; the last one becomes /dev/console."""
+    kernel_arguments: tuple[str, ...] = ()
+    """In front of the recipe's own."""
 
 
 class Recipe(_Spec):

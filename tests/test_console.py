@@ -127,8 +127,12 @@ def test_the_shell_that_may_run_startup_nsh_gets_time() -> None:
     assert finding.patience > 5
 
 
-def test_a_trap_of_the_emulation_is_told_apart() -> None:
-    text = console.clean(KERNEL + "[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC)
+TIMER = "[    0.002000] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n"
+
+
+@pytest.mark.parametrize("said", ["[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC, TIMER])
+def test_a_fault_of_the_emulation_is_told_apart(said: str) -> None:
+    text = console.clean(KERNEL + said)
     finding = console.diagnose(text)
     assert finding is not None
     error = console.failure(finding, text)

@@ -138,7 +138,8 @@ def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch
             f"no kernel linux-{recipe.kernel} in the image", hint=f"add linux-{recipe.kernel} to packages"
         )
     newest = fitting[-1]
-    arguments = kernel_arguments(root_uuid, facts.consoles, recipe.kernel_arguments)
+    extra = (*facts.kernel_arguments, *recipe.kernel_arguments)
+    arguments = kernel_arguments(root_uuid, facts.consoles, extra)
     tree.write(
         "boot/grub/grub.cfg", grub_cfg(root_uuid, arguments, kernel=newest.image.rpartition("/")[2]), mtime=epoch
     )

@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: see :mod:`imgkit.errors`; 130 interrupted, 70 a bug in imgkit."""
-    run = _Run(sys.argv[1:] if argv is None else argv)
+    run = _Run(list(sys.argv[1:] if argv is None else argv))
     with interrupts.raised():
         try:
             status = run.status()
@@ -99,6 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             interrupts.ignore()
             scratch.remove_all()
     return status
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments. What follows ``--`` in ``run IMAGE --work DIR -- COMMAND…`` argparse would not understand."""
+    if words[:1] != ["run"] or "--" not in words:
+        return parser().parse_args(words)
+    end = words.index("--")
+    arguments = parser().parse_args(words[:end])
+    arguments.guest_command = [*arguments.guest_command, *words[end + 1 :]]
+    return arguments
 
 
 class _Run:
@@ -133,7 +143,8 @@ class _Run:
 
     def _work(self) -> int:
         _Parser.words = self._words
-        self._arguments = parser().parse_args(self._words)
+        self._arguments = _parse(self._words)
+        self._arguments.words = self._words
         _configure_logging(self._arguments)
         status = self._arguments.run(self._arguments)
         sys.stdout.flush()

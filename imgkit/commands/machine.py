@@ -6,7 +6,8 @@ import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.errors import HostError, UsageError
+from imgkit.engines.reading import image_info
+from imgkit.errors import InputError, UsageError
 from imgkit.vm import configdrive
 from imgkit.vm.machines import MACHINES, host_arch
 from imgkit.vm.running import VM
@@ -51,9 +52,11 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
 
     Raises:
         UsageError: options contradict one another.
-        HostError: the image or a file of it is missing, or this host cannot run it.
+        InputError: the image or a file beside it is missing or damaged.
+        HostError: this host cannot run it.
         BootError: the guest did not come up.
     """
+    _check(options)
     arch = options.arch or guess_arch(options.image)
     firmware = options.firmware or ("bios" if arch == "amd64" else "uefi")
     if firmware == "bios" and arch != "amd64":
@@ -88,10 +91,19 @@ def guess_arch(image: Path) -> str:
     return next((arch for arch in MACHINES if arch in words), host_arch())
 
 
+def _check(options: argparse.Namespace) -> None:
+    """What can be known before anything is started. An image that names other files would show them to its guest."""
+    image_info(options.image)
+    if not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
+    if options.console is not None and not options.console.parent.is_dir():
+        raise UsageError(f"--console {options.console}: {options.console.parent} is no folder")
+
+
 def _beside(image: Path, what: str, arch: str) -> Path:
     found = sorted(image.parent.glob(f"{what}-*-{arch}"))
     if not found:
-        raise HostError(f"{image.parent}/{what}-*-{arch}: not there", hint="a build puts it beside the image")
+        raise InputError(f"{image.parent}/{what}-*-{arch}: not there", hint="a build puts it beside the image")
     return found[-1]
 
 

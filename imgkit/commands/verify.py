@@ -27,9 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Status 0 when everything is as the manifest says, 4 when something is not."""
+    image_info(options.image)
     path = options.manifest or options.image.with_suffix(".manifest.json")
     manifest = read_manifest(path)
-    image_info(options.image)
     near = options.image.parent  # where there was room for the image there is room for its files
     with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
         archive = work / "root.tar"

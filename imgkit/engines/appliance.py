@@ -98,6 +98,7 @@ class Holder:
         handle.set_smp(request["cpus"])
         handle.set_tmpdir(request["tmpdir"])
         if request["cache"]:
+            Path(request["cache"]).mkdir(parents=True, exist_ok=True)
             handle.set_cachedir(request["cache"])
         handle.set_append(f"{_ARGUMENTS} {_X86_TCG_ARGUMENTS}" if tcg and x86 else _ARGUMENTS)
         for drive in request["drives"]:

@@ -70,7 +70,10 @@ class Channel:
     def __init__(self, scratch: Path, drives: Sequence[Drive], options: Options, sockets: Path) -> None:
         self.quick = _may_be_quick(options)
         self._scratch, self._drives, self._options = scratch, drives, options
-        self._environment = _environment(sockets)
+        self._environment = {
+            **_environment(sockets),
+            "TMPDIR": str(scratch),
+        }  # supermin leaves things when it is killed
         self._stack = ExitStack()
         self._begin()
 

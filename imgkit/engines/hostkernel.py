@@ -25,7 +25,10 @@ def choice(environment: Mapping[str, str], boot: Path = BOOT, modules: Path = MO
     Raises:
         NoKernelError: no kernel with modules, or none that is readable.
     """
-    if environment.get("SUPERMIN_KERNEL"):
+    named = environment.get("SUPERMIN_KERNEL")
+    if named:
+        if not os.access(named, os.R_OK):
+            raise NoKernelError(f"{named} (SUPERMIN_KERNEL) is not readable")
         return {}
     kernels = _kernels(boot, modules)
     if not kernels:

@@ -12,12 +12,13 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imgkit import lockfile
 from imgkit.build import Request, Result, build
+from imgkit.commands import several
 from imgkit.commands.reading import appliance_options
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
@@ -69,23 +70,31 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options, os.environ)
+    arches = architectures(options, recipe, os.environ)
+    jobs = min(len(arches), several.at_once())
+    options.done = []  # told even if a later one fails
+    for result in several.build_all(options.words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches):
+        options.done.append(result)
+        if not options.json:
+            print(result["image"], flush=True)
+    if options.json:
+        print(json.dumps(sorted(options.done, key=lambda result: arches.index(result["arch"])), indent=2))
+    return 0
+
+
+def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Build in this process; results as :func:`as_json` has them."""
     epoch = _epoch(os.environ)
     out = options.out or Path(os.environ.get("OUT_DIR") or "out")
     work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
     cache = Cache(default_folder(), offline=options.offline)
-    options.done = []  # told even if a later one fails
-    for arch in architectures(options, recipe, os.environ):
+    for arch in arches:
         locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
         result = build(Request(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch))
-        options.done.append(as_json(result))
-        if not options.json:
-            print(result.image, flush=True)
         if not options.quiet:
             print(result.steps.table(), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
-    if options.json:
-        print(json.dumps(options.done, indent=2))
-    return 0
+        yield as_json(arch, result)
 
 
 def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Recipe:
@@ -145,9 +154,10 @@ def architectures(options: argparse.Namespace, recipe: Recipe, environ: Mapping[
     return list(dict.fromkeys(asked))
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(arch: str, result: Result) -> dict[str, Any]:
     """A result for machines."""
     return {
+        "arch": arch,
         "image": str(result.image),
         "kernel": str(result.kernel),
         "initramfs": str(result.initramfs),

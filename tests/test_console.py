@@ -121,6 +121,14 @@ def test_grub_gets_time_to_overcome_its_error() -> None:
     assert finding.patience >= 10
 
 
+def test_a_machine_without_a_display_is_no_error() -> None:
+    blind = GRUB + "error: no suitable video mode found.\r\nBooting in blind mode\r\n"
+    assert console.diagnose(console.clean(blind)) is None
+    finding = console.diagnose(console.clean(blind + "error: no such partition.\r\n"))
+    assert finding is not None
+    assert "no such partition" in finding.message
+
+
 def test_the_shell_that_may_run_startup_nsh_gets_time() -> None:
     finding = console.diagnose(console.clean(EDK2))
     assert finding is not None

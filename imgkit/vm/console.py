@@ -110,7 +110,8 @@ def _sign(
 
 
 _NOTHING = "the firmware found nothing to boot on the disk"
-_GRUB_ERROR = r"^ {0,8}(?P<what>error: [^\n]{0,200})"
+# Without a display GRUB for EFI always says that it has no video mode, and boots.
+_GRUB_ERROR = r"^ {0,8}(?P<what>error: (?!no suitable video mode found)[^\n]{0,200})"
 
 _SIGNS: tuple[_Sign, ...] = (
     # Without an init the kernel panics right afterwards; the cause goes first.

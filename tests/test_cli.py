@@ -370,7 +370,18 @@ def test_a_signal_before_the_first_line_of_work(here: Place) -> None:
             child.send_signal(signal.SIGTERM)
             statuses.add(child.wait(timeout=20))
         assert "Traceback" not in here.log()
-    assert statuses <= {130, -signal.SIGTERM, 0, 5}
+    assert statuses <= {130, -signal.SIGTERM, 0, 5}  # the very first moments belong to the interpreter
+
+
+def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
+    """Whoever is impatient until the very end gets the same status."""
+    with here.running("build", "/nowhere.py", "--json") as child:
+        while child.poll() is None:
+            if here.log():  # it has begun to speak, so it is about to end
+                child.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        assert child.returncode in (3, 130)
+    assert "Traceback" not in here.log()
 
 
 def test_handlers_are_given_back() -> None:

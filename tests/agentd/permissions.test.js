@@ -45,6 +45,19 @@ test('deny, nonsense and silence all are status 1', async (t) => {
   }
 });
 
+test('silence is a no also while garbage is collected', () => {
+  // In a process of its own: only there can collections be forced.
+  const script = `
+    const { Questions } = require(${JSON.stringify(path.join(PAYLOAD, 'lib/permissions.js'))});
+    const questions = new Questions({ answer: 300 });
+    const channel = { answer: (kind, id, signal) => new Promise((resolve) => signal.addEventListener('abort', () => resolve(undefined))) };
+    questions.serve({ request: {}, channel, stream: { write: async () => {} }, signal: new AbortController().signal });
+    setInterval(() => global.gc(), 20);
+    setTimeout(() => process.exit(3), 10_000);
+    questions.permission('Bash', {}).then((answer) => process.exit(answer.behavior === 'deny' ? 0 : 4));`;
+  assert.equal(spawnSync(process.execPath, ['--expose-gc', '-e', script]).status, 0);
+});
+
 test('autoApprove asks nobody', async (t) => {
   const host = await startHost(t);
   await host.run('auto', { command: asking(ASK, 'Bash', '{"a":1}'), autoApprove: true });

@@ -49,8 +49,9 @@ class FileChannel {
     }
   }
 
-  /** Write the heartbeat; when that fails again and again the share is mounted anew. */
+  /** Write the heartbeat; when that fails again and again, or the folder is not the share, the share is mounted anew. */
   async beat(beat) {
+    if (!beat.ipcMounted && (await this.#mounter.mountIpc())) beat = { ...beat, ipcMounted: true };
     try {
       writeHeartbeat(this.#config.ipcDir, beat);
       this.#failures = 0;

@@ -42,10 +42,20 @@ class Questions {
 
   async #ask({ channel, stream, signal }, kind, toolName, toolInput) {
     const requestId = randomUUID();
-    const limit = AbortSignal.any([signal, AbortSignal.timeout(this.#times.answer)]);
-    const answer = channel.answer(kind, requestId, limit); // listen first: the answer may come at once
-    await Promise.race([stream.write({ type: `${kind}_request`, requestId, toolName, toolInput }), answer]);
-    return answer;
+    // Not AbortSignal.any() with AbortSignal.timeout(): Node may collect both as garbage, and the time is never over.
+    const limit = new AbortController();
+    const end = () => limit.abort();
+    const timer = setTimeout(end, this.#times.answer);
+    signal.addEventListener('abort', end, { once: true });
+    if (signal.aborted) end();
+    try {
+      const answer = channel.answer(kind, requestId, limit.signal); // listen first: the answer may come at once
+      await Promise.race([stream.write({ type: `${kind}_request`, requestId, toolName, toolInput }), answer]);
+      return await answer;
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', end);
+    }
   }
 }
 

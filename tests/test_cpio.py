@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.rootfs.cpio import Member, write_newc
+from imgkit.rootfs.initramfs.cpio import Member, write_newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Symlink
 from tests.conftest import need_program
 from tests.trees import read_newc

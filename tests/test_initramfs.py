@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError, RecipeError
 from imgkit.rootfs.elf import ET_EXEC, ET_REL
-from imgkit.rootfs.initramfs import install_initramfs, make_initramfs
+from imgkit.rootfs.initramfs.make import install_initramfs, make_initramfs
+from imgkit.rootfs.initramfs.mkinitfs import (
+    CONFIGURATION,
+    FEATURES,
+    Configuration,
+    expand,
+    parse_shell,
+    read_configuration,
+)
 from imgkit.rootfs.kernel import kernels
-from imgkit.rootfs.mkinitfs import CONFIGURATION, FEATURES, Configuration, expand, parse_shell, read_configuration
 from imgkit.tree import File, HardLink, Symlink, Tree
 from tests.elves import make_elf
 from tests.trees import CpioMember, read_newc, tree_from_tar

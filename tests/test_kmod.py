@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs import kmod
 from imgkit.rootfs.elf import ET_REL, ElfError
+from imgkit.rootfs.initramfs import kmod
+from imgkit.rootfs.initramfs.kmod import (
+    Entry,
+    closure,
+    indexes,
+    normalize_alias,
+    parse_dependencies,
+    subset,
+    write_index,
+)
 from imgkit.rootfs.kernel import kernels
-from imgkit.rootfs.kmod import Entry, closure, indexes, normalize_alias, parse_dependencies, subset, write_index
 from tests.elves import make_elf
 from tests.trees import tree_from_tar
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.rootfs.patterns import regular_expression, shell_pattern
-from imgkit.rootfs.shell import AndOr, Case, For, Function, Group, If, Redirected, Simple, While, parse
-from imgkit.rootfs.shell_words import Literal, Parameter, Substitution, Unsupported, Word
+from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Group, If, Redirected, Simple, While, parse
+from imgkit.rootfs.scripts.patterns import regular_expression, shell_pattern
+from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 
 def only(text: str) -> Redirected:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs import busybox
-from imgkit.rootfs.scripts import Hooks, Outcome, Unsupported, run_script
-from imgkit.rootfs.triggers import matching_directories, unlisted_modules
+from imgkit.rootfs.scripts.run import Hooks, Outcome, Unsupported, run_script
+from imgkit.rootfs.scripts.triggers import matching_directories, unlisted_modules
 from imgkit.tree import Directory, Symlink, Tree, TreeError
 
 RELEASE = "6.18.56-0-virt"

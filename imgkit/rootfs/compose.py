@@ -14,12 +14,12 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import digest, system
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.initramfs import install_initramfs
+from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.libraries import check_architecture
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.rootfs.scripts import Hooks
+from imgkit.rootfs.scripts.run import Hooks
 from imgkit.tree import Tree, TreeError
 
 _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"

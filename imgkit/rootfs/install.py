@@ -21,8 +21,8 @@ from imgkit.apk.package import PackageFile
 from imgkit.apk.unpack import Entry
 from imgkit.rootfs import accounts, merge
 from imgkit.rootfs.merge import Claim, Ledger
-from imgkit.rootfs.scripts import Hooks, Outcome, Pending, attempt
-from imgkit.rootfs.triggers import matching_directories
+from imgkit.rootfs.scripts.run import Hooks, Outcome, Pending, attempt
+from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Directory, File, Tree
 
 

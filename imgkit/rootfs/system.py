@@ -30,7 +30,7 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
     tree.write("etc/hosts", f"127.0.0.1\tlocalhost {host}\n::1\tlocalhost {host}\n", mtime=epoch)
     interfaces = LOOPBACK + (DHCP if recipe.network == "dhcp" else "")
     tree.write("etc/network/interfaces", interfaces, mtime=epoch)
-    tree.write("etc/fstab", f"UUID={root_uuid}\t/\text4\trw,relatime\t0 1\n", mtime=epoch)
+    tree.write("etc/fstab", _fstab(root_uuid, read_only=recipe.read_only_root), mtime=epoch)
     repositories = "".join(f"{recipe.guest_mirror}/{recipe.branch}/{name}\n" for name in recipe.repositories)
     tree.write("etc/apk/repositories", repositories, mtime=epoch)
     set_password(tree, "root", LOCKED, epoch=epoch)
@@ -45,6 +45,13 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
             path = tree.resolve(folder)
             tree.mkdir(path, mtime=epoch)
             tree.change(path, uid=user.uid, gid=user.uid)
+
+
+def _fstab(root_uuid: str, *, read_only: bool) -> str:
+    """The line of the root; a read-only one lies under the overlay that the initramfs has mounted by then."""
+    if read_only:
+        return "overlay\t/\toverlay\trw\t0 0\n"
+    return f"UUID={root_uuid}\t/\text4\trw,relatime\t0 1\n"
 
 
 def enable_services(tree: Tree, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from getopt import GetoptError, gnu_getopt
 from typing import TypeAlias
 
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Directory, Node, Tree, TreeError, parent
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # what apk gives to scripts

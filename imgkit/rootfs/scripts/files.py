@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from imgkit.rootfs.accounts import lookup
-from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, each, options
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, each, options
+from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from imgkit.rootfs import accounts
-from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, options
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
+from imgkit.rootfs.scripts.words import Unsupported
 
 
 def addgroup(machine: Machine, arguments: list[str], _: Streams) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from imgkit.rootfs.patterns import regular_expression
-from imgkit.rootfs.script_machine import PATH, Command, Failed, Machine, Streams, each, options
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Streams, each, options
+from imgkit.rootfs.scripts.patterns import regular_expression
+from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, Node, Symlink
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "\\": "\\", "e": "\x1b"}

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs import busybox, cacerts, services
-from imgkit.rootfs.patterns import shell_pattern
-from imgkit.rootfs.script_machine import Command, Failed, Machine, Streams, options
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
+from imgkit.rootfs.scripts.patterns import shell_pattern
+from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree, TreeError
 
 _UPDATE_HOOKS = "etc/ca-certificates/update.d"

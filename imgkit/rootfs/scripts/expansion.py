@@ -6,9 +6,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from imgkit.rootfs.patterns import shell_pattern
-from imgkit.rootfs.script_machine import Failed, Machine
-from imgkit.rootfs.shell_words import Literal, Parameter, Substitution, Unsupported, Word
+from imgkit.rootfs.scripts.machine import Failed, Machine
+from imgkit.rootfs.scripts.patterns import shell_pattern
+from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 _MAGIC = re.compile(r"(?<!\\)(?:\\\\)*[*?\[]")
 _SPECIAL = re.compile(r"[\\*?\[\]!^-]")

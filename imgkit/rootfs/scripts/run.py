@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imgkit.rootfs.script_machine import Failed, Hooks, Machine, Streams
-from imgkit.rootfs.script_shell import Leave, Shell, environment
-from imgkit.rootfs.shell import parse
-from imgkit.rootfs.shell_words import Unsupported
+from imgkit.rootfs.scripts.grammar import parse
+from imgkit.rootfs.scripts.machine import Failed, Hooks, Machine, Streams
+from imgkit.rootfs.scripts.shell import Leave, Shell, environment
+from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
 
 __all__ = ["Hooks", "Outcome", "Pending", "Unsupported", "attempt", "run_script"]

@@ -9,11 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from imgkit.rootfs import script_accounts, script_files, script_text, triggers
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.script_machine import PATH, Command, Failed, Machine, Sink, Streams
-from imgkit.rootfs.script_words import Expander
-from imgkit.rootfs.shell import (
+from imgkit.rootfs.scripts import accounts as account_commands
+from imgkit.rootfs.scripts import files as file_commands
+from imgkit.rootfs.scripts import text as text_commands
+from imgkit.rootfs.scripts import triggers
+from imgkit.rootfs.scripts.expansion import Expander
+from imgkit.rootfs.scripts.grammar import (
     AndOr,
     Body,
     Case,
@@ -28,16 +30,17 @@ from imgkit.rootfs.shell import (
     While,
     parse,
 )
-from imgkit.rootfs.shell_words import Unsupported, Word
+from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Sink, Streams
+from imgkit.rootfs.scripts.words import Unsupported, Word
 from imgkit.tree import TreeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMANDS: Mapping[str, Command] = {
-    **script_files.COMMANDS,
-    **script_text.COMMANDS,
-    **script_accounts.COMMANDS,
+    **file_commands.COMMANDS,
+    **text_commands.COMMANDS,
+    **account_commands.COMMANDS,
     **triggers.NATIVE,
 }
 _BIN = frozenset({"/bin", "/sbin", "/usr/bin", "/usr/sbin"})
@@ -370,7 +373,7 @@ class Shell(Expander):
         machine = self.machine
         path = machine.path(target)
         if path not in machine.tree:
-            script_files.new_file(machine, path)
+            file_commands.new_file(machine, path)
         elif not append:
             machine.tree.write(path, b"", mtime=machine.epoch)
 
@@ -406,7 +409,7 @@ class Shell(Expander):
             return self._external(arguments[0], arguments[1:], streams)
         name = arguments[1]
         known = name in self.functions or name in self._builtins or name in ("[", "test", "echo", "printf", "true")
-        found = name if known else script_text.which(self.machine, name)
+        found = name if known else text_commands.which(self.machine, name)
         streams.out(f"{found}\n" if found else "")
         return 0 if found else 127
 

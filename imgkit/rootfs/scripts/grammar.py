@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from imgkit.rootfs.shell_words import Scanner, Unsupported, Word
+from imgkit.rootfs.scripts.words import Scanner, Unsupported, Word
 
 __all__ = ["Unsupported", "parse"]
 

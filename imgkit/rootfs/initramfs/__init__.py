@@ -1,0 +1,1 @@
+"""The initramfs, made from the image's own mkinitfs configuration and modules."""

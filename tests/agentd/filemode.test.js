@@ -122,6 +122,14 @@ test('a request that an earlier agentd began is not run again, one that it ended
   assert.equal((await host.run('next', { command: ['true'] })).subtype, 'success');
 });
 
+test('an id that is written again at once is only removed', async (t) => {
+  const host = await startHost(t);
+  for (let round = 0; round < 5; round += 1) {
+    await host.run('same', { command: ['/bin/sh', '-c', 'echo ran'] });
+    assert.equal(host.output('same').toString(), 'ran\n');
+  }
+});
+
 test('cancelling ends the whole process group, and what waits', async (t) => {
   const host = await startHost(t);
   const pids = path.join(host.root, 'pids');

@@ -176,12 +176,13 @@ class FileChannel {
     if (error.code === 'ENOENT') this.#restoreFolders();
   }
 
-  /** The request is done: its file goes, at once or (share away) at a later try. */
+  /** The request is done: its file goes, at once or (share away) when it is found again: its stream says that it ended. */
   async finish(id) {
     this.#log.forget('stream');
     for (const name of [`${id}.json`, `${id}.cancel`]) {
-      await removeFile(this.#path('requests', name)).catch((error) => this.#log.info(`${name} cannot be removed: ${error.message}`));
+      await removeFile(this.#path('requests', name)).catch((error) => this.#log.once('remove', `${name} cannot be removed: ${error.message}`));
     }
+    this.#taken.delete(id);
   }
 
   /**

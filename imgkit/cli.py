@@ -121,10 +121,15 @@ class _Run:
         self._arguments = argparse.Namespace()
 
     def status(self) -> int:
-        """Run it; everything but an interrupt becomes an exit status."""
+        """Run it; everything but an interrupt becomes an exit status.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted, whatever else went wrong because of that.
+        """
         try:
             return self._work()
         except ImgkitError as error:
+            interrupts.prefer(error)
             if self._debug:
                 traceback.print_exc()
             return self._report(error)
@@ -134,12 +139,16 @@ class _Run:
         except MemoryError:
             return self.fail(HostError.exit_status, "out of memory")
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                _drop_output()  # else the interpreter tries to write it once more
-                return self.fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
-            traceback.print_exc()
-            what = f"this is a bug in imgkit: {type(error).__name__}: {error}"
-            return self.fail(BUG, what, hint="please report it with the lines above")
+            interrupts.prefer(error)
+            return self._unexpected(error)
+
+    def _unexpected(self, error: Exception) -> int:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()  # else the interpreter tries to write it once more
+            return self.fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
+        traceback.print_exc()
+        what = f"this is a bug in imgkit: {type(error).__name__}: {error}"
+        return self.fail(BUG, what, hint="please report it with the lines above")
 
     def _work(self) -> int:
         _Parser.words = self._words

@@ -71,6 +71,23 @@ def held_back() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def prefer(error: BaseException) -> None:
+    """What goes wrong because of an interrupt is the interrupt: cleaning up cut short, a program ended under our hands.
+
+    (The interpreter itself makes a SystemError of two signals that come close enough together.)
+
+    Raises:
+        KeyboardInterrupt: ``error`` happened in the course of one.
+    """
+    link: BaseException | None = error
+    for _ in range(50):  # chains can be circular
+        if link is None:
+            return
+        if isinstance(link, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        link = link.__cause__ or link.__context__
+
+
 def ignore() -> None:
     """Ignore them from now on, to the end of the block of :func:`raised`."""
     if threading.current_thread() is threading.main_thread():

@@ -32,6 +32,7 @@ V = TypeVar("V")
 OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
 
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
+_SMALLEST_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -344,6 +345,8 @@ def _partition_faults(architecture: Architecture) -> Iterator[str]:
     for partition in partitions:
         if partition.size is None and partition.kind != "root":
             yield f"the {partition.kind} partition needs a size"
+        if partition.kind == "esp" and partition.size and parse_size(partition.size) < _SMALLEST_ESP:
+            yield f"an esp of {partition.size} is too small: its FAT16 needs 9M"
     if "i386-pc" in architecture.grub_platforms and "bios-boot" not in kinds:
         yield "GRUB for i386-pc needs a bios-boot partition"
     if any(platform.endswith("-efi") for platform in architecture.grub_platforms) and "esp" not in kinds:

@@ -24,6 +24,7 @@ log = logging.getLogger("imgkit")
 _PATIENCE = 2.0  # seconds to wait for the lock of a place; whoever holds it longer is not one of us
 
 _folders: dict[Path, int | None] = {}  # those of this process, each with the descriptor that holds its lock
+_removed: list[Path] = []  # those that were this process's
 _parents: list[Path] = []  # made by this process, outermost first
 
 
@@ -81,16 +82,27 @@ def parents(path: Path) -> Iterator[None]:
 
 def remove_all() -> None:
     """Remove every folder of this process that is still there. For the very end of a process."""
-    for path in list(_folders):
+    for path in [*_folders, *_removed]:
         _remove(path)
+    _removed.clear()
     _remove_empty(list(_parents))
 
 
 def remove_tree(path: Path) -> None:
     """Remove a folder of this user's with all that is in it, folders without permissions included.
 
-    Links are not followed. Nothing may be writing to it any more.
+    Links are not followed. What still writes to it (a download that was given up) must end soon.
     """
+    deadline = time.monotonic() + _PATIENCE
+    _try_to_remove(path)
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        _try_to_remove(path)
+    if path.exists():
+        log.warning("%s: could not be removed", path)
+
+
+def _try_to_remove(path: Path) -> None:
     for here, names, _ in os.walk(path):
         for name in names:
             child = Path(here, name)
@@ -98,14 +110,13 @@ def remove_tree(path: Path) -> None:
                 with suppress(OSError):
                     child.chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
-        log.warning("%s: could not be removed", path)
 
 
 def _remove(path: Path) -> None:
     if path.exists():
         remove_tree(path)
     _unlock(_folders.pop(path, None))
+    _removed.append(path)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -271,6 +271,14 @@ def test_a_bug_is_the_only_failure_with_a_traceback(
     ]
 
 
+def test_what_goes_wrong_because_of_an_interrupt_is_the_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (SystemError("returned a result with an exception set"), HostError("qemu-img was killed by SIGINT")):
+        error.__context__ = KeyboardInterrupt()
+        assert fails(failing(monkeypatch, error), capsys) == (130, ["error: interrupted"])
+
+
 def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(failing(monkeypatch, MemoryError()), capsys) == (5, ["error: out of memory"])
 
@@ -461,6 +469,7 @@ def test_folders_that_were_there_or_have_something_in_them_stay(tmp_path: Path) 
         ("raise ValueError('no')", "recipe.py:1: ValueError: no"),
         ("import sys; sys.exit(0)", "recipe.py:1: SystemExit: 0"),
         (RECIPE + "pakages = []", "recipe.py: pakages: no such field (did you mean packages?)"),
+        (RECIPE.replace("bios-boot", "esp").replace("i386-pc", "x86_64-efi"), "an esp of 1M is too small"),
         (RECIPE + "size = 4", "recipe.py: size: input should be a valid string (it is 4)"),
     ],
 )

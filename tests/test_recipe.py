@@ -144,9 +144,9 @@ def test_each_fault_has_its_own_line(tmp_path: Path, line: str, message: str) ->
         ("alpine = 'sparc'", "architectures.amd64.alpine: "),
         ("partitions = [{'kind': 'root'}]", "GRUB for EFI needs an esp"),
         ("grub_platforms = ['i386-pc']", "needs a bios-boot"),
-        ("partitions = [{'kind': 'root'}, {'kind': 'esp', 'size': '1M'}]", "last place"),
+        ("partitions = [{'kind': 'root'}, {'kind': 'esp', 'size': '9M'}]", "last place"),
         ("partitions = [{'kind': 'esp'}, {'kind': 'root'}]", "needs a size"),
-        ("partitions = [{'kind': 'esp', 'size': '1M'}, {'kind': 'esp', 'size': '1M'}, {'kind': 'root'}]", "same kind"),
+        ("partitions = [{'kind': 'esp', 'size': '9M'}, {'kind': 'esp', 'size': '9M'}, {'kind': 'root'}]", "same kind"),
     ],
 )
 def test_faults_of_an_architectures_module(tmp_path: Path, line: str, message: str) -> None:

@@ -17,10 +17,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
+from imgkit import scratch
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
@@ -38,7 +36,6 @@ from imgkit.fetch.pool import Meter, in_parallel
 log = logging.getLogger("imgkit.fetch")
 
 _PATIENCE = 300.0  # seconds to wait for another build's download of the same file
-_ABANDONED = 86_400.0  # seconds after which a folder of downloads under way belongs to nobody any more
 _CHUNK = 1 << 20
 
 
@@ -242,12 +239,8 @@ class Cache:
         try:
             parent = self.folder / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
-            scratch = Path(tempfile.mkdtemp(dir=parent))
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with scratch.folder(parent, "") as folder:
+                yield folder
         except OSError as cause:
             what = "no space left" if no_room(cause) else f"the cache cannot be written ({cause.strerror})"
             raise HostError(
@@ -287,11 +280,3 @@ def _fan_out(folder: Path, name: str) -> Path:
 def _move(temporary: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary.replace(place)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed builds left behind."""
-    for folder in parent.iterdir():
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -143,6 +143,7 @@ class Http:
         )
 
         def attempt() -> Download | None:
+            _refuse_cancelled(request)
             with _placing(target) as (sink, temporary):
                 found = self._into(request, sink)
                 sink.flush()
@@ -231,8 +232,7 @@ class Http:
                 start, in_window = now, 0
 
     def _read(self, read: Callable[[int], bytes], request: _Request) -> bytes:
-        if request.cancelled.is_set():
-            raise InputError(f"{shown(request.url)}: the download was given up")
+        _refuse_cancelled(request)
         try:
             return read(_CHUNK)
         except urllib3.exceptions.ReadTimeoutError as cause:
@@ -269,6 +269,11 @@ class Http:
         if any(isinstance(link, ConnectionRefusedError) for link in chain):
             return f"{host} refuses the connection"
         return f"{host} cannot be reached ({_first_line(chain[-1])})"
+
+
+def _refuse_cancelled(request: _Request) -> None:
+    if request.cancelled.is_set():
+        raise InputError(f"{shown(request.url)}: the download was given up")
 
 
 def no_room(error: OSError) -> bool:

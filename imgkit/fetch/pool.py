@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from imgkit import progress
 
 T = TypeVar("T")
+_PARTING = 0.5  # seconds that threads get to end which are not needed any more
 
 
 class Meter:
@@ -60,24 +62,28 @@ def in_parallel(jobs: Sequence[Callable[[threading.Event], T]], *, workers: int)
             except BaseException as error:  # noqa: BLE001 - raised again where the results are awaited
                 done.put((number, None, error))
 
-    for _ in range(min(workers, len(jobs))):
-        threading.Thread(target=work, name="imgkit-fetch", daemon=True).start()
-    return _results(done, len(jobs), stop)
+    threads = [threading.Thread(target=work, name="imgkit-fetch", daemon=True) for _ in range(min(workers, len(jobs)))]
+    try:
+        for thread in threads:
+            thread.start()
+        return _results(done, len(jobs))
+    except BaseException:
+        stop.set()
+        deadline = time.monotonic() + _PARTING
+        for thread in threads:  # most end at once, and then touch no file that the caller is about to remove
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        raise
 
 
 def _results(
     done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]],
     count: int,
-    stop: threading.Event,
 ) -> list[T]:
     found: dict[int, T] = {}
-    try:
-        for _ in range(count):
-            number, result, error = done.get()
-            if error is not None:
-                raise error
-            found[number] = result  # type: ignore[assignment]
-    except BaseException:
-        stop.set()
-        raise
+    for _ in range(count):
+        number, result, error = done.get()
+        if error is not None:
+            raise error
+        found[number] = result  # type: ignore[assignment]
     return [found[number] for number in range(count)]

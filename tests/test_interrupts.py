@@ -1,0 +1,157 @@
+"""Builds that are interrupted or killed in the middle of their work, and what is there afterwards: nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.mirror import Mirror
+from tests.commandline import ROOT, Place, check_failure, place
+from tests.conftest import need, need_program
+
+pytestmark = [pytest.mark.mirror, pytest.mark.vm]
+
+STEPS = ["plan", "fetch packages", "compose the root filesystem", "wait for the appliance", "populate", "compress"]
+"""As the log names them. Putting into place is done altogether (:func:`imgkit.interrupts.held_back`)."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Downloads and the quick appliance, made by the first build."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(cache: Path) -> Iterator[Place]:
+    """A place whose cache is the shared one, with the real bindings."""
+    for program in ("qemu-img", "qemu-system-x86_64", "grub-mkimage"):
+        need_program(program)
+    with place() as one:
+        (one.modules / "guestfs.py").unlink()
+        one.cache = cache
+        one.environment |= {"IMGKIT_CACHE": str(cache), "IMGKIT_APPLIANCE": "", "OUT_DIR": str(one.out)}
+        yield one
+
+
+@pytest.fixture
+def words(mirror: Mirror, mirror_url: str) -> list[str]:
+    """The default recipe, small."""
+    words = ["build", str(ROOT / "recipes/alpine.py"), "--mirror", mirror_url, "--arch", "amd64"]
+    return [*words, "--release-key", str(mirror.release_key), "--set", "size=1G"]
+
+
+def wait_for(text: str, here: Place, child: subprocess.Popen[bytes], timeout: float = 180) -> None:
+    """Wait until the log has ``text``."""
+    deadline = time.monotonic() + timeout
+    while text not in here.log():
+        assert child.poll() is None, here.log()
+        assert time.monotonic() < deadline, here.log()
+        time.sleep(0.01)
+
+
+def outputs(here: Place) -> list[str]:
+    return sorted(path.name for path in here.out.iterdir())
+
+
+IMAGE = ["initramfs-virt-amd64", "linux-amd64.manifest.json", "linux-amd64.qcow2", "vmlinuz-virt-amd64"]
+
+
+def test_a_signal_at_any_step(here: Place, words: list[str]) -> None:
+    """Ctrl-C or SIGTERM, twice where somebody is impatient: status 130, and not a trace. Then a build just works."""
+    for number, step in enumerate(STEPS):
+        with here.running(*words) as child:
+            wait_for(f"{step} …", here, child)
+            for sent in (signal.SIGINT, signal.SIGTERM)[number % 2 :]:
+                child.send_signal(sent)
+            assert child.wait(timeout=30) == 130, here.log()
+        assert [line for line in here.log().splitlines() if not line.endswith("…")][-1] == "error: interrupted"
+        assert "Traceback" not in here.log()
+        assert "Exception ignored" not in here.log()
+        assert here.left_over() == [], step
+    with here.running(*words) as one, here_again(here).running(*words) as other:
+        assert (one.wait(timeout=300), other.wait(timeout=300)) == (0, 0), here.log()
+    assert outputs(here) == IMAGE, "two at once into one folder"
+    assert here.run("verify", here.out / "linux-amd64.qcow2").status == 0
+
+
+def here_again(here: Place) -> Place:
+    """The same place, with a log of its own."""
+    again = object.__new__(Place)
+    again.__dict__ |= vars(here) | {"base": here.base / "again"}
+    again.base.mkdir()
+    return again
+
+
+@pytest.mark.parametrize("step", ["compose the root filesystem", "populate", "compress"])
+def test_killed_outright(step: str, here: Place, words: list[str]) -> None:
+    """Children die with it; its scratch folder is removed by the next build, whatever becomes of that."""
+    with here.running(*words) as child:
+        wait_for(f"{step} …", here, child)
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while here.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert here.processes() == []
+    assert [path.name[:8] for path in here.out.iterdir()] == [".imgkit-"]
+    shutil.rmtree(here.tmp)  # what is in the folder for temporary files is the host's to clean
+    here.tmp.mkdir()
+    failed = here.run(*words, "--set", "packages=[nonesuch]")
+    assert failed.status == 3
+    assert list(here.out.iterdir()) == []
+
+
+# ---- faults that show only when everything is composed --------------------------------------------------------------
+
+
+def changed_recipe(here: Place) -> Path:
+    """A copy of the default recipe, to be changed."""
+    for name in ("recipes", "overlay"):
+        shutil.copytree(ROOT / name, here.base / name)
+    return here.base / "recipes/alpine.py"
+
+
+def test_an_image_too_small_says_how_much_it_needs(here: Place, words: list[str]) -> None:
+    recipe = changed_recipe(here)
+    (here.base / "overlay/noise").write_bytes(bytes(300 << 20))
+    ran = here.run("build", recipe, *words[2:], "--set", "size=512M")
+    check_failure(ran, here, 3, "image of 512 MiB is too small for its content, which needs", "set size to")
+
+
+def test_grub_modules_that_are_not_in_the_image(here: Place, words: list[str]) -> None:
+    recipe = changed_recipe(here)
+    arch = recipe.parent / "arch/amd64.py"
+    arch.write_text(arch.read_text().replace('"grub-bios", ', ""))
+    ran = here.run("build", recipe, *words[2:])
+    check_failure(ran, here, 3, "GRUB's modules for i386-pc are not in the image", "add grub-bios to the packages")
+
+
+def test_a_grub_mkimage_without_the_target(here: Place, words: list[str]) -> None:
+    folder = here.base / "bin"
+    folder.mkdir()
+    script = folder / "grub-mkimage"
+    script.write_text('#!/bin/sh\necho "grub-mkimage: error: unknown target format \\`$2\'." >&2\nexit 1\n')
+    script.chmod(0o755)
+    ran = here.run(*words, env={"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"})
+    check_failure(ran, here, 5, "GRUB for i386-pc: grub-mkimage failed with status 1", "grub-mkimage -O i386-pc")
+
+
+def test_no_room_for_the_disk(here: Place, words: list[str]) -> None:
+    """Enough for packages, not for the disk: known before it is written."""
+    full = here.base / "full"
+    full.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", full], capture_output=True, check=False)
+    need("the right to mount a small filesystem", mount.returncode == 0)
+    try:
+        ran = here.run(*words, env={"WORK_DIR": str(full)})
+        check_failure(ran, here, 5, "free, and writing the disk needs", "WORK_DIR")
+        assert list(full.iterdir()) == []
+    finally:
+        subprocess.run(["umount", full], check=True)

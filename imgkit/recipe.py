@@ -140,6 +140,8 @@ class Recipe(_Spec):
     """Kernel flavour: the package is ``linux-<kernel>``."""
     initramfs_features: tuple[Name, ...] = ("base", "ext4", "virtio")
     kernel_arguments: tuple[str, ...] = ()
+    read_only_root: bool = False
+    """The root is never written to: what changes is kept in memory (half of it at most) and gone after the boot."""
     hostname: Hostname = "sandbox"
     network: Literal["dhcp", "none"] = "dhcp"
     """How eth0 is set up; nothing ever waits for it."""

@@ -52,12 +52,15 @@ class BootFiles:
     esp: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def kernel_arguments(root_uuid: str, consoles: Sequence[str], extra: Sequence[str] = ()) -> tuple[str, ...]:
+def kernel_arguments(
+    root_uuid: str, consoles: Sequence[str], extra: Sequence[str] = (), *, read_only: bool = False
+) -> tuple[str, ...]:
     """The kernel command line. The last console is the one that ``/dev/console`` writes to.
 
-    Alpine's initramfs mounts root read-only unless ``rootflags`` says rw, and needs the filesystem's type.
+    Alpine's initramfs mounts root read-only unless ``rootflags`` says rw, and needs the filesystem's type. With
+    ``overlaytmpfs`` it lays a tmpfs over a root that it mounts read-only in any case.
     """
-    root = (f"root=UUID={root_uuid}", "rootfstype=ext4", "rootflags=rw")
+    root = (f"root=UUID={root_uuid}", "rootfstype=ext4", "overlaytmpfs" if read_only else "rootflags=rw")
     return (*root, *(f"console={console}" for console in consoles), *extra)
 
 

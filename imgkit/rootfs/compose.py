@@ -139,7 +139,7 @@ def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch
         )
     newest = fitting[-1]
     extra = (*facts.kernel_arguments, *recipe.kernel_arguments)
-    arguments = kernel_arguments(root_uuid, facts.consoles, extra)
+    arguments = kernel_arguments(root_uuid, facts.consoles, extra, read_only=recipe.read_only_root)
     tree.write(
         "boot/grub/grub.cfg", grub_cfg(root_uuid, arguments, kernel=newest.image.rpartition("/")[2]), mtime=epoch
     )

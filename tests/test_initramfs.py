@@ -206,6 +206,20 @@ def test_attributes() -> None:
     assert found[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("\tnlplug-findfs $c -p /sbin/mdev ${d:+-d} $r\n", "\tnlplug-findfs $c ${d:+-d} $r\n"),
+        ("nlplug-findfs \\\n\t-p /sbin/mdev \\\n\t$r\n", "nlplug-findfs \\\n\t$r\n"),
+        ("nlplug-findfs -p /sbin/mdevd $r\n", "nlplug-findfs -p /sbin/mdevd $r\n"),
+    ],
+)
+def test_no_process_for_every_event(text: str, wanted: str) -> None:
+    tree = alpine()
+    tree.write("usr/share/mkinitfs/initramfs-init", text, mode=0o755)
+    assert members(tree)["init"].data.decode() == wanted
+
+
 def test_features_of_the_caller_win() -> None:
     found = members(alpine(), features=["base"])
     assert not [name for name in found if "ext4" in name]
@@ -402,7 +416,7 @@ def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
         member.name: member for member in read_newc(make_initramfs(tree, one.release, epoch=EPOCH, compression="none"))
     }
     assert list(made) == list(real)
-    # mkinitfs packs a folder of mktemp, and re-sorts dependencies; both are differences on purpose.
+    # mkinitfs packs a folder of mktemp, and re-sorts dependencies; its init starts mdev: differences on purpose.
     dep = f"usr/{one.directory}/modules.dep"
     assert dependencies(made[dep].data) == dependencies(real[dep].data)
     different = [
@@ -411,7 +425,10 @@ def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
         if (member.mode, member.numbers[2:4], member.data)
         != (real[name].mode, real[name].numbers[2:4], real[name].data)
     ]
-    assert different == [".", dep, f"{dep}.bin"]
+    assert different == [".", "init", dep, f"{dep}.bin"]
+    assert real["init"].data.count(b"-p /sbin/mdev") == 3
+    assert made["init"].data.count(b"nlplug-findfs") == real["init"].data.count(b"nlplug-findfs")
+    assert b"-p /sbin/mdev" not in made["init"].data
 
 
 @pytest.mark.mirror

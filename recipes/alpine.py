@@ -27,13 +27,13 @@ packages = [
 ]
 
 # What the initramfs can do: the root disk of a virtual machine and nothing else. Each feature more costs boot time.
-initramfs_features = ["base", "ext4", "virtio"]
+initramfs_features = ["base", "ext4", "virtio", "virtio-scsi"]
 
 kernel_arguments = ["quiet"]
 
 services = {
-    "sysinit": ["devfs"],
-    "boot": ["imgkit-config", "imgkit-growroot", "agentd", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
+    "sysinit": ["devfs", "imgkit-config", "imgkit-growroot", "agentd"],
+    "boot": ["osclock", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
     "default": ["networking"],
     "shutdown": ["mount-ro", "killprocs"],
 }

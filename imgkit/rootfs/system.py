@@ -48,10 +48,13 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
 
 
 def _fstab(root_uuid: str, *, read_only: bool) -> str:
-    """The line of the root; a read-only one lies under the overlay that the initramfs has mounted by then."""
+    """The line of the root; a read-only one lies under the overlay that the initramfs has mounted by then.
+
+    No check at boot (the last 0): the journal is replayed by the kernel, and nobody is there to answer fsck.
+    """
     if read_only:
         return "overlay\t/\toverlay\trw\t0 0\n"
-    return f"UUID={root_uuid}\t/\text4\trw,relatime\t0 1\n"
+    return f"UUID={root_uuid}\t/\text4\trw,relatime\t0 0\n"
 
 
 def enable_services(tree: Tree, recipe: Recipe) -> None:

@@ -200,3 +200,35 @@ test('the share may lose its folders and get them back', async (t) => {
   fs.renameSync(`${host.config.ipcDir}.away`, host.config.ipcDir);
   assert.equal((await host.run('again', { command: ['true'] })).subtype, 'success');
 });
+
+test('a quiet folder is only asked for its time, and what is new is found at once', async (t) => {
+  const guest = makeGuest(t, { times: { ...FAST, rescan: 60_000 } });
+  const host = await startHost(t, { guest });
+  assert.equal((await host.run('first', { command: sh('true') })).subtype, 'success');
+  const now = performance.now.bind(performance);
+  const reads = t.mock.method(require('node:fs/promises'), 'readdir');
+  let later = 0;
+  t.mock.method(performance, 'now', () => now() + later);
+  const quiet = async () => {
+    later += 61_000; // the clock is moved, not waited for
+    await delay(50);
+    reads.mock.resetCalls();
+    await delay(100);
+    return reads.mock.callCount() === 0;
+  };
+  await until('it is quiet', quiet, 1_000_000); // of the moved clock: some 16 tries
+  assert.equal((await host.run('second', { command: sh('true') })).subtype, 'success');
+  assert.ok(reads.mock.callCount() > 0);
+});
+
+test('a folder whose time does not change is read all the same', async (t) => {
+  const guest = makeGuest(t, { times: { ...FAST, rescan: 100 } });
+  const host = await startHost(t, { guest });
+  await delay(250);
+  const { atime, mtime } = fs.statSync(host.ipc('requests'));
+  t.mock.method(fs, 'fstatSync', () => ({ mtimeNs: 1n, nlink: 2n }));
+  await delay(250);
+  host.send('hidden', { command: sh('true') });
+  fs.utimesSync(host.ipc('requests'), atime, mtime);
+  assert.equal((await host.result('hidden')).subtype, 'success');
+});

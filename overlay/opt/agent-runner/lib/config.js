@@ -9,6 +9,7 @@ const CHOICE_NAMES = Object.freeze(['AGENT_COMMAND', 'AGENT_ARGS', 'AGENT_WORKDI
 /** Milliseconds of everything that waits, and bounds in bytes of everything that is read. */
 const TIMES = Object.freeze({
   poll: 250, // how often the share is looked at (the contract: 300 or faster)
+  rescan: 2000, // a folder that has not changed for this long is only asked for its time, and read this often all the same
   heartbeat: 5000,
   answer: 60_000, // no answer to a question within this time is a deny
   garbage: 30_000, // a request file that is not JSON and has not changed for this long is refused

@@ -26,6 +26,10 @@ class FileChannel {
   #doubtful = new Map(); // request file → {stamp, since}: not JSON (yet)
   #taken = new Set(); // ids that are queued, running, or done and not yet removed
   #failures = 0;
+  #folder; // descriptor of the folder of requests
+  #stamp; // what it said last
+  #changed = 0; // monotonic ms when that was new
+  #scanned = 0; // and when the folder was read
   #stopped = new AbortController();
 
   constructor(config, log, mounter) {
@@ -71,7 +75,7 @@ class FileChannel {
     const { signal } = this.#stopped;
     while (!signal.aborted) {
       try {
-        await this.#scan(queue);
+        if (this.#mayHaveNews()) await this.#scan(queue);
         this.#log.forget('scan');
       } catch (error) {
         this.#log.once('scan', `requests cannot be read: ${error.message}`);
@@ -91,9 +95,49 @@ class FileChannel {
 
   stop() {
     this.#stopped.abort();
+    this.#closeFolder();
+  }
+
+  /**
+   * Whether the folder of requests must be read: one question to the host through an open descriptor costs a tenth of
+   * that. A time of change is not exact, and nothing says that the host's filesystem keeps one: hence `times.rescan`.
+   */
+  #mayHaveNews() {
+    const now = performance.now();
+    const stamp = this.#folderStamp();
+    if (stamp === undefined || stamp !== this.#stamp || this.#taken.size > 0 || this.#doubtful.size > 0) {
+      this.#stamp = stamp;
+      this.#changed = now;
+    }
+    if (now - this.#changed >= this.#config.times.rescan && now - this.#scanned < this.#config.times.rescan) return false;
+    this.#scanned = now;
+    return true;
+  }
+
+  /** Changes with the content of the folder; undefined when it cannot be told. */
+  #folderStamp() {
+    try {
+      this.#folder ??= fs.openSync(this.#path('requests'), 'r');
+      const { mtimeNs, nlink } = fs.fstatSync(this.#folder, { bigint: true });
+      if (nlink > 0n) return mtimeNs;
+    } catch {
+      // The share is away, or was mounted anew: reading the folder says so.
+    }
+    this.#closeFolder();
+    return undefined;
+  }
+
+  #closeFolder() {
+    try {
+      if (this.#folder !== undefined) fs.closeSync(this.#folder);
+    } catch {
+      // A descriptor of a share that is away.
+    }
+    this.#folder = undefined;
   }
 
   async #scan(queue) {
+    if (this.#scanned - this.#changed >= this.#config.times.rescan) this.#closeFolder(); // it may have been replaced
     const names = await fsp.readdir(this.#path('requests'));
     const ids = [];
     for (const name of names) {

@@ -75,6 +75,12 @@ def test_uefi_code_is_read_only_and_variables_are_not() -> None:
     assert drives[1] == "if=pflash,unit=1,format=raw,snapshot=off,file=/private/vars"
 
 
+def test_only_the_harness_sets_the_buffer_of_emulation() -> None:
+    assert pairs(argv.arguments(AMD64), "-accel") == ["tcg,thread=multi,tb-size=64"]
+    assert pairs(argv.arguments(replace(AMD64, accelerator="kvm", cpu="host")), "-accel") == ["kvm"]
+    assert pairs(argv.arguments(replace(AMD64, style="host-app")), "-accel") == ["tcg,thread=multi"]
+
+
 def test_host_app_style_is_the_contracts() -> None:
     spec = replace(AMD64, style="host-app", shares=(Share("ipc", Path("/ipc")), Share("work", Path("/work"))))
     assert argv.arguments(spec) == (

@@ -18,6 +18,13 @@ from imgkit.vm.machines import machine
 MAX_SHARES = 96
 FUNCTIONS = 8  # of one PCI slot
 _FIRST_SHARE_SLOT = 0x10  # leaves 0x01–0x0f to the other devices
+TRANSLATION_MIB = 64
+"""QEMU's buffer for translated code; the harness's choice under emulation.
+
+With its default of 1 GiB nothing is ever thrown away. QEMU before 8 keeps one translation for every address at which a
+page of code was ever mapped (each process has its own addresses), and every store into such a page, once it is used for
+something else, looks at all of them: boots were seen to stand still for a minute. A full buffer is emptied as a whole.
+"""
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")  # virtio-9p takes at most 31 bytes
 IPC_PORT = "ipc.0"
 ROOT_PORT = "imgkit.root"
@@ -142,7 +149,7 @@ def _harness(spec: VmSpec) -> list[str]:
     record = machine(spec.arch)
     # graphics=off makes SeaBIOS talk over the serial line, the only way to learn what it could not boot.
     board = f"{record.machine},graphics=off" if spec.arch == "amd64" else record.machine
-    words = ["-machine", board, "-accel", spec.accelerator, "-cpu", spec.cpu]
+    words = ["-machine", board, "-accel", _accelerator(spec), "-cpu", spec.cpu]
     words += ["-smp", str(spec.cpus), "-m", str(spec.memory_mib)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     if spec.sandbox:
@@ -154,6 +161,11 @@ def _harness(spec: VmSpec) -> list[str]:
         words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
     words += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
     return words + _shares(spec)
+
+
+def _accelerator(spec: VmSpec) -> str:
+    emulated = spec.accelerator.partition(",")[0] == "tcg"
+    return f"{spec.accelerator},tb-size={TRANSLATION_MIB}" if emulated else spec.accelerator
 
 
 def _host_app(spec: VmSpec) -> list[str]:

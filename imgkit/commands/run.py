@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imgkit.commands import machine
 from imgkit.errors import GuestError, UsageError
+from imgkit.vm import ownership
 from imgkit.vm.agent import Request, status
 from imgkit.vm.protocol import AgentEvent, Event, Output, Result
 
@@ -30,22 +31,42 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if bool(options.guest_command) == bool(options.prompt):
         raise UsageError("give a command or a prompt", hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
-    shares = {"work": options.work} if options.work else {}
+    shares = {"work": _writable(options.work)} if options.work else {}
     with machine.boot(options, shares) as vm:
         with vm.request(command=options.guest_command or None, prompt=options.prompt) as request:
-            result = _follow(request)
+            result = _follow(request, events=not options.guest_command)
         vm.kill()
-    if not result.ok and result.exit_code in (None, 0):
+    if not result.ok and result.signal is None and result.exit_code in (None, 0):
         raise GuestError(result.text or "the agent failed without saying why")
     return status(result)
 
 
-def _follow(request: Request) -> Result:
-    """Show what comes until the result does, and return that."""
+def _writable(folder: Path) -> Path:
+    """A folder to work in that the agent will be able to write to, as far as that can be known before.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    status = folder.stat()
+    with ownership.as_agents(folder) as view:
+        if view is None and not ownership.writable(status):
+            raise UsageError(
+                f"{folder}: belongs to uid {status.st_uid}, and the guest's agent (uid {ownership.AGENT}) "
+                f"may not write into it (mode {status.st_mode & 0o777:o})",
+                hint=f"chmod -R o+rwX {folder}, or run imgkit as root: then the agent acts as the folder's owner",
+            )
+    return folder
+
+
+def _follow(request: Request, *, events: bool) -> Result:
+    """Show what comes until the result does, and return that. A command has output only, an agent also ``events``."""
     for event in request:
         if isinstance(event, Result):
             return event
-        _show(event)
+        if events or isinstance(event, Output):
+            _show(event)
     raise GuestError("the request ended without a result")
 
 
@@ -55,5 +76,5 @@ def _show(event: Event) -> None:
         stream = sys.stdout if event.stream == "stdout" else sys.stderr
         stream.buffer.write(event.data)
         stream.flush()
-    elif isinstance(event, AgentEvent):
+    elif isinstance(event, AgentEvent) and event.kind != "started":
         print(json.dumps(event.body), flush=True)

@@ -32,11 +32,15 @@ ROOT_PORT = "imgkit.root"
 
 @dataclass(frozen=True)
 class Share:
-    """A host folder that the guest can mount by its tag (9p over virtio)."""
+    """A host folder that the guest can mount by its tag (9p over virtio).
+
+    ``view`` is a descriptor through which QEMU sees it with other owners (:mod:`imgkit.vm.ownership`).
+    """
 
     tag: str
     path: Path
     read_only: bool = False
+    view: int | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,8 @@ def _shares(spec: VmSpec) -> list[str]:
     for index, share in enumerate(spec.shares):
         slot, function = _FIRST_SHARE_SLOT + index // FUNCTIONS, index % FUNCTIONS
         several = function == 0 and index + 1 < len(spec.shares)
-        options = f"local,id=share{index},path={escape(share.path)},security_model=none"
+        path = escape(share.path) if share.view is None else f"/proc/self/fd/{share.view}"
+        options = f"local,id=share{index},path={path},security_model=none"
         words += ["-fsdev", options + (",readonly=on" if share.read_only else "")]
         device = f"virtio-9p-pci,fsdev=share{index},mount_tag={share.tag},addr={slot:#x}.{function}"
         words += ["-device", device + (",multifunction=on" if several else "")]

@@ -93,6 +93,7 @@ def _started(spec: VmSpec, folder: Path, ports: Sequence[str]) -> Iterator[Runni
         near, far = _pair(stack)
         pairs = {name: _pair(stack) for name in ports}
         wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
+        views = [share.view for share in spec.shares if share.view is not None]
         spec = replace(spec, qmp=far.fileno(), ports=wired)
         sink = stack.enter_context(stderr.open("wb"))
         child = stack.enter_context(
@@ -102,7 +103,7 @@ def _started(spec: VmSpec, folder: Path, ports: Sequence[str]) -> Iterator[Runni
                 cwd=folder,
                 stdout=sink.fileno(),
                 stderr=sink.fileno(),
-                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired)],
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *views],
             )
         )
         for _, guest_end in ((near, far), *pairs.values()):

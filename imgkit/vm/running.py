@@ -9,12 +9,13 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imgkit import process
 from imgkit.errors import UsageError
-from imgkit.vm import agent, argv, bootspec, console, launch, machines, probe
+from imgkit.vm import agent, argv, bootspec, console, launch, machines, ownership, probe
 from imgkit.vm.agent import Completed, OnHostTool, OnPermission, Request, Transport, no_tool, refuse
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
@@ -341,6 +342,13 @@ def _guest_path(tag: str) -> str:
     return "/workspace/project" if tag == "work" else f"/mnt/{tag}"
 
 
+def _as_agents(share: argv.Share, stack: ExitStack) -> argv.Share:
+    """The folder to work in, so that the agent may write what the folder's owner may."""
+    if share.tag != "work":
+        return share
+    return replace(share, view=stack.enter_context(ownership.as_agents(share.path)))
+
+
 @contextmanager
 def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
     """A started machine, not waited for."""
@@ -349,6 +357,8 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         spec = bootspec.spec(what, verdict, folder)
+        if what.style == "harness":
+            spec = replace(spec, shares=tuple(_as_agents(share, stack) for share in spec.shares))
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
         ports += [argv.ROOT_PORT] if what.root_port else []
         memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)

@@ -1,0 +1,149 @@
+"""Finished images boot: on every firmware, and on machines that are small, old, large or differently wired."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgkit.vm import VM
+from tests.conftest import need_program
+from tests.images import Builder, Image, Images
+
+pytestmark = pytest.mark.vm
+
+QEMU = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
+TIMEOUT = 240.0  # the machine that runs the tests may be busy
+
+
+def boot_and_look(image: Image, **options: Any) -> VM:
+    """Boot and check the heartbeat against the manifest. The machine is over when this returns."""
+    need_program(QEMU[image.arch])
+    chosen = {"arch": image.arch, "accelerator": "tcg", "timeout": TIMEOUT, **options}
+    with VM.boot(image.disk, **chosen) as vm:
+        beat = vm.heartbeat()
+        assert beat is not None
+        assert beat.extra["buildId"] == image.manifest["buildId"]
+        assert vm.run(["uname", "-m"]).text.strip() == {"amd64": "x86_64", "arm64": "aarch64"}[image.arch]
+    return vm
+
+
+def direct(image: Image) -> dict[str, Any]:
+    return {"firmware": "direct", "kernel": image.kernel, "initrd": image.initramfs}
+
+
+# ---- the five boots ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "firmware"), [("amd64", "bios"), ("amd64", "uefi"), ("arm64", "uefi")])
+def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str) -> None:
+    """``imgkit boot`` finds out the architecture and the firmware's files by itself."""
+    need_program(QEMU[arch])
+    words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT))
+    done = builder.run("boot", images[arch].disk, "--json", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["buildId"] == images[arch].manifest["buildId"]
+    assert 0 < found["secondsToReady"] < TIMEOUT
+
+
+def test_amd64_boots_directly(builder: Builder, images: Images) -> None:
+    """With the kernel and initramfs that lie beside the image."""
+    words = ("--firmware", "direct", "--accel", "tcg", "--timeout", str(TIMEOUT), "--json")
+    done = builder.run("boot", images["amd64"].disk, *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["buildId"] == images["amd64"].manifest["buildId"]
+
+
+def test_arm64_boots_directly_as_the_host_application_does_it(images: Images) -> None:
+    """Word for word the contract's arguments: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
+    vm = boot_and_look(images["arm64"], style="host-app", **direct(images["arm64"]))
+    assert "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet" in vm.argv
+
+
+def test_amd64_boots_as_the_host_application_does_it(images: Images) -> None:
+    vm = boot_and_look(images["amd64"], style="host-app")
+    assert not any(word in vm.argv for word in ("-machine", "-bios", "-kernel"))
+
+
+def test_no_firmware_no_boot(builder: Builder, images: Images, tmp_path: Path) -> None:
+    env = {**builder.env, "IMGKIT_FIRMWARE_ROOT": str(tmp_path)}
+    done = Builder(builder.words, env).run("boot", images["arm64"].disk)
+    assert done.returncode == 5
+    assert "qemu-efi-aarch64" in done.stderr
+
+
+# ---- other machines ------------------------------------------------------------------------------------------------
+
+
+def test_a_small_old_pc(images: Images) -> None:
+    boot_and_look(images["amd64"], cpu="qemu64", cpus=1, memory_mib=256)
+
+
+def test_a_raw_disk_on_a_scsi_bus_and_four_cpus(images: Images, tmp_path: Path) -> None:
+    raw = tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", images["amd64"].disk, raw], check=True)
+    image = Image("amd64", raw, images["amd64"].kernel, images["amd64"].initramfs, images["amd64"].manifest)
+    vm = boot_and_look(image, bus="virtio-scsi", cpus=4)
+    assert any(word.startswith("scsi-hd") for word in vm.argv)
+
+
+def test_an_old_arm_with_little_memory(images: Images) -> None:
+    boot_and_look(images["arm64"], cpu="cortex-a57", cpus=1, memory_mib=256, **direct(images["arm64"]), style="harness")
+
+
+# ---- the disk grows ------------------------------------------------------------------------------------------------
+
+GROWN = 6 << 30
+
+
+def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None:
+    """Before agentd, to the end of the disk; the second boot finds nothing to do."""
+    image = rooted_images["amd64"]
+    copy = tmp_path / "grown.qcow2"
+    shutil.copyfile(image.disk, copy)
+    subprocess.run(["qemu-img", "resize", "-q", copy, str(GROWN)], check=True)
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "root_port": True}
+    with VM.boot(copy, writable=True, **options) as vm:
+        first = facts(vm)
+        assert "Growing the root file system" in vm.console()
+        off(vm)
+    root = next(part for part in image.manifest["disk"]["partitions"] if part["kind"] == "root")
+    assert GROWN - (2 << 20) < root["start"] + first["partition"] < GROWN
+    assert first["filesystem"] > GROWN * 9 // 10
+    with VM.boot(copy, writable=True, **options) as vm:
+        assert facts(vm) == first
+        assert "Growing" not in vm.console()
+        off(vm)
+    check_disk(copy, tmp_path)
+
+
+def off(vm: VM) -> None:
+    """Write everything and pull the plug: what was grown must survive that, and it is quicker than a shutdown."""
+    assert vm.root("sync").status == 0
+    vm.kill()
+
+
+def facts(vm: VM) -> dict[str, int]:
+    """Bytes of the root partition and of its filesystem, as soon as the agent answers."""
+    kib = vm.run("df -k / | tail -n 1").text.split()[1]
+    sectors = vm.root("cat /sys/class/block/vda2/size").text
+    return {"partition": int(sectors) * 512, "filesystem": int(kib) * 1024}
+
+
+def check_disk(image: Path, folder: Path) -> None:
+    """The grown disk, by programs of the host."""
+    raw, root = folder / "grown.raw", folder / "root"
+    subprocess.run([need_program("qemu-img"), "convert", "-O", "raw", image, raw], check=True)
+    said = subprocess.run([need_program("sgdisk"), "-v", "-i", "2", raw], capture_output=True, text=True).stdout
+    assert "No problems found" in said
+    first = re.search(r"First sector: (\d+)", said)
+    assert first is not None
+    words = ["bs=1M", "conv=sparse", "status=none", f"skip={int(first[1]) // 2048}"]
+    subprocess.run(["dd", f"if={raw}", f"of={root}", *words], check=True)
+    assert subprocess.run([need_program("e2fsck"), "-fn", root], capture_output=True).returncode == 0

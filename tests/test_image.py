@@ -1,0 +1,223 @@
+"""The default recipe's image from inside: one machine, booted once, asked about everything."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imgkit.recipe import load
+from imgkit.vm import VM
+from tests.conftest import need_program
+from tests.images import RECIPE, ROOT, Image, Images
+
+pytestmark = pytest.mark.vm
+
+PACKAGE = "curl"  # of the offline mirror, not in the image, with dependencies that are not there either
+HELPER = {  # what the test image has beyond the recipe's own overlay
+    "etc/init.d/imgkit-root",
+    "etc/runlevels/default/imgkit-root",
+    "usr/local/lib/imgkit-root-helper.js",
+}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def image(rooted_images: Images) -> Image:
+    need_program("qemu-system-x86_64")
+    return rooted_images["amd64"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    folder.chmod(0o777)  # the guest's agent has a uid of its own
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guest(image: Image, work: Path) -> Iterator[VM]:
+    before = digest(image.disk)
+    with VM.boot(image.disk, arch="amd64", accelerator="tcg", root_port=True, shares={"work": work}) as vm:
+        yield vm
+        assert vm.power_off(30), "shuts itself down"
+    assert digest(image.disk) == before, "the image under test is never changed"
+
+
+def lines(vm: VM, command: str, status: int | None = 0, timeout: float = 90) -> list[str]:
+    """What ``command`` prints, run as root."""
+    done = vm.root(command, timeout=timeout)
+    assert status is None or done.status == status, (command, done)
+    return done.text.splitlines()
+
+
+# ---- how it came up ------------------------------------------------------------------------------------------------
+
+
+def test_root_is_mounted_writable_by_uuid(guest: VM, image: Image) -> None:
+    root = next(part for part in image.manifest["disk"]["partitions"] if part["kind"] == "root")
+    name = f"UUID={root['fsUuid']}"
+    (mount,) = [line.split() for line in lines(guest, "cat /proc/mounts") if line.split()[1] == "/"]
+    assert mount[2] == "ext4"
+    assert "rw" in mount[3].split(",")
+    (words,) = lines(guest, "cat /proc/cmdline")
+    assert {f"root={name}", "no_timer_check", "quiet"} <= set(words.split())
+    assert [line.split()[:3] for line in lines(guest, "grep ext4 /etc/fstab")] == [[name, "/", "ext4"]]
+    (found,) = lines(guest, f"blkid {mount[0]}") if mount[0].startswith("/dev/vd") else [""]
+    assert root["fsUuid"] in found
+    guest.root("touch /root/writable && sync")
+
+
+def test_no_service_crashed_and_all_are_up(guest: VM) -> None:
+    deadline = time.monotonic() + 60  # the agent answers before the last service is up
+    while waiting := not_started(guest):
+        assert time.monotonic() < deadline, waiting
+        time.sleep(1)
+    assert lines(guest, "rc-status --crashed", status=None) == []
+    assert lines(guest, "rc-status --servicelist", status=None), "rc-status does list things"
+
+
+def not_started(guest: VM) -> list[str]:
+    """Services of the recipe's runlevels, but the last, that OpenRC does not call started."""
+    listed = "\n".join(lines(guest, "rc-status --all --nocolor", status=None))
+    wanted = [
+        name
+        for level, names in load(RECIPE).services.items()
+        if level in ("sysinit", "boot", "default")
+        for name in names
+    ]
+    return [name for name in wanted if not re.search(rf"^ *{re.escape(name)} .*\[ *started\b", listed, re.MULTILINE)]
+
+
+def test_the_heartbeat_says_what_it_must(guest: VM, image: Image) -> None:
+    beat = guest.heartbeat()
+    assert beat is not None
+    assert beat.trouble(time.time()) == ""
+    assert beat.extra["image"] == "test"
+    assert beat.extra["buildId"] == image.manifest["buildId"]
+    assert beat.extra["protocolVersion"] == 1
+
+
+def test_the_console_tells_of_the_boot(guest: VM) -> None:
+    assert {"firmware", "boot_loader", "init", "agent"} <= set(guest.stages())
+    assert "OpenRC" in guest.console()
+    assert "panic" not in guest.console()
+
+
+def test_nothing_waits_for_the_network(image: Image) -> None:
+    with VM.boot(image.disk, arch="amd64", accelerator="tcg", network=False, root_port=True) as vm:
+        assert not any("eth0" in line for line in lines(vm, "ls /sys/class/net"))
+
+
+# ---- apk -----------------------------------------------------------------------------------------------------------
+
+
+def test_apk_lists_what_the_manifest_lists(guest: VM, image: Image) -> None:
+    stated = sorted(f"{one['name']}-{one['version']}" for one in image.manifest["packages"])
+    assert sorted(lines(guest, "apk info -v 2>/dev/null")) == stated
+    names = [one["name"] for one in image.manifest["packages"]]
+    assert lines(guest, f"apk info -e {' '.join(names)}") == names
+    assert lines(guest, "apk info -e no-such-package", status=1) == []
+    assert sorted(lines(guest, "cat /etc/apk/world")) == sorted(image.manifest["world"])
+
+
+def audit(vm: VM) -> set[str]:
+    return set(lines(vm, "apk audit --system"))
+
+
+def test_apk_audit_finds_what_the_recipe_put_there_and_nothing_else(guest: VM) -> None:
+    """Letters as in apk-audit(8): A added, U changed, X deleted, m/M attributes, D/d directories that nobody owns."""
+    own = {str(path.relative_to(ROOT / "overlay")) for path in (ROOT / "overlay").rglob("*") if not path.is_dir()}
+    for line in audit(guest):
+        letter, path = line.split(" ", 1)
+        assert letter in "Ad+D" or path in own, line
+        assert path in own | HELPER or made_by_imgkit(path) or made_while_running(path), line
+
+
+def made_by_imgkit(path: str) -> bool:
+    return bool(re.match(r"(boot|etc/(runlevels|imgkit-release|init\.d)|lib/modules|usr/local|opt/agent-runner)", path))
+
+
+def made_while_running(path: str) -> bool:
+    return path.startswith(("root/", "var/", "workspace"))
+
+
+def test_the_database_is_consistent(guest: VM) -> None:
+    """Nothing is missing, nothing would be changed by making the installation what the world asks for."""
+    said = lines(guest, "apk fix --simulate --no-network --repositories-file /dev/null 2>&1")
+    assert said[-1].startswith("OK:"), said
+    assert len(said) == 1, said
+
+
+def wait_for_network(vm: VM) -> None:
+    deadline = time.monotonic() + 60
+    while not any(line.startswith("default") for line in lines(vm, "ip route", status=None)):
+        assert time.monotonic() < deadline, "no default route"
+        time.sleep(1)
+
+
+def test_packages_are_added_and_deleted(guest: VM, mirror_url: str) -> None:
+    """By the image's own apk, from the mirror on the host, with the keys that the image has."""
+    wait_for_network(guest)
+    before = audit(guest)
+    port = mirror_url.rstrip("/").rpartition(":")[2]
+    main = f"http://10.0.2.2:{port}/v3.23/main"
+    apk = f"apk --repositories-file /dev/null --repository {main}"
+    said = lines(guest, f"{apk} add {PACKAGE} 2>&1", timeout=180)
+    assert any(f"Installing {PACKAGE} " in line for line in said), said
+    assert said[-1].startswith("OK:"), said
+    assert lines(guest, f"apk info -e {PACKAGE}") == [PACKAGE]
+    assert PACKAGE in lines(guest, "cat /etc/apk/world")
+    assert lines(guest, f"{PACKAGE} --version")[0].startswith(PACKAGE)
+    fetched = f"cd /tmp && {apk} fetch --quiet {PACKAGE} && apk verify {PACKAGE}-*.apk"
+    assert all("OK" in line for line in lines(guest, fetched, timeout=120))
+    said = lines(guest, f"{apk} del {PACKAGE} 2>&1", timeout=120)
+    assert any(f"Purging {PACKAGE} " in line for line in said), said
+    assert lines(guest, f"apk info -e {PACKAGE}", status=1) == []
+    assert PACKAGE not in lines(guest, "cat /etc/apk/world")
+    assert audit(guest) == before
+
+
+def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: VM, mirror_url: str) -> None:
+    wait_for_network(guest)
+    port = mirror_url.rstrip("/").rpartition(":")[2]
+    main = f"http://10.0.2.2:{port}/v3.23/main"
+    words = f"mkdir -p /tmp/nokeys && apk --keys-dir /tmp/nokeys --repositories-file /dev/null --repository {main}"
+    said = lines(guest, f"{words} add {PACKAGE} 2>&1", status=None, timeout=120)
+    assert any("UNTRUSTED" in line or "untrusted" in line for line in said), said
+    assert lines(guest, f"apk info -e {PACKAGE}", status=1) == []
+
+
+# ---- what the agent gets -------------------------------------------------------------------------------------------
+
+
+def test_commands_run_as_the_agent(guest: VM) -> None:
+    done = guest.run("id -un; node --version; bash -c 'echo $BASH_VERSION'; echo to-stderr >&2; exit 3")
+    user, node, bash = done.text.splitlines()
+    assert user == "agent"
+    assert node.startswith("v")
+    assert bash.startswith("5.")
+    assert done.stderr == b"to-stderr\n"
+    assert done.status == 3
+
+
+def test_the_work_share_is_read_and_written(guest: VM, work: Path) -> None:
+    (work / "from-host").write_text("hello\n")
+    done = guest.run("cat from-host; echo answer >from-guest; mkdir -p deep/er && echo x >deep/er/file; pwd")
+    assert done.text.splitlines() == ["hello", "/workspace/project"]
+    assert guest.share("work").read("from-guest", limit=100) == b"answer\n"
+    assert (work / "deep/er/file").read_text() == "x\n"
+
+
+def test_the_agent_has_its_own_workspace_and_no_way_to_root(guest: VM) -> None:
+    done = guest.run("touch /workspace/mine && ls -ld /workspace; touch /etc/not-mine; cat /etc/shadow; id -G")
+    assert done.stderr.count(b"ermission denied") == 2
+    assert "agent" in done.text.splitlines()[0]
+    assert done.text.splitlines()[-1].split() == ["1000"]

@@ -154,6 +154,19 @@ def architectures(options: argparse.Namespace, recipe: Recipe, environ: Mapping[
     return list(dict.fromkeys(asked))
 
 
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in bytes.
+
+    Linux's ``ru_maxrss`` is at least what the parent had when it started this process; ``VmHWM`` begins with exec.
+    """
+    try:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return int(line.split()[1]) * 1024
+
+
 def as_json(arch: str, result: Result) -> dict[str, Any]:
     """A result for machines."""
     return {
@@ -165,7 +178,7 @@ def as_json(arch: str, result: Result) -> dict[str, Any]:
         "buildId": result.build_id,
         "size": result.size,
         "seconds": round(result.steps.elapsed, 2),
-        "peakMemory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # of this process alone, in bytes
+        "peakMemory": peak_memory(),
         "steps": [
             {"name": step.name, "start": round(step.start, 3), "seconds": round(step.seconds, 3)}
             for step in result.steps.finished

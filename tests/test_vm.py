@@ -38,7 +38,11 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
     chosen = {"firmware": "direct", "kernel": guest.kernel, "initrd": guest.initrd, "memory_mib": 256, "timeout": 90}
     line = f"console=ttyS0 {words}"
     with VM.boot(image, arch="amd64", accelerator="tcg", **{"command_line": line, **chosen, **options}) as vm:
-        yield vm
+        try:
+            yield vm
+        except BaseException:
+            print(vm.console()[-3000:])  # pytest shows it
+            raise
 
 
 def digest(path: Path) -> str:

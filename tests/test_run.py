@@ -1,0 +1,109 @@
+"""``imgkit run`` on a booted image: status, streams, folders, an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need_program
+from tests.images import ROOT, Builder, Images
+
+pytestmark = pytest.mark.vm
+
+WORDS = ("--accel", "tcg", "--timeout", "300")
+
+
+@pytest.fixture(scope="module")
+def disk(images: Images) -> Path:
+    need_program("qemu-system-x86_64")
+    return images["amd64"].disk
+
+
+def command(disk: Path, *words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "imgkit", "run", str(disk), *WORDS, *map(str, words)]
+
+
+def environment(builder: Builder, tmp: Path) -> dict[str, str]:
+    tmp.mkdir()
+    return {**builder.env, "TMPDIR": str(tmp)}
+
+
+def test_streams_status_environment_and_a_folder_of_our_own(builder: Builder, disk: Path, tmp_path: Path) -> None:
+    """The folder belongs to whoever runs the tests, and nobody else may write to it. What root owns, the agent may
+    write because imgkit says so; what uid 1000 owns, because the contract does.
+    """
+    work, secret = tmp_path / "work", tmp_path / "key"
+    work.mkdir(mode=0o755)
+    (work / "in").write_text("input\n")
+    (work / "in").chmod(0o600)
+    if os.geteuid() not in (0, 1000):
+        work.chmod(0o777)
+        (work / "in").chmod(0o666)
+    secret.write_bytes(b"the key")
+    script = "cat in; printf 'a\\000\\377\\r\\n'; echo \"$A $KEY\" >&2; mkdir d; echo x >d/out; echo more >>in; exit 3"
+    words = ("--work", work, "--env", "A=1 2", "--secret", f"KEY={secret}", "--", "/bin/sh", "-c", script)
+    environment_ = environment(builder, tmp_path / "tmp")
+    done = subprocess.run(command(disk, *words), env=environment_, cwd=ROOT, capture_output=True, timeout=400)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == b"input\na\0\xff\r\n"
+    assert done.stderr == b"1 2 the key\n"
+    assert (work / "d/out").read_text() == "x\n"
+    assert (work / "in").read_text() == "input\nmore\n"
+    if os.geteuid() in (0, 1000):
+        assert {path.stat().st_uid for path in [work, *work.rglob("*")]} == {os.geteuid()}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_fifty_folders_and_a_signal(builder: Builder, disk: Path, tmp_path: Path) -> None:
+    shares = []
+    for number in range(50):
+        folder = tmp_path / f"share {number}"
+        folder.mkdir()
+        (folder / "number").write_text(f"{number}\n")
+        shares += ["--share", f"s{number}={folder}"]
+    script = "for n in $(seq 0 49); do cat /mnt/s$n/number; done; kill -9 $$"
+    words = command(disk, *shares, "--", "/bin/sh", "-c", script)
+    done = subprocess.run(words, env=dict(builder.env), cwd=ROOT, capture_output=True, timeout=400)
+    assert done.returncode == 128 + 9, done.stderr
+    assert done.stdout.split() == [str(number).encode() for number in range(50)]
+
+
+def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole foreground group, as from a terminal."""
+    words = command(disk, "--", "/bin/sh", "-c", "echo started; sleep 600")
+    env = environment(builder, tmp_path / "tmp")
+    with subprocess.Popen(
+        words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"started\n"
+        machines = qemus(disk)
+        assert len(machines) == 1
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert said == b"error: interrupted\n"
+    deadline = time.monotonic() + 10
+    while (qemus(disk) or any((tmp_path / "tmp").iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert qemus(disk) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def qemus(disk: Path) -> list[int]:
+    """Processes with this image among their arguments that are QEMU."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"qemu-system" in words[0] and any(os.fsencode(disk) in word for word in words):
+            found.append(int(path.parent.name))
+    return found

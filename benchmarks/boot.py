@@ -54,7 +54,7 @@ def boot(image: Path, arch: str, firmware: str, options: argparse.Namespace) -> 
         ready = vm.seconds_to_ready or 0.0
         time.sleep(options.settle)
         started = time.monotonic()
-        clean = vm.power_off(options.timeout)
+        clean = vm.power_off(60)
         return Measured(ready, cpu, time.monotonic() - started if clean else None, vm.stages())
 
 

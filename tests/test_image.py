@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guest(image: Image, work: Path) -> Iterator[VM]:
     before = digest(image.disk)
-    with VM.boot(image.disk, arch="amd64", accelerator="tcg", root_port=True, shares={"work": work}) as vm:
+    with VM.boot(str(image.disk), arch="amd64", accelerator="tcg", root_port=True, shares={"work": work}) as vm:
         yield vm
     assert digest(image.disk) == before, "the image under test is never changed"
 
@@ -72,6 +72,14 @@ def test_root_is_mounted_writable_by_uuid(guest: VM, image: Image) -> None:
     (found,) = lines(guest, f"blkid {mount[0]}") if mount[0].startswith("/dev/vd") else [""]
     assert root["fsUuid"] in found
     guest.root("touch /root/writable && sync")
+
+
+def test_the_dependency_cache_is_what_openrc_itself_computes(guest: VM) -> None:
+    cached = lines(guest, "cat /var/cache/rc/deptree /var/cache/rc/depconfig")
+    assert len(cached) > 300
+    assert lines(guest, "stat -c %Y /var/cache/rc/deptree") == lines(guest, "stat -c %Y /run/openrc/deptree"), "used"
+    lines(guest, "rm /run/openrc/deptree /run/openrc/depconfig && rc-update -u")
+    assert lines(guest, "cat /run/openrc/deptree /run/openrc/depconfig") == cached
 
 
 def test_no_service_crashed_and_all_are_up(guest: VM) -> None:
@@ -111,7 +119,7 @@ def test_the_console_tells_of_the_boot(guest: VM) -> None:
 
 
 def test_nothing_waits_for_the_network(image: Image) -> None:
-    with VM.boot(image.disk, arch="amd64", accelerator="tcg", network=False, root_port=True) as vm:
+    with VM.boot(str(image.disk), arch="amd64", accelerator="tcg", network=False, root_port=True) as vm:
         assert not any("eth0" in line for line in lines(vm, "ls /sys/class/net"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,16 @@ def test_streams_status_environment_and_a_folder_of_our_own(builder: Builder, di
     if os.geteuid() in (0, 1000):
         assert {path.stat().st_uid for path in [work, *work.rglob("*")]} == {os.geteuid()}
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_boot_says_how_long_it_took_and_powers_off(builder: Builder, disk: Path) -> None:
+    done = builder.run("boot", disk, *WORDS, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["poweredOffCleanly"] is True
+    assert 0 < said["secondsToReady"] < 300
+    assert {"boot_loader", "init", "agent"} <= set(said["stages"])
+    assert "power off" not in done.stderr
 
 
 def test_fifty_folders_and_a_signal(builder: Builder, disk: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
         try:
             yield vm
         except BaseException:
-            print(vm.console()[-3000:])  # pytest shows it
+            print(vm.console()[-3000:])  # noqa: T201 - pytest shows it
             raise
 
 

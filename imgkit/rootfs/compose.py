@@ -14,6 +14,7 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import digest, system
 from imgkit.rootfs.accounts import AccountError
+from imgkit.rootfs.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
@@ -91,6 +92,7 @@ def compose(
     if payload is not None:
         replace_payload(tree, payload, architecture=facts.alpine, epoch=epoch)
     system.enable_services(tree, recipe)
+    install_dependency_cache(tree, epoch=epoch)
     kernel = _boot(tree, recipe, facts, root_uuid, epoch)
     _check(tree, facts)
     found = digest.records(tree)

@@ -6,12 +6,13 @@ The process belongs to the thread that boots: on Linux QEMU is killed when that 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from imgkit import process
 from imgkit.errors import UsageError
@@ -32,9 +33,14 @@ from imgkit.vm.shares import Folder
 
 log = logging.getLogger("imgkit.vm")
 
+StrPath: TypeAlias = "str | os.PathLike[str]"
+
 TIMEOUT = 180.0
 """Seconds that a boot gets by default (the agentd contract)."""
+POWER_OFF = 30.0
+"""Seconds that a guest gets to shut down; emulated ones need ten."""
 POLL = 0.1
+_PRESS = 2.0
 _EMULATION_TRIES = 3
 
 
@@ -63,18 +69,18 @@ class VM:
     @contextmanager
     def boot(
         cls,
-        image: Path | None,
+        image: StrPath | None,
         *,
         arch: str | None = None,
         firmware: str = "bios",
-        kernel: Path | None = None,
-        initrd: Path | None = None,
+        kernel: StrPath | None = None,
+        initrd: StrPath | None = None,
         command_line: str | None = None,
         memory_mib: int | None = None,
         cpus: int = 2,
         accelerator: str = "auto",
         cpu: str | None = None,
-        shares: Mapping[str, Path] | None = None,
+        shares: Mapping[str, StrPath] | None = None,
         ipc: str = "file",
         config: bytes | None = None,
         network: bool = True,
@@ -82,7 +88,7 @@ class VM:
         bus: str = "virtio-blk",
         writable: bool = False,
         root_port: bool = False,
-        console: Path | None = None,
+        console: StrPath | None = None,
         extra: Sequence[str] = (),
         timeout: float = TIMEOUT,
         wait: bool = True,
@@ -115,17 +121,17 @@ class VM:
             BootError: the guest did not come up; the class says how.
         """
         what = Boot(
-            image=image,
+            image=_path(image),
             arch=arch or machines.host_arch(),
             firmware=firmware,
-            kernel=kernel,
-            initrd=initrd,
+            kernel=_path(kernel),
+            initrd=_path(initrd),
             command_line=command_line,
             memory_mib=memory_mib,
             cpus=cpus,
             accelerator=accelerator,
             cpu=cpu,
-            shares=dict(shares or {}),
+            shares={tag: Path(folder) for tag, folder in (shares or {}).items()},
             ipc=ipc,
             config=config,
             network=network,
@@ -133,7 +139,7 @@ class VM:
             bus=bus,
             writable=writable,
             root_port=root_port,
-            console=console,
+            console=_path(console),
             extra=tuple(extra),
         )
         deadline = time.monotonic() + timeout
@@ -302,18 +308,22 @@ class VM:
             raise UsageError("files go through shares in file mode", hint="boot with ipc='serial'")
         return self._transport
 
-    def power_off(self, timeout: float = 15.0) -> bool:
-        """Press the power button and wait; whether the guest shut itself down. One that does not is switched off."""
-        clean = True
-        try:
-            self._running.qmp.execute("system_powerdown")
-        except QmpError:
-            clean = False
-        deadline = time.monotonic() + (timeout if clean else 0)
+    def power_off(self, timeout: float = POWER_OFF) -> bool:
+        """Press the power button and wait; whether the guest shut itself down. One that does not is switched off.
+
+        The button is pressed again and again: a guest that has just come up may not listen yet, and one that is
+        shutting down takes no notice.
+        """
+        deadline = time.monotonic() + timeout
+        pressed = 0.0
         while self.alive and time.monotonic() < deadline:
+            if time.monotonic() - pressed >= _PRESS:
+                pressed = time.monotonic()
+                with suppress(QmpError):  # QEMU may be ending just now
+                    self._running.qmp.execute("system_powerdown")
             time.sleep(POLL)
-        clean = clean and not self.alive
-        if self.alive:
+        clean = not self.alive
+        if not clean:
             self.kill()
         self._log.refresh()
         return clean
@@ -336,6 +346,10 @@ class VM:
     def close(self) -> None:
         """Give back descriptors; :meth:`boot` calls it."""
         self._stack.close()
+
+
+def _path(given: StrPath | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def _guest_path(tag: str) -> str:

@@ -1,0 +1,156 @@
+"""What OpenRC's service scripts declare, computed: the facts that OpenRC's gendepends.sh collects at every boot.
+
+Each script is read by the interpreter of package scripts after its own configuration, and its ``depend`` is called;
+functions that only a start would call are defined and never run.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imgkit.rootfs.scripts.grammar import parse
+from imgkit.rootfs.scripts.machine import Machine, Streams, options
+from imgkit.rootfs.scripts.shell import Leave, Shell
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import File, Tree
+
+INIT = "etc/init.d"
+_CONF = "etc/conf.d"
+_SETTINGS = "etc/rc.conf"
+_MORE_SETTINGS = "etc/rc.conf.d"
+_ELSEWHERE = ("usr/local/etc/init.d", "usr/local/etc/conf.d")  # OpenRC may look there too
+_RUNNER = re.compile(r"#!\s*\S*/(openrc-run|runscript)(\s|$)")
+_KINDS = {
+    "config": "config",
+    "need": "ineed",
+    "use": "iuse",
+    "want": "iwant",
+    "after": "iafter",
+    "before": "ibefore",
+    "provide": "iprovide",
+    "keyword": "keyword",
+}
+# A function over several lines, as everybody writes them in service scripts; but for depend it is not looked at.
+_FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#.*)?\n.*?^\}", re.MULTILINE | re.DOTALL)
+_YES = frozenset({"yes", "true", "on", "1"})
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service script's own words: (``ineed``, ``iuse`` …, the names that follow), in the order of the calls."""
+
+    name: str
+    declared: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class _ServiceShell(Shell):
+    """The shell that gendepends.sh gives to a service script."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        super().__init__(machine, (), {"RC_SVCNAME": name, "SVCNAME": name, "RC_UNAME": "Linux"})
+        self.name = name
+        self.declared: list[tuple[str, tuple[str, ...]]] = []
+
+    def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
+        if name in _KINDS:
+            return self._declare_dependency(name, arguments)
+        if name == "yesno":
+            return self._yesno(arguments)
+        if name == "fstabinfo":
+            return _fstabinfo(self.machine, arguments, streams)
+        return super()._external(name, arguments, streams)
+
+    def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
+        if any(word.endswith("-containers") for word in arguments):
+            raise Unsupported(f"{name} {' '.join(arguments)}")
+        words = tuple(word for argument in arguments for word in argument.split())
+        if not words:
+            return 1
+        self.declared.append((_KINDS[name], words))
+        return 0
+
+    def _yesno(self, arguments: Sequence[str]) -> int:
+        """A value, or the name of a variable that has one (OpenRC's functions.sh)."""
+        value = arguments[0] if arguments else ""
+        known = value.lower() in _YES or value.lower() in ("no", "false", "off", "0")
+        return int((value if known else self.variables.get(value, "")).lower() not in _YES)
+
+    def configured(self) -> None:
+        """Dependencies that the configuration adds to the script's: ``rc_need`` and its kin."""
+        own = re.sub(r"[^A-Za-z0-9]", "_", self.name)
+        for kind in _KINDS:
+            names = (f"rc_{own}_{kind}", f"rc_{kind}", f"RC_{own}_{kind.upper()}", f"RC_{kind.upper()}")
+            self._declare_dependency(kind, [next(filter(None, map(self.variables.get, names)), "")])
+
+
+def _fstabinfo(machine: Machine, arguments: list[str], streams: Streams) -> int:
+    """``fstabinfo -o -t TYPE,…``: the mount options of the file systems of these types."""
+    flags, operands = options(arguments, "ot:")
+    if "t" not in flags or "o" not in flags or operands:
+        raise Unsupported(f"fstabinfo {' '.join(arguments)}")
+    entries = [line.split() for line in machine.read("/etc/fstab").splitlines()]
+    found = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in flags["t"].split(",")]
+    for entry in found:
+        streams.out(f"{entry[3]}\n")
+    return int(not found)
+
+
+def services(tree: Tree) -> list[Service]:
+    """What the services of ``tree`` declare, in the order of their names.
+
+    Raises:
+        Unsupported: a script does something that is not computed here.
+    """
+    for path in _ELSEWHERE:
+        if path in tree:
+            raise Unsupported(f"services in /{path}")
+    found = []
+    for path in sorted(tree.children(INIT)):
+        node = tree.stat(path)
+        if isinstance(node, File) and node.mode & 0o111:
+            text = tree.text(tree.resolve(path))
+            if _RUNNER.match(text):
+                found.append(_service(tree, path.rpartition("/")[2], text))
+    return found
+
+
+def _service(tree: Tree, name: str, text: str) -> Service:
+    shell = _ServiceShell(Machine(tree.copy(), cwd=f"/{INIT}"), name)  # there, "after *" is after all services
+    streams = Streams(io.StringIO(), _ignore, _ignore)
+    try:
+        for path in [*_configuration(tree, name)]:
+            shell.run(parse(tree.text(tree.resolve(path))), streams)
+        if shell.run(parse(_FUNCTION.sub(_unread, text)), streams) != 0:
+            raise Unsupported("a script that fails")
+        if shell.variables.get("supervisor") == "s6":
+            raise Unsupported("the supervisor s6")
+        if "depend" in shell.functions:
+            shell.call(["depend"], streams)
+        shell.configured()
+    except Unsupported as cause:
+        raise Unsupported(cause.construct, line=cause.line or shell.line, where=f"/{INIT}/{name}") from cause
+    except (Leave, RecursionError) as cause:
+        raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
+    return Service(name, tuple(shell.declared))
+
+
+def _unread(found: re.Match[str]) -> str:
+    """A function that refuses to be called, in as many lines."""
+    return f"{found[1]}() {{ {found[1]}-of-the-service; }}" + "\n" * found[0].count("\n")
+
+
+def _configuration(tree: Tree, name: str) -> list[str]:
+    """The files that are read before a script, in their order."""
+    base = name.partition(".")[0]
+    paths = [f"{_CONF}/{base}"] if base and base != name else []
+    paths += [f"{_CONF}/{name}", _SETTINGS]
+    if _MORE_SETTINGS in tree:
+        paths += sorted(path for path in tree.children(_MORE_SETTINGS) if path.endswith(".conf"))
+    return [path for path in paths if isinstance(tree.stat(path), File)]
+
+
+def _ignore(_: str) -> None:
+    """What a script says while its dependencies are asked for."""

@@ -1,0 +1,156 @@
+"""OpenRC's dependency tree against what OpenRC's own rules say; the real OpenRC compares in test_image.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgkit.rootfs import depends, deptree
+from imgkit.rootfs.depends import Service
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import Tree
+
+RUN = "#!/sbin/openrc-run\n"
+
+
+def tree_with(scripts: dict[str, str], **files: str) -> Tree:
+    """Service scripts, and other files by their path below etc (dots for slashes where a name needs them)."""
+    tree = Tree()
+    for folder in ("etc", "etc/init.d", "etc/conf.d", "etc/rc.conf.d", "var", "var/cache"):
+        tree.mkdir(folder)
+    for name, text in scripts.items():
+        tree.write(f"etc/init.d/{name}", RUN + text, mode=0o755, mtime=100)
+    for path, text in files.items():
+        tree.write(f"etc/{path.replace('__', '/').replace('_', '.')}", text, mtime=100)
+    return tree
+
+
+def declared(script: str, **files: str) -> list[tuple[str, tuple[str, ...]]]:
+    (service,) = depends.services(tree_with({"one": script}, **files))
+    return list(service.declared)
+
+
+def test_what_a_script_declares() -> None:
+    script = """
+name="x"
+description="${name} and more"
+depend() {
+    local more=""
+    need a b; after *
+    [ -n "$wanted" ] && want $wanted
+    if yesno $switch; then use on; else use off; fi
+    if yesno named; then provide p; fi
+    for kind in $(fstabinfo -o -t nfs,nfs4); do
+        case $kind in noauto) ;; *) more="$more nfs" ;; esac
+    done
+    want $more
+    config /etc/fstab
+    keyword -lxc
+}
+start() {
+    echo $((1 + 1)) &
+}
+"""
+    conf = 'wanted="w1 w2"\nswitch=YES\nnamed=on\nrc_need=net\n'
+    fstab = "# x\nhost:/ /mnt nfs ro 0 0\n/dev/vda / ext4 rw 0 1\n"
+    expected = [
+        ("ineed", ("a", "b")),
+        ("iafter", ("one",)),
+        ("iwant", ("w1", "w2")),
+        ("iuse", ("on",)),
+        ("iprovide", ("p",)),
+        ("iwant", ("nfs",)),
+        ("config", ("/etc/fstab",)),
+        ("keyword", ("-lxc",)),
+        ("ineed", ("net",)),
+    ]
+    assert declared(script, conf_d__one=conf, fstab=fstab) == expected
+
+
+def test_the_configuration_of_all_and_of_one() -> None:
+    files = {"rc_conf": 'rc_one_use="u"\nA=1\n', "rc_conf_d__z_conf": "A=2\n"}
+    assert declared('depend() { need "x$A"; }', **files) == [("ineed", ("x2",)), ("iuse", ("u",))]
+
+
+def test_files_that_are_no_services() -> None:
+    tree = tree_with({"one": ""})
+    tree.write("etc/init.d/plain", RUN, mode=0o644)
+    tree.write("etc/init.d/other", "#!/bin/sh\nrm -rf /\n", mode=0o755)
+    tree.symlink("etc/init.d/gone", "/nowhere")
+    assert [service.name for service in depends.services(tree)] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("depend() {\n\tneed $(uname -r)\n}\n", "one, line 3: the command uname"),
+        ("helper() {\n\tneed x\n}\ndepend() { helper; }\n", "the command helper-of-the-service"),
+        ("depend() { keyword -containers; }", "keyword -containers"),
+        ("supervisor=s6", "supervisor s6"),
+        ("false", "fails"),
+        ("exit 1", "an end before its end"),
+        ("depend() { depend; }", "deeper"),
+        ("x=$((1))", "arithmetic"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(script: str, reason: str) -> None:
+    tree = tree_with({"one": script, "two": ""})
+    with pytest.raises(Unsupported, match=r"/etc/init\.d/one") as caught:
+        depends.services(tree)
+    assert reason in str(caught.value)
+    before = set(tree)
+    assert not deptree.install_cache(tree, epoch=1)
+    assert set(tree) == before
+
+
+def test_services_in_a_place_of_their_own() -> None:
+    tree = tree_with({"one": ""})
+    for folder in ("usr", "usr/local", "usr/local/etc", "usr/local/etc/init.d"):
+        tree.mkdir(folder)
+    assert not deptree.install_cache(tree, epoch=1)
+
+
+def made(**services: list[tuple[str, str]]) -> list[str]:
+    """The tree's lines for services given by (kind, names) pairs, keywords left out."""
+    known = [
+        Service(name, tuple((kind, tuple(names.split())) for kind, names in pairs)) for name, pairs in services.items()
+    ]
+    return deptree.render(deptree.resolve(known)).splitlines()
+
+
+def test_relations_are_seen_from_both_ends() -> None:
+    assert made(a=[("ineed", "b gone"), ("iprovide", "p a"), ("iuse", "x.sh")], b=[("iafter", "p")]) == [
+        "depinfo_0_service='a'",
+        "depinfo_0_ineed_0='b'",
+        "depinfo_0_ineed_1='gone'",
+        "depinfo_0_iprovide_0='p'",
+        "depinfo_0_broken_0='gone'",
+        "depinfo_1_service='b'",
+        "depinfo_1_iafter_0='p'",
+        "depinfo_1_needsme_0='a'",
+        "depinfo_2_service='p'",
+        "depinfo_2_providedby_0='a'",
+        "depinfo_2_ibefore_0='b'",
+    ]
+
+
+def test_the_last_word_about_an_order_holds_and_a_dependency_beats_it() -> None:
+    assert "depinfo_0_iafter_0='b'" in made(a=[("ibefore", "b"), ("iafter", "b")], b=[])
+    assert not any("ibefore" in line for line in made(a=[("ibefore", "b"), ("ineed", "b")], b=[]))
+    assert made(a=[("ineed", "b"), ("ineed", "!b")], b=[]) == ["depinfo_0_service='a'", "depinfo_1_service='b'"]
+    circle = made(a=[("ineed", "b")], b=[("iafter", "a")])
+    assert circle == [
+        "depinfo_0_service='a'",
+        "depinfo_0_ineed_0='b'",
+        "depinfo_1_service='b'",
+        "depinfo_1_needsme_0='a'",
+    ]
+
+
+def test_the_cache_is_as_new_as_what_it_was_made_from() -> None:
+    tree = tree_with({"one": "depend() { config /etc/x; }"})
+    tree.write("etc/conf.d/late", "", mtime=500)
+    assert deptree.install_cache(tree, epoch=300)
+    assert tree["var/cache/rc/deptree"].mtime == 500
+    assert tree.text("var/cache/rc/depconfig") == "/etc/x\n"
+    assert tree.text("var/cache/rc/deptree") == "depinfo_0_service='one'\n"
+    assert not deptree.install_cache(Tree(), epoch=1), "no OpenRC"

@@ -330,6 +330,20 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         image_info(broken)
 
 
+def test_raw_disks_are_known_by_their_first_sector(tmp_path: Path) -> None:
+    need_program("qemu-img")
+    image = tmp_path / "README.md"
+    sector = bytes(510) + b"\x55\xaa"
+    image.write_bytes(sector + bytes(1024))
+    info = image_info(image)
+    assert (info.format, info.virtual_size) == ("raw", 1536)
+    for other in (b"", b"text\n" * 1000, bytes(1536), sector + bytes(1000)):
+        image.write_bytes(other)
+        with pytest.raises(InputError, match=r"README\.md: no disk image") as caught:
+            image_info(image)
+        assert caught.value.hint
+
+
 def test_an_image_that_points_at_host_files_is_refused(tmp_path: Path) -> None:
     need_program("qemu-img")
     image = tmp_path / "evil.qcow2"
@@ -441,8 +455,7 @@ def check_description(found: dict[str, object]) -> None:
 def test_an_image_without_partitions_is_an_error(options: Options, tmp_path: Path) -> None:
     image, scratch = tmp_path / "empty.raw", tmp_path / "scratch"
     scratch.mkdir()
-    with image.open("wb") as file:
-        file.truncate(8 * MIB)
+    image.write_bytes((bytes(510) + b"\x55\xaa").ljust(8 * MIB, b"\0"))
     with open_image(image, scratch, options) as reader, pytest.raises(InputError, match=r"empty\.raw: .*partition"):
         reader.describe()
 

@@ -106,8 +106,9 @@ def test_a_kernel_that_cannot_be_read(here: Place, small: Small, site: Site) -> 
 
 @pytest.fixture
 def blank(here: Place) -> Path:
+    """A raw disk with nothing but what says that it is one."""
     path = here.base / "blank.raw"
-    path.write_bytes(bytes(4 << 20))
+    path.write_bytes((bytes(510) + b"\x55\xaa").ljust(4 << 20, b"\0"))
     return path
 
 
@@ -239,12 +240,24 @@ def image(here: Place) -> Path:
     return path
 
 
+RAW = {
+    "text": b"# A text of some length\n" * 100,
+    "zeros": bytes(1 << 20),
+    "empty": b"",
+    "odd size": (bytes(510) + b"\x55\xaa").ljust(1000, b"\0"),
+}
+"""What qemu-img takes for raw disks, as it does everything."""
+
+
 def make_bad(kind: str, image: Path) -> str:
     """Put something bad where ``image`` is; what the message says of it."""
     good = image.read_bytes()
     if kind == "missing":
         image.unlink()
         return "no such image"
+    if kind in RAW:
+        image.write_bytes(RAW[kind])
+        return "no disk image: it has neither a boot sector nor a partition table"
     if kind == "short":
         image.write_bytes(good[:100])
         return "qcow2 header too short"
@@ -260,7 +273,7 @@ def make_bad(kind: str, image: Path) -> str:
     return "format vmdk is not supported"
 
 
-@pytest.mark.parametrize("kind", ["missing", "short", "damaged", "backed", "vmdk"])
+@pytest.mark.parametrize("kind", ["missing", "short", "damaged", "backed", "vmdk", *RAW])
 @pytest.mark.parametrize("command", ["inspect", "verify", "boot"])
 def test_files_that_are_no_image(command: str, kind: str, here: Place, image: Path) -> None:
     error = make_bad(kind, image)

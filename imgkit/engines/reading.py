@@ -19,6 +19,7 @@ from imgkit.errors import HostError, InputError
 
 _TAR_EXTRA = 1 << 30  # room for tar headers beyond the size of the disk; the file is sparse
 _BLOCK = 1 << 20
+_IMAGES = "give it the qcow2 file that a build made, or a raw copy of it"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def image_info(image: Path) -> ImageInfo:
     """Format and size of an image, refused when it is not one file of its own.
 
     Raises:
-        InputError: it is missing, damaged, of an unsupported format, or refers to other files of this host.
+        InputError: it is missing, damaged, no disk, of an unsupported format, or refers to other files of this host.
     """
     if not image.is_file():
         raise InputError(f"{image}: no such image")
@@ -49,7 +50,19 @@ def image_info(image: Path) -> ImageInfo:
         raise InputError(f"{image}: refers to another file of this host, which is not followed")
     if info["format"] not in ("raw", "qcow2"):
         raise InputError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
+    if info["format"] == "raw" and not _is_disk(image):
+        raise InputError(f"{image}: no disk image: it has neither a boot sector nor a partition table", hint=_IMAGES)
     return ImageInfo(info["format"], info["virtual-size"], info["actual-size"])
+
+
+def _is_disk(image: Path) -> bool:
+    """Whether a file that qemu-img calls raw, which is any that it knows nothing else of, can be a disk.
+
+    Boot sectors and partition tables, GPT's with its protective MBR too, end their first sector with 55 AA (UEFI
+    specification 5.2).
+    """
+    with image.open("rb") as source:
+        return image.stat().st_size % SECTOR == 0 and source.read(SECTOR)[510:] == b"\x55\xaa"
 
 
 class ImageReader:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imgkit.commands.machine import guess_arch
 from imgkit.errors import ImgkitError
 from imgkit.vm import VM
+from imgkit.vm.machines import guess_arch
 
 STAGES = ("boot_loader", "kernel", "initramfs", "init", "agent")
 FIRMWARE = {"amd64": ("bios", "uefi", "direct"), "arm64": ("uefi", "direct")}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imgkit.commands.machine import guess_arch
 from imgkit.vm import VM
+from imgkit.vm.machines import guess_arch
 
 COMMANDS = {"true": ["true"], "sh": ["/bin/sh", "-c", "echo hello"], "node": ["node", "-e", "0"]}
 

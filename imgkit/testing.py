@@ -23,12 +23,13 @@ import pytest
 
 if TYPE_CHECKING:
     from imgkit.vm import VM
+    from imgkit.vm.running import StrPath
 
 
 class BootImage(Protocol):
     """What the ``boot_image`` fixtures give: :meth:`imgkit.vm.VM.boot` without its ``with``."""
 
-    def __call__(self, image: Path | None, **options: Any) -> VM:
+    def __call__(self, image: StrPath | None, **options: Any) -> VM:
         """Boot ``image``; options as for :meth:`imgkit.vm.VM.boot`."""
 
 
@@ -39,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the plugin; they are defaults for every boot that does not say otherwise."""
     group = parser.getgroup("imgkit", "disk images booted in tests")
     group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the imgkit_vm fixture boots")
-    group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: the host's)")
+    group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: from its name)")
     group.addoption("--imgkit-firmware", metavar="KIND", help="bios, uefi or direct (default: bios, for arm64 uefi)")
     group.addoption("--imgkit-accel", metavar="NAME", help="auto, kvm, hvf or tcg (default: auto)")
     group.addoption("--imgkit-timeout", metavar="S", type=float, help="seconds that a boot may take (default: 180)")
@@ -55,13 +56,10 @@ def _defaults(config: pytest.Config) -> dict[str, Any]:
 def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
     machines = node.stash.setdefault(_MACHINES, [])
 
-    def boot(image: Path | None, **options: Any) -> VM:
+    def boot(image: StrPath | None, **options: Any) -> VM:
         from imgkit.vm import VM  # only tests that boot something pay for it
 
-        chosen = {**_defaults(node.config), **options}
-        if chosen.get("arch") == "arm64":
-            chosen.setdefault("firmware", "uefi")
-        vm = stack.enter_context(VM.boot(image, **chosen))
+        vm = stack.enter_context(VM.boot(image, **{**_defaults(node.config), **options}))
         machines.append(vm)
         return vm
 

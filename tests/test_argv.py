@@ -15,6 +15,7 @@ from imgkit.errors import UsageError
 from imgkit.vm import argv
 from imgkit.vm.argv import Disk, Share, VmSpec
 from imgkit.vm.firmware import Firmware
+from imgkit.vm.machines import guess_arch, host_arch, machine
 from tests.conftest import need_program
 
 DISK = Disk(Path("/images/a,b.qcow2"))
@@ -157,3 +158,9 @@ def test_qemu_takes_them(arch: str, style: str, tmp_path: Path) -> None:
         stdout, stderr = child.communicate(b"info qtree\nquit\n", timeout=60)
     assert child.returncode == 0, stderr
     assert stdout.count(b"mount_tag = ") == count
+
+
+def test_what_an_images_name_says() -> None:
+    assert [guess_arch(Path(f"/x/{name}.qcow2")) for name in ("linux-arm64", "my_amd64_2")] == ["arm64", "amd64"]
+    assert guess_arch(Path("/arm64/disk.qcow2")) == host_arch()
+    assert (machine("amd64").firmware, machine("arm64").firmware) == ("bios", "uefi")

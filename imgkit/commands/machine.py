@@ -9,7 +9,7 @@ from pathlib import Path
 from imgkit.engines.reading import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.vm import configdrive
-from imgkit.vm.machines import MACHINES, host_arch
+from imgkit.vm.machines import MACHINES, guess_arch, machine
 from imgkit.vm.running import VM
 
 
@@ -58,7 +58,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
     """
     _check(options)
     arch = options.arch or guess_arch(options.image)
-    firmware = options.firmware or ("bios" if arch == "amd64" else "uefi")
+    firmware = options.firmware or machine(arch).firmware
     if firmware == "bios" and arch != "amd64":
         raise UsageError(f"{arch} has no BIOS", hint="--firmware uefi or --firmware direct")
     kernel = initrd = None
@@ -83,12 +83,6 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
         console=options.console,
         timeout=options.timeout,
     )
-
-
-def guess_arch(image: Path) -> str:
-    """The architecture in the image's name (``linux-arm64.qcow2``), or this host's."""
-    words = image.stem.replace("_", "-").split("-")
-    return next((arch for arch in MACHINES if arch in words), host_arch())
 
 
 def _check(options: argparse.Namespace) -> None:

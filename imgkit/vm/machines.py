@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from imgkit.errors import UsageError
 
@@ -14,7 +15,8 @@ class Machine:
 
     ``machine`` and ``host_app_machine`` are QEMU's names for the board: the harness's own choice, and what the host
     application of the agentd contract uses. ``tcg_cpu`` is the quickest CPU model under emulation, ``native_cpu`` the
-    one for hardware acceleration. ``console`` is the kernel's name for the serial port.
+    one for hardware acceleration. ``console`` is the kernel's name for the serial port, ``firmware`` the kind that such
+    a machine usually has.
     """
 
     arch: str
@@ -24,6 +26,7 @@ class Machine:
     tcg_cpu: str
     native_cpu: str
     console: str
+    firmware: str
     host_names: tuple[str, ...]
 
     @property
@@ -43,6 +46,7 @@ MACHINES: dict[str, Machine] = {
         tcg_cpu="max,erms=off,fsrm=off",
         native_cpu="host",
         console="ttyS0",
+        firmware="bios",
         host_names=("x86_64", "amd64"),
     ),
     "arm64": Machine(
@@ -53,6 +57,7 @@ MACHINES: dict[str, Machine] = {
         tcg_cpu="cortex-a72",  # "max" emulates pointer authentication, which doubles the time to boot
         native_cpu="host",
         console="ttyAMA0",
+        firmware="uefi",
         host_names=("aarch64", "arm64"),
     ),
 }
@@ -68,6 +73,12 @@ def machine(arch: str) -> Machine:
         return MACHINES[arch]
     except KeyError:
         raise UsageError(f"{arch}: unknown architecture", hint=f"known are {', '.join(MACHINES)}") from None
+
+
+def guess_arch(image: Path) -> str:
+    """The architecture in the image's name (``linux-arm64.qcow2``), or this host's."""
+    words = image.stem.replace("_", "-").split("-")
+    return next((arch for arch in MACHINES if arch in words), host_arch())
 
 
 def host_arch() -> str:

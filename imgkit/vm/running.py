@@ -72,7 +72,7 @@ class VM:
         image: StrPath | None,
         *,
         arch: str | None = None,
-        firmware: str = "bios",
+        firmware: str | None = None,
         kernel: StrPath | None = None,
         initrd: StrPath | None = None,
         command_line: str | None = None,
@@ -97,9 +97,9 @@ class VM:
 
         Args:
             image: qcow2 or raw disk image; never written to, unless ``writable``. None boots without a disk.
-            arch: "amd64" or "arm64"; None means the host's.
+            arch: "amd64" or "arm64"; None takes it from the image's name, else the host's.
             firmware: "bios", "uefi", or "direct" with ``kernel``, ``initrd`` and ``command_line`` (None: the host
-                application's).
+                application's); None is "bios" for amd64 and "uefi" for arm64.
             memory_mib: None tries 4096, 2048 and 1024.
             cpus: number of virtual CPUs.
             accelerator: "auto", "kvm", "hvf" or "tcg"; cpu: model, None for the quickest one.
@@ -120,10 +120,11 @@ class VM:
             HostError: QEMU, firmware or image are missing, or QEMU refuses.
             BootError: the guest did not come up; the class says how.
         """
+        arch = arch or (machines.host_arch() if image is None else machines.guess_arch(Path(image)))
         what = Boot(
             image=_path(image),
-            arch=arch or machines.host_arch(),
-            firmware=firmware,
+            arch=arch,
+            firmware=firmware or machines.machine(arch).firmware,
             kernel=_path(kernel),
             initrd=_path(initrd),
             command_line=command_line,

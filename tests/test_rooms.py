@@ -1,0 +1,67 @@
+"""Imports go one way: docs/design.md lists the rooms, and a room imports only from itself and from those above it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.commandline import ROOT
+
+PACKAGE = ROOT / "imgkit"
+
+
+def rooms() -> dict[str, int]:
+    """The line of the table that each room is in."""
+    lines = [line for line in (ROOT / "docs/design.md").read_text().splitlines() if line.startswith("| `")]
+    return {
+        name.rstrip("/"): number
+        for number, line in enumerate(lines)
+        for name in re.findall(r"`(\S+)`", line.split("|")[1])
+    }
+
+
+def room(module: str) -> str:
+    """``imgkit.vm.agent`` is in ``vm``; the package itself is below everything."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The modules of imgkit that a module imports, wherever it does, but not for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "imgkit":
+            yield from (f"imgkit.{alias.name}" for alias in node.names if alias.name != "__version__")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imgkit."):
+            yield node.module or ""
+        else:
+            yield from imported(node)
+
+
+def against(path: Path, known: dict[str, int], text: str) -> list[str]:
+    """Imports of this module that go the wrong way."""
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return [name for name in imported(ast.parse(text)) if room(name) != own and known[room(name)] > known[own]]
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
+
+
+def test_imports_go_one_way() -> None:
+    known = rooms()
+    found = {str(path.relative_to(PACKAGE)): against(path, known, path.read_text()) for path in MODULES}
+    assert len(found) > 80
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_the_wrong_way_is_noticed() -> None:
+    known = rooms()
+    text = "def f():\n  from imgkit import plan, tree\n  from imgkit.vm.agent import Request\n"
+    assert against(PACKAGE / "rootfs/x.py", known, text) == ["imgkit.plan", "imgkit.vm.agent"]
+    assert set(known) >= {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {
+        "__init__",
+        "__main__",
+        "__pycache__",
+    }

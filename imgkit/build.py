@@ -20,7 +20,7 @@ from imgkit.disk.size import too_small
 from imgkit.engines import guestfs
 from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
-from imgkit.errors import HostError, RecipeError
+from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
 from imgkit.manifest import describe
@@ -108,10 +108,10 @@ def build(request: Request) -> Result:
                 recipe,
                 arch,
                 payload=payload,
+                can_run=arch == host_arch(),
                 root_uuid=layout.root.fs_uuid,
                 epoch=plan.epoch if request.epoch is None else request.epoch,
             )
-            _refuse_pending(made, arch)
         with steps.step("make the boot loader"):
             boot = make_boot_files(made.tree, recipe.architecture(arch).grub_platforms, layout)
         written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
@@ -203,21 +203,6 @@ def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
     """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
     return make_layout(partition_specs(recipe.architecture(arch)), size, seed)
-
-
-def _refuse_pending(made: Composition, arch: str) -> None:
-    """Scripts that cannot be computed may only run where the appliance's machine is the image's own.
-
-    Raises:
-        RecipeError: there are some, and it is not.
-    """
-    if made.scripts.pending and arch != host_arch():
-        names = ", ".join(f"{each.package}.{each.kind} ({each.reason})" for each in made.scripts.pending)
-        packages = ", ".join(sorted({each.package for each in made.scripts.pending}))
-        raise RecipeError(
-            f"{arch}: cannot be computed, and cannot run on this host: {names}",
-            hint=f"build on {arch}, or state that they need not run: skip_scripts = [{packages!r}]",
-        )
 
 
 def _write_boot_files(made: Composition, work: Path) -> None:

@@ -5,7 +5,7 @@ They have the layout of real ones, a minirootfs with nothing but keys, and as ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,12 @@ architectures = {{"amd64": {{
 
 
 def package(
-    name: str = "hello", version: str = "1.0-r0", *entries: Entry, key: SigningKey, **more: str | int | Sequence[str]
+    name: str = "hello",
+    version: str = "1.0-r0",
+    *entries: Entry,
+    key: SigningKey,
+    scripts: Mapping[str, bytes] | None = None,
+    **more: str | int | Sequence[str],
 ) -> Apk:
     """A signed package; ``more`` are lines of its .PKGINFO, such as ``depend=["musl"]``."""
     info: PkgInfo = {
@@ -52,7 +57,7 @@ def package(
         "license": "MIT",
         **more,
     }
-    return build(info, entries, key=key)
+    return build(info, entries, key=key, scripts=scripts)
 
 
 def minimal(keys: Keys) -> Tree:

@@ -16,6 +16,7 @@ from fixtures.keys import Keys, load, new_rsa
 from fixtures.server import HTML, NOT_FOUND, Fault, Site, serve
 from imgkit import cli
 from imgkit.fetch.http import Http
+from imgkit.vm.machines import host_arch
 from tests.commandline import Place, Ran, check_failure, place
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
 
@@ -64,7 +65,7 @@ class Builder:
 
     def words(self, *more: str | Path, recipe: str = RECIPE, mirror: str | None = None) -> list[str | Path]:
         self.here.recipe.write_text(recipe)
-        words: list[str | Path] = ["build", self.here.recipe, "--mirror", mirror or self.site.url, "--arch", "amd64"]
+        words: list[str | Path] = ["build", self.here.recipe, "--mirror", mirror or self.site.url, "--arch", "all"]
         return [*words, "--release-key", self.small.release_key, "--out", self.here.out, *more]
 
     def __call__(self, *more: str | Path, recipe: str = RECIPE, mirror: str | None = None) -> Ran:
@@ -94,7 +95,7 @@ def wants(*packages: str) -> str:
 
 def test_a_good_mirror_gets_as_far_as_it_can(build: Builder) -> None:
     """What the other tests build on: nothing is wrong but that it makes no system."""
-    build.fails(3, "the image cannot be set up as the recipe says: unknown user root")
+    build.fails(3, NEXT)
     assert build.site.requests[PACKAGE] == 1
 
 
@@ -298,6 +299,44 @@ def test_what_conflicts_names_both_sides(build: Builder, keys: Keys) -> None:
 
 def test_versions_that_nobody_has(build: Builder) -> None:
     build.fails(3, "hello>2", recipe=wants("hello>2"))
+
+
+# ---- scripts that cannot be computed --------------------------------------------------------------------------------
+
+SCRIPTS = {"post-install": b"#!/bin/sh\ntrue\n/usr/bin/hello --setup\n", "post-upgrade": b"#!/usr/bin/perl\n"}
+NEXT = "the image cannot be set up as the recipe says: unknown user root"  # what stops every build here
+OTHER = "arm64" if host_arch() == "amd64" else "amd64"
+
+
+def of(arch: str) -> str:
+    """The recipe of two packages with such scripts, for an architecture of this name."""
+    return RECIPE.replace('"amd64"', f'"{arch}"') + "packages = ['hello', 'world']\n"
+
+
+@pytest.fixture
+def unknown(build: Builder, keys: Keys) -> Builder:
+    """Builds with two packages whose scripts start programs that nobody knows."""
+    put(build, *(package(name, scripts=SCRIPTS, key=keys.signing) for name in ("hello", "world")))
+    return build
+
+
+def test_scripts_for_another_machine_that_cannot_be_computed(unknown: Builder) -> None:
+    """Package, script, line and the way out are named."""
+    error = f"{OTHER}: scripts that can neither be computed nor run on this host: hello.post-install, line 3: "
+    ran = unknown.fails(3, error, "skip_scripts = ['hello', 'world']", recipe=of(OTHER))
+    assert "; world.post-install, line 3: " in ran.errors[0]
+    assert "post-upgrade" not in ran.err, "which does not run when it is new"
+
+
+def test_scripts_that_need_not_run(unknown: Builder) -> None:
+    unknown.fails(3, NEXT, recipe=of(OTHER) + "skip_scripts = ['hello', 'world']\n")
+    ran = unknown.fails(3, "world.post-install", "['world']", recipe=of(OTHER) + "skip_scripts = ['hello']\n")
+    assert "hello.post-install" not in ran.errors[0]
+
+
+def test_scripts_for_this_machine_run_in_the_appliance(unknown: Builder) -> None:
+    """So they are no reason to stop."""
+    unknown.fails(3, NEXT, recipe=of(host_arch()))
 
 
 # ---- architectures --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.libraries import check_architecture
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.rootfs.scripts.run import Hooks
+from imgkit.rootfs.scripts.run import Hooks, Pending
 from imgkit.tree import Tree, TreeError
 
 _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
@@ -67,6 +67,7 @@ def compose(
     arch: str,
     *,
     payload: Path | None,
+    can_run: bool,
     root_uuid: str,
     epoch: int,
 ) -> Composition:
@@ -76,15 +77,18 @@ def compose(
         tree: of the minirootfs; it is changed.
         arch: imgkit's name of the architecture, ``amd64``.
         payload: prepared folder that replaces /opt/agent-runner; None keeps the overlay's.
+        can_run: scripts that cannot be computed will be run in the image; else they are refused.
         root_uuid: of the filesystem that the Tree will be on.
         epoch: seconds since 1970 for the times of all that is generated.
 
     Raises:
-        RecipeError: packages clash, a service or a kernel is missing.
+        RecipeError: packages clash, a service or a kernel is missing, a script can neither be computed nor run.
         InputError: something is not for this architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
     scripts = _install(tree, selection, recipe, facts, epoch)
+    if scripts.pending and not can_run:
+        raise _not_computed(scripts.pending, arch)
     with _possible():
         system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
     if recipe.overlay is not None:
@@ -122,6 +126,16 @@ def _install(tree: Tree, selection: Selection, recipe: Recipe, facts: Architectu
         epoch=epoch,
         hooks=Hooks(mkinitfs=_later),
         skip=recipe.skip_scripts,
+    )
+
+
+def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:
+    """The refusal of scripts that would have to run on a machine that is none of theirs."""
+    reasons = "; ".join(each.reason for each in pending)  # with package, script and line
+    packages = sorted({each.package for each in pending})
+    return RecipeError(
+        f"{arch}: scripts that can neither be computed nor run on this host: {reasons}",
+        hint=f"build on {arch}, or state that they need not run: skip_scripts = {packages}",
     )
 
 

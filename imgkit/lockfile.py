@@ -7,8 +7,9 @@ with the same files will do. What the recipe wants is in it too, so a lock that 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from imgkit.apk.index import Repository, format_record, parse_record
@@ -24,16 +25,16 @@ def path_of(recipe: Path) -> Path:
     return recipe.with_suffix(".lock")
 
 
-def write(path: Path, recipe: Recipe, plans: Mapping[str, Plan]) -> None:
-    """Write ``plans`` (by architecture) as the lock of ``recipe``, in one move.
+def write(
+    path: Path, recipe: Recipe, plans: Mapping[str, Plan], kept: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write ``plans`` (by architecture) as the lock of ``recipe``, in one move, with what :func:`others` kept.
 
     Raises:
         HostError: the file cannot be written.
     """
-    found = {
-        "lock": VERSION,
-        "architectures": {arch: _to_json(recipe, plan) for arch, plan in sorted(plans.items())},
-    }
+    entries = {**kept, **{arch: _to_json(recipe, plan) for arch, plan in plans.items()}}
+    found = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
     temporary = path.with_name(path.name + ".new")
     try:
         temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -50,17 +51,9 @@ def read(path: Path, recipe: Recipe, arch: str) -> Plan:
         InputError: there is no lock, or it is none.
         RecipeError: it was made for another state of the recipe, or lacks the architecture.
     """
-    again = f"imgkit lock {path.with_suffix('.py')}"
+    again = _again(path)
     try:
-        found = json.loads(path.read_bytes())
-    except OSError as cause:
-        raise InputError(f"{path}: {cause.strerror}", hint=again) from cause
-    except ValueError as cause:
-        raise InputError(f"{path}: not JSON: {cause}", hint=again) from cause
-    try:
-        if found["lock"] != VERSION:
-            raise InputError(f"{path}: is of version {found['lock']}, not {VERSION}", hint=again)
-        entry = found["architectures"].get(arch)
+        entry = _entries(path).get(arch)
         if entry is None:
             raise RecipeError(f"{path}: has nothing for {arch}", hint=again)
         outgrown = [name for name, value in _wants(recipe, arch).items() if entry[name] != value]
@@ -69,6 +62,42 @@ def read(path: Path, recipe: Recipe, arch: str) -> Plan:
         return _from_json(recipe, arch, entry)
     except (KeyError, TypeError, AttributeError) as cause:
         raise InputError(f"{path}: is no lock file of imgkit ({cause!r})", hint=again) from cause
+
+
+def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any]:
+    """What the lock (if there is one) has for the architectures of ``recipe`` that are not among ``arches``.
+
+    Raises:
+        InputError: there might be something, but the file is no lock.
+    """
+    rest = set(recipe.architectures) - set(arches)
+    if not rest or not path.exists():
+        return {}
+    return {arch: entry for arch, entry in _entries(path).items() if arch in rest}
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The entries of a lock by architecture, as they are.
+
+    Raises:
+        InputError: there is no lock, or it is none.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise InputError(f"{path}: {cause.strerror}", hint=_again(path)) from cause
+    except ValueError as cause:
+        raise InputError(f"{path}: not JSON: {cause}", hint=_again(path)) from cause
+    try:
+        if found["lock"] != VERSION:
+            raise InputError(f"{path}: is of version {found['lock']}, not {VERSION}", hint=_again(path))
+        return dict(found["architectures"])
+    except (KeyError, TypeError, ValueError) as cause:
+        raise InputError(f"{path}: is no lock file of imgkit ({cause!r})", hint=_again(path)) from cause
+
+
+def _again(path: Path) -> str:
+    return f"imgkit lock {path.with_suffix('.py')}"
 
 
 def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:

@@ -162,7 +162,13 @@ def test_set_beats_a_variable() -> None:
 )
 def test_architectures(words: list[str], environ: dict[str, str], expected: list[str]) -> None:
     recipe = load(Path(__file__).parents[1] / "recipes/alpine.py")
-    assert build.architectures(options(*words), recipe, environ) == expected
+    assert build.architectures(options(*words), recipe, environ, default=host_arch()) == expected
+
+
+def test_lock_takes_no_option_that_would_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--format=zlib", "--agent-runner=."):
+        status, lines = fails(["lock", "recipes/alpine.py", word], capsys)
+        assert (status, lines[0]) == (2, f"error: unrecognized arguments: {word}")
 
 
 def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:

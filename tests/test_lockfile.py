@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,29 @@ def test_a_lock_that_the_recipe_has_outgrown_is_refused(recipe: Recipe, lock: Pa
     with pytest.raises(RecipeError, match=f"the recipe has changed since \\({next(iter(change))}\\)") as caught:
         lockfile.read(lock, recipe.model_copy(update=change), "amd64")
     assert "imgkit lock" in str(caught.value.hint)
+
+
+def test_what_is_not_locked_anew_stays_if_the_recipe_still_has_it(recipe: Recipe, lock: Path) -> None:
+    before = lock.read_bytes()
+    newer = replace(plan_of(recipe, "amd64"), version="3.23.7")
+    lockfile.write(lock, recipe, {"amd64": newer}, lockfile.others(lock, recipe, ["amd64"]))
+    assert lockfile.read(lock, recipe, "amd64").version == "3.23.7"
+    assert lockfile.read(lock, recipe, "arm64").version == "3.23.6"
+    lockfile.write(lock, recipe, {"amd64": plan_of(recipe, "amd64")}, lockfile.others(lock, recipe, ["amd64"]))
+    assert lock.read_bytes() == before
+    smaller = recipe.model_copy(update={"architectures": {"amd64": recipe.architectures["amd64"]}})
+    assert lockfile.others(lock, smaller, ["amd64"]) == {}
+    assert lockfile.others(lock, recipe, sorted(recipe.architectures)) == {}
+
+
+def test_what_may_have_more_to_keep_is_not_overwritten(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "alpine.lock"
+    assert lockfile.others(path, recipe, ["amd64"]) == {}
+    path.write_text("<<<<<<< HEAD")
+    with pytest.raises(InputError, match="not JSON") as caught:
+        lockfile.others(path, recipe, ["amd64"])
+    assert caught.value.hint == f"imgkit lock {tmp_path}/alpine.py"
+    assert lockfile.others(path, recipe, ["amd64", "arm64"]) == {}, "everything is made anew"
 
 
 def test_an_architecture_that_was_not_locked(recipe: Recipe, tmp_path: Path) -> None:

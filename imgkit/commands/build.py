@@ -29,6 +29,14 @@ NAME = "build"
 HELP = "build the images of a recipe"
 log = logging.getLogger("imgkit")
 
+# field of the recipe → option
+OPTIONS = {
+    "release_key": "--release-key",
+    "agent_runner": "--agent-runner",
+    "mirror": "--mirror",
+    "compression": "--format",
+}
+
 # environment variable → field of the recipe
 VARIABLES = {
     "ALPINE_MIRROR": "mirror",
@@ -40,29 +48,29 @@ VARIABLES = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    recipe_arguments(parser)
+    recipe_arguments(parser, default="this host's")
+    parser.add_argument("--agent-runner", type=Path, metavar="DIR", help="payload that replaces /opt/agent-runner")
+    parser.add_argument(
+        "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
     parser.add_argument("--engine", choices=["guestfs"], default="guestfs", help="what makes the disk")
     parser.add_argument("--locked", action="store_true", help="build exactly what the recipe's lock file says")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
-def recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that reads a recipe and a mirror."""
+def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """What every command takes that reads a recipe and a mirror. ``default`` says which architectures it takes."""
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a Python module, such as recipes/alpine.py")
     parser.add_argument(
         "--arch",
         action="append",
         metavar="ARCH",
-        help="architecture of the recipe, or all; may be repeated (default: this host's)",
+        help=f"architecture of the recipe, or all; may be repeated (default: ARCHS, or {default})",
     )
     parser.add_argument("--mirror", metavar="URL", help="where Alpine is downloaded from")
     parser.add_argument(
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
-    )
-    parser.add_argument("--agent-runner", type=Path, metavar="DIR", help="payload that replaces /opt/agent-runner")
-    parser.add_argument(
-        "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a field of the recipe")
     parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
@@ -70,7 +78,7 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options, os.environ)
-    arches = architectures(options, recipe, os.environ)
+    arches = architectures(options, recipe, os.environ, default=host_arch())
     jobs = min(len(arches), several.at_once())
     options.done = []  # told even if a later one fails
     for result in several.build_all(options.words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches):
@@ -128,23 +136,22 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
     for text in options.set:
         name, value = parse_setting(text)
         found[name] = (value, f"--set {name}")
-    given = {
-        "release_key": (options.release_key and options.release_key.absolute(), "--release-key"),
-        "agent_runner": (options.agent_runner and options.agent_runner.absolute(), "--agent-runner"),
-        "mirror": (options.mirror, "--mirror"),
-        "compression": (options.format, "--format"),
-    }
-    found.update({name: pair for name, pair in given.items() if pair[0] is not None})
+    for field, option in OPTIONS.items():
+        given = getattr(options, option[2:].replace("-", "_"), None)  # not every command has all of them
+        if given is not None:
+            found[field] = (given.absolute() if isinstance(given, Path) else given, option)
     return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
-def architectures(options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str]) -> list[str]:
-    """The architectures to build, each once: by option, by ``ARCHS``, or the host's.
+def architectures(
+    options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str], *, default: str
+) -> list[str]:
+    """The architectures that are meant, each once: by option, by ``ARCHS``, or ``default`` ("all": the recipe's).
 
     Raises:
         UsageError: the recipe does not have one of them.
     """
-    asked = options.arch or environ.get("ARCHS", "").replace(",", " ").split() or [host_arch()]
+    asked = options.arch or environ.get("ARCHS", "").replace(",", " ").split() or [default]
     if "all" in asked:
         return sorted(recipe.architectures)
     for name in asked:

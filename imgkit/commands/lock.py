@@ -1,4 +1,7 @@
-"""Write down exactly what a recipe amounts to today: beside it, as RECIPE's .lock file, for build --locked."""
+"""Write down exactly what a recipe amounts to today: beside it, as RECIPE's .lock file, for build --locked.
+
+What the file has for other architectures of the recipe stays.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import os
 
 from imgkit import lockfile, scratch
-from imgkit.commands.build import load_recipe, recipe_arguments
+from imgkit.commands.build import architectures, load_recipe, recipe_arguments
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan
 
@@ -15,20 +18,21 @@ HELP = "write a recipe's lock file: exact URLs, sizes, hashes"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    recipe_arguments(parser)
+    recipe_arguments(parser, default="all of the recipe")
 
 
 def run(options: argparse.Namespace) -> int:
     """Lock every architecture that was asked for, all of the recipe's by default."""
     recipe = load_recipe(options, os.environ)
+    asked = architectures(options, recipe, os.environ, default="all")
+    path = lockfile.path_of(options.recipe)
+    kept = lockfile.others(path, recipe, asked)
     cache = Cache(default_folder(), offline=options.offline)
     plans: dict[str, Plan] = {}
-    asked = options.arch if options.arch and "all" not in options.arch else sorted(recipe.architectures)
     for arch in asked:
         with scratch.folder() as folder:
             base = fetch_base(recipe, arch, cache, folder / "minirootfs")
             plans[arch], _ = fetch_packages(make_plan(recipe, arch, base, cache), base, cache)
-    path = lockfile.path_of(options.recipe)
-    lockfile.write(path, recipe, plans)
+    lockfile.write(path, recipe, plans, kept)
     print(path)
     return 0

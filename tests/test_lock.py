@@ -1,0 +1,98 @@
+"""``imgkit lock`` as a command, and what a build takes from its file: the files themselves, and no index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.keys import Keys, load
+from fixtures.server import Site, serve
+from imgkit import lockfile, recipe
+from imgkit.errors import InputError
+from imgkit.fetch.cache import Cache
+from imgkit.plan import fetch_base, fetch_packages
+from tests.commandline import Place, check_failure, place
+from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return load(tmp_path_factory.mktemp("keys"), bits=2048)
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as one:
+        yield one
+
+
+@pytest.fixture
+def small(here: Place, keys: Keys) -> Small:
+    return Small(here.base / "mirror", keys, [package(key=keys.signing)]).write()
+
+
+@pytest.fixture
+def site(small: Small) -> Iterator[Site]:
+    with serve(small.root) as one:
+        yield one
+
+
+@pytest.fixture
+def words(here: Place, small: Small, site: Site) -> list[str | Path]:
+    here.recipe.write_text(RECIPE)
+    return ["lock", here.recipe, "--mirror", site.url, "--release-key", small.release_key]
+
+
+def test_a_build_from_the_lock_asks_for_no_list(words: list[str | Path], here: Place, small: Small, site: Site) -> None:
+    ran = here.run(*words)
+    lock = here.base / "recipe.lock"
+    assert (ran.status, ran.out, ran.err) == (0, f"{lock}\n", "")
+    wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+    plan = lockfile.read(lock, wanted, "amd64")
+    site.requests.clear()
+    cache = Cache(here.base / "another-cache")
+    _, files = fetch_packages(plan, fetch_base(wanted, "amd64", cache, here.base / "spool", locked=plan), cache)
+    assert set(site.requests) == {ROOTFS, f"{ROOTFS}.asc", f"{REPOSITORY}/hello-1.0-r0.apk"}
+    assert INDEX not in site.requests
+    assert LISTING not in site.requests
+    assert files["hello"].read_bytes() == small.packages[0].blob
+
+
+def test_a_package_that_is_not_the_locked_one_is_refused(
+    words: list[str | Path], here: Place, small: Small, site: Site
+) -> None:
+    assert here.run(*words).status == 0
+    other = package("hello", "1.0-r0", key=small.keys.signing, pkgdesc="another build of the same version")
+    small.file(f"{REPOSITORY}/hello-1.0-r0.apk").write_bytes(other.blob)
+    wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+    plan = lockfile.read(here.base / "recipe.lock", wanted, "amd64")
+    cache = Cache(here.base / "another-cache")
+    base = fetch_base(wanted, "amd64", cache, here.base / "spool", locked=plan)
+    with pytest.raises(InputError, match=r"hello-1\.0-r0\.apk"):
+        fetch_packages(plan, base, cache)
+
+
+def test_one_architecture_of_several(words: list[str | Path], here: Place) -> None:
+    """The other's entry stays, by option and by variable; one that the recipe lost goes."""
+    lock = here.base / "recipe.lock"
+    here.recipe.write_text(RECIPE + 'architectures["arm64"] = {**architectures["amd64"], "alpine": "aarch64"}\n')
+    ran = here.run(*words)
+    check_failure(ran, here, 4, "aarch64")  # the mirror lacks it: all of the recipe's were asked for
+    assert not lock.exists()
+    lock.write_text(json.dumps({"lock": 1, "architectures": {"arm64": {"kept": True}, "riscv64": {}}}))
+    for ran in (here.run(*words, "--arch", "amd64"), here.run(*words, env={"ARCHS": "amd64"})):
+        assert ran.status == 0, ran.err
+        found = json.loads(lock.read_text())["architectures"]
+        assert set(found) == {"amd64", "arm64"}
+        assert found["arm64"] == {"kept": True}
+
+
+def test_a_damaged_lock_is_not_overwritten_in_part(words: list[str | Path], here: Place) -> None:
+    lock = here.base / "recipe.lock"
+    here.recipe.write_text(RECIPE + 'architectures["arm64"] = {**architectures["amd64"], "alpine": "aarch64"}\n')
+    lock.write_text("<<<<<<< HEAD")
+    check_failure(here.run(*words, "--arch", "amd64"), here, 4, "recipe.lock: not JSON", "imgkit lock")
+    assert lock.read_text() == "<<<<<<< HEAD"

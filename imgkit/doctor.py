@@ -84,6 +84,8 @@ def _kernel() -> Finding:
     readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
     if readable:
         return Finding("kernel", True, str(readable[-1]), "build")
+    if named and not kernels[0].exists():
+        return Finding("kernel", False, f"{named}, as SUPERMIN_KERNEL says, is not there", "build", "correct it")
     if kernels:
         fix = f"sudo chmod 0644 {kernels[-1]}"
         return Finding("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)

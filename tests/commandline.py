@@ -157,6 +157,17 @@ def place() -> Iterator[Place]:
         shutil.rmtree(base, ignore_errors=True)
 
 
+def path_without(here: Place, program: str) -> dict[str, str]:
+    """A PATH on which everything is but one program."""
+    folder = here.base / "bin"
+    folder.mkdir()
+    for one in os.environ["PATH"].split(os.pathsep):
+        for path in Path(one).iterdir() if Path(one).is_dir() else ():
+            if path.name != program and not (folder / path.name).is_symlink():
+                (folder / path.name).symlink_to(path)
+    return {"PATH": str(folder)}
+
+
 def check_failure(ran: Ran, place: Place, status: int, error: str, hint: str | None = None) -> None:
     """A failure as it has to be: its status, one error line that says ``error``, its hint, and nothing left behind.
 

@@ -17,7 +17,7 @@ from fixtures import apkbuild
 from fixtures.apkbuild import Apk
 from fixtures.keys import Keys, load
 from fixtures.server import Fault, Site, serve
-from tests.commandline import ROOT, Place, check_failure, place
+from tests.commandline import ROOT, Place, check_failure, path_without, place
 from tests.conftest import need, need_program
 from tests.mirrors import RECIPE, ROOTFS, Small, minimal, package
 
@@ -55,17 +55,6 @@ def build_words(here: Place, small: Small, site: Site) -> list[str | Path]:
     here.recipe.write_text(RECIPE)
     words: list[str | Path] = ["build", here.recipe, "--mirror", site.url, "--release-key", small.release_key]
     return [*words, "--arch", "amd64", "--out", here.out]
-
-
-def path_without(here: Place, program: str) -> dict[str, str]:
-    """A PATH on which everything is but one program."""
-    folder = here.base / "bin"
-    folder.mkdir()
-    for place_ in os.environ["PATH"].split(os.pathsep):
-        for one in Path(place_).iterdir() if Path(place_).is_dir() else ():
-            if one.name != program and not (folder / one.name).is_symlink():
-                (folder / one.name).symlink_to(one)
-    return {"PATH": str(folder)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""``imgkit doctor`` on hosts that lack something: it says what, what that is needed for, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commandline import Place, Ran, path_without, place
+from tests.conftest import need_program
+
+pytestmark = pytest.mark.vm  # nothing boots here, but everything must be there to be taken away
+
+NOBODY = 65534
+PROGRAMS = {
+    "supermin": ("build", "supermin"),
+    "qemu-img": ("build", "qemu-utils"),
+    "grub-mkimage": ("build", "grub-common"),
+    "qemu-system-x86_64": ("boot amd64", "qemu-system-x86"),
+}
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    for program in (*PROGRAMS, "qemu-system-aarch64"):
+        need_program(program)
+    with place() as one:
+        yield one
+
+
+def says(ran: Ran, mark: str, name: str, purpose: str, fix: str) -> None:
+    """One finding is bad, and it is this one."""
+    lines = ran.out.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if not line.startswith(("ok ", " ")))
+    assert lines[at].startswith(f"{mark}  {name} "), ran.out
+    assert f"needed to {purpose}; fix: {fix}" in lines[at + 1], ran.out
+
+
+def test_nothing_is_missing(here: Place) -> None:
+    ran = here.run("doctor")
+    assert ran.status == 0
+    assert all(line.startswith("ok ") for line in ran.out.splitlines()), ran.out
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_that_are_missing(program: str, here: Place) -> None:
+    ran = here.run("doctor", env=path_without(here, program))
+    assert ran.status == 5
+    purpose, package = PROGRAMS[program]
+    lines = ran.out.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("MISSING"))
+    assert lines[at].split(maxsplit=2) == ["MISSING", program, "not on PATH"]
+    assert lines[at + 1].strip() == f"needed to {purpose}; fix: apt-get install {package}"
+
+
+def test_what_only_other_architectures_need_is_no_failure(here: Place) -> None:
+    ran = here.run("doctor", env=path_without(here, "qemu-system-aarch64"))
+    assert ran.status == 0
+    assert "MISSING" not in ran.out
+    assert any(line.split()[:2] == ["missing", "qemu-system-aarch64"] for line in ran.out.splitlines()), ran.out
+
+
+def test_bindings_that_are_missing(here: Place) -> None:
+    (here.modules / "sitecustomize.py").write_text("import sys\nsys.modules['guestfs'] = None\n")
+    ran = here.run("doctor")
+    assert ran.status == 5
+    says(ran, "MISSING", "libguestfs bindings", "build", "apt-get install python3-guestfs")
+
+
+def test_a_kernel_that_is_missing(here: Place) -> None:
+    ran = here.run("doctor", env={"SUPERMIN_KERNEL": str(here.base / "vmlinuz")})
+    assert ran.status == 5
+    says(ran, "MISSING", "kernel", "build", "correct it")
+
+
+def test_a_kernel_that_may_not_be_read(here: Place) -> None:
+    """By the user who asks: Ubuntu's kernels are root's."""
+    kernel = here.base / "vmlinuz"
+    kernel.write_bytes(b"MZ")
+    kernel.chmod(0)
+    ran = as_somebody(here, {"SUPERMIN_KERNEL": str(kernel)})
+    assert ran.status == 5
+    says(ran, "MISSING", "kernel", "build", f"sudo chmod 0644 {kernel}")
+    kernel.chmod(0o644)
+    assert as_somebody(here, {"SUPERMIN_KERNEL": str(kernel)}).status == 0
+
+
+def as_somebody(here: Place, env: dict[str, str]) -> Ran:
+    """``imgkit doctor`` as a user who is not root, to whom the place belongs."""
+    root = os.geteuid() == 0
+    if root:
+        for path in (here.base, here.tmp, here.modules):
+            os.chown(path, NOBODY, NOBODY)
+    done = subprocess.run(
+        here.command("doctor"),
+        env={**here.environment, "XDG_CACHE_HOME": str(here.base), **env},
+        cwd=here.base,
+        capture_output=True,
+        text=True,
+        check=False,
+        user=NOBODY if root else None,
+        group=NOBODY if root else None,
+        extra_groups=[] if root else None,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_folder_that_cannot_be_written_to(here: Place) -> None:
+    """Not even by root."""
+    ran = here.run("doctor", "--out", Path("/proc/nowhere"))
+    assert ran.status == 5
+    says(ran, "MISSING", "space", "build", "choose another folder with --out")

@@ -34,16 +34,20 @@ class _Parser(argparse.ArgumentParser):
     """What is being parsed."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=self._near(message) or f"{self.prog} --help")
+        hint = self._near(message) or f"{self._meant().prog} --help"
+        if message.startswith("unrecognized arguments") and self.words[:1] == ["run"] and "--" not in self.words:
+            hint += "; options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…"
+        raise UsageError(message, hint=hint)
+
+    def _meant(self) -> argparse.ArgumentParser:
+        """The parser of the command: argparse reports unknown options of a command through the parser above it."""
+        return self._commands().get(next(iter(self.words), ""), self)
 
     def _near(self, message: str) -> str | None:
         """The choice, command or option that a wrong word resembles."""
         if choice := _WRONG_CHOICE.search(message):
             return _did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
-        options = list(self._option_string_actions)
-        for name, sub in self._commands().items():
-            if name in self.words:  # argparse reports the unknown options of a command through the parser above it
-                options += sub._option_string_actions
+        options = list(self._meant()._option_string_actions)
         for word in self.words[: [*self.words, "--"].index("--")]:
             name = word.partition("=")[0]
             if name.startswith("--") and name not in options and (near := _did_you_mean(name, options)):

@@ -230,7 +230,8 @@ def parse_setting(text: str) -> tuple[str, object]:
     if not equals:
         raise UsageError(f"--set {text}: no '=' in it", hint="write --set size=8G")
     if name not in Recipe.model_fields:
-        raise UsageError(f"--set {name}: recipes have no such field", hint=_near(name, Recipe))
+        known = f"the fields are {', '.join(Recipe.model_fields)}"
+        raise UsageError(f"--set {name}: recipes have no such field", hint=_near(name, Recipe) or known)
     annotation = Recipe.model_fields[name].annotation
     if isinstance(annotation, type) and issubclass(annotation, str):
         return name, value
@@ -315,7 +316,7 @@ def _sentence(error: Any) -> str:
         return f"{place}: no such field" + (f" ({near})" if near else "")
     if error["type"] == "missing":
         return f"{place}: must be given"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
     given = f" (it is {error['input']!r})" if isinstance(error["input"], (str, int, float, bool, type(None))) else ""
     return f"{place}: {message[:1].lower()}{message[1:]}" + ("" if repr(error["input"]) in message else given)
 

@@ -24,6 +24,7 @@ from tests.commandline import Place, check_failure, place
 from tests.conftest import need
 from tests.mirrors import RECIPE
 
+AFTER = "options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…"
 NOWHERE = "http://127.0.0.1:9/"
 
 
@@ -62,6 +63,13 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["build", "x.py", "--arc", "amd64"], "unrecognized arguments: --arc amd64", "did you mean --arch?"),
         (["run", "x"], "give a command or a prompt", "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"),
         (["run", "x", "--env", "A"], "give a command or a prompt", None),
+        (["run", "x", "--prompt", "p", "--", "ls"], "give a command or a prompt, not both", None),
+        (["run"], "the following arguments are required: IMAGE", "imgkit run --help"),
+        (["run", "x", "ls", "-l"], "unrecognized arguments: -l", f"imgkit run --help; {AFTER}"),
+        (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory?; {AFTER}"),
+        (["doctor", "--fix"], "unrecognized arguments: --fix", "imgkit doctor --help"),
+        (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "imgkit verify --help"),
+        (["--versoin"], "the following arguments are required: COMMAND", "did you mean --version?"),
     ],
 )
 def test_wrong_words(words: list[str], error: str, hint: str | None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +86,7 @@ def test_wrong_words(words: list[str], error: str, hint: str | None, capsys: pyt
     [
         (["--set", "size"], "--set size: no '=' in it"),
         (["--set", "sise=1G"], "--set sise: recipes have no such field"),
+        (["--set", "packages=foo"], "--set packages: input should be a list, such as [a, b] (it is 'foo')"),
         (["--set", "packages=[a"], "--set packages=[a: not a value in YAML"),
         (["--set", "size=huge"], "--set size: 'huge' is not a size such as 4G or 512M"),
         (["--set", "size=1K"], "--set size: 1K is out of range"),
@@ -96,6 +105,16 @@ def test_wrong_values_of_options_are_the_command_lines_fault(
     assert status == 2
     assert lines[0].startswith(f"error: {error}")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("sise=1G", "did you mean size?"), ("foo=1", "the fields are name, mirror, ")]
+)
+def test_a_field_that_is_none(word: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    _, lines = fails(["build", str(recipe), "--set", word], capsys)
+    assert lines[1].startswith(f"hint: {hint}")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_binary_recipe(tmp_path: Path) -> None:
         ("size = 4", "size: input should be a valid string (it is 4)"),
         ("size = '4 gigs'", "size: '4 gigs' is not a size"),
         ("size = '4M'", "size: 4M is out of range"),
-        ("packages = 'bash'", "packages: input should be a valid tuple (it is 'bash')"),
+        ("packages = 'bash'", "packages: input should be a list, such as [a, b] (it is 'bash')"),
         ("branch = '3.23'", "branch: string should match pattern"),
         ("hostname = 'a b'", "hostname: string should match pattern"),
         ("services = {'bot': []}", "services.bot"),

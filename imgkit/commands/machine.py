@@ -32,8 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
 
 
-def pairs(words: list[str], option: str) -> dict[str, str]:
-    """``K=V`` words as a mapping.
+def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
+    """Words of the form ``K=V`` as a mapping; ``form`` is what the help of ``option`` calls that.
 
     Raises:
         UsageError: one has no ``=`` or no name.
@@ -42,7 +42,7 @@ def pairs(words: list[str], option: str) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise UsageError(f"{option} {word}: not of the form NAME=VALUE")
+            raise UsageError(f"{option} {word}: not of the form {form}")
         found[name] = value
     return found
 
@@ -64,7 +64,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
     kernel = initrd = None
     if firmware == "direct":
         kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
-    folders = {tag: Path(folder) for tag, folder in pairs(options.share, "--share").items()} | (shares or {})
+    folders = {tag: Path(folder) for tag, folder in pairs(options.share, "--share", "TAG=DIR").items()} | (shares or {})
     for folder in folders.values():
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
@@ -79,7 +79,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
         cpu=options.cpu,
         accelerator=options.accel,
         shares=folders,
-        config=configdrive.make(pairs(options.env, "--env"), _secrets(options.secret)) or None,
+        config=configdrive.make(pairs(options.env, "--env", "K=V"), _secrets(options.secret)) or None,
         console=options.console,
         timeout=options.timeout,
     )
@@ -103,7 +103,7 @@ def _beside(image: Path, what: str, arch: str) -> Path:
 
 def _secrets(words: list[str]) -> dict[str, bytes]:
     values = {}
-    for name, path in pairs(words, "--secret").items():
+    for name, path in pairs(words, "--secret", "K=FILE").items():
         try:
             values[name] = Path(path).read_bytes()
         except OSError as cause:

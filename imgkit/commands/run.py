@@ -25,12 +25,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machine.arguments(parser)
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
-    parser.add_argument("guest_command", nargs="*", metavar="COMMAND", help="after --")
+    parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
 
 def run(options: argparse.Namespace) -> int:
     if bool(options.guest_command) == bool(options.prompt):
-        raise UsageError("give a command or a prompt", hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
+        what = "give a command or a prompt" + (", not both" if options.prompt else "")
+        raise UsageError(what, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
     shares = {"work": _writable(options.work)} if options.work else {}
     with machine.boot(options, shares) as vm:
         with vm.request(command=options.guest_command or None, prompt=options.prompt) as request:

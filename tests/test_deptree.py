@@ -71,8 +71,17 @@ def test_the_configuration_of_all_and_of_one() -> None:
     assert declared('depend() { need "x$A"; }', **files) == [("ineed", ("x2",)), ("iuse", ("u",))]
 
 
+def test_files_that_scripts_read() -> None:
+    tree = tree_with({"one": '. "$RC_LIBEXECDIR"/sh/more.sh\ndepend() { need $more; }'})
+    for folder in ("usr", "usr/libexec", "usr/libexec/rc", "usr/libexec/rc/sh"):
+        tree.mkdir(folder)
+    tree.write("usr/libexec/rc/sh/more.sh", "more=x\nhelp() {\n\techo $((1))\n}\n")
+    assert [service.declared for service in depends.services(tree)] == [(("ineed", ("x",)),)]
+
+
 def test_files_that_are_no_services() -> None:
     tree = tree_with({"one": ""})
+    tree.write("etc/init.d/.hidden", RUN, mode=0o755)
     tree.write("etc/init.d/plain", RUN, mode=0o644)
     tree.write("etc/init.d/other", "#!/bin/sh\nrm -rf /\n", mode=0o755)
     tree.symlink("etc/init.d/gone", "/nowhere")
@@ -90,6 +99,14 @@ def test_files_that_are_no_services() -> None:
         ("exit 1", "an end before its end"),
         ("depend() { depend; }", "deeper"),
         ("x=$((1))", "arithmetic"),
+        ("start() {\n\tfoo\n\t}\n\ndepend() {\n\tneed net\n}\n", "the function start without an end"),
+        ("depend() { rc-service --exists foo && need foo; }", "the command rc-service"),
+        ("depend() { [ -e /run/x ] || need x; }", "use of /run/x"),
+        ("depend() { use $RC_RUNLEVEL; }", "the variable RC_RUNLEVEL"),
+        (". /lib/missing.sh", ". /lib/missing.sh"),
+        ("rc_after='*'", "the pattern * for after"),
+        ("break", "an end before its end"),
+        ("for x in ${y:?}; do need $x; done", "an end before its end"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(script: str, reason: str) -> None:

@@ -1,7 +1,8 @@
 """What OpenRC's service scripts declare, computed: the facts that OpenRC's gendepends.sh collects at every boot.
 
 Each script is read by the interpreter of package scripts after its own configuration, and its ``depend`` is called;
-functions that only a start would call are defined and never run.
+functions that only a start would call are defined and never run. What depends on a running system is refused: a tree
+that is wrong would be believed at every boot.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imgkit.rootfs.scripts.grammar import parse
-from imgkit.rootfs.scripts.machine import Machine, Streams, options
-from imgkit.rootfs.scripts.shell import Leave, Shell
+from imgkit.rootfs.scripts.machine import Failed, Machine, Streams, options
+from imgkit.rootfs.scripts.shell import Jump, Leave, Shell
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree
 
@@ -35,6 +36,13 @@ _KINDS = {
 }
 # A function over several lines, as everybody writes them in service scripts; but for depend it is not looked at.
 _FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#.*)?\n.*?^\}", re.MULTILINE | re.DOTALL)
+_INSIDE = re.compile(r"^(\w+[ \t]*\(\)|\s*depend[ \t]*\()", re.MULTILINE)
+_PURE = frozenset({"[", "echo", "false", "printf", "test", "true"})  # commands whose outcome the files alone decide
+_VARIABLES = {
+    "RC_UNAME": "Linux",
+    "RC_LIBEXECDIR": "/usr/libexec/rc",
+    "RC_SVCDIR": "/run/openrc",
+}  # what OpenRC sets for every script
 _YES = frozenset({"yes", "true", "on", "1"})
 
 
@@ -46,11 +54,21 @@ class Service:
     declared: tuple[tuple[str, tuple[str, ...]], ...]
 
 
+class _Files(Machine):
+    """Files as they are when nothing runs."""
+
+    def path(self, text: str, *, follow: bool = True) -> str:
+        path = super().path(text, follow=follow)
+        if path.startswith("run/"):
+            raise Unsupported(f"use of /{path}, which only a running system has")
+        return path
+
+
 class _ServiceShell(Shell):
     """The shell that gendepends.sh gives to a service script."""
 
     def __init__(self, machine: Machine, name: str) -> None:
-        super().__init__(machine, (), {"RC_SVCNAME": name, "SVCNAME": name, "RC_UNAME": "Linux"})
+        super().__init__(machine, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
         self.name = name
         self.declared: list[tuple[str, tuple[str, ...]]] = []
 
@@ -61,7 +79,26 @@ class _ServiceShell(Shell):
             return self._yesno(arguments)
         if name == "fstabinfo":
             return _fstabinfo(self.machine, arguments, streams)
+        if name not in _PURE:
+            raise Unsupported(f"the command {name}")
         return super()._external(name, arguments, streams)
+
+    def value(self, name: str) -> str | None:
+        """A variable; one of OpenRC's own that is not set here may be set there."""
+        if name.startswith("RC_") and name not in self.variables:
+            raise Unsupported(f"the variable {name}")
+        return super().value(name)
+
+    def _source(self, arguments: list[str], streams: Streams) -> int:
+        """A file that is missing ends a real shell."""
+        try:
+            return self.read(self.machine.read(arguments[0]), streams)
+        except (Failed, IndexError) as cause:
+            raise Unsupported(f". {' '.join(arguments)}") from cause
+
+    def read(self, text: str, streams: Streams) -> int:
+        """Run a file, whose functions are not looked into."""
+        return self.run(parse(_FUNCTION.sub(_unread, text)), streams)
 
     def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
         if any(word.endswith("-containers") for word in arguments):
@@ -83,7 +120,10 @@ class _ServiceShell(Shell):
         own = re.sub(r"[^A-Za-z0-9]", "_", self.name)
         for kind in _KINDS:
             names = (f"rc_{own}_{kind}", f"rc_{kind}", f"RC_{own}_{kind.upper()}", f"RC_{kind.upper()}")
-            self._declare_dependency(kind, [next(filter(None, map(self.variables.get, names)), "")])
+            value = next(filter(None, map(self.variables.get, names)), "")
+            if set(value) & set("*?["):
+                raise Unsupported(f"the pattern {value} for {kind}")
+            self._declare_dependency(kind, [value])
 
 
 def _fstabinfo(machine: Machine, arguments: list[str], streams: Streams) -> int:
@@ -108,7 +148,7 @@ def services(tree: Tree) -> list[Service]:
         if path in tree:
             raise Unsupported(f"services in /{path}")
     found = []
-    for path in sorted(tree.children(INIT)):
+    for path in _listed(tree, INIT):
         node = tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111:
             text = tree.text(tree.resolve(path))
@@ -118,12 +158,12 @@ def services(tree: Tree) -> list[Service]:
 
 
 def _service(tree: Tree, name: str, text: str) -> Service:
-    shell = _ServiceShell(Machine(tree.copy(), cwd=f"/{INIT}"), name)  # there, "after *" is after all services
+    shell = _ServiceShell(_Files(tree.copy(), cwd=f"/{INIT}"), name)  # there, "after *" is after all services
     streams = Streams(io.StringIO(), _ignore, _ignore)
     try:
-        for path in [*_configuration(tree, name)]:
-            shell.run(parse(tree.text(tree.resolve(path))), streams)
-        if shell.run(parse(_FUNCTION.sub(_unread, text)), streams) != 0:
+        for path in _configuration(tree, name):
+            shell.read(tree.text(tree.resolve(path)), streams)
+        if shell.read(text, streams) != 0:
             raise Unsupported("a script that fails")
         if shell.variables.get("supervisor") == "s6":
             raise Unsupported("the supervisor s6")
@@ -132,13 +172,19 @@ def _service(tree: Tree, name: str, text: str) -> Service:
         shell.configured()
     except Unsupported as cause:
         raise Unsupported(cause.construct, line=cause.line or shell.line, where=f"/{INIT}/{name}") from cause
-    except (Leave, RecursionError) as cause:
+    except (Leave, Jump, Failed, RecursionError) as cause:
         raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
     return Service(name, tuple(shell.declared))
 
 
 def _unread(found: re.Match[str]) -> str:
-    """A function that refuses to be called, in as many lines."""
+    """A function that refuses to be called, in as many lines.
+
+    Raises:
+        Unsupported: it does not end where it seems to, and another one would be taken for a part of it.
+    """
+    if _INSIDE.search(found[0], found[0].index("\n")):
+        raise Unsupported(f"the function {found[1]} without an end in the first column")
     return f"{found[1]}() {{ {found[1]}-of-the-service; }}" + "\n" * found[0].count("\n")
 
 
@@ -148,8 +194,13 @@ def _configuration(tree: Tree, name: str) -> list[str]:
     paths = [f"{_CONF}/{base}"] if base and base != name else []
     paths += [f"{_CONF}/{name}", _SETTINGS]
     if _MORE_SETTINGS in tree:
-        paths += sorted(path for path in tree.children(_MORE_SETTINGS) if path.endswith(".conf"))
+        paths += [path for path in _listed(tree, _MORE_SETTINGS) if path.endswith(".conf")]
     return [path for path in paths if isinstance(tree.stat(path), File)]
+
+
+def _listed(tree: Tree, folder: str) -> list[str]:
+    """What ``*`` is in a folder."""
+    return sorted(path for path in tree.children(folder) if not path.rpartition("/")[2].startswith("."))
 
 
 def _ignore(_: str) -> None:

@@ -61,7 +61,7 @@ class _Return(Leave):
     """``return``."""
 
 
-class _Jump(Exception):  # noqa: N818 - control flow
+class Jump(Exception):  # noqa: N818 - control flow
     """``break`` or ``continue`` out of ``levels`` loops."""
 
     def __init__(self, levels: int, *, again: bool) -> None:
@@ -225,10 +225,10 @@ class Shell(Expander):
         for _ in self._rounds(node, streams):
             try:
                 status = self._block(node.body, streams)
-            except _Jump as jump:
+            except Jump as jump:
                 status = 0
                 if jump.levels > 1:
-                    raise _Jump(jump.levels - 1, again=jump.again) from None
+                    raise Jump(jump.levels - 1, again=jump.again) from None
                 if not jump.again:
                     break
         return status
@@ -394,7 +394,7 @@ class Shell(Expander):
             raise Unsupported(f"in {arguments[0]}: {cause}") from cause
 
     def _jump(self, arguments: list[str], *, again: bool) -> int:
-        raise _Jump(_count(arguments), again=again)
+        raise Jump(_count(arguments), again=again)
 
     def _cd(self, arguments: list[str], _: Streams) -> int:
         if len(arguments) != 1 or arguments[0] == "-":

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import BinaryIO, Protocol, TypeAlias
 
 MAX_LINKS = 40  # symbolic links followed in one resolution, as Linux (MAXSYMLINKS)
+_XATTR = "SCHILY.xattr."  # pax records of GNU tar and star
 _NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
 
@@ -419,11 +420,21 @@ def kind(node: Node) -> str:
     return _KINDS[type(node)]
 
 
+def xattrs_of(pax: Mapping[str, str]) -> Mapping[str, bytes]:
+    """The extended attributes in the pax records of an entry of a tar archive."""
+    found = {
+        key[len(_XATTR) :]: value.encode(errors="surrogateescape")
+        for key, value in pax.items()
+        if key.startswith(_XATTR)
+    }
+    return MappingProxyType(found) if found else _NO_XATTRS
+
+
 def _member(path: str, node: Node) -> tarfile.TarInfo:
     info = tarfile.TarInfo("./" + path)
     info.mode, info.uid, info.gid, info.mtime = node.mode, node.uid, node.gid, node.mtime
     info.pax_headers = {
-        f"SCHILY.xattr.{name}": value.decode(errors="surrogateescape") for name, value in sorted(node.xattrs.items())
+        f"{_XATTR}{name}": value.decode(errors="surrogateescape") for name, value in sorted(node.xattrs.items())
     }
     if isinstance(node, Directory):
         info.type = tarfile.DIRTYPE

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from fixtures.keys import Keys
     from fixtures.mirror import Mirror
-    from tests.images import Builder, Images
+    from tests.images import Builder, Image, Images
 
 pytest.register_assert_rewrite("tests.commandline")
 
@@ -52,6 +53,14 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Keys for small mirrors (:mod:`tests.mirrors`)."""
+    from fixtures.keys import load
+
+    return load(tmp_path_factory.mktemp("keys"), bits=2048)
+
+
+@pytest.fixture(scope="session")
 def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFactory) -> Builder:
     """Builds from the offline mirror, as a user would."""
     from tests.images import builder
@@ -73,3 +82,10 @@ def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) ->
     overlay = overlay_with_root(tmp_path_factory.mktemp("overlay"))
     words = ("--arch", "amd64", "--set", f"overlay={overlay}", "--set", "name=test", "--set", "size=1G")
     return builder.build(tmp_path_factory.mktemp("test-images"), *words)
+
+
+@pytest.fixture(scope="session")
+def image(rooted_images: Images) -> Image:
+    """The one of :func:`rooted_images`, where it can boot."""
+    need_program("qemu-system-x86_64")
+    return rooted_images["amd64"]

@@ -30,10 +30,6 @@ def output(text: str, stream: str = "stdout") -> dict[str, Any]:
     return {"type": "sdk_event", "event": {"type": "output", "stream": stream, "data": text}}
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 class FileGuest:
     """Plays agentd over a folder; ``play`` gets the request and writes what it likes."""
 

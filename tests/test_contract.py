@@ -6,7 +6,6 @@ The 60 s rule for questions that nobody answers is in tests/agentd/permissions.t
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import socket
@@ -22,6 +21,7 @@ import pytest
 from imgkit.vm.rootport import RootCompleted, RootPort
 from tests import hostapp
 from tests.conftest import need_program
+from tests.files import digest
 from tests.hostapp import Event, FileMode, SerialMode, output
 from tests.images import ROOT, Image, Images
 
@@ -34,10 +34,6 @@ BUSY = 300.0  # seconds that a boot may take on a machine that does other things
 def sh(script: str, **more: Any) -> Event:
     """A request that runs a script in the guest."""
     return {"command": ["/bin/sh", "-c", script], **more}
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass
@@ -65,12 +61,6 @@ def folders(top: Path) -> Iterator[dict[str, Path]]:
     shares["locked"].chmod(0o555)
     yield shares
     shares["locked"].chmod(0o755)
-
-
-@pytest.fixture(scope="module")
-def image(rooted_images: Images) -> Image:
-    need_program("qemu-system-x86_64")
-    return rooted_images["amd64"]
 
 
 @pytest.fixture(scope="module")

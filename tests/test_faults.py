@@ -26,11 +26,6 @@ NOWHERE = "http://127.0.0.1:9/"
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return load(tmp_path_factory.mktemp("keys"), bits=2048)
-
-
-@pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     """Keys that nobody trusts."""
     return load(tmp_path_factory.mktemp("foreign"), bits=2048)

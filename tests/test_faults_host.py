@@ -15,7 +15,7 @@ import pytest
 
 from fixtures import apkbuild
 from fixtures.apkbuild import Apk
-from fixtures.keys import Keys, load
+from fixtures.keys import Keys
 from fixtures.server import Fault, Site, serve
 from tests.commandline import ROOT, Place, check_failure, path_without, place
 from tests.conftest import need, need_program
@@ -24,11 +24,6 @@ from tests.mirrors import RECIPE, ROOTFS, Small, minimal, package
 pytestmark = pytest.mark.vm  # nothing boots here, but QEMU, libguestfs and GRUB must be there to be taken away
 
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return load(tmp_path_factory.mktemp("keys"), bits=2048)
 
 
 @pytest.fixture

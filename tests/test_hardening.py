@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from imgkit.disk.grub import kernel_arguments
 from imgkit.vm import VM
 from tests.conftest import need_program
+from tests.files import digest
 from tests.images import Builder, Image, Images, overlay_with_root
 
 TIMEOUT = 300.0
@@ -125,8 +125,3 @@ def test_a_read_only_root(builder: Builder, tmp_path: Path) -> None:
             assert vm.root("sync; touch /media/root-ro/x").status != 0
             assert vm.power_off(60)
         assert digest(disk) == before
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.sha256(source.read()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import pytest
 
 from imgkit.recipe import load
 from imgkit.vm import VM
-from tests.conftest import need_program
-from tests.images import RECIPE, ROOT, Image, Images
+from tests.files import digest
+from tests.images import RECIPE, ROOT, Image
 
 pytestmark = pytest.mark.vm
 
@@ -23,16 +22,6 @@ HELPER = {  # what the test image has beyond the recipe's own overlay
     "etc/runlevels/default/imgkit-root",
     "usr/local/lib/imgkit-root-helper.js",
 }
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def image(rooted_images: Images) -> Image:
-    need_program("qemu-system-x86_64")
-    return rooted_images["amd64"]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.disk.layout import ALIGNMENT, SECTOR, PartitionSpec, make_layout, minimum_size
+from imgkit.disk.layout import ALIGNMENT, SECTOR, PartitionSpec, make_layout
 from imgkit.disk.size import check_fits, needed_root_bytes, root_capacity, show_size, tree_blocks
 from imgkit.errors import RecipeError
 from imgkit.recipe import parse_size
@@ -53,14 +53,6 @@ def test_partitions_are_aligned_apart_and_leave_room_for_both_tables(sectors: in
         end = part.start + part.size
     assert layout.partitions[-1].kind == "root"
     assert layout.size_bytes - 33 * SECTOR - ALIGNMENT < end <= layout.size_bytes - 33 * SECTOR
-
-
-@given(st.integers(1, 1 << 36), st.sampled_from(["amd64", "arm64"]))
-def test_the_minimum_size_is_enough_and_the_smallest(root: int, arch: str) -> None:
-    size = minimum_size(SPECS[arch], root)
-    assert make_layout(SPECS[arch], size, SEED).root.size >= root
-    if root > ALIGNMENT:
-        assert make_layout(SPECS[arch], size - ALIGNMENT, SEED).root.size < root
 
 
 def test_identifiers_come_from_the_seed_and_differ() -> None:

@@ -21,7 +21,7 @@ import pytest
 from imgkit.vm import VM, configdrive
 from imgkit.vm.protocol import Output
 from tests.conftest import need_program
-from tests.images import Image, Images
+from tests.images import Image
 
 pytestmark = pytest.mark.vm
 
@@ -32,12 +32,6 @@ TIMEOUT = 300.0
 
 def token() -> str:
     return secrets.token_hex(24)
-
-
-@pytest.fixture(scope="module")
-def image(rooted_images: Images) -> Image:
-    need_program("qemu-system-x86_64")
-    return rooted_images["amd64"]
 
 
 @dataclass

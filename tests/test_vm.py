@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from imgkit.vm.failures import BootError
 from imgkit.vm.scratch import private_folder
 from tests import guest as guests
 from tests.conftest import need_program
+from tests.files import digest
 from tests.guest import Guest
 
 vm_test = pytest.mark.vm
@@ -43,10 +43,6 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
         except BaseException:
             print(vm.console()[-3000:])  # noqa: T201 - pytest shows it
             raise
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def folders() -> set[str]:

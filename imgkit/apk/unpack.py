@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from io import SEEK_END, FileIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypedDict
 
 from imgkit.apk.container import GzipMembers
 from imgkit.apk.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 from imgkit.errors import HostError, InputError
-from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind
+from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind, xattrs_of
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
-_XATTR = "SCHILY.xattr."
-_NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 _LIMIT_ENTRIES = 500_000  # the largest package of Alpine has about half as many
 _LIMIT_NAME = 255  # of one part of a path, as in Linux
 _LIMIT_PATH = 4095
@@ -229,13 +226,12 @@ class _Shared(TypedDict):
 
 
 def _attributes(header: Header) -> _Shared:
-    xattrs = {key[len(_XATTR) :]: _raw(value) for key, value in header.pax.items() if key.startswith(_XATTR)}
     return _Shared(
         mode=header.mode,
         uid=header.uid,
         gid=header.gid,
         mtime=header.mtime,
-        xattrs=MappingProxyType(xattrs) if xattrs else _NO_XATTRS,
+        xattrs=xattrs_of(header.pax),
     )
 
 

@@ -120,12 +120,6 @@ def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> La
     return Layout(size, _guid(seed, "disk"), tuple(partitions))
 
 
-def minimum_size(spec: Sequence[PartitionSpec], root_bytes: int) -> int:
-    """The smallest disk, in bytes and whole MiB, whose root partition has at least ``root_bytes``."""
-    others = sum(-(-part.size // ALIGNMENT) for part in spec if part.kind != "root")
-    return (1 + others + -(-root_bytes // ALIGNMENT) + 1) * ALIGNMENT
-
-
 def _check(spec: Sequence[PartitionSpec], size: int) -> None:
     kinds = [part.kind for part in spec]
     if size % SECTOR:

@@ -6,10 +6,9 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree
+from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree, xattrs_of
 
 _KINDS = {tarfile.CHRTYPE: "c", tarfile.BLKTYPE: "b", tarfile.FIFOTYPE: "p"}
-_XATTR = "SCHILY.xattr."
 
 
 def tree_from_tar(path: Path) -> Tree:
@@ -47,9 +46,5 @@ def _node(info: tarfile.TarInfo, path: Path) -> Node:
     else:
         content: Content = Slice(path, info.offset_data, info.size) if info.size else Inline(b"")
         node = File(content=content)
-    xattrs = {
-        key[len(_XATTR) :]: value.encode(errors="surrogateescape")
-        for key, value in info.pax_headers.items()
-        if key.startswith(_XATTR)
-    }
+    xattrs = xattrs_of(info.pax_headers)
     return replace(node, mode=info.mode, uid=info.uid, gid=info.gid, mtime=int(info.mtime), xattrs=xattrs)

@@ -11,10 +11,9 @@ from imgkit.apk import tarstream
 from imgkit.apk.container import GzipMembers, refuse_foreign
 from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.errors import InputError
-from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError
+from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError, xattrs_of
 
 MAX_INFLATED = 256 << 20  # real ones have 8 MB
-_XATTR = "SCHILY.xattr."
 
 
 def unpack(archive: Path, spool: Path) -> Tree:
@@ -56,12 +55,7 @@ def _path(name: str) -> str:
 
 
 def _node(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
-    xattrs = {
-        key[len(_XATTR) :]: value.encode(errors="surrogateescape")
-        for key, value in header.pax.items()
-        if key.startswith(_XATTR)
-    }
-    bare = _bare(header, stream, sink, spool)
+    bare, xattrs = _bare(header, stream, sink, spool), xattrs_of(header.pax)
     return replace(bare, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
 
 

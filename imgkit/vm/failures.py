@@ -59,9 +59,5 @@ class BootTimeoutError(BootError):
     progress = False
 
 
-class ShutdownError(GuestError):
-    """The guest did not power off by itself in time and was switched off."""
-
-
 class RequestError(GuestError):
     """A request to the agent ended without a result: deadline passed, guest gone, limits exceeded."""

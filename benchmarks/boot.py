@@ -1,6 +1,6 @@
 """How long images take from QEMU's start to the agent's first heartbeat, and to power off.
 
-    python benchmarks/boot.py out/linux-amd64.qcow2 out/linux-arm64.qcow2 --tries 3
+    python -m benchmarks.boot out/linux-amd64.qcow2 out/linux-arm64.qcow2 --tries 3
 
 Every firmware that the architecture has. Seconds are wall time, "CPU" is the processor time of QEMU until the
 heartbeat, which says more on a busy machine; medians of all tries. The stages are what shows on the console.

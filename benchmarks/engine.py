@@ -1,6 +1,6 @@
 """What the guestfs engine spends its time on: a table for the quick and the stock appliance, and for qemu-img.
 
-    python benchmarks/engine.py [--stock] [--tar ROOTFS.tar] [--size 4G] [--cache DIR]
+    python -m benchmarks.engine [--stock] [--tar ROOTFS.tar] [--size 4G] [--cache DIR]
 
 Without ``--tar`` the root filesystem is a made one of 3,000 files and 230 MB, one of them of 130 MB.
 """
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import make_layout
@@ -67,7 +64,7 @@ def measure(tree: Tree, size: int, options: Options, title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", action="store_true", help="also with libguestfs' own appliance")
     parser.add_argument("--tar", type=Path, help="an uncompressed tar of a root filesystem")
     parser.add_argument("--size", default="4G")

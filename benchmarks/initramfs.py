@@ -5,6 +5,7 @@ python -m benchmarks.initramfs
 
 from __future__ import annotations
 
+import argparse
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def measure(architecture: str, tree: Tree) -> None:
 
 def main() -> None:
     """Measure both architectures."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     oracle: dict[str, Path] = dict(make().oracle)
     for architecture, path in sorted(oracle.items()):
         measure(architecture, tree_from_tar(path))

@@ -1,13 +1,13 @@
 """Times of the solver on a real package index: parsing, and solving some worlds.
 
-Usage: python benchmarks/solver.py APKINDEX.tar.gz [ARCH]
+python -m benchmarks.solver APKINDEX.tar.gz [ARCH]
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -43,8 +43,11 @@ def median(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    path = Path(sys.argv[1])
-    arch = sys.argv[2] if len(sys.argv) > 2 else "aarch64"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("index", type=Path, metavar="APKINDEX.tar.gz")
+    parser.add_argument("arch", nargs="?", default="aarch64", metavar="ARCH", help="default: aarch64")
+    options = parser.parse_args()
+    path, arch = options.index, options.arch
     text = read(path)
     packages = parse_index(text, Repository())
     print(f"{'what':<28} {'packages':>8} {'median of ' + str(ROUNDS):>14}")

@@ -68,7 +68,7 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of every command and option; the option reference in the docs is made from it."""
+    """The parser of every command and option; docs/commands.md is made from it."""
     top = _Parser(prog="imgkit", description="Bootable Alpine Linux images for agent sandboxes.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"imgkit {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -14,7 +14,7 @@ HELP = "what this host can do, what is missing, the command that fixes it"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder that builds would write to")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where builds would write to")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -17,13 +17,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--arch", choices=sorted(MACHINES), help="architecture (default: from the image's name)")
     parser.add_argument("--firmware", choices=["bios", "uefi", "direct"], help="default: bios on amd64, uefi on arm64")
-    parser.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds until the agent is ready")
+    parser.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to boot in (default: 180)")
     parser.add_argument("--accel", choices=["auto", "kvm", "hvf", "tcg"], default="auto", help="default: what works")
     parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
     parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
     parser.add_argument(
-        "--share", action="append", default=[], metavar="TAG=DIR", help="folder for the guest; may be repeated"
+        "--share", action="append", default=[], metavar="TAG=DIR", help="folder, at /mnt/TAG; may be repeated"
     )
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment of the agent")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """How long a trivial request takes on a booted image, and what the waiting costs the idle guest.
 
-    python benchmarks/requests.py IMAGE [--count N] [--idle SECONDS] [--accel tcg] [--serial]
+    python -m benchmarks.roundtrip IMAGE [--count N] [--idle SECONDS] [--accel tcg] [--serial]
 
 The round trip is from before the host's write to after its read of the result, the host's own polling (50 ms) and the
 guest's (250 ms) included. "node" starts Node in the guest, which is what most agents do first.
@@ -9,12 +9,9 @@ guest's (250 ms) included. "node" starts Node in the guest, which is what most a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from imgkit.vm import VM
 from imgkit.vm.machines import guess_arch

@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = self._near(message) or f"{self._meant().prog} --help"
         if message.startswith("unrecognized arguments") and self.words[:1] == ["run"] and "--" not in self.words:
-            hint += "; options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…"
+            hint += " (options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…)"
         raise UsageError(message, hint=hint)
 
     def _meant(self) -> argparse.ArgumentParser:

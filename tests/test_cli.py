@@ -24,7 +24,7 @@ from tests.commandline import Place, check_failure, place
 from tests.conftest import need
 from tests.mirrors import RECIPE
 
-AFTER = "options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…"
+AFTER = "(options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…)"
 NOWHERE = "http://127.0.0.1:9/"
 
 
@@ -65,8 +65,8 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["run", "x", "--env", "A"], "give a command or a prompt", None),
         (["run", "x", "--prompt", "p", "--", "ls"], "give a command or a prompt, not both", None),
         (["run"], "the following arguments are required: IMAGE", "imgkit run --help"),
-        (["run", "x", "ls", "-l"], "unrecognized arguments: -l", f"imgkit run --help; {AFTER}"),
-        (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory?; {AFTER}"),
+        (["run", "x", "ls", "-l"], "unrecognized arguments: -l", f"imgkit run --help {AFTER}"),
+        (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory? {AFTER}"),
         (["doctor", "--fix"], "unrecognized arguments: --fix", "imgkit doctor --help"),
         (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "imgkit verify --help"),
         (["--versoin"], "the following arguments are required: COMMAND", "did you mean --version?"),

@@ -6,10 +6,10 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -216,6 +216,27 @@ def test_deadline(tmp_path: Path) -> None:
         assert list(request) == []
 
 
+class Talkative(FileGuest):
+    """A transport to a guest that never stops talking."""
+
+    def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
+        """Take anything."""
+
+    def read(self, request_id: str) -> bytes:
+        return json.dumps(output("x")).encode() + b"\n"
+
+    def cancel(self, request_id: str) -> None:
+        self.requests.append({"cancelled": request_id})
+
+
+def test_a_deadline_holds_for_a_guest_that_never_stops_talking(tmp_path: Path) -> None:
+    guest = Talkative(tmp_path, lambda guest, request: None)
+    request = ask(cast("Transport", guest), timeout=0.2)
+    with pytest.raises(RequestError, match=r"no result of the request within 0\.2 s"):
+        list(request)
+    assert guest.requests == [{"cancelled": request.id}]
+
+
 def test_a_dead_machine_ends_the_wait(tmp_path: Path) -> None:
     def alive() -> None:
         raise QemuDiedError("QEMU was killed by SIGKILL")
@@ -292,6 +313,10 @@ def test_collect_keeps_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"subtype": "nonsense"}, 1),
         ({}, 1),
         ({"subtype": "success", "exitCode": True}, 0),
+        ({"subtype": "error", "exitCode": 256}, 1),
+        ({"subtype": "error", "exitCode": -256}, 1),
+        ({"subtype": "error", "signal": "SIGSYS"}, 159),
+        ({"subtype": "error", "signal": "SIGNONSENSE"}, 128),
     ],
 )
 def test_status(event: dict[str, Any], status: int) -> None:

@@ -177,6 +177,39 @@ def test_serial_keeps_within_bounds(port: tuple[SerialMode, socket.socket], monk
         mode.pump()
 
 
+def test_serial_counts_names_and_unfinished_transfers(
+    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode, guest = port
+    monkeypatch.setattr(serialmode, "MAX_KEPT", 20_000)
+    chunk: dict[str, Any] = {"chunkIndex": 0, "totalChunks": 9, "data": b""}
+    with pytest.raises(GuestError, match="nobody asked for"):
+        for number in range(100):
+            tell(guest, sync("file_sync_chunk", path="p" * 200, transferId=str(number), **chunk))
+            mode.pump()
+
+
+def test_serial_comes_back_from_a_guest_that_never_stops(
+    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode, _ = port
+    received = 0
+
+    class Flood:
+        def recv(self, _: int) -> bytes:
+            nonlocal received
+            received += 1
+            assert received < 1000, "it goes on for ever"
+            return b"x" * 65535 + b"\n"
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    monkeypatch.setattr(mode, "_socket", Flood())
+    mode.pump()
+    assert received > 1
+
+
 def test_serial_does_not_wait_for_a_deaf_guest(
     port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

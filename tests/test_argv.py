@@ -122,6 +122,7 @@ def test_ports_and_control_use_descriptors() -> None:
     [
         (replace(AMD64, arch="riscv64"), "riscv64: unknown architecture"),
         (replace(AMD64, arch="arm64"), "arm64 has no BIOS"),
+        (replace(AMD64, style="host-app", config=Path("/c")), "no config drive"),
         (replace(AMD64, firmware="coreboot"), "coreboot: unknown firmware"),
         (replace(AMD64, firmware="direct"), "needs a kernel"),
         (replace(AMD64, firmware="uefi"), "needs firmware"),

@@ -226,6 +226,20 @@ def test_the_log_follows_a_growing_file(tmp_path: Path) -> None:
     assert list(log.times) == [Stage.FIRMWARE, Stage.KERNEL]
 
 
+def test_an_earlier_machines_console_is_not_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.vm.consolelog.MAX_FILE", 1000)
+    path = tmp_path / "console"
+    path.write_text("Kernel panic - not syncing: earlier\n")
+    size = path.stat().st_size
+    log = ConsoleLog(path, size)
+    assert not log.refresh()
+    with path.open("ab", buffering=0) as sink:
+        sink.write(b"x" * 2000)
+        assert log.refresh()
+    assert console.diagnose(log.text) is None
+    assert path.read_text() == "Kernel panic - not syncing: earlier\n", "only what this machine wrote is cut away"
+
+
 def test_a_flooded_console_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.vm.consolelog.MAX_FILE", 1000)
     path = tmp_path / "console"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,17 @@ def test_a_folder_that_nobody_can_write_to_is_refused_before_the_boot(
     assert run._writable(tmp_path) == tmp_path
     with pytest.raises(UsageError, match="no such folder"):
         run._writable(tmp_path / "none")
+
+
+def test_special_bits_of_what_changed_are_dropped(tmp_path: Path) -> None:
+    folder, other = tmp_path / "work", tmp_path / "other"
+    (folder / "deep").mkdir(parents=True)
+    for path in (other, folder / "deep/tool", folder / "plain"):
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o6755)
+    (folder / "link").symlink_to(other)
+    (folder / "plain").chmod(0o644)
+    assert ownership.drop_special_bits(folder, since=time.time() + 60) == []
+    assert ownership.drop_special_bits(folder, since=time.time() - 60) == [folder / "deep/tool"]
+    assert (folder / "deep/tool").stat().st_mode & 0o7777 == 0o755
+    assert other.stat().st_mode & 0o7777 == 0o6755, "links are not followed"

@@ -26,13 +26,13 @@ def run(options: argparse.Namespace) -> int:
         stages = vm.stages()
     if options.json:
         facts = {
+            **(dict(beat.extra) if beat else {}),  # the guest's words first: ours hold
             "image": str(options.image),
             "secondsToReady": seconds,
             "stages": stages,
             "accelerator": vm.verdict.accelerator,
             "memoryMiB": vm.memory_mib,
             "poweredOffCleanly": clean,
-            **(dict(beat.extra) if beat else {}),
         }
         print(json.dumps(facts, indent=2))
     else:

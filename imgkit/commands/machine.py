@@ -64,10 +64,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
     kernel = initrd = None
     if firmware == "direct":
         kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
-    folders = {tag: Path(folder) for tag, folder in pairs(options.share, "--share", "TAG=DIR").items()} | (shares or {})
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder")
+    folders = _folders(options.share, shares or {})
     return VM.boot(
         options.image,
         arch=arch,
@@ -83,6 +80,26 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
         console=options.console,
         timeout=options.timeout,
     )
+
+
+def _folders(words: list[str], shares: dict[str, Path]) -> dict[str, Path]:
+    """``--share`` and the shares that other options made, each tag once.
+
+    Raises:
+        UsageError: a tag is there twice, or a folder does not exist.
+    """
+    found = dict(shares)
+    for word in words:
+        ((tag, folder),) = pairs([word], "--share", "TAG=DIR").items()
+        if tag in found:
+            raise UsageError(f"--share {word}: there is a share {tag} already")
+        if not folder:
+            raise UsageError(f"--share {word}: no folder")
+        found[tag] = Path(folder)
+    for path in found.values():
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such folder")
+    return found
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -105,7 +122,8 @@ def _secrets(words: list[str]) -> dict[str, bytes]:
     values = {}
     for name, path in pairs(words, "--secret", "K=FILE").items():
         try:
-            values[name] = Path(path).read_bytes()
+            with Path(path).open("rb") as source:
+                values[name] = source.read(configdrive.MAX_VALUE + 1)
         except OSError as cause:
             raise UsageError(f"--secret {name}: {path}: {cause.strerror}") from cause
     return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from imgkit.vm.protocol import AgentEvent, Event, Output, Result
 
 NAME = "run"
 HELP = "run one command in an image"
+log = logging.getLogger("imgkit")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     machine.arguments(parser)
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder to work in: /workspace/project in the guest")
+    parser.add_argument("--work", metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
@@ -32,13 +34,17 @@ def run(options: argparse.Namespace) -> int:
     if bool(options.guest_command) == bool(options.prompt):
         what = "give a command or a prompt" + (", not both" if options.prompt else "")
         raise UsageError(what, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
-    shares = {"work": _writable(options.work)} if options.work else {}
+    if options.work == "":  # an unset variable of a script must not share the current folder
+        raise UsageError("--work: no folder")
+    shares = {} if options.work is None else {"work": _writable(Path(options.work))}
     with machine.boot(options, shares) as vm:
         with vm.request(command=options.guest_command or None, prompt=options.prompt) as request:
             result = _follow(request, events=not options.guest_command)
         vm.kill()
     if not result.ok and result.signal is None and result.exit_code in (None, 0):
         raise GuestError(result.text or "the agent failed without saying why")
+    if not result.ok and result.text and not result.text.startswith("the agent "):
+        log.error("%s", result.text)  # agentd's own words: there was no agent to say anything
     return status(result)
 
 

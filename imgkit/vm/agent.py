@@ -227,12 +227,17 @@ class Request:
             data = self._transport.read(self.id)
             if data:
                 self._take(data)
-                continue
-            self._alive()
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
-            time.sleep(POLL)
+            else:
+                self._alive()
+                self._check_deadline()
+                time.sleep(POLL)
+        self._check_deadline()  # also when the guest never stops talking
         return self._events.popleft()
+
+    def _check_deadline(self) -> None:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        if late and not any(isinstance(event, Result) for event in self._events):
+            raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
 
     def _take(self, data: bytes) -> None:
         self._received += len(data)
@@ -280,14 +285,21 @@ class Completed:
         raise GuestError(f"command in the guest failed with status {self.status}" + (f": {said}" if said else ""))
 
 
-_SIGNALS = {"SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGILL": 4, "SIGABRT": 6, "SIGBUS": 7, "SIGFPE": 8}
-_SIGNALS |= {"SIGKILL": 9, "SIGUSR1": 10, "SIGSEGV": 11, "SIGUSR2": 12, "SIGPIPE": 13, "SIGALRM": 14, "SIGTERM": 15}
+# Linux's numbers (signal(7)), which are the guest's whatever the host is.
+_NAMES = """
+    HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU
+    XFSZ VTALRM PROF WINCH IO PWR SYS
+"""
+_SIGNALS = {f"SIG{name}": number for number, name in enumerate(_NAMES.split(), 1)}
 
 
 def status(result: Result) -> int:
-    """The exit status that stands for ``result``: the command's own, 128 + n for a signal, else 0 or 1."""
+    """The exit status that stands for ``result``: the command's own, 128 + n for a signal, else 0 or 1.
+
+    A number that no process can end with is 1: a host's exit status is taken modulo 256, and 256 would be success.
+    """
     if result.exit_code is not None:
-        return result.exit_code
+        return result.exit_code if 0 <= result.exit_code <= 255 else 1
     if result.signal is not None:
         return 128 + _SIGNALS.get(result.signal, 0)
     return 0 if result.ok else 1

@@ -139,14 +139,21 @@ def _check(spec: VmSpec) -> None:
         raise UsageError("UEFI boot needs firmware")
     if spec.cpus < 1 or spec.memory_mib < 1:
         raise UsageError("a machine needs at least one CPU and 1 MiB of memory")
-    if spec.disk is not None and spec.disk.writable and spec.style == "host-app":
-        raise UsageError("the host application never writes to the image")
+    if spec.style == "host-app":
+        _check_host_app(spec)
     if len(spec.shares) > MAX_SHARES:
         raise UsageError(f"{len(spec.shares)} shares are too many", hint=f"at most {MAX_SHARES} fit on the bus")
     tags = [check_tag(share.tag) for share in spec.shares]
     for tag in tags:
         if tags.count(tag) > 1:
             raise UsageError(f"{tag}: two shares of the same name")
+
+
+def _check_host_app(spec: VmSpec) -> None:
+    if spec.disk is not None and spec.disk.writable:
+        raise UsageError("the host application never writes to the image")
+    if spec.config is not None:
+        raise UsageError("the host application has no config drive")
 
 
 def _harness(spec: VmSpec) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 
@@ -15,7 +16,8 @@ import pycdlib
 from imgkit.errors import UsageError
 
 VOLUME = "IMGKIT"
-MAX_VALUE = 1 << 20  # bytes of one value; the kernel takes 128 KiB in one variable
+MAX_VALUE = (128 << 10) - 256
+"""Bytes of a name and its value: what Linux takes in one string of an environment (MAX_ARG_STRLEN), less some room."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -27,12 +29,12 @@ def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | No
         secrets: the same, with values that are kept in files of their own: UTF-8, taken as they are.
 
     Raises:
-        UsageError: a name is not one of an environment variable, a value is too long or has a zero byte.
+        UsageError: a name is not one of an environment variable, a value is too long, no UTF-8 or has a zero byte.
     """
     env, secrets = env or {}, secrets or {}
     if not env and not secrets:
         return b""
-    for name, value in [*((name, value.encode()) for name, value in env.items()), *secrets.items()]:
+    for name, value in [*((name, os.fsencode(value)) for name, value in env.items()), *secrets.items()]:
         _check(name, value)
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident=VOLUME, rock_ridge="1.09")
@@ -52,8 +54,14 @@ def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | No
 def _check(name: str, value: bytes) -> None:
     if _NAME.match(name) is None:
         raise UsageError(f"{name!r} is not the name of an environment variable")
-    if b"\0" in value or len(value) > MAX_VALUE:
-        raise UsageError(f"{name}: its value has a zero byte or more than {MAX_VALUE} bytes")
+    if b"\0" in value or len(name) + len(value) > MAX_VALUE:
+        raise UsageError(f"{name}: its value has a zero byte or, with the name, more than {MAX_VALUE} bytes")
+    try:
+        value.decode()
+    except UnicodeDecodeError as cause:
+        raise UsageError(
+            f"{name}: its value is not UTF-8", hint="encode binary values, in base64 for instance"
+        ) from cause
 
 
 def _add(iso: pycdlib.PyCdlib, path: str, name: str, data: bytes) -> None:

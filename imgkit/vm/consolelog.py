@@ -12,19 +12,22 @@ from imgkit.vm.console import Stage
 KEEP = 256 << 10
 """Bytes from the end that are looked at."""
 MAX_FILE = 64 << 20
-"""Bytes after which the console file is begun anew: a guest must not fill the host's disk."""
+"""Bytes of one machine after which its part of the file is begun anew: a guest must not fill the host's disk."""
 
 
 class ConsoleLog:
-    """Follows a file that QEMU appends to. ``times`` has the seconds since the start at which each stage showed."""
+    """Follows a file that QEMU appends to, from byte ``begin`` on: what is before that is an earlier machine's.
 
-    def __init__(self, path: Path) -> None:
+    ``times`` has the seconds since the start at which each stage showed.
+    """
+
+    def __init__(self, path: Path, begin: int = 0) -> None:
         self.path = path
         self.text = ""
         self.stage = Stage.NOTHING
         self.times: dict[Stage, float] = {}
         self._raw = b""
-        self._offset = 0
+        self._begin = self._offset = begin
         self._started = self._changed = time.monotonic()
 
     @property
@@ -43,9 +46,9 @@ class ConsoleLog:
         if not data:
             return False
         self._offset += len(data)
-        if self._offset > MAX_FILE:
-            os.truncate(self.path, 0)
-            self._offset = 0
+        if self._offset - self._begin > MAX_FILE:
+            os.truncate(self.path, self._begin)
+            self._offset = self._begin
         self._changed = time.monotonic()
         self._raw = (self._raw + data)[-KEEP:]  # uncleaned: a control sequence may come in two pieces
         self.text = console.clean(self._raw.decode(errors="replace"))

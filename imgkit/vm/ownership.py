@@ -3,7 +3,8 @@
 With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports, so the
 agent (uid 1000) may not write into a folder of anybody else. Where this process may (Linux, as root), QEMU gets a
 view of the folder in which its owner and the agent have changed places: an idmapped mount (mount_setattr(2)), which
-is attached nowhere and gone with the last descriptor of it. What the agent writes there belongs to the folder's owner.
+is attached nowhere and gone with the last descriptor of it. What the agent writes there belongs to the folder's owner,
+and so it may not stay set-user-id: a program of the agent's would run with the owner's rights, root's perhaps.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from imgkit import process
@@ -68,7 +70,35 @@ def as_agents(folder: Path) -> Iterator[int | None]:
         except OSError as cause:
             log.debug("%s: its owner cannot be mapped: %s", folder, cause)
             descriptor = None
-        yield descriptor
+        started = time.time()
+        try:
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                drop_special_bits(folder, since=started)
+
+
+def drop_special_bits(folder: Path, *, since: float) -> list[Path]:
+    """Take set-user-id and set-group-id away from files that changed after ``since`` (Unix time); what was changed."""
+    found = []
+    for top, _, names, descriptor in os.fwalk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = os.lstat(name, dir_fd=descriptor)
+                special = stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_ISUID | stat.S_ISGID)
+                if special and status.st_ctime >= since - 1:
+                    _chmod(name, stat.S_IMODE(status.st_mode) & 0o1777, descriptor)
+                    found.append(Path(top, name))
+    return found
+
+
+def _chmod(name: str, mode: int, folder: int) -> None:
+    """Of the file itself: a link that takes its place meanwhile is an OSError."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

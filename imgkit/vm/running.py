@@ -380,7 +380,8 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         if what.ipc == "file":  # before the guest can see it
             ipc = Folder(next(share.path for share in spec.shares if share.tag == "ipc"))
             FileMode(ipc).close()
+        begin = spec.console.stat().st_size if spec.console.exists() else 0
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports))
-        vm = VM(what, running, verdict, ConsoleLog(spec.console))
+        vm = VM(what, running, verdict, ConsoleLog(spec.console, begin))
         stack.callback(vm.close)
         yield vm

@@ -26,7 +26,9 @@ CHUNK = 512 << 10
 MAX_FILE = 100 << 20
 """Bytes of one file."""
 MAX_KEPT = 256 << 20
-"""Bytes of files and streams that are kept for the host to fetch."""
+"""Bytes of files and streams that are kept for the host to fetch, names and book-keeping included."""
+_AT_ONCE = 4 << 20  # bytes taken in before whoever waits gets to look at the clock again
+_ENTRY = 256  # bytes that an entry takes besides what is in it
 _SEND_TIMEOUT = 60.0  # seconds for the guest to take a line
 
 
@@ -35,6 +37,11 @@ class _Transfer:
     path: str
     total: int
     chunks: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, more or less."""
+        return sum(map(len, self.chunks.values())) + len(self.path) + _ENTRY * (1 + len(self.chunks))
 
 
 class SerialMode:
@@ -52,6 +59,7 @@ class SerialMode:
         self._heartbeat: Heartbeat | None = None
         self._streams: defaultdict[str, bytearray] = defaultdict(bytearray)
         self._known: set[str] = set()
+        self._unchecked = 0  # bytes received since the last count of what is kept
         self._transfers: dict[str, _Transfer] = {}
         self.files: dict[str, bytes] = {}
         self.refused: list[tuple[str, str]] = []
@@ -123,12 +131,13 @@ class SerialMode:
     # ---- lines ---------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Take what has come in; never blocks.
+        """Take what has come in; never blocks, and comes back even if the guest never stops.
 
         Raises:
             GuestError: the guest sends more than :data:`MAX_KEPT` that nobody fetches.
         """
-        while True:
+        taken = 0
+        while taken < _AT_ONCE:
             try:
                 data = self._socket.recv(1 << 20)
             except (BlockingIOError, ConnectionResetError):
@@ -137,14 +146,19 @@ class SerialMode:
                 raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
             if not data:
                 return  # QEMU has ended; the liveness check says why
+            taken += len(data)
             for line in self._lines.feed(data):
                 self._take(line)
-            if self._kept() > MAX_KEPT:
-                raise GuestError(f"the guest sent more than {MAX_KEPT >> 20} MiB that nobody asked for")
+            self._unchecked += len(data)
+            if self._unchecked > MAX_KEPT >> 4:
+                self._check()
 
-    def _kept(self) -> int:
-        pending = sum(len(piece) for transfer in self._transfers.values() for piece in transfer.chunks.values())
-        return pending + sum(map(len, self.files.values())) + sum(map(len, self._streams.values()))
+    def _check(self) -> None:
+        """Counting takes time, so it is done once for so many bytes received."""
+        self._unchecked = 0
+        kept = sum(transfer.size for transfer in self._transfers.values()) + sum(map(len, self._streams.values()))
+        if kept + sum(len(path) + len(data) + _ENTRY for path, data in self.files.items()) > MAX_KEPT:
+            raise GuestError(f"the guest sent more than {MAX_KEPT >> 20} MiB that nobody asked for")
 
     def _take(self, line: bytes | Garbage) -> None:
         if isinstance(line, Garbage):

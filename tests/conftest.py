@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tests.images import Builder, Image, Images
 
 pytest.register_assert_rewrite("tests.commandline")
+
+# A run that a script put into the background ignores SIGINT, and so would every program that is to be interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 

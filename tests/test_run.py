@@ -92,12 +92,15 @@ def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Pat
     with subprocess.Popen(
         words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"started\n"
-        machines = qemus(disk)
-        assert len(machines) == 1
-        os.killpg(child.pid, signal.SIGINT)
-        _, said = child.communicate(timeout=30)
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"started\n"
+            machines = qemus(disk)
+            assert len(machines) == 1
+            os.killpg(child.pid, signal.SIGINT)
+            _, said = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert said == b"error: interrupted\n"
     deadline = time.monotonic() + 10

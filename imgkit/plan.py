@@ -244,7 +244,7 @@ def _wanted(each: PlannedPackage) -> Wanted:
         max_bytes=size or _MAX_PACKAGE,
         size=size or None,
         sha256=each.sha256 or None,
-        key=None if each.sha256 else each.package.identity,
+        key=each.package.identity,  # also for what a lock names: a build without one has put it there by that name
         check=check,
         gzip=True,
     )

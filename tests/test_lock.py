@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_a_build_from_the_lock_asks_for_no_list(words: list[str | Path], here: P
     assert INDEX not in site.requests
     assert LISTING not in site.requests
     assert files["hello"].read_bytes() == small.packages[0].blob
+
+
+def test_what_was_downloaded_to_lock_is_there_without_network(
+    words: list[str | Path], here: Place, small: Small, site: Site
+) -> None:
+    assert here.run(*words).status == 0
+    wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+    plan = lockfile.read(here.base / "recipe.lock", wanted, "amd64")
+    cache = Cache(here.cache, offline=True)
+    base = fetch_base(wanted, "amd64", cache, here.base / "spool", locked=plan)
+    plan, files = fetch_packages(plan, base, cache)
+    assert files["hello"].read_bytes() == small.packages[0].blob
+    locked = replace(plan, packages=tuple(replace(each, sha256="0" * 64) for each in plan.packages))
+    with pytest.raises(InputError, match="not in the cache"):  # a file of that name that is not the locked one
+        fetch_packages(locked, base, cache)
 
 
 def test_a_package_that_is_not_the_locked_one_is_refused(

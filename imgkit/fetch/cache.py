@@ -43,8 +43,9 @@ _CHUNK = 1 << 20
 class Wanted:
     """A file that is needed, and how to know it.
 
-    By ``sha256``; or by ``key``, another name for its content, with the ``check`` that tells whether a file deserves
-    it; or, with neither, by its URL alone: then the server is asked each time whether there is a newer one.
+    By ``key``, another name for its content, with the ``check`` that tells whether a file deserves it, and the
+    ``sha256`` that it must have, if that is known; or by ``sha256`` alone; or, with neither, by its URL alone: then the
+    server is asked each time whether there is a newer one.
 
     Attributes:
         url: where it is.
@@ -131,10 +132,10 @@ class Cache:
 
     def _place(self, wanted: Wanted) -> Path | None:
         """Where the cache has a file of known content; None for one that only its URL tells."""
-        if wanted.sha256 is not None:
-            return self._blob(wanted.sha256.lower())
         if wanted.key is not None:
             return _fan_out(self.folder / "keyed", _name(wanted.key))
+        if wanted.sha256 is not None:
+            return self._blob(wanted.sha256.lower())
         return None
 
     def _blob(self, sha256: str) -> Path:

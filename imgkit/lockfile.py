@@ -139,8 +139,13 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 def _from_json(recipe: Recipe, arch: str, entry: Mapping[str, Any]) -> Plan:
     base = recipe.mirror.rstrip("/")
 
+    def url(one: Mapping[str, Any]) -> str:
+        """A package that only the minirootfs has is in no repository: its path has nothing before the slash."""
+        path = str(one["path"])
+        return path if path.startswith("/") else f"{base}/{path}"
+
     def artefact(one: Mapping[str, Any]) -> Artefact:
-        return Artefact(f"{base}/{one['path']}", one["size"], one["sha256"], one["vouchedBy"])
+        return Artefact(url(one), one["size"], one["sha256"], one["vouchedBy"])
 
     return Plan(
         arch=arch,
@@ -151,8 +156,8 @@ def _from_json(recipe: Recipe, arch: str, entry: Mapping[str, Any]) -> Plan:
         world=tuple(entry["world"]),
         packages=tuple(
             PlannedPackage(
-                parse_record(one["record"], Repository(url=f"{base}/{one['path'].rpartition('/')[0]}")),
-                f"{base}/{one['path']}",
+                parse_record(one["record"], Repository(url=url(one).rpartition("/")[0])),
+                url(one),
                 one["sha256"],
             )
             for one in entry["install"]

@@ -37,6 +37,7 @@ def plan_of(recipe: Recipe, arch: str) -> Plan:
         packages=(
             PlannedPackage(package, f"{folder}/busybox-1.37-r0.apk", "ef" * 32),
             PlannedPackage(Package(name="musl", version="1-r0"), f"{folder}/musl-1-r0.apk"),
+            PlannedPackage(Package(name="only-in-minirootfs", version="1-r0"), "/only-in-minirootfs-1-r0.apk"),
         ),
     )
 

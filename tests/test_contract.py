@@ -244,6 +244,15 @@ def test_cancelling_ends_everything_that_the_agent_started(guest: Guest) -> None
     assert guest.root("pgrep -f '^sleep 4242' || true").stdout == b""
 
 
+def test_what_an_agent_left_running_ends_before_anything_is_mounted(guest: Guest) -> None:
+    guest.app.run(sh("setsid sleep 4545 >/dev/null 2>&1 & sleep 1", mounts=WORK))
+    guest.app.run(sh("true", mounts=WORK))
+    assert guest.root("pgrep -f '^sleep 4545'").stdout, "what is mounted already ends nothing"
+    mounts = {"x": {"tag": "no-such-tag", "guestPath": "/workspace/x"}}
+    assert guest.app.run(sh("true", mounts=mounts))[0]["subtype"] == "error"
+    assert guest.root("pgrep -f '^sleep 4545' || true").stdout == b""
+
+
 def test_what_the_agent_is(guest: Guest) -> None:
     """Unprivileged in every way, and not in reach of the channel that others' requests come through."""
     script = "cat /proc/self/status; ls /workspace/ipc; id; ls -ld /workspace"

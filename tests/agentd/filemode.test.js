@@ -195,9 +195,10 @@ test('the share may lose its folders and get them back', async (t) => {
   for (const name of ['requests', 'streams', 'responses']) fs.rmSync(host.ipc(name), { recursive: true });
   await until('the folders', () => fs.existsSync(host.ipc('requests')) && fs.existsSync(host.ipc('streams')));
   assert.equal((await host.run('after', { command: ['true'] })).subtype, 'success');
-  fs.renameSync(host.config.ipcDir, `${host.config.ipcDir}.away`);
+  fs.rmSync(host.config.ipcDir, { recursive: true });
   await until('a new mount to be tried', () => host.mounter.remounts > 0);
-  fs.renameSync(`${host.config.ipcDir}.away`, host.config.ipcDir);
+  fs.mkdirSync(host.config.ipcDir, { mode: 0o755 });
+  await until('the folders', () => fs.existsSync(host.ipc('requests')) && fs.existsSync(host.ipc('streams')));
   assert.equal((await host.run('again', { command: ['true'] })).subtype, 'success');
 });
 

@@ -22,8 +22,9 @@ test('paths: inside is decided by components, not by prefix', () => {
 test('mount table: the last mount counts, escapes are undone', (t) => {
   const { root } = makeGuest(t);
   const table = path.join(root, 'mounts');
-  fs.writeFileSync(table, 'disk /w ext4 rw 0 0\nipc /w 9p rw 0 0\nwork /a\\040b 9p rw 0 0\nx /v virtiofs rw 0 0\n');
-  assert.deepEqual(findMount('/w', table), { source: 'ipc', type: '9p' });
+  const lines = ['20 1 8:1 / /w rw - ext4 disk rw', '21 20 0:9 / /w rw,nosuid shared:1 master:2 - 9p ipc rw', '22 1 0:10 / /a\\040b rw - 9p work rw', '23 1 0:11 / /v rw - virtiofs x rw'];
+  fs.writeFileSync(table, `${lines.join('\n')}\n`);
+  assert.deepEqual(findMount('/w', table), { id: '21', where: '/w', source: 'ipc', type: '9p' });
   assert.ok(isShare('/a b', table) && isShare('/v', table) && !isShare('/none', table));
 });
 
@@ -110,4 +111,39 @@ test('NoCloud: what is not understood is refused, not guessed', () => {
   for (const text of ['a: [1]', 'a: {b: c}', 'a: &x y', '- just\n  odd: x\nrest', 'a: 1\n   b: 2', 'no colon']) assert.throws(() => new Yaml(text).parse(), YamlError, text);
   assert.deepEqual(new Yaml('').parse(), {});
   assert.deepEqual(new Yaml('a:\nb: >-\n  x\n  y\nc:\n- 1\n').parse(), { a: null, b: 'x y', c: ['1'] });
+});
+
+test('NoCloud: links that an agent left in its folder are refused by name, what has a second name is replaced', (t) => {
+  const { root } = makeGuest(t);
+  const [drive, target, system] = ['drive', 'target', 'system'].map((name) => path.join(root, name));
+  const home = path.join(system, 'workspace');
+  for (const dir of [drive, target, path.join(system, 'etc'), path.join(system, 'real'), path.join(home, 'safe')]) fs.mkdirSync(dir, { recursive: true, mode: 0o755 });
+  fs.chmodSync(home, 0o777); // somebody else may write here
+  fs.writeFileSync(path.join(system, 'etc/passwd'), 'root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/workspace:/bin/sh\n');
+  fs.writeFileSync(path.join(system, 'etc/group'), 'root:x:0:\n');
+  const victim = path.join(system, 'etc/victim');
+  fs.writeFileSync(victim, 'untouched', { mode: 0o600 });
+  fs.symlinkSync(victim, path.join(home, 'file'));
+  fs.symlinkSync(path.join(system, 'etc'), path.join(home, 'folder'));
+  fs.linkSync(victim, path.join(home, 'second'));
+  fs.symlinkSync('real', path.join(system, 'roots'));
+  const carryOut = (lines) => {
+    fs.writeFileSync(path.join(drive, 'user-data'), `#cloud-config\n${lines}`);
+    apply(drive, target, system);
+  };
+  const write = (name) => carryOut(`write_files:\n- path: ${name}\n  content: new\n`);
+  for (const name of ['/workspace/file', '/workspace/folder/victim', '/workspace/folder/more']) assert.throws(() => write(name), { name: 'Error', message: /workspace\/f\w+ is a symbolic link/ }, name);
+  fs.mkdirSync(path.join(home, '.ssh'), { mode: 0o777 });
+  fs.chmodSync(path.join(home, '.ssh'), 0o777);
+  fs.symlinkSync(victim, path.join(home, '.ssh/authorized_keys'));
+  assert.throws(() => carryOut('ssh_authorized_keys:\n- key\n'), /authorized_keys is a symbolic link/);
+  fs.rmSync(path.join(home, '.ssh'), { recursive: true });
+  fs.symlinkSync(path.join(system, 'etc'), path.join(home, '.ssh'));
+  assert.throws(() => carryOut('ssh_authorized_keys:\n- key\n'), /\.ssh is a symbolic link/);
+  write('/workspace/second');
+  assert.equal(fs.readFileSync(path.join(home, 'second'), 'utf8'), 'new');
+  assert.equal(fs.readFileSync(victim, 'utf8'), 'untouched');
+  assert.deepEqual(fs.readdirSync(path.join(system, 'etc')).sort(), ['group', 'passwd', 'victim']);
+  write('/roots/file');
+  assert.equal(fs.readFileSync(path.join(system, 'real/file'), 'utf8'), 'new', "root's own links lead where they lead");
 });

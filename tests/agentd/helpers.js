@@ -35,7 +35,7 @@ function makeGuest(t, overrides = {}) {
     limits: LIMITS,
     ...overrides,
   };
-  for (const dir of [config.ipcDir, config.runDir, config.configDir]) fs.mkdirSync(dir, { recursive: true });
+  for (const dir of [config.ipcDir, config.runDir, config.configDir]) fs.mkdirSync(dir, { recursive: true, mode: 0o755 });
   fs.writeFileSync(config.consoleFile, '');
   fs.writeFileSync(config.passwdFile, `root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000::${root}:/bin/sh\n`);
   return { root, config };
@@ -61,6 +61,9 @@ class FakeMounter {
   mounted = true;
   failure;
   ipcMounted() {
+    return this.mounted;
+  }
+  holdsIpc() {
     return this.mounted;
   }
   async mountIpc() {

@@ -4,6 +4,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { CHOICE_NAMES, CONTROL_NAMES } = require('./config');
 const { RequestError } = require('./errors');
+const { findUser } = require('./users');
 
 const PATH = '/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin';
 const HIDDEN = new Set([...CONTROL_NAMES, ...CHOICE_NAMES]);
@@ -67,6 +68,14 @@ function chooseAgent(choices, drive, requestEnv) {
   return { command, workdir: merged.AGENT_WORKDIR || undefined, userName: merged.AGENT_USER || 'agent' };
 }
 
+/**
+ * The user of this boot's agents, unless a request chooses another.
+ * @throws {RequestError} when the config drive cannot be read or there is no such user
+ */
+function bootUser(config) {
+  return findUser(chooseAgent(config.choices, readDrive(config.configDir), {}).userName, config.passwdFile);
+}
+
 /** The whole environment of an agent: nothing of agentd's own, nothing that is agentd's business. */
 function agentEnvironment(user, drive, request, socket) {
   const env = { PATH, HOME: user.home, USER: user.name, LOGNAME: user.name, SHELL: user.shell, LANG: 'C.UTF-8' };
@@ -92,4 +101,4 @@ function checkEnvironment(env) {
   }
 }
 
-module.exports = { PATH, agentEnvironment, chooseAgent, describePresence, readDrive, splitArguments, splitWords };
+module.exports = { PATH, agentEnvironment, bootUser, chooseAgent, describePresence, readDrive, splitArguments, splitWords };

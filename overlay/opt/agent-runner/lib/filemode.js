@@ -4,7 +4,8 @@ const fs = require('node:fs');
 const fsp = require('node:fs/promises');
 const path = require('node:path');
 const { setTimeout: delay } = require('node:timers/promises');
-const { parseObject, readSmall, removeFile } = require('./files');
+const { APPEND, READ, parseObject, readSmall, removeFile } = require('./files');
+const { SharedFolder, below, holdFolder, isOwn } = require('./folders');
 const { writeHeartbeat } = require('./heartbeat');
 const { isId } = require('./paths');
 const { StreamFile } = require('./stream');
@@ -25,6 +26,7 @@ class FileChannel {
   #mounter;
   #doubtful = new Map(); // request file → {stamp, since}: not JSON (yet)
   #taken = new Set(); // ids that are queued, running, or done and not yet removed
+  #share; // held: every path below comes from it
   #failures = 0;
   #folder; // descriptor of the folder of requests
   #stamp; // what it said last
@@ -36,10 +38,11 @@ class FileChannel {
     this.#config = config;
     this.#log = log;
     this.#mounter = mounter;
+    this.#share = new SharedFolder(config.ipcDir, (fd) => mounter.holdsIpc(fd));
   }
 
   #path(...parts) {
-    return path.join(this.#config.ipcDir, ...parts);
+    return this.#share.path(...parts);
   }
 
   get mounted() {
@@ -55,16 +58,39 @@ class FileChannel {
 
   /** Write the heartbeat; when that fails again and again, or the folder is not the share, the share is mounted anew. */
   async beat(beat) {
-    if (!beat.ipcMounted && (await this.#mounter.mountIpc())) beat = { ...beat, ipcMounted: true };
+    if (!beat.ipcMounted) {
+      this.#letGo();
+      if (await this.#mounter.mountIpc()) beat = { ...beat, ipcMounted: true };
+    }
+    this.#share.refresh();
     try {
-      writeHeartbeat(this.#config.ipcDir, beat);
+      if (beat.ipcMounted) writeHeartbeat(this.#path(), beat);
+      else this.#beatAlone(beat);
       this.#failures = 0;
       this.#log.forget('beat');
     } catch (error) {
       this.#log.once('beat', `the heartbeat cannot be written: ${error.message}`);
       this.#failures += 1;
-      if (error.code !== 'ENOSPC' && this.#failures % 3 === 0) await this.#mounter.remountIpc();
+      if (error.code === 'ENOSPC' || this.#failures % 3 !== 0) return;
+      this.#letGo();
+      await this.#mounter.remountIpc();
     }
+  }
+
+  /** That the share is missing is said in the folder that it belongs on, when that is root's: nobody can plant links in it. */
+  #beatAlone(beat) {
+    const fd = holdFolder(this.#config.ipcDir);
+    try {
+      if (!isOwn(fd)) throw new Error(`${this.#config.ipcDir} is neither the share nor root's own`);
+      writeHeartbeat(below(fd), beat);
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  #letGo() {
+    this.#closeFolder();
+    this.#share.close();
   }
 
   /**
@@ -177,9 +203,14 @@ class FileChannel {
     if (!data && !this.#isGarbage(name, content)) return;
     this.#doubtful.delete(name);
     this.#taken.add(id);
-    if (!data) await fsp.copyFile(this.#path('requests', name), this.#path('requests', `${name}.rejected`)).catch(() => {});
+    if (!data) await this.#keepRejected(name).catch(() => {});
     queue.add(id, data ?? new Error(content.tooLarge ? 'the request is too large' : 'the request is not a JSON object'));
     if (cancelled) queue.cancel(id);
+  }
+
+  async #keepRejected(name) {
+    await removeFile(this.#path('requests', `${name}.rejected`));
+    await fsp.copyFile(this.#path('requests', name), this.#path('requests', `${name}.rejected`), fs.constants.COPYFILE_EXCL);
   }
 
   /** Not JSON: half-written, unless nothing has changed for `times.garbage` ms of monotonic time. */
@@ -195,7 +226,7 @@ class FileChannel {
   async history(id) {
     let handle;
     try {
-      handle = await fsp.open(this.#path('streams', `${id}.log`), 'r');
+      handle = await fsp.open(this.#path('streams', `${id}.log`), READ);
       const { size } = await handle.stat();
       if (size === 0) return 'new';
       return (await tailLines(handle, size)).some((line) => RESULT.test(line)) ? 'ended' : 'begun';
@@ -209,9 +240,9 @@ class FileChannel {
 
   /** The stream of a request. A line that a crash left unfinished is ended first. */
   async openStream(id) {
-    const file = this.#path('streams', `${id}.log`);
-    const torn = await endsTorn(file);
-    if (torn) await fsp.appendFile(file, '\n').catch(() => {});
+    const file = () => this.#path('streams', `${id}.log`);
+    const torn = await endsTorn(file());
+    if (torn) await fsp.appendFile(file(), '\n', { flag: APPEND }).catch(() => {});
     return new StreamFile(file, this.#config.times, (error) => this.#streamFailed(error));
   }
 
@@ -224,7 +255,7 @@ class FileChannel {
   async finish(id) {
     this.#log.forget('stream');
     for (const name of [`${id}.json`, `${id}.cancel`]) {
-      await removeFile(this.#path('requests', name)).catch((error) => this.#log.once('remove', `${name} cannot be removed: ${error.message}`));
+      await this.#remove('requests', name).catch((error) => this.#log.once('remove', `${name} cannot be removed: ${error.message}`));
     }
     this.#taken.delete(id);
   }
@@ -235,18 +266,26 @@ class FileChannel {
    * @returns {Promise<object|undefined>} undefined when `signal` is aborted first
    */
   async answer(kind, id, signal) {
-    const file = this.#path('responses', kind === 'host_tool' ? `${id}.host-tool.json` : `${id}.json`);
+    const name = kind === 'host_tool' ? `${id}.host-tool.json` : `${id}.json`;
     while (!signal.aborted) {
-      const content = await readSmall(file, this.#config.limits.answer).catch(() => undefined);
+      const content = await this.#readAnswer(name).catch(() => undefined);
       const value = content && parseObject(content.text);
       if (value || content?.tooLarge) {
-        await removeFile(file).catch(() => {});
+        await this.#remove('responses', name).catch(() => {});
         return value;
       }
       await delay(this.#config.times.poll / 2, undefined, { signal }).catch(() => {});
     }
-    await removeFile(file).catch(() => {});
+    await this.#remove('responses', name).catch(() => {});
     return undefined;
+  }
+
+  async #readAnswer(name) {
+    return readSmall(this.#path('responses', name), this.#config.limits.answer);
+  }
+
+  async #remove(...parts) {
+    await removeFile(this.#path(...parts));
   }
 
   // Files need no transfer: both sides see the same folder.
@@ -261,7 +300,7 @@ async function tailLines(handle, size) {
 }
 
 async function endsTorn(file) {
-  const handle = await fsp.open(file, 'r').catch(() => undefined);
+  const handle = await fsp.open(file, READ).catch(() => undefined);
   if (!handle) return false;
   try {
     const { size } = await handle.stat();

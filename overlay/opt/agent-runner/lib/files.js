@@ -3,7 +3,11 @@
 const fs = require('node:fs');
 const fsp = require('node:fs/promises');
 
-const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants;
+const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = fs.constants;
+
+/** Flags for files of a shared folder: what is there under another name is not meant. */
+const READ = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
+const APPEND = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW;
 
 /**
  * A small file as text and its identity for "has it changed"; undefined when there is none, or no regular file.
@@ -12,7 +16,7 @@ const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants;
 async function readSmall(file, limit) {
   let handle;
   try {
-    handle = await fsp.open(file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    handle = await fsp.open(file, READ);
     const stat = await handle.stat();
     if (!stat.isFile()) return undefined;
     const stamp = `${stat.ino}:${stat.size}:${stat.mtimeMs}`;
@@ -42,4 +46,4 @@ function parseObject(text) {
   }
 }
 
-module.exports = { parseObject, readSmall, removeFile };
+module.exports = { APPEND, READ, parseObject, readSmall, removeFile };

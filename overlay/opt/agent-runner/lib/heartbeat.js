@@ -4,6 +4,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const PROTOCOL_VERSION = 1;
+const { O_CREAT, O_NOFOLLOW, O_TRUNC, O_WRONLY } = fs.constants;
 
 /** The image's name and build id out of the KEY=VALUE file that the build writes; empty when there is none. */
 function readRelease(file) {
@@ -37,7 +38,7 @@ function makeHeartbeat(ipcMode, ipcMounted, release) {
 /** Replace the heartbeat as a whole: a reader sees the old or the new one, never a part. */
 function writeHeartbeat(ipcDir, beat) {
   const temporary = path.join(ipcDir, `.heartbeat.${process.pid}`);
-  fs.writeFileSync(temporary, JSON.stringify(beat));
+  fs.writeFileSync(temporary, JSON.stringify(beat), { flag: O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW });
   fs.renameSync(temporary, path.join(ipcDir, 'heartbeat'));
 }
 

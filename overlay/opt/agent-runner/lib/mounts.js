@@ -3,7 +3,9 @@
 const fs = require('node:fs');
 const path = require('node:path');
 const { RequestError } = require('./errors');
+const { holdFolder, mountOf, placeOf } = require('./folders');
 const { findLink, isInside } = require('./paths');
+const { endAgents, runTool } = require('./users');
 
 const OPTIONS = 'trans=virtio,version=9p2000.L,msize=262144';
 /** Only root may use the request channel: the agent must not read other requests nor write results. */
@@ -11,14 +13,19 @@ const IPC_OPTIONS = `${OPTIONS},access=0,nosuid,nodev,noexec`;
 const SHARE_OPTIONS = `${OPTIONS},nosuid,nodev`;
 const SHARE_TYPES = new Set(['9p', 'virtiofs']);
 
-/** What is mounted on `target`: {source, type}, or undefined. The last line wins, as in the kernel. */
-function findMount(target, table = '/proc/self/mounts') {
-  let found;
-  for (const line of fs.readFileSync(table, 'utf8').split('\n')) {
-    const [source, where, type] = line.split(' ').map((field) => field.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8))));
-    if (where === target) found = { source, type };
-  }
-  return found;
+/** All mounts, as {id, where, type, source}; of those on the same place the last is the one that is seen. */
+function readMounts(table = '/proc/self/mountinfo') {
+  const lines = fs.readFileSync(table, 'utf8').split('\n').filter(Boolean);
+  return lines.map((line) => {
+    const fields = line.split(' ').map((field) => field.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8))));
+    const [type, source] = fields.slice(fields.indexOf('-', 6) + 1); // behind the optional fields
+    return { id: fields[0], where: fields[4], type, source };
+  });
+}
+
+/** What is mounted on `target`, or undefined. */
+function findMount(target, table) {
+  return readMounts(table).findLast(({ where }) => where === target);
 }
 
 /** True when `dir` really is a share of the host. */
@@ -27,50 +34,67 @@ function isShare(dir, table) {
   return mount !== undefined && SHARE_TYPES.has(mount.type);
 }
 
-/** Run a short program to its end; rejects with its first line of stderr. */
-function runTool(file, args, options = {}) {
-  const { execFile } = require('node:child_process');
-  return new Promise((resolve, reject) => {
-    execFile(file, args, { timeout: 20_000, killSignal: 'SIGKILL', ...options }, (error, stdout, stderr) => {
-      if (!error) resolve(stdout);
-      else reject(new Error(stderr.trim().split('\n')[0] || error.message));
-    });
-  });
-}
-
 /** Mounts the host's folders; needs root. */
 class Mounter {
   #config;
+  #system;
   #writable = new Set();
 
-  constructor(config) {
+  /** @param {{run?, table?, endAgents?}} system what the tests replace: programs, the table of mounts, the killing */
+  constructor(config, system = {}) {
     this.#config = config;
+    this.#system = { run: runTool, endAgents, ...system };
   }
 
   ipcMounted() {
-    return isShare(this.#config.ipcDir);
+    return isShare(this.#config.ipcDir, this.#system.table);
+  }
+
+  /** True when the held folder belongs to the request share. */
+  holdsIpc(fd) {
+    const mount = findMount(this.#config.ipcDir, this.#system.table);
+    return mount !== undefined && SHARE_TYPES.has(mount.type) && mount.id === mountOf(fd);
   }
 
   /** Try to mount the request channel; true when it is there afterwards. */
   async mountIpc() {
     if (this.ipcMounted()) return true;
-    fs.mkdirSync(this.#config.ipcDir, { recursive: true });
     try {
-      await runTool('mount', ['-t', '9p', '-o', IPC_OPTIONS, 'ipc', this.#config.ipcDir]);
+      await this.#mountShare('ipc', this.#config.ipcDir, IPC_OPTIONS, { uid: process.getuid(), gid: process.getgid() });
     } catch {
       return false;
     }
     return this.ipcMounted();
   }
 
+  /**
+   * Mount a share on a folder that is held: links that the agent plants meanwhile change nothing, and when the folder is
+   * somewhere else afterwards the mount is undone.
+   */
+  async #mountShare(tag, target, options, owner) {
+    const { run, table } = this.#system;
+    const fd = holdFolder(target, owner);
+    try {
+      const before = new Set(readMounts(table).map(({ id }) => id));
+      await run('mount', ['-t', '9p', '-o', options, tag, `/proc/${process.pid}/fd/${fd}`]);
+      const made = readMounts(table).filter(({ id }) => !before.has(id));
+      if (placeOf(fd) === target && made.every(({ where }) => where === target)) return;
+      for (const { where } of made) await run('umount', ['-l', where]);
+      throw new Error('the folder was moved meanwhile');
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
   /** The channel stopped working (the host may have replaced the folder): let go of it, mount it again. */
   async remountIpc() {
-    await runTool('umount', ['-l', this.#config.ipcDir]).catch(() => {});
+    if (this.ipcMounted()) await this.#system.run('umount', ['-l', this.#config.ipcDir]).catch(() => {});
     return this.mountIpc();
   }
 
   /**
-   * Mount everything that a request names, before its agent starts.
+   * Mount everything that a request names, before its agent starts. What an earlier agent left running is ended before
+   * anything is made or mounted: root works in folders of the agent's then.
    * @param {readonly {name: string, tag: string, guestPath: string}[]} wanted
    * @param {{uid: number, gid: number, home: string}} user who must be able to write to `work`
    * @param {boolean} ownDisk serial mode: a tag that no device has is a folder, whose files the port carries
@@ -80,7 +104,7 @@ class Mounter {
     for (const mount of wanted) {
       this.#check(mount, user);
       if (ownDisk && !shareTags().includes(mount.tag)) {
-        makeMountPoint(mount.guestPath, user);
+        await this.#makeFolder(mount, user);
         continue;
       }
       await this.#mount(mount, user);
@@ -93,23 +117,32 @@ class Mounter {
     const bases = [workspace, user.home, '/mnt', '/media', '/srv'];
     const allowed = bases.some((base) => isInside(base, guestPath) && path.resolve(guestPath) !== path.resolve(base));
     if (!allowed || isInside(ipcDir, guestPath)) throw new RequestError(`mount "${name}": ${guestPath} is not a place for a share`);
-    const link = findLink(guestPath);
-    if (link) throw new RequestError(`mount "${name}": ${link} is a symbolic link`);
+    checkLinks(name, guestPath);
+  }
+
+  /** Serial mode: the share is an ordinary folder. */
+  async #makeFolder({ name, guestPath }, user) {
+    if (fs.existsSync(guestPath)) return;
+    await this.#system.endAgents(this.#config);
+    checkLinks(name, guestPath);
+    fs.closeSync(holdFolder(guestPath, user));
   }
 
   async #mount({ name, tag, guestPath }, user) {
     const target = path.resolve(guestPath);
-    const present = findMount(target);
+    const { run, table } = this.#system;
+    const present = findMount(target, table);
     if (present && SHARE_TYPES.has(present.type) && present.source === tag) return;
     this.#writable.delete(target);
+    await this.#system.endAgents(this.#config);
+    checkLinks(name, target);
     try {
-      if (present) await runTool('umount', ['-l', target]);
-      makeMountPoint(target, user);
-      await runTool('mount', ['-t', '9p', '-o', SHARE_OPTIONS, tag, target]);
+      if (present) await run('umount', ['-l', target]);
+      await this.#mountShare(tag, target, SHARE_OPTIONS, user);
     } catch (error) {
       throw new RequestError(`mount "${name}": tag ${tag} cannot be mounted on ${target}: ${error.message}`);
     }
-    if (!isShare(target)) throw new RequestError(`mount "${name}": ${target} is not a share after mounting`);
+    if (!isShare(target, table)) throw new RequestError(`mount "${name}": ${target} is not a share after mounting`);
   }
 
   /** Only a real write, by the agent's own user, says whether the host lets the agent write. */
@@ -118,7 +151,7 @@ class Mounter {
     if (this.#writable.has(target)) return;
     const file = path.join(target, `.agentd-probe-${process.pid}`);
     try {
-      await runTool('/bin/sh', ['-c', ': > "$1" && rm -f "$1"', 'probe', file], { uid: user.uid, gid: user.gid, cwd: '/', env: {} });
+      await this.#system.run('/bin/sh', ['-c', ': > "$1" && rm -f "$1"', 'probe', file], { uid: user.uid, gid: user.gid, cwd: '/', env: {} });
     } catch (error) {
       throw new RequestError(`mount "${name}": ${target} (owner ${describeOwner(target)}) is not writable for uid ${user.uid}: ${error.message}`);
     }
@@ -137,13 +170,9 @@ function describeOwner(target) {
   return stat ? `${stat.uid}:${stat.gid}, mode ${(stat.mode & 0o7777).toString(8)}` : 'unknown';
 }
 
-/** The folder and those above it; the new ones belong to the agent. */
-function makeMountPoint(target, user) {
-  const first = fs.mkdirSync(target, { recursive: true });
-  for (let dir = target; first !== undefined; dir = path.dirname(dir)) {
-    fs.chownSync(dir, user.uid, user.gid);
-    if (dir === first) break;
-  }
+function checkLinks(name, target) {
+  const link = findLink(target);
+  if (link) throw new RequestError(`mount "${name}": ${link} is a symbolic link`);
 }
 
-module.exports = { IPC_OPTIONS, Mounter, SHARE_OPTIONS, findMount, isShare, runTool };
+module.exports = { IPC_OPTIONS, Mounter, SHARE_OPTIONS, findMount, isShare, readMounts };

@@ -11,9 +11,33 @@ const MAX_QUESTION = 4 * 1024 * 1024;
 class Questions {
   #current; // {request, channel, stream, signal}
   #times;
+  #socket;
 
   constructor(times) {
     this.#times = times;
+  }
+
+  /**
+   * The socket behind agent-ask and agent-host-tool: one JSON line in, one JSON line out. Only root may connect, until
+   * somebody is admitted.
+   * @returns {Promise<net.Server>}
+   */
+  async listen(socket) {
+    fs.mkdirSync(path.dirname(socket), { recursive: true, mode: 0o755 });
+    fs.rmSync(socket, { force: true });
+    const server = net.createServer({ allowHalfOpen: true }, (connection) => serve(connection, this));
+    await new Promise((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(socket, resolve);
+    });
+    fs.chmodSync(socket, 0o660);
+    this.#socket = socket;
+    return server;
+  }
+
+  /** The group that may connect from now on: that of the agent that is about to run. */
+  admit(user) {
+    if (this.#socket && process.getuid() === 0) fs.chownSync(this.#socket, 0, user.gid);
   }
 
   /** The request whose agent may ask from now on; undefined: nobody may. */
@@ -63,25 +87,6 @@ function textOr(value, otherwise) {
   return typeof value === 'string' ? value : otherwise;
 }
 
-/**
- * The socket behind agent-ask and agent-host-tool: one JSON line in, one JSON line out.
- * @param {Questions} questions
- * @returns {Promise<net.Server>}
- */
-function listen(socket, questions, user) {
-  fs.mkdirSync(path.dirname(socket), { recursive: true, mode: 0o755 });
-  fs.rmSync(socket, { force: true });
-  const server = net.createServer({ allowHalfOpen: true }, (connection) => serve(connection, questions));
-  return new Promise((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(socket, () => {
-      fs.chmodSync(socket, 0o660);
-      if (user && process.getuid() === 0) fs.chownSync(socket, 0, user.gid);
-      resolve(server);
-    });
-  });
-}
-
 function serve(connection, questions) {
   let text = '';
   connection.setEncoding('utf8');
@@ -109,4 +114,4 @@ async function reply(connection, line, questions) {
   if (!connection.destroyed) connection.end(`${JSON.stringify(answer)}\n`);
 }
 
-module.exports = { Questions, listen };
+module.exports = { Questions };

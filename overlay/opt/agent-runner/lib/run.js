@@ -6,7 +6,7 @@ const { agentEnvironment, chooseAgent, describePresence, readDrive } = require('
 const { RequestError } = require('./errors');
 const { isInside } = require('./paths');
 const { parseRequest } = require('./request');
-const { findUser } = require('./users');
+const { findUser, noteUser } = require('./users');
 
 const NO_AGENT = 'no agent is configured: set AGENT_COMMAND in /etc/conf.d/agentd, on the config drive or in the request, or send a "command"';
 
@@ -78,6 +78,8 @@ class Runner {
   async #runAgent(request, plan, signal, stream) {
     const { config, channel, questions, launch } = this.#services;
     const report = new Report(stream, config.limits);
+    noteUser(config, plan.user);
+    questions.admit(plan.user);
     const agent = new AgentRun(plan, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
     this.#current = agent;
     questions.serve({ request, channel, stream, signal });

@@ -2,12 +2,12 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
+const { bootUser } = require('./environment');
 const { parseObject } = require('./files');
 const { LineReader } = require('./lines');
 const { isId, isInside } = require('./paths');
 const { Port, findPort } = require('./port');
 const { Receiver, changedFiles, sendFile, snapshot } = require('./transfer');
-const { findUser } = require('./users');
 
 const REMEMBERED = 1000; // ids of ended requests that are not taken again
 
@@ -86,7 +86,7 @@ class SerialChannel {
 
   #push(message) {
     try {
-      this.#receiver ??= new Receiver(this.#config, findUser(this.#config.choices.AGENT_USER ?? 'agent', this.#config.passwdFile));
+      this.#receiver ??= new Receiver(this.#config, bootUser(this.#config));
       this.#receiver.take(message);
     } catch (error) {
       this.#log.info(`${message.type}: ${error.message}`);

@@ -2,13 +2,14 @@
 
 const fsp = require('node:fs/promises');
 const { setTimeout: delay } = require('node:timers/promises');
+const { APPEND } = require('./files');
 
 /**
  * The stream of one request: JSON lines appended to a file, each written out before the next.
  * A write that fails (disk full, share gone) is tried again from the byte where it stopped, so no line is ever torn.
  */
 class StreamFile {
-  #file;
+  #where;
   #times;
   #handle;
   #queue = [];
@@ -17,8 +18,9 @@ class StreamFile {
   #onError;
   stalledSince; // monotonic ms since when writing fails, undefined while it works
 
-  constructor(file, times, onError = () => {}) {
-    this.#file = file;
+  /** @param {() => string} where the file's path, asked for whenever it is opened; it may throw */
+  constructor(where, times, onError = () => {}) {
+    this.#where = where;
     this.#times = times;
     this.#onError = onError;
   }
@@ -65,7 +67,7 @@ class StreamFile {
   async #append(line) {
     for (let offset = 0; offset < line.length; ) {
       try {
-        this.#handle ??= await fsp.open(this.#file, 'a', 0o644);
+        this.#handle ??= await fsp.open(this.#where(), APPEND, 0o644);
         const { bytesWritten } = await this.#handle.write(line, offset, line.length - offset);
         offset += bytesWritten;
         this.stalledSince = undefined;

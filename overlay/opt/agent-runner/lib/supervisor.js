@@ -1,6 +1,5 @@
 'use strict';
 
-const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: delay } = require('node:timers/promises');
 const { FileChannel } = require('./filemode');
@@ -69,30 +68,26 @@ class Supervisor {
   }
 
   async #prepare() {
-    const { Questions, listen } = require('./permissions');
+    const { Questions } = require('./permissions');
     const { Runner } = require('./run');
     const questions = new Questions(this.#config.times);
-    const user = this.#cleanUp();
-    this.#server = await listen(this.#config.socket, questions, user);
+    await this.#cleanUp();
+    this.#server = await questions.listen(this.#config.socket);
     this.#runner = new Runner({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, questions, launch: this.#launch });
     this.#queue = new RequestQueue((entry) => this.#runner.run(entry), this.#config.limits.queue);
   }
 
   /** Agents of an agentd that crashed must not go on: their requests are answered as failed. */
-  #cleanUp() {
-    const { findUser, killUser } = require('./users');
-    let user;
+  async #cleanUp() {
+    const { bootUser } = require('./environment');
+    const { endAgents } = require('./users');
     try {
-      user = findUser(this.#config.choices.AGENT_USER ?? 'agent', this.#config.passwdFile);
+      const ended = await endAgents(this.#config);
+      if (ended > 0) this.#log.info(`restarted; ${ended} processes of agents killed`);
+      bootUser(this.#config); // says now what every request would say
     } catch (error) {
       this.#log.alarm(error.message);
-      return undefined;
     }
-    const marker = path.join(this.#config.runDir, 'started');
-    fs.mkdirSync(this.#config.runDir, { recursive: true });
-    if (fs.existsSync(marker) && process.getuid() === 0) this.#log.info(`restarted; ${killUser(user.uid)} processes of ${user.name} killed`);
-    fs.writeFileSync(marker, '');
-    return user;
   }
 
   /** Pass a signal on to the agent. */

@@ -1,6 +1,8 @@
 'use strict';
 
 const fs = require('node:fs');
+const path = require('node:path');
+const { setTimeout: delay } = require('node:timers/promises');
 const { RequestError } = require('./errors');
 
 /**
@@ -19,20 +21,73 @@ function findUser(name, passwdFile) {
   throw new RequestError(`AGENT_USER ${name} does not exist in this image`);
 }
 
-/** Kill every process of `uid`: after a crash of agentd its agents must not go on unsupervised. Returns how many. */
-function killUser(uid) {
-  let killed = 0;
-  for (const entry of fs.readdirSync('/proc')) {
-    if (!/^\d+$/.test(entry)) continue;
+/** Run a short program to its end; rejects with its first line of stderr. */
+function runTool(file, args, options = {}) {
+  const { execFile } = require('node:child_process');
+  return new Promise((resolve, reject) => {
+    execFile(file, args, { timeout: 20_000, killSignal: 'SIGKILL', ...options }, (error, stdout, stderr) => {
+      if (!error) resolve(stdout);
+      else reject(new Error(stderr.trim().split('\n')[0] || error.message));
+    });
+  });
+}
+
+/** The living processes of `uid`. Their status says so: the owner of /proc/PID is root when they forbid to be dumped. */
+function processesOf(uid) {
+  const pids = fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
+  return pids.map(Number).filter((pid) => {
     try {
-      if (fs.statSync(`/proc/${entry}`).uid !== uid) continue;
-      process.kill(Number(entry), 'SIGKILL');
-      killed += 1;
+      const status = fs.readFileSync(`/proc/${pid}/status`, 'utf8');
+      return !/^State:\s*[ZX]/m.test(status) && /^Uid:(.*)$/m.exec(status)[1].trim().split(/\s+/).includes(String(uid));
     } catch {
-      // It has ended meanwhile.
+      return false; // it has ended meanwhile
     }
+  });
+}
+
+/**
+ * End every process of `uid` (never root's). Those that are seen are killed; then one of their own kills all that are
+ * left, which the kernel does at once: none can fork away from that.
+ * @returns {Promise<number>} how many were seen
+ * @throws {RequestError} when some are still there
+ */
+async function endProcesses(uid) {
+  if (uid === 0 || process.getuid() !== 0) return 0;
+  const first = processesOf(uid);
+  for (let round = 0, left = first; left.length > 0; round += 1, left = processesOf(uid)) {
+    if (round === 100) throw new RequestError(`${left.length} processes of uid ${uid} cannot be ended`);
+    for (const pid of left) killOne(pid);
+    await runTool(process.execPath, ['-e', 'process.kill(-1, "SIGKILL")'], { uid, gid: uid, cwd: '/', env: {} }).catch(() => {});
+    await delay(10);
   }
-  return killed;
+  return first.length;
+}
+
+function killOne(pid) {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It has ended meanwhile.
+  }
+}
+
+/** Note that agents run as `user` from now on: whoever ends leftovers, also after a crash of agentd, ends theirs. */
+function noteUser({ runDir }, user) {
+  fs.mkdirSync(runDir, { recursive: true });
+  if (!notedUids({ runDir }).has(user.uid)) fs.appendFileSync(path.join(runDir, 'users'), `${user.uid}\n`);
+}
+
+/** The uids that agents of this boot have run as. */
+function notedUids({ runDir }) {
+  const file = path.join(runDir, 'users');
+  return new Set(fs.existsSync(file) ? fs.readFileSync(file, 'utf8').split('\n').filter(Boolean).map(Number) : []);
+}
+
+/** End whatever agents of this boot have left running. @returns {Promise<number>} how many processes there were */
+async function endAgents(config) {
+  let ended = 0;
+  for (const uid of notedUids(config)) ended += await endProcesses(uid);
+  return ended;
 }
 
 /**
@@ -51,4 +106,4 @@ function asUser(user, action) {
   }
 }
 
-module.exports = { asUser, findUser, killUser };
+module.exports = { asUser, endAgents, endProcesses, findUser, noteUser, runTool };

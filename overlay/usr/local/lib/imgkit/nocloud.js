@@ -6,6 +6,9 @@
 const fs = require('node:fs');
 const path = require('node:path');
 
+const { O_CREAT, O_EXCL, O_NOFOLLOW, O_TRUNC, O_WRONLY } = fs.constants;
+const MOST_LINKS = 40; // the kernel's own limit
+
 class YamlError extends Error {}
 
 /** Lines that say something: {indent, text, number}; a comment or an empty line says nothing outside of block scalars. */
@@ -109,15 +112,63 @@ function parseFile(file) {
   return value;
 }
 
+/** True when nobody but root can change what is in the folder. */
+function isRoots(dir) {
+  const { uid, mode } = fs.statSync(dir);
+  return (uid === 0 || uid === process.getuid()) && (mode & 0o022) === 0;
+}
+
+/**
+ * Where `file` really is: root's own links are followed, and one in a folder of somebody else's is refused, which an agent
+ * may have planted at an earlier boot. No agent runs yet, so nothing changes after this look.
+ */
+function resolveSafely(file, links = 0) {
+  if (links > MOST_LINKS) throw new YamlError(`${file}: too many symbolic links`);
+  const parts = file.split('/').filter(Boolean);
+  let dir = '/';
+  for (const [at, part] of parts.entries()) {
+    const next = path.join(dir, part);
+    const stat = fs.lstatSync(next, { throwIfNoEntry: false });
+    if (stat?.isSymbolicLink()) {
+      if (!isRoots(dir)) throw new YamlError(`${next} is a symbolic link in a folder that is not root's`);
+      return resolveSafely(path.resolve(dir, fs.readlinkSync(next), ...parts.slice(at + 1)), links + 1);
+    }
+    if (!stat) return path.join(next, ...parts.slice(at + 1));
+    dir = next;
+  }
+  return dir;
+}
+
+/** Write a file as a whole. In a folder that is not root's it replaces what is there: that may have a second name elsewhere. */
+function writeSafely(name, bytes, [uid, gid], mode) {
+  const file = resolveSafely(name);
+  fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o755 });
+  const foreign = !isRoots(path.dirname(file));
+  if (foreign) fs.rmSync(file, { force: true });
+  const fd = fs.openSync(file, O_WRONLY | O_CREAT | O_NOFOLLOW | (foreign ? O_EXCL : O_TRUNC), 0o600);
+  try {
+    fs.writeFileSync(fd, bytes);
+    fs.fchownSync(fd, uid, gid);
+    fs.fchmodSync(fd, mode);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Owners can be given only by root. */
+function owners(ids) {
+  return process.getuid() === 0 ? ids : [process.getuid(), process.getgid()];
+}
+
 /** Keys for the agent; an image with an SSH server finds them where it looks. */
 function writeKeys(keys, root) {
   const [, uid, gid, home] = /^agent:[^:]*:(\d+):(\d+):[^:]*:([^:]*):/m.exec(readText(path.join(root, 'etc/passwd'))) ?? [];
   if (!home || !Array.isArray(keys)) throw new YamlError('ssh_authorized_keys: needs a list, and the user "agent"');
-  const dir = path.join(root, home, '.ssh');
-  const file = path.join(dir, 'authorized_keys');
+  const dir = resolveSafely(path.join(root, home, '.ssh'));
+  const agent = owners([Number(uid), Number(gid)]);
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 });
-  fs.writeFileSync(file, keys.map((key) => `${key}\n`).join(''), { mode: 0o600 });
-  if (process.getuid() === 0) for (const name of [dir, file]) fs.chownSync(name, Number(uid), Number(gid));
+  fs.chownSync(dir, ...agent);
+  writeSafely(path.join(dir, 'authorized_keys'), keys.map((key) => `${key}\n`).join(''), agent, 0o600);
 }
 
 function ownerOf(text, root) {
@@ -133,12 +184,8 @@ function writeFile(entry, root) {
   if (typeof name !== 'string' || !path.isAbsolute(name) || name.split('/').includes('..')) throw new YamlError('write_files: "path" must be absolute');
   if (encoding && !['b64', 'base64', 'text/plain'].includes(encoding)) throw new YamlError(`write_files: encoding ${encoding} is not understood`);
   if (!/^[0-7]{3,4}$/.test(permissions)) throw new YamlError('write_files: "permissions" must be octal');
-  const file = path.join(root, name);
   const bytes = encoding?.startsWith('b') ? Buffer.from(content, 'base64') : Buffer.from(content ?? '');
-  fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o755 });
-  fs.writeFileSync(file, bytes, { mode: 0o600 });
-  fs.chownSync(file, ...(process.getuid() === 0 ? ownerOf(owner, root) : [process.getuid(), process.getgid()]));
-  fs.chmodSync(file, parseInt(permissions, 8));
+  writeSafely(path.join(root, name), bytes, owners(ownerOf(owner, root)), parseInt(permissions, 8));
 }
 
 /** Carry out a NoCloud drive. `root` is "/" but in tests. */

@@ -1,0 +1,174 @@
+'use strict';
+
+// What root does where the agent may write: no link is followed, nothing is done outside of the share.
+
+const assert = require('node:assert/strict');
+const fs = require('node:fs');
+const path = require('node:path');
+const { spawn } = require('node:child_process');
+const { test } = require('node:test');
+const { setTimeout: delay } = require('node:timers/promises');
+const { FAST, FakeMounter, makeGuest, payload, startHost, until } = require('./helpers');
+const { holdFolder, placeOf } = payload('folders');
+const { Mounter } = payload('mounts');
+const { bootUser } = payload('environment');
+const { Questions } = payload('permissions');
+const { StreamFile } = payload('stream');
+const { endAgents, endProcesses, noteUser } = payload('users');
+
+const ROOT = process.getuid() === 0;
+const own = { uid: process.getuid(), gid: process.getgid(), home: '/home/agent' };
+const asRoot = { skip: !ROOT && 'needs root' };
+
+test('a folder is held through no link; missing ones are made for their owner', (t) => {
+  const { root } = makeGuest(t);
+  fs.mkdirSync(path.join(root, 'outside'));
+  fs.symlinkSync('outside', path.join(root, 'link'));
+  const owner = ROOT ? { uid: 1000, gid: 1001 } : own;
+  for (const name of ['link', 'link/below', 'console', 'console/below']) assert.throws(() => holdFolder(path.join(root, name), owner), { code: 'ENOTDIR' }, name);
+  assert.throws(() => holdFolder(path.join(root, 'none')), { code: 'ENOENT' });
+  assert.deepEqual(fs.readdirSync(path.join(root, 'outside')), []);
+  const fd = holdFolder(path.join(root, 'a/b'), owner);
+  t.after(() => fs.closeSync(fd));
+  assert.equal(placeOf(fd), path.join(fs.realpathSync(root), 'a/b'));
+  for (const name of ['a', 'a/b']) assert.deepEqual([fs.statSync(path.join(root, name)).uid, fs.statSync(path.join(root, name)).gid], [owner.uid, owner.gid]);
+  assert.equal(fs.statSync(root).uid, own.uid, 'what is there keeps its owner');
+});
+
+/** A mounter whose programs are played: `mount` calls `mounting(folder)`, which says where the mount came to be. */
+function playedMounter(config, mounting, present = []) {
+  const table = path.join(config.runDir, 'table');
+  const calls = [];
+  const rows = present.map(([where, tag], at) => `${at + 10} 1 0:1 / ${where} rw - 9p ${tag} rw`);
+  const save = () => fs.writeFileSync(table, rows.map((row) => `${row}\n`).join(''));
+  save();
+  const run = async (file, args) => {
+    calls.push([file, ...args.slice(file === 'umount' ? 0 : -2)]);
+    if (file === 'mount') rows.push(`99 1 0:2 / ${mounting(fs.readlinkSync(args.at(-1)))} rw - 9p ${args.at(-2)} rw`);
+    if (file === 'umount') rows.splice(rows.findIndex((row) => row.includes(` ${args.at(-1)} `)), 1);
+    save();
+  };
+  const end = async () => calls.push(['endAgents']);
+  return { mounter: new Mounter(config, { run, table, endAgents: end }), calls };
+}
+
+test('a share is mounted on the folder that was looked at, after what an earlier agent left is ended', async (t) => {
+  const { config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const guestPath = path.join(workspace, 'project');
+  const { mounter, calls } = playedMounter({ ...config, workspace }, (folder) => folder);
+  await mounter.prepare([{ name: 'data', tag: 'data', guestPath }], own);
+  assert.deepEqual(calls.map(([name]) => name), ['endAgents', 'mount']);
+  assert.match(calls[1].at(-1), new RegExp(`^/proc/${process.pid}/fd/\\d+$`));
+  await mounter.prepare([{ name: 'data', tag: 'data', guestPath }], own);
+  assert.equal(calls.length, 2, 'what is mounted costs no process its life');
+});
+
+test('a folder that is moved while it is mounted: the mount is undone, and the link in its place is not followed', async (t) => {
+  const { root, config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const [guestPath, moved, outside] = [path.join(workspace, 'project'), path.join(workspace, 'moved'), path.join(fs.realpathSync(root), 'outside')];
+  fs.mkdirSync(outside);
+  const swap = (folder) => {
+    assert.equal(folder, guestPath);
+    fs.renameSync(guestPath, moved);
+    fs.symlinkSync(outside, guestPath);
+    return moved;
+  };
+  const { mounter, calls } = playedMounter({ ...config, workspace }, swap);
+  await assert.rejects(mounter.prepare([{ name: 'work', tag: 'work', guestPath }], own), /moved meanwhile/);
+  assert.deepEqual(calls.at(-1), ['umount', '-l', moved]);
+  await assert.rejects(mounter.prepare([{ name: 'work', tag: 'work', guestPath }], own), /symbolic link/);
+});
+
+test('the request share is not mounted through a link', async (t) => {
+  const { root, config } = makeGuest(t);
+  fs.rmdirSync(config.ipcDir);
+  fs.symlinkSync(root, config.ipcDir);
+  const { mounter, calls } = playedMounter(config, (folder) => folder);
+  assert.equal(await mounter.mountIpc(), false);
+  assert.equal(await mounter.remountIpc(), false);
+  assert.deepEqual(calls, []);
+});
+
+test('a held folder belongs to the share only when it is on that very mount', (t) => {
+  const { config } = makeGuest(t);
+  const { mounter } = playedMounter(config, undefined, [[config.ipcDir, 'ipc']]);
+  const fd = holdFolder(config.ipcDir);
+  t.after(() => fs.closeSync(fd));
+  assert.ok(mounter.ipcMounted());
+  assert.ok(!mounter.holdsIpc(fd), 'the folder below the mount');
+});
+
+test('requests in a folder that is not the share are not run, and nothing is written there', async (t) => {
+  const guest = makeGuest(t);
+  const host = await startHost(t, { guest });
+  assert.equal((await host.run('good', { command: ['true'] })).subtype, 'success');
+  host.mounter.mounted = false;
+  await until('a beat that says so', () => JSON.parse(fs.readFileSync(host.ipc('heartbeat'), 'utf8')).ipcMounted === false);
+  fs.chmodSync(host.config.ipcDir, 0o777); // from now on it could be anybody's
+  await delay(3 * FAST.heartbeat);
+  const before = fs.readFileSync(host.ipc('heartbeat'), 'utf8');
+  host.send('planted', { command: ['/bin/sh', '-c', 'touch "$1"', 'sh', path.join(host.root, 'ran')] });
+  for (const name of ['streams', 'responses']) fs.rmSync(host.ipc(name), { recursive: true });
+  await delay(10 * FAST.heartbeat);
+  assert.equal(fs.readFileSync(host.ipc('heartbeat'), 'utf8'), before);
+  assert.deepEqual(fs.readdirSync(host.config.ipcDir).sort(), ['heartbeat', 'requests']);
+  assert.ok(!fs.existsSync(path.join(host.root, 'ran')));
+  assert.ok(host.log.lines.some((line) => /not the share|neither the share/.test(line)));
+  host.mounter.mounted = true;
+  await host.result('planted'); // to the test it is the share again
+});
+
+test('no link is followed by a stream or a heartbeat', async (t) => {
+  const { root, config } = makeGuest(t);
+  const victim = path.join(root, 'victim');
+  fs.writeFileSync(victim, 'untouched');
+  fs.symlinkSync(victim, path.join(config.ipcDir, `.heartbeat.${process.pid}`));
+  assert.throws(() => payload('heartbeat').writeHeartbeat(config.ipcDir, {}), { code: 'ELOOP' });
+  const file = path.join(root, 'x.log');
+  fs.symlinkSync(victim, file);
+  const failures = [];
+  const stream = new StreamFile(() => file, { retry: 1 }, (error) => failures.push(error.code));
+  const written = stream.write({ type: 'x' });
+  await until('a failure', () => failures.length > 0);
+  assert.equal(failures[0], 'ELOOP');
+  fs.rmSync(file);
+  await written;
+  await stream.close();
+  assert.equal(fs.readFileSync(victim, 'utf8'), 'untouched');
+});
+
+test('every process of a user is ended, also those with sessions of their own and those that fork', asRoot, async (t) => {
+  const uid = 61_234; // nobody's
+  const script = 'for n in 1 2 3; do setsid sleep 300 & done; while :; do (sleep 300 &) ; sleep 0.01; done';
+  const child = spawn('/bin/sh', ['-c', script], { uid, gid: uid, cwd: '/', detached: true, stdio: 'ignore' });
+  t.after(() => endProcesses(uid));
+  const count = () => fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && fs.statSync(`/proc/${name}`, { throwIfNoEntry: false })?.uid === uid).length;
+  await until('processes', () => count() > 6);
+  const { config } = makeGuest(t);
+  assert.equal(await endAgents(config), 0, 'only those whom agents have run as');
+  noteUser(config, { uid });
+  noteUser(config, { uid });
+  assert.equal(fs.readFileSync(path.join(config.runDir, 'users'), 'utf8'), `${uid}\n`);
+  assert.ok((await endAgents(config)) > 6);
+  await until('their ends', () => count() === 0);
+  assert.equal(await endProcesses(0), 0, "never root's");
+  assert.ok(child.pid);
+});
+
+test("the config drive's AGENT_USER is the one that pushed files belong to, and the running agent's group may ask", async (t) => {
+  const { root, config } = makeGuest(t);
+  fs.appendFileSync(config.passwdFile, `other:x:1234:1235::${root}:/bin/sh\n`);
+  assert.equal(bootUser(config).name, 'agent');
+  assert.equal(bootUser({ ...config, choices: { AGENT_USER: 'other' } }).name, 'other');
+  fs.writeFileSync(path.join(config.configDir, 'env.json'), '{"AGENT_USER": "other"}');
+  assert.equal(bootUser({ ...config, choices: { AGENT_USER: 'agent' } }).uid, 1234);
+  const [questions, socket] = [new Questions(FAST), path.join(config.runDir, 'agent.sock')];
+  const server = await questions.listen(socket);
+  t.after(() => server.close());
+  assert.equal(fs.statSync(socket).mode & 0o777, 0o660);
+  questions.admit(bootUser(config));
+  assert.equal(fs.statSync(socket).gid, ROOT ? 1235 : own.gid);
+  assert.ok(new FakeMounter().holdsIpc());
+});

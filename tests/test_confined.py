@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -78,6 +79,8 @@ def test_an_ordinary_user_builds(mirror: Mirror, mirror_url: str, home: Path, im
     done = subprocess.run(confined(*words), env=env, capture_output=True, text=True, timeout=500, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     image = results(out, done.stdout, done.stderr)["amd64"]
+    (facts,) = json.loads(done.stdout)
+    assert facts["peakMemory"] < 200 << 20
     assert leftovers() == before
     assert sorted(path.name for path in out.iterdir()) == [
         "initramfs-virt-amd64",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from fixtures.ext4 import read_tree
 from imgkit.rootfs.digest import differences, records
 from tests.conftest import need_program
-from tests.images import Builder, Image, Images
+from tests.images import ROOT, Builder, Image, Images, results
 
 pytestmark = pytest.mark.vm
 
@@ -223,6 +224,21 @@ def test_libguestfs_mounts_them(images: Images) -> None:
         assert found["release"] == image.manifest["alpine"]["version"]
         assert found["init"] == "/bin/busybox"
         assert found["owner"] == 1000
+
+
+def test_a_locked_build_without_the_mirror_is_the_same_image(builder: Builder, images: Images, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "overlay").symlink_to(ROOT / "overlay")
+    recipe = tmp_path / "recipes/alpine.py"
+    done = builder.run("lock", recipe, "--arch", "amd64", *builder.words)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    words = ("--locked", "--offline", "--arch", "amd64", "--json", *builder.words)
+    done = builder.run("build", recipe, "--out", out, *words)
+    assert done.returncode == 0, done.stderr
+    again = results(out, done.stdout, done.stderr)["amd64"]
+    assert again.manifest["files"] == images["amd64"].manifest["files"]
+    assert again.manifest["packages"] == images["amd64"].manifest["packages"]
 
 
 # ---- imgkit's own look ---------------------------------------------------------------------------------------------

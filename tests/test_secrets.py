@@ -236,12 +236,14 @@ def test_nocloud(image: Image) -> None:
     config = cidata(meta_data=META, user_data=USER)
     options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT}
     with VM.boot(image.disk, root_port=True, config=config, **options) as vm:
-        done = vm.run("hostname; cat /etc/motd secret; ls -ln secret; cat .ssh/authorized_keys; ls -lnd .ssh")
+        done = vm.run(
+            "hostname; cat /etc/hostname /etc/motd secret; ls -ln secret; cat .ssh/authorized_keys; ls -lnd .ssh"
+        )
         assert done.stderr == b""
         lines = done.text.splitlines()
-        assert lines[:3] == ["from-user", "hello", "there"]
-        assert lines[3].startswith("secret-rw-------")
-        assert lines[3].split()[2:4] == ["1000", "1000"]
-        assert lines[4] == "ssh-ed25519 AAAAC3Nz somebody@example"
-        assert re.match("drwx--[-S]---", lines[5]), "set-gid as the folder above"
+        assert lines[:4] == ["from-user", "from-user", "hello", "there"]
+        assert lines[4].startswith("secret-rw-------")
+        assert lines[4].split()[2:4] == ["1000", "1000"]
+        assert lines[5] == "ssh-ed25519 AAAAC3Nz somebody@example"
+        assert re.match("drwx--[-S]---", lines[6]), "set-gid as the folder above"
         assert vm.root("cat /run/imgkit/instance-id").text == "i-4711\n"

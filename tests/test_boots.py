@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +106,10 @@ GROWN = 6 << 30
 
 
 def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None:
-    """Before agentd, to the end of the disk; the second boot finds nothing to do."""
+    """Before agentd, to the end of the disk; the second boot finds nothing to do.
+
+    Enlarged once more and killed in the middle of growing, the next boot goes on, and the disk is whole.
+    """
     image = rooted_images["amd64"]
     copy = tmp_path / "grown.qcow2"
     shutil.copyfile(image.disk, copy)
@@ -120,7 +126,25 @@ def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None
         assert facts(vm) == first
         assert "Growing" not in vm.console()
         off(vm)
+    subprocess.run(["qemu-img", "resize", "-q", copy, str(2 * GROWN)], check=True)
+    with VM.boot(copy, writable=True, wait=False, **options) as vm:
+        kill_when_it_says(vm, "Growing the root file system")
+    with VM.boot(copy, writable=True, **options) as vm:
+        last = facts(vm)
+        off(vm)
+    assert 2 * GROWN - (2 << 20) < root["start"] + last["partition"] < 2 * GROWN
+    assert last["filesystem"] > 2 * GROWN * 9 // 10
     check_disk(copy, tmp_path)
+
+
+def kill_when_it_says(vm: VM, word: str) -> None:
+    """Kill QEMU as soon as the console has ``word``."""
+    deadline = time.monotonic() + TIMEOUT
+    while word not in vm.console():
+        assert vm.alive, vm.console()
+        assert time.monotonic() < deadline, vm.console()
+        time.sleep(0.02)
+    os.kill(vm.pid, signal.SIGKILL)
 
 
 def off(vm: VM) -> None:

@@ -399,7 +399,7 @@ NEARLY = st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=5
 
 
 @given(st.binary() | NEARLY.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_no_line_makes_the_parser_raise(line: bytes) -> None:
     event = protocol.parse_event(line)
     if isinstance(event, (PermissionRequest, HostToolRequest)):

@@ -26,11 +26,12 @@ class _Handler:
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.held:
-            self.pending = True
-        elif now - self.last >= _PATIENCE:
-            self.last = now
+        if now - self.last < _PATIENCE:
+            return
+        self.last = now
+        if not self.held:
             raise KeyboardInterrupt
+        self.pending = True
 
 
 _handler = _Handler()
@@ -61,12 +62,31 @@ def held_back() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: there was one, and nothing else was raised.
     """
-    _handler.held = True
+    with postponed():
+        yield
+    check()
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Let a signal that comes in the block wait for :func:`check`."""
+    if threading.current_thread() is not threading.main_thread():  # which is the only one that signals interrupt
+        yield
+        return
+    before, _handler.held = _handler.held, True
     try:
         yield
     finally:
-        _handler.held = False
-    if _handler.pending:
+        _handler.held = before
+
+
+def check() -> None:
+    """Raise for a signal that was postponed.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if _handler.pending and not _handler.held and threading.current_thread() is threading.main_thread():
         _handler.pending = False
         raise KeyboardInterrupt
 

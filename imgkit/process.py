@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imgkit import interrupts
 from imgkit.errors import HostError
 
 log = logging.getLogger("imgkit.process")
@@ -124,22 +125,24 @@ def start(
     words = [str(word) for word in argv]
     log.debug("%s", paste(words))
     try:
-        child = subprocess.Popen(  # the block below is the lifetime
-            words,
-            env=dict(env) if env is not None else None,
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - only prctl through an already loaded library
-        )
+        with interrupts.postponed():  # Python forgets what is raised while it forks
+            child = subprocess.Popen(  # the block below is the lifetime
+                words,
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=pass_fds,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - only prctl through an already loaded library
+            )
     except FileNotFoundError as cause:
         raise missing(words[0]) from cause
     except PermissionError as cause:
         raise HostError(f"{words[0]}: may not be executed") from cause
     try:
+        interrupts.check()
         yield child
     finally:
         _end_group(child)

@@ -107,3 +107,27 @@ def test_commands_are_logged_so_that_they_can_be_pasted(caplog: pytest.LogCaptur
     with caplog.at_level(logging.DEBUG, "imgkit.process"):
         process.run(["echo", "a b", "$HOME"])
     assert "echo 'a b' '$HOME'" in caplog.text
+
+
+INTERRUPTED_FORK = """
+import os, signal, time
+from imgkit import interrupts, process
+
+def at_fork():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+os.register_at_fork(after_in_parent=at_fork)
+with interrupts.raised():
+    try:
+        with process.start(["sleep", "60"]):
+            print("lost")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_an_interrupt_while_a_program_is_started_is_not_lost() -> None:
+    """Python prints and forgets what is raised in its callbacks of a fork; those of logging are there always."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")

@@ -185,6 +185,7 @@ def test_two_here_documents_on_a_line() -> None:
         ("f() a |", "syntax error", 1),
         ("(" * 100, "nesting", 1),
         ("a > ; b", "word expected", 1),
+        ("a\n` b\n)`\nc", "syntax error", 3),
     ],
 )
 def test_what_is_refused(text: str, construct: str, line: int) -> None:

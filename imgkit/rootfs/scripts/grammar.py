@@ -145,9 +145,9 @@ class _Parser(Scanner):
         self._expect(")")
         return body
 
-    def subparser(self, text: str) -> object:
-        """The statements of a backquoted command."""
-        return parse(text, line=self.line)
+    def subparser(self, text: str, line: int) -> object:
+        """The statements of a backquoted command that begins on ``line``."""
+        return parse(text, line=line)
 
     def body(self) -> Body:
         """Statements up to whatever cannot start one."""

@@ -84,7 +84,7 @@ class Scanner(ABC):
         """Read the rest of ``$(…)``."""
 
     @abstractmethod
-    def subparser(self, text: str) -> object:
+    def subparser(self, text: str, line: int) -> object:
         """Read the inside of backquotes."""
 
     @property
@@ -213,7 +213,8 @@ class Scanner(ABC):
     def _expansion(self, parts: list[Part], *, quoted: bool) -> None:
         """Read what ``$`` or a backquote starts."""
         if self.peek("`"):
-            parts.append(Substitution(self.subparser(self._backquoted()), quoted))
+            line = self.line
+            parts.append(Substitution(self.subparser(self._backquoted(), line), quoted))
             return
         if self.peek("$(("):
             raise self.refuse("arithmetic expansion")

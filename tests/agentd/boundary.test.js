@@ -36,7 +36,7 @@ test('a folder is held through no link; missing ones are made for their owner', 
 });
 
 /** A mounter whose programs are played: `mount` calls `mounting(folder)`, which says where the mount came to be. */
-function playedMounter(config, mounting, present = []) {
+function playedMounter(config, mounting, present = [], beside = []) {
   const table = path.join(config.runDir, 'table');
   const calls = [];
   const rows = present.map(([where, tag], at) => `${at + 10} 1 0:1 / ${where} rw - 9p ${tag} rw`);
@@ -44,7 +44,7 @@ function playedMounter(config, mounting, present = []) {
   save();
   const run = async (file, args) => {
     calls.push([file, ...args.slice(file === 'umount' ? 0 : -2)]);
-    if (file === 'mount') rows.push(`99 1 0:2 / ${mounting(fs.readlinkSync(args.at(-1)))} rw - 9p ${args.at(-2)} rw`);
+    if (file === 'mount') rows.push(...beside, `99 1 0:2 / ${mounting(fs.readlinkSync(args.at(-1)))} rw - 9p ${args.at(-2)} rw`);
     if (file === 'umount') rows.splice(rows.findIndex((row) => row.includes(` ${args.at(-1)} `)), 1);
     save();
   };
@@ -62,6 +62,15 @@ test('a share is mounted on the folder that was looked at, after what an earlier
   assert.match(calls[1].at(-1), new RegExp(`^/proc/${process.pid}/fd/\\d+$`));
   await mounter.prepare([{ name: 'data', tag: 'data', guestPath }], own);
   assert.equal(calls.length, 2, 'what is mounted costs no process its life');
+});
+
+test('what other services mount meanwhile is neither an error nor undone', async (t) => {
+  const { config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const beside = ['97 1 0:3 / /tmp/tmp.abc rw - tmpfs tmpfs rw', '98 1 0:4 / /elsewhere rw - 9p other rw'];
+  const { mounter, calls } = playedMounter({ ...config, workspace }, (folder) => folder, [], beside);
+  await mounter.prepare([{ name: 'data', tag: 'data', guestPath: path.join(workspace, 'project') }], own);
+  assert.deepEqual(calls.map(([name]) => name), ['endAgents', 'mount']);
 });
 
 test('a folder that is moved while it is mounted: the mount is undone, and the link in its place is not followed', async (t) => {

@@ -77,7 +77,8 @@ class Mounter {
     try {
       const before = new Set(readMounts(table).map(({ id }) => id));
       await run('mount', ['-t', '9p', '-o', options, tag, `/proc/${process.pid}/fd/${fd}`]);
-      const made = readMounts(table).filter(({ id }) => !before.has(id));
+      // Other services mount things, too, while the machine comes up: only what is of this share is ours.
+      const made = readMounts(table).filter(({ id, type, source }) => !before.has(id) && SHARE_TYPES.has(type) && source === tag);
       if (placeOf(fd) === target && made.every(({ where }) => where === target)) return;
       for (const { where } of made) await run('umount', ['-l', where]);
       throw new Error('the folder was moved meanwhile');

@@ -13,7 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from fixtures.keys import Keys
     from fixtures.mirror import Mirror
+    from fixtures.server import Site
+    from tests.commandline import Place
     from tests.images import Builder, Image, Images
+    from tests.mirrors import Small
 
 pytest.register_assert_rewrite("tests.commandline")
 
@@ -37,6 +40,32 @@ def need_program(name: str) -> str:
     need(name, path)
     assert path is not None
     return path
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    """Folders in which imgkit is run as its users do."""
+    from tests.commandline import place
+
+    with place() as one:
+        yield one
+
+
+@pytest.fixture
+def small(here: Place, keys: Keys) -> Small:
+    """A small mirror with one good package, in ``here``."""
+    from tests.mirrors import Small, package
+
+    return Small(here.base / "mirror", keys, [package(key=keys.signing)]).write()
+
+
+@pytest.fixture
+def site(small: Small) -> Iterator[Site]:
+    """The small mirror over HTTP."""
+    from fixtures.server import serve
+
+    with serve(small.root) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,12 @@ from imgkit.errors import GuestError, HostError, ImgkitError, InputError, Recipe
 from imgkit.recipe import load
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.machines import host_arch
-from tests.commandline import Place, check_failure, place
+from tests.commandline import Place, check_failure
 from tests.conftest import need
 from tests.mirrors import RECIPE
 
 AFTER = "(options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…)"
 NOWHERE = "http://127.0.0.1:9/"
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    with place() as one:
-        yield one
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import pytest
 from fixtures import apkbuild
 from fixtures.apkbuild import Apk, Entry
 from fixtures.keys import Keys, load, new_rsa
-from fixtures.server import HTML, NOT_FOUND, Fault, Site, serve
+from fixtures.server import HTML, NOT_FOUND, Fault, Site
 from imgkit import cli
 from imgkit.fetch.http import Http
 from imgkit.vm.machines import host_arch
-from tests.commandline import Place, Ran, check_failure, place
+from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
 
 PACKAGE = f"{REPOSITORY}/hello-1.0-r0.apk"
@@ -32,21 +31,9 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture
-def here() -> Iterator[Place]:
-    with place() as one:
-        yield one
-
-
-@pytest.fixture
 def small(here: Place, keys: Keys) -> Small:
     """A mirror with the one good package ``hello``."""
     return Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
-
-
-@pytest.fixture
-def site(small: Small) -> Iterator[Site]:
-    with serve(small.root) as one:
-        yield one
 
 
 class Builder:

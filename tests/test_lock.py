@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fixtures.keys import Keys, load
-from fixtures.server import Site, serve
+from fixtures.server import Site
 from imgkit import lockfile, recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.plan import fetch_base, fetch_packages
-from tests.commandline import Place, check_failure, place
+from tests.commandline import Place, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return load(tmp_path_factory.mktemp("keys"), bits=2048)
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    with place() as one:
-        yield one
-
-
-@pytest.fixture
-def small(here: Place, keys: Keys) -> Small:
-    return Small(here.base / "mirror", keys, [package(key=keys.signing)]).write()
-
-
-@pytest.fixture
-def site(small: Small) -> Iterator[Site]:
-    with serve(small.root) as one:
-        yield one
 
 
 @pytest.fixture

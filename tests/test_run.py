@@ -47,7 +47,8 @@ def test_streams_status_environment_and_a_folder_of_our_own(builder: Builder, di
         work.chmod(0o777)
         (work / "in").chmod(0o666)
     secret.write_bytes(b"the key")
-    script = "cat in; printf 'a\\000\\377\\r\\n'; echo \"$A $KEY\" >&2; mkdir d; echo x >d/out; echo more >>in; exit 3"
+    script = "cat in; printf 'a\\000\\377\\r\\n'; echo \"$A $KEY\" >&2; mkdir d; echo x >d/out; echo more >>in; "
+    script += "cp /bin/busybox d/tool; chmod 6755 d/tool; exit 3"
     words = ("--work", work, "--env", "A=1 2", "--secret", f"KEY={secret}", "--", "/bin/sh", "-c", script)
     environment_ = environment(builder, tmp_path / "tmp")
     done = subprocess.run(command(disk, *words), env=environment_, cwd=ROOT, capture_output=True, timeout=400)
@@ -58,6 +59,8 @@ def test_streams_status_environment_and_a_folder_of_our_own(builder: Builder, di
     assert (work / "in").read_text() == "input\nmore\n"
     if os.geteuid() in (0, 1000):
         assert {path.stat().st_uid for path in [work, *work.rglob("*")]} == {os.geteuid()}
+    if os.geteuid() == 0:
+        assert (work / "d/tool").stat().st_mode & 0o7777 == 0o755, "the agent's program is not set-user-id root"
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -4,7 +4,7 @@ With 9p's ``security_model=none`` the guest's kernel checks rights against the o
 agent (uid 1000) may not write into a folder of anybody else. Where this process may (Linux, as root), QEMU gets a
 view of the folder in which its owner and the agent have changed places: an idmapped mount (mount_setattr(2)), which
 is attached nowhere and gone with the last descriptor of it. What the agent writes there belongs to the folder's owner,
-and so it may not stay set-user-id: a program of the agent's would run with the owner's rights, root's perhaps.
+and so it does not stay set-user-id when the machine is gone: the agent's program would have the owner's rights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -70,12 +69,7 @@ def as_agents(folder: Path) -> Iterator[int | None]:
         except OSError as cause:
             log.debug("%s: its owner cannot be mapped: %s", folder, cause)
             descriptor = None
-        started = time.time()
-        try:
-            yield descriptor
-        finally:
-            if descriptor is not None:
-                drop_special_bits(folder, since=started)
+        yield descriptor
 
 
 def drop_special_bits(folder: Path, *, since: float) -> list[Path]:

@@ -361,7 +361,10 @@ def _as_agents(share: argv.Share, stack: ExitStack) -> argv.Share:
     """The folder to work in, so that the agent may write what the folder's owner may."""
     if share.tag != "work":
         return share
-    return replace(share, view=stack.enter_context(ownership.as_agents(share.path)))
+    view = stack.enter_context(ownership.as_agents(share.path))
+    if view is not None:
+        stack.callback(ownership.drop_special_bits, share.path, since=time.time())
+    return replace(share, view=view)
 
 
 @contextmanager

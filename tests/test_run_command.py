@@ -1,0 +1,66 @@
+"""What ``imgkit run`` says and returns for every way in which a request can end, without a machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imgkit.commands import machine, run
+from imgkit.errors import GuestError, UsageError
+from imgkit.vm.protocol import Result, parse_event
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
+    """Options for a command whose request ends with this result."""
+    result = parse_event(json_line(event))
+    assert isinstance(result, Result)
+
+    @contextmanager
+    def boot(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
+
+    monkeypatch.setattr(machine, "boot", boot)
+    return argparse.Namespace(guest_command=["x"], prompt=None, work=None)
+
+
+def json_line(event: dict[str, Any]) -> bytes:
+    return json.dumps({"type": "sdk_event", "event": {"type": "result", **event}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "said"),
+    [
+        ({"subtype": "success", "exitCode": 0, "result": "the agent ended with status 0"}, 0, ""),
+        ({"subtype": "error", "exitCode": 3, "result": "the agent ended with status 3"}, 3, ""),
+        ({"subtype": "error", "exitCode": 127, "result": "command not found: x"}, 127, "command not found: x"),
+        ({"subtype": "error", "signal": "SIGKILL", "result": "the agent was killed by SIGKILL"}, 137, ""),
+        ({"subtype": "error", "exitCode": 256, "result": "the agent ended with status 256"}, 1, ""),
+    ],
+)
+def test_how_a_request_can_end(
+    event: dict[str, Any],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run.run(ended(monkeypatch, **event)) == status
+    assert "".join(caplog.messages) == said
+
+
+def test_an_error_without_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GuestError, match="no agent is configured"):
+        run.run(ended(monkeypatch, subtype="error", exitCode=None, result="no agent is configured"))
+
+
+def test_an_unset_variable_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ended(monkeypatch, subtype="success")
+    options.work = ""
+    with pytest.raises(UsageError, match="--work: no folder"):
+        run.run(options)

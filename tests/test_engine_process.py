@@ -16,6 +16,7 @@ import pytest
 from imgkit.engines import channel, hostkernel
 from imgkit.engines.channel import Channel, Drive, Options
 from imgkit.errors import HostError
+from tests.processes import gone
 
 BINDINGS = """
 import os, subprocess, sys, time
@@ -64,18 +65,6 @@ def attempt(scratch: Path, seconds: float = 30) -> None:
     options = Options(launch_timeout=seconds)
     with channel.opened(scratch, [], options) as link:
         channel.wait(link, time.monotonic() + seconds, options)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ended (its parent may not have collected it yet) within five seconds."""
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def pid_in(path: Path) -> int:
@@ -135,7 +124,7 @@ def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp
     set_launch(bindings, f'p = subprocess.Popen(["sleep", "99"]); open({str(note)!r}, "w").write(str(p.pid)); p.wait()')
     with pytest.raises(HostError, match="did not start within 2 s"):
         attempt(tmp_path, 2)
-    assert gone(pid_in(note))
+    assert gone(pid_in(note), 5)
 
 
 def test_a_crash_in_the_library_is_an_error_not_a_crash(bindings: Path, tmp_path: Path) -> None:
@@ -158,7 +147,7 @@ def test_nothing_outlives_a_killed_build(bindings: Path, tmp_path: Path, number:
         helper = pid_in(note)
         build.send_signal(number)
         build.wait(10)
-    assert gone(helper)
+    assert gone(helper, 5)
 
 
 def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from imgkit import process
 from imgkit.errors import HostError
+from tests.processes import gone
 
 
 def script(folder: Path, name: str, text: str) -> Path:
@@ -21,24 +21,6 @@ def script(folder: Path, name: str, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
-
-
-def gone(pid: int) -> bool:
-    """Whether the process is dead (a zombie counts: it runs no more)."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"
-
-
-def wait_until_gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if gone(pid):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_output_is_returned_and_input_is_given() -> None:
@@ -78,7 +60,7 @@ def test_too_slow(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
     with pytest.raises(HostError, match=r"no result within 0\.5 s"):
         process.run([script(tmp_path, "tool", f"echo $$ > {marker}; sleep 60")], timeout=0.5)
-    assert wait_until_gone(int(marker.read_text()))
+    assert gone(int(marker.read_text()), 10)
 
 
 def test_the_whole_group_ends_with_the_block(tmp_path: Path) -> None:
@@ -86,7 +68,7 @@ def test_the_whole_group_ends_with_the_block(tmp_path: Path) -> None:
     with process.start([tool], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         grandchild = int(child.stdout.readline())
-    assert wait_until_gone(grandchild)
+    assert gone(grandchild, 10)
     assert child.returncode == -signal.SIGKILL
 
 
@@ -100,7 +82,7 @@ def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
         pid = int(parent.stdout.readline())
         assert not gone(pid)
         os.kill(parent.pid, signal.SIGKILL)
-    assert wait_until_gone(pid)
+    assert gone(pid, 10)
 
 
 def test_commands_are_logged_so_that_they_can_be_pasted(caplog: pytest.LogCaptureFixture) -> None:

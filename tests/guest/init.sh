@@ -7,7 +7,7 @@ $b mkdir -p /proc /sys /dev /sysroot
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 $b mount -t devtmpfs dev /dev
-exec </dev/console >/dev/console 2>&1
+exec </dev/null >/dev/console 2>&1  # no terminal to read: a program that would ask a question must not wait for the answer
 echo "Alpine Init 0.0 (test guest)"
 words=" $($b cat /proc/cmdline) "
 case "$words" in *" test=panic "*) exit 1 ;; esac
@@ -39,7 +39,7 @@ while :; do
         case "$($b cat "$request")" in *crash-now*) echo c > /proc/sysrq-trigger ;; *power-off*) $b poweroff -f ;; esac
         echo '{"type":"sdk_event","event":{"type":"output","stream":"stdout","data":"answer\n"}}' >> "$ipc/streams/$id.log"
         echo '{"type":"sdk_event","event":{"type":"result","subtype":"success","exitCode":7}}' >> "$ipc/streams/$id.log"
-        $b rm "$request"
+        $b rm -f "$request"  # the host takes it back as soon as it has read the result, maybe sooner than this
     done
     $b usleep 100000
 done

@@ -93,15 +93,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: see :mod:`imgkit.errors`; 130 interrupted, 70 a bug in imgkit."""
     run = _Run(list(sys.argv[1:] if argv is None else argv))
-    with interrupts.raised():
-        try:
-            status = run.status()
-        except KeyboardInterrupt:
-            interrupts.ignore()
-            status = run.fail(INTERRUPTED, "interrupted")
-        finally:
-            interrupts.ignore()
-            scratch.remove_all()
+    try:
+        with interrupts.raised():
+            try:
+                status = run.status()
+                interrupts.ignore()
+            except KeyboardInterrupt:
+                interrupts.ignore()
+                status = run.fail(INTERRUPTED, "interrupted")
+            finally:
+                interrupts.ignore()
+                scratch.remove_all()
+    except KeyboardInterrupt:  # before the block: some handlers were in place, others not yet
+        status = run.fail(INTERRUPTED, "interrupted")
     return status
 
 

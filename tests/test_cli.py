@@ -410,6 +410,28 @@ def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None
     assert "Traceback" not in here.log()
 
 
+@pytest.mark.parametrize("when", ["the first handler is in place", "the work is done"])
+def test_a_signal_just_before_or_after_the_work(
+    when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, name = (signal, "signal") if when.startswith("the first") else (interrupts, "ignore")
+    real = getattr(place, name)
+
+    def interrupted(*arguments: object) -> None:
+        monkeypatch.setattr(place, name, real)
+        if arguments:
+            real(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        if not arguments:
+            real()
+
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    monkeypatch.setattr(place, name, interrupted)
+    assert cli.main(["build", "/nowhere.py"]) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n")
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
 def test_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     assert cli.main(["build", "/nowhere.py"]) == 3

@@ -226,6 +226,17 @@ def test_the_log_follows_a_growing_file(tmp_path: Path) -> None:
     assert list(log.times) == [Stage.FIRMWARE, Stage.KERNEL]
 
 
+def test_stages_that_pass_while_nobody_looks_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    log = ConsoleLog(path)
+    path.write_text("Welcome to GRUB!\n[    1.000000] x\nAlpine Init 3.0\n   OpenRC 0.6 is starting up Linux\n")
+    log.refresh()
+    assert list(log.times) == [Stage.BOOT_LOADER, Stage.KERNEL, Stage.INITRAMFS, Stage.INIT]
+    path.write_text(f"{path.read_text()}agentd: here\n")
+    log.refresh()
+    assert list(log.times)[-2:] == [Stage.INIT, Stage.AGENT]
+
+
 def test_an_earlier_machines_console_is_not_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.vm.consolelog.MAX_FILE", 1000)
     path = tmp_path / "console"

@@ -72,6 +72,12 @@ def stage(text: str) -> Stage:
     return next((found for found, pattern in _STAGES if pattern.search(text)), Stage.NOTHING)
 
 
+def stages(text: str) -> list[Stage]:
+    """Every stage that the cleaned console text shows, in order; the firmware's alone, as any text may be its."""
+    found = [one for one, pattern in reversed(_STAGES) if pattern.search(text)]
+    return found[1:] or found
+
+
 @dataclass(frozen=True)
 class Finding:
     """A failure that the console shows.

@@ -52,8 +52,8 @@ class ConsoleLog:
         self._changed = time.monotonic()
         self._raw = (self._raw + data)[-KEEP:]  # uncleaned: a control sequence may come in two pieces
         self.text = console.clean(self._raw.decode(errors="replace"))
-        reached = max(self.stage, console.stage(self.text))
-        if reached > self.stage:
-            self.stage = reached
-            self.times[reached] = self._changed - self._started
+        for reached in console.stages(self.text):
+            if reached > self.stage:  # several at once, when nobody looked for a while
+                self.stage = reached
+                self.times[reached] = self._changed - self._started
         return True

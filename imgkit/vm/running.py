@@ -37,8 +37,8 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 TIMEOUT = 180.0
 """Seconds that a boot gets by default (the agentd contract)."""
-POWER_OFF = 30.0
-"""Seconds that a guest gets to shut down; emulated ones need ten."""
+POWER_OFF = 60.0
+"""Seconds that a guest gets to shut down; emulated ones need ten, on a busy host thirty."""
 POLL = 0.1
 _PRESS = 2.0
 _EMULATION_TRIES = 3
@@ -150,7 +150,7 @@ class VM:
                 vm = stack.enter_context(_machine(what, verdict))
                 try:
                     if wait:
-                        vm.wait_ready(deadline - time.monotonic())
+                        vm._wait_ready(deadline, timeout)
                 except KernelPanicError as panic:
                     if not panic.emulation or attempt == _EMULATION_TRIES:
                         raise
@@ -165,7 +165,10 @@ class VM:
         Raises:
             BootError: QEMU died, the console shows a failure, or the time is over; the class says which.
         """
-        deadline = time.monotonic() + timeout
+        return self._wait_ready(time.monotonic() + timeout, timeout)
+
+    def _wait_ready(self, deadline: float, given: float) -> Heartbeat:
+        """Until ``deadline`` on the monotonic clock; messages name the ``given`` seconds that it came of."""
         trouble = ""
         while True:
             beat = self._transport.heartbeat()
@@ -176,7 +179,7 @@ class VM:
                     return beat
             self.check(booting=True)
             if time.monotonic() >= deadline:
-                raise console.late(timeout, self._log.quiet, self._log.text, trouble)
+                raise console.late(given, self._log.quiet, self._log.text, trouble)
             time.sleep(POLL)
 
     def check(self, *, booting: bool = False) -> None:

@@ -139,7 +139,7 @@ class Place:
 
     def left_over(self) -> list[str]:
         """Everything that a failed run must not leave: processes, output, scratch files. The cache may have grown."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while (alive := self.processes()) and time.monotonic() < deadline:  # killed, and not gone yet
             time.sleep(0.05)
         scratch = [*self.tmp.iterdir(), *self.cache.glob("tmp/*"), *self.base.glob(".imgkit-*")]

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ pytest.register_assert_rewrite("tests.commandline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
+if not CI:  # where hypothesis has a profile of its own; a laptop may be slow as well
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
 
 
 def need(ability: str, present: object) -> None:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 READY = 180.0
 POLL = 0.1
+TRIES = 3
 Event = dict[str, Any]
+App = TypeVar("App")
 
 BINARY = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
+EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
+"""What the console says when QEMU's emulation of a PC with two CPUs crashed the guest's kernel: one boot in fifty."""
 COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet"
 
 
@@ -40,6 +45,10 @@ def arguments(arch: str, image: Path, console: Path, shares: Mapping[str, Path],
     for tag, path in shares.items():
         words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none"]
     return words
+
+
+class EmulationError(Exception):
+    """QEMU failed the guest."""
 
 
 @dataclass
@@ -61,6 +70,8 @@ class Machine:
             if found:
                 return found
             assert self.child.poll() is None, f"QEMU ended: {self.tail()}"
+            if EMULATION.search(self.console.read_text(errors="replace")):
+                raise EmulationError(f"the emulation crashed the guest's kernel: {self.tail()}")
             time.sleep(POLL)
         raise AssertionError(f"waited {seconds:g} s for {what}; console: {self.tail()}")
 
@@ -75,6 +86,25 @@ def started(argv: Sequence[str], console: Path, descriptors: Sequence[int] = ())
     finally:
         child.kill()
         child.wait()
+
+
+@contextmanager
+def booted(
+    argv: Sequence[str], console: Path, attach: Callable[[Machine, ExitStack], App], **how: Any
+) -> Iterator[App]:
+    """Run QEMU for the length of the block, attached to when it is ready; another try where the emulation failed."""
+    for attempt in range(1, TRIES + 1):
+        with ExitStack() as stack:
+            machine = stack.enter_context(started(argv, console, **how))
+            try:
+                app = attach(machine, stack)
+            except EmulationError:
+                if attempt == TRIES:
+                    raise
+                console.unlink()
+                continue
+            yield app
+            return
 
 
 @dataclass
@@ -251,9 +281,13 @@ def file_mode(
     for name in ("requests", "streams", "responses"):
         (ipc / name).mkdir(parents=True)
     argv = arguments(arch, image, folder / "console.log", {"ipc": ipc, **shares}, kernel)
-    with started([*argv, *extra], folder / "console.log", descriptors) as machine:
+
+    def attach(machine: Machine, _: ExitStack) -> FileMode:
         app = FileMode(ipc, machine)
         machine.wait("a heartbeat", app.ready, timeout)
+        return app
+
+    with booted([*argv, *extra], folder / "console.log", attach, descriptors=descriptors) as app:
         yield app
 
 
@@ -265,9 +299,14 @@ def serial_mode(arch: str, image: Path, folder: Path, *, timeout: float = READY)
         extra = ["-device", "virtio-serial-pci", "-chardev", f"socket,id=ipc,path={path},server=on,wait=off"]
         extra += ["-device", "virtserialport,chardev=ipc,name=ipc.0"]
         argv = [*arguments(arch, image, folder / "console.log", {}, ()), *extra]
-        with started(argv, folder / "console.log") as machine, socket.socket(socket.AF_UNIX) as connection:
-            machine.wait("the socket", path.exists, 20)
+
+        def attach(machine: Machine, stack: ExitStack) -> SerialMode:
+            machine.wait("the socket", path.exists, 60)
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
             connection.connect(os.fspath(path))
             app = SerialMode(connection, machine)
             app.wait("a heartbeat", lambda message: message["type"] == "heartbeat", timeout)
+            return app
+
+        with booted(argv, folder / "console.log", attach) as app:
             yield app

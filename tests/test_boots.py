@@ -115,6 +115,7 @@ def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None
     shutil.copyfile(image.disk, copy)
     subprocess.run(["qemu-img", "resize", "-q", copy, str(GROWN)], check=True)
     options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "root_port": True}
+    options["cpus"] = 1  # the boot that is not waited for below would not be repeated if the emulation failed
     with VM.boot(copy, writable=True, **options) as vm:
         first = facts(vm)
         assert "Growing the root file system" in vm.console()

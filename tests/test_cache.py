@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ONE, TWO = b"one" * 1000, b"two" * 1000
 LIMIT = 1 << 20
-QUICK = Http(connect_timeout=2, stall_timeout=0.5, attempts=2, pause=0.01)
+QUICK = Http(connect_timeout=2, stall_timeout=5, attempts=2, pause=0.01)
 
 
 @pytest.fixture
@@ -122,12 +122,12 @@ def test_many_files_come_in_order_over_several_connections(site: Site, folder: P
 
 def test_one_failure_gives_up_the_others(site: Site, folder: Path) -> None:
     site.faults["/two"] = Fault(status=404)
-    site.faults["/one"] = Fault(rate=1000, patience=5)
+    site.faults["/one"] = Fault(rate=50)
     client = Http(stall_timeout=5)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"the mirror does not have it \(404\)"):
         Cache(folder, client).fetch_all([by_url(site, "one"), hashed(site, "two", TWO)])
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20, "it was not waited for, which would take a minute"
     time.sleep(0.3)
     assert files(folder) == []
 

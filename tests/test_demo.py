@@ -44,7 +44,8 @@ def test_the_offline_mirror_is_taken_where_it_does_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(demo, "PATIENCE", 0.5)
+    if fault.stall is not None:
+        monkeypatch.setattr(demo, "PATIENCE", 0.5)
     site.faults[f"/{LISTING}"] = fault
     falls_back(mirror, reason, capsys)
 

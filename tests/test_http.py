@@ -24,7 +24,8 @@ from imgkit.fetch.http import Http, Validators
 DATA = gzip.compress(os.urandom(200_000), 1, mtime=0)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 ANY = Expected(max_bytes=1 << 20)
-QUICK = Http(connect_timeout=2, stall_timeout=0.5, attempts=3, pause=0.01)
+QUICK = Http(connect_timeout=2, stall_timeout=5, attempts=3, pause=0.01)
+IMPATIENT = Http(connect_timeout=2, stall_timeout=0.5, attempts=3, pause=0.01)
 
 
 @pytest.fixture
@@ -111,8 +112,8 @@ def test_each_fault_has_its_own_message_and_leaves_nothing(fault: str, site: Sit
     target.write_bytes(b"old")
     start = time.monotonic()
     with pytest.raises(InputError, match=message) as caught:
-        QUICK.download(site.url + "file", target, expected)
-    assert time.monotonic() - start < 5
+        (IMPATIENT if "stalled" in message else QUICK).download(site.url + "file", target, expected)
+    assert time.monotonic() - start < 30
     assert caught.value.message.startswith(site.url + "file: ")
     assert target.read_bytes() == b"old"
     assert left(tmp_path) == ["file"]
@@ -138,7 +139,7 @@ def test_what_may_pass_is_tried_again(fault: Fault, site: Site, tmp_path: Path) 
 def test_what_does_not_pass_is_not_tried_again(fault: Fault, site: Site, tmp_path: Path) -> None:
     site.faults["/file"] = fault
     with pytest.raises(InputError):
-        QUICK.download(site.url + "file", tmp_path / "file", ANY)
+        IMPATIENT.download(site.url + "file", tmp_path / "file", ANY)
     assert site.requests["/file"] == 1
 
 

@@ -58,8 +58,8 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 
 def test_too_slow(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
-    with pytest.raises(HostError, match=r"no result within 0\.5 s"):
-        process.run([script(tmp_path, "tool", f"echo $$ > {marker}; sleep 60")], timeout=0.5)
+    with pytest.raises(HostError, match="no result within 3 s"):
+        process.run([script(tmp_path, "tool", f"echo $$ > {marker}; sleep 60")], timeout=3)
     assert gone(int(marker.read_text()), 10)
 
 

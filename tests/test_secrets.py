@@ -113,7 +113,7 @@ def look(vm: VM, found: Seen) -> None:
         found.config_modes = [path.stat().st_mode & 0o777 for path in found.top.rglob("config.iso")]
         processes(vm, found)
         for path in (found.top / "ipc").rglob("*"):
-            if path.is_file():
+            if path.is_file() and not path.name.startswith(".heartbeat."):  # it is renamed as soon as it is written
                 found.places[f"share: {path}"] = path.read_bytes()
         for name in ("cmdline", "environ"):
             found.places[f"QEMU's {name}"] = Path(f"/proc/{vm.pid}/{name}").read_bytes()

@@ -36,7 +36,7 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
     scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arch in ("amd64", "arm64"):
-        (scripts / arch).write_text(good(arch, before="sleep 0.5" if arch == "amd64" else ""))
+        (scripts / arch).write_text(good(arch, before="sleep 2" if arch == "amd64" else ""))
     words = ["build", "recipe.py", "--arch", "all", "--out", "x"]
     assert list(several.build_all(words, ["amd64", "arm64"], 2)) == [{"arch": "arm64"}, {"arch": "amd64"}]
     said = capsys.readouterr().err.splitlines()
@@ -48,6 +48,8 @@ def test_no_more_run_at_once_than_asked_for(scripts: Path) -> None:
     for arch in ("a", "b", "c"):
         (scripts / arch).write_text(good(arch, before="mkdir alone || exit 9\nsleep 0.1\nrmdir alone"))
     assert [result["arch"] for result in several.build_all(["build"], ["a", "b", "c"], 1)] == ["a", "b", "c"]
+    for arch in ("a", "b", "c"):
+        (scripts / arch).write_text(good(arch, before="mkdir alone || exit 9\nsleep 20\nrmdir alone"))
     with pytest.raises(HostError, match=r"its build failed with status 9"):
         list(several.build_all(["build"], ["a", "b", "c"], 3))
 

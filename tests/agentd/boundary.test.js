@@ -153,8 +153,15 @@ test('every process of a user is ended, also those with sessions of their own an
   const script = 'for n in 1 2 3; do setsid sleep 300 & done; while :; do (sleep 300 &) ; sleep 0.01; done';
   const child = spawn('/bin/sh', ['-c', script], { uid, gid: uid, cwd: '/', detached: true, stdio: 'ignore' });
   t.after(() => endProcesses(uid));
-  const count = () => fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && fs.statSync(`/proc/${name}`, { throwIfNoEntry: false })?.uid === uid).length;
-  await until('processes', () => count() > 6);
+  const lives = (pid) => {
+    try {
+      return fs.statSync(`/proc/${pid}`).uid === uid && !/^State:\tZ/m.test(fs.readFileSync(`/proc/${pid}/status`, 'utf8'));
+    } catch {
+      return false;
+    }
+  };
+  const count = () => fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && lives(name)).length;
+  await until('processes', () => count() > 12);
   const { config } = makeGuest(t);
   assert.equal(await endAgents(config), 0, 'only those whom agents have run as');
   noteUser(config, { uid });

@@ -18,16 +18,14 @@ test('the heartbeat has the contract keys and is replaced as a whole', async (t)
   assert.ok(Math.abs(first.timestamp - Date.now()) < 5000);
   assert.equal(first.pid, process.pid);
   assert.deepEqual([first.ipcMode, first.ipcMounted, first.protocolVersion, first.image, first.buildId], ['file', true, 1, 'alpine', 'abc']);
-  const end = performance.now() + 300;
   let beats = 0;
   let last = first.timestamp;
-  while (performance.now() < end) {
+  await until('three more', () => {
     const beat = JSON.parse(fs.readFileSync(host.ipc('heartbeat'), 'utf8')); // never half
     if (beat.timestamp !== last) beats += 1;
     last = beat.timestamp;
-    await delay(1);
-  }
-  assert.ok(beats >= 3, `${beats} beats`);
+    return beats >= 3;
+  });
 });
 
 test('ipcMounted is false when the folder is not the share', async (t) => {
@@ -149,10 +147,10 @@ test('cancelling ends the whole process group, and what waits', async (t) => {
 test('a background process that keeps the pipes does not hold up the result', async (t) => {
   const host = await startHost(t);
   const start = performance.now();
-  const result = await host.run('bg', { command: sh('setsid sleep 3 & echo out') });
+  const result = await host.run('bg', { command: sh('setsid sleep 60 & echo out') });
   assert.equal(result.subtype, 'success');
   assert.equal(host.output('bg').toString(), 'out\n');
-  assert.ok(performance.now() - start < 2500);
+  assert.ok(performance.now() - start < 30_000);
 });
 
 test('stopping agentd ends the running request and leaves the waiting ones', async (t) => {

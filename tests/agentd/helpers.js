@@ -80,7 +80,7 @@ class FakeMounter {
 }
 
 /** Wait until `probe` gives something true; says what was waited for when it does not come. */
-async function until(what, probe, limit = 5000) {
+async function until(what, probe, limit = 60_000) {
   const end = performance.now() + limit;
   for (;;) {
     const value = await probe();

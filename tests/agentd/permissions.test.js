@@ -18,7 +18,7 @@ const times = { ...FAST, answer: 1500 };
 const question = (host, id, type) => until(`a ${type}`, () => host.events(id).find((line) => line.type === type));
 
 test('allow: status 0 and the updated input, and the answer file is gone', async (t) => {
-  const host = await startHost(t, { config: { times } });
+  const host = await startHost(t, { config: { times: { ...FAST, answer: 30_000 } } });
   host.send('p', { command: asking(ASK, 'Bash', '{"command":"ls"}') });
   const asked = await question(host, 'p', 'permission_request');
   assert.deepEqual([asked.toolName, asked.toolInput], ['Bash', { command: 'ls' }]);

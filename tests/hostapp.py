@@ -29,7 +29,7 @@ App = TypeVar("App")
 
 BINARY = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
-"""What the console says when QEMU's emulation of a PC with two CPUs crashed the guest's kernel: one boot in fifty."""
+"""What the console says when QEMU's emulation of two CPUs crashed the guest's kernel: rare with our arguments."""
 COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet"
 
 

@@ -56,7 +56,7 @@ def test_root_is_mounted_writable_by_uuid(guest: VM, image: Image) -> None:
     assert mount[2] == "ext4"
     assert "rw" in mount[3].split(",")
     (words,) = lines(guest, "cat /proc/cmdline")
-    assert {f"root={name}", "no_timer_check", "quiet"} <= set(words.split())
+    assert {f"root={name}", "no_timer_check", "tsc=unstable", "quiet"} <= set(words.split())
     assert [line.split()[:3] for line in lines(guest, "grep ext4 /etc/fstab")] == [[name, "/", "ext4"]]
     (found,) = lines(guest, f"blkid {mount[0]}") if mount[0].startswith("/dev/vd") else [""]
     assert root["fsUuid"] in found

@@ -183,7 +183,8 @@ _SIGNS: tuple[_Sign, ...] = (
 
 _EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
 """A breakpoint trap in kernel code: the kernel patches its own code through a breakpoint, and QEMU's multi-threaded
-emulation of x86 now and then still executes it after it has been replaced. Seen in about one of 50 boots. And a check
+emulation of x86 now and then still executes it after it has been replaced: one of nine boots where the kernel comes to
+trust the TSC (recipes/arch/amd64.py has the argument against that), else rarer than could be counted. And a check
 of the timer that counts ticks during a busy wait: too few come when the host is busy."""
 
 

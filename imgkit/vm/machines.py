@@ -15,8 +15,9 @@ class Machine:
 
     ``machine`` and ``host_app_machine`` are QEMU's names for the board: the harness's own choice, and what the host
     application of the agentd contract uses. ``tcg_cpu`` is the quickest CPU model under emulation, ``native_cpu`` the
-    one for hardware acceleration. ``console`` is the kernel's name for the serial port, ``firmware`` the kind that such
-    a machine usually has.
+    one for hardware acceleration. ``kernel_arguments`` are those of the recipe's module of the architecture, for boots
+    that do not read them from the disk. ``console`` is the kernel's name for the serial port, ``firmware`` the kind
+    that such a machine usually has.
     """
 
     arch: str
@@ -27,12 +28,14 @@ class Machine:
     native_cpu: str
     console: str
     firmware: str
+    kernel_arguments: tuple[str, ...]
     host_names: tuple[str, ...]
 
     @property
     def host_app_command_line(self) -> str:
         """The kernel command line with which the host application boots directly."""
-        return f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
+        line = f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
+        return " ".join([line, *self.kernel_arguments])
 
 
 MACHINES: dict[str, Machine] = {
@@ -47,6 +50,7 @@ MACHINES: dict[str, Machine] = {
         native_cpu="host",
         console="ttyS0",
         firmware="bios",
+        kernel_arguments=("no_timer_check", "tsc=unstable"),  # recipes/arch/amd64.py says why
         host_names=("x86_64", "amd64"),
     ),
     "arm64": Machine(
@@ -58,6 +62,7 @@ MACHINES: dict[str, Machine] = {
         native_cpu="host",
         console="ttyAMA0",
         firmware="uefi",
+        kernel_arguments=(),
         host_names=("aarch64", "arm64"),
     ),
 }

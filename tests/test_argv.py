@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from imgkit import process
 from imgkit.errors import UsageError
+from imgkit.recipe import load
 from imgkit.vm import argv
 from imgkit.vm.argv import Disk, Share, VmSpec
 from imgkit.vm.firmware import Firmware
-from imgkit.vm.machines import guess_arch, host_arch, machine
+from imgkit.vm.machines import MACHINES, guess_arch, host_arch, machine
 from tests.conftest import need_program
 
 DISK = Disk(Path("/images/a,b.qcow2"))
@@ -165,3 +166,11 @@ def test_what_an_images_name_says() -> None:
     assert [guess_arch(Path(f"/x/{name}.qcow2")) for name in ("linux-arm64", "my_amd64_2")] == ["arm64", "amd64"]
     assert guess_arch(Path("/arm64/disk.qcow2")) == host_arch()
     assert (machine("amd64").firmware, machine("arm64").firmware) == ("bios", "uefi")
+
+
+def test_direct_boots_have_the_arguments_that_the_recipe_gives_the_others() -> None:
+    """Two places, because vm/ knows nothing of recipes."""
+    recipe = load(Path(__file__).parents[1] / "recipes/alpine.py")
+    assert set(recipe.architectures) == set(MACHINES)
+    for arch, facts in recipe.architectures.items():
+        assert tuple(facts.kernel_arguments) == machine(arch).kernel_arguments

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from imgkit.vm import VM
 from tests.conftest import need_program
+from tests.guest import until_it_says
 from tests.images import Builder, Image, Images
 
 pytestmark = pytest.mark.vm
@@ -129,23 +129,14 @@ def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None
         off(vm)
     subprocess.run(["qemu-img", "resize", "-q", copy, str(2 * GROWN)], check=True)
     with VM.boot(copy, writable=True, wait=False, **options) as vm:
-        kill_when_it_says(vm, "Growing the root file system")
+        until_it_says(vm, "Growing the root file system", TIMEOUT)
+        os.kill(vm.pid, signal.SIGKILL)
     with VM.boot(copy, writable=True, **options) as vm:
         last = facts(vm)
         off(vm)
     assert 2 * GROWN - (2 << 20) < root["start"] + last["partition"] < 2 * GROWN
     assert last["filesystem"] > 2 * GROWN * 9 // 10
     check_disk(copy, tmp_path)
-
-
-def kill_when_it_says(vm: VM, word: str) -> None:
-    """Kill QEMU as soon as the console has ``word``."""
-    deadline = time.monotonic() + TIMEOUT
-    while word not in vm.console():
-        assert vm.alive, vm.console()
-        assert time.monotonic() < deadline, vm.console()
-        time.sleep(0.02)
-    os.kill(vm.pid, signal.SIGKILL)
 
 
 def off(vm: VM) -> None:

@@ -57,6 +57,11 @@ def test_nobody_logs_in(files: Files) -> None:
     inittab = files.text("/etc/inittab")
     assert "openrc default" in inittab
     assert "getty" not in inittab
+    started = [line.split(":")[3].split()[0] for line in inittab.splitlines() if line.startswith("::")]
+    assert "/usr/local/lib/imgkit/ahead" in started
+    for path in started:
+        record = files.records[path]
+        assert record["type"] == "symlink" or int(record["mode"], 8) & 0o111, f"{path} can be started"
     assert files.matching(r"/(sshd|dropbear|telnetd|doas|sudo|su)$") == ["/bin/su"], "busybox's, which is not setuid"
 
 

@@ -151,10 +151,7 @@ def test_failures(guest: Guest, words: str, options: dict[str, Any], kind: type[
 )
 def test_deadlines(guest: Guest, words: str, reached: str, kind: type[BootError], message: str) -> None:
     with boot(guest, words, wait=False) as vm:
-        deadline = time.monotonic() + 90
-        while reached not in vm.console():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        guests.until_it_says(vm, reached)
         with pytest.raises(kind, match=message):
             vm.wait_ready(0)
 

@@ -45,13 +45,13 @@ _STAGE_WORDS = {
 }
 
 _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
-    (Stage.AGENT, re.compile(r"^.{0,40}(?:\* Starting agentd\b|\bagentd: )", re.MULTILINE)),
-    (Stage.LOGIN, re.compile(r"^\S{1,64} login: ?$|^Welcome to Alpine Linux", re.MULTILINE)),
-    (Stage.INIT, re.compile(r"^ {0,8}OpenRC [0-9.]{1,20}.{0,80} is starting up", re.MULTILINE)),
-    (Stage.INITRAMFS, re.compile(r"Alpine Init [0-9]|Run /init as init process|Loading boot drivers|Mounting root")),
-    (Stage.KERNEL, re.compile(r"^\[ *\d+\.\d{6}\] |\bLinux version \d", re.MULTILINE)),
-    (Stage.BOOT_LOADER, re.compile(r"GNU GRUB|Welcome to GRUB|^Booting `|^Loading Linux|^grub>", re.MULTILINE)),
     (Stage.FIRMWARE, re.compile(r"\S")),
+    (Stage.BOOT_LOADER, re.compile(r"GNU GRUB|Welcome to GRUB|^Booting `|^Loading Linux|^grub>", re.MULTILINE)),
+    (Stage.KERNEL, re.compile(r"^\[ *\d+\.\d{6}\] |\bLinux version \d", re.MULTILINE)),
+    (Stage.INITRAMFS, re.compile(r"Alpine Init [0-9]|Run /init as init process|Loading boot drivers|Mounting root")),
+    (Stage.INIT, re.compile(r"^ {0,8}OpenRC [0-9.]{1,20}.{0,80} is starting up", re.MULTILINE)),
+    (Stage.LOGIN, re.compile(r"^\S{1,64} login: ?$|^Welcome to Alpine Linux", re.MULTILINE)),
+    (Stage.AGENT, re.compile(r"^.{0,40}(?:\* Starting agentd\b|\bagentd: )", re.MULTILINE)),
 )
 
 
@@ -69,12 +69,12 @@ def tail(text: str, lines: int = TAIL_LINES, width: int = 200) -> str:
 
 def stage(text: str) -> Stage:
     """The furthest stage that the cleaned console text shows."""
-    return next((found for found, pattern in _STAGES if pattern.search(text)), Stage.NOTHING)
+    return max(stages(text), default=Stage.NOTHING)
 
 
 def stages(text: str) -> list[Stage]:
     """Every stage that the cleaned console text shows, in order; the firmware's alone, as any text may be its."""
-    found = [one for one, pattern in reversed(_STAGES) if pattern.search(text)]
+    found = [one for one, pattern in _STAGES if pattern.search(text)]
     return found[1:] or found
 
 

@@ -33,7 +33,7 @@ class Machine:
 
     @property
     def host_app_command_line(self) -> str:
-        """The kernel command line with which the host application boots directly."""
+        """The kernel command line with which the host application boots directly: arm64's is in the contract."""
         line = f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
         return " ".join([line, *self.kernel_arguments])
 

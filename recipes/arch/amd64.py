@@ -18,6 +18,6 @@ kernel_arguments = [
     "no_timer_check",
     # Else the kernel comes to trust the processor's clock a second after its start and patches the code that reads it.
     # QEMU 7.2, emulating two processors, still ran the breakpoint of that patching in 9 of 80 boots: the kernel panics.
-    # Distrusted from the start: 0 of 40 boots. Under KVM the clock is kvm-clock, whatever is said of the processor's.
+    # Distrusted from the start: 0 of 40 boots. KVM gives its guests a clock of their own (kvm-clock).
     "tsc=unstable",
 ]

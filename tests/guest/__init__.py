@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fixtures.download import member, wheel
 from fixtures.mirror import cache_folder
 from fixtures.pins import QUICKSAND, WHEELS
+from imgkit.vm import VM
 
 _INIT = Path(__file__).with_name("init.sh")
 
@@ -35,6 +37,15 @@ def make(folder: Path) -> Guest:
     # of 4 (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
     guest.initrd.write_bytes(stock + bytes(-len(stock) % 4) + _cpio("init", 0o100755, _INIT.read_bytes()))
     return guest
+
+
+def until_it_says(vm: VM, word: str, seconds: float = 120) -> None:
+    """Wait until the console of a machine has ``word``."""
+    deadline = time.monotonic() + seconds
+    while word not in vm.console():
+        assert vm.alive, vm.console()
+        assert time.monotonic() < deadline, vm.console()
+        time.sleep(0.02)
 
 
 def _cpio(name: str, mode: int, data: bytes) -> bytes:

@@ -229,6 +229,11 @@ def test_install_if_with_a_conflict_among_its_conditions() -> None:
     assert order("x y", "x 1", "y 1", "z 1 i:x !y", "w 1 i:x !v") == "x-1 w-1 y-1"
 
 
+def test_install_if_that_asks_for_its_own_absence_brings_nothing() -> None:
+    assert order("x", "x 1", "z 1 i:x !z") == "x-1"
+    assert order("x", "x 1", "z 1 i:x !v p:v=1") == "x-1"
+
+
 def test_install_if_gives_way_to_everything_else() -> None:
     assert order("x y", "x 1", "y 1 D:!z", "z 1 i:x") == "x-1 y-1"
     assert order("x", "x 1", "z 1 i:x D:nothere", "w 1 i:x") == "x-1 w-1"
@@ -444,8 +449,8 @@ def test_install_if_leaves_out_only_what_does_not_fit(packages: list[Package], w
         return
     assert faults(world, solution) == []
     chosen = {one.name for one in solution}
-    for one in packages:
-        if one.name not in chosen and invited(one, solution):
+    for one in packages:  # with it, too: one may ask for its own absence
+        if one.name not in chosen and invited(one, solution) and invited(one, [*solution, one]):
             everything = [*world, *(f"{other.name}><{other.identity}" for other in (*solution, one))]
             assert not satisfiable(everything, packages), f"{one} was left out"
 

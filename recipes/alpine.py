@@ -33,8 +33,7 @@ kernel_arguments = ["quiet"]
 
 services = {
     "sysinit": ["devfs", "imgkit-config", "imgkit-growroot", "agentd"],
-    "boot": ["osclock", "modules", "hostname", "sysctl", "bootmisc", "syslog"],
-    "default": ["networking"],
+    "boot": ["osclock", "modules", "hostname", "sysctl", "bootmisc", "networking", "syslog"],
     "shutdown": ["mount-ro", "killprocs"],
 }
 

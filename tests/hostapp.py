@@ -47,6 +47,47 @@ def arguments(arch: str, image: Path, console: Path, shares: Mapping[str, Path],
     return words
 
 
+def real_request(work: Path, prompt: str, *, skills: bool = True, **more: Any) -> Event:
+    """A request with everything that the application sends; ``skills`` as on macOS and Linux. ``more`` goes on top.
+
+    ``mounts`` always names the request share itself, which is there already.
+    """
+    mounts = {
+        "work": {"tag": "work", "guestPath": "/workspace/project"},
+        "ipc": {"tag": "ipc", "guestPath": "/workspace/ipc"},
+    }
+    if skills:
+        mounts["skillsRoot0"] = {"tag": "skills0", "guestPath": "/workspace/skills"}
+    environment = {
+        "TZ": "Europe/Berlin",
+        "SKILLS_ROOT": "/workspace/skills",
+        "LOBSTERAI_SKILLS_ROOT": "/workspace/skills",
+        "WEB_SEARCH_SERVER": "http://10.0.2.2:8923",
+        "NO_PROXY": "localhost,127.0.0.1,10.0.2.2",
+        "ANTHROPIC_API_KEY": "a key that nobody has",
+        "ANTHROPIC_BASE_URL": "http://10.0.2.2:8924",
+        "ANTHROPIC_MODEL": "a model",
+    }
+    body: Event = {
+        "prompt": prompt,
+        "cwd": "/workspace/project",
+        "workspaceRoot": "/workspace/project",
+        "hostWorkspaceRoot": str(work),
+        "memoryEnabled": True,
+        "autoApprove": False,
+        "confirmationMode": "modal",
+        "systemPrompt": "be brief",
+        "env": environment,
+        "mounts": mounts,
+        **more,
+    }
+    body["env"] = {**environment, **more.get("env", {})}
+    return body
+
+
+ATTACHMENT = {"name": "dot.png", "mimeType": "image/png", "base64Data": base64.b64encode(b"\x89PNG").decode()}
+
+
 class EmulationError(Exception):
     """QEMU failed the guest."""
 
@@ -77,10 +118,16 @@ class Machine:
 
 
 @contextmanager
-def started(argv: Sequence[str], console: Path, descriptors: Sequence[int] = ()) -> Iterator[Machine]:
-    """Run QEMU for the length of the block."""
+def started(
+    argv: Sequence[str], console: Path, descriptors: Sequence[int] = (), user: tuple[int, int] | None = None
+) -> Iterator[Machine]:
+    """Run QEMU for the length of the block; as ``user`` (uid and gid), if one is named."""
     console.touch()
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors)
+    how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": descriptors}
+    if user is not None:
+        os.chown(console, *user)
+        how.update(user=user[0], group=user[1], extra_groups=[])
+    child = subprocess.Popen(argv, **how)
     try:
         yield Machine(child, console)
     finally:
@@ -274,12 +321,16 @@ def file_mode(
     kernel: Sequence[Path] = (),
     extra: Sequence[str] = (),
     descriptors: Sequence[int] = (),
+    user: tuple[int, int] | None = None,
     timeout: float = READY,
 ) -> Iterator[FileMode]:
-    """Create the folder tree, start the VM, wait until it is ready."""
+    """Create the folder tree, start the VM (as ``user``, whose the tree is then), wait until it is ready."""
     ipc = folder / "ipc"
     for name in ("requests", "streams", "responses"):
         (ipc / name).mkdir(parents=True)
+    if user is not None:
+        for path in (ipc, *ipc.iterdir()):
+            os.chown(path, *user)
     argv = arguments(arch, image, folder / "console.log", {"ipc": ipc, **shares}, kernel)
 
     def attach(machine: Machine, _: ExitStack) -> FileMode:
@@ -287,18 +338,20 @@ def file_mode(
         machine.wait("a heartbeat", app.ready, timeout)
         return app
 
-    with booted([*argv, *extra], folder / "console.log", attach, descriptors=descriptors) as app:
+    with booted([*argv, *extra], folder / "console.log", attach, descriptors=descriptors, user=user) as app:
         yield app
 
 
 @contextmanager
-def serial_mode(arch: str, image: Path, folder: Path, *, timeout: float = READY) -> Iterator[SerialMode]:
+def serial_mode(
+    arch: str, image: Path, folder: Path, *, kernel: Sequence[Path] = (), timeout: float = READY
+) -> Iterator[SerialMode]:
     """Start the VM as on a host without 9p, wait for a heartbeat on the port."""
     with tempfile.TemporaryDirectory() as short:  # the name of a socket has 107 bytes at most
         path = Path(short) / "ipc"
         extra = ["-device", "virtio-serial-pci", "-chardev", f"socket,id=ipc,path={path},server=on,wait=off"]
         extra += ["-device", "virtserialport,chardev=ipc,name=ipc.0"]
-        argv = [*arguments(arch, image, folder / "console.log", {}, ()), *extra]
+        argv = [*arguments(arch, image, folder / "console.log", {}, kernel), *extra]
 
         def attach(machine: Machine, stack: ExitStack) -> SerialMode:
             machine.wait("the socket", path.exists, 60)

@@ -361,6 +361,30 @@ def test_heartbeat_fields() -> None:
     assert beat.trouble(15.0) == "its heartbeat is 10 s old"
 
 
+@pytest.mark.parametrize(
+    ("system", "missing"),
+    [
+        ("{}", ()),
+        ('{"hostname": true, "loopback": true, "network": null}', ()),
+        ('{"hostname": true, "loopback": false, "network": false}', ("loopback", "network")),
+        ('{"\\u001b[2J": false, "": false, "later": false, "n": 0}', ("later",)),
+        ("[false]", ()),
+        ("null", ()),
+    ],
+)
+def test_what_a_system_still_lacks(system: str, missing: tuple[str, ...]) -> None:
+    beat = protocol.parse_heartbeat(b'{"timestamp": 5000, "system": %s}' % system.encode())
+    assert beat is not None
+    assert beat.missing() == missing
+    assert beat.trouble(5.0) == "", "the agent is ready all the same"
+
+
+def test_a_heartbeat_that_says_nothing_of_the_system() -> None:
+    beat = protocol.parse_heartbeat(b'{"timestamp": 5000}')
+    assert beat is not None
+    assert beat.missing() == ()
+
+
 def test_heartbeat_without_the_share() -> None:
     beat = protocol.parse_heartbeat(b'{"timestamp": 5000, "ipcMounted": false}')
     assert beat is not None

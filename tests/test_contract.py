@@ -1,6 +1,7 @@
 """The agentd contract on booted images, driven from the host as the original application does it (tests/hostapp.py).
 
-The 60 s rule for questions that nobody answers is in tests/agentd/permissions.test.js, with a shorter time.
+The 60 s rule for questions that nobody answers is in tests/agentd/permissions.test.js, with a shorter time. Other owners
+of folders, and arm64, are in tests/test_owners.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import pytest
 
 from imgkit.vm.rootport import RootCompleted, RootPort
 from tests import hostapp
-from tests.conftest import need_program
 from tests.files import digest
 from tests.hostapp import Event, FileMode, SerialMode, output
-from tests.images import ROOT, Image, Images
+from tests.images import ROOT, Image
 
 pytestmark = pytest.mark.vm
 
@@ -421,25 +421,3 @@ def test_serial_without_a_share_nothing_else_is_mounted(port: SerialMode) -> Non
     identity = port.request(sh("grep -c ' 9p ' /proc/mounts"))
     port.finish(identity)
     assert output(port.stream(identity)) == b"0\n"
-
-
-# ---- arm64 ---------------------------------------------------------------------------------------------------------
-
-
-def test_arm64(images: Images, tmp_path: Path) -> None:
-    """One pass: direct boot as documented, a request that is written slowly, a question, the work folder."""
-    need_program("qemu-system-aarch64")
-    image = images["arm64"]
-    kernel = (image.kernel, image.initramfs)
-    with (
-        folders(tmp_path) as shares,
-        hostapp.file_mode("arm64", image.disk, tmp_path, shares, kernel=kernel, timeout=BUSY) as app,
-    ):
-        script = "uname -m >made; agent-ask Bash '{}'; echo $?"
-        identity = app.send(sh(script, cwd="/workspace/project", mounts=WORK), pause=1)
-        app.answer(app.question(identity, "permission_request"), {"behavior": "allow"})
-        assert app.finish(identity)["subtype"] == "success"
-        assert output(app.stream(identity)) == b"{}\n0\n"
-        assert (shares["work"] / "made").read_text() == "aarch64\n"
-        locked = {"work": {"tag": "locked", "guestPath": "/workspace/locked"}}
-        assert app.run(sh("touch /workspace/ran", mounts=locked))[0]["subtype"] == "error"

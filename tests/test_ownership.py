@@ -1,4 +1,4 @@
-"""Folders of other owners than the agent: who may write, and how owner and agent change places."""
+"""Folders of root's: how root and the agent change places, and what does not stay set-user-id."""
 
 from __future__ import annotations
 
@@ -10,30 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.commands import run
-from imgkit.errors import UsageError
 from imgkit.vm import ownership
 from tests.conftest import need
 
 IDS = st.integers(0, 2**32 - 2)
-
-
-@pytest.mark.parametrize(
-    ("mode", "uid", "gid", "expected"),
-    [
-        (0o755, 1000, 1000, True),
-        (0o755, 0, 0, False),
-        (0o777, 0, 0, True),
-        (0o775, 0, 1000, True),
-        (0o077, 1000, 1000, False),  # the owner's bits count, whatever others may
-        (0o707, 0, 1000, False),
-        (0o776, 0, 0, False),
-        (0o555, 1000, 1000, False),
-    ],
-)
-def test_who_may_write(mode: int, uid: int, gid: int, expected: bool) -> None:
-    status = os.stat_result((0o40000 | mode, 1, 1, 2, uid, gid, 0, 0, 0, 0))
-    assert ownership.writable(status) is expected
 
 
 @given(IDS, IDS, IDS)
@@ -62,24 +42,19 @@ def test_the_owner_is_the_agent_in_the_view(tmp_path: Path) -> None:
     assert not seen.exists()
 
 
-def test_no_view_where_none_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "AGENT", tmp_path.stat().st_uid)
+def test_a_view_is_for_folders_of_roots_alone(tmp_path: Path) -> None:
+    need("root", os.geteuid() == 0)
+    for uid in (501, 1000, 1001):
+        os.chown(tmp_path, uid, uid)
+        with ownership.as_agents(tmp_path) as view:
+            assert view is None
+
+
+def test_no_view_without_roots_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with ownership.as_agents(tmp_path) as view:
         assert view is None
-
-
-def test_a_folder_that_nobody_can_write_to_is_refused_before_the_boot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    tmp_path.chmod(0o555)
-    with pytest.raises(UsageError, match="may not write into it") as caught:
-        run._writable(tmp_path)
-    assert "chmod" in str(caught.value.hint)
-    tmp_path.chmod(0o777)
-    assert run._writable(tmp_path) == tmp_path
-    with pytest.raises(UsageError, match="no such folder"):
-        run._writable(tmp_path / "none")
+    assert not ownership.is_root()
 
 
 def test_special_bits_of_what_changed_are_dropped(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machine, "boot", boot)
-    return argparse.Namespace(guest_command=["x"], prompt=None, work=None)
+    return argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
 
 
 def json_line(event: dict[str, Any]) -> bytes:

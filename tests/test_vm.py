@@ -157,6 +157,29 @@ def test_deadlines(guest: Guest, words: str, reached: str, kind: type[BootError]
 
 
 @vm_test
+def test_a_boot_waits_for_the_system_not_only_for_its_agent(guest: Guest) -> None:
+    with boot(guest, "test=late-network") as vm:
+        assert vm.seconds_to_ready is not None
+        assert vm.seconds_to_settled is not None
+        assert vm.seconds_to_settled - vm.seconds_to_ready > 1
+        beat = vm.heartbeat()
+        assert beat is not None
+        assert beat.missing() == ()
+
+
+@vm_test
+def test_a_system_that_never_comes_up_is_waited_for_and_named(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    with boot(guest, "test=no-network", settle=False) as vm:
+        assert vm.seconds_to_settled is None
+        assert caplog.messages == []
+        assert vm.settle(0.5) == ("network",)
+        assert caplog.messages == ["the guest has come up without its network"]
+        vm.kill()
+        with pytest.raises(BootError):
+            vm.settle(30)
+
+
+@vm_test
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_an_empty_disk_has_nothing_to_boot(tmp_path: Path, firmware: str) -> None:
     need_program("qemu-system-x86_64")

@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
             **(dict(beat.extra) if beat else {}),  # the guest's words first: ours hold
             "image": str(options.image),
             "secondsToReady": seconds,
+            "secondsToSettled": vm.seconds_to_settled,
             "stages": stages,
             "accelerator": vm.verdict.accelerator,
             "memoryMiB": vm.memory_mib,

@@ -29,6 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--secret", action="append", default=[], metavar="K=FILE", help="the same, its value read from a file"
     )
+    parser.add_argument(
+        "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
+    )
     parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
 
 
@@ -79,6 +82,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
         config=configdrive.make(pairs(options.env, "--env", "K=V"), _secrets(options.secret)) or None,
         console=options.console,
         timeout=options.timeout,
+        settle=not options.no_wait,
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from imgkit.commands import machine
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm import ownership
 from imgkit.vm.agent import Request, status
 from imgkit.vm.protocol import AgentEvent, Event, Output, Result
 
@@ -36,9 +35,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(what, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
     if options.work == "":  # an unset variable of a script must not share the current folder
         raise UsageError("--work: no folder")
-    shares = {} if options.work is None else {"work": _writable(Path(options.work))}
+    shares = {} if options.work is None else {"work": Path(options.work)}
     with machine.boot(options, shares) as vm:
-        with vm.request(command=options.guest_command or None, prompt=options.prompt) as request:
+        extra = {"awaitSystem": False} if options.no_wait else None
+        with vm.request(command=options.guest_command or None, prompt=options.prompt, extra=extra) as request:
             result = _follow(request, events=not options.guest_command)
         vm.kill()
     if not result.ok and result.signal is None and result.exit_code in (None, 0):
@@ -46,25 +46,6 @@ def run(options: argparse.Namespace) -> int:
     if not result.ok and result.text and not result.text.startswith("the agent "):
         log.error("%s", result.text)  # agentd's own words: there was no agent to say anything
     return status(result)
-
-
-def _writable(folder: Path) -> Path:
-    """A folder to work in that the agent will be able to write to, as far as that can be known before.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    status = folder.stat()
-    with ownership.as_agents(folder) as view:
-        if view is None and not ownership.writable(status):
-            raise UsageError(
-                f"{folder}: belongs to uid {status.st_uid}, and the guest's agent (uid {ownership.AGENT}) "
-                f"may not write into it (mode {status.st_mode & 0o777:o})",
-                hint=f"chmod -R o+rwX {folder}, or run imgkit as root: then the agent acts as the folder's owner",
-            )
-    return folder
 
 
 def _follow(request: Request, *, events: bool) -> Result:

@@ -1,10 +1,12 @@
-"""Who owns a shared folder, as the guest sees it.
+"""Root's folders, as the guest sees them when they are shared.
 
-With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports, so the
-agent (uid 1000) may not write into a folder of anybody else. Where this process may (Linux, as root), QEMU gets a
-view of the folder in which its owner and the agent have changed places: an idmapped mount (mount_setattr(2)), which
-is attached nowhere and gone with the last descriptor of it. What the agent writes there belongs to the folder's owner,
-and so it does not stay set-user-id when the machine is gone: the agent's program would have the owner's rights.
+With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports. The agent
+takes over the uid of whoever owns the folder it works in (docs/agentd.md), but never root's. Where this process may
+(Linux, as root), QEMU gets a view of such a folder in which root and the agent (uid 1000) have changed places: an
+idmapped mount (mount_setattr(2)), which is attached nowhere and gone with the last descriptor of it.
+
+What the agent writes belongs to the folder's owner on the host, and so it does not stay set-user-id when the machine is
+gone: the agent's program would have the owner's rights.
 """
 
 from __future__ import annotations
@@ -34,16 +36,6 @@ _OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, -100, 0x1000
 _HOLDER = "import ctypes, sys; print(ctypes.CDLL(None).unshare(0x10000000), flush=True); sys.stdin.read()"
 
 
-def writable(status: os.stat_result, uid: int = AGENT) -> bool:
-    """Whether ``uid`` (and the group of the same number) may make and remove files in the folder with this status."""
-    wanted = stat.S_IWOTH | stat.S_IXOTH
-    if status.st_uid == uid:
-        wanted <<= 6
-    elif status.st_gid == uid:
-        wanted <<= 3
-    return status.st_mode & wanted == wanted
-
-
 def exchanged(one: int, other: int) -> str:
     """A uid_map (user_namespaces(7)) that leaves every id as it is, but for two that change places."""
     low, high = sorted((one, other))
@@ -56,11 +48,12 @@ def exchanged(one: int, other: int) -> str:
 
 @contextmanager
 def as_agents(folder: Path) -> Iterator[int | None]:
-    """A descriptor of ``folder`` in which its owner is the agent, and the other way round; None where that is not
-    possible or not needed.
+    """A descriptor of root's ``folder`` in which root is the agent, and the other way round.
+
+    None where that is not possible, and for folders of other owners, whom the agent itself becomes.
     """
     status = folder.stat()
-    if status.st_uid == AGENT or sys.platform != "linux" or os.geteuid() != 0:
+    if status.st_uid != 0 or not is_root():
         yield None
         return
     with ExitStack() as stack:
@@ -70,6 +63,11 @@ def as_agents(folder: Path) -> Iterator[int | None]:
             log.debug("%s: its owner cannot be mapped: %s", folder, cause)
             descriptor = None
         yield descriptor
+
+
+def is_root() -> bool:
+    """Whether this process is root on Linux: what it starts can give files to anybody."""
+    return sys.platform == "linux" and os.geteuid() == 0
 
 
 def drop_special_bits(folder: Path, *, since: float) -> list[Path]:

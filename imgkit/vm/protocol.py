@@ -20,6 +20,7 @@ MAX_HEARTBEAT = 64 << 10
 HEARTBEAT_AGE = 10.0
 """Seconds after which a heartbeat no longer counts."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PART = re.compile(r"[A-Za-z]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Heartbeat:
         if now - self.timestamp >= HEARTBEAT_AGE:
             return f"its heartbeat is {now - self.timestamp:.0f} s old"
         return ""
+
+    def missing(self) -> tuple[str, ...]:
+        """Parts of the system that are still to come, such as "hostname", "loopback", "network".
+
+        Empty when all are there, and for an agent that does not report them (the heartbeat's key ``system``).
+        """
+        system = self.extra.get("system")
+        parts = system.items() if isinstance(system, dict) else ()
+        return tuple(name for name, present in parts if present is False and _PART.fullmatch(name))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ TIMEOUT = 180.0
 """Seconds that a boot gets by default (the agentd contract)."""
 POWER_OFF = 60.0
 """Seconds that a guest gets to shut down; emulated ones need ten, on a busy host thirty."""
+SETTLE = 20.0
+"""Seconds that a system gets, once its agent is ready, for its host name, loopback device and network."""
 POLL = 0.1
 _PRESS = 2.0
 _EMULATION_TRIES = 3
@@ -53,6 +55,7 @@ class VM:
         self.memory_mib = running.spec.memory_mib
         self.argv = argv.arguments(running.spec)
         self.seconds_to_ready: float | None = None
+        self.seconds_to_settled: float | None = None
         self._running = running
         self._log = log_
         self._started = time.monotonic()
@@ -92,6 +95,7 @@ class VM:
         extra: Sequence[str] = (),
         timeout: float = TIMEOUT,
         wait: bool = True,
+        settle: bool = True,
     ) -> Iterator[VM]:
         """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
 
@@ -115,6 +119,7 @@ class VM:
             extra: further arguments for QEMU.
             timeout: seconds until the agent must be ready.
             wait: False hands the machine over at once; see :meth:`wait_ready`.
+            settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
 
         Raises:
             HostError: QEMU, firmware or image are missing, or QEMU refuses.
@@ -151,6 +156,8 @@ class VM:
                 try:
                     if wait:
                         vm._wait_ready(deadline, timeout)
+                    if wait and settle:
+                        vm.settle()
                 except KernelPanicError as panic:
                     if not panic.emulation or attempt == _EMULATION_TRIES:
                         raise
@@ -180,6 +187,31 @@ class VM:
             self.check(booting=True)
             if time.monotonic() >= deadline:
                 raise console.late(given, self._log.quiet, self._log.text, trouble)
+            time.sleep(POLL)
+
+    def settle(self, timeout: float = SETTLE) -> tuple[str, ...]:
+        """Wait until commands find what they expect: a host name, a loopback device and, if there is a card, a network.
+
+        The agent is ready before them, and says in its heartbeat what is still to come. Requests wait for the same,
+        for a shorter time (docs/agentd.md).
+
+        Returns:
+            What is still missing when the time is over; empty if nothing is. It is logged, too.
+
+        Raises:
+            BootError: the machine is gone, or its console shows a failure.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            beat = self._transport.heartbeat()
+            missing = beat.missing() if beat is not None else ()
+            if not missing:
+                self.seconds_to_settled = time.monotonic() - self._started
+                return ()
+            if time.monotonic() >= deadline:
+                log.warning("the guest has come up without its %s", ", ".join(missing))
+                return missing
+            self.check()
             time.sleep(POLL)
 
     def check(self, *, booting: bool = False) -> None:
@@ -361,11 +393,11 @@ def _guest_path(tag: str) -> str:
 
 
 def _as_agents(share: argv.Share, stack: ExitStack) -> argv.Share:
-    """The folder to work in, so that the agent may write what the folder's owner may."""
+    """The folder to work in; of root's, so that the agent may write what root may."""
     if share.tag != "work":
         return share
     view = stack.enter_context(ownership.as_agents(share.path))
-    if view is not None:
+    if ownership.is_root():
         stack.callback(ownership.drop_special_bits, share.path, since=time.time())
     return replace(share, view=view)
 

@@ -64,6 +64,17 @@ test('a share is mounted on the folder that was looked at, after what an earlier
   assert.equal(calls.length, 2, 'what is mounted costs no process its life');
 });
 
+test('the request share among the mounts of a request is there already; anything else there is refused', async (t) => {
+  const { config } = makeGuest(t);
+  const { mounter, calls } = playedMounter(config, (folder) => folder);
+  const user = await mounter.prepare([{ name: 'ipc', tag: 'ipc', guestPath: config.ipcDir }], own);
+  assert.deepEqual([user, calls], [own, []], 'nothing is mounted, and nobody is ended');
+  await mounter.prepare([{ name: 'any', tag: 'ipc', guestPath: `${config.ipcDir}/.` }], own, true);
+  for (const mount of [{ tag: 'other', guestPath: config.ipcDir }, { tag: 'ipc', guestPath: path.join(config.ipcDir, 'x') }]) {
+    await assert.rejects(mounter.prepare([{ name: 'ipc', ...mount }], own), /is not a place for a share/);
+  }
+});
+
 test('what other services mount meanwhile is neither an error nor undone', async (t) => {
   const { config } = makeGuest(t);
   const workspace = fs.realpathSync(config.workspace);

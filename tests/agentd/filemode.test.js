@@ -14,7 +14,7 @@ test('the heartbeat has the contract keys and is replaced as a whole', async (t)
   fs.writeFileSync(guest.config.releaseFile, 'IMGKIT_IMAGE="alpine"\nIMGKIT_BUILD_ID=abc\nOTHER=x\n');
   const host = await startHost(t, { guest });
   const first = JSON.parse(fs.readFileSync(host.ipc('heartbeat'), 'utf8'));
-  assert.deepEqual(Object.keys(first), ['timestamp', 'pid', 'uptime', 'ipcMode', 'ipcMounted', 'protocolVersion', 'image', 'buildId']);
+  assert.deepEqual(Object.keys(first), ['timestamp', 'pid', 'uptime', 'ipcMode', 'ipcMounted', 'protocolVersion', 'image', 'buildId', 'system']);
   assert.ok(Math.abs(first.timestamp - Date.now()) < 5000);
   assert.equal(first.pid, process.pid);
   assert.deepEqual([first.ipcMode, first.ipcMounted, first.protocolVersion, first.image, first.buildId], ['file', true, 1, 'alpine', 'abc']);

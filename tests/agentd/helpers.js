@@ -27,6 +27,8 @@ function makeGuest(t, overrides = {}) {
     configDir: path.join(root, 'config'),
     releaseFile: path.join(root, 'release'),
     passwdFile: path.join(root, 'passwd'),
+    groupFile: path.join(root, 'group'),
+    scratchFolders: [path.join(root, 'tmp')],
     consoleFile: path.join(root, 'console'),
     logFile: path.join(root, 'log'),
     portName: 'ipc.0',
@@ -37,6 +39,7 @@ function makeGuest(t, overrides = {}) {
   };
   for (const dir of [config.ipcDir, config.runDir, config.configDir]) fs.mkdirSync(dir, { recursive: true, mode: 0o755 });
   fs.writeFileSync(config.consoleFile, '');
+  fs.writeFileSync(config.groupFile, 'root:x:0:root\ndialout:x:20:root\nagent:x:1000:\nnogroup:x:65533:\n');
   fs.writeFileSync(config.passwdFile, `root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000::${root}:/bin/sh\n`);
   return { root, config };
 }
@@ -73,9 +76,25 @@ class FakeMounter {
     this.remounts += 1;
     return true;
   }
-  async prepare(wanted) {
+  async prepare(wanted, user) {
     this.wanted.push(...wanted);
     if (this.failure) throw this.failure;
+    return user;
+  }
+}
+
+/** A machine that has come up, until told otherwise. */
+class FakeSystem {
+  state = { hostname: true, loopback: true, network: true };
+  read() {
+    return this.state;
+  }
+  get complete() {
+    return Object.values(this.state).every((value) => value !== false);
+  }
+  async settled(signal) {
+    while (!this.complete && !signal.aborted) await delay(5);
+    return this.complete;
   }
 }
 
@@ -96,7 +115,7 @@ async function startHost(t, options = {}) {
   const guest = options.guest ?? makeGuest(t, options.config);
   const log = options.log ?? makeLog();
   const mounter = options.mounter ?? new FakeMounter();
-  const supervisor = new Supervisor({ config: guest.config, log, mounter, launch: options.launch ?? launch });
+  const supervisor = new Supervisor({ config: guest.config, log, mounter, launch: options.launch ?? launch, system: options.system ?? new FakeSystem() });
   await supervisor.start();
   t.after(() => supervisor.stop('test ends'));
   return new Host(guest, log, mounter, supervisor);
@@ -139,4 +158,4 @@ class Host {
   }
 }
 
-module.exports = { FAST, FakeMounter, Host, LIMITS, PAYLOAD, launch, makeGuest, makeLog, payload, startHost, until };
+module.exports = { FAST, FakeMounter, FakeSystem, Host, LIMITS, PAYLOAD, launch, makeGuest, makeLog, payload, startHost, until };

@@ -5,7 +5,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { randomBytes } = require('node:crypto');
 const { test } = require('node:test');
-const { FAST, FakeMounter, launch, makeGuest, makeLog, payload, until } = require('./helpers');
+const { FAST, FakeMounter, FakeSystem, launch, makeGuest, makeLog, payload, until } = require('./helpers');
 const { SerialChannel } = payload('serial');
 const { LineReader } = payload('lines');
 const { RequestQueue } = payload('queue');
@@ -39,7 +39,7 @@ function start(t, guest = makeGuest(t)) {
   for (const dir of ['', 'project']) fs.chmodSync(path.join(guest.config.workspace, dir), 0o777);
   const [port, log] = [new FakePort(), makeLog()];
   const channel = new SerialChannel(port, guest.config, log);
-  const runner = new Runner({ config: { ...guest.config, socket: path.join(guest.root, 'sock') }, log, channel, mounter: new FakeMounter(), questions: new Questions(FAST), launch });
+  const runner = new Runner({ config: { ...guest.config, socket: path.join(guest.root, 'sock') }, log, channel, mounter: new FakeMounter(), system: new FakeSystem(), questions: new Questions(FAST), launch });
   void channel.run(new RequestQueue((entry) => runner.run(entry), 16));
   t.after(() => channel.stop());
   const send = (message) => port.push(`${JSON.stringify(message)}\n`);

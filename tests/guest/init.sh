@@ -25,9 +25,16 @@ for tag in $($b cat /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag | $b 
     [ "$tag" = ipc ] || { mount_share "$tag" "/shares/$tag" && echo "hello" > "/shares/$tag/from-guest"; }
 done
 (
+    beats=0
     while :; do
-        printf '{"timestamp":%s000,"pid":1,"uptime":1,"ipcMode":"file","ipcMounted":%s,"disk":"%s","shares":%s}' \
-            "$($b date +%s)" $mounted $disk "$($b ls /shares 2>/dev/null | $b wc -l)" > $ipc/heartbeat.new
+        case "$words" in
+            *" test=late-network "*) [ $beats -ge 3 ] && network=true || network=false ;;
+            *" test=no-network "*) network=false ;;
+            *) network=null ;;
+        esac
+        beats=$((beats + 1))
+        printf '{"timestamp":%s000,"pid":1,"uptime":1,"ipcMode":"file","ipcMounted":%s,"disk":"%s","shares":%s,"system":%s}' \
+            "$($b date +%s)" $mounted $disk "$($b ls /shares 2>/dev/null | $b wc -l)" "{\"network\":$network}" > $ipc/heartbeat.new
         $b mv $ipc/heartbeat.new $ipc/heartbeat
         $b sleep 1
     done

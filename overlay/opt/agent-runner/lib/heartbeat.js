@@ -22,8 +22,8 @@ function readRelease(file) {
   return { image: values.get('IMGKIT_IMAGE'), buildId: values.get('IMGKIT_BUILD_ID') };
 }
 
-/** One heartbeat. The timestamp is the wall clock in ms, the uptime is monotonic in seconds. */
-function makeHeartbeat(ipcMode, ipcMounted, release) {
+/** One heartbeat. The timestamp is the wall clock in ms, the uptime is monotonic in seconds; `system` as SystemState has it. */
+function makeHeartbeat(ipcMode, ipcMounted, release, system) {
   return {
     timestamp: Date.now(),
     pid: process.pid,
@@ -32,6 +32,7 @@ function makeHeartbeat(ipcMode, ipcMounted, release) {
     ipcMounted,
     protocolVersion: PROTOCOL_VERSION,
     ...release,
+    system,
   };
 }
 

@@ -4,9 +4,11 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { RequestError } = require('./errors');
 const { holdFolder, mountOf, placeOf } = require('./folders');
+const { explainOwner, takeOver } = require('./identity');
 const { findLink, isInside } = require('./paths');
-const { endAgents, runTool } = require('./users');
+const { endAgents, noteUser, runTool } = require('./users');
 
+const IPC_TAG = 'ipc';
 const OPTIONS = 'trans=virtio,version=9p2000.L,msize=262144';
 /** Only root may use the request channel: the agent must not read other requests nor write results. */
 const IPC_OPTIONS = `${OPTIONS},access=0,nosuid,nodev,noexec`;
@@ -60,7 +62,7 @@ class Mounter {
   async mountIpc() {
     if (this.ipcMounted()) return true;
     try {
-      await this.#mountShare('ipc', this.#config.ipcDir, IPC_OPTIONS, { uid: process.getuid(), gid: process.getgid() });
+      await this.#mountShare(IPC_TAG, this.#config.ipcDir, IPC_OPTIONS, { uid: process.getuid(), gid: process.getgid() });
     } catch {
       return false;
     }
@@ -95,22 +97,43 @@ class Mounter {
 
   /**
    * Mount everything that a request names, before its agent starts. What an earlier agent left running is ended before
-   * anything is made or mounted: root works in folders of the agent's then.
+   * anything is made or mounted: root works in folders of the agent's then. The request share is among them, as the host
+   * application names it in every request: it is there already.
    * @param {readonly {name: string, tag: string, guestPath: string}[]} wanted
-   * @param {{uid: number, gid: number, home: string}} user who must be able to write to `work`
+   * @param {{name: string, uid: number, gid: number, home: string}} user who must be able to write to `work`
    * @param {boolean} ownDisk serial mode: a tag that no device has is a folder, whose files the port carries
+   * @returns {Promise<object>} the user, with the uid and gid under which it works in `work`
    * @throws {RequestError} naming the share that cannot be had: an agent never runs on the VM's disk in its place
    */
   async prepare(wanted, user, ownDisk = false) {
-    for (const mount of wanted) {
+    let work;
+    for (const mount of wanted.filter((each) => !this.#isRequestShare(each))) {
       this.#check(mount, user);
       if (ownDisk && !shareTags().includes(mount.tag)) {
         await this.#makeFolder(mount, user);
         continue;
       }
       await this.#mount(mount, user);
-      if (mount.name === 'work') await this.#probe(mount, user);
+      if (mount.name === 'work') work = mount;
     }
+    if (!work) return user;
+    const worker = await this.#adapt(work, user);
+    await this.#probe(work, worker);
+    return worker;
+  }
+
+  #isRequestShare({ tag, guestPath }) {
+    return tag === IPC_TAG && path.resolve(guestPath) === path.resolve(this.#config.ipcDir);
+  }
+
+  /** The agent works as the owner of the folder. What it had left running as somebody else is ended before that. */
+  async #adapt({ guestPath }, user) {
+    const worker = await takeOver(this.#config, user, fs.statSync(guestPath), () => {
+      noteUser(this.#config, user);
+      return this.#system.endAgents(this.#config);
+    });
+    if (worker.uid !== user.uid || worker.gid !== user.gid) this.#writable.clear();
+    return worker;
   }
 
   #check({ name, guestPath }, user) {
@@ -154,7 +177,9 @@ class Mounter {
     try {
       await this.#system.run('/bin/sh', ['-c', ': > "$1" && rm -f "$1"', 'probe', file], { uid: user.uid, gid: user.gid, cwd: '/', env: {} });
     } catch (error) {
-      throw new RequestError(`mount "${name}": ${target} (owner ${describeOwner(target)}) is not writable for uid ${user.uid}: ${error.message}`);
+      const owner = fs.statSync(target, { throwIfNoEntry: false });
+      const advice = owner ? `; ${explainOwner(owner, fs.readFileSync(this.#config.passwdFile, 'latin1'))}` : '';
+      throw new RequestError(`mount "${name}": ${target} (${describeOwner(owner)}) is not writable for uid ${user.uid}: ${error.message}${advice}`);
     }
     this.#writable.add(target);
   }
@@ -166,9 +191,8 @@ function shareTags(sysfs = '/sys/bus/virtio/drivers/9pnet_virtio') {
   return devices.map((name) => fs.readFileSync(path.join(sysfs, name, 'mount_tag'), 'utf8').replace(/\0.*$/s, '').trim());
 }
 
-function describeOwner(target) {
-  const stat = fs.statSync(target, { throwIfNoEntry: false });
-  return stat ? `${stat.uid}:${stat.gid}, mode ${(stat.mode & 0o7777).toString(8)}` : 'unknown';
+function describeOwner(stat) {
+  return stat ? `owner ${stat.uid}:${stat.gid}, mode ${(stat.mode & 0o7777).toString(8)}` : 'owner unknown';
 }
 
 function checkLinks(name, target) {

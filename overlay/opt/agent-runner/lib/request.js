@@ -14,6 +14,7 @@ const SHAPES = {
   autoApprove: ['true or false', (value) => typeof value === 'boolean'],
   confirmationMode: ['a string', (value) => typeof value === 'string'],
   systemPrompt: ['a string', (value) => typeof value === 'string'],
+  awaitSystem: ['true or false', (value) => typeof value === 'boolean'],
   command: ['a list of strings, not empty', (value) => Array.isArray(value) && value.length > 0 && value.every(isArgument) && value[0] !== ''],
 };
 
@@ -47,6 +48,7 @@ function parseRequest(id, data) {
     autoApprove: data.autoApprove === true,
     confirmationMode: data.confirmationMode ?? 'modal',
     systemPrompt: data.systemPrompt ?? undefined,
+    awaitSystem: data.awaitSystem !== false,
     command: data.command ?? undefined,
     data,
   });

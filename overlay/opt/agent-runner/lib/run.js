@@ -15,7 +15,7 @@ class Runner {
   #services;
   #current;
 
-  /** @param {{config, log, channel, mounter, questions, launch?: Function}} services */
+  /** @param {{config, log, channel, mounter, system, questions, launch?: Function}} services */
   constructor(services) {
     this.#services = services;
   }
@@ -50,28 +50,30 @@ class Runner {
   async #outcome(id, data, signal, history, stream) {
     if (history === 'begun') throw new RequestError('agentd ended while this request was running; it is not run again');
     if (data instanceof Error) throw new RequestError(data.message);
-    if (signal.aborted) throw new RequestError(signal.reason.message);
+    if (signal.aborted) return cancelled(signal);
     const request = parseRequest(id, data);
     // From here on the stream has content: the request counts as begun.
     await stream.write({ type: 'sdk_event', event: { type: 'started', requestId: id } });
-    const plan = await this.#plan(request);
+    const plan = await this.#plan(request, signal);
+    if (signal.aborted) return cancelled(signal);
     return this.#runAgent(request, plan, signal, stream);
   }
 
   /** Everything that can be wrong is found here, before anything of the agent runs. */
-  async #plan(request) {
-    const { config, mounter, channel, log } = this.#services;
+  async #plan(request, signal) {
+    const { config, mounter, channel, log, system } = this.#services;
     const drive = readDrive(config.configDir);
     log.info(`request ${request.id}: ${describePresence({ ...drive, ...request.env })}`);
     const choice = chooseAgent(config.choices, drive, request.env);
     const command = request.command ?? choice.command;
-    const user = findUser(choice.userName, config.passwdFile);
-    await mounter.prepare(request.mounts, user, channel.ownDisk);
+    const account = findUser(choice.userName, config.passwdFile);
+    const user = await mounter.prepare(request.mounts, account, channel.ownDisk);
     const cwd = workingFolder(request, choice.workdir, config, user);
     await channel.beforeAgent(request, user);
     if (command.length === 0) throw new RequestError(NO_AGENT);
     const env = agentEnvironment(user, drive, request, config.socket);
     checkProgram(command, env, cwd);
+    if (request.awaitSystem && !(await system.settled(signal))) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
     return { command, cwd, env, user, input: request.prompt, events: request.command === undefined };
   }
 
@@ -137,13 +139,17 @@ class Report {
   outcome({ exitCode, signal }, cancel, agentMode) {
     const end = { exitCode, signal };
     if (this.#stalled) return { subtype: 'error', ...end, result: 'the stream could not be written; the agent was killed and output is lost' };
-    if (cancel.aborted) return { subtype: 'error', ...end, cancelled: true, result: cancel.reason.message };
+    if (cancel.aborted) return cancelled(cancel, end);
     const failed = exitCode !== 0 || (agentMode && this.#own?.subtype !== undefined && this.#own.subtype !== 'success');
     const text = agentMode ? (this.#own?.result ?? this.#text) : '';
     const summary = signal ? `the agent was killed by ${signal}` : `the agent ended with status ${exitCode}`;
     const outcome = { subtype: failed ? 'error' : 'success', ...end, result: typeof text === 'string' && text !== '' && exitCode === 0 ? text : summary };
     return this.#own ? { ...outcome, agentResult: this.#own } : outcome;
   }
+}
+
+function cancelled({ reason }, end = { exitCode: null, signal: null }) {
+  return { subtype: 'error', ...end, cancelled: true, result: reason.message };
 }
 
 function failure(error) {

@@ -5,6 +5,7 @@ const { setTimeout: delay } = require('node:timers/promises');
 const { FileChannel } = require('./filemode');
 const { makeHeartbeat, readRelease } = require('./heartbeat');
 const { RequestQueue } = require('./queue');
+const { SystemState } = require('./system');
 
 /**
  * The wiring: a channel to the host, a heartbeat over it, a queue of requests, one runner.
@@ -15,27 +16,31 @@ class Supervisor {
   #log;
   #mounter;
   #release;
+  #system;
   #channel;
   #beats;
   #queue;
   #runner;
   #launch;
   #server;
-  #ending = false;
+  #ending = new AbortController();
 
-  /** @param {{config, log, mounter, launch?: Function}} parts */
-  constructor({ config, log, mounter, launch }) {
+  /** @param {{config, log, mounter, launch?: Function, system?: SystemState}} parts */
+  constructor({ config, log, mounter, launch, system }) {
     this.#config = { ...config, socket: path.join(config.runDir, 'agent.sock') };
     this.#log = log;
     this.#mounter = mounter;
     this.#launch = launch;
     this.#release = readRelease(config.releaseFile);
+    this.#system = system ?? new SystemState(config.times.settle);
   }
 
   async start() {
     this.#channel = await this.#openChannel();
+    const complete = this.#system.complete;
     await this.#beat();
     this.#beats = setInterval(() => void this.#beat(), this.#config.times.heartbeat);
+    if (!complete) void this.#announceSystem();
     await this.#prepare();
     void this.#channel.run(this.#queue);
     this.#log.info(`ready: ${this.#channel.mode} mode, pid ${process.pid}`);
@@ -64,7 +69,12 @@ class Supervisor {
   }
 
   async #beat() {
-    await this.#channel.beat(makeHeartbeat(this.#channel.mode, this.#channel.mounted, this.#release));
+    await this.#channel.beat(makeHeartbeat(this.#channel.mode, this.#channel.mounted, this.#release, this.#system.read()));
+  }
+
+  /** A host that waits for the rest of the system learns at once that it is there. */
+  async #announceSystem() {
+    if (await this.#system.settled(this.#ending.signal)) await this.#beat();
   }
 
   async #prepare() {
@@ -73,7 +83,7 @@ class Supervisor {
     const questions = new Questions(this.#config.times);
     await this.#cleanUp();
     this.#server = await questions.listen(this.#config.socket);
-    this.#runner = new Runner({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, questions, launch: this.#launch });
+    this.#runner = new Runner({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, system: this.#system, questions, launch: this.#launch });
     this.#queue = new RequestQueue((entry) => this.#runner.run(entry), this.#config.limits.queue);
   }
 
@@ -97,8 +107,8 @@ class Supervisor {
 
   /** The service or the VM is being stopped: the agent is ended, its request gets its result, nothing new begins. */
   async stop(reason) {
-    if (this.#ending) return;
-    this.#ending = true;
+    if (this.#ending.signal.aborted) return;
+    this.#ending.abort();
     this.#channel?.stop();
     const limit = this.#config.times.kill + 3000;
     await Promise.race([this.#queue?.close(reason), delay(limit, undefined, { ref: false })]);

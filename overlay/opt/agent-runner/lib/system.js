@@ -1,0 +1,81 @@
+'use strict';
+
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { setTimeout: delay } = require('node:timers/promises');
+
+const UNNAMED = new Set(['', '(none)', 'localhost']);
+const DEFAULT_ROUTE = /^\S+\t0{8}\t/m; // proc(5), net/route: interface, destination in hexadecimal
+
+/** What tells how far the machine has come up; the tests replace it. */
+const SOURCES = {
+  hostname: os.hostname,
+  addresses: os.networkInterfaces,
+  cards: '/sys/class/net',
+  interfaces: '/etc/network/interfaces',
+  routes: '/proc/net/route',
+};
+
+/**
+ * Tells whether commands find what they expect: the host's name, the loopback device, an address. agentd starts before
+ * the services that see to these.
+ */
+class SystemState {
+  #sources;
+  #deadline;
+
+  /** @param {number} patience milliseconds from now that a request may be held back */
+  constructor(patience, sources = {}) {
+    this.#sources = { ...SOURCES, ...sources };
+    this.#deadline = performance.now() + patience;
+  }
+
+  /** @returns {{hostname: boolean, loopback: boolean, network: boolean|null}} `network` is null where nothing sets one up */
+  read() {
+    const addresses = this.#sources.addresses();
+    return {
+      hostname: !UNNAMED.has(this.#sources.hostname()),
+      loopback: Object.values(addresses).some((list) => list.some(({ address }) => address === '127.0.0.1')),
+      network: this.#expectsNetwork() ? this.#hasNetwork(addresses) : null,
+    };
+  }
+
+  get complete() {
+    return Object.values(this.read()).every((value) => value !== false);
+  }
+
+  /** Wait until the machine is complete, or for as long as a request may be held back. @returns {Promise<boolean>} */
+  async settled(signal) {
+    while (!this.complete) {
+      if (signal.aborted || performance.now() >= this.#deadline) return false;
+      await delay(100, undefined, { signal }).catch(() => {});
+    }
+    return true;
+  }
+
+  /** There is a network card, and the system has been told to set one up. */
+  #expectsNetwork() {
+    return this.#configured().some((name) => fs.existsSync(path.join(this.#sources.cards, name)));
+  }
+
+  #configured() {
+    const text = readText(this.#sources.interfaces);
+    return [...text.matchAll(/^\s*auto\s+(.*)$/gm)].flatMap(([, names]) => names.trim().split(/\s+/)).filter((name) => name !== 'lo');
+  }
+
+  #hasNetwork(addresses) {
+    const isReachable = Object.values(addresses).some((list) => list.some(({ family, internal }) => family === 'IPv4' && !internal));
+    return isReachable && DEFAULT_ROUTE.test(readText(this.#sources.routes));
+  }
+}
+
+function readText(file) {
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+module.exports = { SystemState };

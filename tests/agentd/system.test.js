@@ -1,0 +1,91 @@
+'use strict';
+
+// Whether the machine has come up as far as commands expect, and how long a request waits for that.
+
+const assert = require('node:assert/strict');
+const fs = require('node:fs');
+const path = require('node:path');
+const { test } = require('node:test');
+const { setTimeout: delay } = require('node:timers/promises');
+const { FakeSystem, makeGuest, payload, startHost, until } = require('./helpers');
+const { SystemState } = payload('system');
+
+const LO = { lo: [{ address: '127.0.0.1', family: 'IPv4', internal: true }] };
+const ETH = { ...LO, eth0: [{ address: '10.0.2.15', family: 'IPv4', internal: false }] };
+const ROUTE = 'Iface\tDestination\tGateway\neth0\t00000000\t0202000A\t0003\n';
+
+/** The sources of a machine whose parts come up one after the other. */
+function machine(t, { cards = ['lo', 'eth0'], interfaces = 'auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n' } = {}) {
+  const { root } = makeGuest(t);
+  const sources = { cards: path.join(root, 'net'), interfaces: path.join(root, 'interfaces'), routes: path.join(root, 'route') };
+  for (const card of cards) fs.mkdirSync(path.join(sources.cards, card), { recursive: true });
+  fs.writeFileSync(sources.interfaces, interfaces);
+  const state = { name: '(none)', addresses: {} };
+  return { state, sources: { ...sources, hostname: () => state.name, addresses: () => state.addresses } };
+}
+
+test('the parts of a machine that comes up', (t) => {
+  const { state, sources } = machine(t);
+  const system = new SystemState(0, sources);
+  assert.deepEqual(system.read(), { hostname: false, loopback: false, network: false });
+  state.name = 'sandbox';
+  state.addresses = LO;
+  assert.deepEqual(system.read(), { hostname: true, loopback: true, network: false });
+  state.addresses = ETH;
+  assert.equal(system.read().network, false, 'an address without a route');
+  fs.writeFileSync(sources.routes, ROUTE.replace('00000000', '0002000A'));
+  assert.equal(system.read().network, false, 'a route to its own network only');
+  assert.equal(system.complete, false);
+  fs.writeFileSync(sources.routes, ROUTE);
+  assert.deepEqual(system.read(), { hostname: true, loopback: true, network: true });
+  assert.equal(system.complete, true);
+});
+
+test('no network is waited for where there is no card, or nothing sets it up', (t) => {
+  for (const how of [{ cards: ['lo'] }, { interfaces: 'auto lo\niface lo inet loopback\n' }, { interfaces: '' }]) {
+    const { state, sources } = machine(t, how);
+    Object.assign(state, { name: 'sandbox', addresses: LO });
+    const system = new SystemState(0, sources);
+    assert.deepEqual([system.read().network, system.complete], [null, true]);
+  }
+});
+
+test('the wait ends with the machine complete, with the time over, or with the request cancelled', async (t) => {
+  const { state, sources } = machine(t, { cards: ['lo'] });
+  const never = new AbortController().signal;
+  assert.equal(await new SystemState(0, sources).settled(never), false);
+  const waiting = new SystemState(60_000, sources).settled(never);
+  Object.assign(state, { name: 'sandbox', addresses: LO });
+  assert.equal(await waiting, true);
+  state.name = 'localhost';
+  assert.equal(await new SystemState(60_000, sources).settled(AbortSignal.abort()), false);
+});
+
+test('a request waits for the system unless it says otherwise, and the heartbeat says at once when it is there', async (t) => {
+  const system = new FakeSystem();
+  system.state = { hostname: true, loopback: true, network: false };
+  const config = { times: { ...payload('config').TIMES, poll: 10 } }; // heartbeats every 5 s
+  const host = await startHost(t, { system, config });
+  const beat = () => JSON.parse(fs.readFileSync(host.ipc('heartbeat'), 'utf8')).system;
+  assert.deepEqual(beat(), { hostname: true, loopback: true, network: false });
+  host.send('early', { command: ['/bin/echo', 'early'], awaitSystem: false });
+  assert.equal((await host.result('early')).subtype, 'success');
+  host.send('waits', { command: ['/bin/echo', 'waits'] });
+  await until('the request to begin', () => host.events('waits').length === 1);
+  await delay(100);
+  assert.equal(host.events('waits').length, 1, 'begun, and the agent not started');
+  system.state = { ...system.state, network: true };
+  assert.equal((await host.result('waits', 4000)).subtype, 'success');
+  await until('a heartbeat that says so', () => beat().network === true, 4000);
+});
+
+test('a request that waits can be cancelled', async (t) => {
+  const system = new FakeSystem();
+  system.state = { hostname: false, loopback: false, network: null };
+  const host = await startHost(t, { system });
+  host.send('c', { command: ['/bin/echo', 'never'] });
+  await until('the request to begin', () => host.events('c').length === 1);
+  fs.writeFileSync(host.ipc('requests', 'c.cancel'), '');
+  assert.equal((await host.result('c')).cancelled, true);
+  assert.equal(host.output('c').length, 0);
+});

@@ -1,7 +1,7 @@
 """The agentd contract on booted images, driven from the host as the original application does it (tests/hostapp.py).
 
-The 60 s rule for questions that nobody answers is in tests/agentd/permissions.test.js, with a shorter time. Other owners
-of folders, and arm64, are in tests/test_owners.py.
+The 60 s rule for questions that nobody answers is in tests/agentd/permissions.test.js, with a shorter time. Other
+owners of folders, and arm64, are in tests/test_owners.py.
 """
 
 from __future__ import annotations

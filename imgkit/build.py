@@ -23,7 +23,7 @@ from imgkit.engines.convert import convert
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
-from imgkit.manifest import describe
+from imgkit.manifest import boot_names, describe
 from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.progress import Steps
 from imgkit.recipe import Recipe, parse_size
@@ -117,9 +117,9 @@ def build(request: Request) -> Result:
         written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
         with steps.step("compress"):
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
-        manifest = describe(recipe, plan, made, layout, image=work / "image.qcow2")
         _write_boot_files(made, work)
-        _write_manifest(manifest, work / "manifest.json")
+        results = {"image": work / "image.qcow2", "kernel": work / "vmlinuz", "initramfs": work / "initramfs"}
+        _write_manifest(describe(recipe, plan, made, layout, **results), work / "manifest.json")
         with steps.step("put into place"):
             return _place(request, work, made, image_size, steps)
 
@@ -217,10 +217,11 @@ def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
 def _place(request: Request, work: Path, made: Composition, size: int, steps: Steps) -> Result:
     """Rename everything into place, the image last: where it is, the rest is."""
     name, arch, out = request.recipe.name, request.arch, request.out
+    kernel, initramfs = boot_names(request.recipe, arch)
     result = Result(
         image=out / f"{name}-{arch}.qcow2",
-        kernel=out / f"vmlinuz-{request.recipe.kernel}-{arch}",
-        initramfs=out / f"initramfs-{request.recipe.kernel}-{arch}",
+        kernel=out / kernel,
+        initramfs=out / initramfs,
         manifest=out / f"{name}-{arch}.manifest.json",
         build_id=made.build_id,
         size=size,

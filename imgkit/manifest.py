@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from imgkit import __version__
 from imgkit.disk.layout import Layout
+from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
 from imgkit.plan import Plan
 from imgkit.recipe import Recipe
@@ -15,12 +17,20 @@ from imgkit.rootfs.compose import Composition
 VERSION = 1
 
 
-def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, *, image: Path) -> dict[str, Any]:
+def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
+    """The file names of the kernel and the initramfs that lie beside an image, for booting without firmware."""
+    return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
+
+
+def describe(
+    recipe: Recipe, plan: Plan, made: Composition, layout: Layout, *, image: Path, kernel: Path, initramfs: Path
+) -> dict[str, Any]:
     """The manifest of a finished image, ready for JSON.
 
     Args:
-        image: the compressed image, to be hashed.
+        image: the compressed image, to be hashed; likewise ``kernel`` and ``initramfs``, which lie beside it.
     """
+    names = boot_names(recipe, plan.arch)
     scripts = made.scripts
     return {
         "manifest": VERSION,
@@ -29,6 +39,7 @@ def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, *, i
         "arch": plan.arch,
         "buildId": made.build_id,
         "image": {"sha256": hash_file(image), "size": image.stat().st_size, "virtualSize": layout.size_bytes},
+        "boot": {"kernel": _file(names[0], kernel), "initramfs": _file(names[1], initramfs)},
         "alpine": {"branch": plan.branch, "version": plan.version},
         "minirootfs": _artefact(plan.minirootfs),
         "indexes": [_artefact(index) for index in plan.indexes],
@@ -70,3 +81,24 @@ def _artefact(artefact: Any) -> dict[str, Any]:
         "sha256": artefact.sha256,
         "vouchedBy": artefact.vouched_by,
     }
+
+
+def _file(name: str, path: Path) -> dict[str, Any]:
+    return {"name": name, "sha256": hash_file(path), "size": path.stat().st_size}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        InputError: the file is missing, or it is not a manifest.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise InputError(f"{path}: {cause.strerror}", hint="a build puts the manifest beside the image") from cause
+    except ValueError as cause:
+        raise InputError(f"{path}: not JSON: {cause}") from cause
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise InputError(f"{path}: not a manifest of imgkit")
+    return found

@@ -25,6 +25,8 @@ An option beats a variable, a variable beats the recipe.
 | `IMAGE_SIZE`, `AGENT_RUNNER_BUILD` | its `size`, `agent_runner_build` (`auto`, `1`, `0`) |
 | `ARCHS` | architectures, with blanks or commas between them, or `all` |
 | `OUT_DIR`, `WORK_DIR` | folder of the results (`out`); folder for scratch files of a build (in the former) |
+| `INPUT_DIR`, `OUTPUT_BASE` | `publish`: folder of the images (`OUT_DIR`, or `out`); of the versions (`publish`) |
+| `COWORK_SANDBOX_IMAGE_VERSION`, `COWORK_SANDBOX_BASE_URL` | `publish`: the version; the address of `OUTPUT_BASE` |
 | `SOURCE_DATE_EPOCH` | seconds since 1970 for what a build generates (default: when the youngest package was built) |
 | `IMGKIT_CACHE` | folder of downloads and quick appliances (default: the user's cache folder) |
 | `IMGKIT_LAUNCH_TIMEOUT` | seconds that libguestfs' appliance may take to start, for slow hosts |

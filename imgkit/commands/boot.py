@@ -1,12 +1,20 @@
-"""Boot an image, wait until its agent answers, say how long that took, and power it off."""
+"""Boot an image, wait until its agent answers, say how long that took, and power it off.
+
+What was seen is written beside the image as IMAGE's .boot.json: the record that imgkit publish asks for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+from datetime import datetime, timezone
+from typing import Any
 
+from imgkit import __version__, bootrecord
 from imgkit.commands import machine
+from imgkit.vm.protocol import Heartbeat
+from imgkit.vm.running import VM
 
 NAME = "boot"
 HELP = "boot an image and wait for its agent"
@@ -19,25 +27,48 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    with machine.boot(options) as vm:
-        beat = vm.heartbeat()
-        seconds = vm.seconds_to_ready
-        clean = vm.power_off()
-        stages = vm.stages()
-    if options.json:
+    with bootrecord.Evidence() as evidence:
+        with machine.boot(options, before=evidence.hold) as vm:
+            ready = datetime.now(timezone.utc)
+            beat = vm.heartbeat()
+            clean = vm.power_off()
+            stages = vm.stages()
         facts = {
-            **(dict(beat.extra) if beat else {}),  # the guest's words first: ours hold
-            "image": str(options.image),
-            "secondsToReady": seconds,
+            "secondsToReady": vm.seconds_to_ready,
             "secondsToSettled": vm.seconds_to_settled,
-            "stages": stages,
             "accelerator": vm.verdict.accelerator,
             "memoryMiB": vm.memory_mib,
             "poweredOffCleanly": clean,
         }
-        print(json.dumps(facts, indent=2))
+        _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
+    if options.json:
+        # The guest's words first: ours hold.
+        print(json.dumps({**_extra(beat), "image": str(options.image), "stages": stages, **facts}, indent=2))
     else:
-        print(f"{options.image}: agent ready after {seconds:.1f} s ({vm.verdict.accelerator})")
+        print(f"{options.image}: agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})")
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0
+
+
+def _extra(beat: Heartbeat | None) -> dict[str, Any]:
+    return dict(beat.extra) if beat else {}
+
+
+def _about(beat: Heartbeat | None, ready: datetime) -> dict[str, Any]:
+    """The part of a boot record that says who answered and when."""
+    agent = bootrecord.guest_facts(_extra(beat))
+    time = ready.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"time": time, "imgkit": __version__, "buildId": agent.get("buildId"), "agent": agent}
+
+
+def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm: VM, facts: dict[str, Any]) -> None:
+    """Write the boot record. The boot is no less a success where that cannot be done."""
+    try:
+        record = evidence.record(vm.what.arch, vm.what.firmware, facts)
+        if bootrecord.keep(options.image, record) is None:
+            log.info("%s: is part of a publication, whose boot records stay as they are", options.image)
+    except bootrecord.ChangedError as changed:
+        log.warning("%s, so there is no boot record of it", changed)
+    except OSError as cause:
+        log.warning("%s: no boot record could be written: %s", bootrecord.path_of(options.image), cause.strerror)

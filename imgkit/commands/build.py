@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Build in this process; results as :func:`as_json` has them."""
-    epoch = _epoch(os.environ)
+    epoch = source_date(os.environ)
     out = options.out or Path(os.environ.get("OUT_DIR") or "out")
     work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
     cache = Cache(default_folder(), offline=options.offline)
@@ -110,7 +110,7 @@ def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Reci
     return load(options.recipe, *overrides(options, environ))
 
 
-def _epoch(environ: Mapping[str, str]) -> int | None:
+def source_date(environ: Mapping[str, str]) -> int | None:
     """``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -50,8 +51,17 @@ def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
     return found
 
 
-def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> AbstractContextManager[VM]:
+def boot(
+    options: argparse.Namespace,
+    shares: dict[str, Path] | None = None,
+    *,
+    before: Callable[[Sequence[Path]], object] = list,
+) -> AbstractContextManager[VM]:
     """The machine that ``options`` describe, ready when the block begins.
+
+    Args:
+        before: called with the files that will be booted, before any program opens them: the image, and for a direct
+            boot the kernel and the initramfs.
 
     Raises:
         UsageError: options contradict one another.
@@ -68,6 +78,7 @@ def boot(options: argparse.Namespace, shares: dict[str, Path] | None = None) -> 
     if firmware == "direct":
         kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
     folders = _folders(options.share, shares or {})
+    before([path for path in (options.image, kernel, initrd) if path is not None])
     return VM.boot(
         options.image,
         arch=arch,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from imgkit import scratch
 from imgkit.commands.reading import appliance_options
 from imgkit.engines.reading import image_info, open_image
 from imgkit.errors import InputError
+from imgkit.manifest import read_manifest
 from imgkit.rootfs.archive import tree_from_tar
 from imgkit.rootfs.digest import differences, records
 
@@ -45,20 +44,3 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.image}: {len(lines)} of {len(found)} paths are not as {path} says")
     print(f"{options.image}: {len(found)} paths are as {path} says")
     return 0
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest.
-
-    Raises:
-        InputError: it is missing, or none.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as cause:
-        raise InputError(f"{path}: {cause.strerror}", hint="a build puts the manifest beside the image") from cause
-    except ValueError as cause:
-        raise InputError(f"{path}: not JSON: {cause}") from cause
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise InputError(f"{path}: not a manifest of imgkit")
-    return found

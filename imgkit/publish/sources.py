@@ -1,0 +1,190 @@
+"""What a build left, to be published: found, copied, hashed, and checked against manifest and boot record."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imgkit import bootrecord
+from imgkit.bootrecord import Record
+from imgkit.errors import InputError
+from imgkit.manifest import read_manifest
+from imgkit.progress import bar
+from imgkit.publish.layout import ALIASES, ARCHES, Architecture, File, image_name
+
+log = logging.getLogger("imgkit")
+
+_CHUNK = 1 << 20
+_BOOT_FILES = {"kernel": "vmlinuz", "initramfs": "initramfs"}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One architecture whose files lie in the staging folder. ``record`` is kept apart: it may have to be merged."""
+
+    what: Architecture
+    record: Record | None
+
+
+def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
+    """The images of a build that are there: architecture → file.
+
+    Args:
+        folder: where the build put them.
+        name: the recipe's name.
+        arches: those that must be there; none asks for whatever is.
+
+    Raises:
+        InputError: one that was asked for is missing, or all of them.
+    """
+    paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
+    found = {arch: path for arch, path in paths.items() if path.is_file()}
+    missing = [str(path) for arch, path in paths.items() if arch not in found]
+    if missing and (arches or not found):
+        hint = "imgkit build RECIPE makes them" + (
+            "" if folder.is_dir() else "; --from or INPUT_DIR says where they are"
+        )
+        raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
+    for path in missing:
+        log.info("%s: not there, so it is not published", path)
+    return found
+
+
+def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
+    """Copy the files of one architecture into ``folder``, and check the copies.
+
+    Copies, because a published file must not change when somebody later writes into the one that was built.
+
+    Raises:
+        InputError: a file is missing, does not fit the manifest, or no boot has proved the image (not with
+            ``unproved``).
+    """
+    path = image.with_suffix(".manifest.json")
+    manifest = read_manifest(path)
+    if manifest.get("arch") != arch:
+        raise InputError(f"{path}: is of {manifest.get('arch')}, not of {arch}")
+    published = _copy(image, folder / image_name(arch))
+    _check(image, published, manifest.get("image"), path)
+    boot_files = {role: _boot_file(role, arch, image.parent, manifest, folder) for role in _BOOT_FILES}
+    record = _proof(image, published, boot_files)
+    if record is None:
+        _without_proof(image, allowed=unproved)
+    for alias in ALIASES[arch]:
+        _second_name(folder / published.name, folder / image_name(alias))
+    what = Architecture(
+        arch,
+        str(manifest.get("buildId")),
+        image=published,
+        manifest=_copy(path, folder / f"{Path(published.name).stem}.manifest.json"),
+        kernel=boot_files["kernel"],
+        initramfs=boot_files["initramfs"],
+    )
+    return Staged(what, record)
+
+
+def _check(source: Path, file: File, stated: Any, manifest: Path) -> None:
+    """Compare a copied file with what the manifest says of it.
+
+    Raises:
+        InputError: it is another one.
+    """
+    wanted = stated.get("sha256") if isinstance(stated, dict) else None
+    if wanted != file.sha256:
+        raise InputError(
+            f"{source}: is not the one of {manifest}: SHA-256 {file.sha256} instead of {wanted}",
+            hint="it was changed after the build, or comes from another one: build it again",
+        )
+
+
+def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], folder: Path) -> File | None:
+    """Copy the kernel or the initramfs, if it is there.
+
+    Raises:
+        InputError: it does not belong to the image.
+    """
+    stated = (manifest.get("boot") or {}).get(role)
+    name = stated.get("name") if isinstance(stated, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(rf"{_BOOT_FILES[role]}-[a-z0-9_]+-{arch}", name):
+        hint = "it comes from an earlier imgkit: build it again"
+        raise InputError(f"{near}: the manifest of the {arch} image names no {role}", hint=hint)
+    if not (near / name).is_file():
+        log.warning("%s: not there, so the %s image is published without it", near / name, arch)
+        return None
+    copied = _copy(near / name, folder / name)
+    _check(near / name, copied, stated, near)
+    return copied
+
+
+def _proof(image: Path, published: File, boot_files: Mapping[str, File | None]) -> Record | None:
+    """The boot record of these very bytes, without direct boots of another kernel or initramfs."""
+    record = bootrecord.read(bootrecord.path_of(image))
+    if record is None or record.sha256 != published.sha256:
+        return None
+    boots = {
+        firmware: facts
+        for firmware, facts in record.boots.items()
+        if all(_same(facts[role], file) for role, file in boot_files.items() if role in facts and file is not None)
+    }
+    return Record(record.image, record.sha256, record.size, record.arch, boots) if boots else None
+
+
+def _same(booted: Any, file: File) -> bool:
+    return isinstance(booted, dict) and booted.get("sha256") == file.sha256
+
+
+def _without_proof(image: Path, *, allowed: bool) -> None:
+    path = bootrecord.path_of(image)
+    if not path.exists():
+        why = "no boot has proved it"
+    elif bootrecord.read(path) is None:
+        why = f"{path} is not a boot record"
+    else:
+        why = f"{path} is about another image, kernel or initramfs: no boot has proved this one"
+    if not allowed:
+        hint = f"imgkit boot {image}, and publish again; --unproved publishes it as it is"
+        raise InputError(f"{image}: {why}", hint=hint)
+    log.warning("%s: %s; published because of --unproved", image, why)
+
+
+def _copy(source: Path, target: Path) -> File:
+    """Copy a file, hashing what is written.
+
+    Raises:
+        InputError: ``source`` cannot be read.
+    """
+    try:
+        reader = source.open("rb")
+    except OSError as cause:
+        raise InputError(f"{source}: {cause.strerror}") from cause
+    with reader, target.open("xb") as sink:
+        return _pump(reader, sink, target.name)
+
+
+def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> File:
+    digest, size = hashlib.sha256(), 0
+    with bar(os.fstat(reader.fileno()).st_size, f"publish {name}") as progress:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            sink.write(chunk)
+            size += len(chunk)
+            progress.update(len(chunk))
+    return File(name, digest.hexdigest(), size)
+
+
+def _second_name(path: Path, name: Path) -> None:
+    """Give a file a second name: a hard link, which every server and every copying program takes for a file.
+
+    Where the filesystem has no links it is a copy.
+    """
+    with suppress(OSError):
+        name.hardlink_to(path)
+        return
+    shutil.copyfile(path, name)

@@ -1,0 +1,53 @@
+"""What a build and its boots leave, in small: for tests of publishing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ARCHES = ("amd64", "arm64")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def facts(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "sha256": sha256(path), "size": path.stat().st_size}
+
+
+def build(out: Path, arch: str, seed: str = "") -> Path:
+    """An image of a few KB with what a build puts beside it; ``seed`` makes it another one."""
+    out.mkdir(exist_ok=True)
+    image = out / f"linux-{arch}.qcow2"
+    kernel, initramfs = out / f"vmlinuz-virt-{arch}", out / f"initramfs-virt-{arch}"
+    for path in (image, kernel, initramfs):
+        path.write_bytes(f"{path.name} {seed}\n".encode() * 300)
+    manifest = {
+        "manifest": 1,
+        "arch": arch,
+        "buildId": f"build-{arch}{seed}",
+        "image": {"sha256": sha256(image), "size": image.stat().st_size, "virtualSize": 1 << 32},
+        "boot": {"kernel": facts(kernel), "initramfs": facts(initramfs)},
+        "files": {},
+    }
+    image.with_suffix(".manifest.json").write_text(json.dumps(manifest))
+    return image
+
+
+def prove(image: Path, *firmwares: str, **extra: Mapping[str, Any]) -> None:
+    """A boot record as ``imgkit boot`` leaves it; ``extra`` is added to each of its boots."""
+    arch = image.stem.partition("-")[2]
+    boot = {"time": "2026-01-02T03:04:05Z", "secondsToReady": 9.5, "accelerator": "tcg", **extra}
+    record = {"bootRecord": 1, "image": facts(image), "arch": arch, "boots": dict.fromkeys(firmwares, boot)}
+    image.with_suffix(".boot.json").write_text(json.dumps(record))
+
+
+def proved(out: Path, *arches: str, seed: str = "") -> Path:
+    """A folder of images that have been booted."""
+    for arch in arches or ARCHES:
+        prove(build(out, arch, seed), "bios" if arch == "amd64" else "uefi")
+    return out

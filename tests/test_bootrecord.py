@@ -1,0 +1,243 @@
+"""Boot records: what ``imgkit boot`` leaves beside an image, and what it does not let itself be told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit import cli
+from imgkit.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
+from imgkit.commands import machine
+from imgkit.errors import InputError
+from imgkit.vm.protocol import Heartbeat
+from tests.publications import facts, proved
+
+BEAT = Heartbeat(1.0, 1, 2.0, "file", True, {"buildId": "abc", "protocolVersion": 1, "status": [1], "image": "x"})
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path = folder / "linux-amd64.qcow2"
+    path.write_bytes(b"image" * 1000)
+    os.utime(path, (1, 1))  # some clocks of filesystems are slower than these tests
+    return path
+
+
+@pytest.fixture
+def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Replaces the machine by one whose agent answers; what is given happens while it runs."""
+
+    def install(action: Callable[[], object], firmware: str = "bios", files: Sequence[Path] = ()) -> None:
+        @contextmanager
+        def boot(options: argparse.Namespace, before: Callable[[Sequence[Path]], object]) -> Iterator[Any]:
+            before([options.image, *files])
+            yield SimpleNamespace(
+                what=SimpleNamespace(arch="amd64", firmware=firmware),
+                verdict=SimpleNamespace(accelerator="tcg"),
+                memory_mib=4096,
+                seconds_to_ready=9.5,
+                heartbeat=lambda: BEAT,
+                power_off=lambda: bool(action()) or True,
+                stages=dict,
+            )
+
+        monkeypatch.setattr(machine, "boot", boot)
+
+    return install
+
+
+def nothing() -> None:
+    """Nothing happens to the image."""
+
+
+def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    during(nothing)
+    assert cli.main(["boot", str(image)]) == 0
+    assert capsys.readouterr() == (f"{image}: agent ready after 9.5 s (tcg)\n", "")
+    record = json.loads((image.parent / "linux-amd64.boot.json").read_text())
+    time = record["boots"]["bios"].pop("time")
+    assert time.endswith("Z")
+    assert record == {
+        "bootRecord": 1,
+        "image": facts(image),
+        "arch": "amd64",
+        "boots": {
+            "bios": {
+                "secondsToReady": 9.5,
+                "accelerator": "tcg",
+                "memoryMiB": 4096,
+                "poweredOffCleanly": True,
+                "imgkit": "0.1.0",
+                "buildId": "abc",
+                "agent": {"buildId": "abc", "protocolVersion": 1, "image": "x"},
+            }
+        },
+    }
+    assert len(list(image.parent.iterdir())) == 2, "no scratch file stays"
+
+
+def test_boots_with_several_firmwares_gather(image: Path, during: Callable[..., None]) -> None:
+    kernel, initramfs = image.with_name("vmlinuz-virt-amd64"), image.with_name("initramfs-virt-amd64")
+    kernel.write_bytes(b"k")
+    initramfs.write_bytes(b"i")
+    for firmware, files in (("bios", ()), ("direct", (kernel, initramfs))):
+        during(nothing, firmware, files)
+        assert cli.main(["boot", str(image)]) == 0
+    boots = json.loads(path_of(image).read_text())["boots"]
+    assert set(boots) == {"bios", "direct"}
+    assert (boots["direct"]["kernel"], boots["direct"]["initramfs"]) == (facts(kernel), facts(initramfs))
+    image.write_bytes(b"rebuilt")
+    during(nothing, "uefi")
+    assert cli.main(["boot", str(image)]) == 0
+    record = json.loads(path_of(image).read_text())
+    assert set(record["boots"]) == {"uefi"}, "boots of other bytes are forgotten"
+    assert record["image"] == facts(image)
+
+
+def rewritten(image: Path) -> None:
+    """Other bytes of the same length in the same file, as a machine without snapshot writes them."""
+    with image.open("r+b") as file:
+        file.write(b"X")
+
+
+def replaced(image: Path) -> None:
+    """A build renames its result into place; the new file has the length and the time of the old one."""
+    new, status = image.with_name("new"), image.stat()
+    new.write_bytes(image.read_bytes())
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(image)
+
+
+@pytest.mark.parametrize("change", [rewritten, replaced, Path.unlink])
+def test_an_image_that_changed_meanwhile_is_not_proved(
+    change: Callable[[Path], None], image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    during(lambda: change(image))
+    assert cli.main(["boot", str(image)]) == 0
+    assert not path_of(image).exists()
+    said = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_kernel_that_changed_meanwhile_is_not_proved(image: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(b"k")
+    with Evidence() as evidence:
+        evidence.hold([image, kernel])
+        replaced(kernel)
+        with pytest.raises(ChangedError, match="vmlinuz: was replaced"):
+            evidence.record("amd64", "direct", {})
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_no_failed_boot(
+    image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even root cannot make a file in /proc; the image itself is reached through a link there."""
+    during(nothing)
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        path = f"/proc/self/fd/{descriptor}"
+        assert cli.main(["boot", path]) == 0
+    finally:
+        os.close(descriptor)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path}.boot.json: no boot record could be written: ")
+
+
+def test_a_record_lies_beside_the_name_that_was_given(image: Path, tmp_path: Path, during: Callable[..., None]) -> None:
+    link = tmp_path / "linux-amd64.qcow2"
+    link.symlink_to(image)
+    during(nothing)
+    assert cli.main(["boot", str(link)]) == 0
+    assert read(tmp_path / "linux-amd64.boot.json") is not None
+    assert not path_of(image).exists()
+
+
+def test_a_published_folder_stays_as_it_is(
+    tmp_path: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, target = proved(tmp_path / "out", "amd64"), tmp_path / "publish"
+    assert cli.main(["publish", "v1", "--from", str(out), "--to", str(target)]) == 0
+    before = {path.name: path.read_bytes() for path in (target / "v1").iterdir()}
+    during(nothing, "uefi")
+    capsys.readouterr()
+    image = target / "v1/image-linux-amd64.qcow2"
+    assert cli.main(["boot", str(image)]) == 0
+    assert "is part of a publication" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (target / "v1").iterdir()} == before
+
+
+def test_a_missing_image_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with Evidence() as evidence, pytest.raises(InputError, match="nowhere: No such file or directory"):
+        evidence.hold([tmp_path / "nowhere"])
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+GOOD = Record("linux-amd64.qcow2", "a" * 64, 5, "amd64", {"bios": {"accelerator": "tcg"}})
+
+
+def changed(**values: Any) -> bytes:
+    return json.dumps({**json.loads(GOOD.text()), **values}).encode()
+
+
+def test_what_is_written_is_read(image: Path) -> None:
+    assert keep(image, GOOD) == path_of(image)
+    assert read(path_of(image)) == GOOD
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b"\xff",
+        b"[" * 100_000,
+        changed(bootRecord=2),
+        changed(boots={}),
+        changed(boots=[]),
+        changed(boots={"bios": "yes"}),
+        changed(image=None),
+        changed(image={"name": "x", "sha256": "a" * 63, "size": 1}),
+        changed(image={"name": "x", "sha256": 5, "size": 1}),
+        changed(image={"name": "x", "sha256": "a" * 64, "size": "many"}),
+    ],
+)
+def test_what_is_no_record(data: bytes) -> None:
+    assert parse(GOOD.text().encode()) == GOOD
+    assert parse(data) is None
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.text() | st.integers() | st.floats() | st.booleans() | st.none() | st.lists(st.text())
+    )
+)
+def test_whatever_a_guest_says_can_be_written(values: dict[str, Any]) -> None:
+    plain = guest_facts(values)
+    record = Record("x", "b" * 64, 1, "amd64", {"bios": {"agent": plain}})
+    assert parse(record.text().encode("utf-8")) == record
+    assert "NaN" not in {repr(value) for value in plain.values()}
+    assert len(plain) <= 40
+
+
+def test_a_guest_that_says_much_is_cut_short() -> None:
+    said: dict[str, Any] = {f"key{number}": number for number in range(1000)}
+    assert len(guest_facts(said)) == 40
+    assert guest_facts({"a": "x" * 1000, "b" * 1000: 1}) == {"a": "x" * 200}
+    assert guest_facts({"a": float("nan"), "b": float("inf"), "c": 1 << 60, "d": "\ud800"}) == {"d": "\ud800"}

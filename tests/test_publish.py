@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -454,6 +455,39 @@ def test_other_bytes_under_a_published_name(place: Path, capsys: pytest.CaptureF
     assert publish("v2") == 0
 
 
+@pytest.mark.parametrize("name", sorted(name for name in DATA if not name.endswith("boot.json")))
+def test_every_name_is_compared_byte_by_byte(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proved(place / "out")
+    assert publish("v1") == 0
+    path = place / "publish/v1" / name
+    other = bytearray(path.read_bytes())
+    other[-1] ^= 1
+    path.unlink()  # not its second name's bytes
+    path.write_bytes(other)
+    error = f"publish/v1/{name}: another file is published under this name"
+    assert fails(capsys, "v1")[:2] == (2, error)
+
+
+def test_what_is_missing_the_next_time_stays(place: Path) -> None:
+    out = proved(place / "out", "arm64")
+    assert publish("v1", "--base-url", BASE) == 0
+    before = state(place / "publish")
+    for name in ("vmlinuz-virt-arm64", "initramfs-virt-arm64", "linux-arm64.boot.json"):
+        (out / name).unlink()
+    assert publish("v1", "--unproved") == 0
+    assert state(place / "publish") == before
+
+
+def test_two_at_the_same_time(place: Path) -> None:
+    proved(place / "out")
+    words = [sys.executable, "-m", "imgkit", "publish", "v1", "--arch"]
+    running = [subprocess.Popen([*words, arch], stdout=subprocess.DEVNULL) for arch in ("amd64", "arm64")]
+    assert [child.wait(60) for child in running] == [0, 0]
+    assert set(load("publish/v1/index.json")["architectures"]) == {"amd64", "arm64"}
+    done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=place / "publish/v1", check=False)
+    assert done.returncode == 0
+
+
 def test_architectures_in_separate_runs(place: Path) -> None:
     proved(place / "out")
     assert publish("whole1", "--base-url", BASE) == 0
@@ -487,6 +521,16 @@ def test_an_unproved_version_is_proved_later(place: Path) -> None:
     prove(image, "bios")
     assert publish("v1") == 0
     assert load("publish/v1/index.json")["architectures"]["amd64"]["provedWith"] == ["bios"]
+
+
+def test_a_published_record_of_other_bytes_is_replaced(place: Path) -> None:
+    proved(place / "out", "amd64")
+    assert publish("v1") == 0
+    before = (place / "publish/v1/image-linux-amd64.boot.json").read_text()
+    stray = proved(place / "stray", "amd64", seed="other")
+    shutil.copy(stray / "linux-amd64.boot.json", place / "publish/v1/image-linux-amd64.boot.json")
+    assert publish("v1") == 0
+    assert json.loads((place / "publish/v1/image-linux-amd64.boot.json").read_text()) == json.loads(before)
 
 
 def test_another_address_changes_the_lists_only(place: Path) -> None:

@@ -122,7 +122,7 @@ class Evidence:
         now: tuple[int, ...] = ()
         with suppress(OSError):
             now = _state(path.stat())
-        if before != now or before != _state(os.fstat(source.fileno())):
+        if before != now:
             raise ChangedError(f"{path}: was replaced or changed while it was booted")
         return {"name": path.name, "sha256": digest.hexdigest(), "size": size}
 

@@ -30,6 +30,7 @@ PUBLISHED = ("SHA256SUMS", "upload-manifest.json")
 """Files that only the folder of a publication has. What lies there is listed with its hash and stays as it is."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_QCOW2 = b"QFI\xfb"
 _CHUNK = 1 << 20
 _MAX_TEXT = 200
 _MAX_FACTS = 40
@@ -101,6 +102,12 @@ class Evidence:
             except OSError as cause:
                 raise InputError(f"{path}: {cause.strerror}") from cause
             self._files.append((path, source, _state(os.fstat(source.fileno()))))
+
+    @property
+    def publishable(self) -> bool:
+        """Whether the image is a qcow2 file. Raw images are never published, and may be large and mostly empty."""
+        source = self._files[0][1]
+        return os.pread(source.fileno(), len(_QCOW2), 0) == _QCOW2
 
     def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> Record:
         """The record of this boot. Reads the files to hash them, so call it when the machine is off.

@@ -26,6 +26,7 @@ def build(out: Path, arch: str, seed: str = "") -> Path:
     kernel, initramfs = out / f"vmlinuz-virt-{arch}", out / f"initramfs-virt-{arch}"
     for path in (image, kernel, initramfs):
         path.write_bytes(f"{path.name} {seed}\n".encode() * 300)
+    image.write_bytes(b"QFI\xfb" + image.read_bytes())
     manifest = {
         "manifest": 1,
         "arch": arch,

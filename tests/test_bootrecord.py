@@ -30,7 +30,7 @@ def image(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
     path = folder / "linux-amd64.qcow2"
-    path.write_bytes(b"image" * 1000)
+    path.write_bytes(b"QFI\xfb" + b"image" * 1000)
     os.utime(path, (1, 1))  # some clocks of filesystems are slower than these tests
     return path
 
@@ -98,7 +98,7 @@ def test_boots_with_several_firmwares_gather(image: Path, during: Callable[..., 
     boots = json.loads(path_of(image).read_text())["boots"]
     assert set(boots) == {"bios", "direct"}
     assert (boots["direct"]["kernel"], boots["direct"]["initramfs"]) == (facts(kernel), facts(initramfs))
-    image.write_bytes(b"rebuilt")
+    image.write_bytes(b"QFI\xfb rebuilt")
     during(nothing, "uefi")
     assert cli.main(["boot", str(image)]) == 0
     record = json.loads(path_of(image).read_text())
@@ -109,6 +109,7 @@ def test_boots_with_several_firmwares_gather(image: Path, during: Callable[..., 
 def rewritten(image: Path) -> None:
     """Other bytes of the same length in the same file, as a machine without snapshot writes them."""
     with image.open("r+b") as file:
+        file.seek(100)
         file.write(b"X")
 
 
@@ -155,6 +156,17 @@ def test_a_folder_that_cannot_be_written_is_no_failed_boot(
         os.close(descriptor)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{path}.boot.json: no boot record could be written: ")
+
+
+def test_a_raw_image_has_no_record(
+    image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be tens of gigabytes of nothing, and is not what is published."""
+    image.write_bytes(bytes(512))
+    during(nothing)
+    assert cli.main(["boot", str(image)]) == 0
+    assert capsys.readouterr().err == ""
+    assert not path_of(image).exists()
 
 
 def test_a_record_lies_beside_the_name_that_was_given(image: Path, tmp_path: Path, during: Callable[..., None]) -> None:

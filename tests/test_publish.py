@@ -478,6 +478,18 @@ def test_what_is_missing_the_next_time_stays(place: Path) -> None:
     assert state(place / "publish") == before
 
 
+def test_what_a_killed_run_left_is_taken(place: Path) -> None:
+    """Some files of an architecture are in place, and nothing lists them."""
+    proved(place / "out")
+    assert publish("v1", "--arch", "amd64") == 0
+    left = place / "publish/v1/image-linux-arm64.qcow2"
+    shutil.copy(place / "out/linux-arm64.qcow2", left)
+    before = left.stat().st_ino
+    assert publish("v1") == 0
+    assert left.stat().st_ino == before
+    assert set(load("publish/v1/index.json")["architectures"]) == {"amd64", "arm64"}
+
+
 def test_two_at_the_same_time(place: Path) -> None:
     proved(place / "out")
     words = [sys.executable, "-m", "imgkit", "publish", "v1", "--arch"]

@@ -1,6 +1,6 @@
 """Boot an image, wait until its agent answers, say how long that took, and power it off.
 
-What was seen is written beside the image as IMAGE's .boot.json: the record that imgkit publish asks for.
+What was seen is written beside a qcow2 image as its .boot.json: the record that imgkit publish asks for.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def _about(beat: Heartbeat | None, ready: datetime) -> dict[str, Any]:
 
 
 def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm: VM, facts: dict[str, Any]) -> None:
-    """Write the boot record. The boot is no less a success where that cannot be done."""
+    """Write the boot record of a qcow2 image. The boot is no less a success where that cannot be done."""
     try:
+        if not evidence.publishable:
+            return
         record = evidence.record(vm.what.arch, vm.what.firmware, facts)
         if bootrecord.keep(options.image, record) is None:
             log.info("%s: is part of a publication, whose boot records stay as they are", options.image)

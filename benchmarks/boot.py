@@ -3,7 +3,8 @@
     python -m benchmarks.boot out/linux-amd64.qcow2 out/linux-arm64.qcow2 --tries 3
 
 Every firmware that the architecture has. Seconds are wall time, "CPU" is the processor time of QEMU until the
-heartbeat, which says more on a busy machine; medians of all tries. The stages are what shows on the console.
+heartbeat, which says more on a busy machine; medians of all tries. The stages are what shows on the console,
+"settled" is when the host name, the loopback device and the network are there as well.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ FIRMWARE = {"amd64": ("bios", "uefi", "direct"), "arm64": ("uefi", "direct")}
 
 @dataclass(frozen=True)
 class Measured:
-    """One boot: seconds to the heartbeat and of power-off (None: not by itself), QEMU's CPU seconds, the stages."""
+    """One boot: seconds to the heartbeat and until the system is settled, QEMU's CPU seconds, the stages.
+
+    ``off`` is the seconds of power-off, None if the machine did not switch itself off.
+    """
 
     ready: float
+    settled: float | None
     cpu: float
     off: float | None
     stages: Mapping[str, float]
@@ -46,16 +51,18 @@ def boot(image: Path, arch: str, firmware: str, options: argparse.Namespace) -> 
     """Boot once, switch off once everything has started."""
     chosen: dict[str, Any] = {"arch": arch, "firmware": firmware, "accelerator": options.accel}
     chosen |= {"memory_mib": options.memory, "cpus": options.cpus, "style": options.style, "timeout": options.timeout}
+    chosen["settle"] = False
     if firmware == "direct":
         chosen["kernel"] = image.parent / f"vmlinuz-virt-{arch}"
         chosen["initrd"] = image.parent / f"initramfs-virt-{arch}"
     with VM.boot(image, **chosen) as vm:
         cpu = cpu_seconds(vm.pid)
         ready = vm.seconds_to_ready or 0.0
+        vm.settle(60)
         time.sleep(options.settle)
         started = time.monotonic()
         clean = vm.power_off(60)
-        return Measured(ready, cpu, time.monotonic() - started if clean else None, vm.stages())
+        return Measured(ready, vm.seconds_to_settled, cpu, time.monotonic() - started if clean else None, vm.stages())
 
 
 def median(values: list[float]) -> str:
@@ -66,7 +73,8 @@ def row(image: Path, firmware: str, measured: list[Measured]) -> str:
     stages = (median([one.stages[name] for one in measured if name in one.stages]) for name in STAGES)
     off = [one.off for one in measured if one.off is not None]
     ready = median([one.ready for one in measured])
-    cells = (image.stem, firmware, *stages, ready, median([one.cpu for one in measured]), median(off))
+    settled = median([one.settled for one in measured if one.settled is not None])
+    cells = (image.stem, firmware, *stages, ready, settled, median([one.cpu for one in measured]), median(off))
     return f"| {' | '.join(cells)} |"
 
 
@@ -79,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--style", default="harness", choices=("harness", "host-app"))
     made.add_argument("--memory", type=int, default=None, metavar="MIB")
     made.add_argument("--cpus", type=int, default=2)
-    made.add_argument("--settle", type=float, default=8.0, metavar="S", help="between heartbeat and power button")
+    made.add_argument(
+        "--settle", type=float, default=8.0, metavar="S", help="between the settled system and the power button"
+    )
     made.add_argument("--timeout", type=float, default=300.0, metavar="S")
     return made
 
@@ -87,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     options = parser().parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, medians of {options.tries}\n")
-    titles = ("image", "firmware", *STAGES, "ready s", "CPU s", "off s")
+    titles = ("image", "firmware", *STAGES, "ready s", "settled s", "CPU s", "off s")
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
     for image in options.images:
         arch = guess_arch(image)

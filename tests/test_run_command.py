@@ -54,6 +54,27 @@ def test_how_a_request_can_end(
     assert "".join(caplog.messages) == said
 
 
+@pytest.mark.parametrize("no_wait", [False, True])
+def test_without_the_wait_the_request_says_so(no_wait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest holds requests back, too: it must be told."""
+    options = ended(monkeypatch, subtype="success", exitCode=0)
+    options.no_wait = no_wait
+    sent: list[Any] = []
+    result = parse_event(json_line({"subtype": "success", "exitCode": 0}))
+
+    @contextmanager
+    def boot(*_: object) -> Iterator[SimpleNamespace]:
+        def request(**keywords: Any) -> Any:
+            sent.append(keywords["extra"])
+            return nullcontext([result])
+
+        yield SimpleNamespace(request=request, kill=lambda: None)
+
+    monkeypatch.setattr(machine, "boot", boot)
+    assert run.run(options) == 0
+    assert sent == [{"awaitSystem": False} if no_wait else None]
+
+
 def test_an_error_without_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuestError, match="no agent is configured"):
         run.run(ended(monkeypatch, subtype="error", exitCode=None, result="no agent is configured"))

@@ -125,9 +125,12 @@ test('very many files and folders deeper than a path are no fault', asRoot, asyn
 
 test('files of the system that cannot be written are an error with the account\'s name, and the old numbers stay', asRoot, async (t) => {
   const { config } = inhabited(t);
-  fs.mkdirSync(`${config.passwdFile}.agentd`);
-  await assert.rejects(takeOver(config, { ...AGENT, home: '/' }, { uid: 1001, gid: 1001 }, async () => {}), { message: /^the account agent cannot take over uid 1001: / });
-  assert.match(fs.readFileSync(config.passwdFile, 'utf8'), /^agent:x:1000:1000/m);
+  for (const file of [config.groupFile, config.passwdFile]) {
+    fs.mkdirSync(`${file}.agentd`);
+    await assert.rejects(takeOver(config, { ...AGENT, home: '/' }, { uid: 1001, gid: 1001 }, async () => {}), { message: /^the account agent cannot take over uid 1001: / });
+    assert.match(fs.readFileSync(config.passwdFile, 'utf8'), /^agent:x:1000:1000/m, 'it is written last: what was interrupted is done again');
+    fs.rmdirSync(`${file}.agentd`);
+  }
 });
 
 /** A mounter for which the share is mounted already. */

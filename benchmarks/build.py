@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "alpine.py"
+RECIPE = Path(__file__).parent.parent / "recipes" / "core.py"
 
 
 @contextmanager

@@ -1,44 +1,27 @@
-"""The agent sandbox: Alpine Linux with Node.js, and agentd answering requests."""
+"""The agent sandbox: the system of core.py, and the tools that agents expect of a Linux system."""
 
-from .arch import amd64, arm64
-
-name = "linux"
-branch = "v3.23"
-size = "4G"
-hostname = "sandbox"
-network = "dhcp"
+from . import core
+from .core import *  # noqa: F403 - whatever is not stated below is as it is there
 
 packages = [
-    "linux-virt",
-    "mkinitfs",
-    "openrc",
-    "busybox-openrc",
-    "mdev-conf",
-    "kmod",
-    "ifupdown-ng",
-    "e2fsprogs",
-    "e2fsprogs-extra",
-    "sfdisk",
-    "partx",
-    "ca-certificates",
-    "nodejs",
-    "npm",
-    "bash",
+    *core.packages,
+    "coreutils",
+    "curl",
+    "file",
+    "findutils",
+    "gawk",
+    "git",
+    "grep",
+    "gzip",
+    "jq",
+    "less",
+    "openssh-client",
+    "py3-pip",
+    "python3",
+    "ripgrep",
+    "sed",
+    "tar",
+    "tree",
+    "unzip",
+    "util-linux",
 ]
-
-# What the initramfs can do: the root disk of a virtual machine and nothing else. Each feature more costs boot time.
-initramfs_features = ["base", "ext4", "virtio", "virtio-scsi"]
-
-kernel_arguments = ["quiet"]
-
-services = {
-    "sysinit": ["devfs", "imgkit-config", "imgkit-growroot", "agentd"],
-    "boot": ["osclock", "modules", "hostname", "sysctl", "bootmisc", "networking", "syslog"],
-    "shutdown": ["mount-ro", "killprocs"],
-}
-
-users = [{"name": "agent", "uid": 1000, "home": "/workspace", "owns": ["/workspace"]}]
-
-overlay = "../overlay"
-
-architectures = {"amd64": amd64, "arm64": arm64}

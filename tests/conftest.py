@@ -107,7 +107,7 @@ def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The default recipe's images of all architectures, built once. Nobody may change them."""
+    """The images of recipes/core.py for all architectures, built once. Nobody may change them."""
     return builder.build(tmp_path_factory.mktemp("images"), "--arch", "all")
 
 

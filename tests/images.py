@@ -18,7 +18,7 @@ from imgkit.commands.build import VARIABLES
 from tests.conftest import need, need_program
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "alpine.py"
+RECIPE = ROOT / "recipes" / "core.py"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Builder:
-    """Runs ``imgkit build`` on the default recipe; ``words`` name the mirror, ``env`` is the whole environment."""
+    """Runs ``imgkit build`` on recipes/core.py; ``words`` name the mirror, ``env`` is the whole environment."""
 
     words: tuple[str, ...]
     env: Mapping[str, str]

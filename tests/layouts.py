@@ -1,4 +1,4 @@
-"""What the default recipe says about disks, for tests of everything that has to do with one."""
+"""What the recipes says about disks, for tests of everything that has to do with one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 from imgkit.disk.layout import partition_specs
 from imgkit.recipe import load
 
-ARCHITECTURES = load(Path(__file__).parents[1] / "recipes" / "alpine.py").architectures
+ARCHITECTURES = load(Path(__file__).parents[1] / "recipes" / "core.py").architectures
 SPECS = {name: partition_specs(facts) for name, facts in ARCHITECTURES.items()}
 PLATFORMS = {name: facts.grub_platforms for name, facts in ARCHITECTURES.items()}

@@ -1,4 +1,4 @@
-"""What the default recipe's image has not: a way in, a way up, an identity. Its read-only variant, booted."""
+"""What the image of recipes/core.py has not: a way in, a way up, an identity. Its read-only variant, booted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default recipe's image from inside: one machine, booted once, asked about everything."""
+"""The image of recipes/core.py from inside: one machine, booted once, asked about everything."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def here(cache: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def words(mirror: Mirror, mirror_url: str) -> list[str]:
-    """The default recipe, small."""
-    words = ["build", str(ROOT / "recipes/alpine.py"), "--mirror", mirror_url, "--arch", "amd64"]
+    """recipes/core.py, small."""
+    words = ["build", str(ROOT / "recipes/core.py"), "--mirror", mirror_url, "--arch", "amd64"]
     return [*words, "--release-key", str(mirror.release_key), "--set", "size=1G"]
 
 
@@ -125,10 +125,10 @@ def test_killed_outright(step: str, here: Place, words: list[str]) -> None:
 
 
 def changed_recipe(here: Place) -> Path:
-    """A copy of the default recipe, to be changed."""
+    """A copy of recipes/core.py, to be changed."""
     for name in ("recipes", "overlay"):
         shutil.copytree(ROOT / name, here.base / name)
-    return here.base / "recipes/alpine.py"
+    return here.base / "recipes/core.py"
 
 
 def test_an_image_too_small_says_how_much_it_needs(here: Place, words: list[str]) -> None:

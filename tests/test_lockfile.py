@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load(ROOT / "recipes" / "alpine.py", {"mirror": "http://mirror.test/alpine/"})
+    return load(ROOT / "recipes" / "core.py", {"mirror": "http://mirror.test/alpine/"})
 
 
 def plan_of(recipe: Recipe, arch: str) -> Plan:

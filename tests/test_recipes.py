@@ -1,0 +1,132 @@
+"""The recipes of the repository: what alpine.py adds to core.py, and that an index of Alpine has all of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from imgkit.apk.dependency import Provide
+from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.solver import UnknownPackage, solve
+from imgkit.recipe import Recipe, load
+from tests.test_solver import faults, superfluous
+from tests.test_solver_oracle import Apk
+
+if TYPE_CHECKING:
+    from fixtures.mirror import Mirror
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SHARED = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
+INDEX = SHARED / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
+
+TOOLS = """
+    ripgrep git python3 py3-pip coreutils findutils grep sed gawk curl jq file less tree tar gzip unzip openssh-client
+    util-linux
+"""
+"""What the image of the first seed has beside what core.py has."""
+
+MINIROOTFS = ["alpine-baselayout", "apk-tools", "busybox"]
+"""The world of a minirootfs of 3.17, as far as it decides anything here."""
+
+ELSEWHERE = {
+    "npm": "in community",
+    "py3-pip": "in community",
+    "ripgrep": "in community",
+}
+"""Packages of the recipe that 3.17's main repository does not have, and why not."""
+
+
+def recipe(name: str) -> Recipe:
+    return load(RECIPES / f"{name}.py")
+
+
+# ---- the two recipes ------------------------------------------------------------------------------------------------
+
+
+def test_alpine_is_core_with_the_tools() -> None:
+    core, alpine = recipe("core"), recipe("alpine")
+    assert alpine.packages[: len(core.packages)] == core.packages
+    assert sorted(alpine.packages[len(core.packages) :]) == sorted(TOOLS.split())
+    assert alpine.model_copy(update={"packages": core.packages}) == core
+
+
+@pytest.mark.parametrize("name", ["core", "alpine"])
+def test_no_package_is_named_twice(name: str) -> None:
+    made = recipe(name)
+    for architecture in made.architectures.values():
+        packages = [*made.packages, *architecture.packages]
+        assert len(set(packages)) == len(packages)
+
+
+@pytest.mark.parametrize("name", ["core", "alpine"])
+def test_both_make_the_same_outputs(name: str) -> None:
+    made = recipe(name)
+    assert made.name == "linux"
+    assert set(made.architectures) == {"amd64", "arm64"}
+    assert made.overlay == RECIPES.parent / "overlay"
+
+
+# ---- the real index of Alpine 3.17 ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Package, ...]:
+    if not INDEX.is_file():
+        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(INDEX) as archive:
+        member = archive.extractfile("APKINDEX")
+        assert member is not None
+        return parse_index(member.read().decode(), Repository(0, "main"))
+
+
+def wanted() -> list[str]:
+    alpine = recipe("alpine")
+    return [*alpine.packages, *alpine.architecture("arm64").packages]
+
+
+def lacking(world: Iterable[str], packages: Sequence[Package]) -> set[str]:
+    """The names in ``world`` that no package has or provides."""
+    provided = {Provide.parse(word).name for package in packages for word in package.provides}
+    return {*world} - {package.name for package in packages} - provided
+
+
+def test_the_index_has_everything_but_what_is_elsewhere(real: tuple[Package, ...]) -> None:
+    assert lacking(wanted(), real) == {*ELSEWHERE}
+
+
+def test_a_package_that_disappears_or_appears_is_noticed(real: tuple[Package, ...]) -> None:
+    without = [package for package in real if package.name != "tree"]
+    assert lacking(wanted(), without) == {*ELSEWHERE, "tree"}
+    assert lacking(wanted(), [*real, Package(name="npm", version="1")]) == {*ELSEWHERE} - {"npm"}
+
+
+def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...]) -> None:
+    world = [*MINIROOTFS, *(name for name in wanted() if name not in ELSEWHERE)]
+    packages = solve(world, real, arch="aarch64").packages
+    names = {package.name for package in packages}
+    assert faults(world, packages) == []
+    assert superfluous(world, packages) == []
+    assert {"openssh-client-default", "util-linux-misc", "lsblk"} <= names, "a chosen provider, parts by install_if"
+    assert not {"openssh-client-krb5", "util-linux-login", "util-linux-doc"} & names
+    with pytest.raises(UnknownPackage, match="ripgrep"):
+        solve([*world, "ripgrep"], real, arch="aarch64")
+
+
+@pytest.mark.mirror
+def test_the_real_apk_chooses_the_same(real: tuple[Package, ...], mirror: Mirror, tmp_path: Path) -> None:
+    """It runs on this machine, so the packages are said to be for it."""
+    arch = platform.machine()
+    if arch not in mirror.oracle:
+        pytest.skip(f"the mirror has no apk that runs on {arch}")
+    packages = [replace(package, arch=arch) for package in real if not package.fault]
+    world = [*MINIROOTFS, *(name for name in wanted() if name not in ELSEWHERE)]
+    apk = Apk(mirror, arch, packages, tmp_path)
+    assert apk.add([*world, "ripgrep"]) is None, "the oracle can say no"
+    assert apk.add(world) == sorted(str(package) for package in solve(world, packages, arch=arch).packages)

@@ -8,7 +8,7 @@ the lock file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from imgkit.apk.signature import Keyring, verify_index
 from imgkit.apk.solver import solve
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.fetch.checks import MissingFileError, Version3Error
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.recipe import Recipe
@@ -27,6 +28,8 @@ from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Tree
 
 _KEYS = "etc/apk/keys"
+_INDEX = "APKINDEX.tar.gz"
+_INDEX_3 = "Packages.adb"  # the index of a repository of format version 3 (apk-repositories(5))
 _MAX_LISTING = 1 << 20
 _MAX_SIGNATURE = 1 << 16
 _MAX_MINIROOTFS = 64 << 20
@@ -182,8 +185,8 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
     """
     facts = recipe.architecture(arch)
     sources = [f"{recipe.mirror.rstrip('/')}/{recipe.branch}/{name}/{facts.alpine}" for name in recipe.repositories]
-    wanted = [Wanted(url=f"{source}/APKINDEX.tar.gz", max_bytes=_MAX_INDEX, gzip=True) for source in sources]
-    files = cache.fetch_all(wanted, description="package indexes")
+    wanted = [Wanted(url=f"{source}/{_INDEX}", max_bytes=_MAX_INDEX, gzip=True) for source in sources]
+    files = _fetch_indexes(wanted, cache)
     packages: list[Package] = []
     indexes = []
     for position, (source, one, path) in enumerate(zip(sources, wanted, files, strict=True)):
@@ -198,6 +201,34 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
         for package in solution.packages
     )
     return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), world, planned)
+
+
+def _fetch_indexes(wanted: Sequence[Wanted], cache: Cache) -> list[Path]:
+    """Fetch the indexes.
+
+    Raises:
+        Version3Error: a repository has packages of format version 3 only.
+        InputError: an index cannot be had for another reason.
+    """
+    try:
+        return cache.fetch_all(wanted, description="package indexes")
+    except MissingFileError as missing:
+        _refuse_version_3_repository(missing.url.rpartition("/")[0], cache)
+        raise
+
+
+def _refuse_version_3_repository(url: str, cache: Cache) -> None:
+    """Refuse the repository at ``url``, which has no index of format version 2, if it has one of version 3.
+
+    Raises:
+        Version3Error: it has.
+    """
+    try:
+        cache.fetch(Wanted(url=f"{url}/{_INDEX_3}", max_bytes=_MAX_INDEX, gzip=True))  # given up at its first bytes
+    except Version3Error:
+        raise
+    except InputError:
+        return  # then the error for the missing index says more
 
 
 def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[str, Path]]:

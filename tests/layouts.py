@@ -1,4 +1,4 @@
-"""What the recipes says about disks, for tests of everything that has to do with one."""
+"""What the recipes say about disks, for tests of everything that has to do with one."""
 
 from __future__ import annotations
 

@@ -231,6 +231,45 @@ def test_package_data_that_was_changed(build: Builder) -> None:
     build.fails(4, "hello-1.0-r0.apk: its files are not what it was signed with", "another mirror")
 
 
+# ---- format version 3 ------------------------------------------------------------------------------------------------
+
+ADB = [b"ADB." + bytes(100), b"ADBd" + bytes(100), b"ADBc\1\6" + bytes(100)]
+OTHER_BRANCH = "choose a branch whose repositories have APKINDEX.tar.gz: ALPINE_BRANCH"
+
+
+@pytest.mark.parametrize("data", ADB, ids=["stored", "deflated", "compressed"])
+@pytest.mark.parametrize("path", [INDEX, PACKAGE])
+def test_files_of_format_3(path: str, data: bytes, build: Builder) -> None:
+    build.small.file(path).write_bytes(data)
+    build.fails(4, f"{path.lstrip('/')}: is in format version 3 (ADB), which imgkit does not read", OTHER_BRANCH)
+
+
+def test_a_repository_of_format_3(build: Builder) -> None:
+    build.small.file(INDEX).unlink()
+    build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
+    build.fails(4, f"{REPOSITORY.lstrip('/')}/Packages.adb: is in format version 3 (ADB)", OTHER_BRANCH)
+
+
+@pytest.mark.parametrize("fault", [NOT_FOUND, HTML, Fault(status=403), Fault(body=b"")])
+def test_a_repository_without_any_index(fault: Fault, build: Builder) -> None:
+    build.small.file(INDEX).unlink()
+    build.site.faults[f"{REPOSITORY}/Packages.adb"] = fault
+    build.fails(4, "APKINDEX.tar.gz: the mirror does not have it (404)", "this branch and this architecture")
+    assert build.site.requests[f"{REPOSITORY}/Packages.adb"] == 1
+
+
+def test_both_indexes_side_by_side(build: Builder) -> None:
+    build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
+    build.fails(3, NEXT)
+
+
+def test_another_repository_is_not_blamed_for_the_one_that_is_missing(build: Builder) -> None:
+    """``main`` has both indexes, ``community`` has none."""
+    build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
+    recipe = RECIPE + 'repositories = ["main", "community"]\n'
+    build.fails(4, "community/x86_64/APKINDEX.tar.gz: the mirror does not have it (404)", recipe=recipe)
+
+
 HOSTILE = {
     "dot-dot": (Entry(name="a/../../x", data=b"x"), "holds a path with '..': a/../../x"),
     "absolute": (Entry(name="/etc/passwd", data=b"x"), "holds the absolute path /etc/passwd"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import looks_like_html
+from imgkit.fetch.checks import looks_like_html, refuse_version_3
 
 _CHUNK = 1 << 18  # bytes read at a time
 _PIECE = 1 << 20  # bytes inflated at a time, so that a bomb costs no memory
@@ -30,11 +30,7 @@ def refuse_foreign(head: bytes, name: str) -> None:
     """
     if head.startswith(GZIP_MAGIC):
         return
-    if head.startswith(b"ADB"):
-        raise InputError(
-            f"{name}: is in format version 3 (ADB), which imgkit does not read",
-            hint="use a repository with APKINDEX.tar.gz and packages of format version 2",
-        )
+    refuse_version_3(head, name)
     if looks_like_html(head):
         raise InputError(f"{name}: is a web page", hint="check the mirror's URL, and whether a proxy or portal answers")
     raise InputError(f"{name}: is empty" if not head else f"{name}: is not gzip data")

@@ -12,7 +12,9 @@ from imgkit.errors import InputError
 ELSEWHERE = "check the URL and the network, choose another mirror with --mirror, or use --offline with a warm cache"
 _SUPERSEDED = "mirrors delete superseded packages: refresh the lock (imgkit lock RECIPE), or check the mirror's URL"
 _ANOTHER_PLACE = "check the mirror's URL, and whether it has this branch and this architecture"
+_OTHER_BRANCH = "choose a branch whose repositories have APKINDEX.tar.gz: ALPINE_BRANCH, or branch in the recipe"
 _GZIP = b"\x1f\x8b"
+_ADB = b"ADB"  # followed by a letter for the compression: ".", "d" or "c" (apk-tools 3, src/adb.h)
 _OVERLOADED = frozenset({429, 500, 502, 503, 504})
 
 
@@ -24,6 +26,18 @@ class Expected:
     size: int | None = None
     sha256: str | None = None
     gzip: bool = False
+
+
+class MissingFileError(InputError):
+    """The server says that it does not have the file at ``url``."""
+
+    def __init__(self, message: str, *, url: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.url = url
+
+
+class Version3Error(InputError):
+    """A package or an index is in Alpine's format of version 3, which imgkit does not read."""
 
 
 class TransientError(Exception):
@@ -51,13 +65,23 @@ def looks_like_html(head: bytes) -> bool:
     return start.startswith((b"<!doctype", b"<html", b"<?xml")) or b"<html" in start
 
 
+def refuse_version_3(head: bytes, name: str) -> None:
+    """Refuse a file that starts with ``head`` and is in Alpine's package format of version 3 (apk-v3(5)).
+
+    Raises:
+        Version3Error: the file is in that format.
+    """
+    if head.startswith(_ADB):
+        raise Version3Error(f"{name}: is in format version 3 (ADB), which imgkit does not read", hint=_OTHER_BRANCH)
+
+
 def check_status(url: str, status: int) -> None:
     if status in (HTTPStatus.OK, HTTPStatus.NOT_MODIFIED):
         return
     error = InputError(f"{shown(url)}: the server answers {status}", hint=ELSEWHERE)
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         hint = _SUPERSEDED if urlsplit(url).path.endswith(".apk") else _ANOTHER_PLACE
-        raise InputError(f"{shown(url)}: the mirror does not have it ({status})", hint=hint)
+        raise MissingFileError(f"{shown(url)}: the mirror does not have it ({status})", url=url, hint=hint)
     if status in _OVERLOADED:
         raise TransientError(error)
     raise error
@@ -86,6 +110,7 @@ def check_length(url: str, length: int, expected: Expected) -> None:
 def check_start(url: str, piece: bytes, expected: Expected) -> None:
     if not expected.gzip or _GZIP.startswith(piece[:2]):
         return
+    refuse_version_3(piece, shown(url))
     if looks_like_html(piece):
         raise InputError(
             f"{shown(url)}: the server sent a web page instead of the file",

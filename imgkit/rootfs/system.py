@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from imgkit.errors import RecipeError
 from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
@@ -9,6 +11,7 @@ from imgkit.rootfs.services import enable
 from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
+ALPINE_RELEASE = "etc/alpine-release"
 LOCKED = "*"  # no password is right
 LOOPBACK = "auto lo\niface lo inet loopback\n"
 DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
@@ -31,7 +34,8 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
     interfaces = LOOPBACK + (DHCP if recipe.network == "dhcp" else "")
     tree.write("etc/network/interfaces", interfaces, mtime=epoch)
     tree.write("etc/fstab", _fstab(root_uuid, read_only=recipe.read_only_root), mtime=epoch)
-    repositories = "".join(f"{recipe.guest_mirror}/{recipe.branch}/{name}\n" for name in recipe.repositories)
+    branch = guest_branch(tree, recipe.branch)
+    repositories = "".join(f"{recipe.guest_mirror}/{branch}/{name}\n" for name in recipe.repositories)
     tree.write("etc/apk/repositories", repositories, mtime=epoch)
     set_password(tree, "root", LOCKED, epoch=epoch)
     for user in recipe.users:
@@ -45,6 +49,18 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
             path = tree.resolve(folder)
             tree.mkdir(path, mtime=epoch)
             tree.change(path, uid=user.uid, gid=user.uid)
+
+
+def guest_branch(tree: Tree, branch: str) -> str:
+    """The branch that the image's own apk takes packages from: ``branch``, or what ``latest-stable`` stands for.
+
+    ``latest-stable`` is a link that mirrors move to the next branch with each release. An image that followed it would
+    one day mix the packages of two releases. Which release is in ``tree`` says the package alpine-release.
+    """
+    if branch != "latest-stable" or ALPINE_RELEASE not in tree:
+        return branch
+    release = re.match(r"(\d+\.\d+)\.\d+", tree.text(ALPINE_RELEASE))
+    return f"v{release[1]}" if release else branch
 
 
 def _fstab(root_uuid: str, *, read_only: bool) -> str:

@@ -127,6 +127,7 @@ class Recipe(_Spec):
     guest_mirror: str = OFFICIAL_MIRROR
     """Where the image's own apk downloads from."""
     branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")]
+    """Directory of the mirror. ``latest-stable`` is the newest release's; the image itself keeps to that release."""
     version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = None
     """Point release of the minirootfs; None takes the newest that the mirror lists."""
     repositories: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9/_-]+$")], ...] = ("main", "community")

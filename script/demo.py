@@ -1,8 +1,12 @@
-"""Build the default recipe from the official mirror, or the offline one where that is out of reach, and boot it."""
+"""Build the default recipe and boot its image.
+
+Where Alpine's mirror is out of reach, it is the smaller recipe whose packages the offline mirror has.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,42 +14,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgkit.errors import ImgkitError
-from imgkit.fetch.checks import Expected
+from imgkit.errors import InputError
+from imgkit.fetch.checks import Expected, UnreachableError
 from imgkit.fetch.http import Http
 from imgkit.recipe import OFFICIAL_MIRROR
 
 RECIPE = Path("recipes/alpine.py")
+OFFLINE_RECIPE = Path("recipes/core.py")
 OUT = Path("out")
 PATIENCE = 5.0  # seconds that the official mirror has to answer
 
 
-def official_mirror_answers() -> str:
-    """Why the official mirror cannot be used; empty if it can."""
+def unreachable() -> str:
+    """Why the official mirror is out of reach; empty if it answers. A fault in its answer is reported by the build."""
     try:
         Http(connect_timeout=PATIENCE, stall_timeout=PATIENCE, attempts=1).get(
             f"{OFFICIAL_MIRROR}/latest-stable/releases/x86_64/latest-releases.yaml", Expected(max_bytes=1 << 20)
         )
-    except ImgkitError as error:
+    except UnreachableError as error:
         return error.message
+    except InputError:
+        return ""
     return ""
 
 
 @contextmanager
-def mirror() -> Iterator[list[str]]:
-    """The options that name a mirror which works."""
-    trouble = official_mirror_answers()
+def source() -> Iterator[tuple[Path, list[str]]]:
+    """The recipe to build, and the options that name the mirror which has its packages.
+
+    A mirror that ``ALPINE_MIRROR`` names was asked for: no other takes its place.
+    """
+    named = os.environ.get("ALPINE_MIRROR")
+    trouble = "" if named else unreachable()
     if not trouble:
-        print("mirror: the official one", file=sys.stderr)
-        yield []
+        print(f"{RECIPE}, from {'ALPINE_MIRROR' if named else OFFICIAL_MIRROR}", file=sys.stderr)
+        yield RECIPE, []
         return
     from fixtures.mirror import make
     from fixtures.server import serve
 
-    print(f"mirror: the offline one of fixtures/, because of the official one: {trouble}", file=sys.stderr)
+    reason = f"because Alpine's is out of reach: {trouble}"
+    print(f"{OFFLINE_RECIPE} (fewer tools), from the offline mirror of fixtures/, {reason}", file=sys.stderr)
     made = make()
     with serve(made.root) as site:
-        yield ["--mirror", site.url, "--release-key", str(made.release_key)]
+        yield OFFLINE_RECIPE, ["--mirror", site.url, "--release-key", str(made.release_key)]
 
 
 def imgkit(*words: str) -> bytes:
@@ -59,15 +71,15 @@ def imgkit(*words: str) -> bytes:
 def main() -> None:
     arches = sys.argv[1:]
     asked = [word for arch in arches for word in ("--arch", arch)]
-    with mirror() as options:
+    with source() as (recipe, options):
         start = time.monotonic()
-        built = json.loads(imgkit("build", str(RECIPE), "--out", str(OUT), "--json", *asked, *options))
+        built = json.loads(imgkit("build", str(recipe), "--out", str(OUT), "--json", *asked, *options))
     took = time.monotonic() - start
     ready = []
     for result in built:
         boot = json.loads(imgkit("boot", result["image"], "--json"))
         ready.append(f"agentd of {result['image']} ready after {boot['secondsToReady']:.1f} s ({boot['accelerator']})")
-    print(f"built in {took:.1f} s; " + "; ".join(ready))
+    print(f"built {recipe} in {took:.1f} s; " + "; ".join(ready))
 
 
 if __name__ == "__main__":

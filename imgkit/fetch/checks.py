@@ -28,6 +28,10 @@ class Expected:
     gzip: bool = False
 
 
+class UnreachableError(InputError):
+    """No server answers at the URL: no address, no connection or no data in time, or a proxy refuses to pass it on."""
+
+
 class MissingFileError(InputError):
     """The server says that it does not have the file at ``url``."""
 
@@ -134,6 +138,11 @@ def _wrong_size(url: str, size: int, wanted: int) -> InputError:
     return InputError(f"{shown(url)}: has {size} bytes instead of {wanted}", hint=hint)
 
 
-def broken_off(url: str, received: int | None = None, declared: int | None = None) -> TransientError:
+def broken_off(
+    url: str,
+    received: int | None = None,
+    declared: int | None = None,
+    kind: type[InputError] = InputError,
+) -> TransientError:
     detail = "" if received is None else f" after {received} of {declared} bytes"
-    return TransientError(InputError(f"{shown(url)}: the connection broke off{detail}", hint=ELSEWHERE))
+    return TransientError(kind(f"{shown(url)}: the connection broke off{detail}", hint=ELSEWHERE))

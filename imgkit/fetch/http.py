@@ -32,6 +32,7 @@ from imgkit.fetch.checks import (
     ELSEWHERE,
     Expected,
     TransientError,
+    UnreachableError,
     broken_off,
     check_declared,
     check_length,
@@ -135,7 +136,8 @@ class Http:
             cancelled: gives the download up once it is set.
 
         Raises:
-            InputError: the mirror cannot be reached, refuses, stalls, breaks off, or sends something else.
+            UnreachableError: nothing at the URL answers.
+            InputError: the mirror refuses, breaks off, or sends something else.
             HostError: the host has no room for it, or ``target`` cannot be written.
         """
         request = _Request(
@@ -241,7 +243,7 @@ class Http:
             raise broken_off(request.url) from cause
 
     def _stalled(self, url: str) -> InputError:
-        return InputError(f"{shown(url)}: stalled: no data for {self._timeouts[1]:g} s", hint=ELSEWHERE)
+        return UnreachableError(f"{shown(url)}: stalled: no data for {self._timeouts[1]:g} s", hint=ELSEWHERE)
 
     def _unreachable(self, url: str, cause: Exception) -> Exception:
         """The error for a request that got no answer. What kind of failure it was is deep in its chain of causes."""
@@ -250,10 +252,12 @@ class Http:
             return self._stalled(url)
         if isinstance(cause, (ValueError, requests.exceptions.InvalidSchema, UnicodeError)):
             return InputError(f"{shown(url)}: is not a URL that can be downloaded")
+        if isinstance(cause, requests.exceptions.TooManyRedirects):
+            return InputError(f"{shown(url)}: is redirected in circles", hint=ELSEWHERE)
         if any(isinstance(link, (ConnectionResetError, urllib3.exceptions.ProtocolError)) for link in chain):
-            return broken_off(url)
+            return broken_off(url, kind=UnreachableError)
         host = urlsplit(url).hostname or url
-        return InputError(f"{shown(url)}: {self._why(host, cause, chain)}", hint=ELSEWHERE)
+        return UnreachableError(f"{shown(url)}: {self._why(host, cause, chain)}", hint=ELSEWHERE)
 
     def _why(self, host: str, cause: Exception, chain: tuple[BaseException, ...]) -> str:
         if isinstance(cause, requests.exceptions.ProxyError):
@@ -262,8 +266,6 @@ class Http:
             return f"no secure connection to {host} ({_first_line(chain[-1])})"
         if isinstance(cause, requests.exceptions.ConnectTimeout):
             return f"{host} does not answer within {self._timeouts[0]:g} s"
-        if isinstance(cause, requests.exceptions.TooManyRedirects):
-            return "is redirected in circles"
         if any(isinstance(link, socket.gaierror) for link in chain):
             return f"the name {host} is unknown"
         if any(isinstance(link, ConnectionRefusedError) for link in chain):

@@ -32,6 +32,9 @@ TOOLS = """
 """
 """What the image of the first seed has beside what core.py has."""
 
+UNWANTED = {"!mount", "!umount"}
+"""What util-linux must not bring along."""
+
 MINIROOTFS = ["alpine-baselayout", "apk-tools", "busybox"]
 """The world of a minirootfs of 3.17, as far as it decides anything here."""
 
@@ -53,7 +56,7 @@ def recipe(name: str) -> Recipe:
 def test_alpine_is_core_with_the_tools() -> None:
     core, alpine = recipe("core"), recipe("alpine")
     assert alpine.packages[: len(core.packages)] == core.packages
-    assert sorted(alpine.packages[len(core.packages) :]) == sorted(TOOLS.split())
+    assert sorted(alpine.packages[len(core.packages) :]) == sorted([*TOOLS.split(), *UNWANTED])
     assert alpine.model_copy(update={"packages": core.packages}) == core
 
 
@@ -94,7 +97,7 @@ def wanted() -> list[str]:
 def lacking(world: Iterable[str], packages: Sequence[Package]) -> set[str]:
     """The names in ``world`` that no package has or provides."""
     provided = {Provide.parse(word).name for package in packages for word in package.provides}
-    return {*world} - {package.name for package in packages} - provided
+    return {name for name in world if name[0] != "!"} - {package.name for package in packages} - provided
 
 
 def test_the_index_has_everything_but_what_is_elsewhere(real: tuple[Package, ...]) -> None:
@@ -115,6 +118,9 @@ def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...
     assert superfluous(world, packages) == []
     assert {"openssh-client-default", "util-linux-misc", "lsblk"} <= names, "a chosen provider, parts by install_if"
     assert not {"openssh-client-krb5", "util-linux-login", "util-linux-doc"} & names
+    assert not {"mount", "umount"} & names
+    willing = solve([name for name in world if name not in UNWANTED], real, arch="aarch64").packages
+    assert {package.name for package in willing} - names == {"mount", "umount"}
     with pytest.raises(UnknownPackage, match="ripgrep"):
         solve([*world, "ripgrep"], real, arch="aarch64")
 

@@ -69,6 +69,22 @@ def test_a_mirror_that_was_asked_for_and_is_out_of_reach_is_an_error(here: Place
     assert "offline mirror" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (NOWHERE, "127.0.0.1 refuses the connection"),
+        ("https://mirror.invalid", "the name mirror.invalid is unknown"),
+        ("site", "stalled: no data for 0.5 s"),
+    ],
+)
+def test_what_is_out_of_reach_and_why(url: str, reason: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PATIENCE", 0.5)
+    site.faults[f"/{LISTING}"] = Fault(stall=0)
+    if url != "site":
+        monkeypatch.setattr(demo, "OFFICIAL_MIRROR", url)
+    assert demo.unreachable().endswith(reason)
+
+
 @pytest.mark.mirror
 def test_the_offline_mirror_is_taken_where_nothing_comes(
     site: Site, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

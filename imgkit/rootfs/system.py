@@ -55,7 +55,7 @@ def guest_branch(tree: Tree, branch: str) -> str:
     """The branch that the image's own apk takes packages from: ``branch``, or what ``latest-stable`` stands for.
 
     ``latest-stable`` is a link that mirrors move to the next branch with each release. An image that followed it would
-    one day mix the packages of two releases. Which release is in ``tree`` says the package alpine-release.
+    one day mix the packages of two releases. The file of the package alpine-release says which release ``tree`` is.
     """
     if branch != "latest-stable" or ALPINE_RELEASE not in tree:
         return branch

@@ -47,9 +47,9 @@ test('a second owner after the first, and one whose take-over was interrupted be
 });
 
 test('what can be done about a folder is said', () => {
-  assert.match(explainOwner({ uid: 0 }, TABLES.passwd), /belongs to root.*let an ordinary user own it/);
-  assert.match(explainOwner({ uid: 8 }, TABLES.passwd), /uid 8 is the account mail of this image/);
-  assert.match(explainOwner({ uid: 1001 }, TABLES.passwd), /its owner/);
+  assert.match(explainOwner(AGENT, { uid: 0 }, TABLES.passwd), /belongs to root.*let an ordinary user own it/);
+  assert.match(explainOwner(AGENT, { uid: 8 }, TABLES.passwd), /uid 8 is the account mail of this image/);
+  for (const uid of [1000, 1001]) assert.match(explainOwner(AGENT, { uid }, TABLES.passwd), /its owner/);
 });
 
 /** A guest with files of the agent's and of others. */

@@ -44,10 +44,10 @@ function identityFor(user, owner, tables) {
   return { uid: owner.uid, gid: owner.gid, group: own.name };
 }
 
-/** Why a folder of this owner is not the agent's to write to, and what can be done about it; one clause. */
-function explainOwner(owner, passwd) {
+/** Why a folder of this owner is not the user's to write to, and what can be done about it; one clause. */
+function explainOwner(user, owner, passwd) {
   if (owner.uid === 0) return 'it belongs to root, and the agent never acts as root: let an ordinary user own it, or others write to it';
-  const other = parseTable(passwd).find(({ ids }) => ids[0] === owner.uid);
+  const other = parseTable(passwd).find(({ name, ids }) => name !== user.name && ids[0] === owner.uid);
   if (other) return `uid ${owner.uid} is the account ${other.name} of this image: let another user own it, or others write to it`;
   return 'let its owner write to it';
 }

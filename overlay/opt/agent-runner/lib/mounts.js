@@ -178,7 +178,7 @@ class Mounter {
       await this.#system.run('/bin/sh', ['-c', ': > "$1" && rm -f "$1"', 'probe', file], { uid: user.uid, gid: user.gid, cwd: '/', env: {} });
     } catch (error) {
       const owner = fs.statSync(target, { throwIfNoEntry: false });
-      const advice = owner ? `; ${explainOwner(owner, fs.readFileSync(this.#config.passwdFile, 'latin1'))}` : '';
+      const advice = owner ? `; ${explainOwner(user, owner, fs.readFileSync(this.#config.passwdFile, 'latin1'))}` : '';
       throw new RequestError(`mount "${name}": ${target} (${describeOwner(owner)}) is not writable for uid ${user.uid}: ${error.message}${advice}`);
     }
     this.#writable.add(target);

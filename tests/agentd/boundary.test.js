@@ -42,10 +42,11 @@ function playedMounter(config, mounting, present = [], beside = []) {
   const rows = present.map(([where, tag], at) => `${at + 10} 1 0:1 / ${where} rw - 9p ${tag} rw`);
   const save = () => fs.writeFileSync(table, rows.map((row) => `${row}\n`).join(''));
   save();
-  const run = async (file, args) => {
-    calls.push([file, ...args.slice(file === 'umount' ? 0 : -2)]);
-    if (file === 'mount') rows.push(...beside, `99 1 0:2 / ${mounting(fs.readlinkSync(args.at(-1)))} rw - 9p ${args.at(-2)} rw`);
-    if (file === 'umount') rows.splice(rows.findIndex((row) => row.includes(` ${args.at(-1)} `)), 1);
+  const run = async (file, [tool, ...args]) => {
+    assert.equal(file, '/bin/busybox');
+    calls.push([tool, ...args.slice(tool === 'umount' ? 0 : -2)]);
+    if (tool === 'mount') rows.push(...beside, `99 1 0:2 / ${mounting(fs.readlinkSync(args.at(-1)))} rw - 9p ${args.at(-2)} rw`);
+    if (tool === 'umount') rows.splice(rows.findIndex((row) => row.includes(` ${args.at(-1)} `)), 1);
     save();
   };
   const end = async () => calls.push(['endAgents']);

@@ -8,6 +8,8 @@ const { explainOwner, takeOver } = require('./identity');
 const { findLink, isInside } = require('./paths');
 const { endAgents, noteUser, runTool } = require('./users');
 
+/** Its mount takes a held folder as it is; the one of util-linux, where an image has that, would look the path up anew. */
+const BUSYBOX = '/bin/busybox';
 const IPC_TAG = 'ipc';
 const OPTIONS = 'trans=virtio,version=9p2000.L,msize=262144';
 /** Only root may use the request channel: the agent must not read other requests nor write results. */
@@ -78,11 +80,11 @@ class Mounter {
     const fd = holdFolder(target, owner);
     try {
       const before = new Set(readMounts(table).map(({ id }) => id));
-      await run('mount', ['-t', '9p', '-o', options, tag, `/proc/${process.pid}/fd/${fd}`]);
+      await run(BUSYBOX, ['mount', '-t', '9p', '-o', options, tag, `/proc/${process.pid}/fd/${fd}`]);
       // Other services mount things, too, while the machine comes up: only what is of this share is ours.
       const made = readMounts(table).filter(({ id, type, source }) => !before.has(id) && SHARE_TYPES.has(type) && source === tag);
       if (placeOf(fd) === target && made.every(({ where }) => where === target)) return;
-      for (const { where } of made) await run('umount', ['-l', where]);
+      for (const { where } of made) await run(BUSYBOX, ['umount', '-l', where]);
       throw new Error('the folder was moved meanwhile');
     } finally {
       fs.closeSync(fd);
@@ -91,7 +93,7 @@ class Mounter {
 
   /** The channel stopped working (the host may have replaced the folder): let go of it, mount it again. */
   async remountIpc() {
-    if (this.ipcMounted()) await this.#system.run('umount', ['-l', this.#config.ipcDir]).catch(() => {});
+    if (this.ipcMounted()) await this.#system.run(BUSYBOX, ['umount', '-l', this.#config.ipcDir]).catch(() => {});
     return this.mountIpc();
   }
 
@@ -161,7 +163,7 @@ class Mounter {
     await this.#system.endAgents(this.#config);
     checkLinks(name, target);
     try {
-      if (present) await run('umount', ['-l', target]);
+      if (present) await run(BUSYBOX, ['umount', '-l', target]);
       await this.#mountShare(tag, target, SHARE_OPTIONS, user);
     } catch (error) {
       throw new RequestError(`mount "${name}": tag ${tag} cannot be mounted on ${target}: ${error.message}`);

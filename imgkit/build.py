@@ -24,12 +24,13 @@ from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
 from imgkit.manifest import boot_names, describe
-from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned, providers
 from imgkit.progress import Steps
 from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs import npm
 from imgkit.rootfs.compose import Composition, Selection, compose
 from imgkit.rootfs.kernel import direct_boot_image
+from imgkit.rootfs.verdict import judge
 from imgkit.vm.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
@@ -112,6 +113,7 @@ def build(request: Request) -> Result:
                 root_uuid=layout.root.fs_uuid,
                 epoch=plan.epoch if request.epoch is None else request.epoch,
             )
+            _judge(request, plan, base, made)
         with steps.step("make the boot loader"):
             boot = make_boot_files(made.tree, recipe.architecture(arch).grub_platforms, layout)
         written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
@@ -196,6 +198,17 @@ def _payload(request: Request, work: Path) -> Path | None:
         architecture=recipe.architecture(request.arch).alpine,
         allow_scripts=recipe.npm_scripts,
         offline=request.cache.offline,
+    )
+
+
+def _judge(request: Request, plan: Plan, base: Base, made: Composition) -> None:
+    recipe = request.recipe
+    judge(
+        made.binaries,
+        recipe.payload_binaries,
+        recipe.architecture(request.arch).alpine,
+        partial(providers, plan, base, request.cache),
+        copied=recipe.agent_runner is not None and recipe.agent_runner_build == "0",
     )
 
 

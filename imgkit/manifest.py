@@ -12,6 +12,7 @@ from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
 from imgkit.plan import Plan
 from imgkit.recipe import Recipe
+from imgkit.rootfs.binaries import Findings
 from imgkit.rootfs.compose import Composition
 
 VERSION = 1
@@ -61,6 +62,7 @@ def describe(
             "inAppliance": [f"{each.package}.{each.kind}" for each in scripts.pending],
             "skipped": list(scripts.skipped),
         },
+        "payload": {"policy": recipe.payload_binaries, **_binaries(made.binaries)},
         "kernel": made.kernel.release,
         "disk": {
             "guid": layout.disk_guid,
@@ -72,6 +74,17 @@ def describe(
         },
         "files": made.records,
     }  # fmt: skip
+
+
+def _binaries(found: Findings) -> dict[str, Any]:
+    """The payload's programs and modules that cannot run in the image. With ``prune`` the first are not in it."""
+    return {
+        "otherPlatforms": [
+            {"path": f"/{each.path}", "size": each.size, "platform": each.platform} for each in found.foreign
+        ],
+        "missingLibraries": [{"path": f"/{each.path}", "library": each.library} for each in found.lacking],
+        "doubtful": [{"path": f"/{each.path}", "problem": each.problem} for each in found.doubtful],
+    }
 
 
 def _artefact(artefact: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ the lock file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -229,6 +229,32 @@ def _refuse_version_3_repository(url: str, cache: Cache) -> None:
         raise
     except InputError:
         return  # then the error for the missing index says more
+
+
+def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> Mapping[str, tuple[str, ...]] | None:
+    """Which packages of the plan's own indexes provide each of ``names`` (``so:libz.so.1``), without downloading.
+
+    Returns:
+        The names of packages, sorted, none for a name that nobody provides; None where an index of the plan is not in
+        the cache (any more), as may be with a lock file of another day or host.
+    """
+    wanted = [Wanted(url=one.url, max_bytes=_MAX_INDEX, sha256=one.sha256) for one in plan.indexes]
+    try:
+        files = Cache(cache.folder, offline=True).fetch_all(wanted)
+        texts = [
+            verify_index(path.read_bytes(), base.keyring, name=one.url).text
+            for one, path in zip(plan.indexes, files, strict=True)
+        ]
+    except InputError:
+        return None
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for text in texts:
+        for package in parse_index(text, Repository()):
+            for word in package.provides:
+                name = word.partition("=")[0]
+                if name in found:
+                    found[name].add(package.name)
+    return {name: tuple(sorted(packages)) for name, packages in found.items()}
 
 
 def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[str, Path]]:

@@ -153,8 +153,13 @@ class Recipe(_Spec):
     agent_runner: Path | None = None
     """Folder that replaces /opt/agent-runner; None keeps the overlay's."""
     agent_runner_build: Literal["auto", "0", "1"] = "auto"
+    """``0`` takes the folder as it is; ``auto`` installs its npm packages and runs none of its code; ``1`` also runs
+    ``npm run build``: code of the payload, on the host, with the rights of whoever builds."""
     npm_scripts: bool = False
     """Whether npm may run the lifecycle scripts of the payload's packages, on the host."""
+    payload_binaries: Literal["warn", "strict", "prune"] = "warn"
+    """What is done about programs and native modules of the payload that cannot run in the image: ``warn`` says so,
+    ``strict`` refuses to build, ``prune`` leaves out those for other platforms. The manifest has all of them."""
     skip_scripts: tuple[Name, ...] = ()
     """Packages whose scripts and triggers are not run, because the recipe's author knows that they need not be."""
     architectures: Annotated[

@@ -39,7 +39,7 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def as_image(folder: Path) -> bytes:
     """The payload as it gets into an image, to the last byte."""
     tree, archive = Tree(), io.BytesIO()
-    replace_payload(tree, folder, architecture="x86_64", epoch=0)
+    replace_payload(tree, folder, epoch=0)
     tree.write_tar(archive)
     return archive.getvalue()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import digest, system
 from imgkit.rootfs.accounts import AccountError
+from imgkit.rootfs.binaries import Findings, examine, prune
 from imgkit.rootfs.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.libraries import check_architecture
-from imgkit.rootfs.payload import add_directory, replace_payload
+from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
 from imgkit.rootfs.scripts.run import Hooks, Pending
 from imgkit.tree import Tree, TreeError
 
@@ -51,6 +52,7 @@ class Composition:
         scripts: what became of the packages' scripts.
         records: every path with what is there (:func:`imgkit.rootfs.digest.records`).
         build_id: equal for equal root filesystems.
+        binaries: what of the payload is for another platform, or lacks something.
     """
 
     tree: Tree
@@ -58,6 +60,7 @@ class Composition:
     scripts: Report
     records: Mapping[str, digest.Record]
     build_id: str
+    binaries: Findings
 
 
 def compose(
@@ -83,7 +86,7 @@ def compose(
 
     Raises:
         RecipeError: packages clash, a service or a kernel is missing, a script can neither be computed nor run.
-        InputError: something is not for this architecture, or a file that is needed is missing.
+        InputError: something outside the payload is not for this architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
     scripts = _install(tree, selection, recipe, facts, epoch)
@@ -91,20 +94,20 @@ def compose(
         raise _not_computed(scripts.pending, arch)
     with _possible():
         system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
-    if recipe.overlay is not None:
-        add_directory(tree, recipe.overlay, "", epoch=epoch)
-    if payload is not None:
-        replace_payload(tree, payload, architecture=facts.alpine, epoch=epoch)
+    carried = _carried(tree, recipe, payload, epoch)
     system.enable_services(tree, recipe)
     install_dependency_cache(tree, epoch=epoch)
     kernel = _boot(tree, recipe, facts, root_uuid, epoch)
-    _check(tree, facts)
+    _check(tree, facts, carried)
+    binaries = examine(tree, facts.alpine, carried)
+    if recipe.payload_binaries == "prune":
+        prune(tree, binaries.foreign, carried)
     found = digest.records(tree)
     build_id = digest.fingerprint(found)[:16]
     system.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
     for path in ("etc", system.RELEASE):
         found["/" + path] = digest.record(tree, tree[path])
-    return Composition(tree, kernel, scripts, found, build_id)
+    return Composition(tree, kernel, scripts, found, build_id, binaries)
 
 
 @contextmanager
@@ -114,6 +117,17 @@ def _possible() -> Iterator[None]:
         yield
     except (TreeError, AccountError) as cause:
         raise RecipeError(f"the image cannot be set up as the recipe says: {cause}") from cause
+
+
+def _carried(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> frozenset[str]:
+    """Copy the overlay and the payload; the paths of what they put where the payload is."""
+    written: list[str] = []
+    if recipe.overlay is not None:
+        written += add_directory(tree, recipe.overlay, "", epoch=epoch)
+    if payload is not None:
+        written += replace_payload(tree, payload, epoch=epoch)
+    top = tree.resolve(PAYLOAD) + "/"
+    return frozenset(path for path in written if path.startswith(top) and path in tree)
 
 
 def _install(tree: Tree, selection: Selection, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
@@ -169,8 +183,8 @@ def _set_features(tree: Tree, features: Iterable[str], epoch: int) -> None:
     tree.write(_MKINITFS_CONF, "\n".join([f'features="{" ".join(features)}"', *kept]) + "\n", mtime=epoch)
 
 
-def _check(tree: Tree, facts: Architecture) -> None:
-    problems = check_architecture(tree, facts.alpine)
+def _check(tree: Tree, facts: Architecture, carried: Collection[str]) -> None:
+    problems = check_architecture(tree, facts.alpine, without=carried)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(

@@ -11,7 +11,7 @@ import lzma
 import posixpath
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from imgkit.errors import InputError
 from imgkit.rootfs import elf
@@ -27,7 +27,7 @@ _GLIBC = re.compile(r"libc\.so\.6|ld-linux.*")
 DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/share/")
 MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 # npm's way to ship binaries for several platforms in one package: one folder each, chosen when it is loaded.
-_PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
+PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
 _COMPRESSED_HEAD = 4096  # more than enough compressed bytes for a file header
 
 
@@ -119,6 +119,30 @@ class Libraries:
         search = self._run_path(path, facts)
         return [name for name in facts.needed if not _OWN.match(name) and self._find(name, search) is None]
 
+    def absent(self, path: str) -> list[str]:
+        """Names of the libraries that the file at ``path`` and the libraries it needs lack, each once.
+
+        Raises:
+            InputError: one of those files is a damaged ELF file.
+        """
+        missing: dict[str, None] = {}
+        todo: list[tuple[str, tuple[str, ...]]] = [(path, ())]
+        seen: set[str] = set()
+        while todo:
+            here, inherited = todo.pop()
+            facts = None if here in seen else self.facts(here)
+            seen.add(here)
+            if facts is None:
+                continue
+            search = tuple(dict.fromkeys(self._run_path(here, facts) + inherited))
+            for name in facts.needed:
+                place = self._find(name, search)
+                if place is not None:
+                    todo.append((place, search))
+                elif not _OWN.match(name):
+                    missing[name] = None
+        return list(missing)
+
     def _run_path(self, path: str, facts: Elf) -> tuple[str, ...]:
         origin = "/" + parent(self._tree.resolve(path))
         return tuple(place.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for place in facts.search)
@@ -152,10 +176,11 @@ class Libraries:
         return interpreter.strip("/")
 
 
-def check_architecture(tree: Tree, machine: str, *, top: str = "") -> list[str]:
-    """What in the Tree (at or below ``top``) cannot run on ``machine``, one line a file.
+def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = ()) -> list[str]:
+    """What in the Tree cannot run on ``machine``, one line a file.
 
-    ``machine`` is Alpine's name of an architecture: "x86_64", "aarch64", … (KeyError for an unknown one).
+    ``machine`` is Alpine's name of an architecture: "x86_64", "aarch64", … (KeyError for an unknown one). Files at the
+    paths ``without`` are somebody else's business (:mod:`imgkit.rootfs.binaries`).
 
     Looked at are ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules
     (``.node``). Not looked at, because they are data for something else: other relocatable objects, BPF programs,
@@ -163,8 +188,8 @@ def check_architecture(tree: Tree, machine: str, *, top: str = "") -> list[str]:
     """
     libraries = Libraries(tree)
     problems: list[str] = []
-    for path, node in tree.walk(top):
-        if isinstance(node, File) and node.content.size and not _is_data(path):
+    for path, node in tree.walk(""):
+        if isinstance(node, File) and node.content.size and path not in without and not _is_data(path):
             try:
                 problems.extend(f"/{path}: {problem}" for problem in _problems(tree, libraries, path, node, machine))
             except (ElfError, InputError) as cause:
@@ -173,7 +198,7 @@ def check_architecture(tree: Tree, machine: str, *, top: str = "") -> list[str]:
 
 
 def _is_data(path: str) -> bool:
-    return path.startswith(DATA) or bool(_PREBUILT.search(path))
+    return path.startswith(DATA) or bool(PREBUILT.search(path))
 
 
 def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:
@@ -203,13 +228,18 @@ def _unmet(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list
     if not native:
         return []
     absent = libraries.missing(path)
-    glibc = [name for name in facts.needed if _GLIBC.fullmatch(name) and not _has_glibc(tree)]
+    glibc = [name for name in facts.needed if glibc_name(name) and not has_glibc(tree)]
     if glibc:
         return [f"native module compiled for glibc ({glibc[0]}), the image has musl"]
     return [f"needs the library {name}, which the image lacks" for name in absent]
 
 
-def _has_glibc(tree: Tree) -> bool:
+def glibc_name(library: str) -> bool:
+    """Whether only programs for glibc need a library of this name: its libc, or its dynamic linker."""
+    return _GLIBC.fullmatch(library) is not None
+
+
+def has_glibc(tree: Tree) -> bool:
     """Whether something (gcompat) stands in for glibc's dynamic linker."""
     return any(re.fullmatch(r"lib(64)?/ld-linux.*", path) for top in ("lib", "lib64") for path in tree.children(top))
 

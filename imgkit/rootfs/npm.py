@@ -1,12 +1,14 @@
 """Installing a payload's npm packages on the host for the image's platform, in a copy of the folder.
 
 npm picks packages for ``--os``, ``--cpu`` and ``--libc`` instead of the host's, so prebuilt native parts are right for
-a foreign architecture. Scripts of packages do not run unless the caller allows it.
+a foreign architecture. Nothing of the payload's own runs on the host unless the caller asks for it: ``"1"`` runs its
+``build`` script, ``allow_scripts`` the lifecycle scripts of it and of its packages.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -23,6 +25,8 @@ Build = Literal["auto", "0", "1"]
 
 CPUS: Mapping[str, str] = MappingProxyType({"x86_64": "x64", "aarch64": "arm64", "riscv64": "riscv64"})
 """Alpine's name of an architecture → Node's (``process.arch``)."""
+
+log = logging.getLogger("imgkit")
 
 MINIMUM = (10, 2, 2)  # the first npm that knows --libc; older ones ignore it without a word
 TIMEOUT = 900.0  # seconds for one run of npm
@@ -42,13 +46,13 @@ def prepare(
     """The folder to put into the image for the payload ``source``: itself, or a copy with its packages installed.
 
     ``build`` is AGENT_RUNNER_BUILD. ``"0"``: the folder as it is. ``"1"``: ``npm ci`` (``npm install`` without a lock
-    file), then ``npm run build --if-present``. ``"auto"``: install where a package.json asks for packages, build where
-    there is no ``node_modules`` yet; npm is not needed for a payload that asks for neither.
+    file), then ``npm run build`` where there is such a script. ``"auto"``: install where a package.json asks for
+    packages, and run nothing of the payload's; npm is not needed for a payload that asks for none.
 
     Args:
         scratch: an empty or missing folder for the copy; it must stay until the image is written.
         architecture: Alpine's name of the image's architecture.
-        allow_scripts: run lifecycle scripts of packages (on the host, with the host's compilers).
+        allow_scripts: run lifecycle scripts (on the host, with its compilers and the rights of whoever builds).
         offline: take packages from npm's cache only.
 
     Raises:
@@ -60,15 +64,14 @@ def prepare(
         raise InputError(f"{source}/package.json: missing, so nothing can be installed", hint="AGENT_RUNNER_BUILD=0")
     if build == "0" or manifest is None:
         return source
-    installs = build == "1" or _asks_for_packages(manifest)
-    builds = _has_build(manifest) and (build == "1" or not (source / _MODULES).is_dir())
-    if not installs and not builds:
-        return source
+    if build == "auto":
+        _mention_build(source, manifest)
+        if not _asks_for_packages(manifest):
+            return source
     _check_npm()
-    _copy(source, scratch, without_modules=installs)
-    if installs:
-        _install(scratch, source, architecture, allow_scripts=allow_scripts, offline=offline)
-    if builds:
+    _copy(source, scratch)
+    _install(scratch, source, architecture, allow_scripts=allow_scripts, offline=offline)
+    if build == "1" and _has_build(manifest):
         _npm(["run", "build", *([] if allow_scripts else ["--ignore-scripts"])], scratch, source)
     return scratch
 
@@ -95,6 +98,18 @@ def _has_build(manifest: Mapping[str, Any]) -> bool:
     return isinstance(scripts, dict) and "build" in scripts
 
 
+def _mention_build(source: Path, manifest: Mapping[str, Any]) -> None:
+    """Warn of a payload that looks as if it had to be built first: it has a build script, and not its main file."""
+    main = str(manifest.get("main") or "index.js")
+    if _has_build(manifest) and not any((source / name).exists() for name in (main, f"{main}.js")):
+        log.warning(
+            "%s: %s is not there, and AGENT_RUNNER_BUILD=auto does not run the build script of the payload; "
+            "run it before, or on this host and with your rights: AGENT_RUNNER_BUILD=1",
+            source,
+            main,
+        )
+
+
 def _check_npm() -> None:
     version = process.run(["npm", "--version"], timeout=60).decode(errors="replace").strip()
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
@@ -106,12 +121,13 @@ def _check_npm() -> None:
         )
 
 
-def _copy(source: Path, scratch: Path, *, without_modules: bool) -> None:
+def _copy(source: Path, scratch: Path) -> None:
+    """Copy the folder without the packages that were installed for the host."""
     for _ in scan(source, absolute=False, follow=False):
         pass  # refuses what cannot be in an image before anything is copied
 
     def ignored(folder: str, names: Sequence[str]) -> set[str]:
-        return {_MODULES} & set(names) if without_modules and Path(folder) == source else set()
+        return {_MODULES} & set(names) if Path(folder) == source else set()
 
     try:
         shutil.copytree(source, scratch, symlinks=True, ignore=ignored, dirs_exist_ok=True)
@@ -122,13 +138,60 @@ def _copy(source: Path, scratch: Path, *, without_modules: bool) -> None:
 def _install(folder: Path, source: Path, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
     if architecture not in CPUS:
         raise InputError(f"{source}: Node's name of the architecture {architecture} is not known")
-    locked = any((folder / name).is_file() for name in _LOCKS)
-    arguments = ["ci"] if locked else ["install", "--no-package-lock"]
-    arguments += ["--omit=dev", "--os=linux", f"--cpu={CPUS[architecture]}", "--libc=musl", "--no-audit", "--no-fund"]
-    arguments += [] if allow_scripts else ["--ignore-scripts"]
-    _npm([*arguments, "--offline" if offline else "--prefer-offline"], folder, source)
+    lock = next((folder / name for name in _LOCKS if (folder / name).is_file()), None)
+    unlocked = unlocked_options(lock) if lock is not None else []
+    # npm ci refuses a lock file that lacks packages (or, npm 10, installs without them); npm install adds them.
+    command = ["install", "--no-save"] if unlocked else ["ci"] if lock is not None else ["install", "--no-package-lock"]
+    platform = ["--omit=dev", "--os=linux", f"--cpu={CPUS[architecture]}", "--libc=musl"]
+    scripts = [] if allow_scripts else ["--ignore-scripts"]
+    network = "--offline" if offline else "--prefer-offline"
+    _npm([*command, *platform, "--no-audit", "--no-fund", *scripts, network], folder, source)
+    if lock is not None:
+        _mention_unlocked(folder, source / lock.name, _meant(unlocked, CPUS[architecture]))
     # npm's own notes name the registry that this host uses, and serve only npm.
     (folder / _MODULES / ".package-lock.json").unlink(missing_ok=True)
+
+
+def unlocked_options(lock: Path) -> list[str]:
+    """Names of optional packages that packages in npm's lock file ask for and that have no entry in it, sorted.
+
+    A lock file has entries for the packages of all platforms. But npm leaves those of other platforms out when it
+    writes one beside a ``node_modules`` (issues 4828 and 8320 of npm/cli), so that a lock file from macOS may know
+    nothing of the packages that the image needs.
+
+    Raises:
+        InputError: the lock file is not JSON, or of another shape.
+    """
+    try:
+        packages = json.loads(lock.read_bytes()).get("packages", {})
+        entries = {str(path).rpartition(f"{_MODULES}/")[2] for path in packages}
+        wanted = {name for facts in packages.values() for name in facts.get("optionalDependencies", {})}
+    except (OSError, ValueError, AttributeError, TypeError) as cause:
+        raise InputError(f"{lock.name}: cannot be read as a lock file of npm: {cause}") from cause
+    return sorted(wanted - entries)
+
+
+def _mention_unlocked(folder: Path, lock: Path, names: Sequence[str]) -> None:
+    """Warn of packages that the image needs and ``lock`` lacks, once npm has done with them what it does."""
+    missing = [name for name in names if not any(folder.rglob(f"{_MODULES}/{name}"))]
+    again = f"remove node_modules and {lock.name} and run npm install to have a complete one"
+    if missing:
+        log.warning("%s: lacks %s, and this npm did not install it; %s", lock, ", ".join(missing), again)
+    elif names:
+        log.warning("%s: lacks %s, which is now in the image in a version of npm's choice; %s", lock, names[0], again)
+
+
+def _meant(names: Sequence[str], cpu: str) -> list[str]:
+    """Those of ``names`` that are, going by the customs of npm, for Linux, this ``cpu`` and musl (or any libc)."""
+    here = [name for name in names if {"linux", cpu} <= _words(name)]
+    return [name for name in here if "musl" in _words(name)] or [
+        name for name in here if not {"gnu", "glibc"} & _words(name)
+    ]
+
+
+def _words(name: str) -> set[str]:
+    """The words of a package's name: ``@img/sharp-linuxmusl-x64`` is of img, sharp, linux, musl and x64."""
+    return set(re.findall(r"[a-z0-9]+", name.replace("linuxmusl", "linux-musl")))
 
 
 def _npm(arguments: Sequence[str], folder: Path, source: Path) -> None:

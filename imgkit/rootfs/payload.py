@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
-from imgkit.rootfs.libraries import check_architecture
 from imgkit.tree import (
     Content,
     Directory,
@@ -186,28 +185,18 @@ def _stays(name: str, target: str, top: Path, *, absolute: bool) -> bool:
 
 
 def replace_payload(
-    tree: Tree, folder: Path, *, architecture: str, epoch: int, destination: str = PAYLOAD, uid: int = 0, gid: int = 0
+    tree: Tree, folder: Path, *, epoch: int, destination: str = PAYLOAD, uid: int = 0, gid: int = 0
 ) -> list[str]:
     """Put ``folder`` (see :func:`imgkit.rootfs.npm.prepare`) in place of the payload that the Tree has.
 
-    The packages must be in the Tree already: native modules are checked against its libraries.
-
-    Args:
-        architecture: Alpine's name of the image's architecture.
+    Returns:
+        The paths in the Tree that were written.
 
     Raises:
-        InputError: see :func:`add_directory`; or a native part is for another machine or for glibc.
+        InputError: see :func:`add_directory`.
     """
     top = tree.resolve(destination)
     if top in tree:
         for path in reversed([path for path, _ in tree.walk(top)]):
             tree.remove(path)
-    written = add_directory(tree, folder, destination, uid=uid, gid=gid, epoch=epoch)
-    problems = check_architecture(tree, architecture, top=top)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(
-            f"{problems[0]}{more}",
-            hint="let imgkit install the payload's packages for the image: AGENT_RUNNER_BUILD=1",
-        )
-    return written
+    return add_directory(tree, folder, destination, uid=uid, gid=gid, epoch=epoch)

@@ -30,7 +30,7 @@ def test_the_lock_pins_and_names_no_registry() -> None:
 def test_it_is_built_in_and_answers(builder: Builder, tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
     version = subprocess.run([need_program("npm"), "--version"], capture_output=True, text=True).stdout
-    need("npm 10.2.2 or newer", tuple(map(int, version.strip().split("."))) >= MINIMUM)
+    need("npm 10.3.0 or newer", tuple(map(int, version.strip().split("."))) >= MINIMUM)
     image = builder.build(tmp_path / "out", "--arch", "amd64", "--agent-runner", PAYLOAD)["amd64"]
     files = image.manifest["files"]
     assert "/opt/agent-runner/node_modules/ms/index.js" in files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,16 +33,29 @@ def payload(folder: Path, name: str, program: bytes) -> Path:
         (
             "amd64",
             make_elf("x86_64", interpreter="/lib64/ld-linux-x86-64.so.2"),
-            "/opt/agent-runner/tool: needs the interpreter /lib64/ld-linux-x86-64.so.2, which the image lacks",
+            "/opt/agent-runner/tool: is for glibc, the image has musl",
         ),
     ],
     ids=["arm64-in-amd64", "amd64-in-arm64", "glibc"],
 )
-def test_a_payload_for_something_else_is_refused(
+def test_a_payload_for_something_else_is_refused_where_the_recipe_is_strict(
     builder: Builder, tmp_path: Path, arch: str, program: bytes, message: str
 ) -> None:
     out, runner = tmp_path / "out", payload(tmp_path / "runner", "tool", program)
-    done = builder.attempt(out, "--arch", arch, "--agent-runner", runner, "--set", "agent_runner_build='0'")
+    fields = ("--set", "agent_runner_build='0'", "--set", "payload_binaries=strict")
+    refused(builder.attempt(out, "--arch", arch, "--agent-runner", runner, *fields), out, message)
+
+
+def test_outside_the_payload_everything_is_strict(builder: Builder, tmp_path: Path) -> None:
+    out, overlay = tmp_path / "out", tmp_path / "overlay"
+    payload(overlay / "opt/agent-runner", "tool", make_elf("aarch64"))
+    (overlay / "usr/local/bin").mkdir(parents=True)
+    (overlay / "usr/local/bin/tool").write_bytes(make_elf("aarch64"))
+    message = "/usr/local/bin/tool: is for aarch64, the image for x86_64\n"
+    refused(builder.attempt(out, "--arch", "amd64", "--set", f"overlay={overlay}"), out, message)
+
+
+def refused(done: subprocess.CompletedProcess[str], out: Path, message: str) -> None:
     assert done.returncode == 4, done.stderr
     assert f"error: {message}" in done.stderr
     assert done.stderr.count("error: ") == 1

@@ -12,7 +12,7 @@ from fixtures.server import Site
 from imgkit import lockfile, recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.plan import fetch_base, fetch_packages
+from imgkit.plan import fetch_base, fetch_packages, providers
 from tests.commandline import Place, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
 
@@ -51,6 +51,26 @@ def test_what_was_downloaded_to_lock_is_there_without_network(
     locked = replace(plan, packages=tuple(replace(each, sha256="0" * 64) for each in plan.packages))
     with pytest.raises(InputError, match="not in the cache"):  # a file of that name that is not the locked one
         fetch_packages(locked, base, cache)
+
+
+def test_providers_are_known_where_the_index_is_still_there(
+    words: list[str | Path], here: Place, small: Small, site: Site
+) -> None:
+    """What is advised about a missing library: a locked build has no index of its own, and fetches none for that."""
+    others = [
+        package("two", "1-r0", key=small.keys.signing, provides=["so:libx.so.1=1.2", "cmd:two=1-r0"]),
+        package("one", "1-r0", key=small.keys.signing, provides=["so:libx.so.1=1.1"]),
+    ]
+    small.index(one.record for one in (*small.packages, *others))
+    assert here.run(*words).status == 0
+    wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+    plan = lockfile.read(here.base / "recipe.lock", wanted, "amd64")
+    base = fetch_base(wanted, "amd64", Cache(here.cache), here.base / "spool", locked=plan)
+    site.requests.clear()
+    found = providers(plan, base, Cache(here.cache), ["so:libx.so.1", "so:liby.so.1"])
+    assert found == {"so:libx.so.1": ("one", "two"), "so:liby.so.1": ()}
+    assert providers(plan, base, Cache(here.base / "empty"), ["so:libx.so.1"]) is None
+    assert not site.requests
 
 
 def test_a_package_that_is_not_the_locked_one_is_refused(

@@ -6,20 +6,25 @@ import base64
 import hashlib
 import io
 import json
+import logging
+import shutil
 import subprocess
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from imgkit.errors import InputError
-from imgkit.rootfs.npm import MINIMUM, prepare
+from imgkit.rootfs.binaries import examine, platforms
+from imgkit.rootfs.npm import MINIMUM, Build, prepare, unlocked_options
 from imgkit.rootfs.payload import replace_payload
 from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.conftest import need, need_program
 
 ECHO = ROOT / "fixtures/payloads/echo-agent"
+SEED = ROOT / "fixtures/payloads/first-seed"
 PLATFORMS = {
     "native-linux-x64-musl": {"os": ["linux"], "cpu": ["x64"], "libc": ["musl"]},
     "native-linux-arm64-musl": {"os": ["linux"], "cpu": ["arm64"], "libc": ["musl"]},
@@ -28,11 +33,18 @@ PLATFORMS = {
 }
 
 
+def need_npm() -> tuple[int, ...]:
+    """The version of a real npm that is new enough, under the rule of :func:`need`."""
+    text = subprocess.run([need_program("npm"), "--version"], capture_output=True, text=True).stdout
+    version = tuple(map(int, text.strip().split(".")))
+    need("npm 10.3.0 or newer", version >= MINIMUM)
+    return version
+
+
 @pytest.fixture(autouse=True)
 def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real npm that is new enough, with a cache of its own."""
-    version = subprocess.run([need_program("npm"), "--version"], capture_output=True, text=True).stdout
-    need("npm 10.2.2 or newer", tuple(map(int, version.strip().split("."))) >= MINIMUM)
+    """npm with a cache of its own."""
+    need_npm()
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
 
 
@@ -83,14 +95,17 @@ def sources() -> dict[str, str]:
     return {name: f"file:packages/{name}.tgz" for name in PLATFORMS}
 
 
-def lock(payload: Path) -> None:
-    """Write the lock file that npm would."""
+def lock(payload: Path, names: Collection[str] = tuple(PLATFORMS), *, libc: bool = True) -> None:
+    """Write the lock file that npm would, with entries for ``names`` only; before npm 11.11 it left out ``libc``."""
     packages: dict[str, object] = {"": {"name": "payload", "version": "1.0.0", "optionalDependencies": sources()}}
     for name, source in sources().items():
+        if name not in names:
+            continue
+        platform = {key: value for key, value in PLATFORMS[name].items() if libc or key != "libc"}
         found = hashlib.sha512((payload / f"packages/{name}.tgz").read_bytes()).digest()
         integrity = f"sha512-{base64.b64encode(found).decode()}"
         facts = {"version": "1.0.0", "resolved": source, "integrity": integrity, "optional": True}
-        packages[f"node_modules/{name}"] = {**facts, **PLATFORMS[name]}
+        packages[f"node_modules/{name}"] = {**facts, **platform}
     text = {"name": "payload", "version": "1.0.0", "lockfileVersion": 3, "requires": True, "packages": packages}
     (payload / "package-lock.json").write_text(json.dumps(text))
 
@@ -105,3 +120,149 @@ def test_native_parts_are_for_the_image(
     made = prepare(payload, tmp_path / "made", build="auto", architecture=architecture, offline=True)
     assert [path.name for path in (made / "node_modules").iterdir()] == [f"native-linux-{cpu}-musl"]
     assert (made / f"node_modules/native-linux-{cpu}-musl/native.node").read_bytes() == b"code"
+
+
+def test_a_lock_file_from_macos_that_knows_only_its_own_packages(
+    payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """npm ci refuses it or, before npm 11, installs nothing native; npm install adds the package or imgkit says so."""
+    lock(payload, ["native-darwin-arm64"])
+    before = (payload / "package-lock.json").read_bytes()
+    made = prepare(payload, tmp_path / "made", build="auto", architecture="aarch64", offline=True)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith(f"{payload}/package-lock.json: lacks native-linux-arm64-musl, ")
+    there = (made / "node_modules/native-linux-arm64-musl").is_dir()
+    assert there == ("is now in the image" in line)
+    assert there or "did not install it" in line
+    assert (made / "package-lock.json").read_bytes() == before
+
+
+def test_a_complete_lock_file_is_no_cause_for_a_warning(
+    payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock(payload)
+    assert unlocked_options(payload / "package-lock.json") == []
+    prepare(payload, tmp_path / "made", build="auto", architecture="aarch64", offline=True)
+    assert caplog.records == []
+
+
+def test_a_lock_file_without_libc_has_the_packages_of_musl_as_well(payload: Path, tmp_path: Path) -> None:
+    lock(payload, libc=False)
+    made = prepare(payload, tmp_path / "made", build="auto", architecture="aarch64", offline=True)
+    assert (made / "node_modules/native-linux-arm64-musl/native.node").exists()
+
+
+# ---- what runs on the host -------------------------------------------------------------------------------------------
+
+LIFECYCLE = (
+    "preinstall",
+    "install",
+    "postinstall",
+    "preprepare",
+    "prepare",
+    "postprepare",
+    "prepublish",
+    "dependencies",
+)
+OTHERS = (
+    "prebuild",
+    "build",
+    "postbuild",
+    "prepack",
+    "postpack",
+    "prepublishOnly",
+    "pretest",
+    "test",
+    "prestart",
+    "start",
+)
+
+
+def scripts(marks: Path, owner: str) -> dict[str, str]:
+    """Scripts of every name, each of which leaves a file on the host."""
+    return {name: f"touch '{marks}/{owner}-{name}'" for name in (*LIFECYCLE, *OTHERS)}
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    """Where the scripts of :func:`eager` leave files."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder
+
+
+def repository(folder: Path, manifest: dict[str, object]) -> str:
+    """The URL of a git repository with a package."""
+    git = [need_program("git"), "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.invalid"]
+    folder.mkdir()
+    (folder / "package.json").write_text(json.dumps(manifest))
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    return f"git+file://{folder}"
+
+
+@pytest.fixture
+def eager(tmp_path: Path, marks: Path) -> Path:
+    """A payload that has a script for everything, with a package, one from a git repository and a workspace like it."""
+    top = tmp_path / "eager"
+    (top / "part").mkdir(parents=True)
+    (top / "index.js").write_text("code")
+    (top / "dep.tgz").write_bytes(tarball({"name": "dep", "version": "1.0.0", "scripts": scripts(marks, "dep")}))
+    part = {"name": "part", "version": "1.0.0", "scripts": scripts(marks, "part")}
+    (top / "part/package.json").write_text(json.dumps(part))
+    own = {"name": "eager", "version": "1.0.0", "scripts": scripts(marks, "own"), "workspaces": ["part"]}
+    wanted = {"dep": "file:dep.tgz"}
+    if need_npm() >= (10, 9, 4):  # older ones run prepare of packages from git whatever they are told
+        git = {"name": "git", "version": "1.0.0", "scripts": scripts(marks, "git")}
+        wanted["git"] = repository(tmp_path / "git", git)
+    (top / "package.json").write_text(json.dumps({**own, "dependencies": wanted}))
+    return top
+
+
+@pytest.mark.parametrize(
+    ("build", "allowed", "ran"),
+    [
+        ("0", False, set()),
+        ("auto", False, set()),
+        ("1", False, {"own-build"}),
+        ("auto", True, {"dep-postinstall", "own-prepare"}),
+        ("1", True, {"dep-postinstall", "own-prepare", "own-prebuild", "own-build", "own-postbuild"}),
+    ],
+)
+def test_what_of_the_payload_runs_on_the_host(
+    eager: Path, marks: Path, tmp_path: Path, build: Build, allowed: bool, ran: set[str]
+) -> None:
+    made = prepare(eager, tmp_path / "made", build=build, architecture="x86_64", allow_scripts=allowed, offline=True)
+    found = {path.name for path in marks.iterdir()}
+    assert ran <= found if allowed else found == ran
+    assert build == "1" or not [name for name in found if name.endswith("build")]
+    assert (made / "node_modules/dep/package.json").exists() == (build != "0")
+
+
+# ---- the first seed's own packages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize(("architecture", "cpu"), [("aarch64", "arm64"), ("x86_64", "x64")])
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_first_seeds_packages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, cpu: str, complete: bool
+) -> None:
+    """From the registry; the second time with a lock file such as npm writes on macOS."""
+    payload = SEED
+    if not complete:
+        payload = tmp_path / "payload"
+        shutil.copytree(SEED, payload)
+        found = json.loads((payload / "package-lock.json").read_bytes())
+        for name in [name for name in found["packages"] if "sharp" in name and "darwin-arm64" not in name]:
+            del found["packages"][name]
+        (payload / "package-lock.json").write_text(json.dumps(found))
+    made = prepare(payload, tmp_path / "made", build="auto", architecture=architecture)
+    native = sorted(path.name for path in (made / "node_modules/@img").glob("*"))
+    if complete or native:
+        assert native == [f"sharp-libvips-linuxmusl-{cpu}", f"sharp-linuxmusl-{cpu}"]
+    assert bool(caplog.records) == (not complete)
+    tree = Tree()
+    foreign = examine(tree, architecture, replace_payload(tree, made, epoch=0)).foreign
+    assert platforms(foreign).startswith("4 for macOS, 2 for Windows, 2 for ")
+    assert sum(each.size for each in foreign) > 45_000_000

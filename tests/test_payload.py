@@ -371,6 +371,77 @@ def test_a_lock_file_is_kept_to(npm: Npm, payload: Path, tmp_path: Path, lock: s
     assert "--no-package-lock" not in arguments
 
 
+def write_lock(payload: Path, *known: str) -> None:
+    """The lock file of a payload with three optional packages, with entries for those that are ``known``."""
+    names = ["x-darwin-arm64", "x-linuxmusl-x64", "x-linux-x64", "y-linux-arm64-musl"]
+    packages: dict[str, object] = {"": {"optionalDependencies": dict.fromkeys(names, "^1.0.0")}}
+    packages |= {f"node_modules/{name}": {"version": "1.0.0"} for name in known}
+    (payload / "package-lock.json").write_text(json.dumps({"lockfileVersion": 3, "packages": packages}))
+
+
+def test_a_lock_file_that_lacks_what_the_image_needs(
+    npm: Npm, payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The npm of this test is as npm 10: it does not add what the lock file lacks."""
+    manifest(payload, dependencies=DEPENDENCIES)
+    write_lock(payload, "x-darwin-arm64")
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    ((command, *arguments),) = npm.calls()
+    assert command == "install"
+    assert "--no-save" in arguments
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{payload}/package-lock.json: lacks x-linuxmusl-x64, and this npm did not install it; "
+        "remove node_modules and package-lock.json and run npm install to have a complete one"
+    )
+
+
+def test_a_lock_file_that_lacks_what_others_need(
+    npm: Npm, payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    write_lock(payload, "x-linuxmusl-x64", "x-linux-x64")
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert [call[0] for call in npm.calls()] == ["install"], "npm ci refuses such a lock file too"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"packages": 3}', '{"packages": {"": {"optionalDependencies": 3}}}'])
+def test_a_lock_file_that_is_none(npm: Npm, payload: Path, tmp_path: Path, text: str) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "package-lock.json").write_text(text)
+    with pytest.raises(InputError, match=r"package-lock\.json: cannot be read as a lock file of npm"):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert npm.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "build", "warned"),
+    [
+        ({"scripts": SCRIPTS, "main": "dist/index.js"}, "auto", True),
+        ({"scripts": SCRIPTS, "main": "dist/index.js"}, "1", False),
+        ({"scripts": SCRIPTS, "main": "dist/index.js"}, "0", False),
+        ({"scripts": SCRIPTS, "main": "./index"}, "auto", False),
+        ({"scripts": SCRIPTS}, "auto", False),
+        ({"main": "dist/index.js"}, "auto", False),
+    ],
+)
+def test_a_payload_that_wants_to_be_built_first(
+    npm: Npm,
+    payload: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, object],
+    build: Build,
+    warned: bool,
+) -> None:
+    manifest(payload, **fields)
+    prepare(payload, tmp_path / "copy", build=build, architecture="x86_64")
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == (
+        [f"{payload}: dist/index.js is not there"] if warned else []
+    )
+
+
 def test_scripts_run_when_they_may(npm: Npm, payload: Path, tmp_path: Path) -> None:
     manifest(payload, dependencies=DEPENDENCIES, scripts=SCRIPTS)
     prepare(payload, tmp_path / "copy", build="1", architecture="x86_64", allow_scripts=True)

@@ -205,3 +205,15 @@ def test_sizes_that_are_none(text: str) -> None:
 
 def test_every_field_of_a_recipe_has_a_type_that_yaml_can_give() -> None:
     assert all(field.annotation is not None for field in Recipe.model_fields.values())
+
+
+@pytest.mark.parametrize("policy", ["warn", "strict", "prune"])
+def test_what_becomes_of_other_platforms_binaries(tmp_path: Path, policy: str) -> None:
+    assert load(write(tmp_path)).payload_binaries == "warn"
+    name, value = parse_setting(f"payload_binaries={policy}")
+    assert load(write(tmp_path), {name: value}).payload_binaries == policy
+
+
+def test_a_policy_that_is_none(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, GOOD + 'payload_binaries = "ignore"\n')
+    assert "payload_binaries: input should be 'warn', 'strict' or 'prune' (it is 'ignore')" in fault

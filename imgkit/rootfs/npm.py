@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ CPUS: Mapping[str, str] = MappingProxyType({"x86_64": "x64", "aarch64": "arm64",
 
 log = logging.getLogger("imgkit")
 
-MINIMUM = (10, 2, 2)  # the first npm that knows --libc; older ones ignore it without a word
+MINIMUM = (10, 3, 0)  # the first npm that installs for --cpu and --libc; older ones leave native packages out
 TIMEOUT = 900.0  # seconds for one run of npm
 _LOCKS = ("package-lock.json", "npm-shrinkwrap.json")
 _MODULES = "node_modules"
@@ -145,11 +146,22 @@ def _install(folder: Path, source: Path, architecture: str, *, allow_scripts: bo
     platform = ["--omit=dev", "--os=linux", f"--cpu={CPUS[architecture]}", "--libc=musl"]
     scripts = [] if allow_scripts else ["--ignore-scripts"]
     network = "--offline" if offline else "--prefer-offline"
-    _npm([*command, *platform, "--no-audit", "--no-fund", *scripts, network], folder, source)
+    quiet = {} if allow_scripts else _without_scripts()
+    _npm([*command, *platform, "--no-audit", "--no-fund", *scripts, network], folder, source, quiet)
     if lock is not None:
         _mention_unlocked(folder, source / lock.name, _meant(unlocked, CPUS[architecture]))
     # npm's own notes name the registry that this host uses, and serve only npm.
     (folder / _MODULES / ".package-lock.json").unlink(missing_ok=True)
+
+
+def _without_scripts() -> dict[str, str]:
+    """Variables for an npm that shall run no scripts.
+
+    npm 10 runs ``prepare`` of workspaces and of packages from git repositories in spite of ``--ignore-scripts``, and
+    starts another npm for the latter, which is not given that option. With a shell that does nothing nothing runs (but
+    before npm 10.9.4, for ``prepare`` of packages from git repositories, which then uses another shell).
+    """
+    return {"npm_config_ignore_scripts": "true", "npm_config_script_shell": shutil.which("true") or "true"}
 
 
 def unlocked_options(lock: Path) -> list[str]:
@@ -194,14 +206,17 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", name.replace("linuxmusl", "linux-musl")))
 
 
-def _npm(arguments: Sequence[str], folder: Path, source: Path) -> None:
-    """Run npm in ``folder``, the copy of ``source``.
+def _npm(
+    arguments: Sequence[str], folder: Path, source: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Run npm in ``folder``, the copy of ``source``, with more ``variables`` in its environment.
 
     Raises:
         InputError: it failed; the message has what npm said first.
     """
     argv = ["npm", *arguments, "--no-update-notifier", "--loglevel=error", "--logs-max=0", "--no-progress"]
-    with process.start(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+    environment = {**os.environ, **variables}
+    with process.start(argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         try:
             output, _ = child.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired as late:

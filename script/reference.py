@@ -23,7 +23,7 @@ An option beats a variable, a variable beats the recipe.
 |---|---|
 | `ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION` | the recipe's `mirror`, `branch`, `version` |
 | `IMAGE_SIZE` | its `size` |
-| `AGENT_RUNNER_BUILD` | its `agent_runner_build`: `0`, `auto`, or `1`, which [runs the payload's code](payload.md) here |
+| `AGENT_RUNNER_BUILD` | its `agent_runner_build`: `0`, `auto`, or `1`, which [runs its code](payload.md) on the host |
 | `ARCHS` | architectures, with blanks or commas between them, or `all` |
 | `OUT_DIR`, `WORK_DIR` | folder of the results (`out`); folder for scratch files of a build (in the former) |
 | `INPUT_DIR`, `OUTPUT_BASE` | `publish`: folder of the images (`OUT_DIR`, or `out`); of the versions (`publish`) |

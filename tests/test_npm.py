@@ -10,7 +10,7 @@ import logging
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -191,7 +191,7 @@ def marks(tmp_path: Path) -> Path:
     return folder
 
 
-def repository(folder: Path, manifest: dict[str, object]) -> str:
+def repository(folder: Path, manifest: Mapping[str, object]) -> str:
     """The URL of a git repository with a package."""
     git = [need_program("git"), "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.invalid"]
     folder.mkdir()

@@ -410,7 +410,7 @@ def test_a_lock_file_that_lacks_what_others_need(
 def test_a_lock_file_that_is_none(npm: Npm, payload: Path, tmp_path: Path, text: str) -> None:
     manifest(payload, dependencies=DEPENDENCIES)
     (payload / "package-lock.json").write_text(text)
-    with pytest.raises(InputError, match=r"package-lock\.json: cannot be read as a lock file of npm"):
+    with pytest.raises(InputError, match=r"payload/package-lock\.json: cannot be read as a lock file of npm"):
         prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
     assert npm.calls() == []
 

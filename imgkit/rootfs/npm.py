@@ -31,7 +31,7 @@ log = logging.getLogger("imgkit")
 
 MINIMUM = (10, 3, 0)  # the first npm that installs for --cpu and --libc; older ones leave native packages out
 TIMEOUT = 900.0  # seconds for one run of npm
-_LOCKS = ("package-lock.json", "npm-shrinkwrap.json")
+_LOCKS = ("npm-shrinkwrap.json", "package-lock.json")  # as npm prefers them
 _MODULES = "node_modules"
 
 
@@ -139,7 +139,7 @@ def _copy(source: Path, scratch: Path) -> None:
 def _install(folder: Path, source: Path, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
     if architecture not in CPUS:
         raise InputError(f"{source}: Node's name of the architecture {architecture} is not known")
-    lock = next((folder / name for name in _LOCKS if (folder / name).is_file()), None)
+    lock = next((source / name for name in _LOCKS if (source / name).is_file()), None)
     unlocked = unlocked_options(lock) if lock is not None else []
     # npm ci refuses a lock file that lacks packages (or, npm 10, installs without them); npm install adds them.
     command = ["install", "--no-save"] if unlocked else ["ci"] if lock is not None else ["install", "--no-package-lock"]
@@ -149,7 +149,7 @@ def _install(folder: Path, source: Path, architecture: str, *, allow_scripts: bo
     quiet = {} if allow_scripts else _without_scripts()
     _npm([*command, *platform, "--no-audit", "--no-fund", *scripts, network], folder, source, quiet)
     if lock is not None:
-        _mention_unlocked(folder, source / lock.name, _meant(unlocked, CPUS[architecture]))
+        _mention_unlocked(folder, lock, _meant(unlocked, CPUS[architecture]))
     # npm's own notes name the registry that this host uses, and serve only npm.
     (folder / _MODULES / ".package-lock.json").unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def unlocked_options(lock: Path) -> list[str]:
         entries = {str(path).rpartition(f"{_MODULES}/")[2] for path in packages}
         wanted = {name for facts in packages.values() for name in facts.get("optionalDependencies", {})}
     except (OSError, ValueError, AttributeError, TypeError) as cause:
-        raise InputError(f"{lock.name}: cannot be read as a lock file of npm: {cause}") from cause
+        raise InputError(f"{lock}: cannot be read as a lock file of npm: {cause}") from cause
     return sorted(wanted - entries)
 
 

@@ -48,9 +48,10 @@ def test_a_payload_for_something_else_is_refused_where_the_recipe_is_strict(
 
 def test_outside_the_payload_everything_is_strict(builder: Builder, tmp_path: Path) -> None:
     out, overlay = tmp_path / "out", tmp_path / "overlay"
-    payload(overlay / "opt/agent-runner", "tool", make_elf("aarch64"))
-    (overlay / "usr/local/bin").mkdir(parents=True)
-    (overlay / "usr/local/bin/tool").write_bytes(make_elf("aarch64"))
+    shutil.copytree(ROOT / "overlay", overlay, symlinks=True)
+    for name in ("opt/agent-runner/tool", "usr/local/bin/tool"):
+        (overlay / name).parent.mkdir(parents=True, exist_ok=True)
+        (overlay / name).write_bytes(make_elf("aarch64"))
     message = "/usr/local/bin/tool: is for aarch64, the image for x86_64\n"
     refused(builder.attempt(out, "--arch", "amd64", "--set", f"overlay={overlay}"), out, message)
 

@@ -15,6 +15,7 @@ from imgkit.errors import InputError
 from imgkit.rootfs import minirootfs
 from imgkit.rootfs.digest import differences, records
 from imgkit.tree import Directory, File, HardLink, Inline, Tree
+from tests.test_package import extended, record
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "alpine" / "v3.20" / "releases"
 
@@ -123,3 +124,10 @@ def test_real_ones(tmp_path: Path, arch: str) -> None:
     assert tree.text("etc/alpine-release") == "3.20.3\n"
     assert tree["bin/busybox"].mode == 0o755
     assert len(tree) > 500
+
+
+def test_extended_headers_in_a_row_are_refused_by_the_archive_s_name(tmp_path: Path) -> None:
+    """The reader is that of packages (tests/test_package.py): what it refuses is refused here."""
+    many = b"".join(extended(record(f"SCHILY.xattr.user.{number}", 100 << 10)) for number in range(3))
+    with pytest.raises(InputError, match=r"alpine-minirootfs\.tar\.gz: has extended headers of 307200 bytes"):
+        unpack(tmp_path, gzip.compress(many + member("etc/x")))

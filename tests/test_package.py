@@ -10,7 +10,8 @@ import io
 import random
 import resource
 import tarfile
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from fixtures.apkbuild import Entry
 from imgkit.apk.container import members_of
 from imgkit.apk.package import PackageFile, check_identity, check_package, metadata, open_package, parse_pkginfo
 from imgkit.apk.signature import Keyring
-from imgkit.apk.tarstream import TarError, TarStream
+from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
@@ -364,6 +365,93 @@ def test_an_extended_header_takes_no_more_memory_than_it_may(tmp_path: Path) -> 
     block[148:156] = b"%06o\0 " % sum(block)
     with pytest.raises(InputError, match="an extended header of 8589934592 bytes"):
         raw_package(bytes(block), tmp_path)
+
+
+def extended(body: bytes, kind: bytes = b"x") -> bytes:
+    """An extended header of its own."""
+    block = bytearray(apkbuild.tar_header(Entry(name="x", data=body, checksum="")))
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + body + bytes(-len(body) % 512)
+
+
+def record(key: str, size: int) -> bytes:
+    """A record of exactly ``size`` bytes."""
+    head = f"{size} {key}=".encode()
+    return head + b"v" * (size - len(head) - 1) + b"\n"
+
+
+def archive_of(count: int, kind: bytes = b"x") -> Iterator[bytes]:
+    """``count`` extended headers of 100 KiB, each about something else, and then their member."""
+    for number in range(count):
+        yield extended(record(f"SCHILY.xattr.user.{number}", 100 << 10), kind)
+    yield apkbuild.tar_header(FILE) + FILE.data + bytes(-len(FILE.data) % 512)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_extended_headers_in_a_row_take_little_memory(kind: bytes, tmp_path: Path) -> None:
+    """A package whose hashes are right, 150 MB that compress to nothing: its name is in the refusal."""
+    data = apkbuild.gzip_member(archive_of(1500, kind), 1)
+    control = apkbuild.control_segment(f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n")
+    message = r"demo-1\.2-r3\.apk: its data part has extended headers of 307200 bytes for one member"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=message):
+            opened(control + data, tmp_path, expected=apkbuild.identity(control), max_installed=1 << 31)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_extended_headers_of_one_member_are_counted_together(tmp_path: Path) -> None:
+    member = apkbuild.tar_header(FILE) + FILE.data + bytes(-len(FILE.data) % 512)
+    folder = apkbuild.tar_header(Entry(name="d/", kind="directory"))
+    half = LIMIT_MEMBER // 2
+    rest = LIMIT_MEMBER - half - int(apkbuild.tar_header(FILE)[124:135], 8)  # the checksum's own
+    full = [extended(record(f"SCHILY.xattr.user.{n}", size)) for n, size in enumerate((half, rest))]
+    (entry, _) = raw_package(folder + b"".join(full) + member, tmp_path).entries[::-1]
+    assert len(entry.node.xattrs) == 2, "just within the limit"
+    over = full[0] + extended(record("SCHILY.xattr.user.1", rest + 1))
+    with pytest.raises(InputError, match=f"extended headers of {LIMIT_MEMBER + 1} bytes for one member"):
+        raw_package(folder + over + member, tmp_path)
+    small = extended(record("comment", 20))
+    assert len(raw_package(folder + small * 15 + member, tmp_path).entries) == 2
+    with pytest.raises(InputError, match="more than 16 extended headers"):
+        raw_package(folder + small * 16 + member, tmp_path)
+
+
+def test_what_is_kept_of_extended_headers_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member is within its limit; all together are not. 20 bytes cost 300 in memory."""
+    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 100_000)
+    attributes = {f"SCHILY.xattr.user.{n}": "v" for n in range(30)}
+    files = [replace(FILE, name=f"f{n}", pax=attributes) for n in range(20)]
+    assert len(made(files[:10], tmp_path).entries) == 10
+    with pytest.raises(InputError, match="more than 100000 bytes of long names and attributes"):
+        made(files, tmp_path)
+
+
+@given(
+    several=st.lists(
+        st.dictionaries(
+            st.from_regex(r"SCHILY\.xattr\.user\.[a-z]{1,8}", fullmatch=True),
+            st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), max_size=300),
+            max_size=12,
+        ),
+        max_size=8,
+    )
+)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ordinary_extended_headers_pass(several: list[dict[str, str]], tmp_path: Path) -> None:
+    """Long names and attributes, and what abuild writes for each entry, come out as they went in."""
+    files = [
+        replace(FILE, name=f"{'long/' * 40}{number}", pax={**pax, "atime": "1.5", "ctime": "2"})
+        for number, pax in enumerate(several)
+    ]
+    (tmp_path / "spool").unlink(missing_ok=True)
+    entries = made(files, tmp_path).entries
+    found = [{f"SCHILY.xattr.{key}": value.decode() for key, value in entry.node.xattrs.items()} for entry in entries]
+    assert found == several
 
 
 def test_broken_records_of_an_extended_header_are_refused() -> None:

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 BLOCK = 512
-_LIMIT_EXTENDED = 1 << 20  # bytes of one extended header
+# Extended headers are gathered until the member that they are about comes, so they are counted together. A filesystem
+# takes 64 KiB of attributes of a file (XATTR_SIZE_MAX, XATTR_LIST_MAX of Linux) and paths of 4 KiB.
+LIMIT_MEMBER = 256 << 10  # bytes of all extended headers of one member; real packages have about 200
+_LIMIT_HEADERS = 16  # extended headers of one member; pax needs two, GNU's long names two
+# What readers keep of them: long names and attributes. 250,000 paths of 150 bytes have 36 MiB.
+LIMIT_KEPT = 128 << 20  # bytes in one archive
+_ATTRIBUTE = "SCHILY.xattr."
+_ATTRIBUTE_COST = 256  # bytes of memory that an attribute takes besides its text
+_NAMES = ("path", "linkpath", "uname", "gname")
 _ZERO = bytes(BLOCK)
 
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = "0", "1", "2", "3", "4", "5", "6"
@@ -53,23 +61,30 @@ class TarStream:
         self._piece = memoryview(b"")
         self._left = 0  # content of the current member that was not read yet
         self._padding = 0
+        self._kept = 0  # bytes that readers may keep of all extended headers so far
 
     def __iter__(self) -> Iterator[Header]:
         """The headers.
 
         Raises:
-            TarError: the stream is damaged, truncated or has members of a type that is not read.
+            TarError: the stream is damaged, truncated or has members of a type that is not read, or its extended
+                headers are too large.
         """
         pax: dict[str, str] = {}
+        sizes: list[int] = []
         while (block := self._next_block()) is not None:
             kind = _kind(block)
             if kind in "xgLK":
-                body = self._extended(_number(block[124:136], "size"))
+                sizes.append(_number(block[124:136], "size"))
+                _check_sizes(sizes)
+                body = self._extended(sizes[-1])
                 if kind != "g":  # global headers say nothing about single files that apk would heed
                     pax.update(_records(body) if kind == "x" else _long_name(kind, body))
                 continue
             header = _header(block, kind, pax)
+            self._count(pax)
             pax = {}
+            sizes = []
             self._left = header.size
             self._padding = -header.size % BLOCK
             yield header
@@ -118,9 +133,14 @@ class TarStream:
                 raise TarError("has data after its end marker")
             self._piece = memoryview(b"")
 
+    def _count(self, pax: Mapping[str, str]) -> None:
+        """Refuse an archive whose extended headers would fill the memory little by little."""
+        self._kept += sum(len(pax[name]) for name in _NAMES if name in pax)
+        self._kept += sum(len(name) + len(pax[name]) + _ATTRIBUTE_COST for name in pax if name.startswith(_ATTRIBUTE))
+        if self._kept > LIMIT_KEPT:
+            raise TarError(f"has more than {LIMIT_KEPT} bytes of long names and attributes in extended headers")
+
     def _extended(self, size: int) -> bytes:
-        if size > _LIMIT_EXTENDED:
-            raise TarError(f"has an extended header of {size} bytes")
         body = self._take(size)
         self._take(-size % BLOCK)
         return body
@@ -153,6 +173,16 @@ class TarStream:
 
 
 # ---- one header -----------------------------------------------------------------------------------------------------
+
+
+def _check_sizes(sizes: list[int]) -> None:
+    """Refuse too large extended headers before they are read; ``sizes`` are those of one member so far, in bytes."""
+    total = sum(sizes)
+    if len(sizes) > _LIMIT_HEADERS:
+        raise TarError(f"has more than {_LIMIT_HEADERS} extended headers for one member")
+    if total > LIMIT_MEMBER:
+        what = "an extended header" if len(sizes) == 1 else "extended headers"
+        raise TarError(f"has {what} of {total} bytes for one member, where at most {LIMIT_MEMBER} are allowed")
 
 
 def _kind(block: bytes) -> str:

@@ -159,7 +159,6 @@ def test_two_here_documents_on_a_line() -> None:
 @pytest.mark.parametrize(
     ("text", "construct", "line"),
     [
-        ("a &", "background", 1),
         ("\necho $((1+2))", "arithmetic", 2),
         ("cd ~", "tilde", 1),
         ("echo ${x/a/b}", "expansion ${x/a/b}", 1),

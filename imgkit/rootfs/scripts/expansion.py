@@ -12,7 +12,8 @@ from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupp
 
 _MAGIC = re.compile(r"(?<!\\)(?:\\\\)*[*?\[]")
 _SPECIAL = re.compile(r"[\\*?\[\]!^-]")
-_UNPREDICTABLE = frozenset({"$", "!", "-", "RANDOM", "PPID", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME"})
+FIRST_JOB = 1001  # what $! is after the first command in the background; just something for wait
+_UNPREDICTABLE = frozenset({"$", "-", "RANDOM", "PPID", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME"})
 
 
 class _Fields:
@@ -46,6 +47,7 @@ class Expander(ABC):
     variables: dict[str, str]
     arguments: list[str]
     status: int
+    jobs: list[int]  # how each command in the background ended
     nounset: bool
 
     @abstractmethod
@@ -148,6 +150,8 @@ class Expander(ABC):
             raise Unsupported(f"the parameter ${name}")
         special = {"#": str(len(self.arguments)), "?": str(self.status), "@": " ".join(self.arguments)}
         special["*"] = special["@"]
+        if self.jobs:
+            special["!"] = str(FIRST_JOB + len(self.jobs) - 1)
         return special.get(name, self.variables.get(name))
 
     def _parameter(self, part: Parameter) -> str:

@@ -73,6 +73,8 @@ def mkdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
             if parents and isinstance(machine.tree[path], Directory):
                 return
             raise Failed(f"can't create directory '{operand}': File exists")
+        if machine.path(operand, follow=False) in machine.tree:  # a link to nothing
+            raise Failed(f"can't create directory '{operand}': File exists")
         if parents:
             make_parents(machine, path)
         elif not isinstance(machine.tree.get(parent(path)), Directory):

@@ -1,15 +1,15 @@
 """The grammar of package scripts: POSIX shell text → syntax tree.
 
 Source: POSIX.1-2017, Shell Command Language (2.2 quoting, 2.6 expansions, 2.7 redirection, 2.9 commands, 2.10 grammar),
-plus ``&>file``, which Alpine's ash knows. What is understood is enough for install scripts; arithmetic, background
-commands, tilde expansion and the like raise :class:`Unsupported`, so that nothing is ever half understood.
+plus ``&>file``, which Alpine's ash knows. What is understood is enough for install scripts; arithmetic, tilde expansion
+and the like raise :class:`Unsupported`, so that nothing is ever half understood.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from imgkit.rootfs.scripts.words import Scanner, Unsupported, Word
@@ -100,10 +100,11 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class AndOr:
-    """``first``, then pairs of ``&&`` or ``||`` and what follows."""
+    """``first``, then pairs of ``&&`` or ``||`` and what follows; all of it in the background if an ``&`` ends it."""
 
     first: Pipeline
     rest: tuple[tuple[str, Pipeline], ...]
+    background: bool = False
 
 
 Body: TypeAlias = tuple[AndOr, ...]
@@ -160,8 +161,9 @@ class _Parser(Scanner):
             self.blanks()
             if self.peek(";") and not self.peek(";;"):
                 self.pos += 1
-            elif self.peek("&") and not self.peek("&&"):
-                raise self.refuse("a command in the background (&)")
+            elif self.peek("&"):
+                self.pos += 1
+                statements[-1] = replace(statements[-1], background=True)
             elif not self.peek("\n"):
                 break
         self.depth -= 1

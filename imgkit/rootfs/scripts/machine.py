@@ -57,7 +57,12 @@ def _uninterpreted(*_: object) -> int:
 
 @dataclass
 class Machine:
-    """The state that commands work on. ``interpret`` runs the text of another script on it."""
+    """The state that commands work on.
+
+    Attributes:
+        interpret: runs the text of another script on it.
+        execute: runs a command for another one, such as ``find -exec``; never a function or a builtin of the shell.
+    """
 
     tree: Tree
     epoch: int = 0
@@ -65,6 +70,7 @@ class Machine:
     cwd: str = "/"
     umask: int = 0o022
     interpret: Callable[[Machine, str, Streams], int] = _uninterpreted
+    execute: Callable[[list[str], Streams], int] = _uninterpreted
 
     def path(self, text: str, *, follow: bool = True) -> str:
         """The Tree's path for what a script calls ``text``.
@@ -100,6 +106,8 @@ class Machine:
         path = self.path(text, follow=follow)
         if path not in self.tree:
             raise Failed(f"{text}: No such file or directory")
+        if text.endswith("/") and not isinstance(self.tree.get(self.path(text)), Directory):
+            raise Failed(f"{text}: Not a directory")
         return path
 
     def add(self, path: str, node: Node) -> None:

@@ -21,7 +21,8 @@ from imgkit.tree import Tree
 __all__ = ["Hooks", "Outcome", "Pending", "Unsupported", "attempt", "run_script"]
 
 _INTERPRETER = re.compile(
-    r"#![ \t]*(?:/bin/sh|/bin/ash|/bin/busybox[ \t]+(?:sh|ash)|/usr/bin/env[ \t]+sh)(?:[ \t]+-([eux]+))?[ \t]*"
+    r"#![ \t]*(?:/bin/sh|/bin/ash|/bin/busybox[ \t]+(?:sh|ash)|/usr/bin/env[ \t]+sh|(?P<dash>(?:/usr)?/bin/dash))"
+    r"(?:[ \t]+-(?P<flags>[eux]+))?[ \t]*"
 )
 
 
@@ -118,8 +119,8 @@ def attempt(
         return Pending(package, kind, text, tuple(args), str(refusal))
 
 
-def _flags(text: str) -> str:
-    """Options in the ``#!`` line.
+def _interpreter(text: str) -> re.Match[str]:
+    """The ``#!`` line.
 
     Raises:
         Unsupported: there is no such line, or another interpreter.
@@ -129,13 +130,17 @@ def _flags(text: str) -> str:
     if not found:
         what = f"the interpreter {first[2:].strip()}" if first.startswith("#!") else "no #! line"
         raise Unsupported(what, line=1)
-    return found.group(1) or ""
+    if found["dash"] and "&>" in text:
+        raise Unsupported("&> in a script for dash", line=text[: text.index("&>")].count("\n") + 1)
+    return found
 
 
 def _run(shell: Shell, text: str, streams: Streams) -> int:
     """Run a whole script, from its ``#!`` line on."""
     try:
-        for flag in _flags(text):
+        first = _interpreter(text)
+        shell.dash = bool(first["dash"])
+        for flag in first["flags"] or "":
             shell.call(["set", f"-{flag}"], streams)
         return shell.run(parse(text), streams)
     except Leave as left:

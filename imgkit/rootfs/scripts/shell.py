@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.scripts import accounts as account_commands
 from imgkit.rootfs.scripts import files as file_commands
+from imgkit.rootfs.scripts import find, sorting, triggers
 from imgkit.rootfs.scripts import text as text_commands
-from imgkit.rootfs.scripts import triggers
-from imgkit.rootfs.scripts.expansion import Expander
+from imgkit.rootfs.scripts.expansion import FIRST_JOB, Expander
 from imgkit.rootfs.scripts.grammar import (
     AndOr,
     Body,
@@ -41,6 +41,8 @@ COMMANDS: Mapping[str, Command] = {
     **file_commands.COMMANDS,
     **text_commands.COMMANDS,
     **account_commands.COMMANDS,
+    **find.COMMANDS,
+    **sorting.COMMANDS,
     **triggers.NATIVE,
 }
 _BIN = frozenset({"/bin", "/sbin", "/usr/bin", "/usr/sbin"})
@@ -79,10 +81,13 @@ class Shell(Expander):
 
     def __init__(self, machine: Machine, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self.machine = machine
+        machine.execute = self._execute
         self.arguments = list(arguments)
         self.variables = dict(variables)
         self.functions: dict[str, Redirected] = {}
         self.status = 0
+        self.dash = False  # the script is for dash, not for Alpine's ash
+        self.jobs: list[int] = []
         self.errexit = self.nounset = self.pipefail = False
         self.line = 0
         self._tested = 0  # inside how many conditions a failure does not end the script (set -e)
@@ -108,13 +113,30 @@ class Shell(Expander):
             "shift": self._shift,
             "umask": self._umask,
             "unset": self._unset,
+            "wait": self._wait,
         }
 
     def run(self, body: Body, streams: Streams) -> int:
         """Run statements; the status of the last one is returned."""
         for statement in body:
-            self.status = self._and_or(statement, streams)
+            self.status = (
+                self._background(statement, streams) if statement.background else self._and_or(statement, streams)
+            )
         return self.status
+
+    def _background(self, node: AndOr, streams: Streams) -> int:
+        """``… &``: a subshell without input, which runs to its end before the script goes on.
+
+        That is one of the orders in which a real system may do it, and the only one that a script may rely on
+        which waits for its results.
+        """
+        apart = replace(streams, stdin=io.StringIO())
+        try:
+            status = self._isolated(lambda: self._and_or(node, apart))
+        except Jump:  # out of a loop that this subshell is not in
+            status = 0
+        self.jobs.append(status)
+        return 0
 
     def capture(self, body: object) -> str:
         collected: list[str] = []
@@ -126,12 +148,14 @@ class Shell(Expander):
         """Run in a subshell: files change, this shell's own state does not."""
         saved = dict(self.variables), dict(self.functions), list(self.arguments), self._streams
         flags = self.errexit, self.nounset, self.pipefail, self.machine.cwd, self.machine.umask
+        jobs = list(self.jobs)
         try:
             return action()
         except Leave as left:
             return left.status
         finally:
             self.variables, self.functions, self.arguments, self._streams = saved
+            self.jobs = jobs
             self.errexit, self.nounset, self.pipefail, self.machine.cwd, self.machine.umask = flags
 
     # ---- statements ----------------------------------------------------------------------------------------------
@@ -305,12 +329,14 @@ class Shell(Expander):
             Unsupported: it is none that is known here.
         """
         name, *arguments = words
+        if self.dash:
+            _refuse_difference(name, arguments)
         if name in self.functions:
             return self._function(name, arguments, streams)
+        if name not in self._builtins:
+            return self._execute([name, *arguments], streams)
         try:
-            if name in self._builtins:
-                return self._builtins[name](arguments, streams)
-            return self._external(name, arguments, streams)
+            return self._builtins[name](arguments, streams)
         except (Failed, AccountError, TreeError) as cause:
             streams.err(f"{name}: {cause}\n")
             return cause.status if isinstance(cause, Failed) else 1
@@ -328,6 +354,14 @@ class Shell(Expander):
         finally:
             self.arguments = saved
             self._calls -= 1
+
+    def _execute(self, words: list[str], streams: Streams) -> int:
+        """Run what is neither function nor builtin."""
+        try:
+            return self._external(words[0], words[1:], streams)
+        except (Failed, AccountError, TreeError) as cause:
+            streams.err(f"{words[0]}: {cause}\n")
+            return cause.status if isinstance(cause, Failed) else 1
 
     def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
         directory, _, base = name.rpartition("/")
@@ -481,12 +515,34 @@ class Shell(Expander):
             self.machine.umask = int(arguments[0], 8)
         return 0
 
+    def _wait(self, arguments: list[str], _: Streams) -> int:
+        """Every job has ended by now."""
+        status = 0
+        for number in arguments:
+            if not number.isdecimal():
+                raise Unsupported(f"wait {number}")
+            index = int(number) - FIRST_JOB
+            status = self.jobs[index] if 0 <= index < len(self.jobs) else 127
+        return status
+
     def _unset(self, arguments: list[str], _: Streams) -> int:
         for name in arguments:
             if name.startswith("-"):
                 raise Unsupported(f"unset {name}")
             self.variables.pop(name, None)
         return 0
+
+
+def _refuse_difference(name: str, arguments: Sequence[str]) -> None:
+    """Refuse what dash does otherwise than ash."""
+    if name == "echo" and (
+        (arguments[:1] not in ([], ["-n"]) and arguments[0][:1] == "-") or "\\" in "".join(arguments)
+    ):
+        raise Unsupported("echo of options or backslashes in a script for dash")
+    if name in ("[", "test") and "==" in arguments:
+        raise Unsupported(f"{name} with == in a script for dash")
+    if name == "set" and "pipefail" in arguments:
+        raise Unsupported("set -o pipefail in a script for dash")
 
 
 def _set(streams: Streams, descriptor: int, sink: Sink) -> Streams:

@@ -292,7 +292,10 @@ def _unary(machine: Machine, operator: str, operand: str) -> bool:
         return operator in ("-e", "-c", "-r", "-w")
     if not operand:
         return False
-    node = machine.node(operand, follow=operator not in ("-L", "-h"))
+    try:
+        node = machine.node(operand, follow=operator not in ("-L", "-h"))
+    except Failed:  # links in a circle
+        return False
     return node is not None and _FILES[operator](node)
 
 

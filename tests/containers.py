@@ -97,12 +97,17 @@ def read_recipe(text: str) -> Recipe:
 
 def key(recipe: Recipe) -> str:
     """Changes whenever the root filesystem would come out different."""
-    digest = hashlib.sha256(repr((recipe.suite, recipe.steps)).encode())
+    digest = hashlib.sha256(repr((recipe.suite, recipe.steps, _making(recipe))).encode())
     digest.update(Path(__file__).read_bytes())
     for word, rest in recipe.steps:
         for name in shlex.split(rest)[:-1] if word == "COPY" else ():
             digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _making(recipe: Recipe) -> dict[str, str]:
+    """The variables that stand in front of the first RUN, and are there while the image is made."""
+    return {name: value for name, value in recipe.env.items() if name in ("DEBIAN_FRONTEND", "INITRD")}
 
 
 @dataclass(frozen=True)
@@ -240,8 +245,7 @@ def _copy(sources: Sequence[str], target: str, root: Path) -> None:
 
 def _run_step(line: str, recipe: Recipe, root: Path, wheels: Path) -> None:
     """A ``RUN`` line, as docker's root. The package index of Python is the folder ``wheels`` on the host."""
-    first = {name: value for name, value in recipe.env.items() if name in ("DEBIAN_FRONTEND", "INITRD")}
-    env = {"PATH": _PATH, "HOME": "/root", **first, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
+    env = {"PATH": _PATH, "HOME": "/root", **_making(recipe), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
     (root / "mnt/wheels").mkdir(exist_ok=True)
     names = Path("/etc/resolv.conf").resolve()
     mounts = [_Mount(str(wheels), "/mnt/wheels").entry(), _Mount(str(names), "/etc/resolv.conf").entry()]

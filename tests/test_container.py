@@ -73,13 +73,13 @@ class Project:
     image: Container
     volumes: Path
 
-    def build(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    def build(self, *words: str | Path, caller: int = CALLER) -> subprocess.CompletedProcess[str]:
         """``script/container-build`` as that user, and then what it asked docker for."""
         record, programs = self.folder / "record", self.folder / "bin"
         env = {**environment(self.volumes), "PATH": f"{programs}:/usr/bin:/bin", "RECORD": str(record)}
         env |= {"HOME": str(self.folder), "AGENT_RUNNER_BUILD": "auto"}
         argv = [ROOT / "script/container-build", "--tool", "docker", "--recipe", "recipes/evidence.py", *words]
-        subprocess.run(argv, cwd=self.folder, env=env, check=True, user=CALLER, group=CALLER, extra_groups=[])
+        subprocess.run(argv, cwd=self.folder, env=env, check=True, user=caller, group=caller, extra_groups=[])
         return self.image.run(record.read_text().split("\0")[1:-1], env, self.volumes)
 
     @property
@@ -129,6 +129,17 @@ def test_a_container_without_privileges_builds(project: Project, mirror_url: str
     ]
     assert {path.stat().st_uid for path in out.iterdir()} == {CALLER}
     assert subprocess.run(["qemu-img", "check", "-q", out / "linux-amd64.qcow2"]).returncode == 0
+
+
+def test_root_without_capabilities_builds(project: Project, mirror_url: str) -> None:
+    """The caller may be root, or the container's root may be the caller (docker without root)."""
+    for path in (project.folder, *project.folder.rglob("*")):
+        os.chown(path, 0, 0, follow_symlinks=False)
+    words = ["amd64", "--", "--mirror", mirror_url, "--release-key", "release-key.asc", "--json"]
+    done = project.build(*words, caller=0)
+    assert done.returncode == 0, done.stderr
+    assert {path.stat().st_uid for path in (project.folder / "out").iterdir()} == {0}
+    assert int(project.evidence["status"]["CapEff"], 16) == 0
 
 
 def test_the_build_could_do_nothing_else(project: Project, mirror_url: str) -> None:

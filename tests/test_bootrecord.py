@@ -48,6 +48,7 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
                 verdict=SimpleNamespace(accelerator="tcg"),
                 memory_mib=4096,
                 seconds_to_ready=9.5,
+                seconds_to_settled=13.5,
                 heartbeat=lambda: BEAT,
                 power_off=lambda: bool(action()) or True,
                 stages=dict,
@@ -76,6 +77,7 @@ def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys
         "boots": {
             "bios": {
                 "secondsToReady": 9.5,
+                "secondsToSettled": 13.5,
                 "accelerator": "tcg",
                 "memoryMiB": 4096,
                 "poweredOffCleanly": True,

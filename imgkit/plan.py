@@ -193,14 +193,14 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
         index = verify_index(path.read_bytes(), base.keyring, name=one.url)
         packages += parse_index(index.text, Repository(position=position, url=source))
         indexes.append(Artefact(one.url, path.stat().st_size, hash_file(path), index.key))
-    world = (*world_in(base.tree), *recipe.packages, *facts.packages)
+    standing, added = world_in(base.tree), (*recipe.packages, *facts.packages)
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
-    solution = solve(world, packages, arch=facts.alpine, installed=installed)
+    solution = solve(added, packages, arch=facts.alpine, installed=installed, standing=standing)
     planned = tuple(
         PlannedPackage(package, f"{package.repository.url}/{package.name}-{package.version}.apk")
         for package in solution.packages
     )
-    return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), world, planned)
+    return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), (*standing, *added), planned)
 
 
 def _fetch_indexes(wanted: Sequence[Wanted], cache: Cache) -> list[Path]:

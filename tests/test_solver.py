@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -68,6 +69,11 @@ def test_dependencies_come_first_in_the_order_of_the_record() -> None:
 
 def test_world_is_taken_in_sorted_order_without_regard_to_case() -> None:
     assert order("b A c", "A 1", "b 1", "c 1") == "A-1 b-1 c-1"
+
+
+def test_world_is_sorted_by_name_and_not_by_what_follows_it() -> None:
+    assert order("e>=1 e-x", "e 1", "e-x 1") == "e-1 e-x-1"
+    assert order("e-x e>=1 !e-y e<3", "e 1", "e 2", "e 3", "e-x 1", "e-y 1") == "e-2 e-x-1"
 
 
 def test_circles_of_dependencies() -> None:
@@ -148,7 +154,9 @@ def test_virtual_names_need_a_priority_or_an_other_reason() -> None:
 def test_a_virtual_name_nobody_selects_lists_the_providers() -> None:
     with pytest.raises(Unsatisfiable) as caught:
         solved("x", "x 1 D:y", "y 1 D:n", "q 1 p:n", "p 1 p:n")
-    assert caught.value.message == "y (needed by x, wanted by the recipe) needs n, which no package provides by default"
+    assert (
+        caught.value.message == "x (wanted by the recipe) needs y, which needs n, which no package provides by default"
+    )
     assert caught.value.hint == "add one of these to the packages of the recipe: p, q"
     assert refusal("n", "p 1 p:n") == "the recipe wants n, which no package provides by default"
 
@@ -188,6 +196,43 @@ def test_a_chosen_provider_stays_although_it_brings_others_of_the_name() -> None
     assert order("any", "all 1 p:any k:1 D:one two", "one 1 p:any", "two 1 p:any") == "one-1 two-1 all-1"
 
 
+def test_a_package_that_the_world_names_is_not_replaced_by_another_provider() -> None:
+    extra = "rng-extra 1 D:lib p:rng cmd:rngd=1 k:4"
+    assert order("rng cmd:rngd", extra, "rng 1 p:cmd:rngd=1", "lib 1") == "rng-1"
+    assert order("cmd:rngd", extra, "rng 1 p:cmd:rngd=1", "lib 1") == "lib-1 rng-extra-1"
+
+
+def test_a_chosen_provider_stays_although_another_one_comes_later() -> None:
+    providers = ("client14 1 p:client k:14", "client15 1 p:client k:15")
+    server = ("server 1 D:lib", "lib 1 D:client14")
+    assert order("client server", *server, *providers) == "client15-1 client14-1 lib-1 server-1"
+    assert order("d", "a 2 p:w k:1", "b 1 D:a p:w k:2", "d 2 D:w") == "a-2 b-1 d-2"
+    assert order("d", "a 2 p:w k:1", "b 1 D:a p:w k:2", "d 2 D:w a") == "a-2 d-2", "a is there before the choice"
+
+
+def test_names_of_the_world_are_decided_first() -> None:
+    packages = ("a 1 p:d k:1", "b 1 p:d k:10", "b 2 k:10")
+    assert order("c d", *packages, "c 1 D:b") == "b-1 c-1"
+    assert order("c", *packages, "c 1 D:b d") == "b-2 a-1 c-1"
+
+
+@pytest.mark.parametrize(
+    ("world", "packages", "expected"),
+    [
+        # what the only candidate claims has to come from it: that rules c-2 out
+        ("w", ["c 1 D:c>=1 p:w", "c 2"], "c-1"),
+        # what all candidates need is wanted before the choice, and may be one of them
+        ("h", ["c 1 D:c<2 p:h", "h 1 D:c>=2"], "c-1"),
+        # only the only candidate's constraint is used before the choice, several have just the name in common
+        ("c", ["a 1 D:a~1 p:d", "a 2", "c 1 D:d", "d 1 D:a"], "a-2 d-1 c-1"),
+        # a name becomes selectable, and moves up, when its package is wanted
+        ("b a<2", ["a 1 D:c~2 p:c", "b 1", "b 2 p:c=2", "c 1 p:b=2 a"], "c-1"),
+    ],
+)
+def test_entangled_packages_come_out_as_with_apk(world: str, packages: list[str], expected: str) -> None:
+    assert order(world, *packages) == expected
+
+
 # ---- conflicts -----------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +245,20 @@ def test_a_package_never_conflicts_with_itself() -> None:
     assert order("x", "x 1 p:n D:!n") == "x-1"
     assert order("x", "x 1 D:!x") == "x-1"
     assert "conflicts with n" in refusal("x y", "x 1 p:n D:!n", "y 1 p:n")
+
+
+def test_a_name_that_is_taken_care_of_needs_no_further_package() -> None:
+    """f was chosen for w; but b, which the world's conflict is about, comes first and has the name as well."""
+    packages = ("b 1 p:w", "f 1 D:b p:w k:10")
+    assert order("w", *packages) == "b-1 f-1"
+    assert order("w !b<1", *packages) == "b-1"
+
+
+def test_what_a_conflict_names_in_another_version_is_installed_first() -> None:
+    assert order("x y", "x 1 D:!b>1", "y 1 D:b", "b 1") == "b-1 x-1 y-1"
+    assert order("!b>1 a y", "a 1", "y 1 D:b", "b 1", "b 2") == "a-1 b-1 y-1", "the world is gone through by name"
+    solution = solved("x y", "x 1 D:!b>1", "y 1 D:b", "b 1")
+    assert solution.chain("b") == "b: needed by x, wanted by the recipe"
 
 
 def test_conflicts_name_both_sides_and_how_each_got_there() -> None:
@@ -232,6 +291,22 @@ def test_install_if_with_a_conflict_among_its_conditions() -> None:
 def test_install_if_that_asks_for_its_own_absence_brings_nothing() -> None:
     assert order("x", "x 1", "z 1 i:x !z") == "x-1"
     assert order("x", "x 1", "z 1 i:x !v p:v=1") == "x-1"
+
+
+def test_install_if_may_switch_the_provider_of_something_wanted() -> None:
+    rule = "policy 1 i:session D:polkit-elogind"
+    packages = ("session 1", "app 1 D:polkit", "polkit 2", "polkit-elogind 1 p:polkit=1")
+    assert order("app session", rule, *packages) == "polkit-elogind-1 app-1 session-1 policy-1"
+    assert order("app", rule, *packages) == "polkit-2 app-1"
+
+
+def test_install_if_goes_through_packages_in_the_order_of_the_hash_of_their_names() -> None:
+    rules = ("a 1 i:x", "b 1 i:x", "c 1 i:x", "d 1 i:x")
+    assert order("x", "x 1", *rules) == order("x", "x 1", *rules[::-1]) == "x-1 c-1 a-1 d-1 b-1"
+
+
+def test_install_if_that_nothing_can_be_chosen_for_leaves_its_virtual_names_open() -> None:
+    assert order("b", "a 1 D:a p:e i:c", "b 1 p:c k:5", "c 1 D:e k:5", "e 1 k:5") == "b-1 a-1"
 
 
 def test_install_if_gives_way_to_everything_else() -> None:
@@ -275,6 +350,15 @@ def test_tags_are_inherited_but_untagged_repositories_preferred() -> None:
     assert order("n@edge e", "d 1", "e 1 D:d", edge=["n 3 D:d>1", "d 2"]) == "d-2 e-1 n-3"
 
 
+@pytest.mark.parametrize("entry", ["n@edeg", "nothere@edeg", "n@edeg>1", "!n@edeg"])
+def test_a_tag_that_no_repository_has_is_refused(entry: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        solved(f"m {entry}", "n 2", "m 1", edge=["n 3"])
+    assert caught.value.message == f"package {entry}: no repository has the tag @edeg"
+    assert caught.value.hint == f"write {entry.replace('@edeg', '')}"
+    assert caught.value.exit_status == 3
+
+
 def test_install_if_honours_tags() -> None:
     assert order("x@edge y", "y 1", edge=["x 1", "z 1 i:x"]) == "x-1 z-1 y-1"
     assert order("y", "y 1", edge=["x 1", "z 1 i:y"]) == "y-1"
@@ -295,6 +379,19 @@ def test_installed_versions_are_kept_unless_something_needs_another() -> None:
     assert solve(["n", "u"], [new, user], arch="x86_64", installed={"n": old}).packages == (new, user)
     copy = package("n 1", Repository(0, "a"))
     assert solve(["n"], [copy], arch="x86_64", installed={"n": old}).packages[0] is old
+
+
+def test_what_is_added_is_decided_before_what_the_world_has_already() -> None:
+    packages = [package(text) for text in ("b 1 p:d=1", "c 1 p:b=1 k:1", "d 1")]
+    installed = {"c": packages[1]}
+
+    def names(world: str, standing: str) -> str:
+        solution = solve(world.split(), packages, arch="x86_64", installed=installed, standing=standing.split())
+        return " ".join(one.name for one in solution.packages)
+
+    assert names("d", "b") == "b", "as apk add d does it where b is in the world"
+    assert names("b d", "") == "c d"
+    assert names("b d", "b") == "c d"
 
 
 # ---- messages ------------------------------------------------------------------------------------------------------
@@ -326,9 +423,47 @@ def test_entries_that_are_no_dependencies_are_reported_together() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_giving_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_virtual_name_without_a_default_is_named_at_once_wherever_it_is_needed() -> None:
+    """Without the rule this is 20 times 20 choices, and 20 more for each name further."""
+    libraries = [f"lib{number} 1 p:{name}={number} D:/bin/sh" for number in range(20) for name in "uvw"]
+    shells = ["bash 1 p:/bin/sh", "dash 1 p:/bin/sh"]
+    with pytest.raises(Unsatisfiable) as caught:
+        solved("u v w", *libraries, *shells)
+    assert caught.value.problems[0] == (
+        "u (lib0) (wanted by the recipe) needs /bin/sh, which no package provides by default"
+    )
+    assert caught.value.hint == "add one of these to the packages of the recipe: bash, dash"
+    assert order("u dash", *libraries, *shells) == "dash-1 lib19-1"
+    assert order("u x", *libraries, *shells, "x 1 D:bash") == "bash-1 lib19-1 x-1"
+
+
+def test_only_hopeless_packages_want_a_provider_that_is_none_by_default() -> None:
+    """b wants sh itself, but lacks something: so nobody does."""
+    message = refusal("a", "a 1 D:virtual lib", "sh 1 p:virtual", "lib 1 p:n=1", "b 1 D:sh nothere p:lib=0")
+    assert message == "a (wanted by the recipe) needs virtual, which no package provides by default"
+
+
+def test_what_apk_refuses_is_searched_for() -> None:
+    assert order("n y", "n 1", "n 2 D:m", "m 1 D:k", "k 1 D:!y", "y 1") == "n-1 y-1"
+    assert order("x y", "x 1 D:n", "p 1 p:n", "q 1 p:n", "y 1 D:m", "w 1 p:m=1 D:p", "v 1 p:m=2") == "p-1 x-1 w-1 y-1"
+
+
+def test_giving_up_names_where_choosing_without_a_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 1)
-    assert "could not be made to fit together in reasonable time" in refusal("x", "x 1 D:y", "y 1")
+    with pytest.raises(Unsatisfiable) as caught:
+        solved("n y", "n 1", "n 2 D:m", "m 1 D:k", "k 1 D:!y", "y 1")
+    assert caught.value.message == (
+        "m (needed by n, wanted by the recipe) needs k, and no package that has this name goes with the others"
+    )
+    assert caught.value.hint == "name the versions or providers that you want in the recipe"
+
+
+def test_giving_up_lists_the_providers_of_a_virtual_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 1)
+    with pytest.raises(Unsatisfiable) as caught:
+        solved("x y", "x 1 D:n", "p 1 p:n", "q 1 p:n", "y 1 D:m", "w 1 p:m=1 D:p", "v 1 p:m=2")
+    assert caught.value.message == "x (wanted by the recipe) needs n, which no package provides by default"
+    assert caught.value.hint == "add one of these to the packages of the recipe: p, q"
 
 
 def test_full_claims_are_named_with_the_name_they_claim() -> None:
@@ -370,9 +505,27 @@ def invited(one: Package, packages: Sequence[Package]) -> bool:
 
 
 def superfluous(world: Sequence[str], packages: Sequence[Package]) -> list[Package]:
-    """Packages without which the rest is still complete, apart from those that install_if brings back."""
-    without = {one: [other for other in packages if other is not one] for one in packages}
-    return [one for one, rest in without.items() if not faults(world, rest) and not invited(one, rest)]
+    """Packages that nothing which is needed asks for, by any of their names.
+
+    One that is asked for may still be one too many: a chosen provider stays, as with apk, when another one comes later.
+    """
+    asked = {Dependency.parse(text) for text in world}
+    kept: list[Package] = []
+    while True:
+        rest = [one for one in packages if one not in kept]
+        more = [one for one in rest if any(_answers(one, dependency) for dependency in asked) or invited(one, kept)]
+        if not more:
+            return rest
+        kept += more
+        asked.update(dependency for one in more for dependency in dependencies_of(one))
+
+
+def _answers(one: Package, dependency: Dependency) -> bool:
+    """Whether a package satisfies a dependency, or has the name of a conflict without being hit (apk keeps it then)."""
+    return any(
+        name == dependency.name and dependency.matches(version, one.identity) != dependency.conflict
+        for name, version in claimed(one)
+    )
 
 
 NAMES = "abcd"
@@ -472,6 +625,7 @@ def test_the_checkers_of_this_file_say_no() -> None:
     assert faults(["a"], [a, b, package("c 1")]) == ["c is claimed by 2"]
     assert superfluous(["b"], [a, b]) == [a]
     assert superfluous(["a"], [a, b]) == []
+    assert superfluous(["b"], [b, package("d 1 D:d p:d2")]) != []
     assert not satisfiable(["a"], [a])
 
 
@@ -506,6 +660,40 @@ def test_real_closure_has_the_order_of_apk(real: tuple[Package, ...]) -> None:
 
 def test_real_solution_does_not_depend_on_the_order_of_the_world(real: tuple[Package, ...]) -> None:
     assert solve(WORLD[::-1], real, arch="aarch64").packages == solve(WORLD, real, arch="aarch64").packages
+
+
+@pytest.mark.parametrize(
+    ("world", "count", "present", "absent"),
+    [
+        ("rng-tools cmd:rngd", 4, "rng-tools", "rng-tools-extra"),
+        ("postgresql-client postgresql14", 27, "postgresql15-client postgresql14-client", ""),
+        ("so:librelp.so.0 cmd:psql", 23, "busybox-binsh", "dash-binsh"),
+    ],
+)
+def test_real_choices_are_those_of_apk(
+    real: tuple[Package, ...], world: str, count: int, present: str, absent: str
+) -> None:
+    names = {one.name for one in solve(world.split(), real, arch="aarch64").packages}
+    assert (len(names), names & {*present.split(), *absent.split()}) == (count, {*present.split()})
+
+
+def test_real_world_is_sorted_by_name(real: tuple[Package, ...]) -> None:
+    names = [one.name for one in solve(["e2fsprogs-extra", "e2fsprogs>=1"], real, arch="aarch64").packages]
+    assert names[-2:] == ["e2fsprogs", "e2fsprogs-extra"]
+
+
+def test_real_index_without_a_default_shell(real: tuple[Package, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in 3.16. It is found out without a search: one round would be too many."""
+    monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 0)
+    shells = [replace(one, provider_priority=0) if "/bin/sh" in one.provides else one for one in real]
+    with pytest.raises(Unsatisfiable) as caught:
+        solve(["so:librelp.so.0", "cmd:psql"], shells, arch="aarch64")
+    assert caught.value.message == (
+        "cmd:psql (postgresql14-client) (wanted by the recipe) needs postgresql-common, which needs /bin/sh, "
+        "which no package provides by default"
+    )
+    assert caught.value.hint == "add one of these to the packages of the recipe: busybox-binsh, dash-binsh, yash-binsh"
+    assert len(solve(["cmd:psql", "busybox-binsh"], shells, arch="aarch64").packages) == 15
 
 
 def test_real_near_miss(real: tuple[Package, ...]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import os
 import platform
 import random
 import re
@@ -15,13 +18,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkit.apk.index import Package, format_record, parse_record
+from imgkit.apk.index import Package, Repository, format_record, parse_index, parse_record
 from imgkit.apk.solver import UnknownPackage, Unsatisfiable, solve
+from imgkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror
 
 pytestmark = pytest.mark.mirror
+
+REAL = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
+INDEX = REAL / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
 
 # What apk needs to run through its own dynamic linker, outside of its image.
 RUNNABLE = re.compile(r"(lib/ld-musl-.*|usr/lib/lib(apk|crypto|ssl|z|zstd)\.so\..*|(usr/)?s?bin/apk)")
@@ -79,23 +86,27 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Non
 
 
 class Apk:
-    """The image's apk, started through its own dynamic linker with an index of ``packages``."""
+    """The image's apk, started through its own dynamic linker with an index of made-up packages."""
 
-    def __init__(self, mirror: Mirror, arch: str, packages: Sequence[Package], scratch: Path) -> None:
+    def __init__(self, mirror: Mirror, scratch: Path, *, machine: str, arch: str) -> None:
         self.arch, self.scratch = arch, scratch
-        with tarfile.open(mirror.oracle[arch]) as archive:
+        with tarfile.open(mirror.oracle[machine]) as archive:
             for member in archive:
                 path = member.name.removeprefix("./")
                 if RUNNABLE.fullmatch(path):
                     _place(archive, member, scratch / "image" / path)
-        folder = scratch / "repository" / arch
-        folder.mkdir(parents=True)
-        with tarfile.open(folder / "APKINDEX.tar.gz", "w:gz") as archive:
+        (scratch / "repository" / arch).mkdir(parents=True)
+
+    def publish(self, packages: Sequence[Package]) -> None:
+        """Write the index, and make the root empty."""
+        folder = self.scratch / "repository" / self.arch
+        with tarfile.open(folder / "APKINDEX.tar.gz", "w:gz", compresslevel=1) as archive:
             for name, text in (("DESCRIPTION", "x"), ("APKINDEX", "\n".join(map(self._record, packages)) + "\n")):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(text.encode())
                 archive.addfile(entry, io.BytesIO(text.encode()))
-        self.run("--initdb", "add")
+        if not (self.scratch / "root").exists():
+            assert self.run("--initdb", "add").returncode == 0
 
     @staticmethod
     def _record(package: Package) -> str:
@@ -114,31 +125,138 @@ class Apk:
             check=False,
         )
 
-    def add(self, world: Sequence[str]) -> list[str] | None:
-        """Names of what apk would install, sorted; None if it refuses."""
+    def add(self, world: Sequence[str]) -> subprocess.CompletedProcess[str]:
         repositories = ["--repositories-file", "/dev/null", "--repository", str(self.scratch / "repository")]
-        ended = self.run("--no-cache", *repositories, "add", "--simulate", *world)
+        return self.run("--no-cache", *repositories, "add", "--simulate", *world)
+
+    def order(self, world: Sequence[str]) -> list[str] | None:
+        """What apk would install, in its order; None if it refuses."""
+        ended = self.add(world)
         found = re.findall(r"Installing (\S+) \((\S+)\)", ended.stdout)
-        return sorted(f"{name}-{version}" for name, version in found) if ended.returncode == 0 else None
+        return [f"{name}-{version}" for name, version in found] if ended.returncode == 0 else None
 
 
-def test_random_worlds_come_out_as_with_apk(mirror: Mirror, tmp_path: Path) -> None:
-    arch = platform.machine()
-    if arch not in mirror.oracle:
-        pytest.skip(f"the mirror has no apk that runs on {arch}")
-    packages = image(mirror, arch).packages
-    apk = Apk(mirror, arch, packages, tmp_path)
-    assert apk.add(["no-such-package"]) is None, "the oracle can say no"
+@pytest.fixture
+def machine(mirror: Mirror) -> str:
+    """The architecture of this machine, if the mirror has an apk for it."""
+    machine = platform.machine()
+    if machine not in mirror.oracle:
+        pytest.skip(f"the mirror has no apk that runs on {machine}")
+    return machine
+
+
+def ours(world: Sequence[str], packages: Sequence[Package], arch: str) -> list[str] | None:
+    try:
+        return [str(one) for one in solve(world, packages, arch=arch).packages]
+    except (UnknownPackage, Unsatisfiable):
+        return None
+
+
+def by_name(world: Sequence[str]) -> list[str]:
+    """The world without second entries for a name: ``apk add`` takes the last one only."""
+    return list({re.split("[<>=~]", entry.lstrip("!"))[0]: entry for entry in world}.values())
+
+
+def test_random_worlds_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    packages = image(mirror, machine).packages
+    apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
+    apk.publish(packages)
+    assert apk.order(["no-such-package"]) is None, "the oracle can say no"
     dice = random.Random(3)
     names = [one.name for one in packages]
     refused = 0
     for _ in range(60):
         world = dice.sample(names, dice.randint(1, 8))
         world = ["!" + name if dice.random() < 0.08 else name for name in world]
-        try:
-            mine = sorted(str(one) for one in solve(world, packages, arch=arch).packages)
-        except (UnknownPackage, Unsatisfiable):
-            mine = None
-        assert mine == apk.add(world), world
+        mine = ours(world, packages, machine)
+        assert mine == apk.order(world), world
         refused += mine is None
     assert 0 < refused < 40
+
+
+def relation(dice: random.Random, names: Sequence[str], conflicts: float) -> str:
+    operator = dice.choice(["", "", "", "", "=", "<", ">", ">=", "~"])
+    sign = "!" if dice.random() < conflicts else ""
+    return sign + dice.choice(names) + operator + (dice.choice("12") if operator else "")
+
+
+def repository(dice: random.Random) -> tuple[list[Package], str]:
+    """A few small packages that are much entangled, and the letters that are their names and virtual ones."""
+    real = "abcdefghi"[: dice.randint(3, 9)]
+    names = real + "uvw"[: dice.randint(0, 3)]
+    conditional, prioritized, conflicting = dice.choice([0, 0, 0.2]), dice.choice([0, 0.3, 0.7]), dice.choice([0, 0.1])
+    packages = []
+    for name in real:
+        for version in "12"[: dice.choice([1, 1, 1, 2])]:
+            provided = dice.sample(names.replace(name, ""), dice.choice([0, 0, 1, 1, 2]))
+            rules = dice.choice([1, 1, 2]) if dice.random() < conditional else 0
+            identity = base64.b64encode(hashlib.sha1(f"{name}{version}{dice.random()}".encode()).digest()).decode()
+            packages.append(
+                Package(
+                    name=name,
+                    version=version,
+                    identity=f"Q1{identity}",
+                    size=1,
+                    installed_size=1000,  # apk does not refuse a tag to packages without contents
+                    provider_priority=dice.choice([1, 5, 10]) if dice.random() < prioritized else 0,
+                    depends=tuple(relation(dice, names, conflicting) for _ in range(dice.choice([0, 1, 1, 2, 3]))),
+                    provides=tuple(one + dice.choice(["", "", "=1", "=2"]) for one in provided),
+                    install_if=tuple(relation(dice, names, 0.2 * (number > 0)) for number in range(rules)),
+                )
+            )
+    return packages, names
+
+
+def test_random_repositories_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    """Set and order wherever apk finds a solution; where it refuses, the solver may find one all the same."""
+    apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
+    dice = random.Random(7)
+    solved = more = 0
+    for _ in range(500):
+        packages, names = repository(dice)
+        world = by_name([relation(dice, names, 0.1) for _ in range(dice.randint(1, 4))])
+        apk.publish(packages)
+        theirs, mine = apk.order(world), ours(world, packages, machine)
+        if theirs is not None:
+            assert mine == theirs, (world, packages)
+        solved += theirs is not None
+        more += theirs is None and mine is not None
+    assert solved > 50
+    assert 0 < more < 50
+
+
+def test_random_worlds_of_a_real_index_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    if not INDEX.is_file():
+        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(INDEX) as archive:
+        member = archive.extractfile("APKINDEX")
+        assert member is not None
+        packages = parse_index(member.read().decode(), Repository(0, "main"))
+    apk = Apk(mirror, tmp_path, machine=machine, arch="aarch64")
+    apk.publish(packages)
+    dice = random.Random(11)
+    versions = {one.name: one.version for one in packages}
+    provided = {word.partition("=")[0] for one in packages for word in one.provides}
+    choices = (sorted(versions), sorted(provided))
+    for _ in range(30):
+        names = [dice.choice(choices[dice.random() < 0.12]) for _ in range(dice.randint(1, 15))]
+        world = [_strained(dice, name, versions.get(name)) for name in names]
+        world = by_name([*world, *(one for one in ("docs", "openrc", "busybox") if dice.random() < 0.2)])
+        assert ours(world, packages, "aarch64") == apk.order(world), world
+
+
+def _strained(dice: random.Random, name: str, version: str | None) -> str:
+    if version is not None and dice.random() < 0.06:
+        return name + dice.choice(["=", ">=", "<", "<=", ">", "~"]) + version
+    return "!" + name if dice.random() < 0.04 else name
+
+
+def test_apk_refuses_an_unknown_tag_too(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
+    packages = image(mirror, machine).packages
+    apk.publish(packages)
+    ended = apk.add(["musl@edge"])
+    assert ended.returncode != 0
+    assert "'musl@edge' does not exist" in ended.stderr
+    with pytest.raises(RecipeError, match="no repository has the tag @edge"):
+        solve(["musl@edge"], packages, arch=machine)

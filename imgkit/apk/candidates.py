@@ -1,4 +1,4 @@
-"""Who provides what: the packages of all repositories, seen by name, and what of them a solver has to look at.
+"""Who provides what: the packages of all repositories, seen by name.
 
 The rules are those of apk-tools 3. A package claims its own name and the names it provides. A claim with a version is
 a full one: nothing else may then have that name. Claims without a version ("virtual" names) may coexist.
@@ -6,11 +6,12 @@ a full one: nothing else may then have that name. Claims without a version ("vir
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide
+from imgkit.apk.hashing import bucket
 from imgkit.apk.index import Package
 from imgkit.apk.version import Version
 
@@ -41,23 +42,29 @@ class Catalog:
     """All packages of some repositories and of the system by name, arranged once for any number of questions.
 
     Packages that can never be installed (broken record, foreign architecture) claim nothing; ``refused`` has them
-    with the reason, by name.
+    with the reason, by name. ``tags`` are those of all repositories.
     """
 
     def __init__(self, packages: Iterable[Package], arch: str, installed: Mapping[str, Package] | None = None) -> None:
         self.installed = dict(installed or {})
         self.refused: dict[str, list[tuple[Package, str]]] = defaultdict(list)
+        self.tags: set[str] = set()
         self.conditional: dict[str, list[Package]] = defaultdict(list)
         self._claims: dict[str, list[Claim]] = {}
         self._matching: dict[Dependency, tuple[Claim, ...]] = {}
+        self._names: dict[int, tuple[tuple[str, str | None], ...]] = {}
+        self._completed: dict[str, tuple[str, ...]] = {}
         self._position: dict[int, int] = {}
         for package in self._distinct(packages):
             self._position[id(package)] = len(self._position)
-            reason = _refusal(package, arch)
+            if package.repository.tag is not None:
+                self.tags.add(package.repository.tag)
+            names = () if package.fault else tuple(claimed(package))
+            reason = _refusal(package, arch, names)
             if reason:
                 self.refused[package.name].append((package, reason))
             else:
-                self._add(package)
+                self._add(package, names)
 
     def _distinct(self, packages: Iterable[Package]) -> Iterator[Package]:
         """What is installed, and all else but its copies in the repositories."""
@@ -67,16 +74,30 @@ class Catalog:
             if same is None or same.identity != package.identity or same.version != package.version:
                 yield package
 
-    def _add(self, package: Package) -> None:
-        for name, version in claimed(package):
+    def _add(self, package: Package, names: tuple[tuple[str, str | None], ...]) -> None:
+        self._names[id(package)] = names
+        for name, version in names:
             self._claims.setdefault(name, []).append(Claim(package, version))
         for condition in conditions_of(package):
-            if not condition.conflict:
-                self.conditional[condition.name].append(package)
+            self.conditional[condition.name].append(package)
+
+    def claimed(self, package: Package) -> tuple[tuple[str, str | None], ...]:
+        """As :func:`claimed`, for a package that can be installed."""
+        return self._names[id(package)]
 
     def claims(self, name: str) -> tuple[Claim, ...]:
         """All claims on a name, in the order of the repositories."""
         return tuple(self._claims.get(name, ()))
+
+    def completed(self, name: str) -> tuple[str, ...]:
+        """The names of all packages that have ``name`` among the conditions of their install_if, in apk's order."""
+        if name not in self.conditional:
+            return ()
+        names = self._completed.get(name)
+        if names is None:
+            all_names = {claim for package in self.conditional[name] for claim, _ in claimed(package)}
+            names = self._completed[name] = tuple(sorted(all_names, key=lambda one: (bucket(one), one)))
+        return names
 
     def names(self) -> Iterable[str]:
         """Every name that somebody claims."""
@@ -120,7 +141,7 @@ def conditions_of(package: Package) -> tuple[Dependency, ...]:
         return ()
 
 
-def _refusal(package: Package, arch: str) -> str:
+def _refusal(package: Package, arch: str, names: tuple[tuple[str, str | None], ...]) -> str:
     """Why a package can never be installed here, empty if it can."""
     if package.fault:
         return package.fault
@@ -129,93 +150,7 @@ def _refusal(package: Package, arch: str) -> str:
     if not package.provides:
         return ""
     versions = defaultdict(list)
-    for name, version in claimed(package):
+    for name, version in names:
         versions[name].append(version)
     twice = next((name for name, list_ in versions.items() if len(list_) > 1 and any(list_)), None)
     return f"it conflicts with itself, providing {twice} twice" if twice else ""
-
-
-class Reach:
-    """The part of a catalog that some dependencies can lead to, without the packages that lack something.
-
-    A package lacks something when one of its dependencies has no claim on it that matches, or only claims of packages
-    that lack something themselves; ``lacking`` has them by ``id`` with the first such dependency, in the order in
-    which they were found (so that following the reasons ends).
-    """
-
-    def __init__(self, catalog: Catalog, roots: Iterable[Dependency], packages: Iterable[Package] = ()) -> None:
-        self.catalog = catalog
-        self.lacking: dict[int, Dependency] = {}
-        self._members: dict[int, Package] = {}
-        self._needs: dict[int, tuple[Dependency, ...]] = {}
-        self._walk(roots, packages)
-        self._drop_lacking()
-        self._slots: dict[str, str] = {}
-
-    def _walk(self, roots: Iterable[Dependency], packages: Iterable[Package]) -> None:
-        waiting = list(packages)
-        for dependency in roots:
-            waiting += [claim.package for claim in self.catalog.matching(dependency)]
-        while waiting:
-            package = waiting.pop()
-            if id(package) in self._members:
-                continue
-            self._members[id(package)] = package
-            self._needs[id(package)] = needs = dependencies_of(package)
-            for dependency in needs:
-                if not dependency.conflict:
-                    waiting += [claim.package for claim in self.catalog.matching(dependency)]
-
-    def _drop_lacking(self) -> None:
-        users = self._users()
-        left = {dependency: len(self.catalog.matching(dependency)) for dependency in users}
-        serves: dict[int, list[Dependency]] = defaultdict(list)
-        for dependency in users:
-            for claim in self.catalog.matching(dependency):
-                serves[id(claim.package)].append(dependency)
-        empty = deque(dependency for dependency, count in left.items() if not count)
-        while empty:
-            dependency = empty.popleft()
-            for key in users[dependency]:
-                if key in self.lacking:
-                    continue
-                self.lacking[key] = dependency
-                for served in serves[key]:
-                    left[served] -= 1
-                    if not left[served]:
-                        empty.append(served)
-
-    def _users(self) -> dict[Dependency, dict[int, None]]:
-        """The packages (by ``id``, in a steady order) that have each dependency."""
-        users: dict[Dependency, dict[int, None]] = defaultdict(dict)
-        for key, needs in self._needs.items():
-            for dependency in needs:
-                if not dependency.conflict:
-                    users[dependency][key] = None
-        return users
-
-    def usable(self, package: Package) -> bool:
-        """Whether the package was reached and lacks nothing."""
-        return id(package) in self._members and id(package) not in self.lacking
-
-    def claims(self, name: str) -> list[Claim]:
-        """The claims of usable packages on a name, in the order of the repositories."""
-        return [claim for claim in self.catalog.claims(name) if self.usable(claim.package)]
-
-    def needs(self, package: Package) -> tuple[Dependency, ...]:
-        """As :func:`dependencies_of`, for a package that was reached."""
-        return self._needs[id(package)]
-
-    def slot(self, name: str) -> str:
-        """The name under which the choice of a provider of ``name`` is made.
-
-        That is the package's own name where all usable providers are versions of one package, and ``name`` itself
-        where there is something to choose between, or something that must not be chosen by itself.
-        """
-        slot = self._slots.get(name)
-        if slot is None:
-            claims = self.claims(name)
-            packages = {claim.package.name for claim in claims}
-            clear = len(packages) == 1 and all(claim.auto_selectable for claim in claims)
-            slot = self._slots[name] = packages.pop() if clear else name
-        return slot

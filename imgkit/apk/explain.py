@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from imgkit.apk.candidates import Catalog, Reach
+from imgkit.apk.candidates import Catalog, Claim
+from imgkit.apk.deduction import DeadEnd
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
+from imgkit.apk.reach import Reach
 from imgkit.apk.requirements import Ban, Need, Only, Present, Unselected
 from imgkit.apk.search import Cause, NoSolution
 
@@ -20,39 +22,48 @@ def near_misses(name: str, catalog: Catalog) -> list[str]:
     return difflib.get_close_matches(name, [one for one in catalog.names() if ":" not in one], n=3, cutoff=0.75)
 
 
-def lack(dependency: Dependency, reach: Reach) -> str:
-    """What is wrong with a dependency that nothing usable satisfies: a relative clause."""
-    clauses: list[str] = []
-    while True:
-        claims = reach.catalog.matching(dependency)
-        if not claims:
-            return ", which needs ".join([*clauses, f"{dependency}, {_nobody(dependency, reach.catalog)}"])
-        clauses.append(_through(dependency, claims[0].package))
-        dependency = reach.lacking[id(claims[0].package)]
+class Lack:
+    """What is wrong with an entry of the world that nothing usable satisfies: a sentence, and what to do if known."""
+
+    def __init__(self, wanted: Dependency, reach: Reach) -> None:
+        self._catalog = reach.catalog
+        self.hint: str | None = None
+        clauses: list[str] = []
+        dependency = wanted
+        while claims := reach.serving(dependency):
+            package = claims[0].package
+            clauses.append(_through(dependency, package))
+            dependency = reach.lacking[id(package)]
+        missing = f"{dependency}, {self._nobody(dependency)}"
+        if not clauses:
+            self.message = f"the recipe wants {missing}"
+        else:
+            clauses[0] += f" ({_WANTED}) needs " + ", which needs ".join([*clauses[1:], missing])
+            self.message = clauses[0]
+
+    def _nobody(self, dependency: Dependency) -> str:
+        claims = self._catalog.claims(dependency.name)
+        if self._catalog.matching(dependency):
+            self.hint = choose_hint(claims)
+            return "which no package provides by default"
+        if claims:
+            versions = {claim.version or "without a version" for claim in claims}
+            return f"but there is only {', '.join(sorted(versions))}"
+        refused = self._catalog.refused.get(dependency.name)
+        if refused:
+            package, reason = refused[0]
+            return f"but {package} is not installable: {reason}"
+        return "which no package provides"
 
 
-def wanted_lack(wanted: Dependency, reach: Reach) -> str:
-    """The sentence for an entry of the world that nothing usable satisfies."""
-    claims = reach.catalog.matching(wanted)
-    if not claims:
-        return f"the recipe wants {wanted}, {_nobody(wanted, reach.catalog)}"
-    package = claims[0].package
-    return f"{_through(wanted, package)} ({_WANTED}) needs {lack(reach.lacking[id(package)], reach)}"
+def choose_hint(claims: Iterable[Claim]) -> str:
+    """What to do about a virtual name that has no default."""
+    providers = sorted({claim.package.name for claim in claims})
+    return f"add one of these to the packages of the recipe: {', '.join(providers)}"
 
 
 def _through(dependency: Dependency, package: Package) -> str:
     return str(dependency) if package.name == dependency.name else f"{dependency} ({package.name})"
-
-
-def _nobody(dependency: Dependency, catalog: Catalog) -> str:
-    versions = {claim.version or "without a version" for claim in catalog.claims(dependency.name)}
-    if versions:
-        return f"but there is only {', '.join(sorted(versions))}"
-    refused = catalog.refused.get(dependency.name)
-    if refused:
-        package, reason = refused[0]
-        return f"but {package} is not installable: {reason}"
-    return "which no package provides"
 
 
 class Chains:
@@ -89,16 +100,16 @@ class Chains:
 class Conflict:
     """The last failure of a search in words: ``message`` is one line, ``hint`` what to do, if that is known."""
 
-    def __init__(self, failure: NoSolution, reach: Reach, world: Sequence[Dependency]) -> None:
+    def __init__(self, failure: NoSolution, dead_end: DeadEnd, reach: Reach, world: Sequence[Dependency]) -> None:
         self._reach = reach
+        self._dead_end = dead_end
         self._chains = Chains(reach, world)
         self.hint: str | None = None
         self.message = self._sentence(failure)
 
     def _sentence(self, failure: NoSolution) -> str:
         if failure.gave_up:
-            self.hint = "name the versions or providers that you want in the recipe"
-            return "the packages of the recipe could not be made to fit together in reasonable time"
+            return self._gave_up(self._dead_end.name)
         for cause in failure.causes:
             if isinstance(cause.requirement, Unselected):
                 return self._virtual(cause.requirement)
@@ -109,10 +120,20 @@ class Conflict:
         clauses = dict.fromkeys(clause for cause in failure.causes if (clause := self._clause(cause)))
         return "these cannot be had together: " + "; ".join(clauses)
 
+    def _gave_up(self, name: str) -> str:
+        """What stopped the pass without a search, which is what apk says too."""
+        claims = self._reach.claims(name)
+        if claims and not any(claim.auto_selectable for claim in claims):
+            return self._undecided(name)
+        self.hint = "name the versions or providers that you want in the recipe"
+        return f"{self._chains.asker(name)} {name}, and no package that has this name goes with the others"
+
     def _virtual(self, requirement: Unselected) -> str:
-        providers = sorted({claim.package.name for claim in self._reach.claims(requirement.name)})
-        self.hint = f"add one of these to the packages of the recipe: {', '.join(providers)}"
-        return f"{self._chains.asker(requirement.name)} {requirement.name}, which no package provides by default"
+        return self._undecided(requirement.name)
+
+    def _undecided(self, name: str) -> str:
+        self.hint = choose_hint(self._reach.claims(name))
+        return f"{self._chains.asker(name)} {name}, which no package provides by default"
 
     def _masked(self, cause: Cause) -> str | None:
         """The sentence for a dependency that only a repository with a tag could satisfy, if that is what this is."""

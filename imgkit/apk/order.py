@@ -52,6 +52,17 @@ class Selection:
         named = (package for package in packages if package.name == dependency.name)
         return next(named, packages[0] if packages else None)
 
+    def owner(self, name: str) -> Package | None:
+        """The package that has a name: the chosen one, else one of that very name, else the first."""
+        return self.provider(Dependency(name))
+
+    def permits(self, dependency: Dependency, asker: Package | None) -> bool:
+        """Whether whoever has the name satisfies a dependency, or is not hit by a conflict (of another package)."""
+        owner = self.owner(dependency.name)
+        if owner is None or (dependency.conflict and owner is asker):
+            return dependency.conflict
+        return any(claim.package is owner for claim in self.claims(dependency)) != dependency.conflict
+
     def holds(self, dependency: Dependency) -> bool:
         """Whether a condition is met: something satisfies it, or nothing does if it is a conflict."""
         return bool(self.claims(dependency)) != dependency.conflict
@@ -59,6 +70,10 @@ class Selection:
     def conditional(self, name: str) -> Sequence[Package]:
         """The packages (of the whole catalog) that have ``name`` among the conditions of their install_if."""
         return self._catalog.conditional.get(name, ())
+
+    def completed(self, name: str) -> Sequence[str]:
+        """The names of those packages."""
+        return self._catalog.completed(name)
 
     def triggered(self) -> Iterator[Package]:
         """Packages that are not selected although the conditions of their install_if hold."""
@@ -91,17 +106,7 @@ class Selection:
 
 
 def needed(selection: Selection, world: Sequence[Dependency]) -> Selection:
-    """The selection without what nothing asks for.
-
-    A choice is dropped where a package that is there for another reason satisfies the same dependencies: what was
-    chosen early, before that package was known to come, is superfluous then.
-    """
-    for name, chosen in list(selection.choices.items()):
-        others = _reached(selection, world, ignoring=name)
-        if chosen not in others:
-            demands = [one for one in _demands(others, world) if one.name == name]
-            common = [package for package in others.packages.values() if _satisfies_all(others, package, demands)]
-            selection.choices[name] = common[0] if common and demands else chosen
+    """The selection without what nothing asks for: not a dependency, as the choices are, nor an install_if."""
     while True:
         reached = _reached(selection, world)
         if len(reached.packages) == len(selection.packages):
@@ -109,18 +114,14 @@ def needed(selection: Selection, world: Sequence[Dependency]) -> Selection:
         selection = reached
 
 
-def _satisfies_all(selection: Selection, package: Package, demands: Sequence[Dependency]) -> bool:
-    return all(any(claim.package is package for claim in selection.claims(demand)) for demand in demands)
-
-
-def _reached(selection: Selection, world: Sequence[Dependency], ignoring: str | None = None) -> Selection:
-    """What the world leads to through dependencies (those on the name ``ignoring`` left aside) and install_if."""
+def _reached(selection: Selection, world: Sequence[Dependency]) -> Selection:
+    """What the world leads to through dependencies and install_if."""
     reached = selection.only({})
     waiting = list(world)
     while True:
         while waiting:
             dependency = waiting.pop()
-            package = None if dependency.conflict or dependency.name == ignoring else selection.provider(dependency)
+            package = None if dependency.conflict else selection.provider(dependency)
             if package is not None and package not in reached:
                 reached.packages[package.name] = package
                 waiting += dependencies_of(package)
@@ -136,12 +137,6 @@ def _comes(package: Package, reached: Selection, selection: Selection) -> bool:
     return bool(package.install_if) and reached.invited(package) and selection.invited(package)
 
 
-def _demands(selection: Selection, world: Sequence[Dependency]) -> Iterator[Dependency]:
-    yield from (wanted for wanted in world if not wanted.conflict)
-    for package in selection.packages.values():
-        yield from (dependency for dependency in dependencies_of(package) if not dependency.conflict)
-
-
 def ordered(selection: Selection, world: Sequence[Dependency]) -> list[tuple[Package, Reason]]:
     """The packages in the order in which apk installs them, each with the reason why it is there.
 
@@ -154,9 +149,9 @@ def ordered(selection: Selection, world: Sequence[Dependency]) -> list[tuple[Pac
     return walk.done
 
 
-def world_order(dependency: Dependency) -> tuple[str, str]:
-    """Sorts a world as apk does: without regard to case, then by bytes."""
-    return (str(dependency).lower(), str(dependency))
+def world_order(dependency: Dependency) -> tuple[str, str, str]:
+    """Sorts a world as apk does: by name, without regard to case, then by bytes; the version does not matter to apk."""
+    return (dependency.name.lower(), dependency.name, str(dependency))
 
 
 class _Walk:
@@ -165,7 +160,8 @@ class _Walk:
     def __init__(self, selection: Selection, world: Sequence[Dependency]) -> None:
         self._selection = selection
         self._world = world
-        self._begun = selection.only({})
+        self._seen: set[str] = set()  # names that were looked at, or that a package has which was looked at
+        self._begun: dict[str, None] = {}
         self.done: list[tuple[Package, Reason]] = []
 
     def follow(self, dependency: Dependency, asker: Package | None) -> None:
@@ -179,45 +175,53 @@ class _Walk:
                 visits.append(inner)
 
     def _provider(self, dependency: Dependency, asker: Package | None) -> Iterator[_Visit]:
-        package = None if dependency.conflict else self._selection.provider(dependency)
-        if package is not None:
+        """Visit what satisfies a dependency, or what has the name in a version that a conflict does not hit."""
+        if dependency.name in self._seen:
+            return
+        self._seen.add(dependency.name)
+        if dependency.conflict:
+            package = self._selection.owner(dependency.name)
+        else:
+            package = self._selection.provider(dependency)
+        if package is not None and package.name not in self._begun:
             yield self._visit(package, Reason(asker, str(dependency)))
 
     def _visit(self, package: Package, reason: Reason) -> Iterator[_Visit]:
-        if package in self._begun:
-            return
-        self._begun.packages[package.name] = package
+        self._begun[package.name] = None
+        self._seen.update(name for name, _ in claimed(package))
         for dependency in dependencies_of(package):
             yield self._provider(dependency, package)
         self.done.append((package, reason))
-        for other in self._forward(package):
-            reason = Reason(package, " ".join(other.install_if), conditional=True)
-            yield self._visit(other, reason if other.install_if else self._reason(other))
+        for name, _ in claimed(package):
+            for other in self._forward(name):
+                text = " ".join(other.install_if)
+                invited = Reason(package, text, conditional=True)
+                yield self._visit(other, invited if text else self._reason(other, package))
 
-    def _forward(self, package: Package) -> Iterator[Package]:
-        """What comes right behind ``package``: whatever fills a name of those that have it as an install_if condition.
+    def _forward(self, name: str) -> Iterator[Package]:
+        """What comes right behind a package that has ``name``, which is a condition of others.
 
         That is the conditional package itself as soon as all its conditions are met, but also, with no condition to
         wait for, another package that was chosen for a name which the conditional one provides too.
         """
-        for name, _ in claimed(package):
-            for conditional in self._selection.conditional(name):
-                for other, _ in claimed(conditional):
-                    for claim in self._selection.claims(Dependency(other)):
-                        if claim.package not in self._begun and self._due(claim.package):
-                            yield claim.package
+        for other in self._selection.completed(name):
+            package = None if other in self._seen else self._selection.owner(other)
+            if package is not None and package.name not in self._begun and self._due(package):
+                yield package
 
     def _due(self, package: Package) -> bool:
-        conditions = conditions_of(package)
-        return all(self._selection.holds(one) and (one.conflict or self._begun.holds(one)) for one in conditions)
+        return all(
+            self._selection.permits(one, package) and (one.conflict or one.name in self._seen)
+            for one in conditions_of(package)
+        )
 
-    def _reason(self, package: Package) -> Reason:
-        """The first demand for a package that is not there by a rule of its own."""
-        for asker in (None, *self._selection.packages.values()):
+    def _reason(self, package: Package, completer: Package) -> Reason:
+        """The first demand for a package that comes behind ``completer`` without a rule of its own."""
+        for asker in (None, *(self._selection.packages[name] for name in self._begun)):
             for dependency in self._world if asker is None else dependencies_of(asker):
                 if not dependency.conflict and self._selection.provider(dependency) is package:
                     return Reason(asker, str(dependency))
-        raise LookupError(f"nothing needs {package}")
+        return Reason(completer, package.name)
 
 
 _Visit: TypeAlias = "Iterator[_Visit]"

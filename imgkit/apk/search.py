@@ -23,14 +23,15 @@ from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, Res
 from resolvelib.resolvers import Resolution
 from resolvelib.structs import RequirementInformation, State
 
-from imgkit.apk.candidates import Claim, Reach, claimed
+from imgkit.apk.candidates import Claim, claimed
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
 from imgkit.apk.order import Selection
+from imgkit.apk.reach import Reach
 from imgkit.apk.requirements import Ban, Candidate, Need, Only, Present, Requirement, Unselected
 from imgkit.apk.version import Version
 
-MAX_ROUNDS = 20_000  # about a minute; real worlds need a few hundred
+MAX_ROUNDS = 3_000  # a few seconds at most; where apk has stopped, what can be found at all is found sooner
 
 
 Cause: TypeAlias = "RequirementInformation[Requirement, Candidate]"

@@ -1,0 +1,304 @@
+"""The choice of packages that apk makes: one pass over the names, without ever going back.
+
+Rules (apk-tools 3, checked against its answers to more than ten thousand worlds):
+
+* Whatever becomes known is used at once. A package whose dependency cannot be met any more, that a constraint does not
+  accept, or that claims a name which somebody else has got, is not usable. What all candidates for a name depend on
+  is wanted even before the choice between them, and a package that claims a name which all of them claim has to be
+  one of them.
+* Names without a choice are decided first, then those that have a selectable candidate, last the others; among these
+  by :attr:`imgkit.apk.network.Name.rank`. A package that is chosen gets all names that it claims.
+* Which candidate is the best: :meth:`_Deduction._better`.
+* An install_if is looked at when one of the names in it is decided.
+
+The pass fails where a wanted name has no usable candidate. Another order of choices might have led to a solution: that
+is for :mod:`imgkit.apk.search` to find out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from imgkit.apk.agenda import Agenda
+from imgkit.apk.candidates import Catalog, Claim
+from imgkit.apk.dependency import Dependency
+from imgkit.apk.index import Package
+from imgkit.apk.network import Name, Network, Option
+from imgkit.apk.version import Version
+
+
+class DeadEnd(Exception):  # noqa: N818 - an answer, which the solver words
+    """Where the pass could not go on: nothing usable has ``name``. ``package`` is the best of the unusable, if any."""
+
+    def __init__(self, name: str, package: Package | None) -> None:
+        super().__init__(name)
+        self.name = name
+        self.package = package
+
+
+def deduce(catalog: Catalog, world: Sequence[Dependency], first: Container[str]) -> Mapping[str, Package]:
+    """The package that each name is decided for, as apk chooses for a sorted world; names without one are left out.
+
+    ``first`` has the names that ``apk add`` is called with, in a world that has more.
+
+    Packages that nothing leads to may be among them: choices that turned out not to be needed.
+
+    Raises:
+        DeadEnd: apk would refuse this world.
+    """
+    network = Network(catalog, world, first)
+    _Deduction(catalog, network).run(world)
+    return {name.name: name.chosen.package for name in network.names() if name.chosen is not None}
+
+
+class _Deduction:
+    """The state of one pass."""
+
+    def __init__(self, catalog: Catalog, network: Network) -> None:
+        self._catalog = catalog
+        self._network = network
+        self._agenda = Agenda()
+        self._changed: deque[Name] = deque()
+
+    def run(self, world: Sequence[Dependency]) -> None:
+        """Decide everything that ``world`` asks for. The result is in the network."""
+        for wanted in world:
+            self._constrain(self._network.name(wanted.name), wanted, None, {wanted.tag})
+        while True:
+            while self._changed:
+                name = self._changed.popleft()
+                if name.waiting and not name.decided:
+                    name.waiting = False
+                    self._reconsider(name)
+            following = self._agenda.take()
+            if following is None:
+                return
+            self._decide(following)
+
+    # ---- what becomes known ----------------------------------------------------------------------------------------
+
+    def _constrain(self, name: Name, dependency: Dependency, asker: Option | None, tags: set[str | None]) -> None:
+        """Use a dependency or conflict that has to hold. ``tags`` are those of the repositories that it allows."""
+        if not dependency.conflict:
+            name.demands += 1
+            if name.demands == 1:
+                self._demanded(name)
+        for option, claim in name.options:
+            if not _provided(dependency, claim, asker):
+                self._disqualify(option)
+                continue
+            option.tags |= tags
+            if asker is None:
+                option.favoured = option.package.repository.tag == dependency.tag
+
+    def _demanded(self, name: Name) -> None:
+        self._agenda.put(name)
+        self._recheck_rules(name)
+        self._queue(name)
+
+    def _disqualify(self, option: Option) -> None:
+        if option.usable:
+            option.usable = False
+            for name, _ in option.names:
+                self._recheck_needs(name)
+                self._recheck_rules(name)
+
+    def _recheck_needs(self, name: Name) -> None:
+        for dependent in name.dependents:
+            if not dependent.decided:
+                dependent.recheck_needs = True
+                self._queue(dependent)
+
+    def _recheck_rules(self, name: Name) -> None:
+        for conditional in name.completes or ():
+            if not conditional.uninvited and not conditional.decided:
+                conditional.recheck_rules = True
+                self._queue(conditional)
+
+    def _queue(self, name: Name) -> None:
+        if not name.waiting and not name.decided and (name.demands or name.recheck_rules):
+            name.waiting = True
+            self._changed.append(name)
+
+    # ---- one name --------------------------------------------------------------------------------------------------
+
+    def _reconsider(self, name: Name) -> None:
+        """Draw conclusions from what has changed around a name."""
+        candidates = self._candidates(name)
+        selectable = any(option.invited or (name.demands and self._selectable(one)) for option, one in candidates)
+        moved = selectable != name.selectable
+        name.selectable = selectable
+        name.invited = any(option.invited for option, _ in candidates)
+        name.uninvited = all(option.uninvited for option, _ in candidates)
+        for option, _ in name.options:
+            option.compared = bool(name.demands) and option.usable
+        name.several = False
+        if candidates and name.demands:
+            name.several = len(candidates) > 1 or not candidates[0][0].allowed
+            for option, _ in name.options:
+                option.grouped = option.compared
+            self._conclude(name, candidates)
+        name.last_user = all(dependent.decided for dependent in name.dependents)
+        self._agenda.put(name, again=moved)
+
+    def _candidates(self, name: Name) -> list[tuple[Option, Claim]]:
+        """The options of a name that are still usable; their rules have been looked at if that was due."""
+        recheck_needs, name.recheck_needs = name.recheck_needs, False
+        recheck_rules, name.recheck_rules = name.recheck_rules, False
+        candidates = []
+        for option, claim in name.options:
+            if recheck_needs and option.usable and not all(self._satisfiable(option, *one) for one in option.needs):
+                self._disqualify(option)
+            if option.usable:
+                if recheck_rules:
+                    self._weigh(option)
+                candidates.append((option, claim))
+        return candidates
+
+    @staticmethod
+    def _satisfiable(asker: Option, name: Name, dependency: Dependency) -> bool:
+        """Whether a dependency can still be met, or a conflict be avoided."""
+        if name.decided:
+            return _provided(dependency, name.chosen, asker)
+        if dependency.conflict and not name.demands:
+            return True
+        return any(option.usable and _provided(dependency, claim, asker) for option, claim in name.options)
+
+    def _weigh(self, option: Option) -> None:
+        """Look at the install_if of a package."""
+        if not option.invited and not option.uninvited:
+            option.invited = True
+            for name, condition in option.conditions:
+                if name.decided and _provided(condition, name.chosen, option):
+                    continue
+                option.invited = False
+                option.uninvited = name.decided
+                if condition.conflict and not name.decided:
+                    name.open_rule = True
+                    self._agenda.put(name)
+                break
+        if option.invited:
+            for name, _ in option.conditions:
+                if name.chosen is not None:
+                    option.tags |= self._network.option(name.chosen.package).tags
+
+    def _selectable(self, claim: Claim) -> bool:
+        """Whether a claim may be chosen: a virtual one needs a priority, or that the package itself is wanted."""
+        return claim.auto_selectable or self._network.name(claim.package.name).demands > 0
+
+    def _conclude(self, name: Name, candidates: Sequence[tuple[Option, Claim]]) -> None:
+        """Use what all candidates of a name have in common: what they depend on, and what they claim."""
+        first = candidates[0][0]
+        common = _common({needed for needed, one in option.needs if not one.conflict} for option, _ in candidates)
+        for needed, dependency in first.needs:
+            if needed not in common:
+                continue
+            common.discard(needed)
+            if len(candidates) == 1:
+                self._constrain(needed, dependency, first, first.tags)
+            elif not needed.demands:
+                needed.demands = 1
+                self._demanded(needed)
+                for option, _ in needed.options:
+                    option.tags |= first.tags
+        claims = _common({claimed for claimed, _ in option.names} for option, _ in candidates)
+        for claimed, _ in first.names:
+            if claimed in claims and claimed is not name:
+                claims.discard(claimed)
+                self._exclude(claimed, name, virtual=_claimed_virtually(claimed, candidates))
+
+    def _exclude(self, claimed: Name, owner: Name, *, virtual: bool) -> None:
+        """Rule out packages that claim a name without claiming ``owner`` too, which whoever gets the name will have."""
+        for option, claim in claimed.options:
+            if not option.usable or (virtual and claim.version is None):
+                continue
+            if any(one is owner or (virtual and version is None) for one, version in option.names):
+                continue
+            self._disqualify(option)
+
+    # ---- choices ---------------------------------------------------------------------------------------------------
+
+    def _decide(self, name: Name) -> None:
+        best = self._best(name)
+        if best is None:
+            if name.demands:
+                raise DeadEnd(name.name, None)
+            self._assign(name, None)
+            return
+        option = self._network.option(best.package)
+        if not option.usable or not option.allowed:
+            raise DeadEnd(name.name, option.package)
+        for one, version in option.names:
+            if not one.decided:
+                self._assign(one, Claim(option.package, version))
+            elif version is not None or one.chosen is None or one.chosen.version is not None:
+                raise DeadEnd(one.name, option.package)
+        for needed, dependency in option.needs:
+            self._constrain(needed, dependency, option, option.tags)
+
+    def _best(self, name: Name) -> Claim | None:
+        best: tuple[Option, Claim] | None = None
+        for option, claim in name.options:
+            if not name.demands and not (option.invited and option.allowed and option.usable):
+                continue
+            if self._selectable(claim) and (best is None or self._better(option, claim, *best)):
+                best = option, claim
+        return best[1] if best else None
+
+    def _better(self, option: Option, claim: Claim, other: Option, than: Claim) -> bool:
+        """Whether a claim beats another one on the same name; the first difference decides.
+
+        Usable; among the last candidates that were compared; repository tag allowed; preferred; installed (not between
+        virtual claims of two packages); version of the name in question; version of the package (if it is the same
+        one); provider priority; installed; repository; place in the index.
+        """
+        one, two = option.package, other.package
+        same = one.name == two.name
+        real = same or claim.version is not None or than.version is not None
+        mine = (option.usable, option.grouped, option.allowed, option.favoured, real and option.installed)
+        theirs = (other.usable, other.grouped, other.allowed, other.favoured, real and other.installed)
+        if mine != theirs:
+            return mine > theirs
+        if claim.rank != than.rank:
+            return claim.rank > than.rank
+        if same and (version := Version.lenient(one.version)) != (less := Version.lenient(two.version)):
+            return version > less
+        late = (one.provider_priority, option.installed, -one.repository.position)
+        return late > (two.provider_priority, other.installed, -two.repository.position)
+
+    def _assign(self, name: Name, claim: Claim | None) -> None:
+        """Give a name to a claim, or to nothing, for good."""
+        name.decided = True
+        name.chosen = claim
+        chosen = self._network.option(claim.package) if claim else None
+        virtual = claim is None or claim.version is None
+        if chosen is not None and chosen.invited and not name.demands:
+            for condition, dependency in chosen.conditions:
+                if not condition.decided:
+                    self._constrain(condition, dependency, chosen, chosen.tags)
+        for option, other in name.options:
+            if option is not chosen and not (virtual and other.version is None):
+                self._disqualify(option)
+        self._recheck_needs(name)
+        for completed, _ in chosen.names if chosen else [(name, None)]:
+            self._recheck_rules(completed)
+
+
+def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None) -> bool:
+    """Whether a dependency or conflict holds if ``claim`` gets its name. Packages do not conflict with themselves."""
+    if claim is None:
+        return dependency.conflict
+    if dependency.conflict and asker is not None and claim.package is asker.package:
+        return True
+    return claim.satisfies(dependency) != dependency.conflict
+
+
+def _common(sets: Iterable[set[Name]]) -> set[Name]:
+    """What is in all of at least one sets."""
+    first, *others = sets
+    return first.intersection(*others)
+
+
+def _claimed_virtually(name: Name, candidates: Sequence[tuple[Option, Claim]]) -> bool:
+    return any(one is name and version is None for option, _ in candidates for one, version in option.names)

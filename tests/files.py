@@ -1,9 +1,15 @@
-"""A short question about files."""
+"""Real Alpine files that tests may use, and a short question about files."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+
+ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared")) / "alpine"
+"""Files of Alpine's own beside the repository; tests skip where they are not there."""
+REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
+"""The signed index of a release's main repository: 5,004 packages."""
 
 
 def digest(path: Path) -> str:

@@ -35,7 +35,7 @@ from imgkit.apk.package import SCRIPT_TYPES, open_package
 from imgkit.apk.signature import Keyring, verify_index
 from imgkit.apk.stored_scripts import format_scripts, parse_scripts
 from imgkit.errors import InputError
-from tests.test_signature import ALPINE
+from tests.files import ALPINE
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +11,7 @@ from hypothesis import strategies as st
 
 from imgkit.apk.index import FIELDS, Package, Repository, format_record, parse_index, parse_record
 from imgkit.errors import InputError
-
-REAL = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
-INDEX = REAL / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
+from tests.files import REAL_INDEX
 
 RECORD = """\
 C:Q1tduNGDYV/KwvztK0sMium7UfSj0=
@@ -184,9 +180,9 @@ def test_every_letter_is_a_field_of_a_package() -> None:
 
 
 def test_the_real_index_is_reproduced_to_the_byte() -> None:
-    if not INDEX.is_file():
-        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(INDEX) as archive:
+    if not REAL_INDEX.is_file():
+        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(REAL_INDEX) as archive:
         member = archive.extractfile("APKINDEX")
         assert member is not None
         text = member.read().decode()

@@ -15,9 +15,10 @@ from imgkit.errors import InputError
 from imgkit.rootfs import minirootfs
 from imgkit.rootfs.digest import differences, records
 from imgkit.tree import Directory, File, HardLink, Inline, Tree
+from tests.files import ALPINE
 from tests.test_package import extended, record
 
-REAL = Path(__file__).parent.parent.parent / "shared" / "alpine" / "v3.20" / "releases"
+REAL = ALPINE / "v3.20/releases"
 
 
 def sample() -> Tree:

@@ -28,7 +28,8 @@ from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
-from tests.test_signature import ALPINE, keyring, real_keyring, signing_key
+from tests.files import ALPINE
+from tests.test_signature import keyring, real_keyring, signing_key
 
 INFO: apkbuild.PkgInfo = {
     "pkgname": "demo",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from imgkit.apk.dependency import Provide
 from imgkit.apk.index import Package, Repository, parse_index
 from imgkit.apk.solver import UnknownPackage, solve
 from imgkit.recipe import Recipe, load
+from tests.files import REAL_INDEX
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from fixtures.mirror import Mirror
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SHARED = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
-INDEX = SHARED / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
 
 TOOLS = """
     ripgrep git python3 py3-pip coreutils findutils grep sed gawk curl jq file less tree tar gzip unzip openssh-client
@@ -81,9 +78,9 @@ def test_both_make_the_same_outputs(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def real() -> tuple[Package, ...]:
-    if not INDEX.is_file():
-        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(INDEX) as archive:
+    if not REAL_INDEX.is_file():
+        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(REAL_INDEX) as archive:
         member = archive.extractfile("APKINDEX")
         assert member is not None
         return parse_index(member.read().decode(), Repository(0, "main"))
@@ -127,12 +124,13 @@ def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...
 
 @pytest.mark.mirror
 def test_the_real_apk_chooses_the_same(real: tuple[Package, ...], mirror: Mirror, tmp_path: Path) -> None:
-    """It runs on this machine, so the packages are said to be for it."""
-    arch = platform.machine()
-    if arch not in mirror.oracle:
-        pytest.skip(f"the mirror has no apk that runs on {arch}")
-    packages = [replace(package, arch=arch) for package in real if not package.fault]
+    """The same packages in the same order."""
+    machine = platform.machine()
+    if machine not in mirror.oracle:
+        pytest.skip(f"the mirror has no apk that runs on {machine}")
+    packages = [package for package in real if not package.fault]
     world = [*MINIROOTFS, *(name for name in wanted() if name not in ELSEWHERE)]
-    apk = Apk(mirror, arch, packages, tmp_path)
-    assert apk.add([*world, "ripgrep"]) is None, "the oracle can say no"
-    assert apk.add(world) == sorted(str(package) for package in solve(world, packages, arch=arch).packages)
+    apk = Apk(mirror, tmp_path, machine=machine, arch="aarch64")
+    apk.publish(packages)
+    assert apk.order([*world, "ripgrep"]) is None, "the oracle can say no"
+    assert apk.order(world) == [str(package) for package in solve(world, packages, arch="aarch64").packages]

@@ -17,9 +17,8 @@ from fixtures import apkbuild
 from fixtures.apkbuild import Entry, SigningKey
 from imgkit.apk.signature import Keyring, SignedIndex, verify_index
 from imgkit.errors import InputError
+from tests.files import ALPINE, REAL_INDEX
 
-ALPINE = Path(__file__).parents[2] / "shared" / "alpine"
-REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
 REAL_KEYS = ALPINE / "v3.20/releases/aarch64/alpine-minirootfs-3.20.3-aarch64.tar.gz"
 RECORDS = ("C:Q1AAAA\nP:one\nV:1", "C:Q1BBBB\nP:two\nV:2\nm:Jöran")
 TEXT = "".join(record + "\n\n" for record in RECORDS)

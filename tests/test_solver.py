@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -20,9 +18,8 @@ from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package, Repository, parse_index
 from imgkit.apk.solver import Solution, UnknownPackage, Unsatisfiable, solve
 from imgkit.errors import RecipeError
+from tests.files import REAL_INDEX
 
-REAL = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
-INDEX = REAL / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
 EDGE = Repository(1, "edge", "edge")
 
 
@@ -636,9 +633,9 @@ WORLD = ["alpine-base", "linux-virt", "openrc", "nodejs", "git", "python3", "bas
 
 @pytest.fixture(scope="module")
 def real() -> tuple[Package, ...]:
-    if not INDEX.is_file():
-        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(INDEX) as archive:
+    if not REAL_INDEX.is_file():
+        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(REAL_INDEX) as archive:
         member = archive.extractfile("APKINDEX")
         assert member is not None
         return parse_index(member.read().decode(), Repository(0, "main"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import platform
 import random
 import re
@@ -21,14 +20,13 @@ import pytest
 from imgkit.apk.index import Package, Repository, format_record, parse_index, parse_record
 from imgkit.apk.solver import UnknownPackage, Unsatisfiable, solve
 from imgkit.errors import RecipeError
+from tests.files import REAL_INDEX
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror
 
 pytestmark = pytest.mark.mirror
 
-REAL = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared"))
-INDEX = REAL / "alpine/v3.17/main/aarch64/APKINDEX.tar.gz"
 
 # What apk needs to run through its own dynamic linker, outside of its image.
 RUNNABLE = re.compile(r"(lib/ld-musl-.*|usr/lib/lib(apk|crypto|ssl|z|zstd)\.so\..*|(usr/)?s?bin/apk)")
@@ -226,9 +224,9 @@ def test_random_repositories_come_out_as_with_apk(mirror: Mirror, machine: str, 
 
 
 def test_random_worlds_of_a_real_index_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
-    if not INDEX.is_file():
-        pytest.skip(f"no {INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(INDEX) as archive:
+    if not REAL_INDEX.is_file():
+        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(REAL_INDEX) as archive:
         member = archive.extractfile("APKINDEX")
         assert member is not None
         packages = parse_index(member.read().decode(), Repository(0, "main"))

@@ -27,7 +27,7 @@ def repository(mirror: Mirror, tmp_path: Path) -> Path:
     arch = platform.machine()
     if arch not in mirror.oracle:
         pytest.skip(f"the mirror has no apk that runs on {arch}")
-    apk = Apk(mirror, arch, [], tmp_path / "apk")
+    apk = Apk(mirror, tmp_path / "apk", machine=arch, arch=arch)
     folder, files = tmp_path / "repository", tmp_path / "files"
     for made in (folder, files):
         made.mkdir()

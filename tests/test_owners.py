@@ -25,6 +25,7 @@ from tests.images import ROOT, Builder, Image, Images
 
 pytestmark = pytest.mark.vm
 
+DIALOUT = 20  # Alpine's group, and on macOS that of every user
 BUSY = 300.0  # seconds that a boot may take on a machine that does other things as well
 
 
@@ -76,18 +77,19 @@ def prompted(app: FileMode, work: Path, script: str, **more: Any) -> list[str]:
     return output(app.stream(identity)).decode().splitlines()
 
 
-FIRST = """id -un; id -u; echo "$HOME $TZ"; stat -c %u "$HOME"; cat "$SKILLS_ROOT/skill"
+FIRST = """id -un; id -u; id -g >group; echo "$HOME $TZ"; stat -c %u "$HOME"; cat "$SKILLS_ROOT/skill"
 hostname; ip addr show lo | grep -c 127.0.0.1/8; ip route | grep -c ^default
 echo made >made; mkdir folder; mv made folder; echo more >>given; chmod 600 given; echo mine >"$HOME/mine"; cat"""
 SECOND = 'cat "$HOME/mine" folder/made given; rm -r folder; id -un'
 
 
-def check_turns(app: FileMode, work: Path, uid: int) -> None:
+def check_turns(app: FileMode, work: Path, uid: int, gid: int) -> None:
     """Two turns of a session, the first of which is sent at once; what the agent makes is the user's."""
     lines = prompted(app, work, FIRST, imageAttachments=[ATTACHMENT])
     assert lines[:5] == ["agent", str(uid), "/workspace Europe/Berlin", str(uid), "a skill"]
     assert lines[5:8] == ["sandbox", "1", "1"], "the first command finds a name, a loopback device and a route"
     assert lines[8:] == ["hello"]
+    assert (work / "group").read_text() == f"{gid}\n"
     assert {path.stat().st_uid for path in [work, *work.rglob("*")]} == {uid}
     assert (work / "given").stat().st_mode & 0o777 == 0o600, "the agent may change what is the user's"
     assert prompted(app, work, SECOND, sessionId="s-1") == ["mine", "made", "given", "more", "agent"]
@@ -116,7 +118,10 @@ def test_the_desktops_user_runs_qemu(arch: str, uid: int, gid: int, images: Imag
     files = [published(path, public) for path in (image.disk, image.kernel, image.initramfs)]
     how: dict[str, Any] = {"kernel": files[1:], "user": user, "timeout": BUSY}
     with hostapp.file_mode(arch, files[0], public, shares, **how) as app:
-        check_turns(app, shares["work"], uid if user else os.geteuid())
+        if user:
+            check_turns(app, shares["work"], uid, 1000 if gid == DIALOUT else gid)
+        else:
+            check_turns(app, shares["work"], os.geteuid(), os.getegid())
         check_questions(app, shares)
         if user is not None:
             assert {path.stat().st_uid for path in app.ipc.rglob("*")} == {uid}, "QEMU was not root"
@@ -213,4 +218,6 @@ def test_turns_of_other_owners(several: tuple[FileMode, dict[str, Path]]) -> Non
         assert "is not writable for uid 1002" in result["result"]
         assert advice in result["result"]
         assert list(shares[tag].iterdir()) == []
-    assert turn("agents", who)[1][:2] == ["agent", "1000"]
+    turn("second", "setsid sleep 4848 >/dev/null 2>&1 & sleep 1")
+    result, lines, _ = turn("agents", "pgrep sleep; " + who)
+    assert lines[:2] == ["agent", "1000"], "a folder that is mounted already ends leftovers of another owner, too"

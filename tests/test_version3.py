@@ -28,6 +28,7 @@ def repository(mirror: Mirror, tmp_path: Path) -> Path:
     if arch not in mirror.oracle:
         pytest.skip(f"the mirror has no apk that runs on {arch}")
     apk = Apk(mirror, tmp_path / "apk", machine=arch, arch=arch)
+    apk.publish([])  # it wants a root, even to make packages
     folder, files = tmp_path / "repository", tmp_path / "files"
     for made in (folder, files):
         made.mkdir()

@@ -169,7 +169,10 @@ def test_a_boot_waits_for_the_system_not_only_for_its_agent(guest: Guest) -> Non
 
 @vm_test
 def test_a_system_that_never_comes_up_is_waited_for_and_named(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
-    with boot(guest, "test=no-network", settle=False) as vm:
+    with boot(guest, "test=no-network", wait=False) as vm:
+        assert vm.settle(0) == ("heartbeat",), "a machine that says nothing yet is not settled"
+        caplog.clear()
+        vm.wait_ready(90)
         assert vm.seconds_to_settled is None
         assert caplog.messages == []
         assert vm.settle(0.5) == ("network",)

@@ -204,7 +204,7 @@ class VM:
         deadline = time.monotonic() + timeout
         while True:
             beat = self._transport.heartbeat()
-            missing = beat.missing() if beat is not None else ()
+            missing = ("heartbeat",) if beat is None else beat.missing()
             if not missing:
                 self.seconds_to_settled = time.monotonic() - self._started
                 return ()

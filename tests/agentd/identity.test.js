@@ -6,9 +6,12 @@ const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
 const { test } = require('node:test');
+const { spawn, spawnSync } = require('node:child_process');
+const { setTimeout: delay } = require('node:timers/promises');
 const { makeGuest, payload } = require('./helpers');
-const { explainOwner, handOver, identityFor, takeOver } = payload('identity');
+const { accountsBeside, explainOwner, handOver, identityFor, takeOver } = payload('identity');
 const { Mounter } = payload('mounts');
+const { endProcesses } = payload('users');
 
 const ROOT = process.getuid() === 0;
 const asRoot = { skip: !ROOT && 'needs root' };
@@ -27,11 +30,12 @@ test("an ordinary owner's uid is taken over, and the gid where it names no group
   assert.deepEqual(identity(1001, 0), { uid: 1001, gid: 1000 });
   assert.deepEqual(identity(1001, 12), { uid: 1001, gid: 1000 }, "another account's primary group, in no line of /etc/group");
   assert.deepEqual(identity(1000, 1000), { uid: 1000, gid: 1000, group: 'agent' });
-  assert.deepEqual(identity(2 ** 32 - 2, 2 ** 32 - 2), { uid: 2 ** 32 - 2, gid: 2 ** 32 - 2, group: 'agent' });
+  assert.deepEqual(identity(2 ** 31 - 1, 2 ** 31 - 1), { uid: 2 ** 31 - 1, gid: 2 ** 31 - 1, group: 'agent' });
+  assert.deepEqual(identity(1001, 2 ** 31), { uid: 1001, gid: 1000 });
 });
 
 test('neither root nor another account of the image is ever taken over', () => {
-  for (const uid of [0, 8, 65534, 2 ** 32 - 1, -1]) assert.deepEqual(identity(uid, 4711), { uid: 1000, gid: 1000 }, String(uid));
+  for (const uid of [0, 8, 65534, 2 ** 31, 2 ** 32 - 1, -1]) assert.deepEqual(identity(uid, 4711), { uid: 1000, gid: 1000 }, String(uid));
 });
 
 test('a group that other accounts have, too, keeps its number', () => {
@@ -67,6 +71,10 @@ function inhabited(t) {
   return { root, config, mine, roots: [scratch, config.ipcDir, path.join(config.workspace, 'roots')] };
 }
 
+/** A system whose processes end by saying so. */
+const ending = (end) => ({ endLeftovers: async () => end(), isShare: () => false });
+const BESIDE = accountsBeside(AGENT, TABLES);
+
 const ownerOf = (file) => [fs.lstatSync(file).uid, fs.lstatSync(file).gid];
 
 test('what is the agent\'s goes with it, links and odd names too; what is not, and other file systems, stay', asRoot, async (t) => {
@@ -74,7 +82,7 @@ test('what is the agent\'s goes with it, links and odd names too; what is not, a
   const before = ownerOf('/etc/passwd');
   const ended = [];
   fs.chmodSync(config.passwdFile, 0o640);
-  const user = await takeOver(config, { ...AGENT, home: config.workspace }, { uid: 1001, gid: 1001 }, async () => ended.push(ownerOf(mine[0])[0]));
+  const user = await takeOver(config, { ...AGENT, home: config.workspace }, { uid: 1001, gid: 1001 }, ending(() => ended.push(ownerOf(mine[0])[0])));
   assert.deepEqual([user.uid, user.gid, user.name], [1001, 1001, 'agent']);
   assert.deepEqual(ended, [1000], 'what runs is ended before anything changes its owner');
   for (const file of mine) assert.deepEqual(ownerOf(file), [1001, 1001], String(file));
@@ -84,33 +92,59 @@ test('what is the agent\'s goes with it, links and odd names too; what is not, a
   assert.equal(fs.statSync(config.passwdFile).mode & 0o7777, 0o640);
   assert.match(fs.readFileSync(config.groupFile, 'utf8'), /^agent:x:1001:$/m);
   assert.deepEqual(fs.readdirSync(path.dirname(config.passwdFile)).filter((name) => name.endsWith('.agentd')), []);
-  const again = await takeOver(config, user, { uid: 501, gid: 20 }, async () => ended.push('again'));
+  const again = await takeOver(config, user, { uid: 501, gid: 20 }, ending(() => ended.push('again')));
   assert.deepEqual([again.uid, again.gid], [501, 1001]);
   for (const file of mine) assert.deepEqual(ownerOf(file), [501, 1001], String(file));
-  await takeOver(config, again, { uid: 501, gid: 20 }, async () => assert.fail('nothing to take over'));
+  await takeOver(config, again, { uid: 501, gid: 20 }, ending(() => assert.fail('nothing to take over')));
   assert.equal(ended.length, 2);
 });
 
-test('another file system is the host\'s', asRoot, async (t) => {
-  const { root } = makeGuest(t);
-  fs.mkdirSync('/dev/shm', { recursive: true });
-  const other = fs.mkdtempSync('/dev/shm/agentd-');
-  t.after(() => fs.rmSync(other, { recursive: true }));
-  if (fs.statSync(other).dev === fs.statSync(root).dev) return t.skip('needs a second file system');
-  fs.lchownSync(other, 1000, 1000);
-  await handOver(other, AGENT, { uid: 1001, gid: 1001 });
-  assert.deepEqual(ownerOf(other), [1001, 1001], 'where it starts counts');
-  await handOver('/dev', { uid: 1001, gid: 1001 }, { uid: 4711, gid: 4711 });
-  assert.deepEqual(ownerOf(other), [1001, 1001]);
+test('what is mounted in a folder of the agent\'s is the host\'s, as is a home that is a share', asRoot, async (t) => {
+  const { root, config } = makeGuest(t);
+  const inner = path.join(config.workspace, 'share');
+  fs.mkdirSync(inner);
+  const script = 'mount -t tmpfs none "$1" && touch "$1/file" && chown -R 61234:61234 "$2" && exec "$3" -e "$4" "$2"';
+  const walk = `const { handOver } = require(${JSON.stringify(require.resolve('../../overlay/opt/agent-runner/lib/identity.js'))});
+    const beside = { isOthers: (uid) => uid === 0, isNamed: () => false };
+    handOver(process.argv[1], beside, { uid: 61235, gid: 61235 }).then(() => {
+      const { lstatSync } = require('node:fs');
+      console.log(['', '/share', '/share/file'].map((name) => lstatSync(process.argv[1] + name).uid).join());
+    });`;
+  const done = spawnSync('unshare', ['--mount', 'sh', '-c', script, 'sh', inner, config.workspace, process.execPath, walk], { encoding: 'utf8' });
+  assert.equal(done.stdout, '61235,61234,61234\n', done.stderr);
+  fs.lchownSync(config.workspace, 61234, 61234);
+  fs.writeFileSync(config.passwdFile, TABLES.passwd);
+  await takeOver({ ...config, scratchFolders: [] }, { ...AGENT, home: root }, { uid: 61235, gid: 61235 }, { endLeftovers: async () => {}, isShare: () => true });
+  assert.deepEqual(ownerOf(config.workspace), [61234, 61234]);
 });
 
-test('very many files and folders deeper than a path are no fault', asRoot, async (t) => {
+test('files and folders of an overlay are handed over alike', asRoot, (t) => {
+  const { root } = makeGuest(t);
+  const walk = `const { handOver } = require(${JSON.stringify(require.resolve('../../overlay/opt/agent-runner/lib/identity.js'))});
+    const beside = { isOthers: (uid) => uid === 0, isNamed: () => false };
+    handOver('/tmp/merged', beside, { uid: 61235, gid: 61235 }).then(() => {
+      const { lstatSync } = require('node:fs');
+      console.log(['', '/dir', '/dir/lower', '/dir/upper', '/dir/link'].map((name) => lstatSync('/tmp/merged' + name).uid).join());
+    });`;
+  fs.mkdirSync(path.join(root, 'lower/dir'), { recursive: true });
+  fs.writeFileSync(path.join(root, 'lower/dir/lower'), 'x');
+  const script = `mount -t tmpfs none /tmp && cd /tmp && mkdir upper work merged &&
+    mount -t overlay overlay -o "lowerdir=$1/lower,upperdir=/tmp/upper,workdir=/tmp/work" merged &&
+    touch merged/dir/upper && ln -s nowhere merged/dir/link && chown -hR 61234:61234 merged && exec "$2" -e "$3"`;
+  const base = fs.mkdtempSync('/var/tmp/agentd-');
+  t.after(() => spawnSync('rm', ['-rf', base]));
+  fs.cpSync(path.join(root, 'lower'), path.join(base, 'lower'), { recursive: true });
+  const done = spawnSync('unshare', ['--mount', 'sh', '-c', script, 'sh', base, process.execPath, walk], { encoding: 'utf8' });
+  assert.equal(done.stdout, '61235,61235,61235,61235,61235\n', done.stderr);
+});
+
+test('very many files and folders deeper than a path are no fault, and no descriptor stays open', asRoot, async (t) => {
   const { config } = makeGuest(t);
   const name = 'd'.repeat(200);
   const start = process.cwd();
   process.chdir(config.workspace);
   try {
-    for (let depth = 0; depth < 30; depth += 1) {
+    for (let depth = 0; depth < 250; depth += 1) {
       fs.mkdirSync(name);
       fs.lchownSync(name, 1000, 1000);
       process.chdir(name);
@@ -119,59 +153,166 @@ test('very many files and folders deeper than a path are no fault', asRoot, asyn
     process.chdir(start);
   }
   for (let number = 0; number < 600; number += 1) fs.writeFileSync(path.join(config.workspace, String(number)), '');
-  await handOver(config.workspace, AGENT, { uid: 1001, gid: 1001 });
+  const open = () => fs.readdirSync('/proc/self/fd').length;
+  const before = open();
+  await handOver(config.workspace, BESIDE, { uid: 1001, gid: 1001 });
+  assert.equal(open(), before);
   assert.deepEqual(ownerOf(path.join(config.workspace, name, name)), [1001, 1001]);
+});
+
+test('what is taken away or replaced while root looks at it is left alone', asRoot, async (t) => {
+  const { root, config } = makeGuest(t);
+  const [victim, trap] = [path.join(root, 'victim'), path.join(config.workspace, 'trap')];
+  fs.writeFileSync(victim, 'roots');
+  fs.writeFileSync(trap, 'mine');
+  fs.lchownSync(trap, 1000, 1000);
+  const real = fs.lstatSync;
+  let sprung = false;
+  t.mock.method(fs, 'lstatSync', (file, ...rest) => {
+    const stat = real(file, ...rest);
+    if (String(file).endsWith('/trap') && !sprung) {
+      sprung = true;
+      fs.unlinkSync(trap);
+      fs.symlinkSync(victim, trap);
+    }
+    return stat;
+  });
+  await handOver(config.workspace, BESIDE, { uid: 1001, gid: 1001 });
+  assert.ok(sprung);
+  assert.equal(real(victim).uid, 0);
+  assert.equal(real(trap).uid, 0, 'the link itself is not what was looked at');
+});
+
+test('an interrupted take-over is finished, whoever the owner is by then', asRoot, async (t) => {
+  for (const owner of [{ uid: 1000, gid: 1000 }, { uid: 1002, gid: 1002 }]) {
+    const { config, mine } = inhabited(t);
+    const user = { ...AGENT, home: config.workspace };
+    const stop = ending(() => {
+      throw new Error('power off');
+    });
+    await assert.rejects(takeOver(config, user, { uid: 1001, gid: 1001 }, stop), /power off/);
+    for (const file of mine.slice(0, 3)) fs.lchownSync(file, 1001, 1001); // as far as it came
+    const worker = await takeOver(config, user, owner, ending(() => {}));
+    assert.equal(worker.uid, owner.uid);
+    for (const file of mine) assert.deepEqual(ownerOf(file), [owner.uid, owner.gid], String(file));
+    assert.deepEqual(fs.readdirSync(path.dirname(config.passwdFile)).filter((name) => name.endsWith('.agentd')), []);
+    await takeOver(config, worker, owner, ending(() => assert.fail('it is finished')));
+  }
+});
+
+/** Run a program for `uid`; resolves when it has begun, to a promise that is kept when all that came of it has ended. */
+async function leftover(t, uid, program) {
+  const child = spawn('/usr/bin/python3', ['-c', program], { uid, gid: uid, cwd: '/', stdio: ['ignore', 'pipe', 'ignore'] });
+  t.after(() => endProcesses(uid));
+  const over = new Promise((resolve) => child.stdout.once('end', resolve)); // nobody holds the other end any more
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  child.stdout.resume();
+  return { over };
+}
+
+async function checkEnded(over) {
+  const late = delay(10_000, 'it goes on', { ref: false });
+  assert.notEqual(await Promise.race([over, late]), 'it goes on');
+}
+
+test('a process that is in no list, because it forks and ends all the time, is ended too', asRoot, async (t) => {
+  const uid = 61_236; // nobody's
+  const { over } = await leftover(t, uid, 'import os\nos.setsid()\nwhile True:\n    os.write(1, b"x")\n    if os.fork(): os._exit(0)');
+  await endProcesses(uid);
+  await checkEnded(over);
+});
+
+test('a process whose first thread has ended is ended with its others', asRoot, async (t) => {
+  const uid = 61_237; // nobody's
+  const exit = 'ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)'; // of this thread alone
+  const { over } = await leftover(t, uid, `import ctypes, os, threading, time\nthreading.Thread(target=lambda: (time.sleep(0.5), os.write(1, b"x"), time.sleep(600))).start()\n${exit}`);
+  assert.ok((await endProcesses(uid)) > 0, 'it is seen');
+  await checkEnded(over);
 });
 
 test('files of the system that cannot be written are an error with the account\'s name, and the old numbers stay', asRoot, async (t) => {
   const { config } = inhabited(t);
   for (const file of [config.groupFile, config.passwdFile]) {
     fs.mkdirSync(`${file}.agentd`);
-    await assert.rejects(takeOver(config, { ...AGENT, home: '/' }, { uid: 1001, gid: 1001 }, async () => {}), { message: /^the account agent cannot take over uid 1001: / });
-    assert.match(fs.readFileSync(config.passwdFile, 'utf8'), /^agent:x:1000:1000/m, 'it is written last: what was interrupted is done again');
-    fs.rmdirSync(`${file}.agentd`);
+    await assert.rejects(takeOver(config, { ...AGENT, home: '/' }, { uid: 1001, gid: 1001 }, ending(() => assert.fail('too late'))), { message: /^the account agent cannot take over uid 1001: / });
+    assert.match(fs.readFileSync(config.passwdFile, 'utf8'), /^agent:x:1000:1000/m);
+    fs.rmSync(`${file}.agentd`, { recursive: true, force: true });
   }
 });
 
-/** A mounter for which the share is mounted already. */
-function mounterWith(config, where, probe) {
+/** A mounter for which the share is mounted already. `maker` gives what is written its owner, or refuses. */
+function mounterWith(config, where, maker = (uid, gid) => [uid, gid]) {
   const table = path.join(config.runDir, 'table');
   fs.writeFileSync(table, `9 1 0:9 / ${where} rw - 9p work rw\n`);
   const calls = [];
-  const run = async (file, args, options) => {
-    calls.push([file, options.uid, options.gid]);
-    probe?.();
+  const run = async (file, args, { uid, gid }) => {
+    calls.push([file, uid, gid]);
+    if (file === '/bin/rm') return fs.rmSync(args.at(-1));
+    const owner = maker(uid, gid);
+    fs.writeFileSync(args.at(-1), '');
+    return fs.chownSync(args.at(-1), ...owner);
   };
   return { mounter: new Mounter(config, { run, table, endAgents: async () => calls.push(['endAgents']) }), calls };
 }
 
-test('a request works as the owner of "work", and of nothing else', asRoot, async (t) => {
+/** A guest with a folder to work in, which is mounted. */
+function working(t, owner, maker) {
   const { config } = inhabited(t);
-  const guestPath = path.join(fs.realpathSync(config.workspace), 'project');
+  const workspace = fs.realpathSync(config.workspace);
+  const guestPath = path.join(workspace, 'project');
   fs.mkdirSync(guestPath);
-  fs.chownSync(guestPath, 1001, 1001);
-  const { mounter, calls } = mounterWith({ ...config, workspace: fs.realpathSync(config.workspace) }, guestPath);
-  const user = { ...AGENT, home: '/home/agent' };
-  const other = await mounter.prepare([{ name: 'other', tag: 'work', guestPath }], user);
-  assert.deepEqual([other, calls], [user, []]);
-  const worker = await mounter.prepare([{ name: 'work', tag: 'work', guestPath }], user);
+  fs.chownSync(guestPath, ...owner);
+  return { guestPath, work: [{ name: 'work', tag: 'work', guestPath }], ...mounterWith({ ...config, workspace }, guestPath, maker) };
+}
+
+const USER = { ...AGENT, home: '/home/agent' };
+
+test('a request works as the owner of "work", and of nothing else', asRoot, async (t) => {
+  const { guestPath, work, mounter, calls } = working(t, [1001, 1001]);
+  const other = await mounter.prepare([{ ...work[0], name: 'other' }], USER);
+  assert.deepEqual([other, calls], [USER, []]);
+  const worker = await mounter.prepare(work, USER);
   assert.deepEqual([worker.uid, worker.gid], [1001, 1001]);
-  assert.deepEqual(calls, [['endAgents'], ['/bin/sh', 1001, 1001]]);
-  await mounter.prepare([{ name: 'work', tag: 'work', guestPath }], worker);
-  assert.equal(calls.length, 2, 'the second request of the same owner costs nothing');
+  assert.deepEqual(calls, [['endAgents'], ['/bin/sh', 1001, 1001], ['/bin/rm', 1001, 1001]]);
+  await mounter.prepare(work, worker);
+  assert.equal(calls.length, 3, 'the second request of the same owner costs nothing');
   fs.chownSync(guestPath, 1002, 1002);
-  const second = await mounter.prepare([{ name: 'work', tag: 'work', guestPath }], worker);
-  assert.deepEqual([second.uid, calls.slice(2)], [1002, [['endAgents'], ['/bin/sh', 1002, 1002]]]);
+  const second = await mounter.prepare(work, worker);
+  assert.deepEqual([second.uid, calls.slice(3, 5)], [1002, [['endAgents'], ['/bin/sh', 1002, 1002]]]);
+  assert.deepEqual(fs.readdirSync(guestPath), []);
+});
+
+test('where others own what the agent makes, it works as those: QEMU runs as another user than the folder\'s', asRoot, async (t) => {
+  const { work, mounter, calls } = working(t, [1001, 1001], () => [1005, 1005]);
+  const worker = await mounter.prepare(work, USER);
+  assert.deepEqual([worker.uid, worker.gid], [1005, 1005]);
+  const ended = () => calls.filter(([name]) => name === 'endAgents').length;
+  assert.equal(ended(), 2);
+  assert.equal((await mounter.prepare(work, worker)).uid, 1005);
+  assert.equal(ended(), 2, 'that is remembered');
+  const root = working(t, [0, 0], () => [1005, 1005]);
+  assert.equal((await root.mounter.prepare(root.work, USER)).uid, 1005, 'a folder of root\'s that everybody may write to');
+});
+
+test('who may not write is not worked as', asRoot, async (t) => {
+  const maker = (uid) => {
+    if (uid === 1005) throw new Error('Permission denied');
+    return [1005, 1005];
+  };
+  const { work, mounter } = working(t, [1001, 1001], maker);
+  assert.equal((await mounter.prepare(work, USER)).uid, 1001);
 });
 
 test('a folder of root\'s that only root may write to is refused with what to do', asRoot, async (t) => {
-  const { config } = inhabited(t);
-  const guestPath = path.join(fs.realpathSync(config.workspace), 'project');
-  fs.mkdirSync(guestPath);
-  const refuse = () => {
+  const { work, mounter } = working(t, [0, 0], () => {
     throw new Error('Permission denied');
-  };
-  const { mounter } = mounterWith({ ...config, workspace: fs.realpathSync(config.workspace) }, guestPath, refuse);
-  const attempt = mounter.prepare([{ name: 'work', tag: 'work', guestPath }], { ...AGENT, home: '/home/agent' });
-  await assert.rejects(attempt, /\(owner 0:0, mode 755\) is not writable for uid 1000: Permission denied; it belongs to root/);
+  });
+  await assert.rejects(mounter.prepare(work, USER), /\(owner 0:0, mode 755\) is not writable for uid 1000: Permission denied; it belongs to root/);
+});
+
+test('a link in place of the folder is refused', asRoot, async (t) => {
+  const { guestPath, work, mounter } = working(t, [1001, 1001]);
+  fs.rmdirSync(guestPath);
+  fs.symlinkSync('/etc', guestPath);
+  await assert.rejects(mounter.prepare(work, USER), /mount "work": .*project is a symbolic link|cannot be reached/);
 });

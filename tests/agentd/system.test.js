@@ -41,6 +41,16 @@ test('the parts of a machine that comes up', (t) => {
   assert.equal(system.complete, true);
 });
 
+test('a network without a default route counts after a while, and a machine may be called localhost', async (t) => {
+  const { state, sources } = machine(t);
+  Object.assign(state, { name: 'localhost', addresses: ETH });
+  const system = new SystemState(0, { ...sources, name: path.join(path.dirname(sources.routes), 'hostname'), patience: 50 });
+  assert.deepEqual(system.read(), { hostname: false, loopback: true, network: false });
+  fs.writeFileSync(path.join(path.dirname(sources.routes), 'hostname'), 'localhost\n');
+  assert.equal(system.read().hostname, true);
+  await until('the network', () => system.read().network, 5000);
+});
+
 test('no network is waited for where there is no card, or nothing sets it up', (t) => {
   for (const how of [{ cards: ['lo'] }, { interfaces: 'auto lo\niface lo inet loopback\n' }, { interfaces: '' }]) {
     const { state, sources } = machine(t, how);

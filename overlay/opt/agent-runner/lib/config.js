@@ -17,7 +17,7 @@ const TIMES = Object.freeze({
   drain: 1000, // output still in the pipe after the agent has ended
   retry: 500, // after a failed write to the stream
   stall: 60_000, // an agent whose stream cannot be written for this long is killed
-  settle: 15_000, // from agentd's start: how long requests are held back for a system that is still coming up
+  settle: 30_000, // from agentd's start: how long requests are held back for a system that is still coming up
   portSearch: 120_000, // how long the serial port is looked for before saying so
 });
 const LIMITS = Object.freeze({

@@ -4,7 +4,8 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const O_PATH = 0o10000000; // Linux's; Node has no name for it. The folder is held, not opened: no right to read is needed.
-const FOLDER = O_PATH | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW;
+const ENTRY = O_PATH | fs.constants.O_NOFOLLOW;
+const FOLDER = ENTRY | fs.constants.O_DIRECTORY;
 
 /** The path by which this process reaches what is below a folder that it holds, whatever becomes of the folder's name. */
 function below(fd, ...parts) {
@@ -99,4 +100,4 @@ class SharedFolder {
   }
 }
 
-module.exports = { SharedFolder, below, holdFolder, isOwn, mountOf, placeOf };
+module.exports = { ENTRY, FOLDER, SharedFolder, below, holdFolder, isOwn, mountOf, placeOf };

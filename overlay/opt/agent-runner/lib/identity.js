@@ -4,10 +4,11 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { setImmediate: turn } = require('node:timers/promises');
 const { RequestError } = require('./errors');
+const { ENTRY, FOLDER, below, holdFolder, mountOf } = require('./folders');
 
-const LAST_ID = 2 ** 32 - 2; // the one above it means "no id" (chown(2))
+const LAST_ID = 2 ** 31 - 1; // Node starts processes with no greater one
 const BATCH = 256; // files between two chances for everything else, the heartbeat first of all
-const SEPARATOR = Buffer.from('/');
+const DEPTH = 200; // folders in folders; each of them is held while root works in it
 
 /** The accounts of a passwd(5) or the groups of a group(5) text: `{name, ids}`, where ids are fields 3 and 4 as numbers. */
 function parseTable(text) {
@@ -53,54 +54,105 @@ function explainOwner(user, owner, passwd) {
 }
 
 /**
- * Give what belongs to `from` below `top` to `to`. Other file systems are left alone: the shares are the host's. No
- * process of `from` may be alive, because names are trusted.
+ * Give what earlier uids of the agent own below `top` to `to`: what belongs neither to root nor to another account.
+ * Other mounts are left alone: the shares are the host's. Every folder and file is held by a descriptor while it is
+ * looked at and changed, so that a name which leads elsewhere meanwhile changes nothing.
+ * @param {string} top
+ * @param {{isOthers: (uid: number) => boolean, isNamed: (gid: number) => boolean}} accounts see `accountsBeside`
+ * @param {{uid: number, gid: number}} to
  */
-async function handOver(top, from, to) {
-  const start = fs.lstatSync(top, { throwIfNoEntry: false });
-  if (!start?.isDirectory()) return;
-  const folders = [Buffer.from(top)];
-  give(folders[0], start, from, to);
-  for (let count = 1; folders.length > 0; ) {
-    const folder = folders.pop();
-    for (const name of readFolder(folder)) {
-      const file = Buffer.concat([folder, SEPARATOR, name]); // bytes, because names need not be UTF-8
-      const stat = lookAt(file);
-      if (stat?.dev !== start.dev) continue;
-      give(file, stat, from, to);
-      if (stat.isDirectory()) folders.push(file);
-      if ((count += 1) % BATCH === 0) await turn();
+async function handOver(top, accounts, to) {
+  const levels = [];
+  const enter = (fd) => levels.push({ fd, names: readFolder(fd) });
+  try {
+    const start = hold(() => holdFolder(top));
+    if (start === undefined) return;
+    enter(start);
+    give(start, accounts, to);
+    const mount = mountOf(start);
+    for (let count = 1; levels.length > 0; count += 1) {
+      const { fd, names } = levels.at(-1);
+      const name = names.pop();
+      if (name === undefined) fs.closeSync(levels.pop().fd);
+      else handOverEntry(entryOf(fd, name), { accounts, to, mount, enter: levels.length < DEPTH ? enter : undefined });
+      if (count % BATCH === 0) await turn();
     }
+  } finally {
+    for (const { fd } of levels) fs.closeSync(fd);
   }
 }
 
-function readFolder(folder) {
-  return unlessUnreachable(() => fs.readdirSync(folder, { encoding: 'buffer' })) ?? [];
+/** One entry of a held folder; a folder of the same mount is entered, unless it lies too deep. */
+function handOverEntry(entry, { accounts, to, mount, enter }) {
+  const stat = unlessGone(() => fs.lstatSync(entry));
+  if (!stat || !(stat.isDirectory() || isGiven(stat, accounts, to))) return;
+  const fd = hold(() => fs.openSync(entry, stat.isDirectory() ? FOLDER : ENTRY));
+  if (fd === undefined) return;
+  let entered = false;
+  try {
+    if (mountOf(fd) !== mount) return;
+    give(fd, accounts, to);
+    if (stat.isDirectory() && enter) {
+      enter(fd);
+      entered = true;
+    }
+  } finally {
+    if (!entered) fs.closeSync(fd);
+  }
 }
 
-function lookAt(file) {
-  return unlessUnreachable(() => fs.lstatSync(file));
+/** The path of an entry in a held folder: bytes, because names need not be UTF-8. */
+function entryOf(fd, name) {
+  return Buffer.concat([Buffer.from(`${below(fd)}/`), name]);
 }
 
-/** What is gone, or lies deeper than a path can be long, stays as it is. */
-function unlessUnreachable(action) {
+function readFolder(fd) {
+  return unlessGone(() => fs.readdirSync(below(fd), { encoding: 'buffer' })) ?? [];
+}
+
+/** A descriptor, or undefined when the entry is gone or has become something else. */
+function hold(open) {
+  return unlessGone(open, ['ENOENT', 'ENOTDIR', 'ELOOP']);
+}
+
+function unlessGone(action, codes = ['ENOENT']) {
   try {
     return action();
   } catch (error) {
-    if (error.code !== 'ENOENT' && error.code !== 'ENAMETOOLONG') throw error;
+    if (!codes.includes(error.code)) throw error;
     return undefined;
   }
 }
 
-function give(file, stat, from, to) {
-  if (stat.uid === from.uid) fs.lchownSync(file, to.uid, stat.gid === from.gid ? to.gid : stat.gid);
+function isGiven({ uid }, accounts, to) {
+  return uid !== to.uid && !accounts.isOthers(uid);
 }
 
-/** Replace a file of root's as a whole, its mode kept. `change` gets and returns its lines. */
-function rewriteLines(file, change) {
+/** Change the owner of what a descriptor holds, be it a symbolic link. */
+function give(fd, accounts, to) {
+  const stat = fs.fstatSync(fd);
+  if (isGiven(stat, accounts, to)) fs.chownSync(below(fd), to.uid, accounts.isNamed(stat.gid) ? stat.gid : to.gid);
+}
+
+/** Which uids and gids are not the agent's to give: those of root, of other accounts, of other groups. */
+function accountsBeside(user, tables) {
+  const [accounts, groups] = [parseTable(tables.passwd), parseTable(tables.group)];
+  const own = ownGroup(user, accounts, groups);
+  return {
+    isOthers: (uid) => uid === 0 || accounts.some(({ name, ids }) => name !== user.name && ids[0] === uid),
+    isNamed: (gid) => groups.some(({ name, ids }) => name !== own?.name && ids[0] === gid),
+  };
+}
+
+/** Where the next content of a file is written before it is renamed into place. */
+function draftOf(file) {
+  return `${file}.agentd`;
+}
+
+/** Write the next content of a file of root's, its mode kept. `change` gets and returns its lines. */
+function writeDraft(file, change) {
   const text = fs.readFileSync(file, 'latin1'); // the bytes of what is not changed stay as they are
-  const temporary = `${file}.agentd`;
-  const fd = fs.openSync(temporary, 'w', 0o600);
+  const fd = fs.openSync(draftOf(file), 'w', 0o600);
   try {
     fs.writeFileSync(fd, change(text.split('\n')).join('\n'), 'latin1');
     fs.fchmodSync(fd, fs.statSync(file).mode & 0o7777);
@@ -108,7 +160,6 @@ function rewriteLines(file, change) {
   } finally {
     fs.closeSync(fd);
   }
-  fs.renameSync(temporary, file);
 }
 
 /** The line of `name` with other numbers: `ids` go to its third field and the ones after it. */
@@ -125,29 +176,36 @@ function renumber(lines, name, ids) {
  * Let the agent's account work as the owner of its folder: from now on its files, /etc/passwd and /etc/group have the
  * owner's uid (and gid, where that is free). Whatever runs as the agent is ended first.
  *
- * It may be interrupted: /etc/passwd is written last, and until then everything is done again.
+ * It may be interrupted: the next contents of the two files are written before anything is changed, which also shows
+ * that there is room for them, and the one of /etc/passwd is put into place last. Where that is still lying about,
+ * everything is done again, whoever the owner is by then.
  * @param {{passwdFile: string, groupFile: string, workspace: string, scratchFolders: string[]}} config
  * @param {object} user as `findUser` gives it
  * @param {{uid: number, gid: number}} owner of the folder
- * @param {() => Promise<unknown>} endLeftovers ends every process that runs as the agent
+ * @param {{endLeftovers: () => Promise<unknown>, isShare: (folder: string) => boolean}} system how every process that
+ *   runs as the agent is ended, and whether a folder is the host's
  * @returns {Promise<object>} the user with the numbers that it has now
- * @throws {RequestError} when the system's files cannot be written
+ * @throws {RequestError} when the system's files cannot be written, or a process cannot be ended
  */
-async function takeOver(config, user, owner, endLeftovers) {
+async function takeOver(config, user, owner, { endLeftovers, isShare }) {
   const tables = { passwd: fs.readFileSync(config.passwdFile, 'latin1'), group: fs.readFileSync(config.groupFile, 'latin1') };
   const { uid, gid, group } = identityFor(user, owner, tables);
-  if (uid === user.uid && gid === user.gid) return user;
-  await endLeftovers();
+  const interrupted = fs.existsSync(draftOf(config.passwdFile));
+  if (uid === user.uid && gid === user.gid && !interrupted) return user;
+  const files = [config.groupFile, config.passwdFile];
   try {
-    const places = new Set([config.workspace, path.resolve(user.home), ...config.scratchFolders]);
-    places.delete('/');
-    for (const place of places) await handOver(place, user, { uid, gid });
-    if (group !== undefined) rewriteLines(config.groupFile, (lines) => renumber(lines, group, [gid]));
-    rewriteLines(config.passwdFile, (lines) => renumber(lines, user.name, [uid, gid]));
+    writeDraft(config.groupFile, (lines) => (group === undefined ? lines : renumber(lines, group, [gid])));
+    writeDraft(config.passwdFile, (lines) => renumber(lines, user.name, [uid, gid]));
   } catch (error) {
+    if (!interrupted) for (const file of files) fs.rmSync(draftOf(file), { force: true, recursive: true });
     throw new RequestError(`the account ${user.name} cannot take over uid ${uid}: ${error.message}`);
   }
+  await endLeftovers();
+  const places = new Set([config.workspace, path.resolve(user.home), ...config.scratchFolders]);
+  places.delete('/');
+  for (const place of places) if (!isShare(place)) await handOver(place, accountsBeside(user, tables), { uid, gid });
+  for (const file of files) fs.renameSync(draftOf(file), file);
   return { ...user, uid, gid };
 }
 
-module.exports = { explainOwner, handOver, identityFor, takeOver };
+module.exports = { accountsBeside, explainOwner, handOver, identityFor, takeOver };

@@ -42,7 +42,7 @@ function isShare(dir, table) {
 class Mounter {
   #config;
   #system;
-  #writable = new Set();
+  #workers = new Map(); // folder → its owner, and the uid that works in it
 
   /** @param {{run?, table?, endAgents?}} system what the tests replace: programs, the table of mounts, the killing */
   constructor(config, system = {}) {
@@ -118,24 +118,45 @@ class Mounter {
       await this.#mount(mount, user);
       if (mount.name === 'work') work = mount;
     }
-    if (!work) return user;
-    const worker = await this.#adapt(work, user);
-    await this.#probe(work, worker);
-    return worker;
+    return work ? this.#adapt(work, user) : user;
   }
 
   #isRequestShare({ tag, guestPath }) {
     return tag === IPC_TAG && path.resolve(guestPath) === path.resolve(this.#config.ipcDir);
   }
 
-  /** The agent works as the owner of the folder. What it had left running as somebody else is ended before that. */
-  async #adapt({ guestPath }, user) {
-    const worker = await takeOver(this.#config, user, fs.statSync(guestPath), () => {
+  /**
+   * The user, working as the owner of the folder; or, where what it makes there belongs to somebody else (whoever runs
+   * QEMU, in a folder that others may write to), as that one if that is possible.
+   */
+  async #adapt(work, user) {
+    const owner = this.#ownerOf(work);
+    const known = this.#workers.get(work.guestPath);
+    if (known && known.uid === user.uid && known.owner.uid === owner.uid && known.owner.gid === owner.gid) return user;
+    const worker = await this.#become(user, owner);
+    const maker = await this.#probe(work, worker);
+    const other = maker.uid === worker.uid ? worker : await this.#become(worker, maker);
+    const chosen = other.uid === worker.uid ? worker : await this.#probe(work, other).then(() => other, () => this.#become(other, owner));
+    this.#workers.set(work.guestPath, { owner, uid: chosen.uid });
+    return chosen;
+  }
+
+  #ownerOf({ name, guestPath }) {
+    const fd = holdMounted(name, guestPath);
+    try {
+      const { uid, gid, mode } = fs.fstatSync(fd);
+      return { uid, gid, mode };
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  #become(user, owner) {
+    const endLeftovers = () => {
       noteUser(this.#config, user);
       return this.#system.endAgents(this.#config);
-    });
-    if (worker.uid !== user.uid || worker.gid !== user.gid) this.#writable.clear();
-    return worker;
+    };
+    return takeOver(this.#config, user, owner, { endLeftovers, isShare: (folder) => isShare(folder, this.#system.table) });
   }
 
   #check({ name, guestPath }, user) {
@@ -159,7 +180,7 @@ class Mounter {
     const { run, table } = this.#system;
     const present = findMount(target, table);
     if (present && SHARE_TYPES.has(present.type) && present.source === tag) return;
-    this.#writable.delete(target);
+    this.#workers.delete(target);
     await this.#system.endAgents(this.#config);
     checkLinks(name, target);
     try {
@@ -171,19 +192,32 @@ class Mounter {
     if (!isShare(target, table)) throw new RequestError(`mount "${name}": ${target} is not a share after mounting`);
   }
 
-  /** Only a real write, by the agent's own user, says whether the host lets the agent write. */
+  /**
+   * Only a real write, by the agent's own user, says whether the host lets the agent write.
+   * @returns {Promise<{uid: number, gid: number}>} the owner of what was written
+   */
   async #probe({ name, guestPath }, user) {
-    const target = path.resolve(guestPath);
-    if (this.#writable.has(target)) return;
-    const file = path.join(target, `.agentd-probe-${process.pid}`);
+    const file = path.join(guestPath, `.agentd-probe-${process.pid}`);
+    const as = { uid: user.uid, gid: user.gid, cwd: '/', env: {} };
     try {
-      await this.#system.run('/bin/sh', ['-c', ': > "$1" && rm -f "$1"', 'probe', file], { uid: user.uid, gid: user.gid, cwd: '/', env: {} });
+      await this.#system.run('/bin/sh', ['-c', ': > "$1"', 'probe', file], as);
+      const { uid, gid } = fs.lstatSync(file);
+      await this.#system.run('/bin/rm', ['-f', file], as);
+      return { uid, gid };
     } catch (error) {
-      const owner = fs.statSync(target, { throwIfNoEntry: false });
-      const advice = owner ? `; ${explainOwner(user, owner, fs.readFileSync(this.#config.passwdFile, 'latin1'))}` : '';
-      throw new RequestError(`mount "${name}": ${target} (${describeOwner(owner)}) is not writable for uid ${user.uid}: ${error.message}${advice}`);
+      const owner = this.#ownerOf({ name, guestPath });
+      const advice = explainOwner(user, owner, fs.readFileSync(this.#config.passwdFile, 'latin1'));
+      throw new RequestError(`mount "${name}": ${guestPath} (${describeOwner(owner)}) is not writable for uid ${user.uid}: ${error.message}; ${advice}`);
     }
-    this.#writable.add(target);
+  }
+}
+
+/** Hold a folder that has been mounted; a request whose folder is not there any more is refused. */
+function holdMounted(name, guestPath) {
+  try {
+    return holdFolder(guestPath);
+  } catch (error) {
+    throw new RequestError(`mount "${name}": ${guestPath} cannot be reached: ${error.message}`);
   }
 }
 
@@ -193,8 +227,8 @@ function shareTags(sysfs = '/sys/bus/virtio/drivers/9pnet_virtio') {
   return devices.map((name) => fs.readFileSync(path.join(sysfs, name, 'mount_tag'), 'utf8').replace(/\0.*$/s, '').trim());
 }
 
-function describeOwner(stat) {
-  return stat ? `owner ${stat.uid}:${stat.gid}, mode ${(stat.mode & 0o7777).toString(8)}` : 'owner unknown';
+function describeOwner({ uid, gid, mode }) {
+  return `owner ${uid}:${gid}, mode ${(mode & 0o7777).toString(8)}`;
 }
 
 function checkLinks(name, target) {

@@ -73,7 +73,7 @@ class Runner {
     if (command.length === 0) throw new RequestError(NO_AGENT);
     const env = agentEnvironment(user, drive, request, config.socket);
     checkProgram(command, env, cwd);
-    if (request.awaitSystem && !(await system.settled(signal))) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
+    if (request.awaitSystem && !(await system.settled(signal)) && !signal.aborted) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
     return { command, cwd, env, user, input: request.prompt, events: request.command === undefined };
   }
 

@@ -86,8 +86,8 @@ class SerialChannel {
 
   #push(message) {
     try {
-      this.#receiver ??= new Receiver(this.#config, bootUser(this.#config));
-      this.#receiver.take(message);
+      this.#receiver ??= new Receiver(this.#config);
+      this.#receiver.take(message, bootUser(this.#config));
     } catch (error) {
       this.#log.info(`${message.type}: ${error.message}`);
       void this.#send({ type: 'push_error', transferId: message.transferId, path: message.path, error: error.message });

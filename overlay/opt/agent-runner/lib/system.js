@@ -8,6 +8,9 @@ const { setTimeout: delay } = require('node:timers/promises');
 const UNNAMED = new Set(['', '(none)', 'localhost']);
 const DEFAULT_ROUTE = /^\S+\t0{8}\t/m; // proc(5), net/route: interface, destination in hexadecimal
 
+/** Milliseconds after an address until a network without a default route counts as one that has none. */
+const ROUTE = 3000;
+
 /** What tells how far the machine has come up; the tests replace it. */
 const SOURCES = {
   hostname: os.hostname,
@@ -15,6 +18,8 @@ const SOURCES = {
   cards: '/sys/class/net',
   interfaces: '/etc/network/interfaces',
   routes: '/proc/net/route',
+  name: '/etc/hostname',
+  patience: ROUTE,
 };
 
 /**
@@ -24,6 +29,7 @@ const SOURCES = {
 class SystemState {
   #sources;
   #deadline;
+  #addressed; // monotonic ms when an address was there for the first time
 
   /** @param {number} patience milliseconds from now that a request may be held back */
   constructor(patience, sources = {}) {
@@ -35,7 +41,7 @@ class SystemState {
   read() {
     const addresses = this.#sources.addresses();
     return {
-      hostname: !UNNAMED.has(this.#sources.hostname()),
+      hostname: this.#isNamed(this.#sources.hostname()),
       loopback: Object.values(addresses).some((list) => list.some(({ address }) => address === '127.0.0.1')),
       network: this.#expectsNetwork() ? this.#hasNetwork(addresses) : null,
     };
@@ -64,9 +70,15 @@ class SystemState {
     return [...text.matchAll(/^\s*auto\s+(.*)$/gm)].flatMap(([, names]) => names.trim().split(/\s+/)).filter((name) => name !== 'lo');
   }
 
+  /** The kernel's own name for a machine may be the one that was chosen, too. */
+  #isNamed(name) {
+    return !UNNAMED.has(name) || (name !== '' && name === readText(this.#sources.name).trim());
+  }
+
   #hasNetwork(addresses) {
-    const isReachable = Object.values(addresses).some((list) => list.some(({ family, internal }) => family === 'IPv4' && !internal));
-    return isReachable && DEFAULT_ROUTE.test(readText(this.#sources.routes));
+    if (!Object.values(addresses).some((list) => list.some(({ family, internal }) => family === 'IPv4' && !internal))) return false;
+    this.#addressed ??= performance.now();
+    return DEFAULT_ROUTE.test(readText(this.#sources.routes)) || performance.now() - this.#addressed >= this.#sources.patience;
   }
 }
 

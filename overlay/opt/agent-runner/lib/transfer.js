@@ -23,20 +23,20 @@ function decode(data) {
 /** Files that the host pushes. Everything is written with the agent's own rights, beside the target, then renamed. */
 class Receiver {
   #config;
-  #user;
   #open = new Map(); // transferId → {target, temporary, next, size}
 
-  constructor(config, user) {
+  constructor(config) {
     this.#config = config;
-    this.#user = user;
   }
 
   /**
    * Take one push_file, push_file_chunk or push_file_complete.
+   * @param {object} message
+   * @param {{uid: number, gid: number}} user the agent's account as it is now
    * @throws {Error} saying what is wrong; nothing of the file is left then
    */
-  take(message) {
-    asUser(this.#user, () => {
+  take(message, user) {
+    asUser(user, () => {
       if (message.type === 'push_file') this.#whole(message);
       else if (message.type === 'push_file_chunk') this.#chunk(message);
       else this.#complete(message);

@@ -32,35 +32,68 @@ function runTool(file, args, options = {}) {
   });
 }
 
+const GONE = /^State:\s*[ZX]/m;
+const ROUNDS = 20;
+const SWEEP = 5000; // ms for a shell that does nothing but kill
+
 /** The living processes of `uid`. Their status says so: the owner of /proc/PID is root when they forbid to be dumped. */
 function processesOf(uid) {
   const pids = fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
   return pids.map(Number).filter((pid) => {
-    try {
-      const status = fs.readFileSync(`/proc/${pid}/status`, 'utf8');
-      return !/^State:\s*[ZX]/m.test(status) && /^Uid:(.*)$/m.exec(status)[1].trim().split(/\s+/).includes(String(uid));
-    } catch {
-      return false; // it has ended meanwhile
-    }
+    const status = statusOf(`/proc/${pid}`);
+    if (!/^Uid:(.*)$/m.exec(status)?.[1].trim().split(/\s+/).includes(String(uid))) return false;
+    return !GONE.test(status) || hasThreads(pid);
+  });
+}
+
+/** The status of a process or thread, empty when it has ended meanwhile. */
+function statusOf(folder) {
+  try {
+    return fs.readFileSync(`${folder}/status`, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** Whether threads go on although the first one, which stands for the process, has ended. */
+function hasThreads(pid) {
+  let tasks = [];
+  try {
+    tasks = fs.readdirSync(`/proc/${pid}/task`);
+  } catch {
+    // It has ended meanwhile.
+  }
+  return tasks.some((task) => {
+    const status = statusOf(`/proc/${pid}/task/${task}`);
+    return status !== '' && !GONE.test(status);
   });
 }
 
 /**
- * End every process of `uid` (never root's). Those that are seen are killed; then one of their own kills all that are
- * left, which the kernel does at once: none can fork away from that.
+ * End every process of `uid` (never root's). A list of them proves nothing: one that forks and ends is in none. So a
+ * process of their own kills all others, which the kernel does at once: none can fork away from that. They could only
+ * end that process before it does, in which case it is started again.
  * @returns {Promise<number>} how many were seen
  * @throws {RequestError} when some are still there
  */
 async function endProcesses(uid) {
   if (uid === 0 || process.getuid() !== 0) return 0;
-  const first = processesOf(uid);
-  for (let round = 0, left = first; left.length > 0; round += 1, left = processesOf(uid)) {
-    if (round === 100) throw new RequestError(`${left.length} processes of uid ${uid} cannot be ended`);
-    for (const pid of left) killOne(pid);
-    await runTool(process.execPath, ['-e', 'process.kill(-1, "SIGKILL")'], { uid, gid: uid, cwd: '/', env: {} }).catch(() => {});
+  const seen = new Set();
+  let swept = false;
+  for (let round = 0; round < ROUNDS; round += 1) {
+    const living = processesOf(uid);
+    for (const pid of living) {
+      seen.add(pid);
+      killOne(pid);
+    }
+    if (swept && living.length === 0) return seen.size;
+    swept ||= await runTool('/bin/sh', ['-c', 'kill -KILL -1'], { uid, gid: uid, cwd: '/', env: {}, timeout: SWEEP }).then(
+      () => true,
+      () => false,
+    );
     await delay(10);
   }
-  return first.length;
+  throw new RequestError(`processes of uid ${uid} cannot be ended`);
 }
 
 function killOne(pid) {

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.files import digest
+
 ARCHES = ("amd64", "arm64")
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def facts(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "sha256": sha256(path), "size": path.stat().st_size}
+    return {"name": path.name, "sha256": digest(path), "size": path.stat().st_size}
 
 
 def build(out: Path, arch: str, seed: str = "") -> Path:
@@ -31,12 +28,17 @@ def build(out: Path, arch: str, seed: str = "") -> Path:
         "manifest": 1,
         "arch": arch,
         "buildId": f"build-{arch}{seed}",
-        "image": {"sha256": sha256(image), "size": image.stat().st_size, "virtualSize": 1 << 32},
+        "image": {"sha256": digest(image), "size": image.stat().st_size, "virtualSize": 1 << 32},
         "boot": {"kernel": facts(kernel), "initramfs": facts(initramfs)},
         "files": {},
     }
     image.with_suffix(".manifest.json").write_text(json.dumps(manifest))
     return image
+
+
+def booted(out: Path, arch: str) -> dict[str, Any]:
+    """What a boot record says of the files that a direct boot takes from beside the image."""
+    return {"kernel": facts(out / f"vmlinuz-virt-{arch}"), "initramfs": facts(out / f"initramfs-virt-{arch}")}
 
 
 def prove(image: Path, *firmwares: str, **extra: Mapping[str, Any]) -> None:

@@ -18,8 +18,9 @@ from fixtures.server import Fault, Site, serve
 from imgkit import cli, interrupts
 from tests import hostdownload
 from tests.conftest import need_program
+from tests.files import digest
 from tests.hostdownload import App, ChecksumError, read_env
-from tests.publications import build, facts, prove, proved, sha256
+from tests.publications import booted, build, facts, prove, proved
 
 VARIABLES = ("INPUT_DIR", "OUT_DIR", "OUTPUT_BASE", "SOURCE_DATE_EPOCH")
 BASE = "https://images.example/sandbox"
@@ -97,7 +98,7 @@ def test_a_whole_version(place: Path, capsys: pytest.CaptureFixture[str], monkey
         "images": {
             arch: {
                 "url": f"{BASE}/v0.1.5/image-linux-{arch}.qcow2",
-                "sha256": sha256(out / f"linux-{arch}.qcow2"),
+                "sha256": digest(out / f"linux-{arch}.qcow2"),
                 "fileName": f"image-linux-{arch}.qcow2",
             }
             for arch in ("amd64", "arm64")
@@ -155,7 +156,7 @@ def test_a_target_without_links_gets_a_copy(place: Path, monkeypatch: pytest.Mon
 
 def test_the_index_for_programs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = proved(place / "out")
-    prove(out / "linux-arm64.qcow2", "uefi", "direct")
+    prove(out / "linux-arm64.qcow2", "uefi", "direct", **booted(out, "arm64"))
     assert publish("v1", "--base-url", BASE, "--json") == 0
     index = load("publish/v1/index.json")
     assert json.loads(capsys.readouterr().out) == {"folder": "publish/v1", "changed": True, **index}
@@ -180,7 +181,7 @@ def test_the_variables_of_the_application(place: Path) -> None:
     for arch in ("amd64", "arm64"):
         wanted |= {
             f"COWORK_SANDBOX_IMAGE_URL_{arch.upper()}": f"{BASE}/v1/image-linux-{arch}.qcow2",
-            f"COWORK_SANDBOX_IMAGE_SHA256_{arch.upper()}": sha256(out / f"linux-{arch}.qcow2"),
+            f"COWORK_SANDBOX_IMAGE_SHA256_{arch.upper()}": digest(out / f"linux-{arch}.qcow2"),
             f"COWORK_SANDBOX_KERNEL_URL_{arch.upper()}": f"{BASE}/v1/vmlinuz-virt-{arch}",
             f"COWORK_SANDBOX_INITRD_URL_{arch.upper()}": f"{BASE}/v1/initramfs-virt-{arch}",
         }
@@ -296,6 +297,19 @@ def test_versions_that_are_none(version: str, place: Path, capsys: pytest.Captur
     assert not (place / "publish").exists()
 
 
+@pytest.mark.parametrize("version", ["com1", "COM0", "aux.1", "NUL.1", "Lpt9.v1", "con.1", "prn.1"])
+def test_versions_that_are_devices_on_windows(version: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proved(place / "out", "amd64")
+    assert fails(capsys, version) == (2, f"{version!r} is the name of a device on Windows", "such as v0.1.5")
+    assert not (place / "publish").exists()
+
+
+@pytest.mark.parametrize("version", ["com10", "nul-1", "auxiliary1", "v1.con", "lpt1x"])
+def test_versions_that_only_resemble_devices(version: str, place: Path) -> None:
+    proved(place / "out", "amd64")
+    assert publish(version) == 0
+
+
 def test_no_version(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], [""]):
         assert fails(capsys, *words)[:2] == (2, "no version to publish")
@@ -352,7 +366,17 @@ def test_nothing_to_publish(place: Path, capsys: pytest.CaptureFixture[str]) -> 
 HINT = "imgkit boot out/linux-amd64.qcow2, and publish again; --unproved publishes it as it is"
 
 
-@pytest.mark.parametrize("kind", ["missing", "other bytes", "empty", "not JSON", "no boots", "other kernel"])
+DIRECT: dict[str, dict[str, Any]] = {
+    "other kernel": {"kernel": {"sha256": "0" * 64}},
+    "other initramfs": {"initramfs": {"sha256": "0" * 64}},
+    "kernel unknown": {"kernel": None},
+    "initramfs unknown": {"initramfs": None},
+    "both unknown": {"kernel": None, "initramfs": None},
+}
+"""What records of direct boots say that prove nothing about the files that are published."""
+
+
+@pytest.mark.parametrize("kind", ["missing", "other bytes", "empty", "not JSON", "no boots", *DIRECT])
 def test_an_image_that_no_boot_has_proved(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = build(place / "out", "amd64")
     record = image.with_suffix(".boot.json")
@@ -369,8 +393,9 @@ def test_an_image_that_no_boot_has_proved(kind: str, place: Path, capsys: pytest
     elif kind == "no boots":
         prove(image)
     else:
-        prove(image, "direct", kernel={"sha256": "0" * 64})
-    if kind.startswith("other"):
+        files = booted(place / "out", "amd64")
+        prove(image, "direct", **{role: said for role, said in {**files, **DIRECT[kind]}.items() if said})
+    if kind.startswith("other") or kind in DIRECT:
         why = "out/linux-amd64.boot.json is about another image, kernel or initramfs: no boot has proved this one"
     error = f"out/linux-amd64.qcow2: {why}"
     assert fails(capsys, "v1") == (4, error, HINT)
@@ -392,8 +417,9 @@ def test_one_unproved_image_of_two_is_enough_to_refuse(place: Path, capsys: pyte
 
 def test_a_direct_boot_of_these_files_counts(place: Path) -> None:
     image = build(place / "out", "arm64")
-    prove(image, "direct", kernel=facts(place / "out/vmlinuz-virt-arm64"))
+    prove(image, "direct", **booted(place / "out", "arm64"))
     assert publish("v1") == 0
+    assert load("publish/v1/index.json")["architectures"]["arm64"]["provedWith"] == ["direct"]
 
 
 @pytest.mark.parametrize("name", ["linux-amd64.qcow2", "vmlinuz-virt-amd64", "initramfs-virt-amd64"])
@@ -685,7 +711,7 @@ def test_the_application_downloads_with_the_base_url_alone(
     app = App(few, process_arch, place / "data")
     image = app.ensure_image()
     assert dict(site.requests) == {f"/v0.1.5/image-linux-{process_arch}.qcow2": 1}
-    assert sha256(image) == sha256(place / f"out/linux-{hostdownload.VARIANTS[process_arch]}.qcow2")
+    assert digest(image) == digest(place / f"out/linux-{hostdownload.VARIANTS[process_arch]}.qcow2")
 
 
 @pytest.mark.parametrize("process_arch", ["x64", "arm64"])

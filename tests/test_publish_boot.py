@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from fixtures.server import serve
+from tests.files import digest
 from tests.hostdownload import App, read_env
 from tests.images import Builder, Image
-from tests.publications import facts, sha256
+from tests.publications import facts
 
 pytestmark = pytest.mark.vm
 
@@ -26,11 +27,11 @@ def test_boot_publish_and_download(builder: Builder, image: Image, tmp_path: Pat
     refused = builder.run(*words)
     assert refused.returncode == 4
     assert f"error: {disk}: no boot has proved it" in refused.stderr
-    before = sha256(disk)
+    before = digest(disk)
 
     booted = builder.run("boot", disk, "--accel", "tcg", "--timeout", "300", "--json")
     assert booted.returncode == 0, booted.stderr
-    assert sha256(disk) == before
+    assert digest(disk) == before
     said = json.loads(booted.stdout)
     record = json.loads((out / "test-amd64.boot.json").read_text())
     assert record["image"] == facts(disk)
@@ -49,7 +50,7 @@ def test_boot_publish_and_download(builder: Builder, image: Image, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{target}/v1.0\n"
         app = App(read_env((target / "v1.0/publish.env").read_text()), "x64", tmp_path / "data")
-        assert sha256(app.ensure_image()) == before
+        assert digest(app.ensure_image()) == before
         assert app.ensure_kernel() is not None
     index = json.loads((target / "v1.0/index.json").read_text())
     assert index["architectures"]["amd64"]["provedWith"] == ["bios"]

@@ -21,6 +21,8 @@ ALIASES = {"amd64": ("x64",), "arm64": ()}
 """Further names of an architecture in names of images: the application asks for Node's ``process.arch``."""
 
 _VERSION = re.compile(r"(?=.*[0-9])[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
+_DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
+"""What Windows takes for a device, whatever follows the first dot (Naming Files, Paths, and Namespaces)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+")  # nothing that a shell reading publish.env would act upon
@@ -93,6 +95,8 @@ def check_version(text: str) -> str:
     if not _VERSION.fullmatch(text) or ".." in text:
         what = "letters, digits, '.', '_', '-' and '+' with at least one digit, the first and last no sign, no '..'"
         raise UsageError(f"{text!r} is not a version", hint=f"such as v0.1.5: {what}")
+    if _DEVICE.match(text):
+        raise UsageError(f"{text!r} is the name of a device on Windows", hint="such as v0.1.5")
     return text
 
 

@@ -131,13 +131,21 @@ def _proof(image: Path, published: File, boot_files: Mapping[str, File | None]) 
     boots = {
         firmware: facts
         for firmware, facts in record.boots.items()
-        if all(_same(facts[role], file) for role, file in boot_files.items() if role in facts and file is not None)
+        if all(_proves(firmware, facts.get(role), file) for role, file in boot_files.items())
     }
     return Record(record.image, record.sha256, record.size, record.arch, boots) if boots else None
 
 
-def _same(booted: Any, file: File) -> bool:
-    return isinstance(booted, dict) and booted.get("sha256") == file.sha256
+def _proves(firmware: str, booted: Any, file: File | None) -> bool:
+    """Whether a boot was one of this kernel or initramfs. Only a direct boot takes them from beside the image.
+
+    Args:
+        booted: what the record says of the file that was booted; None if it says nothing.
+        file: the one that is published, if any.
+    """
+    if booted is None:
+        return firmware != "direct"
+    return file is None or (isinstance(booted, dict) and booted.get("sha256") == file.sha256)
 
 
 def _without_proof(image: Path, *, allowed: bool) -> None:

@@ -90,12 +90,13 @@ def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """This process's environment without what would change a build."""
+    """This process's environment without what would change a build or what is published of it."""
     kept = {name: value for name, value in os.environ.items() if name not in _BUILD_VARIABLES}
     return {**kept, "IMGKIT_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-_BUILD_VARIABLES = frozenset({*VARIABLES, "ARCHS", "OUT_DIR", "WORK_DIR"})
+_PUBLISH_VARIABLES = ("INPUT_DIR", "OUTPUT_BASE", "COWORK_SANDBOX_IMAGE_VERSION", "COWORK_SANDBOX_BASE_URL")
+_BUILD_VARIABLES = frozenset({*VARIABLES, "ARCHS", "OUT_DIR", "WORK_DIR", *_PUBLISH_VARIABLES})
 
 
 def _has_bindings() -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from fixtures.keys import Keys, load, new_rsa
 from fixtures.server import HTML, NOT_FOUND, Fault, Site
 from imgkit import cli
 from imgkit.fetch.http import Http
+from imgkit.rootfs.binaries import Findings, Lacking
 from imgkit.vm.machines import host_arch
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
@@ -376,6 +378,20 @@ def test_an_architecture_that_nobody_knows(build: Builder) -> None:
 
 def test_a_version_that_the_mirror_lacks(build: Builder) -> None:
     build.fails(4, "alpine-minirootfs-3.23.99-x86_64.tar.gz", recipe=RECIPE + "version = '3.23.99'\n")
+
+
+@pytest.mark.parametrize("provides", [["so:libx.so.1=1.2"], []])
+def test_a_payload_that_lacks_a_library(
+    provides: list[str], build: Builder, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint comes from the plan's own index. That a root filesystem was made is pretended."""
+    packages = [*build.small.packages, package("libx", key=keys.signing, provides=provides)]
+    build.small.index(each.record for each in packages)
+    made = SimpleNamespace(binaries=Findings(lacking=(Lacking("opt/agent-runner/x.node", "libx.so.1"),)))
+    monkeypatch.setattr("imgkit.build.compose", lambda *_, **__: made)
+    error = "/opt/agent-runner/x.node: needs the library libx.so.1, which the image lacks"
+    hint = "add the package libx" if provides else "no package of the image's repositories provides so:libx.so.1"
+    build.fails(4, error, f"hint: {hint}", recipe=RECIPE + "payload_binaries = 'strict'\n")
 
 
 def test_the_cache_alone_does_not_have_it(build: Builder) -> None:

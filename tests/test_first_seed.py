@@ -68,7 +68,8 @@ def test_other_platforms_are_one_warning_and_all_in_the_manifest(seed_images: Im
     module = f"{MODULES}/@img/sharp-linuxmusl-{cpu}/lib/sharp-linuxmusl-{cpu}.node"
     assert {"path": module, "library": "libstdc++.so.6"} in manifest["payload"]["missingLibraries"]
     (missing,) = [line for line in lines if "libstdc++.so.6, which" in line]
-    assert f"{module} needs the library libstdc++.so.6, which the image lacks: " in missing
+    advice = "no package of the image's repositories provides so:libstdc++.so.6"
+    assert missing == f"{arch}: {module} needs the library libstdc++.so.6, which the image lacks: {advice}"
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])

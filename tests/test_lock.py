@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.server import Site
+from fixtures.keys import Keys
+from fixtures.server import Site, serve
 from imgkit import lockfile, recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.plan import fetch_base, fetch_packages, providers
+from imgkit.plan import fetch_base, fetch_packages, make_plan, providers
 from tests.commandline import Place, check_failure
-from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, minimal, package
 
 
 @pytest.fixture
@@ -71,6 +72,25 @@ def test_providers_are_known_where_the_index_is_still_there(
     assert found == {"so:libx.so.1": ("one", "two"), "so:liby.so.1": ()}
     assert providers(plan, base, Cache(here.base / "empty"), ["so:libx.so.1"]) is None
     assert not site.requests
+
+
+def test_what_the_recipe_adds_is_decided_before_the_minirootfs_world(here: Place, keys: Keys, tmp_path: Path) -> None:
+    """As ``apk add w`` does it where v is in the world. In the order of their names v would bring package a as well."""
+    packages = [
+        package("a", "1-r0", key=keys.signing, provides=["v"], provider_priority=10),
+        package("b", "1-r0", key=keys.signing, provides=["v", "w"], provider_priority=5),
+        package("c", "1-r0", key=keys.signing, provides=["w"], provider_priority=1),
+    ]
+    tree = minimal(keys)
+    tree.write("etc/apk/world", "v\n", mtime=TIME)
+    small = Small(here.base / "mirror", keys, packages).write(tree)
+    here.recipe.write_text(RECIPE + "packages = ['w']\n")
+    with serve(small.root) as site:
+        wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+        cache = Cache(here.cache)
+        plan = make_plan(wanted, "amd64", fetch_base(wanted, "amd64", cache, tmp_path / "spool"), cache)
+    assert [each.package.name for each in plan.packages] == ["b"]
+    assert plan.world == ("v", "w")
 
 
 def test_a_package_that_is_not_the_locked_one_is_refused(

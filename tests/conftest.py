@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fixtures.keys import Keys
     from fixtures.mirror import Mirror
     from fixtures.server import Site
+    from imgkit.apk.index import Package
     from tests.commandline import Place
     from tests.images import Builder, Image, Images
     from tests.mirrors import Small
@@ -87,6 +89,27 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
 
     with serve(mirror.root) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def real_text() -> str:
+    """The text of a real index: main of Alpine 3.17 for aarch64, 5,004 packages."""
+    from tests.files import REAL_INDEX
+
+    if not REAL_INDEX.is_file():
+        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+    with tarfile.open(REAL_INDEX) as archive:
+        member = archive.extractfile("APKINDEX")
+        assert member is not None
+        return member.read().decode()
+
+
+@pytest.fixture(scope="session")
+def real(real_text: str) -> tuple[Package, ...]:
+    """The packages of that index."""
+    from imgkit.apk.index import Repository, parse_index
+
+    return parse_index(real_text, Repository(0, "main"))
 
 
 @pytest.fixture(scope="session")

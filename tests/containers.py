@@ -28,9 +28,9 @@ import platformdirs
 from filelock import FileLock
 
 from tests import seccomp
+from tests.commandline import ROOT
 from tests.conftest import need, need_program
 
-ROOT = Path(__file__).parents[1]
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SUITES = {"12": ("bookworm", "3.11"), "13": ("trixie", "3.13")}  # Debian's release → its name, its Python
 _KEPT_DAYS = 7

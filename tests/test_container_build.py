@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commandline import ROOT
 from tests.containers import read_recipe
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "script/container-build"
 # Writes down each call, one argument a line; `run` ends with $STATUS, `build` with $BUILD.
 TOOL = """\

@@ -12,9 +12,8 @@ import pytest
 from fixtures.mirror import Mirror
 from fixtures.server import HTML, NOT_FOUND, Fault, Site, serve
 from script import demo
-from tests.commandline import Place
+from tests.commandline import ROOT, Place
 
-ROOT = Path(__file__).parents[1]
 LISTING = "latest-stable/releases/x86_64/latest-releases.yaml"
 NOWHERE = "http://127.0.0.1:9"
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from imgkit.rootfs.npm import MINIMUM
 from tests import hostapp
-from tests.conftest import need, need_program
+from tests.conftest import need_program
 from tests.images import ROOT, Builder
+from tests.test_npm import need_npm
 
 PAYLOAD = ROOT / "fixtures/payloads/echo-agent"
 
@@ -29,8 +28,7 @@ def test_the_lock_pins_and_names_no_registry() -> None:
 @pytest.mark.vm
 def test_it_is_built_in_and_answers(builder: Builder, tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
-    version = subprocess.run([need_program("npm"), "--version"], capture_output=True, text=True).stdout
-    need("npm 10.3.0 or newer", tuple(map(int, version.strip().split("."))) >= MINIMUM)
+    need_npm()
     image = builder.build(tmp_path / "out", "--arch", "amd64", "--agent-runner", PAYLOAD)["amd64"]
     files = image.manifest["files"]
     assert "/opt/agent-runner/node_modules/ms/index.js" in files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkit.apk.dependency import Provide
-from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.index import Package
 from imgkit.apk.solver import UnknownPackage, solve
 from imgkit.recipe import Recipe, load
-from tests.files import REAL_INDEX
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
 
@@ -74,16 +72,6 @@ def test_both_make_the_same_outputs(name: str) -> None:
 
 
 # ---- the real index of Alpine 3.17 ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real() -> tuple[Package, ...]:
-    if not REAL_INDEX.is_file():
-        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(REAL_INDEX) as archive:
-        member = archive.extractfile("APKINDEX")
-        assert member is not None
-        return parse_index(member.read().decode(), Repository(0, "main"))
 
 
 def wanted() -> list[str]:

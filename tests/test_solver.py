@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
@@ -15,10 +14,9 @@ from hypothesis import strategies as st
 
 from imgkit.apk.candidates import claimed, conditions_of, dependencies_of
 from imgkit.apk.dependency import Dependency
-from imgkit.apk.index import Package, Repository, parse_index
+from imgkit.apk.index import Package, Repository
 from imgkit.apk.solver import Solution, UnknownPackage, Unsatisfiable, solve
 from imgkit.errors import RecipeError
-from tests.files import REAL_INDEX
 
 EDGE = Repository(1, "edge", "edge")
 
@@ -629,16 +627,6 @@ def test_the_checkers_of_this_file_say_no() -> None:
 # ---- the real index ------------------------------------------------------------------------------------------------
 
 WORLD = ["alpine-base", "linux-virt", "openrc", "nodejs", "git", "python3", "bash", "e2fsprogs", "grub-efi"]
-
-
-@pytest.fixture(scope="module")
-def real() -> tuple[Package, ...]:
-    if not REAL_INDEX.is_file():
-        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(REAL_INDEX) as archive:
-        member = archive.extractfile("APKINDEX")
-        assert member is not None
-        return parse_index(member.read().decode(), Repository(0, "main"))
 
 
 def test_real_closure_is_complete_and_has_nothing_superfluous(real: tuple[Package, ...]) -> None:

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkit.apk.index import Package, Repository, format_record, parse_index, parse_record
+from imgkit.apk.index import Package, format_record, parse_record
 from imgkit.apk.solver import UnknownPackage, Unsatisfiable, solve
 from imgkit.errors import RecipeError
-from tests.files import REAL_INDEX
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror
@@ -223,24 +222,20 @@ def test_random_repositories_come_out_as_with_apk(mirror: Mirror, machine: str, 
     assert 0 < more < 50
 
 
-def test_random_worlds_of_a_real_index_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
-    if not REAL_INDEX.is_file():
-        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
-    with tarfile.open(REAL_INDEX) as archive:
-        member = archive.extractfile("APKINDEX")
-        assert member is not None
-        packages = parse_index(member.read().decode(), Repository(0, "main"))
+def test_random_worlds_of_a_real_index_come_out_as_with_apk(
+    real: tuple[Package, ...], mirror: Mirror, machine: str, tmp_path: Path
+) -> None:
     apk = Apk(mirror, tmp_path, machine=machine, arch="aarch64")
-    apk.publish(packages)
+    apk.publish(real)
     dice = random.Random(11)
-    versions = {one.name: one.version for one in packages}
-    provided = {word.partition("=")[0] for one in packages for word in one.provides}
+    versions = {one.name: one.version for one in real}
+    provided = {word.partition("=")[0] for one in real for word in one.provides}
     choices = (sorted(versions), sorted(provided))
     for _ in range(30):
         names = [dice.choice(choices[dice.random() < 0.12]) for _ in range(dice.randint(1, 15))]
         world = [_strained(dice, name, versions.get(name)) for name in names]
         world = by_name([*world, *(one for one in ("docs", "openrc", "busybox") if dice.random() < 0.2)])
-        assert ours(world, packages, "aarch64") == apk.order(world), world
+        assert ours(world, real, "aarch64") == apk.order(world), world
 
 
 def _strained(dice: random.Random, name: str, version: str | None) -> str:

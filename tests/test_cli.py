@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imgkit import cli, interrupts, scratch
-from imgkit.commands import build
+from imgkit.commands import COMMANDS, build
 from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
 from imgkit.recipe import load
 from imgkit.vm.failures import KernelPanicError
@@ -184,7 +184,7 @@ def test_lock_takes_no_option_that_would_do_nothing(capsys: pytest.CaptureFixtur
 
 
 def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--version"], ["--help"], *([name, "--help"] for name in ("build", "boot", "run", "verify"))):
+    for words in (["--version"], ["--help"], *([command.NAME, "--help"] for command in COMMANDS)):
         with pytest.raises(SystemExit) as left:
             cli.main(words)
         assert left.value.code == 0

@@ -23,6 +23,7 @@ from imgkit.commands.reading import appliance_options
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.recipe import Recipe, load, parse_setting
+from imgkit.sourcedate import source_date
 from imgkit.vm.machines import host_arch
 
 NAME = "build"
@@ -108,20 +109,6 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
 def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Recipe:
     """The recipe that the options name, with what they and the environment set. Raises RecipeError, UsageError."""
     return load(options.recipe, *overrides(options, environ))
-
-
-def source_date(environ: Mapping[str, str]) -> int | None:
-    """``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
-
-    Raises:
-        UsageError: it is no number of seconds.
-    """
-    text = environ.get("SOURCE_DATE_EPOCH")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 12):
-        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is no number of seconds since 1970")
-    return int(text)
 
 
 def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from imgkit.commands.build import source_date
 from imgkit.errors import UsageError
 from imgkit.publish import layout, sources
 from imgkit.publish.folder import Request, publish
+from imgkit.sourcedate import source_date
 
 NAME = "publish"
 HELP = "publish images for the host application"

@@ -1,0 +1,24 @@
+"""The time of what a build or a publication generates, where whoever runs it wants it to be always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from imgkit.errors import UsageError
+
+
+def source_date(environ: Mapping[str, str]) -> int | None:
+    """``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
+
+    Returns:
+        Seconds since 1970, or None if the variable is not set or empty.
+
+    Raises:
+        UsageError: it is no number of seconds.
+    """
+    text = environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is no number of seconds since 1970")
+    return int(text)

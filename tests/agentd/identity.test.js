@@ -99,17 +99,22 @@ test('what is the agent\'s goes with it, links and odd names too; what is not, a
   assert.equal(ended.length, 2);
 });
 
+/** A program that gives the folder it is called with to 61235, and prints the owners of these names in it. */
+function walkOver(...names) {
+  return `const { handOver } = require(${JSON.stringify(require.resolve('../../overlay/opt/agent-runner/lib/identity.js'))});
+    const beside = { isOthers: (uid) => uid === 0, isNamed: () => false };
+    handOver(process.argv[1], beside, { uid: 61235, gid: 61235 }).then(() => {
+      const { lstatSync } = require('node:fs');
+      console.log(${JSON.stringify(names)}.map((name) => lstatSync(process.argv[1] + name).uid).join());
+    });`;
+}
+
 test('what is mounted in a folder of the agent\'s is the host\'s, as is a home that is a share', asRoot, async (t) => {
   const { root, config } = makeGuest(t);
   const inner = path.join(config.workspace, 'share');
   fs.mkdirSync(inner);
   const script = 'mount -t tmpfs none "$1" && touch "$1/file" && chown -R 61234:61234 "$2" && exec "$3" -e "$4" "$2"';
-  const walk = `const { handOver } = require(${JSON.stringify(require.resolve('../../overlay/opt/agent-runner/lib/identity.js'))});
-    const beside = { isOthers: (uid) => uid === 0, isNamed: () => false };
-    handOver(process.argv[1], beside, { uid: 61235, gid: 61235 }).then(() => {
-      const { lstatSync } = require('node:fs');
-      console.log(['', '/share', '/share/file'].map((name) => lstatSync(process.argv[1] + name).uid).join());
-    });`;
+  const walk = walkOver('', '/share', '/share/file');
   const done = spawnSync('unshare', ['--mount', 'sh', '-c', script, 'sh', inner, config.workspace, process.execPath, walk], { encoding: 'utf8' });
   assert.equal(done.stdout, '61235,61234,61234\n', done.stderr);
   fs.lchownSync(config.workspace, 61234, 61234);
@@ -119,21 +124,14 @@ test('what is mounted in a folder of the agent\'s is the host\'s, as is a home t
 });
 
 test('files and folders of an overlay are handed over alike', asRoot, (t) => {
-  const { root } = makeGuest(t);
-  const walk = `const { handOver } = require(${JSON.stringify(require.resolve('../../overlay/opt/agent-runner/lib/identity.js'))});
-    const beside = { isOthers: (uid) => uid === 0, isNamed: () => false };
-    handOver('/tmp/merged', beside, { uid: 61235, gid: 61235 }).then(() => {
-      const { lstatSync } = require('node:fs');
-      console.log(['', '/dir', '/dir/lower', '/dir/upper', '/dir/link'].map((name) => lstatSync('/tmp/merged' + name).uid).join());
-    });`;
-  fs.mkdirSync(path.join(root, 'lower/dir'), { recursive: true });
-  fs.writeFileSync(path.join(root, 'lower/dir/lower'), 'x');
-  const script = `mount -t tmpfs none /tmp && cd /tmp && mkdir upper work merged &&
-    mount -t overlay overlay -o "lowerdir=$1/lower,upperdir=/tmp/upper,workdir=/tmp/work" merged &&
-    touch merged/dir/upper && ln -s nowhere merged/dir/link && chown -hR 61234:61234 merged && exec "$2" -e "$3"`;
-  const base = fs.mkdtempSync('/var/tmp/agentd-');
+  const base = fs.mkdtempSync('/var/tmp/agentd-'); // the tmpfs above it is another file system, as in a read-only guest
   t.after(() => spawnSync('rm', ['-rf', base]));
-  fs.cpSync(path.join(root, 'lower'), path.join(base, 'lower'), { recursive: true });
+  for (const name of ['lower/dir', 'memory', 'merged']) fs.mkdirSync(path.join(base, name), { recursive: true });
+  fs.writeFileSync(path.join(base, 'lower/dir/lower'), 'x');
+  const script = `cd "$1" && mount -t tmpfs none memory && mkdir memory/upper memory/work &&
+    mount -t overlay overlay -o lowerdir=lower,upperdir=memory/upper,workdir=memory/work merged &&
+    touch merged/dir/upper && ln -s nowhere merged/dir/link && chown -hR 61234:61234 merged && exec "$2" -e "$3" "$1/merged"`;
+  const walk = walkOver('', '/dir', '/dir/lower', '/dir/upper', '/dir/link');
   const done = spawnSync('unshare', ['--mount', 'sh', '-c', script, 'sh', base, process.execPath, walk], { encoding: 'utf8' });
   assert.equal(done.stdout, '61235,61235,61235,61235,61235\n', done.stderr);
 });

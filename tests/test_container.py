@@ -29,7 +29,7 @@ exit 0
 # What a recipe sees is what the build can do: it is read by the very process.
 EVIDENCE = """
 import ctypes, json, os
-from .alpine import *
+from .core import *
 
 def refused(action):
     try:

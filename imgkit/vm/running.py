@@ -192,8 +192,8 @@ class VM:
     def settle(self, timeout: float = SETTLE) -> tuple[str, ...]:
         """Wait until commands find what they expect: a host name, a loopback device and, if there is a card, a network.
 
-        The agent is ready before them, and says in its heartbeat what is still to come. Requests wait for the same,
-        for a shorter time (docs/agentd.md).
+        The agent is ready before them, and says in its heartbeat what is still to come. In the guest, requests wait
+        for the same (docs/agentd.md).
 
         Returns:
             What is still missing when the time is over; empty if nothing is. It is logged, too.

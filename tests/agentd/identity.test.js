@@ -271,25 +271,33 @@ test('a request works as the owner of "work", and of nothing else', asRoot, asyn
   assert.deepEqual([other, calls], [USER, []]);
   const worker = await mounter.prepare(work, USER);
   assert.deepEqual([worker.uid, worker.gid], [1001, 1001]);
-  assert.deepEqual(calls, [['endAgents'], ['/bin/sh', 1001, 1001], ['/bin/rm', 1001, 1001]]);
+  assert.deepEqual(calls, [['endAgents'], ['endAgents'], ['/bin/sh', 1001, 1001], ['/bin/rm', 1001, 1001]]);
   await mounter.prepare(work, worker);
-  assert.equal(calls.length, 3, 'the second request of the same owner costs nothing');
+  assert.equal(calls.length, 4, 'the second request of the same owner costs nothing');
   fs.chownSync(guestPath, 1002, 1002);
   const second = await mounter.prepare(work, worker);
-  assert.deepEqual([second.uid, calls.slice(3, 5)], [1002, [['endAgents'], ['/bin/sh', 1002, 1002]]]);
+  assert.deepEqual([second.uid, calls.slice(4, 7)], [1002, [['endAgents'], ['endAgents'], ['/bin/sh', 1002, 1002]]]);
   assert.deepEqual(fs.readdirSync(guestPath), []);
 });
 
 test('where others own what the agent makes, it works as those: QEMU runs as another user than the folder\'s', asRoot, async (t) => {
-  const { work, mounter, calls } = working(t, [1001, 1001], () => [1005, 1005]);
+  const { guestPath, work, mounter, calls } = working(t, [1001, 1001], () => [1005, 1005]);
   const worker = await mounter.prepare(work, USER);
   assert.deepEqual([worker.uid, worker.gid], [1005, 1005]);
   const ended = () => calls.filter(([name]) => name === 'endAgents').length;
-  assert.equal(ended(), 2);
+  assert.equal(ended(), 3);
+  fs.chownSync(guestPath, 1001, 1001); // a real share is a mount of its own: its owner does not change with the agent's
+  const before = calls.length;
   assert.equal((await mounter.prepare(work, worker)).uid, 1005);
-  assert.equal(ended(), 2, 'that is remembered');
+  assert.equal(calls.length, before, 'that is remembered');
   const root = working(t, [0, 0], () => [1005, 1005]);
   assert.equal((await root.mounter.prepare(root.work, USER)).uid, 1005, 'a folder of root\'s that everybody may write to');
+});
+
+test('before anything is written to find out whose it is, leftovers are ended, also where the owner stays', asRoot, async (t) => {
+  const { work, mounter, calls } = working(t, [1000, 1000]);
+  assert.equal((await mounter.prepare(work, USER)).uid, 1000);
+  assert.deepEqual(calls.slice(0, 2), [['endAgents'], ['/bin/sh', 1000, 1000]]);
 });
 
 test('who may not write is not worked as', asRoot, async (t) => {

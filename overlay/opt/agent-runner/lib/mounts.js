@@ -133,6 +133,7 @@ class Mounter {
     const owner = this.#ownerOf(work);
     const known = this.#workers.get(work.guestPath);
     if (known && known.uid === user.uid && known.owner.uid === owner.uid && known.owner.gid === owner.gid) return user;
+    await this.#system.endAgents(this.#config); // nobody may put another's file in the place of the one that is written
     const worker = await this.#become(user, owner);
     const maker = await this.#probe(work, worker);
     const other = maker.uid === worker.uid ? worker : await this.#become(worker, maker);

@@ -69,11 +69,11 @@ class Runner {
     const account = findUser(choice.userName, config.passwdFile);
     const user = await mounter.prepare(request.mounts, account, channel.ownDisk);
     const cwd = workingFolder(request, choice.workdir, config, user);
-    await channel.beforeAgent(request, user);
+    if (request.awaitSystem && !(await system.settled(signal)) && !signal.aborted) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
+    await channel.beforeAgent(request, user); // what the host pushes during the wait is no change of the agent's
     if (command.length === 0) throw new RequestError(NO_AGENT);
     const env = agentEnvironment(user, drive, request, config.socket);
     checkProgram(command, env, cwd);
-    if (request.awaitSystem && !(await system.settled(signal)) && !signal.aborted) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
     return { command, cwd, env, user, input: request.prompt, events: request.command === undefined };
   }
 

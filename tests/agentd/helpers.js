@@ -29,6 +29,7 @@ function makeGuest(t, overrides = {}) {
     releaseFile: path.join(root, 'release'),
     passwdFile: path.join(root, 'passwd'),
     groupFile: path.join(root, 'group'),
+    kernelSettings: path.join(root, 'kernel'),
     scratchFolders: [path.join(root, 'tmp')],
     consoleFile: path.join(root, 'console'),
     logFile: path.join(root, 'log'),
@@ -39,6 +40,8 @@ function makeGuest(t, overrides = {}) {
     ...overrides,
   };
   for (const dir of [config.ipcDir, config.runDir, config.configDir]) fs.mkdirSync(dir, { recursive: true, mode: 0o755 });
+  fs.mkdirSync(config.kernelSettings, { recursive: true });
+  for (const name of ['protected_hardlinks', 'protected_symlinks']) fs.writeFileSync(path.join(config.kernelSettings, name), '1\n');
   fs.writeFileSync(config.consoleFile, '');
   fs.writeFileSync(config.groupFile, 'root:x:0:root\ndialout:x:20:root\nagent:x:1000:\nnogroup:x:65533:\n');
   fs.writeFileSync(config.passwdFile, `root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000::${root}:/bin/sh\n`);

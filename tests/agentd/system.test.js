@@ -7,7 +7,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { test } = require('node:test');
 const { setTimeout: delay } = require('node:timers/promises');
-const { FakeSystem, makeGuest, payload, startHost, until } = require('./helpers');
+const { FakeMounter, FakeSystem, makeGuest, payload, startHost, until } = require('./helpers');
 const { SystemState } = payload('system');
 
 const LO = { lo: [{ address: '127.0.0.1', family: 'IPv4', internal: true }] };
@@ -98,4 +98,35 @@ test('a request that waits can be cancelled', async (t) => {
   fs.writeFileSync(host.ipc('requests', 'c.cancel'), '');
   assert.equal((await host.result('c')).cancelled, true);
   assert.equal(host.output('c').length, 0);
+});
+
+test('no agent runs while links are not protected, however long it takes and whatever the request says', async (t) => {
+  const mounter = new FakeMounter();
+  const host = await startHost(t, { mounter });
+  const setting = (name, value) => fs.writeFileSync(path.join(host.config.kernelSettings, name), value);
+  const mounts = { work: { tag: 'work', guestPath: path.join(host.config.workspace, 'project') } };
+  const cases = { protected_hardlinks: ['0\n', '', 'x\n'], protected_symlinks: ['0\n'] };
+  for (const [name, values] of Object.entries(cases)) {
+    for (const [at, value] of values.entries()) {
+      setting(name, value);
+      for (const awaitSystem of [true, false]) {
+        const id = `${name}-${at}-${awaitSystem}`;
+        host.send(id, { command: ['/bin/echo', 'ran'], awaitSystem, mounts });
+        const result = await host.result(id);
+        assert.deepEqual([result.subtype, result.result], ['error', `the kernel's setting fs.${name} is not in force: no agent is run`]);
+        assert.equal(host.output(id).length, 0);
+      }
+      setting(name, '1\n');
+    }
+  }
+  assert.deepEqual(mounter.wanted, [], 'root has not begun to work in the agent\'s folders either');
+  host.send('now', { command: ['/bin/echo', 'ran'] });
+  assert.equal((await host.result('now')).subtype, 'success');
+});
+
+test('a setting that the kernel does not know is not in force', async (t) => {
+  const host = await startHost(t);
+  fs.rmSync(host.config.kernelSettings, { recursive: true });
+  host.send('none', { command: ['/bin/echo', 'ran'], awaitSystem: false });
+  assert.match((await host.result('none')).result, /fs\.protected_hardlinks is not in force/);
 });

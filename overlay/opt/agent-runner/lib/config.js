@@ -47,6 +47,7 @@ function loadConfig(env) {
     releaseFile: '/etc/imgkit-release',
     passwdFile: '/etc/passwd',
     groupFile: '/etc/group',
+    kernelSettings: '/proc/sys/fs',
     scratchFolders: ['/tmp', '/var/tmp', '/dev/shm'],
     consoleFile: '/dev/console',
     logFile: env.AGENTD_LOG || '/var/log/agentd.log',

@@ -4,6 +4,7 @@ const fs = require('node:fs');
 const { AgentRun, checkProgram } = require('./agent');
 const { agentEnvironment, chooseAgent, describePresence, readDrive } = require('./environment');
 const { RequestError } = require('./errors');
+const { checkKernel } = require('./kernel');
 const { isInside } = require('./paths');
 const { parseRequest } = require('./request');
 const { findUser, noteUser } = require('./users');
@@ -62,6 +63,7 @@ class Runner {
   /** Everything that can be wrong is found here, before anything of the agent runs. */
   async #plan(request, signal) {
     const { config, mounter, channel, log, system } = this.#services;
+    checkKernel(config); // root works in folders of the agent's from here on
     const drive = readDrive(config.configDir);
     log.info(`request ${request.id}: ${describePresence({ ...drive, ...request.env })}`);
     const choice = chooseAgent(config.choices, drive, request.env);

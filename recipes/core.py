@@ -32,11 +32,19 @@ packages = [
 # What the initramfs can do: the root disk of a virtual machine and nothing else. Each feature more costs boot time.
 initramfs_features = ["base", "ext4", "virtio", "virtio-scsi"]
 
-kernel_arguments = ["quiet"]
+# Without these settings an agent could turn root's work against root. Every boot gets them, and all others, from the
+# overlay's first script; here they are in force from the kernel's start, where the command line is ours.
+kernel_arguments = [
+    "quiet",
+    "sysctl.fs.protected_hardlinks=1",
+    "sysctl.fs.protected_symlinks=1",
+    "sysctl.kernel.sysrq=0",
+]
 
+# No bootmisc: it cleans /tmp as root while agents are at work there. docs/services.md says what each of these touches.
 services = {
     "sysinit": ["devfs", "imgkit-config", "imgkit-growroot", "agentd"],
-    "boot": ["osclock", "modules", "hostname", "sysctl", "bootmisc", "networking", "syslog"],
+    "boot": ["osclock", "modules", "hostname", "sysctl", "networking", "syslog"],
     "shutdown": ["mount-ro", "killprocs"],
 }
 

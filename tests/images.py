@@ -108,15 +108,19 @@ def _has_bindings() -> bool:
 
 
 def overlay_with_root(folder: Path) -> Path:
-    """The repository's overlay with the helper of :mod:`imgkit.vm.rootport`, as a service of runlevel default."""
+    """The repository's overlay with two services of the tests.
+
+    In runlevel default the helper of :mod:`imgkit.vm.rootport`; in runlevel boot one that holds the boot up when the
+    kernel's command line asks for it.
+    """
     overlay = folder / "overlay"
     shutil.copytree(ROOT / "overlay", overlay, symlinks=True)
-    helper = overlay / "usr/local/lib/imgkit-root-helper.js"
-    service = overlay / "etc/init.d/imgkit-root"
-    shutil.copyfile(ROOT / "tests/guest/root-helper.js", helper)
-    shutil.copyfile(ROOT / "tests/guest/imgkit-root", service)
-    service.chmod(0o755)
-    runlevel = overlay / "etc/runlevels/default"
-    runlevel.mkdir(parents=True, exist_ok=True)
-    (runlevel / "imgkit-root").symlink_to("/etc/init.d/imgkit-root")
+    shutil.copyfile(ROOT / "tests/guest/root-helper.js", overlay / "usr/local/lib/imgkit-root-helper.js")
+    for runlevel, name in (("default", "imgkit-root"), ("boot", "imgkit-slow")):
+        service = overlay / "etc/init.d" / name
+        shutil.copyfile(ROOT / "tests/guest" / name, service)
+        service.chmod(0o755)
+        level = overlay / "etc/runlevels" / runlevel
+        level.mkdir(parents=True, exist_ok=True)
+        (level / name).symlink_to(f"/etc/init.d/{name}")
     return overlay

@@ -15,6 +15,7 @@ import pytest
 
 from imgkit.vm import VM
 from tests.conftest import need_program
+from tests.early import EarlyLook
 from tests.guest import until_it_says
 from tests.images import Builder, Image, Images
 
@@ -24,15 +25,26 @@ QEMU = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 TIMEOUT = 240.0  # the machine that runs the tests may be busy
 
 
-def boot_and_look(image: Image, **options: Any) -> VM:
-    """Boot and check the heartbeat against the manifest. The machine is over when this returns."""
+def boot_and_look(image: Image, folder: Path, **options: Any) -> VM:
+    """Boot and check the heartbeat against the manifest, and what the earliest request saw of the kernel's settings.
+
+    The machine is over when this returns.
+    """
     need_program(QEMU[image.arch])
-    chosen = {"arch": image.arch, "accelerator": "tcg", "timeout": TIMEOUT, **options}
+    early = EarlyLook(folder / "ipc")
+    chosen = {
+        "arch": image.arch,
+        "accelerator": "tcg",
+        "timeout": TIMEOUT,
+        "shares": {"ipc": folder / "ipc"},
+        **options,
+    }
     with VM.boot(image.disk, **chosen) as vm:
         beat = vm.heartbeat()
         assert beat is not None
         assert beat.extra["buildId"] == image.manifest["buildId"]
         assert vm.run(["uname", "-m"]).text.strip() == {"amd64": "x86_64", "arm64": "aarch64"}[image.arch]
+    early.check()
     return vm
 
 
@@ -44,33 +56,38 @@ def direct(image: Image) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("arch", "firmware"), [("amd64", "bios"), ("amd64", "uefi"), ("arm64", "uefi")])
-def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str) -> None:
+def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str, tmp_path: Path) -> None:
     """``imgkit boot`` finds out the architecture and the firmware's files by itself."""
     need_program(QEMU[arch])
-    words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT))
+    early = EarlyLook(tmp_path / "ipc")
+    words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT), "--share", f"ipc={tmp_path}/ipc")
     done = builder.run("boot", images[arch].disk, "--json", *words)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["buildId"] == images[arch].manifest["buildId"]
     assert 0 < found["secondsToReady"] < TIMEOUT
+    early.check()
 
 
-def test_amd64_boots_directly(builder: Builder, images: Images) -> None:
+def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) -> None:
     """With the kernel and initramfs that lie beside the image."""
-    words = ("--firmware", "direct", "--accel", "tcg", "--timeout", str(TIMEOUT), "--json")
+    early = EarlyLook(tmp_path / "ipc")
+    words = ["--firmware", "direct", "--accel", "tcg", "--timeout", str(TIMEOUT), "--json"]
+    words += ["--share", f"ipc={tmp_path}/ipc"]
     done = builder.run("boot", images["amd64"].disk, *words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["buildId"] == images["amd64"].manifest["buildId"]
+    early.check()
 
 
-def test_arm64_boots_directly_as_the_host_application_does_it(images: Images) -> None:
+def test_arm64_boots_directly_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
     """Word for word the contract's arguments: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
-    vm = boot_and_look(images["arm64"], style="host-app", **direct(images["arm64"]))
+    vm = boot_and_look(images["arm64"], tmp_path, style="host-app", **direct(images["arm64"]))
     assert "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet" in vm.argv
 
 
-def test_amd64_boots_as_the_host_application_does_it(images: Images) -> None:
-    vm = boot_and_look(images["amd64"], style="host-app")
+def test_amd64_boots_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
+    vm = boot_and_look(images["amd64"], tmp_path, style="host-app")
     assert not any(word in vm.argv for word in ("-machine", "-bios", "-kernel"))
 
 
@@ -84,20 +101,22 @@ def test_no_firmware_no_boot(builder: Builder, images: Images, tmp_path: Path) -
 # ---- other machines ------------------------------------------------------------------------------------------------
 
 
-def test_a_small_old_pc(images: Images) -> None:
-    boot_and_look(images["amd64"], cpu="qemu64", cpus=1, memory_mib=256)
+def test_a_small_old_pc(images: Images, tmp_path: Path) -> None:
+    boot_and_look(images["amd64"], tmp_path, cpu="qemu64", cpus=1, memory_mib=256)
 
 
 def test_a_raw_disk_on_a_scsi_bus_and_four_cpus(images: Images, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", images["amd64"].disk, raw], check=True)
     image = Image("amd64", raw, images["amd64"].kernel, images["amd64"].initramfs, images["amd64"].manifest)
-    vm = boot_and_look(image, bus="virtio-scsi", cpus=4)
+    vm = boot_and_look(image, tmp_path, bus="virtio-scsi", cpus=4)
     assert any(word.startswith("scsi-hd") for word in vm.argv)
 
 
-def test_an_old_arm_with_little_memory(images: Images) -> None:
-    boot_and_look(images["arm64"], cpu="cortex-a57", cpus=1, memory_mib=256, **direct(images["arm64"]), style="harness")
+def test_an_old_arm_with_little_memory(images: Images, tmp_path: Path) -> None:
+    boot_and_look(
+        images["arm64"], tmp_path, cpu="cortex-a57", cpus=1, memory_mib=256, **direct(images["arm64"]), style="harness"
+    )
 
 
 # ---- the disk grows ------------------------------------------------------------------------------------------------

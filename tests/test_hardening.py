@@ -76,7 +76,8 @@ def test_nothing_gives_privileges(files: Files) -> None:
         for path, record in files.records.items()
         if record["type"] in ("file", "directory") and int(record["mode"], 8) & 0o002
     }
-    assert anyones == {"/tmp", "/var/tmp"}
+    assert anyones == {"/tmp", "/tmp/.ICE-unix", "/tmp/.X11-unix", "/var/tmp"}
+    assert {files.records[path]["uid"] for path in anyones} == {0}
     assert all(files.records[path]["mode"] == "1777" for path in anyones)
     owned = {path for path, record in files.records.items() if 1000 in (record["uid"], record["gid"])}
     assert owned == {"/workspace"}

@@ -56,3 +56,29 @@ def test_disable() -> None:
     assert "etc/runlevels/boot/sysctl" not in tree
     with pytest.raises(RecipeError, match="sysctl: not in runlevel boot"):
         services.disable(tree, "boot", "sysctl")
+
+
+@pytest.mark.parametrize(
+    ("agents", "cleaner", "safe"),
+    [
+        ("sysinit", "boot", False),
+        ("sysinit", "default", False),
+        ("boot", "default", False),
+        ("sysinit", "sysinit", True),
+        ("default", "boot", True),
+        ("sysinit", "shutdown", True),
+        (None, "boot", True),
+    ],
+)
+def test_what_cleans_tmp_as_root_comes_before_agents(agents: str | None, cleaner: str, safe: bool) -> None:
+    tree = base()
+    tree.write("etc/init.d/bootmisc", "#!/sbin/openrc-run\n", mode=0o755)
+    tree.mkdir("etc/runlevels/shutdown")
+    if agents:
+        services.enable(tree, agents, "agentd")
+    services.enable(tree, cleaner, "bootmisc")
+    if safe:
+        services.refuse_unsafe_order(tree)
+        return
+    with pytest.raises(RecipeError, match=f"bootmisc: in runlevel {cleaner}, agentd in {agents}: it removes"):
+        services.refuse_unsafe_order(tree)

@@ -9,6 +9,10 @@ from imgkit.tree import Directory, File, Tree, parent
 
 _INIT = "etc/init.d"
 _LEVELS = "etc/runlevels"
+_ORDER = ("sysinit", "boot", "default")
+_AGENTS = "agentd"
+_CLEANERS = {"bootmisc": "it removes and makes files in /tmp"}
+"""Services that work as root where agents may put links and files of their own, and what they do there."""
 
 
 def services(tree: Tree) -> list[str]:
@@ -51,6 +55,26 @@ def disable(tree: Tree, runlevel: str, service: str) -> None:
     if service not in enabled:
         raise RecipeError(f"{service}: not in runlevel {runlevel}", hint=_near(service, enabled))
     tree.remove(f"{_LEVELS}/{runlevel}/{service}")
+
+
+def refuse_unsafe_order(tree: Tree) -> None:
+    """Refuse services that would work as root among the agent's files after agentd has begun to take requests.
+
+    In agentd's own runlevel they come before it, as its script says.
+
+    Raises:
+        RecipeError: naming the service, and agentd's runlevel.
+    """
+    levels = runlevels(tree)
+    start = next((level for level in _ORDER if _AGENTS in levels.get(level, [])), None)
+    if start is None:
+        return
+    for level in _ORDER[_ORDER.index(start) + 1 :]:
+        for name in sorted(_CLEANERS.keys() & set(levels.get(level, []))):
+            raise RecipeError(
+                f"{name}: in runlevel {level}, {_AGENTS} in {start}: {_CLEANERS[name]} as root while agents are there",
+                hint=f"leave {name} out of services; an image needs nothing of it",
+            )
 
 
 def _check(what: str, name: str, known: list[str], otherwise: str) -> None:

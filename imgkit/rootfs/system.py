@@ -7,7 +7,7 @@ import re
 from imgkit.errors import RecipeError
 from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
-from imgkit.rootfs.services import enable
+from imgkit.rootfs.services import enable, refuse_unsafe_order
 from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
@@ -15,6 +15,7 @@ ALPINE_RELEASE = "etc/alpine-release"
 LOCKED = "*"  # no password is right
 LOOPBACK = "auto lo\niface lo inet loopback\n"
 DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
+SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
 
 
 def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
@@ -37,6 +38,7 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
     branch = guest_branch(tree, recipe.branch)
     repositories = "".join(f"{recipe.guest_mirror}/{branch}/{name}\n" for name in recipe.repositories)
     tree.write("etc/apk/repositories", repositories, mtime=epoch)
+    _make_socket_folders(tree, epoch)
     set_password(tree, "root", LOCKED, epoch=epoch)
     for user in recipe.users:
         try:
@@ -49,6 +51,17 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
             path = tree.resolve(folder)
             tree.mkdir(path, mtime=epoch)
             tree.change(path, uid=user.uid, gid=user.uid)
+
+
+def _make_socket_folders(tree: Tree, epoch: int) -> None:
+    """Make the folders in which X and its session managers put their sockets; they want them to be root's.
+
+    Otherwise OpenRC's bootmisc makes them, at every boot, while agents may already be at work in /tmp. Nobody but root
+    can remove or rename them there, because /tmp is sticky.
+    """
+    for path in SOCKET_FOLDERS:
+        if "tmp" in tree:
+            tree.mkdir(path, mode=0o1777, mtime=epoch)
 
 
 def guest_branch(tree: Tree, branch: str) -> str:
@@ -77,11 +90,12 @@ def enable_services(tree: Tree, recipe: Recipe) -> None:
     """Link the recipe's services into their runlevels; after the overlay, which may bring some of them.
 
     Raises:
-        RecipeError: the image has no such service.
+        RecipeError: the image has no such service, or one would work as root among the agent's files.
     """
     for runlevel, names in recipe.services.items():
         for name in names:
             enable(tree, runlevel, name)
+    refuse_unsafe_order(tree)
 
 
 def write_release(tree: Tree, *, image: str, arch: str, build_id: str, epoch: int) -> None:

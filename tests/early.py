@@ -1,0 +1,79 @@
+"""A request that lies in the share before the machine starts, so that it runs at the earliest moment there is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.images import ROOT
+
+SETTINGS = ROOT / "overlay/etc/sysctl.d/imgkit.conf"
+ALPINES = {"kernel.unprivileged_bpf_disabled": "1", "net.ipv4.tcp_syncookies": "1"}
+"""Two of the package alpine-baselayout's own, which no file of the overlay repeats."""
+
+_ID = "early"
+_LOOK = """
+cd /proc/sys
+for name in "$@"; do echo "$name $(cat "$name")"; done
+echo "runlevel $(cat /run/openrc/softlevel)"
+ln /etc/init.d/networking /workspace/networking 2>/dev/null; echo "link $?"
+"""
+
+
+def settings() -> dict[str, str]:
+    """What the kernel's settings must be, by name: those of the overlay, and some of Alpine's."""
+    pairs = re.findall(r"^([a-z0-9_.]+) = (\S+)$", SETTINGS.read_text(), re.MULTILINE)
+    assert {"fs.protected_hardlinks", "fs.protected_symlinks", "kernel.sysrq"} <= {name for name, _ in pairs}
+    return {**dict(pairs), **ALPINES}
+
+
+class Early:
+    """The request in ``ipc``, the folder to be shared as ``ipc``. It does not wait for the system to come up."""
+
+    def __init__(self, ipc: Path, command: list[str]) -> None:
+        self._stream = ipc / "streams" / f"{_ID}.log"
+        for name in ("requests", "streams", "responses"):
+            (ipc / name).mkdir(parents=True)
+        body = {"command": command, "awaitSystem": False, "autoApprove": True}
+        (ipc / "requests" / f"{_ID}.json").write_text(json.dumps(body))
+
+    def output(self, seconds: float = 0) -> str:
+        """What the command wrote to its standard output, once it has ended; it has ``seconds`` for that."""
+        deadline = time.monotonic() + seconds
+        while not (result := [event for event in self._events() if event["type"] == "result"]):
+            assert time.monotonic() < deadline, f"the earliest request has no result: {self._events()}"
+            time.sleep(0.1)
+        chunks = [event for event in self._events() if event["type"] == "output" and event["stream"] == "stdout"]
+        text = "".join(_text(event) for event in chunks)
+        assert result[0]["exitCode"] == 0, (result, text)
+        return text
+
+    def _events(self) -> list[Mapping[str, Any]]:
+        lines = self._stream.read_text().splitlines() if self._stream.exists() else []
+        return [json.loads(line)["event"] for line in lines if line.endswith("}")]
+
+
+class EarlyLook(Early):
+    """An earliest request that looks at the kernel's settings, and tries the link that an attack would begin with."""
+
+    def __init__(self, ipc: Path) -> None:
+        names = [name.replace(".", "/") for name in settings()]
+        super().__init__(ipc, ["/bin/sh", "-c", _LOOK, "look", *names])
+
+    def check(self) -> None:
+        """The settings were in force, and the request ran as early as requests can."""
+        seen = dict(line.split(" ", 1) for line in self.output().splitlines())
+        assert seen.pop("link") == "1", "no second name for a file of root's"
+        assert seen.pop("runlevel") in ("sysinit", "boot"), "while OpenRC was still at work"
+        assert {name.replace("/", "."): value for name, value in seen.items()} == settings()
+
+
+def _text(event: Mapping[str, Any]) -> str:
+    if event.get("encoding") == "base64":
+        return base64.b64decode(event["data"]).decode()
+    return str(event["data"])

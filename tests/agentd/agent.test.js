@@ -5,7 +5,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { execFileSync } = require('node:child_process');
 const { test } = require('node:test');
-const { LIMITS, FAST, payload, startHost, makeGuest, until } = require('./helpers');
+const { FakeSystem, LIMITS, FAST, payload, startHost, makeGuest, until } = require('./helpers');
 const { launcher } = payload('agent');
 const { splitArguments, splitWords } = payload('environment');
 const { findUser } = payload('users');
@@ -112,6 +112,22 @@ test('as root: uid, gid, groups and capabilities are gone, and no_new_privs is s
   assert.equal(field('Groups'), '');
   assert.equal(field('NoNewPrivs'), '1');
   for (const name of ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']) assert.match(field(name), /^0+$/);
+});
+
+test('a folder that has become a link since it was looked at is not entered, as root would', async (t) => {
+  const guest = makeGuest(t);
+  const [project, elsewhere] = [path.join(guest.config.workspace, 'project'), path.join(guest.root, 'elsewhere')];
+  for (const dir of [project, elsewhere]) fs.mkdirSync(dir);
+  const system = new FakeSystem();
+  system.settled = async () => {
+    fs.renameSync(project, path.join(guest.config.workspace, 'moved'));
+    fs.symlinkSync(elsewhere, project);
+    return true;
+  };
+  const host = await startHost(t, { guest, system });
+  host.send('linked', { command: sh(': >here'), cwd: project });
+  assert.match((await host.result('linked')).result, /^cwd .*project cannot be reached/);
+  assert.deepEqual(fs.readdirSync(elsewhere), []);
 });
 
 test('signals to agentd reach the agent', async (t) => {

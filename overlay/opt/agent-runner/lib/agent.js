@@ -4,6 +4,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { spawn } = require('node:child_process');
 const { RequestError } = require('./errors');
+const { below, holdFolder } = require('./folders');
 const { OutputSplitter } = require('./output');
 
 const SETPRIV = '/bin/setpriv';
@@ -46,6 +47,24 @@ function preferAsVictim(pid) {
   }
 }
 
+/**
+ * Call `start` with a path of the folder `cwd` that leads nowhere else. The child goes there before it gives up being root,
+ * and what agents have left running may have put a link in the place of the folder since it was looked at.
+ */
+function inFolder(cwd, start) {
+  let fd;
+  try {
+    fd = holdFolder(cwd);
+  } catch (error) {
+    throw new RequestError(`cwd ${cwd} cannot be reached: ${error.message}`);
+  }
+  try {
+    return start(below(fd));
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
 /** One run of an agent in its own session and process group. */
 class AgentRun {
   #child;
@@ -61,7 +80,7 @@ class AgentRun {
   constructor(plan, settings, emit) {
     const { file, args, options } = (settings.launch ?? launcher)(plan);
     this.#times = settings.times;
-    this.#child = spawn(file, args, { ...options, detached: true, stdio: ['pipe', 'pipe', 'pipe'] });
+    this.#child = inFolder(plan.cwd, (cwd) => spawn(file, args, { ...options, cwd, detached: true, stdio: ['pipe', 'pipe', 'pipe'] }));
     this.splitters = ['stdout', 'stderr'].map((name) => this.#follow(name, plan.events && name === 'stdout', settings.limits, emit));
     this.#child.stdin.on('error', () => {}); // an agent that does not read its input
     this.#child.stdin.end(plan.input ?? '');

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from imgkit.errors import RecipeError
-from imgkit.rootfs import services
-from imgkit.tree import Symlink, Tree
+from imgkit.recipe import load
+from imgkit.rootfs import services, system
+from imgkit.tree import Directory, Symlink, Tree
+from tests.images import RECIPE
 
 
 def base() -> Tree:
@@ -82,3 +84,23 @@ def test_what_cleans_tmp_as_root_comes_before_agents(agents: str | None, cleaner
         return
     with pytest.raises(RecipeError, match=f"bootmisc: in runlevel {cleaner}, agentd in {agents}: it removes"):
         services.refuse_unsafe_order(tree)
+
+
+def test_a_recipe_that_has_tmp_cleaned_beside_agents_is_refused() -> None:
+    """With agentd in sysinit by the recipe's own word or by a link of the overlay's."""
+    tree = base()
+    tree.write("etc/init.d/bootmisc", "#!/sbin/openrc-run\n", mode=0o755)
+    services.enable(tree, "sysinit", "agentd")
+    recipe = load(RECIPE).model_copy(update={"services": {"boot": ("sysctl", "bootmisc")}})
+    with pytest.raises(RecipeError, match="bootmisc: in runlevel boot") as refusal:
+        system.enable_services(tree, recipe)
+    assert refusal.value.hint == "leave bootmisc out of services; an image needs nothing of it"
+
+
+def test_folders_for_sockets_are_roots_from_the_start() -> None:
+    tree = base()
+    tree.mkdir("tmp", mode=0o1777)
+    tree.write("etc/shadow", "root:!::0:::::\n")
+    system.configure(tree, load(RECIPE).model_copy(update={"users": ()}), root_uuid="u", epoch=7)
+    for path in ("tmp/.ICE-unix", "tmp/.X11-unix"):
+        assert tree[path] == Directory(mode=0o1777, uid=0, gid=0, mtime=7)

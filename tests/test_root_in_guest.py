@@ -12,7 +12,7 @@ import pytest
 from imgkit.recipe import load
 from imgkit.vm import VM
 from tests.conftest import need_program
-from tests.early import Early
+from tests.early import EarlyLook
 from tests.images import ROOT, Image, Images
 
 PAGE = ROOT / "docs/services.md"
@@ -124,11 +124,12 @@ echo "at the end: $level, $(cat /tmp/ssh-mine/agent), $(stat -c '%U %a' /tmp/.IC
 def test_an_agent_that_races_with_the_boot_stays_an_agent(image: Image, tmp_path: Path) -> None:
     """The boot is held up in the runlevel boot until the attack has made everything ready."""
     need_program("qemu-system-x86_64")
-    early = Early(tmp_path / "ipc", ["/bin/sh", "-c", ATTACK])
+    early = EarlyLook(tmp_path / "ipc", ATTACK)
     options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": 240.0, "root_port": True}
     options |= {"firmware": "direct", "kernel": image.kernel, "initrd": image.initramfs, "command_line": COMMAND_LINE}
     with VM.boot(image.disk, shares={"ipc": tmp_path / "ipc"}, settle=False, **options) as vm:
-        said = early.output(120).splitlines()
+        said = early.check(120)
+        assert said[0] == "runlevel boot", "before sysctl, which is held up as well"
         assert "linked" not in said
         assert "won" not in said
         assert said[-1] == "at the end: default, key, root 1777 root 1777 ", "nothing of the request's was removed"

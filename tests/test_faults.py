@@ -134,7 +134,7 @@ def test_mirrors_that_stall(path: str, fault: Fault, build: Builder, monkeypatch
     assert defaults is not None
     monkeypatch.setitem(defaults, "stall_timeout", 0.5)
     build.site.faults[path] = fault
-    build.fails(4, f"{path.lstrip('/')}: stalled: no data for 0.5 s", "another mirror")
+    build.fails(4, f"{path.lstrip('/')}: stalled: ", "another mirror")
 
 
 # ---- trust ----------------------------------------------------------------------------------------------------------

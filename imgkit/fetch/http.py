@@ -11,10 +11,8 @@ import hashlib
 import io
 import logging
 import os
-import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +20,6 @@ from errno import EDQUOT, ENOSPC
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
@@ -42,13 +39,18 @@ from imgkit.fetch.checks import (
     declared_length,
     shown,
 )
+from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
+from imgkit.fetch.session import Session, discard
+from imgkit.fetch.unreachable import unreachable
 
 log = logging.getLogger("imgkit.fetch")
 
 CONNECT_TIMEOUT = 5.0
 STALL_TIMEOUT = 20.0
 _CHUNK = 1 << 18
-_SLOWEST = 256  # bytes a second over a whole stall timeout; less counts as stalled
+_SMALL_CHUNK = 1 << 12  # where a read waits until all of it is there
+_MAX_REDIRECTS = 10
+LEAST_RATE = 1024  # bytes a second: a line of 56 kbit/s has about 1,500 for each of four downloads
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Request:
     validators: Validators = Validators()
     on_bytes: Callable[[int], object] = _ignore
     cancelled: threading.Event = field(default_factory=threading.Event)
+    deadline: Deadline = field(kw_only=True)
 
 
 class Http:
@@ -93,7 +96,10 @@ class Http:
 
     Args:
         connect_timeout: seconds until a connection must stand.
-        stall_timeout: seconds without data (or with next to none) after which a download is given up.
+        stall_timeout: seconds until an answer must have come; later, the longest pause between two pieces of it.
+        least_rate: bytes a second that must come on average. A download of ``n`` bytes, with its redirects and all its
+            attempts, takes at most ``stall_timeout + n / least_rate`` seconds, where ``n`` counts what all attempts
+            received (:mod:`imgkit.fetch.deadline`).
         attempts: how often a download is tried that broke off, or that an overloaded server refused.
         pause: seconds before the second attempt; doubled for each further one.
     """
@@ -103,19 +109,20 @@ class Http:
         *,
         connect_timeout: float = CONNECT_TIMEOUT,
         stall_timeout: float = STALL_TIMEOUT,
+        least_rate: float = LEAST_RATE,
         attempts: int = 3,
         pause: float = 0.5,
     ) -> None:
         self._timeouts = (connect_timeout, stall_timeout)
         self._attempts = attempts
         self._pause = pause
-        self._sessions = threading.local()
+        self._least_rate = least_rate
+        self._idle: list[Session] = []  # a list's append and pop are atomic
 
     def get(self, url: str, expected: Expected) -> bytes:
         """A small file, in memory. Raises what :meth:`download` raises."""
         sink = io.BytesIO()
-        whole = _Request(url, expected)
-        self._persist(lambda: self._into(whole, sink), whole)
+        self._persist(lambda request: self._into(request, sink), _Request(url, expected, deadline=self._deadline()))
         return sink.getvalue()
 
     def download(
@@ -141,11 +148,15 @@ class Http:
             HostError: the host has no room for it, or ``target`` cannot be written.
         """
         request = _Request(
-            url, expected, validators or Validators(), on_bytes or _ignore, cancelled or threading.Event()
+            url,
+            expected,
+            validators or Validators(),
+            on_bytes or _ignore,
+            cancelled or threading.Event(),
+            deadline=self._deadline(),
         )
 
-        def attempt() -> Download | None:
-            _refuse_cancelled(request)
+        def attempt(request: _Request) -> Download | None:
             with _placing(target) as (sink, temporary):
                 found = self._into(request, sink)
                 sink.flush()
@@ -155,21 +166,51 @@ class Http:
 
         return self._persist(attempt, request)
 
+    def _deadline(self) -> Deadline:
+        return Deadline(self._timeouts[1], self._least_rate)
+
     # ---- steps ------------------------------------------------------------------------------------------------------
 
-    def _persist(self, attempt: Callable[[], Download | None], request: _Request) -> Download | None:
+    def _persist(self, attempt: Callable[[_Request], Download | None], request: _Request) -> Download | None:
         for number in range(self._attempts):
             try:
-                return attempt()
+                return attempt(request)
             except TransientError as fault:
                 if number == self._attempts - 1 or request.cancelled.is_set():
                     raise fault.error from fault.__cause__
                 log.info("trying again: %s", fault.error)
-                request.cancelled.wait(self._pause * 2**number)
+                request.cancelled.wait(min(self._pause * 2**number, max(request.deadline.left(), 0)))
         raise AssertionError("at least one attempt is made")
 
     def _into(self, request: _Request, sink: BinaryIO) -> Download | None:
-        with self._response(request.url, request.validators) as response:
+        """One attempt, in a thread of its own that ends when the deadline passes."""
+        session = self._borrow()
+        try:
+            return within(
+                request.deadline,
+                lambda: self._exchange(session, request, sink),
+                cancelled=request.cancelled,
+                cut=session.cut,
+            )
+        except ExpiredError as cause:
+            raise _stalled(request) from cause
+        except CancelledError:
+            raise _given_up(request) from None
+        finally:
+            if session.is_cut:
+                session.close()
+            else:
+                self._idle.append(session)
+
+    def _borrow(self) -> Session:
+        """A session that nobody else uses."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Session()
+
+    def _exchange(self, session: Session, request: _Request, sink: BinaryIO) -> Download | None:
+        with self._response(session, request) as response:
             if response.status_code == HTTPStatus.NOT_MODIFIED:
                 return None
             declared = declared_length(response.headers)
@@ -204,78 +245,65 @@ class Http:
         return size, digest.hexdigest()
 
     @contextmanager
-    def _response(self, url: str, validators: Validators) -> Iterator[requests.Response]:
+    def _response(self, session: Session, request: _Request) -> Iterator[requests.Response]:
         """The answer to a GET, when its status is 200 or 304."""
-        headers = {"Accept-Encoding": "identity", "User-Agent": "imgkit", **validators.headers}
         try:
-            response = self._session().get(url, headers=headers, stream=True, timeout=self._timeouts)
-        except (requests.RequestException, UnicodeError, urllib3.exceptions.HTTPError) as cause:
-            raise self._unreachable(url, cause) from cause
+            response = self._follow(session, request)
+        except requests.exceptions.ReadTimeout as cause:
+            raise _stalled(request) from cause
+        except (requests.RequestException, ValueError, urllib3.exceptions.HTTPError) as cause:
+            raise unreachable(request.url, cause, self._timeouts[0]) from cause
         with response:
-            check_status(url, response.status_code)
+            check_status(request.url, response.status_code)
             yield response
 
-    def _session(self) -> requests.Session:
-        if not hasattr(self._sessions, "session"):
-            self._sessions.session = requests.Session()
-        session: requests.Session = self._sessions.session
-        return session
+    def _follow(self, session: Session, request: _Request) -> requests.Response:
+        """The answer where redirects end."""
+        url = request.url
+        headers = {"Accept-Encoding": "identity", "User-Agent": "imgkit", **request.validators.headers}
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = session.get(url, headers=headers, stream=True, timeout=self._timeouts, allow_redirects=False)
+            target = session.location(response)
+            if target is None:
+                return response
+            discard(response)
+            password = response.request.headers.get("Authorization")
+            if password and not session.should_strip_auth(url, target):  # type: ignore[no-untyped-call]
+                headers["Authorization"] = password
+            else:
+                headers.pop("Authorization", None)
+            url = target
+        raise InputError(f"{shown(request.url)}: is redirected in circles", hint=ELSEWHERE)
 
     def _pieces(self, response: requests.Response, request: _Request) -> Iterator[bytes]:
-        """The raw body as it arrives. The socket's timeout sees silence, the clock here sees a trickle."""
-        read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
-        start, in_window = time.monotonic(), 0
-        while piece := self._read(read, request):
+        """The raw body as it arrives."""
+        read = getattr(response.raw, "read1", None)  # urllib3 has it since 2.1
+        size = _CHUNK if read else _SMALL_CHUNK
+        while piece := self._read(read or response.raw.read, size, request):
+            request.deadline.received(len(piece))
             yield piece
-            in_window += len(piece)
-            if (now := time.monotonic()) - start > self._timeouts[1]:
-                if in_window < _SLOWEST * self._timeouts[1]:
-                    raise self._stalled(request.url)
-                start, in_window = now, 0
 
-    def _read(self, read: Callable[[int], bytes], request: _Request) -> bytes:
-        _refuse_cancelled(request)
+    def _read(self, read: Callable[[int], bytes], size: int, request: _Request) -> bytes:
         try:
-            return read(_CHUNK)
+            piece = read(size)
         except urllib3.exceptions.ReadTimeoutError as cause:
-            raise self._stalled(request.url) from cause
-        except (urllib3.exceptions.HTTPError, OSError) as cause:
+            raise _stalled(request) from cause
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as cause:
             raise broken_off(request.url) from cause
-
-    def _stalled(self, url: str) -> InputError:
-        return UnreachableError(f"{shown(url)}: stalled: no data for {self._timeouts[1]:g} s", hint=ELSEWHERE)
-
-    def _unreachable(self, url: str, cause: Exception) -> Exception:
-        """The error for a request that got no answer. What kind of failure it was is deep in its chain of causes."""
-        chain = tuple(_chain(cause))
-        if isinstance(cause, requests.exceptions.ReadTimeout):
-            return self._stalled(url)
-        if isinstance(cause, (ValueError, requests.exceptions.InvalidSchema, UnicodeError)):
-            return InputError(f"{shown(url)}: is not a URL that can be downloaded")
-        if isinstance(cause, requests.exceptions.TooManyRedirects):
-            return InputError(f"{shown(url)}: is redirected in circles", hint=ELSEWHERE)
-        if any(isinstance(link, (ConnectionResetError, urllib3.exceptions.ProtocolError)) for link in chain):
-            return broken_off(url, kind=UnreachableError)
-        host = urlsplit(url).hostname or url
-        return UnreachableError(f"{shown(url)}: {self._why(host, cause, chain)}", hint=ELSEWHERE)
-
-    def _why(self, host: str, cause: Exception, chain: tuple[BaseException, ...]) -> str:
-        if isinstance(cause, requests.exceptions.ProxyError):
-            return f"the proxy does not let it through ({_first_line(chain[-1])})"
-        if isinstance(cause, requests.exceptions.SSLError):
-            return f"no secure connection to {host} ({_first_line(chain[-1])})"
-        if isinstance(cause, requests.exceptions.ConnectTimeout):
-            return f"{host} does not answer within {self._timeouts[0]:g} s"
-        if any(isinstance(link, socket.gaierror) for link in chain):
-            return f"the name {host} is unknown"
-        if any(isinstance(link, ConnectionRefusedError) for link in chain):
-            return f"{host} refuses the connection"
-        return f"{host} cannot be reached ({_first_line(chain[-1])})"
+        if request.deadline.passed:  # nobody waits any more, and the sink may be closed
+            raise _given_up(request)
+        return piece
 
 
-def _refuse_cancelled(request: _Request) -> None:
-    if request.cancelled.is_set():
-        raise InputError(f"{shown(request.url)}: the download was given up")
+def _stalled(request: _Request) -> InputError:
+    deadline = request.deadline
+    slow = f"fewer than {deadline.rate:g} bytes a second"
+    what = slow if deadline.began else f"no answer within {deadline.patience:g} s"
+    return UnreachableError(f"{shown(request.url)}: stalled: {what}", hint=ELSEWHERE)
+
+
+def _given_up(request: _Request) -> InputError:
+    return InputError(f"{shown(request.url)}: the download was given up")
 
 
 def no_room(error: OSError) -> bool:
@@ -298,18 +326,3 @@ def _placing(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     except OSError as cause:
         what = "no space left" if no_room(cause) else f"cannot be written ({cause.strerror})"
         raise HostError(f"{target.parent}: {what}") from cause
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what caused it, outermost first, through the wrappings of requests and urllib3."""
-    link: BaseException | None = error
-    for _ in range(20):  # causes can be circular
-        if link is None:
-            return
-        yield link
-        inner = [value for value in (*link.args, getattr(link, "reason", None)) if isinstance(value, BaseException)]
-        link = inner[0] if inner else link.__cause__ or link.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

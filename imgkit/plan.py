@@ -30,7 +30,7 @@ from imgkit.tree import File, Tree
 _KEYS = "etc/apk/keys"
 _INDEX = "APKINDEX.tar.gz"
 _INDEX_3 = "Packages.adb"  # the index of a repository of format version 3 (apk-repositories(5))
-_MAX_LISTING = 1 << 20
+_MAX_LISTING = 1 << 18
 _MAX_SIGNATURE = 1 << 16
 _MAX_MINIROOTFS = 64 << 20
 _MAX_INDEX = 32 << 20

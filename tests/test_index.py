@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -182,3 +183,16 @@ def test_the_real_index_is_reproduced_to_the_byte(real_text: str) -> None:
     assert len(packages) == 5004
     assert "\n".join(map(format_record, packages)) + "\n" == real_text
     assert not [one for one in packages if one.fault]
+
+
+def test_a_record_of_very_many_lines_takes_no_longer_than_its_length() -> None:
+    """Lines that add up were joined one by one, which takes the square of their number."""
+    start = time.process_time()
+    found = parse_record(["P:a", "V:1", *("D:b" for _ in range(300_000))])
+    assert len(found.depends) == 300_000
+    assert time.process_time() - start < 20
+
+
+def test_an_index_of_absurdly_many_packages_is_refused() -> None:
+    with pytest.raises(InputError, match="has more than 200000 packages"):
+        parse_index("P:a\nV:1\n\n" * 200_002, Repository())

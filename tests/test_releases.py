@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,42 @@ def test_any_text_is_a_list_or_refused(text: str | bytes) -> None:
 def test_tags_make_no_objects() -> None:
     found = parse_releases(entry(title="!!python/object/apply:os.system ['true']") + entry(size="!!int 0x10"))
     assert [release.size for release in found] == [3490290, 0]
+
+
+LARGE = (1 << 18) - 100
+HOSTILE = {
+    "many small entries": ("- {}\n" * (LARGE // 5), "more than 5000 values"),
+    "many small values": ("- {" + "a: b, " * (LARGE // 6), "more than 5000 values"),
+    "deep lists": ("[" * LARGE, "nested deeper than 8 levels"),
+    "deep entries": ("- " * (LARGE // 2), "nested deeper than 8 levels"),
+    "aliases": ("- &a [x, x]\n- &b [*a, *a]\n- &c [*b, *b]\n", "has aliases"),
+    "too long": ("#" * (1 << 19), "is no list of releases: it has 524288 bytes"),
+    "blank lines": ("\n" * LARGE, "is not a list of releases"),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_hostile_lists_are_refused_before_they_are_read(attack: str) -> None:
+    """The first took 12 seconds when the limit was a megabyte of any values."""
+    text, message = HOSTILE[attack]
+    start = time.process_time()
+    with pytest.raises(InputError, match=message):
+        newest_minirootfs(text, arch="x86_64")
+    assert time.process_time() - start < 6
+
+
+@pytest.mark.parametrize(
+    "more", [{"version": "'" + "9" * 5000 + "'"}, {"version": "3.23.6_rc" + "9" * 5000}, {"file": "a" * 5000}]
+)
+def test_entries_with_absurd_values_are_passed_over(more: dict[str, str]) -> None:
+    """Python converts no number of 5,000 digits."""
+    found = newest_minirootfs(entry("3.23.0") + entry(**more), arch="x86_64")
+    assert found.version == "3.23.0"
+
+
+def test_what_a_list_has_is_told_briefly_and_plainly() -> None:
+    text = "".join(entry(f"3.23.{number}", arch="armv7") for number in range(100)) + entry(arch='"\\e[31m"')
+    with pytest.raises(InputError) as caught:
+        newest_minirootfs(text, arch="x86_64")
+    assert len(str(caught.value.hint)) < 400
+    assert "\x1b" not in str(caught.value.hint)

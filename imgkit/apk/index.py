@@ -92,16 +92,20 @@ FIELDS = {
 _ALWAYS_WRITTEN = frozenset("CPVASITUL")
 _NUMBERS = frozenset("SItkq")
 _LISTS = frozenset("Dpir")
+_MOST_PACKAGES = 200_000  # in one index; main of Alpine 3.17 has 5,004
 
 
 def parse_index(text: str, repository: Repository) -> tuple[Package, ...]:
     """All packages of the text of an ``APKINDEX``, in its order.
 
     Raises:
-        InputError: the text is not an index (a line without a letter, a number that is none, a record without name).
+        InputError: the text is not an index (a line without a letter, a number that is none, a record without name),
+            or has too many packages.
     """
     shared: dict[str, str] = {}  # one object for each text that recurs: thousands of origins, maintainers, so: names
     where = f"package index of {repository.url or 'the repository'}"
+    if text.count("\nP:") > _MOST_PACKAGES:
+        raise InputError(f"{where}: has more than {_MOST_PACKAGES} packages")
     return tuple(_record(block.split("\n"), repository, shared.setdefault, where) for block in _blocks(text))
 
 
@@ -140,15 +144,19 @@ def _blocks(text: str) -> Iterable[str]:
 
 def _record(lines: Iterable[str], repository: Repository, share: Callable[[str, str], str], where: str) -> Package:
     values: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
     fault = ""
     for line in lines:
         letter, colon, value = line.partition(":")
         if not colon or len(letter) != 1:
             raise InputError(f"{where}: {line[:80]!r} is not a field of a package record")
-        if letter in FIELDS:
-            values[letter] = f"{values[letter]} {value}" if letter in _LISTS and letter in values else value
+        if letter in _LISTS:
+            lists.setdefault(letter, []).append(value)
+        elif letter in FIELDS:
+            values[letter] = value
         elif letter.isupper():
             fault = f"its record has the unknown field {letter}"
+    values |= {letter: " ".join(parts) for letter, parts in lists.items()}
     if not values.get("P") or not values.get("V"):
         raise InputError(f"{where}: a record has no name or no version")
     return _package(values, repository, fault, share, where)

@@ -14,9 +14,40 @@ import yaml
 from imgkit.errors import InputError
 
 MINIROOTFS = "alpine-minirootfs"
-_VERSION = re.compile(r"(\d+(?:\.\d+)*)(?:_(alpha|beta|rc|pre)(\d*))?\Z")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+_VERSION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,5})(?:_(alpha|beta|rc|pre)([0-9]{0,9}))?\Z")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")
+_ARCH = re.compile(r"[a-z0-9_]{0,32}\Z")
+_MOST_BYTES = 1 << 18  # a real list has 10 KiB
+_MOST_VALUES = 5_000  # a real list has 300 values: keys, values, mappings
+_MOST_SHOWN = 300  # characters of what a list has, in a message
+_DEEPEST = 8  # a list of mappings of text
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "sha512": re.compile(r"[0-9a-f]{128}\Z")}
+
+
+class _Loader(yaml.BaseLoader):
+    """Makes nothing but text, lists and mappings (3.20 is no number), and only a few of them.
+
+    Values are counted as they are read, before anything is made of them. Aliases, which repeat what was read without
+    being as long, are in no list of releases.
+    """
+
+    def __init__(self, text: bytes | str) -> None:
+        super().__init__(text)
+        self._values = 0
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise yaml.YAMLError(f"more than {_MOST_VALUES} values")
+        if self._depth >= _DEEPEST:
+            raise yaml.YAMLError(f"nested deeper than {_DEEPEST} levels")
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("has aliases")
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True)
@@ -53,7 +84,7 @@ def newest_minirootfs(
     if not fitting:
         have = ", ".join(sorted({f"{release.version} {release.arch}".strip() for release in found})) or "none at all"
         wanted = f"{MINIROOTFS} {version} for {arch}" if version else f"{MINIROOTFS} for {arch}"
-        raise InputError(f"{name}: has no {wanted}", hint=f"it has: {have}")
+        raise InputError(f"{name}: has no {wanted}", hint=f"it has: {have[:_MOST_SHOWN]}")
     return max(fitting, key=lambda release: _order(release.version))
 
 
@@ -65,14 +96,20 @@ def parse_releases(text: bytes | str, *, name: str = "latest-releases.yaml") -> 
     Raises:
         InputError: it is not YAML, or not a list of mappings.
     """
-    try:
-        entries = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text, lists and mappings: 3.20 is no number
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as cause:
-        reason = str(cause).partition("\n")[0]
-        raise InputError(f"{name}: is not YAML ({reason})", hint="check the mirror's URL") from cause
+    entries = _load(text, name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{name}: is not a list of releases", hint="check the mirror's URL")
     return tuple(release for entry in entries if (release := _release(entry)) is not None)
+
+
+def _load(text: bytes | str, name: str) -> object:
+    if len(text) > _MOST_BYTES:
+        raise InputError(f"{name}: is no list of releases: it has {len(text)} bytes", hint="check the mirror's URL")
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - makes nothing but text, lists and mappings
+    except (yaml.YAMLError, ValueError) as cause:
+        reason = str(cause).partition("\n")[0]
+        raise InputError(f"{name}: is not YAML that can be read ({reason})", hint="check the mirror's URL") from cause
 
 
 def _release(entry: dict[object, object]) -> Release | None:
@@ -80,7 +117,8 @@ def _release(entry: dict[object, object]) -> Release | None:
     file, version = values.get("file") or values.get("iso", ""), values.get("version", "")
     hashes = {kind: values.get(kind, "").lower() for kind in _HEX}
     hashes = {kind: value for kind, value in hashes.items() if _HEX[kind].match(value)}
-    if not (values.get("flavor") and _VERSION.match(version) and _FILE.match(file) and hashes):
+    known = values.get("flavor") and _VERSION.match(version) and _ARCH.match(values.get("arch", ""))
+    if not (known and _FILE.match(file) and hashes):
         return None
     size = values.get("size", "")
     return Release(

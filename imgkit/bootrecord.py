@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from imgkit import interrupts, scratch
 from imgkit.errors import InputError
+from imgkit.jsonfile import parse_json, read_bytes
 from imgkit.progress import bar
 
 VERSION = 1
@@ -32,6 +33,7 @@ PUBLISHED = ("SHA256SUMS", "upload-manifest.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _QCOW2 = b"QFI\xfb"
 _CHUNK = 1 << 20
+_MOST_BYTES = 1 << 20  # of a record; three boots take 6 KiB
 _MAX_TEXT = 200
 _MAX_FACTS = 40
 _MAX_NUMBER = 1 << 53
@@ -163,21 +165,21 @@ def keep(image: Path, record: Record) -> Path | None:
 def read(path: Path) -> Record | None:
     """The record in a file; None if there is no file or no usable record in it."""
     try:
-        return parse(path.read_bytes())
-    except OSError:
+        return parse(read_bytes(path, _MOST_BYTES))
+    except InputError:
         return None
 
 
 def parse(data: bytes) -> Record | None:
     """The record in ``data``; None if it is not one of this version, or is about nothing."""
     try:
-        body = json.loads(data)
+        body = parse_json(data, "boot record")
         image, boots = body["image"], body["boots"]
         known = body["bootRecord"] == VERSION and _SHA256.fullmatch(image["sha256"]) and boots
         if not known or not all(isinstance(facts, dict) for facts in boots.values()):
             return None
         return Record(str(image["name"]), image["sha256"], int(image["size"]), str(body["arch"]), dict(boots))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

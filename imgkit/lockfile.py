@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from imgkit.apk.index import Repository, format_record, parse_record
+from imgkit.apk.index import Repository, format_record
 from imgkit.errors import HostError, InputError, RecipeError
+from imgkit.jsonfile import checked, read_json
 from imgkit.plan import Artefact, Plan, PlannedPackage
 from imgkit.recipe import Recipe
+from imgkit.schemas import Lock, LockedArchitecture, LockedFile
 
 VERSION = 1
+_MOST_BYTES = 16 << 20  # two architectures of 400 packages take 1 MiB
+_WHAT = "a lock file of imgkit"
 
 
 def path_of(recipe: Path) -> Path:
@@ -52,16 +57,13 @@ def read(path: Path, recipe: Recipe, arch: str) -> Plan:
         RecipeError: it was made for another state of the recipe, or lacks the architecture.
     """
     again = _again(path)
-    try:
-        entry = _entries(path).get(arch)
-        if entry is None:
-            raise RecipeError(f"{path}: has nothing for {arch}", hint=again)
-        outgrown = [name for name, value in _wants(recipe, arch).items() if entry[name] != value]
-        if outgrown:
-            raise RecipeError(f"{path}: the recipe has changed since ({', '.join(outgrown)})", hint=again)
-        return _from_json(recipe, arch, entry)
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise InputError(f"{path}: is no lock file of imgkit ({cause!r})", hint=again) from cause
+    entry = _entries(path).get(arch)
+    if entry is None:
+        raise RecipeError(f"{path}: has nothing for {arch}", hint=again)
+    outgrown = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
+    if outgrown:
+        raise RecipeError(f"{path}: the recipe has changed since ({', '.join(outgrown)})", hint=again)
+    return _from_json(recipe, arch, checked(LockedArchitecture, entry, f"{path}: {arch}", what=_WHAT, hint=again))
 
 
 def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any]:
@@ -82,18 +84,12 @@ def _entries(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no lock, or it is none.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as cause:
-        raise InputError(f"{path}: {cause.strerror}", hint=_again(path)) from cause
-    except ValueError as cause:
-        raise InputError(f"{path}: not JSON: {cause}", hint=_again(path)) from cause
-    try:
-        if found["lock"] != VERSION:
-            raise InputError(f"{path}: is of version {found['lock']}, not {VERSION}", hint=_again(path))
-        return dict(found["architectures"])
-    except (KeyError, TypeError, ValueError) as cause:
-        raise InputError(f"{path}: is no lock file of imgkit ({cause!r})", hint=_again(path)) from cause
+    again = _again(path)
+    value = read_json(path, _MOST_BYTES, hint=again)
+    version = value.get("lock") if isinstance(value, dict) else None
+    if isinstance(version, int) and version != VERSION:
+        raise InputError(f"{path}: is of version {version}, not {VERSION}", hint=again)
+    return checked(Lock, value, path, what=_WHAT, hint=again).architectures
 
 
 def _again(path: Path) -> str:
@@ -136,31 +132,30 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _from_json(recipe: Recipe, arch: str, entry: Mapping[str, Any]) -> Plan:
+def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
     base = recipe.mirror.rstrip("/")
 
-    def url(one: Mapping[str, Any]) -> str:
+    def url(path: str) -> str:
         """A package that only the minirootfs has is in no repository: its path has nothing before the slash."""
-        path = str(one["path"])
         return path if path.startswith("/") else f"{base}/{path}"
 
-    def artefact(one: Mapping[str, Any]) -> Artefact:
-        return Artefact(url(one), one["size"], one["sha256"], one["vouchedBy"])
+    def artefact(file: LockedFile) -> Artefact:
+        return Artefact(url(file.path), file.size, file.sha256, file.vouchedBy)
 
     return Plan(
         arch=arch,
-        branch=entry["branch"],
-        version=entry["version"],
-        minirootfs=artefact(entry["minirootfs"]),
-        indexes=tuple(artefact(one) for one in entry["indexes"]),
-        world=tuple(entry["world"]),
+        branch=entry.branch,
+        version=entry.version,
+        minirootfs=artefact(entry.minirootfs),
+        indexes=tuple(artefact(file) for file in entry.indexes),
+        world=tuple(entry.world),
         packages=tuple(
             PlannedPackage(
-                parse_record(one["record"], Repository(url=url(one).rpartition("/")[0])),
-                url(one),
-                one["sha256"],
+                replace(each.package, repository=Repository(url=url(each.path).rpartition("/")[0])),
+                url(each.path),
+                each.sha256,
             )
-            for one in entry["install"]
+            for each in entry.install
         ),
     )
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from imgkit import __version__
 from imgkit.disk.layout import Layout
-from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
+from imgkit.jsonfile import checked, read_json
 from imgkit.plan import Plan
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries import Findings
 from imgkit.rootfs.compose import Composition
+from imgkit.schemas import Manifest
 
 VERSION = 1
+MAX_SIZE = 256 << 20
+"""Bytes of a manifest that are read at most: a path takes about 250, an image of a million files has no more."""
 
 
 def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
@@ -106,12 +108,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, or it is not a manifest.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as cause:
-        raise InputError(f"{path}: {cause.strerror}", hint="a build puts the manifest beside the image") from cause
-    except ValueError as cause:
-        raise InputError(f"{path}: not JSON: {cause}") from cause
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise InputError(f"{path}: not a manifest of imgkit")
-    return found
+    manifest: dict[str, Any] = read_json(path, MAX_SIZE, hint="a build puts the manifest beside the image")
+    checked(Manifest, manifest, path, what="a manifest of imgkit")
+    return manifest

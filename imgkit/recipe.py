@@ -243,8 +243,8 @@ def parse_setting(text: str) -> tuple[str, object]:
         return name, value
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as cause:
-        raise UsageError(f"--set {text}: not a value in YAML", hint="lists are written [a, b]") from cause
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # also numbers that Python does not convert
+        raise UsageError(f"--set {text[:80]}: not a value in YAML", hint="lists are written [a, b]") from cause
     return name, value if isinstance(parsed, (int, float)) and not isinstance(parsed, bool) else parsed
 
 

@@ -123,7 +123,7 @@ def test_a_field_that_is_missing_is_no_bug_of_ours(recipe: Recipe, lock: Path) -
     found = json.loads(lock.read_text())
     del found["architectures"]["amd64"]["minirootfs"]["sha256"]
     lock.write_text(json.dumps(found))
-    with pytest.raises(InputError, match="is no lock file of imgkit"):
+    with pytest.raises(InputError, match=r"is not a lock file of imgkit: minirootfs\.sha256: Field required"):
         lockfile.read(lock, recipe, "amd64")
 
 

@@ -217,3 +217,10 @@ def test_what_becomes_of_other_platforms_binaries(tmp_path: Path, policy: str) -
 def test_a_policy_that_is_none(tmp_path: Path) -> None:
     (fault,) = faults(tmp_path, GOOD + 'payload_binaries = "ignore"\n')
     assert "payload_binaries: input should be 'warn', 'strict' or 'prune' (it is 'ignore')" in fault
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "2026-99-99", "[", "{a: b"])
+def test_absurd_settings_are_wrong_usage(value: str) -> None:
+    with pytest.raises(UsageError, match="not a value in YAML") as caught:
+        parse_setting(f"users={value}")
+    assert len(caught.value.message) < 200

@@ -32,11 +32,13 @@ from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
 from imgkit.fetch.pool import Meter, in_parallel
+from imgkit.jsonfile import read_json
 
 log = logging.getLogger("imgkit.fetch")
 
 _PATIENCE = 300.0  # seconds to wait for another build's download of the same file
 _CHUNK = 1 << 20
+_MOST_RECORD = 1 << 18  # bytes of what a URL gave last; headers can be long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +216,10 @@ class Cache:
 
     def _last_seen(self, wanted: Wanted) -> Download | None:
         try:
-            found = json.loads(self._record(wanted).read_text("utf-8"))
+            found = read_json(self._record(wanted), _MOST_RECORD)
             validators = Validators(str(found["etag"]), str(found["last_modified"]))
             return Download(int(found["size"]), str(found["sha256"]), validators)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, ValueError, KeyError, TypeError):
             return None  # never seen, or a record that makes no sense: ask as if for the first time
 
     def _remember(self, wanted: Wanted, download: Download, scratch: Path) -> None:

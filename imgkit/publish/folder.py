@@ -15,6 +15,7 @@ from imgkit import bootrecord, interrupts, scratch
 from imgkit.bootrecord import Record
 from imgkit.errors import HostError, InputError, UsageError
 from imgkit.fetch.cache import hash_file
+from imgkit.jsonfile import read_bytes
 from imgkit.publish import sources
 from imgkit.publish.layout import INDEX, Architecture, File, Publication, parse_index, texts
 from imgkit.publish.sources import Staged
@@ -22,6 +23,7 @@ from imgkit.publish.sources import Staged
 log = logging.getLogger("imgkit")
 
 _SCRATCH = ".imgkit-"
+_MOST_BYTES = 1 << 20  # of an index; two architectures take 3 KiB
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
     """
     index = target / INDEX
     if index.is_file():
-        publication = parse_index(index.read_bytes(), index)
+        publication = parse_index(read_bytes(index, _MOST_BYTES), index)
         for file in publication.files():
             if file.name not in staged and not (target / file.name).is_file():
                 raise InputError(f"{target / file.name}: {index} lists it, but it is not there")

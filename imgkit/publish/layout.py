@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from imgkit.errors import InputError, UsageError
+from imgkit.jsonfile import parse_json
 
 VERSION = 1
 INDEX = "index.json"
@@ -216,13 +217,13 @@ def parse_index(data: bytes, where: object) -> Publication:
         InputError: it is not an index of this version.
     """
     try:
-        body = json.loads(data)
+        body = parse_json(data, where)
         if body["index"] != VERSION:
             raise ValueError(f"version {body['index']}")
         found = [_architecture(arch, body["architectures"][arch]) for arch in sorted(body["architectures"])]
         base_url = check_base_url(body["baseUrl"]) if body["baseUrl"] is not None else None
         return Publication(check_version(body["version"]), base_url, str(body["generatedAt"]), tuple(found))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as cause:
+    except (InputError, ValueError, LookupError, TypeError, AttributeError, UsageError) as cause:
         hint = "choose another version, or remove that folder"
         raise InputError(f"{where}: not an index that this imgkit can add to", hint=hint) from cause
 

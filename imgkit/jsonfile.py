@@ -1,0 +1,181 @@
+"""JSON files that somebody else may have written: read within limits, or refused as bad input.
+
+Python's parser takes what no honest file has, or fails with errors of its own kind on it: a size that fills the memory,
+nesting that ends in RecursionError, numbers of so many digits that Python does not convert them, NaN, names that occur
+twice in an object (the last one counts, other programs take the first), and halves of UTF-16 surrogate pairs, which no
+text file can hold::
+
+    lock = checked(Lock, read_json(path, 1 << 20), path)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from imgkit.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+DEEPEST = 64
+"""Levels of objects and lists in one another."""
+_MOST_DIGITS = 19  # of a number: those of 2^63
+_MOST_FAULTS = 3  # that a message names
+_MOST_SHOWN = 60  # characters of a name in a message
+
+
+def read_json(path: Path, limit: int, *, hint: str | None = None) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        limit: bytes that the file may have.
+        hint: what to do about a file that is missing or wrong.
+
+    Raises:
+        InputError: the file is missing, is no regular file, is too large, or is not JSON within the limits.
+    """
+    return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint)
+
+
+def read_bytes(path: Path, limit: int, *, hint: str | None = None) -> bytes:
+    """The bytes of a regular file that has at most ``limit``.
+
+    Raises:
+        InputError: the file is missing, is no regular file, or is larger.
+    """
+    try:
+        return _read(path, limit)
+    except OSError as cause:
+        raise InputError(f"{path}: {cause.strerror}", hint=hint) from cause
+    except ValueError as cause:
+        raise InputError(f"{path}: {cause}", hint=hint) from cause
+
+
+def parse_json(data: bytes, name: object, *, hint: str | None = None) -> Any:
+    """The value in the text of a JSON file, which messages call ``name``.
+
+    Raises:
+        InputError: it is not JSON within the limits.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+        _check(value)
+    except RecursionError as cause:
+        raise InputError(f"{name}: not JSON that can be read: nested too deeply", hint=hint) from cause
+    except ValueError as cause:
+        raise InputError(f"{name}: not JSON: {cause}", hint=hint) from cause
+    return value
+
+
+def checked(model: type[Model], value: object, name: object, *, what: str, hint: str | None = None) -> Model:
+    """``value`` as ``model`` has it.
+
+    Args:
+        name: what messages call the file.
+        what: what it should be, such as ``a lock file of imgkit``.
+
+    Raises:
+        InputError: it is of another shape. The first few faults are named.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as cause:
+        errors = cause.errors(include_url=False, include_input=False, include_context=False)
+        faults = [_sentence(error["loc"], error["msg"]) for error in errors[:_MOST_FAULTS]]
+        more = f"; and {len(errors) - _MOST_FAULTS} more" if len(errors) > _MOST_FAULTS else ""
+        raise InputError(f"{name}: is not {what}: {'; '.join(faults)}{more}", hint=hint) from cause
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file. Opening a FIFO would wait for whoever writes into it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("is not a regular file")
+    with os.fdopen(descriptor, "rb") as source:
+        data = source.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"is larger than the {limit} bytes that are read of such a file")
+    return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in value if names.count(name) > 1)
+        raise ValueError(f"the name {_shown(twice)} occurs twice in an object")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number that is too large")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _check(value: object) -> None:
+    """Look through all of ``value``, without recursion.
+
+    Raises:
+        ValueError: it is nested too deeply, or has text in it that cannot be written as UTF-8.
+    """
+    containers: list[Any] = [[value]]
+    for _ in range(DEEPEST + 1):
+        parts = [part for container in containers for part in _parts(container)]
+        for part in parts:
+            if isinstance(part, str) and not part.isascii():
+                _check_text(part)
+        containers = [part for part in parts if isinstance(part, (dict, list))]
+        if not containers:
+            return
+    raise ValueError(f"nested deeper than {DEEPEST} levels")
+
+
+def _parts(container: Any) -> Iterator[object]:
+    """What is directly in an object or a list, names included."""
+    yield from container
+    if isinstance(container, dict):
+        yield from container.values()
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise ValueError(f"half of a surrogate pair in {_shown(text)}") from cause
+
+
+def _sentence(place: tuple[int | str, ...], message: str) -> str:
+    """Where in a file a fault is (``architectures.amd64.size``), and which."""
+    where = _shown(".".join(map(str, place)))[1:-1] or "the whole"
+    return f"{where}: {message.removeprefix('Value error, ')}"
+
+
+def _shown(text: str) -> str:
+    """The start of a text that anybody may have written, in quotes, and harmless to a terminal."""
+    return ascii(text[:_MOST_SHOWN])

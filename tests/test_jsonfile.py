@@ -1,0 +1,250 @@
+"""JSON that somebody else wrote: read within limits or refused as bad input, and never anything else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgkit import bootrecord, cli, lockfile
+from imgkit.apk.index import format_record
+from imgkit.errors import InputError, RecipeError
+from imgkit.jsonfile import DEEPEST, parse_json, read_json
+from imgkit.manifest import MAX_SIZE, read_manifest
+from imgkit.plan import Plan
+from imgkit.publish.layout import parse_index
+from imgkit.recipe import Recipe, load
+from tests.commandline import ROOT
+from tests.mirrors import RECIPE as SMALL_RECIPE
+from tests.test_lockfile import plan_of
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "deep": (b"[" * 100_000, "not JSON"),
+    "deep and whole": (b"[" * 900 + b"]" * 900, "nested deeper than 64 levels"),
+    "deep objects": (b'{"a":' * 500 + b"1" + b"}" * 500, "nested deeper than 64 levels|nested too deeply"),
+    "many digits": (b'{"lock": ' + b"9" * 100_000 + b"}", "a number of 100000 digits"),
+    "large number": (b'{"lock": 1e999}', "a number that is too large"),
+    "NaN": (b'{"lock": NaN}', "NaN is no number"),
+    "Infinity": (b'{"lock": -Infinity}', "-Infinity is no number"),
+    "twice": (b'{"lock": 1, "lock": 2}', "the name 'lock' occurs twice"),
+    "half a pair": (b'{"lock": "\\ud800"}', "half of a surrogate pair"),
+    "half a pair as a name": (b'{"\\udfff": 1}', "half of a surrogate pair"),
+    "not UTF-8": (b'{"lock": "\xff"}', "not JSON"),
+    "cut off": (b'{"lock": 1, "archi', "not JSON"),
+    "empty": (b"", "not JSON"),
+    "twice over": (b"{}{}", "not JSON"),
+    "zeros": (bytes(1000), "not JSON"),
+    "an escape as a name": (b'{"\\u001b[31m": 1, "\\u001b[31m": 2}', r"the name '\\x1b\[31m' occurs twice"),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_hostile_files_are_refused(attack: str, tmp_path: Path) -> None:
+    data, message = HOSTILE[attack]
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        read_json(path, 1 << 20, hint="do this")
+    assert caught.value.message.startswith(f"{path}: ")
+    assert caught.value.hint == "do this"
+    assert "\n" not in caught.value.message
+    assert "\x1b" not in caught.value.message
+    assert len(caught.value.message) < 400
+
+
+def test_levels_up_to_the_limit_are_read() -> None:
+    whole = b"[" * DEEPEST + b"]" * DEEPEST
+    assert parse_json(whole, "x") is not None
+    with pytest.raises(InputError, match="nested deeper"):
+        parse_json(b"[" + whole + b"]", "x")
+
+
+def test_size_is_limited_before_anything_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b" " * 98 + b"{}")
+    assert read_json(path, 100) == {}
+    with pytest.raises(InputError, match="is larger than the 99 bytes"):
+        read_json(path, 99)
+    with path.open("ab") as sink:
+        sink.truncate(1 << 42)
+    with pytest.raises(InputError, match="is larger than"):
+        read_json(path, 1 << 20)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """Opening a FIFO would wait for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is not a regular file"):
+            read_json(path, 100)
+    with pytest.raises(InputError, match="No such file"):
+        read_json(tmp_path / "missing", 100)
+
+
+@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789\\uduNa ', max_size=60).map(str.encode))
+def test_any_bytes_are_json_or_refused(data: bytes) -> None:
+    try:
+        value = parse_json(data, "x")
+    except InputError:
+        return
+    json.dumps(value, ensure_ascii=False).encode()
+
+
+# ---- files of imgkit ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load(ROOT / "recipes" / "core.py", {"mirror": "http://mirror.test/alpine/"})
+
+
+@pytest.fixture(scope="module")
+def lock(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lock") / "core.lock"
+    lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
+    return path
+
+
+MANIFEST = {
+    "manifest": 1,
+    "arch": "amd64",
+    "buildId": "b",
+    "image": {"sha256": "ab" * 32, "size": 5, "virtualSize": 6},
+    "boot": {"kernel": {"name": "vmlinuz-virt-amd64", "sha256": "ab" * 32, "size": 5}},
+    "files": {"/": {"type": "directory", "mode": "0755"}},
+}
+RECORD = bootrecord.Record("x.qcow2", "ab" * 32, 5, "amd64", {"bios": {"seconds": 1}})
+PUBLISHED = {"name": "a.qcow2", "url": None, "sha256": "ab" * 32, "size": 5}
+INDEX = {
+    "index": 1,
+    "version": "v1",
+    "baseUrl": "https://example.test/v1",
+    "generatedAt": "2026-01-01T00:00:00Z",
+    "architectures": {"amd64": {"buildId": "b", "provedWith": ["bios"], "image": PUBLISHED, "manifest": PUBLISHED}},
+}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("9" * 5000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) in a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+def changed(text: str, value: Any, choose: random.Random) -> bytes:
+    """The JSON ``text`` with ``value`` somewhere in it, or without what is there."""
+    document = [json.loads(text)]
+    container, key = choose.choice(list(places(document)))
+    if value == [] and isinstance(container, dict):
+        del container[key]
+    else:
+        container[key] = copy.deepcopy(value)
+    return json.dumps(document[0]).encode()
+
+
+@settings(max_examples=400)
+@given(value=VALUES, choose=st.randoms(use_true_random=False))
+def test_any_value_anywhere_in_a_lock_is_read_or_refused(
+    value: Any, choose: random.Random, lock: Path, recipe: Recipe
+) -> None:
+    path = lock.with_name("changed.lock")
+    path.write_bytes(changed(lock.read_text(), value, choose))
+    with suppress(InputError, RecipeError):
+        use(lockfile.read(path, recipe, "amd64"))
+
+
+def use(plan: Plan) -> None:
+    """What every build does with a plan."""
+    assert plan.epoch >= 0
+    assert plan.digest
+    for each in plan.packages:
+        format_record(each.package).encode()
+
+
+@settings(max_examples=300)
+@given(value=VALUES, choose=st.randoms(use_true_random=False))
+def test_any_value_anywhere_in_other_files_is_read_or_refused(
+    value: Any, choose: random.Random, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(changed(json.dumps(MANIFEST), value, choose))
+    with suppress(InputError):
+        assert isinstance(read_manifest(path)["files"], dict)
+    bootrecord.parse(changed(RECORD.text(), value, choose))
+    with suppress(InputError):
+        parse_index(changed(json.dumps(INDEX), value, choose), "x")
+
+
+def test_the_files_that_are_changed_there_are_good_ones(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(MANIFEST))
+    assert read_manifest(path) == MANIFEST
+    assert bootrecord.parse(RECORD.text().encode()) == RECORD
+    assert [each.arch for each in parse_index(json.dumps(INDEX).encode(), "x").architectures] == ["amd64"]
+
+
+LOCK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a hash that is null": (lambda entry: entry["install"][0].update(sha256=None), r"install\.0\.sha256"),
+    "a short hash": (lambda entry: entry["install"][0].update(sha256="ab"), r"install\.0\.sha256"),
+    "a hash of an index that is empty": (lambda entry: entry["indexes"][0].update(sha256=""), r"indexes\.0\.sha256"),
+    "nothing to install": (lambda entry: entry.update(install=[]), "install: List should have at least 1 item"),
+    "a world of no words": (lambda entry: entry.update(world=["a>>b c"]), r"world\.0: 'a>>b c' is not a valid"),
+    "a size below zero": (lambda entry: entry["minirootfs"].update(size=-1), r"minirootfs\.size"),
+    "a size that is a text": (lambda entry: entry["minirootfs"].update(size="5"), r"minirootfs\.size"),
+    "a path out of the mirror": (lambda entry: entry["minirootfs"].update(path="../../x"), r"minirootfs\.path"),
+    "a path elsewhere": (lambda entry: entry["minirootfs"].update(path="http://x/y"), r"minirootfs\.path"),
+    "another package's path": (lambda entry: entry["install"][1].update(path="a/b-1-r0.apk"), "the path is not that"),
+    "a package twice": (lambda entry: entry["install"].append(entry["install"][0]), "busybox is in it twice"),
+    "a record of two lines": (lambda entry: entry["install"][1]["record"].append("L:x\nP:y"), r"install\.1\.record"),
+    "an unknown field": (lambda entry: entry["install"][1]["record"].append("X:y"), "unknown field X"),
+    "a time of another age": (lambda entry: entry["install"][1]["record"].append("t:" + "9" * 18), "a time or a size"),
+    "an identity that is none": (lambda entry: entry["install"][0]["record"].append("C:Q1x"), "is not the identity"),
+    "an escape as a key": (lambda entry: entry.update(minirootfs={"\x1b[31m": 1}), "Field required"),
+}
+
+
+@pytest.mark.parametrize("fault", LOCK_FAULTS)
+def test_each_fault_of_a_lock_is_named(fault: str, lock: Path, recipe: Recipe) -> None:
+    change, message = LOCK_FAULTS[fault]
+    body = json.loads(lock.read_text())
+    change(body["architectures"]["amd64"])
+    path = lock.with_name("faulty.lock")
+    path.write_text(json.dumps(body))
+    with pytest.raises(InputError, match=message) as caught:
+        lockfile.read(path, recipe, "amd64")
+    assert "imgkit lock" in str(caught.value.hint)
+    assert "\x1b" not in caught.value.message
+
+
+@pytest.mark.parametrize("attack", ["deep", "many digits", "twice", "half a pair", "NaN"])
+def test_commands_call_it_bad_input(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 4, not 70: from the file to the message."""
+    data = HOSTILE[attack][0]
+    recipe = tmp_path / "core.py"
+    recipe.write_text(SMALL_RECIPE)
+    recipe.with_suffix(".lock").write_bytes(data)
+    words = ["build", str(recipe), "--locked", "--arch", "amd64", "--offline", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 4
+    image = tmp_path / "linux-amd64.qcow2"
+    image.write_bytes(b"QFI\xfb" + bytes(100))
+    image.with_suffix(".manifest.json").write_bytes(data)
+    assert cli.main(["publish", "v1", "--from", str(tmp_path), "--to", str(tmp_path / "publish")]) == 4
+    assert "bug" not in capsys.readouterr().err
+
+
+def test_the_limit_of_a_manifest_is_far_above_a_large_image() -> None:
+    assert MAX_SIZE > 250 * 500_000

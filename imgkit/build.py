@@ -48,6 +48,7 @@ class Request:
         work: folder for scratch files; None makes one in ``out``.
         appliance: how the appliance runs.
         locked: build exactly this plan; None makes one.
+        allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
         epoch: seconds since 1970 for what a build generates (SOURCE_DATE_EPOCH); None takes the plan's.
     """
 
@@ -58,6 +59,7 @@ class Request:
     appliance: Options
     work: Path | None = None
     locked: Plan | None = None
+    allow_stale: bool = False
     epoch: int | None = None
 
 
@@ -86,8 +88,11 @@ def build(request: Request) -> Result:
     with _workspace(request) as work, ExitStack() as stack:
         engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, request.appliance))
         with steps.step("plan"):
-            base = fetch_base(recipe, arch, request.cache, work / "minirootfs", locked=request.locked)
-            plan = request.locked or make_plan(recipe, arch, base, request.cache)
+            stale = request.allow_stale
+            base = fetch_base(
+                recipe, arch, request.cache, work / "minirootfs", locked=request.locked, allow_stale=stale
+            )
+            plan = request.locked or make_plan(recipe, arch, base, request.cache, allow_stale=stale)
         layout = _layout(recipe, arch, plan, size)
         engine.prepare(layout)
         engine.check()

@@ -22,6 +22,7 @@ from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.fetch.checks import MissingFileError, Version3Error
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
+from imgkit.freshness import Freshness, release_of
 from imgkit.recipe import Recipe
 from imgkit.rootfs.install import installed_in, world_in
 from imgkit.rootfs.minirootfs import unpack
@@ -85,7 +86,7 @@ class Plan:
     @property
     def epoch(self) -> int:
         """The time of what a build generates, seconds since 1970: when the youngest package was built."""
-        return max(each.package.build_time for each in self.packages)
+        return _youngest([each.package for each in self.packages])
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,20 @@ def certificate_of(recipe: Recipe) -> Certificate:
     return read_certificate(recipe.release_key.read_bytes(), name=str(recipe.release_key))
 
 
-def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path, *, locked: Plan | None = None) -> Base:
+def fetch_base(
+    recipe: Recipe,
+    arch: str,
+    cache: Cache,
+    spool: Path,
+    *,
+    locked: Plan | None = None,
+    allow_stale: bool = False,
+) -> Base:
     """Find, download, verify and unpack the minirootfs. ``spool`` is a new file that takes its contents.
 
     Args:
         locked: take the very minirootfs of this plan; its signature is verified all the same.
+        allow_stale: warn of what :mod:`imgkit.freshness` would refuse.
 
     Raises:
         InputError: the mirror does not have it, or it cannot be trusted.
@@ -140,7 +150,22 @@ def fetch_base(recipe: Recipe, arch: str, cache: Cache, spool: Path, *, locked: 
     certificate = certificate_of(recipe)
     signer = verify_detached(archive, signature.read_bytes(), certificate, name=release.file)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
-    return _base(release, artefact, archive, spool)
+    base = _base(release, artefact, archive, spool)
+    chosen = locked is not None or recipe.version is not None
+    _freshness(recipe, arch, base, cache, allow_stale=allow_stale).check_minirootfs(url, release.version, chosen=chosen)
+    return base
+
+
+def _freshness(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stale: bool) -> Freshness:
+    """What is asked of the files of the recipe's branch."""
+    return Freshness(
+        cache.folder,
+        base.artefact.vouched_by,
+        recipe.branch,
+        recipe.architecture(arch).alpine,
+        release_of(base.tree),
+        allow=allow_stale,
+    )
 
 
 def _newest(recipe: Recipe, alpine: str, cache: Cache) -> tuple[Release, str]:
@@ -176,22 +201,28 @@ def _base(release: Release, artefact: Artefact, archive: Path, spool: Path) -> B
     return Base(release, artefact, tree, Keyring.from_files(keys))
 
 
-def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
+def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stale: bool = False) -> Plan:
     """Fetch and verify the indexes, and solve for the recipe's packages.
 
+    Args:
+        allow_stale: warn of what :mod:`imgkit.freshness` would refuse.
+
     Raises:
-        InputError: an index cannot be had or trusted.
+        InputError: an index cannot be had or trusted, is older than one that was seen before, or of another branch.
         RecipeError: packages are unknown, or cannot be installed together.
     """
     facts = recipe.architecture(arch)
     sources = [f"{recipe.mirror.rstrip('/')}/{recipe.branch}/{name}/{facts.alpine}" for name in recipe.repositories]
     wanted = [Wanted(url=f"{source}/{_INDEX}", max_bytes=_MAX_INDEX, gzip=True) for source in sources]
     files = _fetch_indexes(wanted, cache)
+    fresh = _freshness(recipe, arch, base, cache, allow_stale=allow_stale)
     packages: list[Package] = []
     indexes = []
     for position, (source, one, path) in enumerate(zip(sources, wanted, files, strict=True)):
         index = verify_index(path.read_bytes(), base.keyring, name=one.url)
-        packages += parse_index(index.text, Repository(position=position, url=source))
+        here = parse_index(index.text, Repository(position=position, url=source))
+        fresh.check_index(one.url, recipe.repositories[position], index.description, index.date or _youngest(here))
+        packages += here
         indexes.append(Artefact(one.url, path.stat().st_size, hash_file(path), index.key))
     standing, added = world_in(base.tree), (*recipe.packages, *facts.packages)
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
@@ -201,6 +232,11 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache) -> Plan:
         for package in solution.packages
     )
     return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), (*standing, *added), planned)
+
+
+def _youngest(packages: Sequence[Package]) -> int:
+    """When the youngest package was built: the date of an index that does not say its own."""
+    return max((package.build_time for package in packages), default=0)
 
 
 def _fetch_indexes(wanted: Sequence[Wanted], cache: Cache) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fixtures import minirootfs
-from fixtures.apkbuild import Apk, Entry, PkgInfo, SigningKey, build, build_index
+from fixtures.apkbuild import Apk, Entry, PkgInfo, SigningKey, build, gzip_member, signature_segment, tar_stream
 from fixtures.keys import Keys
 from fixtures.pins import BRANCH, RELEASE
 from imgkit.tree import Tree
@@ -22,6 +22,7 @@ LISTING = f"{RELEASES}/latest-releases.yaml"
 ROOTFS = f"{RELEASES}/alpine-minirootfs-{RELEASE}-{ARCH}.tar.gz"
 REPOSITORY = f"/{BRANCH}/main/{ARCH}"
 INDEX = f"{REPOSITORY}/APKINDEX.tar.gz"
+DESCRIPTION = f"v{RELEASE}-17-g54a39ace82a"
 
 RECIPE = f"""
 branch = "{BRANCH}"
@@ -85,7 +86,7 @@ class Small:
 
     def write(self, tree: Tree | None = None) -> Small:
         """The minirootfs (of ``tree``), its signature and list, the packages and their index."""
-        minirootfs.publish(tree or minimal(self.keys), ARCH, self.file(RELEASES), self.keys)
+        self.release(tree or minimal(self.keys))
         self.file(REPOSITORY).mkdir(parents=True)
         for one in self.packages:
             self.file(f"{REPOSITORY}/{one.filename}").write_bytes(one.blob)
@@ -93,9 +94,24 @@ class Small:
         self.release_key.write_bytes(self.keys.release_public)
         return self
 
-    def index(self, records: Iterable[str], key: SigningKey | None = None) -> None:
-        """Write the index of ``records``, signed by the mirror's key unless another is given."""
-        self.file(INDEX).write_bytes(build_index(records, key or self.keys.signing, description="a test"))
+    def release(self, tree: Tree) -> None:
+        """Write the minirootfs, its signature and list."""
+        minirootfs.publish(tree, ARCH, self.file(RELEASES), self.keys)
+
+    def index(
+        self, records: Iterable[str], key: SigningKey | None = None, *, time: int = TIME, description: str = DESCRIPTION
+    ) -> None:
+        """Write the index of ``records``, signed by the mirror's key unless another is given.
+
+        Args:
+            time: when it was made, in seconds since 1970.
+            description: what git-describe says of the sources.
+        """
+        text = "".join(record + "\n\n" for record in records)
+        files = {"DESCRIPTION": description, "APKINDEX": text}
+        entries = [Entry(name=name, data=data.encode(), checksum="", mtime=time) for name, data in files.items()]
+        member = gzip_member(tar_stream(entries, end=True))
+        self.file(INDEX).write_bytes(signature_segment(member, key or self.keys.signing) + member)
 
     def file(self, path: str) -> Path:
         """The file behind a path of the server."""

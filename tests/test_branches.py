@@ -11,6 +11,7 @@ import pytest
 
 from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
+from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
@@ -51,6 +52,8 @@ def test_where_the_image_itself_takes_packages_from(branch: str, release: str | 
 @pytest.mark.parametrize("branch", [NEWER, LINK])
 def test_a_branch_by_variable(branch: str, here: Place, small: Small, site: Site) -> None:
     """The mirror has only that branch, and all of its addresses are below it."""
+    if branch == NEWER:
+        small.index([each.record for each in small.packages], description=f"{NEWER}.1-5-g0123456789a")
     (small.root / BRANCH).rename(small.root / "moved")
     (small.root / branch).symlink_to("moved")
     here.recipe.write_text(RECIPE)
@@ -67,9 +70,10 @@ def test_a_branch_by_variable(branch: str, here: Place, small: Small, site: Site
 # ---- the offline mirror under other names ---------------------------------------------------------------------------
 
 
-def plan(recipe: Recipe, arch: str, folder: Path) -> Plan:
+def plan(recipe: Recipe, arch: str, folder: Path, *, allow_stale: bool = False) -> Plan:
     cache = Cache(folder / "cache")
-    return make_plan(recipe, arch, fetch_base(recipe, arch, cache, folder / arch), cache)
+    base = fetch_base(recipe, arch, cache, folder / arch, allow_stale=allow_stale)
+    return make_plan(recipe, arch, base, cache, allow_stale=allow_stale)
 
 
 @pytest.mark.mirror
@@ -83,7 +87,11 @@ def test_another_branch_with_the_same_packages_is_planned_alike(
         for arch in ("amd64", "arm64"):
             usual = plan(load(CORE, {"mirror": mirror_url, "release_key": mirror.release_key}), arch, tmp_path / "a")
             fields = {"mirror": site.url, "release_key": mirror.release_key, "branch": branch}
-            other = plan(load(CORE, fields), arch, tmp_path / "b")
+            if branch == NEWER:
+                with pytest.raises(InputError, match=f"is of branch {BRANCH}, not of {NEWER}"):
+                    plan(load(CORE, fields), arch, tmp_path / "c")
+                (tmp_path / "c" / arch).unlink()
+            other = plan(load(CORE, fields), arch, tmp_path / "b", allow_stale=branch == NEWER)
             assert (other.branch, other.version, other.digest) == (branch, RELEASE, usual.digest)
             missing = [each.url for each in other.packages if each.package.repository.url]  # the others it has already
             assert missing

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fixtures import apkbuild
 from fixtures.apkbuild import Entry, SigningKey
+from imgkit.apk.branches import branch_of
 from imgkit.apk.signature import Keyring, SignedIndex, verify_index
 from imgkit.errors import InputError
 from tests.files import ALPINE, REAL_INDEX
@@ -72,6 +73,7 @@ def test_the_real_index_is_vouched_for_by_the_real_key() -> None:
     found = verify_index(REAL_INDEX.read_bytes(), keys)
     assert found.key == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
     assert found.text.count("\nP:") == 5004
+    assert (found.date, branch_of(found.description)) == (1685173753, "v3.17")
     others = Keyring({name: key for name, key in keys.keys.items() if name != found.key})
     with pytest.raises(InputError, match="unknown key"):
         verify_index(REAL_INDEX.read_bytes(), others)

@@ -92,11 +92,20 @@ class Keyring:
 
 @dataclass(frozen=True)
 class SignedIndex:
-    """A verified package index: its ``APKINDEX`` text, its one-line description, the key that vouched for both."""
+    """A verified package index.
+
+    Attributes:
+        text: that of its ``APKINDEX``.
+        description: one line; for Alpine's repositories, what git-describe says of the sources.
+        key: the key that vouched for all of it.
+        date: when it was made, in seconds since 1970: the time of its ``DESCRIPTION`` and ``APKINDEX`` in the signed
+            archive. 0 if it does not say.
+    """
 
     text: str
     description: str
     key: str
+    date: int = 0
 
 
 def verify_index(data: bytes, keyring: Keyring, *, name: str = "APKINDEX.tar.gz") -> SignedIndex:
@@ -119,12 +128,12 @@ def verify_index(data: bytes, keyring: Keyring, *, name: str = "APKINDEX.tar.gz"
     if not members.more():
         raise InputError(f"{name}: is truncated: nothing follows the signature")
     key = trusted_signer(keyring, data[start:], signatures, name)
-    files = _index_files(members.read_member(_LIMIT_INDEX), name)
+    files, date = _index_files(members.read_member(_LIMIT_INDEX), name)
     if members.more():
         raise InputError(f"{name}: is not a package index: it has more than two gzip members")
     if "APKINDEX" not in files:
         raise InputError(f"{name}: is not a package index: there is no APKINDEX in it")
-    return SignedIndex(text=files["APKINDEX"], description=files.get("DESCRIPTION", "").strip(), key=key)
+    return SignedIndex(files["APKINDEX"], files.get("DESCRIPTION", "").strip(), key, date)
 
 
 def trusted_signer(keyring: Keyring, signed: bytes, signatures: tuple[Signature, ...], name: str) -> str:
@@ -163,12 +172,18 @@ def read_signatures(segment: bytes, name: str) -> tuple[Signature, ...]:
     return tuple(signatures)
 
 
-def _index_files(segment: bytes, name: str) -> dict[str, str]:
+def _index_files(segment: bytes, name: str) -> tuple[dict[str, str], int]:
+    """The files of an index, and the newest of their times."""
     archive = TarStream(iter((segment,)))
+    files: dict[str, str] = {}
+    date = 0
     try:
-        return {header.name: archive.read(_LIMIT_INDEX).decode(errors="surrogateescape") for header in archive}
+        for header in archive:
+            files[header.name] = archive.read(_LIMIT_INDEX).decode(errors="surrogateescape")
+            date = max(date, header.mtime)
     except TarError as cause:
         raise InputError(f"{name}: is not a package index: it {cause}") from cause
+    return files, date
 
 
 def _load(name: str, pem: bytes) -> RSAPublicKey:

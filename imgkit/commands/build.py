@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a field of the recipe")
+    parser.add_argument(
+        "--allow-stale-mirror",
+        action="store_true",
+        help="take an index or minirootfs that is older than one seen before, or of another branch or version",
+    )
     parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
 
 
@@ -99,7 +105,8 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
     cache = Cache(default_folder(), offline=options.offline)
     for arch in arches:
         locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
-        result = build(Request(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch))
+        request = Request(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch)
+        result = build(replace(request, allow_stale=options.allow_stale_mirror))
         if not options.quiet:
             print(result.steps.table(), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)

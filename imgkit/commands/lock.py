@@ -31,8 +31,10 @@ def run(options: argparse.Namespace) -> int:
     plans: dict[str, Plan] = {}
     for arch in asked:
         with scratch.folder() as folder:
-            base = fetch_base(recipe, arch, cache, folder / "minirootfs")
-            plans[arch], _ = fetch_packages(make_plan(recipe, arch, base, cache), base, cache)
+            stale = options.allow_stale_mirror
+            base = fetch_base(recipe, arch, cache, folder / "minirootfs", allow_stale=stale)
+            plan = make_plan(recipe, arch, base, cache, allow_stale=stale)
+            plans[arch], _ = fetch_packages(plan, base, cache)
     lockfile.write(path, recipe, plans, kept)
     print(path)
     return 0

@@ -32,6 +32,7 @@ from imgkit.rootfs.compose import Composition, Selection, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.verdict import judge
 from imgkit.vm.machines import host_arch
+from imgkit.vouchers import check_locked
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
 
@@ -98,7 +99,9 @@ def build(request: Request) -> Result:
         engine.check()
         _check_size(plan, size)
         with steps.step("fetch packages"):
-            plan, files = fetch_packages(plan, base, request.cache)
+            plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
+            if request.locked is not None:
+                check_locked(plan, base, request.cache, files)
         with steps.step("prepare the payload"):
             payload = _payload(request, work)
         engine.check()

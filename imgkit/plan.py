@@ -34,7 +34,7 @@ _INDEX_3 = "Packages.adb"  # the index of a repository of format version 3 (apk-
 _MAX_LISTING = 1 << 18
 _MAX_SIGNATURE = 1 << 16
 _MAX_MINIROOTFS = 64 << 20
-_MAX_INDEX = 32 << 20
+MAX_INDEX = 32 << 20
 _MAX_PACKAGE = 2 << 30
 _CONTENT_SLACK = 16 << 20  # by which the contents of a package may exceed what its index states
 
@@ -213,7 +213,7 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stal
     """
     facts = recipe.architecture(arch)
     sources = [f"{recipe.mirror.rstrip('/')}/{recipe.branch}/{name}/{facts.alpine}" for name in recipe.repositories]
-    wanted = [Wanted(url=f"{source}/{_INDEX}", max_bytes=_MAX_INDEX, gzip=True) for source in sources]
+    wanted = [Wanted(url=f"{source}/{_INDEX}", max_bytes=MAX_INDEX, gzip=True) for source in sources]
     files = _fetch_indexes(wanted, cache)
     fresh = _freshness(recipe, arch, base, cache, allow_stale=allow_stale)
     packages: list[Package] = []
@@ -260,7 +260,7 @@ def _refuse_version_3_repository(url: str, cache: Cache) -> None:
         Version3Error: it has.
     """
     try:
-        cache.fetch(Wanted(url=f"{url}/{_INDEX_3}", max_bytes=_MAX_INDEX, gzip=True))  # given up at its first bytes
+        cache.fetch(Wanted(url=f"{url}/{_INDEX_3}", max_bytes=MAX_INDEX, gzip=True))  # given up at its first bytes
     except Version3Error:
         raise
     except InputError:
@@ -274,7 +274,7 @@ def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> M
         The names of packages, sorted, none for a name that nobody provides; None where an index of the plan is not in
         the cache (any more), as may be with a lock file of another day or host.
     """
-    wanted = [Wanted(url=one.url, max_bytes=_MAX_INDEX, sha256=one.sha256) for one in plan.indexes]
+    wanted = [Wanted(url=one.url, max_bytes=MAX_INDEX, sha256=one.sha256) for one in plan.indexes]
     try:
         files = Cache(cache.folder, offline=True).fetch_all(wanted)
         texts = [
@@ -293,8 +293,11 @@ def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> M
     return {name: tuple(sorted(packages)) for name, packages in found.items()}
 
 
-def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[str, Path]]:
+def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False) -> tuple[Plan, Mapping[str, Path]]:
     """Have the files of all packages that the minirootfs does not have in this very build.
+
+    Args:
+        locked: the plan is that of a lock file, which has to have the SHA-256 of each.
 
     Returns:
         The plan with the SHA-256 of each file, and the files by the name of their package.
@@ -304,6 +307,10 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache) -> tuple[Plan, Mapping[
     """
     there = {record.package.name: record.package.identity for record in installed_in(base.tree)}
     missing = [each for each in plan.packages if there.get(each.package.name) != each.package.identity]
+    bare = [each.file_name for each in missing if locked and not each.sha256]
+    if bare:
+        hint = "refresh the lock (imgkit lock RECIPE)"
+        raise InputError(f"{bare[0]}: has to be downloaded, and the lock has no SHA-256 of it", hint=hint)
     files = cache.fetch_all([_wanted(each) for each in missing], description="packages")
     found = {each.package.name: path for each, path in zip(missing, files, strict=True)}
     packages = tuple(

@@ -12,11 +12,14 @@ import pytest
 
 from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
-from imgkit import cli
+from imgkit import cli, lockfile
 from imgkit.apk import branches
 from imgkit.apk.branches import branch_of, end_of
 from imgkit.errors import HostError, InputError
+from imgkit.fetch.cache import Cache
 from imgkit.freshness import Freshness, Stated, warn_expired
+from imgkit.plan import fetch_base
+from imgkit.recipe import load
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package
 
@@ -153,8 +156,9 @@ def test_an_old_minirootfs_under_a_new_name_is_refused(attack: Attack) -> None:
 
 def test_a_minirootfs_of_another_branch_is_refused(attack: Attack) -> None:
     attack.release(RELEASE)
+    attack.show("1.0-r0", age=0, description="v3.20.3-17-g54a39ace82a")
     (attack.small.root / BRANCH).rename(attack.small.root / "v3.20")
-    attack.fails(f"is of branch {BRANCH}, not of v3.20", ALPINE_BRANCH="v3.20")
+    attack.fails(f"minirootfs-{RELEASE}-x86_64.tar.gz: is of branch {BRANCH}, not of v3.20", ALPINE_BRANCH="v3.20")
 
 
 def test_an_older_minirootfs_is_refused_unless_it_is_asked_for(attack: Attack) -> None:
@@ -300,3 +304,15 @@ def test_a_branch_that_has_come_to_its_end_is_named(
 def test_the_branches_of_the_recipes_are_known() -> None:
     assert end_of(BRANCH) is not None
     assert list(branches._END) == sorted(branches._END, key=branches.order)
+
+
+def test_a_lock_cannot_rename_a_minirootfs(attack: Attack) -> None:
+    """Its version is the image's; the file that it names by hash says another."""
+    attack.release(RELEASE)
+    assert attack.lock().status == 0
+    path = attack.here.base / "recipe.lock"
+    path.write_text(attack.locked.replace(f'"version": "{RELEASE}"', '"version": "3.23.99"'))
+    loaded = load(attack.here.recipe, {"mirror": attack.site.url, "release_key": attack.small.release_key})
+    plan = lockfile.read(path, loaded, "amd64")
+    with pytest.raises(InputError, match=f"is called 3.23.99, but says itself that it is '{RELEASE}'"):
+        fetch_base(loaded, "amd64", Cache(attack.here.cache), attack.here.base / "spool", locked=plan)

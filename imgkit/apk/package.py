@@ -147,6 +147,16 @@ def check_package(path: Path, expected: str, *, name: str | None = None) -> None
         _check_data(source, _parse_control(control.segment, name)[0], name)
 
 
+def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
+    """The trusted key that signed a package file; None if nobody did, or somebody else.
+
+    Raises:
+        InputError: it is no package, or a signature that claims to be by a trusted key is wrong.
+    """
+    with path.open("rb") as source:
+        return _check_signatures(_read_control(source, name), keyring, name, vouched=True)
+
+
 def check_identity(identity: str) -> str:
     """Return ``identity`` if it is one (``Q1`` + base64 of 20 bytes, ``Q2`` + base64 of 32).
 

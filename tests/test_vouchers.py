@@ -1,0 +1,143 @@
+"""Building from a lock file that somebody else may have written: who vouches for its packages is asked again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.apkbuild import Apk
+from fixtures.keys import new_rsa
+from fixtures.server import Site
+from imgkit import cli, lockfile, recipe
+from imgkit.errors import InputError
+from imgkit.fetch.cache import Cache, hash_file
+from imgkit.plan import fetch_base, fetch_packages
+from imgkit.vouchers import check_locked
+from tests.commandline import Place, Ran, check_failure
+from tests.mirrors import RECIPE, REPOSITORY, Small, package
+
+
+class Locked:
+    """A lock of the small mirror, made with the cache that ``here`` has."""
+
+    def __init__(self, here: Place, small: Small, site: Site) -> None:
+        self.here, self.small, self.site = here, small, site
+        here.recipe.write_text(RECIPE)
+        self.recipe = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
+        self.path = here.base / "recipe.lock"
+
+    def change(self, change: Callable[[dict[str, Any]], object]) -> None:
+        body = json.loads(self.path.read_text())
+        change(body["architectures"]["amd64"])
+        self.path.write_text(json.dumps(body))
+
+    def put(self, other: Apk) -> None:
+        """Let the mirror have another file of that name, and the lock name it, record and hash."""
+        path = self.small.file(f"{REPOSITORY}/{other.filename}")
+        path.write_bytes(other.blob)
+        self.change(
+            lambda entry: entry["install"][0].update(sha256=hash_file(path), record=other.record.strip().split("\n"))
+        )
+
+    def check(self, cache: Path | None = None) -> None:
+        """What a build does until it has its packages."""
+        kept = Cache(cache or self.here.cache)
+        plan = lockfile.read(self.path, self.recipe, "amd64")
+        (self.here.base / "spool").unlink(missing_ok=True)
+        base = fetch_base(self.recipe, "amd64", kept, self.here.base / "spool", locked=plan)
+        plan, files = fetch_packages(plan, base, kept, locked=True)
+        check_locked(plan, base, kept, files)
+
+
+@pytest.fixture
+def locked(here: Place, small: Small, site: Site, monkeypatch: pytest.MonkeyPatch) -> Locked:
+    made = Locked(here, small, site)
+    with monkeypatch.context() as patch:
+        for name, value in here.environment.items():
+            patch.setenv(name, value)
+        words = ["lock", here.recipe, "--mirror", site.url, "--release-key", small.release_key]
+        assert cli.main([str(word) for word in words]) == 0
+    return made
+
+
+def test_a_good_lock_says_nothing(locked: Locked, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        locked.check()
+        locked.check(locked.here.base / "another-cache")  # its index is not there: the package's own signature is
+    assert caplog.messages == []
+
+
+def test_a_package_that_the_locked_index_does_not_have(locked: Locked) -> None:
+    """Lock and mirror agree on it, and nobody vouches for it."""
+    locked.put(package("hello", key=new_rsa(), pkgdesc="hostile"))
+    with pytest.raises(
+        InputError, match=r"hello-1\.0-r0\.apk: is in none of the indexes that the lock names"
+    ) as caught:
+        locked.check()
+    assert "lock file" in str(caught.value.hint)
+
+
+def test_no_indexes_vouch_for_nothing(locked: Locked) -> None:
+    locked.change(lambda entry: entry.update(indexes=[]))
+    with pytest.raises(InputError, match="is in none of the indexes"):
+        locked.check()
+
+
+def test_without_the_index_a_package_signed_by_somebody_else_is_named(
+    locked: Locked, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked.put(package("hello", key=new_rsa(), pkgdesc="hostile"))
+    with caplog.at_level(logging.WARNING):
+        locked.check(locked.here.base / "another-cache")
+    assert caplog.messages == [
+        "vouched for by the lock file alone, as their index is not in the cache: hello",
+    ]
+
+
+def test_without_the_index_a_forged_signature_is_refused(locked: Locked) -> None:
+    forged = replace(new_rsa(), name=locked.small.keys.signing.name)
+    locked.put(package("hello", key=forged, pkgdesc="hostile"))
+    with pytest.raises(InputError, match=r"hello-1\.0-r0\.apk: bad signature"):
+        locked.check(locked.here.base / "another-cache")
+
+
+def test_an_index_by_somebody_else_is_refused(locked: Locked) -> None:
+    """The lock names an index that is in the cache, and whose signer nobody trusts."""
+    path = locked.here.base / "index"
+    locked.small.index([locked.small.packages[0].record], key=new_rsa())
+    index = locked.small.file(f"{REPOSITORY}/APKINDEX.tar.gz").read_bytes()
+    path.write_bytes(index)
+    digest = hash_file(path)
+    place = locked.here.cache / "sha256" / digest[:2] / digest
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(index)
+    locked.change(lambda entry: entry["indexes"][0].update(sha256=digest))
+    with pytest.raises(InputError, match=r"APKINDEX\.tar\.gz: signed by an unknown key"):
+        locked.check()
+
+
+def test_what_is_downloaded_has_a_hash_in_the_lock(locked: Locked) -> None:
+    locked.change(lambda entry: entry["install"][0].update(sha256=""))
+    with pytest.raises(
+        InputError, match=r"hello-1\.0-r0\.apk: has to be downloaded, and the lock has no SHA-256 of it"
+    ):
+        locked.check()
+
+
+def test_the_command_checks_it(
+    locked: Locked, small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked.put(package("hello", key=new_rsa(), pkgdesc="hostile"))
+    for name, value in locked.here.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(locked.here.tmp))
+    words = ["build", locked.here.recipe, "--locked", "--mirror", locked.site.url, "--arch", "all"]
+    words += ["--release-key", small.release_key, "--out", locked.here.out]
+    ran = Ran(cli.main([str(word) for word in words]), *capsys.readouterr())
+    check_failure(ran, locked.here, 4, "hello-1.0-r0.apk: is in none of the indexes that the lock names", "lock file")

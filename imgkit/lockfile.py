@@ -36,13 +36,18 @@ def write(
     """Write ``plans`` (by architecture) as the lock of ``recipe``, in one move, with what :func:`others` kept.
 
     Raises:
+        InputError: the record of a package has text that is not UTF-8, which JSON cannot hold.
         HostError: the file cannot be written.
     """
     entries = {**kept, **{arch: _to_json(recipe, plan) for arch, plan in plans.items()}}
     found = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        data = (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as cause:
+        raise InputError(f"{path}: the record of a package has text that is not UTF-8") from cause
+    try:
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as cause:
         temporary.unlink(missing_ok=True)

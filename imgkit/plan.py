@@ -23,6 +23,7 @@ from imgkit.fetch.checks import MissingFileError, Version3Error
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.freshness import Freshness, release_of
+from imgkit.jsonfile import read_bytes
 from imgkit.recipe import Recipe
 from imgkit.rootfs.install import installed_in, world_in
 from imgkit.rootfs.minirootfs import unpack
@@ -33,6 +34,7 @@ _INDEX = "APKINDEX.tar.gz"
 _INDEX_3 = "Packages.adb"  # the index of a repository of format version 3 (apk-repositories(5))
 _MAX_LISTING = 1 << 18
 _MAX_SIGNATURE = 1 << 16
+_MAX_CERTIFICATE = 1 << 20
 _MAX_MINIROOTFS = 64 << 20
 MAX_INDEX = 32 << 20
 _MAX_PACKAGE = 2 << 30
@@ -105,9 +107,10 @@ def certificate_of(recipe: Recipe) -> Certificate:
     Raises:
         InputError: the recipe's file is no OpenPGP certificate.
     """
-    if recipe.release_key is None:
+    path = recipe.release_key
+    if path is None:
         return alpine_certificate()
-    return read_certificate(recipe.release_key.read_bytes(), name=str(recipe.release_key))
+    return read_certificate(read_bytes(path, _MAX_CERTIFICATE), name=str(path))
 
 
 def fetch_base(

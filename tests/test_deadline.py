@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import resource
 import signal
@@ -310,6 +311,14 @@ PIECES = st.one_of(st.sampled_from(WORDS.split(b"|")), st.binary(max_size=8))
 def test_any_answer_is_a_file_or_an_input_error(pieces: list[bytes]) -> None:
     with answering(b"".join(pieces)) as url, suppress(InputError):
         Http(stall_timeout=5, attempts=1).get(url, Expected(max_bytes=1 << 16))
+
+
+def test_nothing_is_decompressed() -> None:
+    """What is hashed and limited is what was sent: a bomb stays as small as it is."""
+    bomb = gzip.compress(bytes(1 << 20))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    with answering(head + bomb) as url:
+        assert Http().get(url, Expected(max_bytes=len(bomb))) == bomb
 
 
 @contextmanager

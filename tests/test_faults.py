@@ -179,6 +179,12 @@ def test_a_certificate_that_is_none(build: Builder) -> None:
     build.fails(4, "release-key.asc")
 
 
+def test_a_certificate_of_absurd_size(build: Builder) -> None:
+    with build.small.release_key.open("ab") as sink:
+        sink.truncate(1 << 40)
+    build.fails(4, "release-key.asc: is larger than the 1048576 bytes")
+
+
 def test_an_index_without_signature(build: Builder) -> None:
     records = [one.record for one in build.small.packages]
     build.small.file(INDEX).write_bytes(apkbuild.build_index(records))

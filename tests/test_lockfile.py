@@ -131,3 +131,11 @@ def test_no_lock_at_all(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file") as caught:
         lockfile.read(lockfile.path_of(tmp_path / "alpine.py"), recipe, "amd64")
     assert "imgkit lock" in str(caught.value.hint)
+
+
+def test_a_record_that_is_not_utf_8_is_bad_input(recipe: Recipe, tmp_path: Path) -> None:
+    plan = plan_of(recipe, "amd64")
+    odd = replace(plan.packages[0], package=replace(plan.packages[0].package, description="caf\udce9"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        lockfile.write(tmp_path / "x.lock", recipe, {"amd64": replace(plan, packages=(odd,))})
+    assert list(tmp_path.iterdir()) == []

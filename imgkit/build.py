@@ -232,7 +232,9 @@ def _write_boot_files(made: Composition, work: Path) -> None:
 
 
 def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    """Names of files that are not UTF-8 are written as escapes, which JSON has for everything."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    path.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def _place(request: Request, work: Path, made: Composition, size: int, steps: Steps) -> Result:

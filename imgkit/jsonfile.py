@@ -31,17 +31,18 @@ _MOST_FAULTS = 3  # that a message names
 _MOST_SHOWN = 60  # characters of a name in a message
 
 
-def read_json(path: Path, limit: int, *, hint: str | None = None) -> Any:
+def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: bool = False) -> Any:
     """The value in a JSON file.
 
     Args:
         limit: bytes that the file may have.
+        raw_names: bytes of file names that are not UTF-8 may be in it, as :func:`os.fsdecode` has them.
         hint: what to do about a file that is missing or wrong.
 
     Raises:
         InputError: the file is missing, is no regular file, is too large, or is not JSON within the limits.
     """
-    return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint)
+    return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint, raw_names=raw_names)
 
 
 def read_bytes(path: Path, limit: int, *, hint: str | None = None) -> bytes:
@@ -58,8 +59,8 @@ def read_bytes(path: Path, limit: int, *, hint: str | None = None) -> bytes:
         raise InputError(f"{path}: {cause}", hint=hint) from cause
 
 
-def parse_json(data: bytes, name: object, *, hint: str | None = None) -> Any:
-    """The value in the text of a JSON file, which messages call ``name``.
+def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names: bool = False) -> Any:
+    """The value in the text of a JSON file, which messages call ``name``; see :func:`read_json`.
 
     Raises:
         InputError: it is not JSON within the limits.
@@ -72,7 +73,7 @@ def parse_json(data: bytes, name: object, *, hint: str | None = None) -> Any:
             parse_float=_float,
             parse_constant=_constant,
         )
-        _check(value)
+        _check(value, "surrogateescape" if raw_names else "strict")
     except RecursionError as cause:
         raise InputError(f"{name}: not JSON that can be read: nested too deeply", hint=hint) from cause
     except ValueError as cause:
@@ -138,8 +139,8 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _check(value: object) -> None:
-    """Look through all of ``value``, without recursion.
+def _check(value: object, errors: str) -> None:
+    """Look through all of ``value``, without recursion. ``errors`` is what encodes its texts.
 
     Raises:
         ValueError: it is nested too deeply, or has text in it that cannot be written as UTF-8.
@@ -149,7 +150,7 @@ def _check(value: object) -> None:
         parts = [part for container in containers for part in _parts(container)]
         for part in parts:
             if isinstance(part, str) and not part.isascii():
-                _check_text(part)
+                _check_text(part, errors)
         containers = [part for part in parts if isinstance(part, (dict, list))]
         if not containers:
             return
@@ -163,9 +164,9 @@ def _parts(container: Any) -> Iterator[object]:
         yield from container.values()
 
 
-def _check_text(text: str) -> None:
+def _check_text(text: str, errors: str) -> None:
     try:
-        text.encode()
+        text.encode(errors=errors)
     except UnicodeEncodeError as cause:
         raise ValueError(f"half of a surrogate pair in {_shown(text)}") from cause
 

@@ -108,6 +108,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, or it is not a manifest.
     """
-    manifest: dict[str, Any] = read_json(path, MAX_SIZE, hint="a build puts the manifest beside the image")
+    manifest: dict[str, Any] = read_json(
+        path, MAX_SIZE, hint="a build puts the manifest beside the image", raw_names=True
+    )
     checked(Manifest, manifest, path, what="a manifest of imgkit")
     return manifest

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 
 from imgkit import bootrecord, cli, lockfile
 from imgkit.apk.index import format_record
+from imgkit.build import _write_manifest
 from imgkit.errors import InputError, RecipeError
 from imgkit.jsonfile import DEEPEST, parse_json, read_json
 from imgkit.manifest import MAX_SIZE, read_manifest
 from imgkit.plan import Plan
 from imgkit.publish.layout import parse_index
 from imgkit.recipe import Recipe, load
+from imgkit.rootfs.digest import records
+from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.mirrors import RECIPE as SMALL_RECIPE
 from tests.test_lockfile import plan_of
@@ -244,6 +247,21 @@ def test_commands_call_it_bad_input(attack: str, tmp_path: Path, capsys: pytest.
     image.with_suffix(".manifest.json").write_bytes(data)
     assert cli.main(["publish", "v1", "--from", str(tmp_path), "--to", str(tmp_path / "publish")]) == 4
     assert "bug" not in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8_come_back_from_a_manifest(tmp_path: Path) -> None:
+    """A payload may have such a file: the build ended in a bug."""
+    tree = Tree()
+    tree.write(os.fsdecode(b"caf\xe9"), "x")
+    tree.write("caf\xe9 \u20ac", "x")
+    manifest = {**MANIFEST, "files": records(tree)}
+    path = tmp_path / "manifest.json"
+    _write_manifest(manifest, path)
+    path.read_bytes().decode()  # it is UTF-8 itself
+    assert read_manifest(path) == manifest
+    path.write_bytes(path.read_bytes().replace(b"udce9", b"ud8e9"))
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        read_manifest(path)
 
 
 def test_the_limit_of_a_manifest_is_far_above_a_large_image() -> None:

@@ -24,7 +24,8 @@ from imgkit.errors import InputError
 from imgkit.fetch.checks import Expected, UnreachableError
 from imgkit.fetch.deadline import Deadline, ExpiredError, within
 from imgkit.fetch.http import LEAST_RATE, Http
-from tests.commandline import ROOT
+from tests.commandline import ROOT, Place
+from tests.mirrors import RECIPE, ROOTFS, Small
 
 ANY = Expected(max_bytes=1 << 20)
 LONG = 30.0  # far more than any test here takes, far less than the attacks would
@@ -216,6 +217,24 @@ def test_an_interrupt_does_not_wait_for_the_mirror(site: Site) -> None:
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=LONG)
     assert b"KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize("attack", ["slow header", "100 Continue", "slow body"])
+def test_the_command_is_interrupted_at_once(attack: str, here: Place, small: Small) -> None:
+    """Several downloads are under way, each held by the mirror."""
+    here.recipe.write_text(RECIPE)
+    with serve(small.root) as running:
+        running.faults[ROOTFS] = running.faults[f"{ROOTFS}.asc"] = ATTACKS[attack][0]
+        words = ("--mirror", running.url, "--release-key", small.release_key)
+        with here.running("lock", here.recipe, *words) as child:
+            while not running.requests[ROOTFS]:
+                assert child.poll() is None, here.log()
+                time.sleep(0.05)
+            start = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(LONG) == 130, here.log()
+            assert time.monotonic() - start < 15, "the downloads' own limit is 20 seconds"
+    assert here.left_over() == []
 
 
 def test_threads_of_downloads_end(site: Site) -> None:

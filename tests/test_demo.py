@@ -73,7 +73,7 @@ def test_a_mirror_that_was_asked_for_and_is_out_of_reach_is_an_error(here: Place
     [
         (NOWHERE, "127.0.0.1 refuses the connection"),
         ("https://mirror.invalid", "the name mirror.invalid is unknown"),
-        ("site", "stalled: no data for 0.5 s"),
+        ("site", "stalled: no answer within 0.5 s"),
     ],
 )
 def test_what_is_out_of_reach_and_why(url: str, reason: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

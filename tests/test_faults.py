@@ -19,7 +19,7 @@ from imgkit.fetch.http import Http
 from imgkit.rootfs.binaries import Findings, Lacking
 from imgkit.vm.machines import host_arch
 from tests.commandline import Place, Ran, check_failure
-from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, package
 
 PACKAGE = f"{REPOSITORY}/hello-1.0-r0.apk"
 FILE = Entry(name="hello", data=b"hello\n" * 1000)
@@ -215,6 +215,15 @@ def test_a_package_with_a_forged_signature(build: Builder) -> None:
     forged = package("hello", "1.0-r0", FILE, key=replace(new_rsa(), name=build.small.keys.signing.name))
     put(build, forged)
     build.fails(4, "hello-1.0-r0.apk")
+
+
+def test_an_index_that_is_older_than_one_seen_before(build: Builder) -> None:
+    """It is signed as it should be."""
+    build.fails(3, NEXT)
+    build.small.index([each.record for each in build.small.packages], time=TIME - 1)
+    build.fails(4, "APKINDEX.tar.gz: is of 2023-11-14 22:13", "--allow-stale-mirror")
+    ran = build("--allow-stale-mirror")
+    assert (ran.status, NEXT in ran.err) == (3, True)
 
 
 def put(build: Builder, *packages: Apk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+import zlib
 from datetime import datetime, timedelta, timezone
 from importlib import resources
 from pathlib import Path
@@ -148,3 +149,42 @@ def test_a_flipped_bit_of_a_signature_never_verifies_something_else(where: int, 
     with pytest.raises(InputError):
         verify_detached(release, bytes(data), certificate())
     release.write_bytes(release_was)
+
+
+COMPRESSED = zlib.compress(bytes(60_000_000), 9)[2:-4]  # without zlib's own header and checksum, as packets have it
+ABSURD = {
+    "a compressed bomb": b"\xa3\x01" + COMPRESSED,
+    "bombs in one another": b"\xa3\x01" + zlib.compress(b"\xa3\x01" + COMPRESSED, 9)[2:-4],
+    "very many packets": b"\x88\x05\x04\x00\x01\x08\x00" * 9000,
+    "nested without end": b"\xa3\x00" * 30_000,
+    "armour in armour": b"-----BEGIN PGP SIGNATURE-----\n" * 2000,
+    "armour without end": b"-----BEGIN PGP SIGNATURE-----\n\n" + b"A" * 60_000,
+    "a packet of 4 GiB": b"\xc2\xff\xff\xff\xff\xff" + bytes(1000),
+    "parts without end": b"\xc2\xe0" + b"\x04\xe0" * 30_000,
+}
+
+
+@pytest.mark.parametrize("attack", ABSURD)
+def test_absurd_signatures_are_refused_soon(attack: str, release: Path) -> None:
+    """A mirror may send 64 KiB of anything."""
+    start = time.process_time()
+    with pytest.raises(InputError):
+        verify_detached(release, ABSURD[attack], alpine_certificate())
+    with pytest.raises(InputError):
+        read_certificate(ABSURD[attack], name="x")
+    assert time.process_time() - start < 10
+
+
+def packet(tag: int, body: bytes) -> bytes:
+    """A packet in the old format, whose length is one byte."""
+    return bytes([tag, len(body)]) + body
+
+
+PACKETS = st.builds(packet, st.integers(0x80, 0xBF), st.binary(max_size=190))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200) | PACKETS)
+def test_any_bytes_are_no_signature(data: bytes, release: Path) -> None:
+    with pytest.raises(InputError):
+        verify_detached(release, data, alpine_certificate())

@@ -2,26 +2,35 @@
 
 A folder that its block could not remove (an interrupt can strike in the middle of any cleaning up) is removed by
 :func:`remove_all` at the end of the process. What a process leaves that was killed outright is removed by the next one
-that wants scratch space in the same place: whoever lives holds a lock on its folder, and the kernel takes that back.
+of the same user that wants scratch space in the same place: whoever lives holds a lock on its folder, and the kernel
+takes that back.
+
+The place may be ``/tmp``, where other users make what they like: links, folders of the same name, locks that they never
+give back. So nothing here waits for a lock of the place, a folder is looked at through a descriptor that followed no
+link, and only what belongs to this user is removed.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imgkit import walk
+
 log = logging.getLogger("imgkit")
 
 _PATIENCE = 2.0  # seconds to wait for the lock of a place; whoever holds it longer is not one of us
+_TRIES = 10  # names that are tried for a new folder
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _folders: dict[Path, int | None] = {}  # those of this process, each with the descriptor that holds its lock
 _removed: list[Path] = []  # those that were this process's
@@ -40,17 +49,39 @@ def folder(place: Path | None = None, prefix: str = "imgkit-") -> Iterator[Path]
         OSError: it cannot be made.
     """
     place = Path(tempfile.gettempdir()) if place is None else place
-    path = place.absolute() / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
-    _folders[path] = None  # known before it is there: an interrupt may come in between
+    path = None
     try:
-        with alone(path.parent) as locked:  # so that nobody takes the new folder for a dead one's
-            path.mkdir(mode=0o700)
-            _folders[path] = _locked(path)
-            if locked:
-                _remove_dead(path.parent, prefix)
+        path = _make(place.absolute(), prefix)
+        _remove_dead(path.parent, prefix)
         yield path
     finally:
-        _remove(path)
+        if path is not None:
+            _remove(path)
+
+
+def _make(place: Path, prefix: str) -> Path:
+    """A new folder whose lock this process holds.
+
+    Between its making and its locking another process may take it for a dead one's: then there is another try.
+    """
+    for _ in range(_TRIES):
+        path = place / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+        _folders[path] = None  # known before it is there: an interrupt may come in between
+        try:
+            path.mkdir(mode=0o700)
+            _folders[path] = descriptor = _claim(path)
+        except (FileExistsError, FileNotFoundError, BlockingIOError):
+            _folders.pop(path)
+            if not place.is_dir():
+                raise
+            continue
+        except OSError:
+            _folders.pop(path)
+            raise
+        if descriptor is None or os.fstat(descriptor).st_nlink:
+            return path
+        _unlock(_folders.pop(path))
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place / f"{prefix}*"))
 
 
 @contextmanager
@@ -89,32 +120,22 @@ def remove_all() -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of this user's with all that is in it, folders without permissions included.
+    """Remove a folder of this user's with all that is in it; see :func:`imgkit.walk.remove`.
 
-    Links are not followed. What still writes to it (a download that was given up) must end soon.
+    What still writes to it (a download that was given up) must end soon. What cannot be removed is logged.
     """
+    if walk.remove(path):
+        return
     deadline = time.monotonic() + _PATIENCE
-    _try_to_remove(path)
-    while path.exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         time.sleep(0.05)
-        _try_to_remove(path)
-    if path.exists():
-        log.warning("%s: could not be removed", path)
-
-
-def _try_to_remove(path: Path) -> None:
-    for here, names, _ in os.walk(path):
-        for name in names:
-            child = Path(here, name)
-            if not child.is_symlink():
-                with suppress(OSError):
-                    child.chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)
+        if walk.remove(path):
+            return
+    log.warning("%s: could not be removed", path)
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
-        remove_tree(path)
+    remove_tree(path)
     _unlock(_folders.pop(path, None))
     _removed.append(path)
 
@@ -128,16 +149,50 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _remove_dead(place: Path, prefix: str) -> None:
-    """Remove the folders in ``place`` whose process is no more. The caller holds the lock of ``place``."""
+    """Remove the folders in ``place`` whose process is no more, as far as they are this user's."""
     ours = re.compile(re.escape(prefix) + r"[0-9]+-[0-9a-f]{8}")
-    for path in place.iterdir():
-        if not ours.fullmatch(path.name) or path in _folders or path.is_symlink() or not path.is_dir():
-            continue
-        descriptor = _locked(path)
-        if descriptor is not None:
-            log.info("%s: left by a build that was killed, removed", path)
-            remove_tree(path)
-            _unlock(descriptor)
+    with suppress(OSError), os.scandir(place) as entries:
+        names = [entry.name for entry in entries if ours.fullmatch(entry.name)]
+        for name in names:
+            if place / name not in _folders:
+                with suppress(OSError):
+                    _remove_if_dead(place, name)
+
+
+def _remove_if_dead(place: Path, name: str) -> None:
+    """Raises OSError: it is a link, a file, or another process has its lock."""
+    above = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(name, _FOLDER, dir_fd=above)
+        try:
+            if os.fstat(folder).st_uid != os.geteuid():
+                return
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            log.info("%s: left by a process that was killed, removed", place / name)
+            walk.empty(folder)
+            os.rmdir(name, dir_fd=above)
+        finally:
+            os.close(folder)
+    finally:
+        os.close(above)
+
+
+def _claim(path: Path) -> int | None:
+    """A descriptor that holds the lock of a new folder, or None where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has the lock. FileNotFoundError: the folder is gone.
+    """
+    descriptor = os.open(path, _FOLDER)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _locked(path: Path, patience: float = 0) -> int | None:

@@ -1,4 +1,4 @@
-"""Real Alpine files that tests may use, and a short question about files."""
+"""Real Alpine files that tests may use, a short question about files, and trees that are deeper than paths."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ def digest(path: Path) -> str:
         while data := source.read(1 << 20):
             found.update(data)
     return found.hexdigest()
+
+
+def nest(top: Path, depth: int, name: str = "d") -> None:
+    """Make ``depth`` folders in one another, as a guest can that changes into each."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)

@@ -1,0 +1,130 @@
+"""Scratch folders in a place where other users make what they like, and what dead processes left there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imgkit import scratch
+from imgkit.vm.scratch import private_folder
+from tests.conftest import need
+from tests.files import nest
+
+DEAD = "imgkit-1-0123abcd"
+
+
+def test_folders_of_other_users_stay(tmp_path: Path) -> None:
+    need("root", os.geteuid() == 0)
+    foreign, own = tmp_path / DEAD, tmp_path / "imgkit-2-0123abcd"
+    for folder in (foreign, own):
+        folder.mkdir()
+        (folder / "file").touch()
+    os.chown(foreign, 12345, 12345)
+    with scratch.folder(tmp_path):
+        assert (foreign / "file").exists()
+        assert not own.exists()
+
+
+def test_a_link_of_the_name_of_a_dead_folder_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").touch()
+    (tmp_path / DEAD).symlink_to(target)
+    (tmp_path / "imgkit-2-0123abcd").touch()
+    with scratch.folder(tmp_path):
+        assert (target / "file").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"target", DEAD, "imgkit-2-0123abcd"}
+
+
+def test_whoever_holds_the_lock_of_the_place_holds_nobody_up(tmp_path: Path) -> None:
+    """Everybody may lock /tmp. It takes no time, and the dead are removed all the same."""
+    (tmp_path / DEAD).mkdir()
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        started = time.monotonic()
+        for _ in range(5):
+            with scratch.folder(tmp_path):
+                assert not (tmp_path / DEAD).exists()
+        assert time.monotonic() - started < 5
+    finally:
+        os.close(descriptor)
+
+
+def test_a_name_that_is_there_already_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = iter(["00000000", "00000000", "00000001"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(tokens))
+    with scratch.folder(tmp_path) as first, scratch.folder(tmp_path) as second:
+        assert first != second
+
+
+def test_a_new_folder_that_another_process_took_for_a_dead_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the making and the locking, as nobody may hold the lock of the place."""
+    claim, taken = scratch._claim, []
+
+    def late(path: Path) -> int | None:
+        if not taken:
+            taken.append(path)
+            path.rmdir()
+        return claim(path)
+
+    monkeypatch.setattr(scratch, "_claim", late)
+    with scratch.folder(tmp_path) as folder:
+        assert folder.is_dir()
+        assert folder not in taken
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["missing", "file"])
+def test_a_place_that_is_no_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"No such file|Not a directory"), scratch.folder(tmp_path / place):
+        pass
+
+
+def test_a_machines_folder_goes_however_deep_the_guests_tree_is() -> None:
+    with private_folder() as folder:
+        nest(folder, 1_300)
+    assert not folder.exists()
+
+
+def test_what_a_killed_process_left_of_a_machine_goes_at_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its reaper was killed, too, as at the end of a container."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "imgkit-vm-1-0123abcd"
+    left.mkdir()
+    nest(left, 1_300)
+    with private_folder() as living, private_folder() as folder:
+        assert living.exists()
+        assert not left.exists()
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> None:
+    script = (
+        "import time\nfrom pathlib import Path\nfrom imgkit.vm.scratch import private_folder\n"
+        "from tests.files import nest\n"
+        "with private_folder() as folder:\n nest(folder, 1300)\n print(folder, flush=True)\n time.sleep(60)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        folder = Path(child.stdout.readline().decode().strip())
+        assert folder.is_dir()
+        child.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []

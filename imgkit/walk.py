@@ -83,12 +83,14 @@ class _Place:
 class Walk:
     """Everything below a folder: iterate once for an :class:`Entry` each, folders before what is in them.
 
-    ``unread`` counts the folders that could not be read. Mount points are crossed, links are not followed.
+    Mount points are crossed, links are not followed. ``unread`` counts the folders that could not be read, and
+    ``newest_unread`` is when the last of them was changed (Unix time).
     """
 
     def __init__(self, top: int) -> None:
         """``top`` is a descriptor of the folder, which is left open."""
         self.unread = 0
+        self.newest_unread = float("-inf")
         self._place = _Place(top)
 
     def path(self, name: str) -> str:
@@ -119,13 +121,20 @@ class Walk:
                 for entry in entries:
                     try:
                         status = entry.stat(follow_symlinks=False)
+                    except PermissionError:  # a folder may be listed, and not searched
+                        self._note(os.fstat(here))
+                        continue
                     except OSError:  # gone meanwhile
                         continue
                     if stat.S_ISDIR(status.st_mode):
                         folders.append(entry.name)
                     yield Entry(here, entry.name, status)
         except OSError:
-            self.unread += 1
+            self._note(os.fstat(here))
+
+    def _note(self, status: os.stat_result) -> None:
+        self.unread += 1
+        self.newest_unread = max(self.newest_unread, status.st_ctime)
 
     def _enter(self, folders: list[str]) -> bool:
         """Enter the next of ``folders`` that can be; False if there is none."""
@@ -136,7 +145,8 @@ class Walk:
             except FileNotFoundError:
                 continue
             except OSError:
-                self.unread += 1
+                with suppress(OSError):
+                    self._note(os.stat(name, dir_fd=self._place.descriptor, follow_symlinks=False))
                 continue
             self._place.enter(descriptor, name)
             return True

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import agent, protocol
-from imgkit.vm.agent import HostToolAnswer, Permission, Request, Transport, compose
+from imgkit.vm.agent import Request, Transport, compose
+from imgkit.vm.answers import HostToolAnswer, Permission
 from imgkit.vm.failures import QemuDiedError, RequestError
 from imgkit.vm.filemode import FileMode
 from imgkit.vm.protocol import AgentEvent, Garbage, HostToolRequest, Lines, Output, PermissionRequest, Result

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import serialmode
-from imgkit.vm.agent import HostToolAnswer, compose
+from imgkit.vm.agent import compose
+from imgkit.vm.answers import HostToolAnswer
 from imgkit.vm.protocol import Output, PermissionRequest
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.serialmode import SerialMode

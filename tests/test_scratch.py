@@ -69,7 +69,8 @@ def test_a_new_folder_that_another_process_took_for_a_dead_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between the making and the locking, as nobody may hold the lock of the place."""
-    claim, taken = scratch._claim, []
+    claim = scratch._claim
+    taken: list[Path] = []
 
     def late(path: Path) -> int | None:
         if not taken:

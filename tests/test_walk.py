@@ -132,7 +132,7 @@ def test_what_is_mounted_in_the_tree_stays(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "file").write_text("stays")
     script = 'mount --bind "$1" "$2" && exec "$3" -I -S "$4" "$5"'
-    words = ["sh", "-c", script, "sh", outside, top / "a/mount", sys.executable, walk.__file__, top]
+    words: list[str | Path] = ["sh", "-c", script, "sh", outside, top / "a/mount", sys.executable, walk.__file__, top]
     prefix = ["unshare", "--map-root-user", "--mount"]
     probe = subprocess.run([*prefix, "mount", "--bind", outside, top / "a/mount"], capture_output=True)
     need("mounts in a namespace", probe.returncode == 0)

@@ -11,12 +11,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm import protocol
+from imgkit.vm import answers, protocol, rates
+from imgkit.vm.answers import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.failures import RequestError
 from imgkit.vm.protocol import Event, Garbage, Heartbeat, HostToolRequest, Lines, Output, PermissionRequest, Result
+from imgkit.vm.rates import Flow, Rate
 
 POLL = 0.05
 """Seconds between two looks."""
@@ -24,6 +26,9 @@ MAX_STREAM = 1 << 30
 """Bytes of one request's stream."""
 MAX_OUTPUT = 64 << 20
 """Bytes of each output stream that :func:`run` keeps."""
+MAX_QUESTIONS = 100_000
+"""Questions of one request."""
+_DRAIN = 5.0  # seconds for what a machine that is gone had still said
 
 
 class Transport(Protocol):
@@ -36,7 +41,7 @@ class Transport(Protocol):
         """Hand the request over."""
 
     def read(self, request_id: str) -> bytes:
-        """What the request's stream has got since the last call; empty if nothing."""
+        """What the request's stream has got since the last call, a MiB at most; empty if nothing."""
 
     def permission(self, question_id: str, answer: Mapping[str, Any]) -> None:
         """Answer a permission request."""
@@ -52,52 +57,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Give back what the transport holds."""
-
-
-@dataclass(frozen=True)
-class Permission:
-    """Answer to a :class:`PermissionRequest`."""
-
-    allow: bool
-    message: str | None = None
-    updated_input: Any = None
-
-    def body(self) -> dict[str, Any]:
-        """As the contract has it."""
-        answer: dict[str, Any] = {"behavior": "allow" if self.allow else "deny"}
-        if self.message is not None:
-            answer["message"] = self.message
-        if self.updated_input is not None:
-            answer["updatedInput"] = self.updated_input
-        return answer
-
-
-@dataclass(frozen=True)
-class HostToolAnswer:
-    """Answer to a :class:`HostToolRequest`."""
-
-    success: bool
-    text: str = ""
-    error: str | None = None
-
-    def body(self) -> dict[str, Any]:
-        """As the contract has it."""
-        answer: dict[str, Any] = {"type": "host_tool_response", "success": self.success, "text": self.text}
-        return answer if self.error is None else {**answer, "error": self.error}
-
-
-OnPermission: TypeAlias = Callable[[PermissionRequest], "Permission | bool"]
-OnHostTool: TypeAlias = Callable[[HostToolRequest], HostToolAnswer]
-
-
-def refuse(question: PermissionRequest) -> Permission:
-    """The answer where nobody is there to be asked."""
-    return Permission(False, f"nobody to ask about {question.tool_name}")
-
-
-def no_tool(question: HostToolRequest) -> HostToolAnswer:
-    """The answer where the host offers no tools."""
-    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name}")
 
 
 def compose(
@@ -142,8 +101,9 @@ def compose(
 class Request:
     """One request, handed over when this is made; iterate for its events, the last of which is the Result.
 
-    Questions of the agent are answered through the callbacks before they are yielded. Leaving early with
-    :meth:`cancel` (or the end of a ``with`` block) asks the guest to stop.
+    Questions of the agent are answered through the callbacks before they are yielded. A callback that raises, or that
+    returns something else than it must, refuses; its error comes out of ``next()``, and the request is cancelled.
+    Leaving early with :meth:`cancel` (or the end of a ``with`` block) asks the guest to stop.
     """
 
     def __init__(
@@ -172,9 +132,14 @@ class Request:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._alive = alive
+        self._looked = 0.0
+        self._gone: tuple[float, GuestError] | None = None
+        self._in_time = False  # the result is among the lines that wait
         self._lines = Lines()
-        self._events: deque[Event] = deque()
+        self._waiting: deque[bytes | Garbage] = deque()  # lines; what becomes of one takes much more memory
         self._received = 0
+        self._flow = Flow()
+        self._questions = Rate("questions", rates.QUESTIONS, rates.QUESTIONS_PER_SECOND)
         self._answered: set[str] = set()
         self._over = False
         transport.submit(self.id, body)
@@ -193,8 +158,10 @@ class Request:
 
         Raises:
             StopIteration: the result has been given.
-            RequestError: no result in time, or the stream grew over :data:`MAX_STREAM`.
+            RequestError: no result in time, or the stream grew over :data:`MAX_STREAM` or faster than
+                :mod:`imgkit.vm.rates` has it.
             BootError: the guest died meanwhile.
+            UsageError: a callback returned something that is no answer.
         """
         if self._over:
             raise StopIteration
@@ -223,40 +190,62 @@ class Request:
             self._transport.cancel(self.id)
 
     def _wait(self) -> Event:
-        while not self._events:
+        while True:
+            self._look()
+            if self._waiting:
+                line = self._waiting.popleft()
+                return line if isinstance(line, Garbage) else protocol.parse_event(line)
             data = self._transport.read(self.id)
             if data:
                 self._take(data)
+            elif self._gone is not None:
+                raise self._gone[1]
             else:
-                self._alive()
-                self._check_deadline()
                 time.sleep(POLL)
-        self._check_deadline()  # also when the guest never stops talking
-        return self._events.popleft()
 
-    def _check_deadline(self) -> None:
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        if late and not any(isinstance(event, Result) for event in self._events):
-            raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
+    def _look(self) -> None:
+        """Whether it is too late, or the guest gone, in every turn: it may never stop talking. A result comes first."""
+        now = time.monotonic()
+        late = self._deadline is not None and now >= self._deadline
+        if self._gone is None and now >= self._looked + POLL:
+            self._looked = now
+            try:
+                self._alive()
+            except GuestError as cause:
+                self._gone = (now + _DRAIN, cause)
+        drained = self._gone is not None and now >= self._gone[0]
+        if self._in_time or not (late or drained):
+            return
+        self._in_time = any(map(_is_result, self._waiting))
+        if self._in_time:
+            return
+        if self._gone is not None:
+            raise self._gone[1]
+        raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
 
     def _take(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > MAX_STREAM:
             raise RequestError(f"the stream of the request grew over {MAX_STREAM >> 20} MiB")
-        for line in self._lines.feed(data):
-            if line:
-                self._events.append(line if isinstance(line, Garbage) else protocol.parse_event(line))
+        self._flow.count(data)
+        self._waiting.extend(line for line in self._lines.feed(data) if line)
 
     def _answer(self, event: Event) -> None:
         """Answer a question, each only once whatever the guest repeats."""
-        if isinstance(event, PermissionRequest) and event.request_id not in self._answered:
-            self._answered.add(event.request_id)
-            verdict = self._on_permission(event)
-            answer = verdict if isinstance(verdict, Permission) else Permission(verdict)
-            self._transport.permission(event.request_id, answer.body())
-        elif isinstance(event, HostToolRequest) and event.request_id not in self._answered:
-            self._answered.add(event.request_id)
-            self._transport.host_tool(event.request_id, self._on_host_tool(event).body())
+        if not isinstance(event, (PermissionRequest, HostToolRequest)) or event.request_id in self._answered:
+            return
+        self._questions.count(1)
+        if len(self._answered) >= MAX_QUESTIONS:
+            raise RequestError(f"the agent asked more than {MAX_QUESTIONS} questions")
+        self._answered.add(event.request_id)
+        if isinstance(event, PermissionRequest):
+            answers.permit(event, self._on_permission, self._transport.permission)
+        else:
+            answers.use_tool(event, self._on_host_tool, self._transport.host_tool)
+
+
+def _is_result(line: bytes | Garbage) -> bool:
+    return isinstance(line, bytes) and b"result" in line and isinstance(protocol.parse_event(line), Result)
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,11 @@ class BootTimeoutError(BootError):
 
 class RequestError(GuestError):
     """A request to the agent ended without a result: deadline passed, guest gone, limits exceeded."""
+
+
+class FloodError(RequestError):
+    """The guest says more, in lines or in bytes, than any agent has to say in that time."""
+
+
+class QuotaError(BootError):
+    """The guest took more of the host's disk, or of time, than it may; the machine was ended."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from imgkit.errors import GuestError, HostError
+from imgkit.errors import GuestError, HostError, UsageError
 from imgkit.vm.protocol import MAX_HEARTBEAT, Heartbeat, parse_heartbeat
 from imgkit.vm.shares import Folder, ShareError
 
@@ -75,5 +75,7 @@ class FileMode:
     def _write(self, path: str, value: Mapping[str, Any]) -> None:
         try:
             self._folder.write(path, json.dumps(value).encode(), mode=0o600)
+        except (TypeError, ValueError, RecursionError) as cause:
+            raise UsageError(f"message to the guest cannot be written as JSON: {cause}") from cause
         except OSError as cause:
             raise HostError(f"{path}: cannot be written into the share: {cause.strerror}") from cause

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 MAX_LINE = 16 << 20
 """Bytes of one line of a stream; a longer one is skipped and reported."""
+MAX_VALUES = 1_000_000
+"""Commas and brackets of one line: a parsed value takes many times the memory of its text."""
 MAX_HEARTBEAT = 64 << 10
 HEARTBEAT_AGE = 10.0
 """Seconds after which a heartbeat no longer counts."""
@@ -45,11 +47,12 @@ class Heartbeat:
     def missing(self) -> tuple[str, ...]:
         """Parts of the system that are still to come, such as "hostname", "loopback", "network".
 
-        Empty when all are there, and for an agent that does not report them (the heartbeat's key ``system``).
+        Empty when all are there, and for an agent that does not report them (the heartbeat's key ``system``). At most
+        eight are named.
         """
         system = self.extra.get("system")
         parts = system.items() if isinstance(system, dict) else ()
-        return tuple(name for name, present in parts if present is False and _PART.fullmatch(name))
+        return tuple(name for name, present in parts if present is False and _PART.fullmatch(name))[:8]
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class Lines:
         """The lines that ``data`` completes, without their newlines; Garbage for each that is too long."""
         *complete, rest = data.split(b"\n")
         for piece in complete:
-            line = self._add(piece)
+            self._add(piece)
+            line = bytes(self._pending)
             self._pending.clear()
             skipped, self._skipping = self._skipping, False
             if skipped:
@@ -134,14 +138,14 @@ class Lines:
                 yield line
         self._add(rest)
 
-    def _add(self, piece: bytes) -> bytes:
+    def _add(self, piece: bytes) -> None:
+        """Nothing is copied but ``piece``: a long line may come in very many."""
         if self._skipping:
-            return bytes(self._pending[:200])
+            return
         self._pending += piece
         if len(self._pending) > self._limit:
             self._skipping = True
             del self._pending[200:]
-        return bytes(self._pending)
 
 
 def usable_name(name: object) -> bool:
@@ -153,8 +157,10 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: it is something else, or too deep, or has a number of more than 400 digits.
+        ValueError: it is something else, or too deep, or has too many values or a number of more than 400 digits.
     """
+    if len(line) > MAX_VALUES and line.count(b",") + line.count(b"[") + line.count(b"{") > MAX_VALUES:
+        raise ValueError("too many values")
     try:
         value = json.loads(line, parse_int=_integer)
     except RecursionError as cause:

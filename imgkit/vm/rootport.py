@@ -89,9 +89,9 @@ class RootPort:
         self._pending += data
         if not data or len(self._pending) > _LIMIT:
             raise GuestError("the guest's root helper is gone" if not data else "answer of the root helper is too long")
-        while b"\n" in self._pending:
-            line, _, rest = bytes(self._pending).partition(b"\n")
-            self._pending = bytearray(rest)
+        *lines, rest = bytes(self._pending).split(b"\n") if b"\n" in data else [bytes(self._pending)]
+        self._pending = bytearray(rest)
+        for line in lines:
             self._heard = True
             completed = _completed(line, identity)
             if completed is not None:

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 from imgkit import process
 from imgkit.errors import UsageError
 from imgkit.vm import agent, argv, bootspec, console, launch, machines, ownership, probe
-from imgkit.vm.agent import Completed, OnHostTool, OnPermission, Request, Transport, no_tool, refuse
+from imgkit.vm.agent import Completed, Request, Transport
+from imgkit.vm.answers import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
@@ -313,14 +314,18 @@ class VM:
         timeout: float | None = 120.0,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        auto_approve: bool = False,
     ) -> Completed:
         """Run a command in the guest as the agent's user; a string is given to ``/bin/sh -c``.
+
+        What the command asks the host (``agent-ask``) is denied, unless ``auto_approve`` has the guest allow it.
 
         Raises:
             RequestError: no result in time. BootError: the machine died.
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        return agent.collect(self.request(command=words, env=env, cwd=cwd, auto_approve=True, timeout=timeout))
+        request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout)
+        return agent.collect(request)
 
     def root(self, command: Sequence[str] | str, *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
         """Run a command as root, where the image under test has the helper of :mod:`imgkit.vm.rootport`.

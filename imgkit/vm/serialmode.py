@@ -13,13 +13,14 @@ import select
 import socket
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from imgkit.errors import GuestError, HostError, UsageError
-from imgkit.vm.protocol import Garbage, Heartbeat, Lines, parse_heartbeat, parse_object
+from imgkit.errors import GuestError, UsageError
+from imgkit.vm.protocol import MAX_HEARTBEAT, Garbage, Heartbeat, Lines, parse_heartbeat, parse_object
+from imgkit.vm.rates import Flow
 from imgkit.vm.shares import ShareError, parts
 
 CHUNK = 512 << 10
@@ -28,8 +29,14 @@ MAX_FILE = 100 << 20
 MAX_KEPT = 256 << 20
 """Bytes of files and streams that are kept for the host to fetch, names and book-keeping included."""
 _AT_ONCE = 4 << 20  # bytes taken in before whoever waits gets to look at the clock again
+_TURN = 0.1  # seconds for the same
+_LINES = 256  # lines between two looks at the clock
+_READ = 1 << 20  # bytes of a stream that are handed out at once
+_MAX_UNSENT = 64 << 20  # bytes of answers that the guest has not taken
 _ENTRY = 256  # bytes that an entry takes besides what is in it
 _SEND_TIMEOUT = 60.0  # seconds for the guest to take a line
+PUSH_TIMEOUT = 600.0
+"""Seconds for the guest to take a file."""
 
 
 @dataclass
@@ -56,6 +63,10 @@ class SerialMode:
         self._socket = connection
         self._socket.setblocking(False)
         self._lines = Lines()
+        self._flow = Flow()
+        self._backlog: deque[bytes | Garbage] = deque()  # lines that were received and not looked at yet
+        self._unsent = bytearray()
+        self._stuck: float | None = None  # since when the guest takes nothing
         self._heartbeat: Heartbeat | None = None
         self._streams: defaultdict[str, bytearray] = defaultdict(bytearray)
         self._known: set[str] = set()
@@ -73,19 +84,21 @@ class SerialMode:
 
     def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
         self._known.add(request_id)
-        self._send({"type": "request", "requestId": request_id, "data": dict(request)})
+        self._post({"type": "request", "requestId": request_id, "data": dict(request)})
 
     def read(self, request_id: str) -> bytes:
-        self.pump()
-        data = bytes(self._streams[request_id])
-        self._streams[request_id].clear()
+        if len(self._streams[request_id]) < _READ:  # else the guest waits until this is taken
+            self.pump()
+        stream = self._streams[request_id]
+        data = bytes(stream[:_READ])
+        del stream[:_READ]
         return data
 
     def permission(self, question_id: str, answer: Mapping[str, Any]) -> None:
-        self._send({"type": "permission_response", "requestId": question_id, "result": dict(answer)})
+        self._post({"type": "permission_response", "requestId": question_id, "result": dict(answer)})
 
     def host_tool(self, question_id: str, answer: Mapping[str, Any]) -> None:
-        self._send({**answer, "type": "host_tool_response", "requestId": question_id})
+        self._post({**answer, "type": "host_tool_response", "requestId": question_id})
 
     def cancel(self, request_id: str) -> None:
         self.forget(request_id)
@@ -103,13 +116,14 @@ class SerialMode:
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
-    def push_file(self, base: str, path: str, data: bytes) -> None:
+    def push_file(self, base: str, path: str, data: bytes, *, timeout: float = PUSH_TIMEOUT) -> None:
         """Write a file in the guest.
 
         Args:
             base: folder in the guest, such as /workspace/project.
             path: relative to it.
             data: at most 100 MiB.
+            timeout: seconds for the guest to take all of it.
 
         Raises:
             ShareError: the path leaves its folder. UsageError: too much data. GuestError: the guest does not listen.
@@ -118,40 +132,50 @@ class SerialMode:
         if len(data) > MAX_FILE:
             raise UsageError(f"{path}: files of more than {MAX_FILE >> 20} MiB cannot be pushed")
         where = {"basePath": base, "path": path}
-        if len(data) <= CHUNK:
-            self._send({"type": "push_file", **where, "data": base64.b64encode(data).decode()})
-            return
-        transfer, total = str(uuid.uuid4()), -(-len(data) // CHUNK)
-        where |= {"transferId": transfer}
-        for index in range(total):
-            piece = base64.b64encode(data[index * CHUNK : (index + 1) * CHUNK]).decode()
-            self._send({"type": "push_file_chunk", **where, "chunkIndex": index, "totalChunks": total, "data": piece})
-        self._send({"type": "push_file_complete", **where, "totalChunks": total})
+        deadline = time.monotonic() + timeout
+        for message in _pushes(where, data):
+            self._send(message, min(_SEND_TIMEOUT, deadline - time.monotonic()))
 
     # ---- lines ---------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Take what has come in; never blocks, and comes back even if the guest never stops.
+        """Take what has come in; never blocks, and comes back soon even if the guest never stops.
 
         Raises:
-            GuestError: the guest sends more than :data:`MAX_KEPT` that nobody fetches.
+            GuestError: the guest sends more than :data:`MAX_KEPT` that nobody fetches, more than
+                :mod:`imgkit.vm.rates` allows, or takes no answers.
         """
-        taken = 0
-        while taken < _AT_ONCE:
-            try:
-                data = self._socket.recv(1 << 20)
-            except (BlockingIOError, ConnectionResetError):
-                return
-            except OSError as cause:
-                raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
+        self._flush()
+        until, taken = time.monotonic() + _TURN, 0
+        while self._sort(until) and taken < _AT_ONCE and time.monotonic() < until:
+            data = self._receive()
             if not data:
-                return  # QEMU has ended; the liveness check says why
+                return
             taken += len(data)
-            for line in self._lines.feed(data):
-                self._take(line)
+            self._flow.count(data)
+            self._backlog.extend(line for line in self._lines.feed(data) if line)
             self._unchecked += len(data)
-            if self._unchecked > MAX_KEPT >> 4:
-                self._check()
+
+    def _sort(self, until: float) -> bool:
+        """Look at the lines that wait, until a time on the monotonic clock; whether that was all."""
+        number = 0
+        while self._backlog:
+            self._take(self._backlog.popleft())
+            number += 1
+            if number % _LINES == 0 and time.monotonic() >= until:
+                break
+        if self._unchecked > MAX_KEPT >> 4:
+            self._check()
+        return not self._backlog
+
+    def _receive(self) -> bytes:
+        """What the socket has; empty if nothing, or if QEMU has ended (the liveness check says why)."""
+        try:
+            return self._socket.recv(1 << 20)
+        except (BlockingIOError, ConnectionResetError):
+            return b""
+        except OSError as cause:
+            raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
 
     def _check(self) -> None:
         """Counting takes time, so it is done once for so many bytes received."""
@@ -174,7 +198,7 @@ class SerialMode:
 
     def _dispatch(self, message: dict[str, Any], line: bytes) -> None:
         kind = message.get("type")
-        if kind == "heartbeat":
+        if kind == "heartbeat" and len(line) <= MAX_HEARTBEAT:
             message.pop("type")
             self._heartbeat = parse_heartbeat(json.dumps(message).encode()) or self._heartbeat
         elif kind == "stream":
@@ -231,23 +255,62 @@ class SerialMode:
         self.garbage.append(garbage)
         del self.garbage[:-100]
 
+    def _post(self, message: Mapping[str, Any]) -> None:
+        """Send one line as the guest takes it; nobody waits for that."""
+        if len(self._unsent) > _MAX_UNSENT:
+            raise GuestError(f"the guest has not taken {_MAX_UNSENT >> 20} MiB of answers")
+        self._unsent += _line(message)
+        self._flush()
+
     def _send(self, message: Mapping[str, Any], timeout: float = _SEND_TIMEOUT) -> None:
         """Send one line, taking in what comes meanwhile: two ends that only write would wait for each other."""
-        try:
-            data = memoryview(json.dumps(message).encode() + b"\n")
-        except (TypeError, ValueError) as cause:
-            raise HostError(f"message to the guest cannot be written as JSON: {cause}") from cause
         deadline = time.monotonic() + timeout
-        while data:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                self.pump()
-                if time.monotonic() > deadline:
-                    raise GuestError(f"the guest took no message for {timeout:g} s") from None
-                select.select([self._socket], [self._socket], [], 0.2)
-            except OSError as cause:
-                raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
+        self._unsent += _line(message)
+        while not self._flush():
+            if time.monotonic() > deadline:
+                raise GuestError(f"the guest took no message for {timeout:g} s")
+            self.pump()
+            select.select([] if self._backlog else [self._socket], [self._socket], [], 0.2)
+
+    def _flush(self) -> bool:
+        """Send what the guest takes now of what is unsent; whether that was all.
+
+        Raises:
+            GuestError: QEMU is gone, or the guest has taken nothing for long.
+        """
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(memoryview(self._unsent)[:_READ])]
+                self._stuck = None
+        except BlockingIOError:
+            now = time.monotonic()
+            self._stuck = now if self._stuck is None else self._stuck
+            if now - self._stuck > _SEND_TIMEOUT:
+                raise GuestError(f"the guest took no message for {_SEND_TIMEOUT:g} s") from None
+        except OSError as cause:
+            self._unsent.clear()
+            raise GuestError(f"the serial port of the guest is gone: {cause.strerror}") from cause
+        return not self._unsent
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(message).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise UsageError(f"message to the guest cannot be written as JSON: {cause}") from cause
+
+
+def _pushes(where: dict[str, str], data: bytes) -> Iterator[dict[str, Any]]:
+    """The messages that carry a file: one, or a piece each and an end."""
+    if len(data) <= CHUNK:
+        yield {"type": "push_file", **where, "data": base64.b64encode(data).decode()}
+        return
+    total = -(-len(data) // CHUNK)
+    where = {**where, "transferId": str(uuid.uuid4())}
+    for index in range(total):
+        piece = base64.b64encode(data[index * CHUNK : (index + 1) * CHUNK]).decode()
+        yield {"type": "push_file_chunk", **where, "chunkIndex": index, "totalChunks": total, "data": piece}
+    yield {"type": "push_file_complete", **where, "totalChunks": total}
 
 
 def _data(message: Mapping[str, Any], limit: int = MAX_FILE) -> bytes:

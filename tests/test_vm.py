@@ -17,6 +17,7 @@ import pytest
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, failures
 from imgkit.vm.failures import BootError
+from imgkit.vm.quotas import Limit, Quotas
 from imgkit.vm.scratch import private_folder
 from tests import guest as guests
 from tests.conftest import need_program
@@ -84,6 +85,17 @@ def test_a_machine_from_boot_to_power_off(guest: Guest, tmp_path: Path, style: s
 def test_a_crash_while_a_request_runs(guest: Guest) -> None:
     with boot(guest) as vm, pytest.raises(failures.KernelPanicError, match="sysrq triggered crash"):
         vm.run(["crash-now"], timeout=60)
+
+
+@vm_test
+@pytest.mark.parametrize("what", ["share", "disk"])
+def test_a_guest_that_takes_more_than_its_quota_is_ended(guest: Guest, tmp_path: Path, what: str) -> None:
+    quotas = Quotas(share=Limit(8 << 20)) if what == "share" else Quotas(disk=8 << 20)
+    with boot(guest, shares={"work": tmp_path}, quotas=quotas, bus="virtio-blk") as vm:
+        with pytest.raises(failures.QuotaError, match="and may add 8 MiB") as raised:
+            vm.run([f"fill-{what}"], timeout=120)
+        assert f"--quota {what}=" in str(raised.value.hint)
+        assert gone(vm.pid, 10)
 
 
 @vm_test

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imgkit.engines.reading import image_info
 from imgkit.errors import InputError, UsageError
-from imgkit.vm import configdrive
+from imgkit.vm import configdrive, quotas
 from imgkit.vm.machines import MACHINES, guess_arch, machine
 from imgkit.vm.running import VM
 
@@ -32,6 +32,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
+    )
+    parser.add_argument(
+        "--quota",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="what the guest may take: ipc, share, disk (bytes, or with K, M, G, T), ipc-files, share-files, "
+        "time (seconds of a request); N may be none; may be repeated",
     )
     parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
 
@@ -92,6 +100,7 @@ def boot(
         shares=folders,
         config=configdrive.make(pairs(options.env, "--env", "K=V"), _secrets(options.secret)) or None,
         console=options.console,
+        quotas=quotas.parse(options.quota),
         timeout=options.timeout,
         settle=not options.no_wait,
     )
@@ -120,6 +129,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> dict[str, Path]:
 def _check(options: argparse.Namespace) -> None:
     """What can be known before anything is started. An image that names other files would show them to its guest."""
     image_info(options.image)
+    quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
     if options.console is not None and not options.console.parent.is_dir():

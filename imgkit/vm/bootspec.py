@@ -11,6 +11,7 @@ from imgkit.errors import HostError, UsageError
 from imgkit.vm import argv, firmware, machines
 from imgkit.vm.argv import Disk, Share, VmSpec
 from imgkit.vm.probe import Verdict
+from imgkit.vm.quotas import Quotas
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Boot:
     root_port: bool = False
     console: Path | None = None
     extra: tuple[str, ...] = ()
+    quotas: Quotas = field(default_factory=Quotas)
 
 
 def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:

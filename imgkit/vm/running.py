@@ -27,10 +27,12 @@ from imgkit.vm.launch import Running
 from imgkit.vm.probe import Verdict
 from imgkit.vm.protocol import Heartbeat
 from imgkit.vm.qmp import QmpError
+from imgkit.vm.quotas import Quotas
 from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.scratch import private_folder
 from imgkit.vm.serialmode import SerialMode
 from imgkit.vm.shares import Folder
+from imgkit.vm.watcher import Watcher, watcher_of
 
 log = logging.getLogger("imgkit.vm")
 
@@ -50,7 +52,7 @@ _EMULATION_TRIES = 3
 class VM:
     """A running machine. Made by :meth:`boot`; over when that block ends."""
 
-    def __init__(self, what: Boot, running: Running, verdict: Verdict, log_: ConsoleLog) -> None:
+    def __init__(self, what: Boot, running: Running, verdict: Verdict, log_: ConsoleLog, watcher: Watcher) -> None:
         self.what = what
         self.verdict = verdict
         self.memory_mib = running.spec.memory_mib
@@ -59,6 +61,7 @@ class VM:
         self.seconds_to_settled: float | None = None
         self._running = running
         self._log = log_
+        self._watcher = watcher
         self._started = time.monotonic()
         self._looked = 0.0
         self._off = False
@@ -94,6 +97,7 @@ class VM:
         root_port: bool = False,
         console: StrPath | None = None,
         extra: Sequence[str] = (),
+        quotas: Quotas | None = None,
         timeout: float = TIMEOUT,
         wait: bool = True,
         settle: bool = True,
@@ -118,6 +122,8 @@ class VM:
             root_port: offer the port of :mod:`imgkit.vm.rootport`.
             console: file that the console is appended to; None keeps it private.
             extra: further arguments for QEMU.
+            quotas: what the guest may take of the host's disk, and of time; None is the default of
+                :class:`imgkit.vm.quotas.Quotas`. The machine is ended when it takes more.
             timeout: seconds until the agent must be ready.
             wait: False hands the machine over at once; see :meth:`wait_ready`.
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
@@ -148,6 +154,7 @@ class VM:
             root_port=root_port,
             console=_path(console),
             extra=tuple(extra),
+            quotas=quotas or Quotas(),
         )
         deadline = time.monotonic() + timeout
         verdict = probe.probe(what.arch, what.accelerator)
@@ -219,8 +226,10 @@ class VM:
         """Raise if the machine is gone or (while booting) its console shows a failure.
 
         Raises:
-            BootError: so it is.
+            BootError: the machine is gone, or its console shows a failure.
+            QuotaError: it was ended because it took more than it may.
         """
+        self._watcher.check()
         ended = self._running.child.poll()
         if ended is None and not booting and time.monotonic() - self._looked < 1:
             return
@@ -303,7 +312,7 @@ class VM:
             body,
             on_permission=on_permission,
             on_host_tool=on_host_tool,
-            timeout=timeout,
+            timeout=_sooner(timeout, self.what.quotas.seconds),
             alive=self.check,
         )
 
@@ -397,6 +406,11 @@ def _guest_path(tag: str) -> str:
     return "/workspace/project" if tag == "work" else f"/mnt/{tag}"
 
 
+def _sooner(one: float | None, other: float | None) -> float | None:
+    """The lesser of two numbers of seconds, where None is no limit."""
+    return min(one, other) if one is not None and other is not None else one if other is None else other
+
+
 def _as_agents(share: argv.Share, stack: ExitStack) -> argv.Share:
     """The folder to work in; of root's, so that the agent may write what root may."""
     if share.tag != "work":
@@ -424,7 +438,10 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
             ipc = Folder(next(share.path for share in spec.shares if share.tag == "ipc"))
             FileMode(ipc).close()
         begin = spec.console.stat().st_size if spec.console.exists() else 0
+        since = time.time()
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports))
-        vm = VM(what, running, verdict, ConsoleLog(spec.console, begin))
+        watcher = watcher_of(running.spec, what.quotas, running.child, running.stderr, since)
+        stack.enter_context(watcher.running())
+        vm = VM(what, running, verdict, ConsoleLog(spec.console, begin), watcher)
         stack.callback(vm.close)
         yield vm

@@ -43,7 +43,10 @@ while :; do
     for request in $ipc/requests/*.json; do
         [ -f "$request" ] || continue
         id=$($b basename "$request" .json)
-        case "$($b cat "$request")" in *crash-now*) echo c > /proc/sysrq-trigger ;; *power-off*) $b poweroff -f ;; esac
+        case "$($b cat "$request")" in *crash-now*) echo c > /proc/sysrq-trigger ;; *power-off*) $b poweroff -f ;;
+            *fill-share*) $b dd if=/dev/zero of=/shares/work/fill bs=64k count=1024 2>/dev/null; $b sleep 1000 ;;
+            *fill-disk*) $b dd if=/dev/urandom of=/dev/vda bs=64k 2>/dev/null; $b sync; $b sleep 1000 ;;
+        esac
         echo '{"type":"sdk_event","event":{"type":"output","stream":"stdout","data":"answer\n"}}' >> "$ipc/streams/$id.log"
         echo '{"type":"sdk_event","event":{"type":"result","subtype":"success","exitCode":7}}' >> "$ipc/streams/$id.log"
         $b rm -f "$request"  # the host takes it back as soon as it has read the result, maybe sooner than this

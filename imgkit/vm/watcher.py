@@ -1,0 +1,273 @@
+"""A thread that measures what a machine takes of the host's disk, and ends it when that is more than its quotas.
+
+No system call limits a folder. So the thread looks at all files again and again: it may be late by a second or, for
+folders of very many files, by as long as one look takes. Quotas keep a guest from filling the disk, they do not count
+every byte.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.vm.argv import VmSpec
+from imgkit.vm.failures import QuotaError
+from imgkit.vm.quotas import Limit, Quotas, show
+from imgkit.walk import Walk
+
+INTERVAL = 1.0
+"""Seconds between the end of one look at a folder and the begin of the next."""
+SHARE_OF_TIME = 0.05
+"""How much of a processor the measuring takes at most, as long as the host's disk does not fill up quickly."""
+_SLICE = 1000  # files between two looks at the clock
+_LOST = 10  # looks in a row that were cut short by folders that were moved
+
+
+@dataclass(frozen=True)
+class Area:
+    """A folder with a quota; ``name`` is what messages call it, ``option`` what the command line does."""
+
+    name: str
+    path: Path
+    limit: Limit
+    option: str
+
+
+class _Meter:
+    """Looks at an area again and again, a slice at a time."""
+
+    def __init__(self, area: Area, since: float) -> None:
+        self.area = area
+        self._since = since
+        self._before: tuple[int, int] | None = None  # bytes and files that were there already
+        self._free = _free(area.path)
+        self._steps: Iterator[None] | None = None
+        self._due = 0.0
+        self._lost = 0
+
+    @property
+    def hurry(self) -> bool:
+        """Whether to spend all time on it: the first look is not over, or the disk has lost more than the quota."""
+        if self._before is None:
+            return True  # what the guest changes before it is seen cannot be told from what it adds
+        size = self.area.limit.size
+        with suppress(OSError):
+            return size is not None and self._free[0] - _free(self.area.path)[0] > size
+        return False
+
+    def advance(self) -> bool:
+        """Look at the next slice; False while the area is to be left alone.
+
+        Raises:
+            QuotaError: the guest took too much.
+        """
+        if self._steps is None and time.monotonic() < self._due:
+            return False
+        self._steps = self._steps or self._look()
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._steps, self._due = None, time.monotonic() + INTERVAL
+        return True
+
+    def _look(self) -> Iterator[None]:
+        """One look at the whole area; the first one also sees what was there before."""
+        size = files = old_size = old_files = 0
+        seen: set[tuple[int, int]] = set()  # files of several names
+        with _opened(self.area.path) as top:
+            steps = Walk(top)
+            try:
+                for entry in steps:
+                    blocks = _blocks(entry.status, seen)
+                    size, files = size + blocks, files + 1
+                    if entry.status.st_ctime < self._since:
+                        old_size, old_files = old_size + blocks, old_files + 1
+                    if files % _SLICE == 0:
+                        yield
+                self._lost = 0
+            except OSError:
+                self._lost += 1
+            hidden = steps.newest_unread >= self._since
+        if self._before is None and not self._lost:
+            self._before = old_size, old_files
+        before = self._before or (old_size, old_files)
+        free = _free(self.area.path)
+        if hidden:  # in folders that nobody may read: as much as the disk has lost
+            size = max(size, before[0] + self._free[0] - free[0])
+            files = max(files, before[1] + self._free[1] - free[1])
+        self._judge(size - before[0], files - before[1])
+
+    def _judge(self, size: int, files: int) -> None:
+        limit, where = self.area.limit, f"the {self.area.name} ({self.area.path})"
+        if limit.size is not None and size > limit.size:
+            raise _over(f"the guest added {show(size)} to {where}", show(limit.size), self.area.option)
+        if limit.files is not None and files > limit.files:
+            raise _over(f"the guest added {files} files to {where}", str(limit.files), f"{self.area.option}-files")
+        if self._lost >= _LOST:
+            raise QuotaError(f"{where} cannot be measured: the guest moves its folders all the time")
+
+
+class Watcher:
+    """A thread that measures what a machine takes, and ends it when that is too much."""
+
+    def __init__(self, areas: Sequence[Area], disk: Callable[[], None], end: Callable[[], None], since: float) -> None:
+        """Made before the machine is started, begun by :meth:`start`.
+
+        Args:
+            areas: folders with quotas.
+            disk: raises QuotaError when the machine's temporary files are too big.
+            end: ends the machine.
+            since: when it is started (Unix time): what was there before does not count.
+        """
+        self.failure: QuotaError | None = None
+        self._meters = [_Meter(area, since) for area in areas]
+        self._disk = disk
+        self._end = end
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="imgkit-quotas", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[Watcher]:
+        """Measure during the block."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raises QuotaError: the machine was ended because of it."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        due = pause = 0.0
+        while not self._stop.wait(pause):
+            began = time.thread_time()
+            try:
+                busy = [meter for meter in self._meters if _quietly(meter.advance)]
+                if time.monotonic() >= due:
+                    due = time.monotonic() + INTERVAL
+                    _quietly(self._disk)
+                hurry = any(meter.hurry for meter in busy)
+            except QuotaError as failure:
+                return self._fail(failure)
+            except Exception as failure:  # noqa: BLE001 - a machine must not go on without its quotas
+                return self._fail(QuotaError(f"the quotas cannot be measured: {failure}"))
+            pause = 0.0 if hurry else (time.thread_time() - began) / SHARE_OF_TIME if busy else INTERVAL / 4
+
+    def _fail(self, failure: QuotaError) -> None:
+        self.failure = failure
+        self._end()
+
+
+def _quietly(measure: Callable[[], bool | None]) -> bool:
+    """Measure; a folder or process that is gone is nobody's fault."""
+    with suppress(OSError):
+        return bool(measure())
+    return False
+
+
+def watcher_of(spec: VmSpec, quotas: Quotas, child: subprocess.Popen[bytes], stderr: Path, since: float) -> Watcher:
+    """The watcher of a machine that was started at ``since`` (Unix time) as the process ``child``."""
+    areas = []
+    for share in spec.shares:
+        limit = quotas.ipc if share.tag == "ipc" else quotas.share
+        if not share.read_only and limit != Limit():
+            name = "request share" if share.tag == "ipc" else f"share {share.tag}"
+            areas.append(Area(name, share.path, limit, "ipc" if share.tag == "ipc" else "share"))
+    files = [stderr] + ([spec.disk.path] if spec.disk is not None and spec.disk.writable else [])
+    disk = disk_limit(quotas.disk, lambda: family(child.pid), files)
+
+    def end() -> None:
+        if child.poll() is None:
+            with suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+    return Watcher(areas, disk, end, since)
+
+
+def disk_limit(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:
+    """A function that raises QuotaError when the temporary files of ``processes``, and ``files``, grew too big."""
+    before = {path: _size_of(path) for path in files}
+
+    def check() -> None:
+        if limit is None:
+            return
+        size = unlinked(processes()) + sum(max(0, _size_of(path) - old) for path, old in before.items())
+        if size > limit:
+            raise _over(f"the guest wrote {show(size)} to its disk", show(limit), "disk")
+
+    return check
+
+
+def unlinked(processes: Sequence[int]) -> int:
+    """Bytes of the files without a name that processes have open: QEMU's ``snapshot=on`` (proc(5), Linux only)."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in processes:
+        with suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names are all that is wanted
+                with suppress(OSError):
+                    status = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116 - hot
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not _is_memory(pid, name):
+                        sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
+
+
+def _is_memory(pid: int, name: str) -> bool:
+    return os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:")  # noqa: PTH115
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it (Linux; elsewhere the process alone): QEMU may be run by a sandbox."""
+    members = [pid]
+    for member in members:
+        with suppress(OSError):
+            for task in Path(f"/proc/{member}/task").iterdir():
+                members += [int(word) for word in (task / "children").read_text().split()]
+    return members
+
+
+def _over(what: str, limit: str, option: str) -> QuotaError:
+    return QuotaError(f"{what}, and may add {limit}", hint=f"--quota {option}=… allows more, --quota {option}=none all")
+
+
+def _blocks(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
+    """Bytes that a file takes on the disk, the first time that it is seen."""
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
+            return 0
+        seen.add(identity)
+    return status.st_blocks * 512
+
+
+def _free(path: Path) -> tuple[int, int]:
+    """Bytes and files that the filesystem of ``path`` has room for."""
+    status = os.statvfs(path)
+    return status.f_bfree * status.f_frsize, status.f_ffree
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

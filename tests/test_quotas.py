@@ -1,0 +1,267 @@
+"""What a guest may take of the host's disk, measured on folders that tests fill, and the machine's end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgkit.errors import UsageError
+from imgkit.vm import watcher
+from imgkit.vm.failures import QuotaError
+from imgkit.vm.quotas import Limit, Quotas, parse, show
+from imgkit.vm.watcher import Area, Watcher, disk_limit, family, unlinked
+from tests.conftest import need
+from tests.files import nest
+
+MIB = 1 << 20
+HANG = 20.0
+"""Seconds after which an end that is due within one or two counts as a hang."""
+
+
+@contextmanager
+def watched(path: Path, limit: Limit, since: float | None = None) -> Iterator[tuple[Watcher, threading.Event]]:
+    """A watcher of a folder that is looked at all the time, and whether the machine was ended."""
+    ended = threading.Event()
+    area = Area("share work", path, limit, "share")
+    watching = Watcher([area], lambda: None, ended.set, time.time() if since is None else since)
+    with watching.running():
+        yield watching, ended
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+
+
+def settled(watching: Watcher) -> None:
+    """Wait until a look has begun and ended after now."""
+    (meter,) = watching._meters
+    for _ in range(2):
+        due, deadline = meter._due, time.monotonic() + HANG
+        while meter._due == due and watching.failure is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def exceeds(watching: Watcher, ended: threading.Event) -> str:
+    assert ended.wait(HANG), "the machine was not ended"
+    with pytest.raises(QuotaError) as raised:
+        watching.check()
+    return raised.value.message
+
+
+def test_bytes_that_are_added_end_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "there before").write_bytes(bytes(4 * MIB))
+    time.sleep(0.05)  # the clock of a filesystem is a little late
+    with watched(tmp_path, Limit(2 * MIB, None)) as (watching, ended):
+        settled(watching)
+        watching.check()
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep/file").write_bytes(os.urandom(MIB))
+        settled(watching)
+        watching.check()
+        assert not ended.is_set()
+        (tmp_path / "deep/more").write_bytes(os.urandom(3 * MIB))
+        message = exceeds(watching, ended)
+    assert "MiB to the share work" in message
+    assert str(tmp_path) in message
+    assert message.endswith("and may add 2 MiB")
+
+
+def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / f"before {number}").touch()
+    time.sleep(0.05)
+    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
+        settled(watching)
+        watching.check()
+        nest(tmp_path, 21)
+        assert exceeds(watching, ended).startswith("the guest added 21 files to the share work")
+
+
+def test_what_is_added_before_the_first_look_counts(tmp_path: Path) -> None:
+    since = time.time() - 1
+    (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
+    with watched(tmp_path, Limit(2 * MIB), since) as (watching, ended):
+        exceeds(watching, ended)
+
+
+def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
+    """Sparse files, further names of a file, links to what lies outside, and files that went."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "big").write_bytes(os.urandom(4 * MIB))
+    top = tmp_path / "top"
+    top.mkdir()
+    with watched(top, Limit(2 * MIB), time.time() - 1) as (watching, _):
+        with (top / "sparse").open("wb") as sink:
+            sink.truncate(1 << 40)
+        (top / "file").write_bytes(os.urandom(MIB))
+        for number in range(10):
+            os.link(top / "file", top / f"name {number}")
+        (top / "link").symlink_to(outside)
+        settled(watching)
+        (top / "passing").write_bytes(os.urandom(MIB // 2))
+        settled(watching)
+        (top / "passing").unlink()
+        (top / "another").write_bytes(os.urandom(MIB // 2))
+        settled(watching)
+        watching.check()
+
+
+def test_a_folder_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    with watched(top, Limit(MIB)) as (watching, _):
+        settled(watching)
+        top.rmdir()
+        time.sleep(0.2)
+        top.mkdir()
+        (top / "file").write_bytes(os.urandom(2 * MIB))
+        settled(watching)
+        with pytest.raises(QuotaError):
+            watching.check()
+
+
+def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot escape measuring: after some looks in a row that were cut short the machine is ended."""
+
+    class Moving:
+        newest_unread = float("-inf")
+
+        def __init__(self, _: int) -> None:
+            """As a walk."""
+
+        def __iter__(self) -> Iterator[None]:
+            raise OSError("was moved while it was read")
+
+    monkeypatch.setattr(watcher, "Walk", Moving)
+    with watched(tmp_path, Limit(MIB)) as (watching, ended):
+        assert "cannot be measured" in exceeds(watching, ended)
+
+
+def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "Walk", None)
+    with watched(tmp_path, Limit(MIB)) as (watching, ended):
+        assert "the quotas cannot be measured" in exceeds(watching, ended)
+
+
+def test_what_is_hidden_in_folders_that_nobody_may_read() -> None:
+    """Without root's rights a folder that the guest closes cannot be read: then counts what the disk has lost."""
+    script = """
+import os, sys, threading, time, types
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
+package.__path__ = [sys.argv[1] + "/imgkit/vm"]
+sys.modules["imgkit.vm"] = package
+from imgkit.vm import watcher
+from imgkit.vm.quotas import Limit
+watcher.INTERVAL = 0.02
+top = Path(sys.argv[2])
+ended = threading.Event()
+watching = watcher.Watcher(
+    [watcher.Area("share", top, Limit(4 << 20), "share")], lambda: None, ended.set, time.time() - 1
+)
+with watching.running():
+    (top / "hidden").mkdir()
+    os.chmod(top / "hidden", 0o300)
+    (top / "hidden" / "file").write_bytes(os.urandom(64 << 20))
+    os.chmod(top / "hidden", 0)
+    assert ended.wait(20)
+"""
+    place = Path(tempfile.mkdtemp(prefix="imgkit-test-", dir="/tmp"))  # pytest's own are closed to other users
+    user = 65534 if os.geteuid() == 0 else None
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin") if user is not None else sys.executable
+    need("a Python for every user", python)
+    try:
+        package = Path(watcher.__file__).parents[1]
+        shutil.copytree(package, place / "code/imgkit", ignore=shutil.ignore_patterns("__pycache__"))
+        (place / "top").mkdir()
+        if user is not None:
+            os.chown(place / "top", user, user)
+        place.chmod(0o755)
+        subprocess.run([str(python), "-c", script, place / "code", place / "top"], user=user, check=True, timeout=60)
+    finally:
+        shutil.rmtree(place)
+
+
+def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
+    """QEMU's temporary file is one, and so is what a guest unlinks and keeps open."""
+    need("/proc", Path("/proc/self/fd").is_dir())
+    before = unlinked([os.getpid()])
+    named = tmp_path / "named"
+    with tempfile.TemporaryFile(dir=tmp_path) as first, named.open("wb") as second:
+        for sink in (first, second):
+            sink.write(os.urandom(3 * MIB))
+            sink.flush()
+            os.fsync(sink.fileno())
+        assert 2 * MIB < unlinked([os.getpid()]) - before < 4 * MIB
+        check = disk_limit(before + 2 * MIB, lambda: [os.getpid()], [])
+        with pytest.raises(QuotaError, match="to its disk, and may add"):
+            check()
+        disk_limit(None, lambda: [os.getpid()], [])()
+    assert unlinked([os.getpid(), 1 << 22]) == before
+
+
+def test_a_writable_image_counts_by_what_it_grew(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(3 * MIB))
+    check = disk_limit(2 * MIB, list, [image, tmp_path / "missing"])
+    check()
+    image.write_bytes(os.urandom(8 * MIB))
+    with pytest.raises(QuotaError):
+        check()
+
+
+def test_processes_that_a_process_started() -> None:
+    need("/proc/PID/task/TID/children", Path(f"/proc/self/task/{os.getpid()}/children").exists())
+    with subprocess.Popen(["/bin/sh", "-c", "sleep 30 & wait"]) as child:
+        deadline = time.monotonic() + HANG
+        while len(members := family(child.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert members[0] == child.pid
+        assert len(members) == 2
+        for pid in reversed(members):
+            os.kill(pid, 9)
+
+
+def test_words_of_the_command_line() -> None:
+    assert parse([]) == Quotas()
+    words = ["ipc=5", "ipc-files=6", "share=7K", "share=8G", "share-files=none", "disk=1.5", "time=9"]
+    with pytest.raises(UsageError, match=r"--quota disk=1\.5: not a number"):
+        parse(words)
+    words[5] = "disk=2TiB"
+    assert parse(words) == Quotas(Limit(5, 6), Limit(8 << 30, None), 2 << 40, 9)
+    assert parse(["disk=none", "time=none"]) == Quotas(disk=None)
+
+
+@pytest.mark.parametrize(
+    "word", ["ipc", "ipc=", "=5", "work=5", "ipc=-1", "ipc=1X", "time=5K", "ipc-files=5K", "share=99999999999999999"]
+)
+def test_words_without_sense(word: str) -> None:
+    with pytest.raises(UsageError, match="--quota"):
+        parse([word])
+
+
+def test_the_default_lets_the_longest_stream_pass() -> None:
+    from imgkit.vm.agent import MAX_STREAM
+
+    limit = Quotas().ipc.size
+    assert limit is not None
+    assert limit > MAX_STREAM
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 MiB"), (1, "1 MiB"), (MIB + 1, "2 MiB"), (3 << 29, "1.5 GiB")])
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert show(size) == text

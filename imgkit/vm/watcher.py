@@ -159,13 +159,14 @@ class Watcher:
                     due = time.monotonic() + INTERVAL
                     _quietly(self._disk)
                 hurry = any(meter.hurry for meter in busy)
-            except QuotaError as failure:
-                return self._fail(failure)
             except Exception as failure:  # noqa: BLE001 - a machine must not go on without its quotas
-                return self._fail(QuotaError(f"the quotas cannot be measured: {failure}"))
+                self._fail(failure)
+                return
             pause = 0.0 if hurry else (time.thread_time() - began) / SHARE_OF_TIME if busy else INTERVAL / 4
 
-    def _fail(self, failure: QuotaError) -> None:
+    def _fail(self, failure: Exception) -> None:
+        if not isinstance(failure, QuotaError):
+            failure = QuotaError(f"the quotas cannot be measured: {failure}")
         self.failure = failure
         self._end()
 

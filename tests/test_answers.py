@@ -157,6 +157,14 @@ def test_clear_answers(answer: Permission | bool) -> None:
     assert transport.answers == [{"type": "host_tool_response", "success": True, "text": "done"}]
 
 
+def test_an_answer_is_short_however_long_the_question_is() -> None:
+    """Or a guest could have the host fill its own disk."""
+    for question in (PERMISSION, HOST_TOOL):
+        transport = Asking({**question, "toolName": "n" * 1_000_000})
+        next(Request(transport, {}))
+        assert len(str(transport.answers[0])) < 500
+
+
 @pytest.mark.parametrize("given", [{}, {"auto_approve": False}, {"auto_approve": True}])
 def test_a_command_may_not_do_what_it_asks_for_unless_told(given: dict[str, Any]) -> None:
     """agentd answers ``agent-ask`` itself where the request says so."""

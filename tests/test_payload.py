@@ -18,6 +18,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from tests.files import nest
 
 EPOCH = 1_700_000_000
 
@@ -182,6 +183,14 @@ def test_following_copies_what_a_link_leads_to(folder: Path, tmp_path: Path) -> 
     add_directory(tree, folder, "opt", epoch=EPOCH, follow=True)
     assert tree.text("opt/lib/index.js") == tree.text("opt/one.js") == "code"
     assert isinstance(tree["opt/etc/alias"], Symlink)  # stays in the folder
+
+
+@pytest.mark.parametrize("depth", [257, 1_300])
+def test_a_payload_that_is_deeper_than_any_program(folder: Path, depth: int) -> None:
+    (folder / "deep").mkdir()
+    nest(folder / "deep", depth - 1)
+    with pytest.raises(InputError, match="more than 256 folders deep"):
+        add_directory(Tree(), folder, "opt", epoch=EPOCH)
 
 
 def test_following_ends(folder: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from imgkit.tree import (
 )
 
 PAYLOAD = "opt/agent-runner"
+MAX_DEPTH = 256
+"""Folders in one another. Each is a call in a call, and Python's stack ends."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _scan(folder: Path, prefix: str, *, absolute: bool, follow: bool, above: tup
             real = path.resolve()
             if real in above:
                 raise InputError(f"{path}: the link leads round in a circle")
+            if len(above) > MAX_DEPTH:
+                raise InputError(f"{above[0]}: more than {MAX_DEPTH} folders deep")
             yield from _scan(path, name + "/", absolute=absolute, follow=follow, above=(*above, real))
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 from imgkit.errors import UsageError
 from imgkit.vm.protocol import HostToolRequest, PermissionRequest
 
+_NAME = 100  # characters of a tool's name that an answer repeats: the name is the guest's
+
 
 @dataclass(frozen=True)
 class Permission:
@@ -55,12 +57,12 @@ Send: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 def refuse(question: PermissionRequest) -> Permission:
     """The answer where nobody is there to be asked."""
-    return Permission(False, f"nobody to ask about {question.tool_name}")
+    return Permission(False, f"nobody to ask about {question.tool_name[:_NAME]}")
 
 
 def no_tool(question: HostToolRequest) -> HostToolAnswer:
     """The answer where the host offers no tools."""
-    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name}")
+    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name[:_NAME]}")
 
 
 def permit(question: PermissionRequest, callback: OnPermission, send: Send) -> None:

@@ -28,6 +28,7 @@ INTERVAL = 1.0
 SHARE_OF_TIME = 0.05
 """How much of a processor the measuring takes at most, as long as the host's disk does not fill up quickly."""
 _SLICE = 1000  # files between two looks at the clock
+_PATIENCE = 5.0  # seconds for the thread to end
 _LOST = 10  # looks in a row that were cut short by folders that were moved
 
 
@@ -142,7 +143,7 @@ class Watcher:
             yield self
         finally:
             self._stop.set()
-            self._thread.join()
+            self._thread.join(_PATIENCE)  # a filesystem that does not answer must not hold up the end
 
     def check(self) -> None:
         """Raises QuotaError: the machine was ended because of it."""

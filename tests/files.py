@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from imgkit import walk
 
 ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared")) / "alpine"
 """Files of Alpine's own beside the repository; tests skip where they are not there."""
@@ -21,8 +25,22 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
+@contextmanager
+def nested(top: Path, depth: int, name: str = "d") -> Iterator[Path]:
+    """Have ``depth`` folders in one another in the new folder ``top``, as a guest can make that changes into each.
+
+    They are removed at the end: pytest itself cannot remove such a tree.
+    """
+    top.mkdir()
+    try:
+        nest(top, depth, name)
+        yield top
+    finally:
+        walk.remove(top)
+
+
 def nest(top: Path, depth: int, name: str = "d") -> None:
-    """Make ``depth`` folders in one another, as a guest can that changes into each."""
+    """Make ``depth`` folders in one another. Who makes many must have them removed, see :func:`nested`."""
     here = os.open(top, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir(name, dir_fd=here)

@@ -18,7 +18,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
-from tests.files import nest
+from tests.files import nested
 
 EPOCH = 1_700_000_000
 
@@ -187,9 +187,7 @@ def test_following_copies_what_a_link_leads_to(folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("depth", [257, 1_300])
 def test_a_payload_that_is_deeper_than_any_program(folder: Path, depth: int) -> None:
-    (folder / "deep").mkdir()
-    nest(folder / "deep", depth - 1)
-    with pytest.raises(InputError, match="more than 256 folders deep"):
+    with nested(folder / "deep", depth - 1), pytest.raises(InputError, match="more than 256 folders deep"):
         add_directory(Tree(), folder, "opt", epoch=EPOCH)
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from imgkit import walk
 from tests.conftest import need
-from tests.files import nest
+from tests.files import nest, nested
 
-DEEP = 20_000
+DEEP = 10_000
 """Folders in one another: more than Python's stack, a path, or the descriptors of a process could hold."""
 
 
@@ -49,18 +49,16 @@ def as_program(*words: str | Path, before: str = "", user: int | None = None) ->
 
 @pytest.mark.parametrize("depth", [1_300, DEEP])
 def test_a_deep_tree_is_walked_and_removed_with_few_descriptors(tmp_path: Path, depth: int) -> None:
-    top = tmp_path / "top"
-    top.mkdir()
-    nest(top, depth)
-    with opened(top) as descriptor:
-        most = 0
-        for number, entry in enumerate(walk.Walk(descriptor), 1):
-            if number % 1_000 == 0:
-                most = max(most, entry.folder)
-    assert number == depth
-    assert most < 2 * walk.HELD + 100
-    as_program(top, before="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))")
-    assert not top.exists()
+    with nested(tmp_path / "top", depth) as top:
+        with opened(top) as descriptor:
+            most = 0
+            for number, entry in enumerate(walk.Walk(descriptor), 1):
+                if number % 1_000 == 0:
+                    most = max(most, entry.folder)
+        assert number == depth
+        assert most < 2 * walk.HELD + 100
+        as_program(top, before="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))")
+        assert not top.exists()
 
 
 def test_many_files_names_of_255_bytes_and_a_path_longer_than_any_call_takes(tmp_path: Path) -> None:

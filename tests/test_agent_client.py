@@ -328,7 +328,16 @@ def test_status(event: dict[str, Any], status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prompt": "a", "command": ["b"]}, {"command": []}, {"command": "ls"}, {"command": [1]}]
+    "options",
+    [
+        {},
+        {"prompt": "a", "command": ["b"]},
+        {"command": []},
+        {"command": "ls"},
+        {"command": [1]},
+        {"prompt": "a", "auto_approve": "no"},
+        {"prompt": "a", "auto_approve": 0},
+    ],
 )
 def test_requests_without_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

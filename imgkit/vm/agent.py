@@ -79,12 +79,15 @@ def compose(
         extra: further keys of the contract, as they are.
 
     Raises:
-        UsageError: neither or both of prompt and command, or something that is no text.
+        UsageError: neither or both of prompt and command, something that is no text, or an ``auto_approve`` that is
+            neither True nor False.
     """
     if (prompt is None) == (command is None):
         raise UsageError("a request needs either a prompt or a command")
     if isinstance(command, str) or not all(isinstance(word, str) for word in command or ()) or command == []:
         raise UsageError("a command is a non-empty list of words")
+    if not isinstance(auto_approve, bool):
+        raise UsageError("auto_approve is True or False")
     request: dict[str, Any] = dict(extra or {})
     if command is not None:
         request["command"] = list(command)

@@ -135,7 +135,9 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    remove_tree(path)
+    with suppress(OSError):  # there is none; and whoever took the name since then keeps what is theirs
+        if path.lstat().st_uid == os.geteuid():
+            remove_tree(path)
     _unlock(_folders.pop(path, None))
     _removed.append(path)
 

@@ -32,6 +32,16 @@ def test_folders_of_other_users_stay(tmp_path: Path) -> None:
         assert not own.exists()
 
 
+def test_a_name_that_somebody_else_took_since_then_is_theirs(tmp_path: Path) -> None:
+    need("root", os.geteuid() == 0)
+    with scratch.folder(tmp_path) as folder:
+        pass
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    scratch.remove_all()
+    assert folder.exists()
+
+
 def test_a_link_of_the_name_of_a_dead_folder_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()

@@ -440,7 +440,7 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         begin = spec.console.stat().st_size if spec.console.exists() else 0
         since = time.time()
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports))
-        watcher = watcher_of(running.spec, what.quotas, running.child, running.stderr, since)
+        watcher = watcher_of(spec, what.quotas, running.child, running.stderr, since)
         stack.enter_context(watcher.running())
         vm = VM(what, running, verdict, ConsoleLog(spec.console, begin), watcher)
         stack.callback(vm.close)

@@ -19,7 +19,7 @@ from imgkit import walk
 from tests.conftest import need
 from tests.files import nest, nested
 
-DEEP = 10_000
+DEEP = 5_000
 """Folders in one another: more than Python's stack, a path, or the descriptors of a process could hold."""
 
 
@@ -188,7 +188,7 @@ def _make(path: Path, what: object) -> None:
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_tree_is_seen_as_a_whole_and_removed_as_a_whole(tree: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory() as place:
         top = Path(place, "top")

@@ -35,7 +35,8 @@ class Rate:
         if self.total > self.first + self.per_second * seconds:
             raise FloodError(
                 f"the guest floods the host: {self.total} {self.what} within {seconds:.0f} s "
-                f"(allowed are {self.first} and {self.per_second} a second)"
+                f"(allowed are {self.first} and {self.per_second} a second)",
+                hint="docs/limits.md says what a guest may say",
             )
 
 

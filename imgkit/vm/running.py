@@ -47,6 +47,7 @@ SETTLE = 20.0
 POLL = 0.1
 _PRESS = 2.0
 _EMULATION_TRIES = 3
+_LOOKS = 100  # of a MiB each: more than a console file has
 
 
 class VM:
@@ -258,8 +259,9 @@ class VM:
 
     def console(self) -> str:
         """The console's text so far (at most the last 256 Ki characters), without control sequences."""
-        while self._log.refresh():
-            pass
+        for _ in range(_LOOKS):  # a guest may write faster than anybody can read
+            if not self._log.refresh():
+                break
         return self._log.text
 
     def stages(self) -> Mapping[str, float]:

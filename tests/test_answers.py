@@ -12,10 +12,13 @@ import pytest
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import VM
-from imgkit.vm.agent import Request
+from imgkit.vm.agent import Request, Transport
 from imgkit.vm.answers import HostToolAnswer, Permission
+from imgkit.vm.bootspec import Boot
+from imgkit.vm.failures import RequestError
 from imgkit.vm.filemode import FileMode
 from imgkit.vm.protocol import HostToolRequest, PermissionRequest
+from imgkit.vm.quotas import Quotas
 from imgkit.vm.shares import Folder
 from tests.test_agent_client import RESULT, Recorded
 
@@ -165,6 +168,22 @@ def test_an_answer_is_short_however_long_the_question_is() -> None:
         assert len(str(transport.answers[0])) < 500
 
 
+def without_machine(transport: Transport, quotas: Quotas) -> VM:
+    """A handle that carries its requests over ``transport``."""
+    vm = VM.__new__(VM)
+    vm._folders, vm._transport = {}, transport
+    vm.what = Boot(None, "amd64", quotas=quotas)
+    vm.__dict__["check"] = lambda: None
+    return vm
+
+
+@pytest.mark.parametrize(("seconds", "timeout"), [(0.2, None), (0.2, 50.0), (50.0, 0.2), (None, 0.2)])
+def test_the_sooner_of_a_requests_two_times_counts(seconds: float | None, timeout: float | None) -> None:
+    vm = without_machine(Recorded([]), Quotas(seconds=seconds))
+    with pytest.raises(RequestError, match=r"no result of the request within 0\.2 s"):
+        vm.run(["true"], timeout=timeout)
+
+
 @pytest.mark.parametrize("given", [{}, {"auto_approve": False}, {"auto_approve": True}])
 def test_a_command_may_not_do_what_it_asks_for_unless_told(given: dict[str, Any]) -> None:
     """agentd answers ``agent-ask`` itself where the request says so."""
@@ -174,8 +193,5 @@ def test_a_command_may_not_do_what_it_asks_for_unless_told(given: dict[str, Any]
         def submit(self, request_id: str, request: object) -> None:
             sent.append(request)
 
-    vm = VM.__new__(VM)
-    vm._folders, vm._transport = {}, Sent([RESULT_LINE])
-    vm.__dict__["check"] = lambda: None
-    vm.run(["true"], **given)
+    without_machine(Sent([RESULT_LINE]), Quotas()).run(["true"], **given)
     assert sent[0]["autoApprove"] is given.get("auto_approve", False)

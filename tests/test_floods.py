@@ -27,7 +27,7 @@ from imgkit.vm.serialmode import SerialMode
 from imgkit.vm.shares import Folder
 from tests.test_agent_client import RESULT, Recorded, output
 
-HANG = 20.0
+HANG = 60.0
 """Seconds after which an end that is due within one or two counts as a hang. A busy machine is slow."""
 MIB = 1 << 20
 

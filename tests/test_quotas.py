@@ -24,7 +24,7 @@ from tests.conftest import need
 from tests.files import nest
 
 MIB = 1 << 20
-HANG = 20.0
+HANG = 60.0
 """Seconds after which an end that is due within one or two counts as a hang."""
 
 
@@ -178,7 +178,7 @@ with watching.running():
     os.chmod(top / "hidden", 0o300)
     (top / "hidden" / "file").write_bytes(os.urandom(64 << 20))
     os.chmod(top / "hidden", 0)
-    assert ended.wait(20)
+    assert ended.wait(60)
 """
     place = Path(tempfile.mkdtemp(prefix="imgkit-test-", dir="/tmp"))  # pytest's own are closed to other users
     user = 65534 if os.geteuid() == 0 else None
@@ -191,7 +191,7 @@ with watching.running():
         if user is not None:
             os.chown(place / "top", user, user)
         place.chmod(0o755)
-        subprocess.run([str(python), "-c", script, place / "code", place / "top"], user=user, check=True, timeout=60)
+        subprocess.run([str(python), "-c", script, place / "code", place / "top"], user=user, check=True, timeout=120)
     finally:
         shutil.rmtree(place)
 

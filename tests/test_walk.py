@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit import walk
-from tests.conftest import need
+from tests.conftest import need, need_program
 from tests.files import nest, nested
 
 DEEP = 5_000
@@ -131,7 +131,7 @@ def test_what_is_mounted_in_the_tree_stays(tmp_path: Path) -> None:
     (outside / "file").write_text("stays")
     script = 'mount --bind "$1" "$2" && exec "$3" -I -S "$4" "$5"'
     words: list[str | Path] = ["sh", "-c", script, "sh", outside, top / "a/mount", sys.executable, walk.__file__, top]
-    prefix = ["unshare", "--map-root-user", "--mount"]
+    prefix = [need_program("unshare"), "--map-root-user", "--mount"]
     probe = subprocess.run([*prefix, "mount", "--bind", outside, top / "a/mount"], capture_output=True)
     need("mounts in a namespace", probe.returncode == 0)
     subprocess.run([*prefix, *words], check=True, timeout=60)

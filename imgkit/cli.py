@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
-import json
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import ClassVar, NoReturn
 
-from imgkit import __version__, interrupts, scratch
+from imgkit import __version__, interrupts, scratch, terminal
 from imgkit.commands import COMMANDS
 from imgkit.errors import HostError, ImgkitError, RecipeError, UsageError
 from imgkit.vm.failures import BootError
@@ -93,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: see :mod:`imgkit.errors`; 130 interrupted, 70 a bug in imgkit."""
     run = _Run(list(sys.argv[1:] if argv is None else argv))
+    terminal.tolerate(sys.stdout, sys.stderr)
     try:
         with interrupts.raised():
             try:
@@ -139,7 +139,7 @@ class _Run:
         except ImgkitError as error:
             interrupts.prefer(error)
             if self._debug:
-                traceback.print_exc()
+                _say_traceback()
             return self._report(error)
         except BrokenPipeError:  # whoever read our output has seen enough
             _drop_output()
@@ -154,7 +154,7 @@ class _Run:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _drop_output()  # else the interpreter tries to write it once more
             return self.fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
-        traceback.print_exc()
+        _say_traceback()
         what = f"this is a bug in imgkit: {type(error).__name__}: {error}"
         return self.fail(BUG, what, hint="please report it with the lines above")
 
@@ -191,7 +191,7 @@ class _Run:
             error = {"status": status, "message": message, "hint": hint, "problems": list(problems), "console": console}
             done = getattr(self._arguments, "done", [])
             with suppress(OSError):
-                print(json.dumps({"error": error, "done": done}, indent=2), flush=True)
+                print(terminal.as_json({"error": error, "done": done}), flush=True)
         return status
 
 
@@ -200,15 +200,20 @@ def _configure_logging(arguments: argparse.Namespace) -> None:
     logger = logging.getLogger("imgkit")
     logger.setLevel(level)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(terminal.Formatter("%(message)s"))
     logger.handlers = [handler]  # standard error may be another one than it was for an earlier command
 
 
 def _say(line: str) -> None:
     """One line to stderr, without anything that a terminal would obey: messages quote mirrors, packages and guests."""
-    plain = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line.replace("\n", " "))
     with suppress(OSError):  # nobody listens
-        print(plain, file=sys.stderr, flush=True)
+        print(terminal.line(line.replace("\n", " ")), file=sys.stderr, flush=True)
+
+
+def _say_traceback() -> None:
+    """Where the error that is being handled came from; its text may quote anybody, too."""
+    with suppress(OSError):
+        print(terminal.block(traceback.format_exc().rstrip("\n")), file=sys.stderr, flush=True)
 
 
 def _drop_output() -> None:

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imgkit import terminal
+
 
 class ImgkitError(Exception):
-    """Base of all expected failures. ``exit_status`` is what the command line leaves with."""
+    """Base of all expected failures. ``exit_status`` is what the command line leaves with.
+
+    ``message`` is as it was given. It may quote a mirror, a guest or a file name: ``str()`` is fit for a terminal.
+    """
 
     exit_status = 70
 
@@ -19,6 +24,9 @@ class ImgkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return terminal.block(self.message)
 
 
 class UsageError(ImgkitError):

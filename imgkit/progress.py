@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from imgkit import terminal
+
 if TYPE_CHECKING:
     from typing_extensions import Never
 
@@ -32,7 +34,7 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
     """
     return tqdm(
         total=total,
-        desc=description,
+        desc=terminal.line(description, 60),
         unit=unit,
         unit_scale=unit == "B",
         leave=False,

@@ -6,12 +6,11 @@ What was seen is written beside a qcow2 image as its .boot.json: the record that
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from datetime import datetime, timezone
 from typing import Any
 
-from imgkit import __version__, bootrecord
+from imgkit import __version__, bootrecord, terminal
 from imgkit.commands import machine
 from imgkit.vm.protocol import Heartbeat
 from imgkit.vm.running import VM
@@ -43,9 +42,11 @@ def run(options: argparse.Namespace) -> int:
         _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
     if options.json:
         # The guest's words first: ours hold.
-        print(json.dumps({**_extra(beat), "image": str(options.image), "stages": stages, **facts}, indent=2))
+        print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
-        print(f"{options.image}: agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})")
+        print(
+            f"{terminal.line(options.image)}: agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
+        )
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0

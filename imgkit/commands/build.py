@@ -7,7 +7,6 @@ AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those beat the recipe.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import resource
@@ -17,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imgkit import lockfile
+from imgkit import lockfile, terminal
 from imgkit.build import Request, Result, build
 from imgkit.commands import several
 from imgkit.commands.reading import appliance_options
@@ -91,9 +90,9 @@ def run(options: argparse.Namespace) -> int:
     for result in several.build_all(options.words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches):
         options.done.append(result)
         if not options.json:
-            print(result["image"], flush=True)
+            terminal.say_path(result["image"])
     if options.json:
-        print(json.dumps(sorted(options.done, key=lambda result: arches.index(result["arch"])), indent=2))
+        print(terminal.as_json(sorted(options.done, key=lambda result: arches.index(result["arch"]))))
     return 0
 
 
@@ -108,7 +107,7 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
         request = Request(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch)
         result = build(replace(request, allow_stale=options.allow_stale_mirror))
         if not options.quiet:
-            print(result.steps.table(), file=sys.stderr)
+            print(terminal.block(result.steps.table()), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
         yield as_json(arch, result)
 

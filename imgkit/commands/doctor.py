@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from imgkit import terminal
 from imgkit.doctor import Finding, examine
 
 NAME = "doctor"
@@ -22,9 +22,9 @@ def run(options: argparse.Namespace) -> int:
     """Status 0 when nothing that is required is missing, else 5."""
     findings = examine(options.out)
     if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(terminal.as_json([asdict(finding) for finding in findings]))
     else:
-        print(table(findings))
+        print(terminal.block(table(findings)))
     return 0 if all(finding.ok or not finding.required for finding in findings) else 5
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from imgkit import scratch
+from imgkit import scratch, terminal
 from imgkit.apk.database import parse_installed
 from imgkit.commands.reading import appliance_options
 from imgkit.engines.reading import open_image
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         {"name": one.package.name, "version": one.package.version, "size": one.package.installed_size}
         for one in records
     ]
-    print(json.dumps(found, indent=2) if options.json else text(options.image, found))
+    print(terminal.as_json(found) if options.json else terminal.block(text(options.image, found)))
     return 0
 
 

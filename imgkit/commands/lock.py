@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from imgkit import lockfile, scratch
+from imgkit import lockfile, scratch, terminal
 from imgkit.commands.build import architectures, load_recipe, recipe_arguments
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan
@@ -36,5 +36,5 @@ def run(options: argparse.Namespace) -> int:
             plan = make_plan(recipe, arch, base, cache, allow_stale=stale)
             plans[arch], _ = fetch_packages(plan, base, cache)
     lockfile.write(path, recipe, plans, kept)
-    print(path)
+    terminal.say_path(path)
     return 0

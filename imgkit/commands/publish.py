@@ -7,7 +7,6 @@ COWORK_SANDBOX_IMAGE_VERSION, COWORK_SANDBOX_BASE_URL).
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+from imgkit import terminal
 from imgkit.errors import UsageError
 from imgkit.publish import layout, sources
 from imgkit.publish.folder import Request, publish
@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
         log.info("%s: was published already, nothing has changed", result.folder)
     if options.json:
         about = {"folder": str(result.folder), "changed": result.changed}
-        print(json.dumps({**about, **layout.index(result.publication)}, indent=2))
+        print(terminal.as_json({**about, **layout.index(result.publication)}))
     else:
-        print(result.folder)
+        terminal.say_path(result.folder)
     return 0
 
 

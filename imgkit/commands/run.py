@@ -7,11 +7,11 @@ configures.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
 
+from imgkit import terminal
 from imgkit.commands import machine
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import Request, status
@@ -59,10 +59,10 @@ def _follow(request: Request, *, events: bool) -> Result:
 
 
 def _show(event: Event) -> None:
-    """Output goes where it went in the guest; what an agent reports is a line of JSON on stdout."""
+    """Output goes where it went in the guest, byte for byte, as ssh has it; what an agent reports is a line of JSON."""
     if isinstance(event, Output):
         stream = sys.stdout if event.stream == "stdout" else sys.stderr
         stream.buffer.write(event.data)
         stream.flush()
     elif isinstance(event, AgentEvent) and event.kind != "started":
-        print(json.dumps(event.body), flush=True)
+        print(terminal.as_json(event.body, indent=None), flush=True)

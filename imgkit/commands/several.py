@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from imgkit import process
+from imgkit import process, terminal
 from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
 
 _POLL = 0.1
@@ -97,7 +97,7 @@ class _Build:
                 text = whole.decode(errors="replace")
                 lines = [line for line in text.split("\n") if line and not (silent := silent or _is_error(line))]
                 with _writing:
-                    sys.stderr.write("".join(f"{self.arch}: {line}\n" for line in lines))
+                    sys.stderr.write("".join(f"{self.arch}: {terminal.line(line)}\n" for line in lines))
                     sys.stderr.flush()
 
     def result(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgkit import scratch
+from imgkit import scratch, terminal
 from imgkit.commands.reading import appliance_options
 from imgkit.engines.reading import image_info, open_image
 from imgkit.errors import InputError
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
         found = records(tree_from_tar(archive))
     lines = differences(manifest["files"], found)
     for line in lines[:SHOWN]:
-        print(line)
+        print(terminal.line(line))
     if lines:
         raise InputError(f"{options.image}: {len(lines)} of {len(found)} paths are not as {path} says")
-    print(f"{options.image}: {len(found)} paths are as {path} says")
+    print(terminal.line(f"{options.image}: {len(found)} paths are as {path} says"))
     return 0

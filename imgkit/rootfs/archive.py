@@ -6,13 +6,38 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree, xattrs_of
+from imgkit.errors import InputError
+from imgkit.tree import (
+    Content,
+    Device,
+    Directory,
+    File,
+    HardLink,
+    Inline,
+    Node,
+    Slice,
+    Symlink,
+    Tree,
+    TreeError,
+    xattrs_of,
+)
 
 _KINDS = {tarfile.CHRTYPE: "c", tarfile.BLKTYPE: "b", tarfile.FIFOTYPE: "p"}
 
 
 def tree_from_tar(path: Path) -> Tree:
-    """The Tree that an uncompressed tar archive holds; contents are slices of the archive, which must stay."""
+    """The Tree that an uncompressed tar archive holds; contents are slices of the archive, which must stay.
+
+    Raises:
+        InputError: it names a path that no root filesystem of imgkit's has, with a control character for instance.
+    """
+    try:
+        return _tree(path)
+    except TreeError as cause:
+        raise InputError(f"not a root filesystem that imgkit made: {cause}") from cause
+
+
+def _tree(path: Path) -> Tree:
     tree = Tree()
     links: list[tuple[str, tarfile.TarInfo]] = []
     with tarfile.open(path, "r:") as archive:

@@ -9,6 +9,7 @@ import enum
 import re
 from dataclasses import dataclass
 
+from imgkit import terminal
 from imgkit.vm import failures
 from imgkit.vm.failures import BootError
 
@@ -56,7 +57,7 @@ _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
 
 
 def clean(text: str) -> str:
-    """``text`` without terminal control sequences and carriage returns, fit for matching and for a terminal."""
+    """``text`` without terminal control sequences and carriage returns, for matching. To show it, see :func:`tail`."""
     text = re.sub(r"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[A-Za-z78=>])", "", text)
     return re.sub(r"[^\n\t\x20-\x7e\x80-\U0010ffff]|[\x80-\x9f]", "", text)
 
@@ -64,7 +65,7 @@ def clean(text: str) -> str:
 def tail(text: str, lines: int = TAIL_LINES, width: int = 200) -> str:
     """The last non-empty lines of ``text``, cleaned and cut to ``width`` characters."""
     kept = [line.rstrip() for line in clean(text[-64_000:]).split("\n") if line.strip()]
-    return "\n".join(line[:width] for line in kept[-lines:])
+    return terminal.block("\n".join(line[:width] for line in kept[-lines:]))
 
 
 def stage(text: str) -> Stage:

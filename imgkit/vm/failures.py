@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imgkit import terminal
 from imgkit.errors import GuestError
 
 
@@ -16,10 +17,11 @@ class BootError(GuestError):
         self.console = console
 
     def __str__(self) -> str:
+        message = terminal.block(self.message)
         if not self.console:
-            return self.message
-        return f"{self.message}\nlast lines of the console:\n" + "\n".join(
-            "    " + line for line in self.console.splitlines()
+            return message
+        return f"{message}\nlast lines of the console:\n" + "\n".join(
+            "    " + line for line in terminal.block(self.console).split("\n")
         )
 
 

@@ -1,0 +1,267 @@
+"""Foreign text on terminals: nothing that a terminal obeys, or that deceives whoever reads it, comes out as it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit import cli, terminal
+from imgkit.commands import inspect, run, several
+from imgkit.doctor import Finding
+from imgkit.errors import GuestError, InputError
+from imgkit.progress import bar
+from imgkit.rootfs.archive import tree_from_tar
+from imgkit.vm import console
+from imgkit.vm.failures import KernelPanicError
+from tests.commandline import Place
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\x7f\r"
+HOSTILE = f"nice{ESCAPES}\u202egnp.exe\u2066\u200b\u200f\u2028\u2029\ufeff\u3164\ud800\udcff\U000e0041"
+CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def obeyed(text: str, *, lines: bool = True) -> list[str]:
+    """The characters of ``text`` that should not be there."""
+    kept = text.replace("\n", "") if lines else text
+    return [char for char in kept if unicodedata.category(char) in CATEGORIES or char in "\u3164\ufe0f\u2800"]
+
+
+def test_the_test_sees_what_is_hostile() -> None:
+    assert len(obeyed(HOSTILE)) == 17
+    assert obeyed("plain äöü 漢字 🙂") == []
+
+
+@given(st.text(st.characters(categories=None)))  # surrogates included
+def test_nothing_hostile_comes_out_of_a_line(text: str) -> None:
+    shown = terminal.line(text)
+    assert obeyed(shown, lines=False) == []
+    shown.encode()  # what is shown can be written
+    assert terminal.line(shown) == shown
+
+
+@given(st.text(st.characters(categories=None)))
+def test_nothing_hostile_comes_out_of_a_block(text: str) -> None:
+    shown = terminal.block(text)
+    assert obeyed(shown) == []
+    assert shown.count("\n") == text.count("\n")
+
+
+@given(st.recursive(st.text(st.characters(categories=None)) | st.integers(), st.lists, max_leaves=5))
+def test_json_means_the_same_and_is_printable(value: Any) -> None:
+    text = terminal.as_json(value)
+    assert obeyed(text) == []
+    assert text.isascii()
+    assert json.loads(text) == value
+
+
+@given(st.text(min_size=1))
+def test_what_everybody_writes_stays_as_it_is(text: str) -> None:
+    plain = "".join(char for char in text if unicodedata.category(char)[0] in "LN" and not obeyed(char))
+    plain = plain.replace("\u115f", "").replace("\u1160", "").replace("\uffa0", "")
+    assert terminal.line(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nerror: b", r"a\x0aerror: b"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\xff"),
+        ("\ud800", r"\ud800"),
+        ("\U000e0041", r"\U000e0041"),
+        ("äöü 漢", "äöü 漢"),
+        (Path("/x\x1b"), r"/x\x1b"),
+        ("x" * 4001, "x" * 4000 + " … (1 characters more)"),
+    ],
+)
+def test_escapes(text: object, shown: str) -> None:
+    assert terminal.line(text) == shown
+
+
+def test_every_error_is_fit_for_a_terminal_wherever_it_is_printed() -> None:
+    """Python's own traceback and pytest print ``str(error)``."""
+    assert obeyed(str(InputError(HOSTILE))) == []
+    assert obeyed(str(KernelPanicError(HOSTILE, console=HOSTILE))) == []
+    assert obeyed(console.tail(HOSTILE * 3)) == []
+    assert obeyed(str(console.died("ended", HOSTILE, "[ 0.000001] Kernel panic - not syncing: " + HOSTILE))) == []
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let ``imgkit doctor`` end in ``error``."""
+    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: (_ for _ in ()).throw(error))
+
+
+@pytest.mark.parametrize("words", [[], ["--debug"], ["--json"], ["--json", "--debug"]])
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError(HOSTILE, hint=HOSTILE),
+        KernelPanicError(HOSTILE, console=f"{HOSTILE}\n{HOSTILE}", hint=HOSTILE),
+        RuntimeError(HOSTILE),
+        OSError(28, "no space", HOSTILE),
+    ],
+    ids=["input", "boot", "bug", "space"],
+)
+def test_errors(
+    error: Exception, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fails(monkeypatch, error)
+    assert cli.main(["doctor", *words]) != 0
+    written = capfd.readouterr()
+    assert "nice" in written.err
+    assert obeyed(written.err) == []
+    assert obeyed(written.out) == []
+
+
+def test_the_findings_of_the_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    finding = Finding(HOSTILE, ok=False, detail=HOSTILE, purpose=HOSTILE, fix=HOSTILE)
+    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: [finding])
+    for words in ([], ["--json"]):
+        cli.main(["doctor", *words])
+        assert obeyed(capfd.readouterr().out) == []
+
+
+def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    message = HOSTILE.replace("\ud800", "").replace(
+        "\udcff", ""
+    )  # pytest keeps it, and cannot send surrogates to xdist
+    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: [])
+    monkeypatch.setattr("imgkit.commands.doctor.table", lambda _: logging.getLogger("imgkit").warning(message))
+    cli.main(["doctor"])
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with bar(10, HOSTILE) as progress:
+        progress.update(5)
+    written = capfd.readouterr().err + screen.getvalue().replace("\r", "")
+    assert "nice" in written
+    assert obeyed(written) == []
+
+
+def test_what_an_image_says_of_itself(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    part = {"number": 1, "name": HOSTILE, "filesystem": HOSTILE, "start": 0, "size": 1, "fs_uuid": HOSTILE}
+    found = {
+        "format": "qcow2",
+        "virtual_size": 1,
+        "file_size": 1,
+        "os_release": {"PRETTY_NAME": HOSTILE},
+        "kernels": [HOSTILE],
+        "root": {"used": 1, "size": 1, "inodes_used": 1},
+        "partitions": [part],
+        "packages": [{"name": HOSTILE, "version": HOSTILE, "size": 1}],
+    }
+    shown = terminal.block(inspect.text(Path(HOSTILE), found))
+    assert obeyed(shown) == []
+    assert shown.count("nice") == 8
+
+
+def test_the_result_of_a_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command's own output stays as it is, as ssh has it; what imgkit says of the result does not."""
+    from imgkit.vm.protocol import AgentEvent, Output, Result
+
+    run._show(Output("stdout", b"\x1b[1mbold"))
+    run._show(AgentEvent("text", {"text": HOSTILE}))
+    written = capfd.readouterr().out
+    assert written.startswith("\x1b[1mbold")
+    assert obeyed(written.removeprefix("\x1b[1mbold")) == []
+    for result in (Result("error", HOSTILE, exit_code=127), Result("error", HOSTILE)):
+        ends_with(monkeypatch, result)
+        cli.main(["run", "x.qcow2", "--", "true"])
+        written = capfd.readouterr().err
+        assert "nice" in written
+        assert obeyed(written) == []
+
+
+def ends_with(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+    """Let every request of ``imgkit run`` end so."""
+    from contextlib import contextmanager, nullcontext
+
+    @contextmanager
+    def boot(*_: object) -> Any:
+        yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
+
+    monkeypatch.setattr("imgkit.commands.machine.boot", boot)
+
+
+def test_messages_of_builds_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:
+    source, sink = os.pipe()
+    os.write(sink, f"{HOSTILE}\n".encode(errors="surrogatepass"))
+    os.close(sink)
+    with os.fdopen(source, "rb") as stream:
+        several._Build("amd64", SimpleNamespace())._pass_on(stream)  # type: ignore[arg-type]
+    written = capfd.readouterr().err
+    assert written.startswith("amd64: nice")
+    assert obeyed(written) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_odd_file_names(encoding: str, here: Place) -> None:
+    """Every command says that it is not there, in one line, on terminals of every encoding."""
+    path = os.fsdecode(os.fsencode(here.base) + b"/esc\x1b[2J latin1\xe9 " + "right\u202eleft 漢字".encode())
+    for words in (
+        ["inspect", path],
+        ["verify", path],
+        ["boot", path],
+        ["run", path, "--", "x"],
+        ["build", path],
+        ["lock", path],
+        ["publish", "v1", "--from", path],
+        ["boot", "x", "--share", f"a={path}"],
+    ):
+        ran = here.run(*words, env={"PYTHONIOENCODING": encoding})
+        assert 2 <= ran.status <= 5, (words, ran.err)
+        assert len(ran.errors) == 1
+        assert obeyed(ran.err.replace("\ufffd", "")) == []
+    doctor = here.run("doctor", "--out", path, env={"PYTHONIOENCODING": encoding, "SUPERMIN_KERNEL": path})
+    assert "Traceback" not in doctor.err
+    assert obeyed(doctor.out) == []
+
+
+def test_a_path_is_for_scripts_or_for_a_terminal() -> None:
+    master, slave = pty.openpty()
+    script = "import os, sys; from imgkit import terminal; terminal.say_path(os.fsdecode(b'/out/\\x1b[2J\\xff'))"
+    subprocess.run([sys.executable, "-c", script], stdout=slave, check=True)
+    os.close(slave)
+    assert os.read(master, 1000) == b"/out/\\x1b[2J\\xff\r\n"
+    os.close(master)
+    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert piped.stdout == b"/out/\x1b[2J\xff\n"
+
+
+def test_a_control_character_in_the_name_of_a_file_of_an_image(tmp_path: Path) -> None:
+    """It is the image's fault, not a bug."""
+    archive = tmp_path / "root.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo("etc/\x1b[2J"))
+    with pytest.raises(InputError, match="control characters") as caught:
+        tree_from_tar(archive)
+    assert obeyed(str(caught.value)) == []
+
+
+def test_a_guests_last_words() -> None:
+    from imgkit.vm.agent import Completed
+    from imgkit.vm.protocol import Result
+
+    done = Completed(1, b"", HOSTILE.encode(errors="surrogatepass"), Result("error"))
+    with pytest.raises(GuestError) as caught:
+        done.check()
+    assert obeyed(str(caught.value)) == []

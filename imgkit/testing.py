@@ -43,12 +43,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: from its name)")
     group.addoption("--imgkit-firmware", metavar="KIND", help="bios, uefi or direct (default: bios, for arm64 uefi)")
     group.addoption("--imgkit-accel", metavar="NAME", help="auto, kvm, hvf or tcg (default: auto)")
+    group.addoption("--imgkit-network", metavar="KIND", help="none, user or restricted (default: user)")
+    group.addoption(
+        "--imgkit-allow",
+        metavar="HOST:PORT",
+        action="append",
+        help="what a restricted network reaches; may be repeated",
+    )
     group.addoption("--imgkit-timeout", metavar="S", type=float, help="seconds that a boot may take (default: 180)")
 
 
 def _defaults(config: pytest.Config) -> dict[str, Any]:
     """What the command line says about every boot."""
     names = {"arch": "arch", "firmware": "firmware", "accel": "accelerator", "timeout": "timeout"}
+    names |= {"network": "network", "allow": "allow"}
     given = {keyword: config.getoption(f"--imgkit-{option}") for option, keyword in names.items()}
     return {keyword: value for keyword, value in given.items() if value is not None}
 

@@ -142,9 +142,6 @@ def test_the_findings_of_the_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pyte
 
 
 def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    message = HOSTILE.replace("\ud800", "").replace(
-        "\udcff", ""
-    )  # pytest keeps it, and cannot send surrogates to xdist
     monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: [])
     monkeypatch.setattr("imgkit.commands.doctor.table", lambda _: logging.getLogger("imgkit").warning(LOGGED))
     cli.main(["doctor"])

@@ -10,7 +10,9 @@ from pathlib import Path
 from imgkit.engines.reading import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.vm import configdrive, quotas
+from imgkit.vm.bootspec import NETWORKS, network_kind
 from imgkit.vm.machines import MACHINES, guess_arch, machine
+from imgkit.vm.net import rules
 from imgkit.vm.running import VM
 
 
@@ -25,6 +27,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
     parser.add_argument(
         "--share", action="append", default=[], metavar="TAG=DIR", help="folder, at /mnt/TAG; may be repeated"
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="user",
+        help="user (default): whatever the host reaches, its own services included; restricted: what --allow names",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="host, *.domain or address that a restricted network reaches; may be repeated",
     )
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment of the agent")
     parser.add_argument(
@@ -98,6 +113,8 @@ def boot(
         cpu=options.cpu,
         accelerator=options.accel,
         shares=folders,
+        network=options.network,
+        allow=options.allow,
         config=configdrive.make(pairs(options.env, "--env", "K=V"), _secrets(options.secret)) or None,
         console=options.console,
         quotas=quotas.parse(options.quota),
@@ -128,6 +145,8 @@ def _folders(words: list[str], shares: dict[str, Path]) -> dict[str, Path]:
 
 def _check(options: argparse.Namespace) -> None:
     """What can be known before anything is started. An image that names other files would show them to its guest."""
+    rules.parse(options.allow)
+    network_kind(network=options.network, allow=options.allow)
     image_info(options.image)
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):

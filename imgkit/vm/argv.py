@@ -73,7 +73,8 @@ class VmSpec:
         ports: virtio-serial ports, (name, file descriptor of a connected socket).
         qmp: file descriptor of a connected socket for QEMU's control protocol, None for no such thing.
         config: ISO image with per-boot configuration, attached read-only.
-        network: user-mode network; "none" leaves the card out.
+        network: user-mode network; False leaves the card out.
+        link: file descriptor of a connected socket that carries the card's Ethernet frames, in place of that network.
         style: "harness" or "host-app".
         sandbox: QEMU confines itself with seccomp (Linux builds that have it).
     """
@@ -95,6 +96,7 @@ class VmSpec:
     qmp: int | None = None
     config: Path | None = None
     network: bool = True
+    link: int | None = None
     style: str = "harness"
     sandbox: bool = False
     extra: tuple[str, ...] = field(default=())
@@ -154,6 +156,8 @@ def _check_host_app(spec: VmSpec) -> None:
         raise UsageError("the host application never writes to the image")
     if spec.config is not None:
         raise UsageError("the host application has no config drive")
+    if spec.link is not None or not spec.network:
+        raise UsageError("the host application always has the user network")
 
 
 def _harness(spec: VmSpec) -> list[str]:
@@ -168,10 +172,16 @@ def _harness(spec: VmSpec) -> list[str]:
     words += _firmware(spec)
     words += ["-chardev", f"file,id=console,path={escape(spec.console)},append=on", "-serial", "chardev:console"]
     words += _disk(spec)
-    if spec.network:
-        words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
+    words += _network(spec)
     words += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
     return words + _shares(spec)
+
+
+def _network(spec: VmSpec) -> list[str]:
+    if spec.link is None and not spec.network:
+        return []
+    backend = "user,id=net0" if spec.link is None else f"socket,id=net0,fd={spec.link}"
+    return ["-netdev", backend, "-device", "virtio-net-pci,netdev=net0,romfile="]
 
 
 def _accelerator(spec: VmSpec) -> str:

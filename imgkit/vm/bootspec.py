@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from imgkit.vm import argv, firmware, machines
 from imgkit.vm.argv import Disk, Share, VmSpec
 from imgkit.vm.probe import Verdict
 from imgkit.vm.quotas import Quotas
+
+NETWORKS = ("none", "user", "restricted")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Boot:
     shares: Mapping[str, Path] = field(default_factory=dict)
     ipc: str = "file"
     config: bytes | None = None
-    network: bool = True
+    network: str = "user"
+    allow: tuple[str, ...] = ()
     style: str = "harness"
     bus: str = "virtio-blk"
     writable: bool = False
@@ -69,11 +72,25 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
         cpu=what.cpu or verdict.cpu,
         shares=_shares(what, folder),
         config=config,
-        network=what.network,
+        network=what.network == "user",
         style=what.style,
         sandbox=sys.platform == "linux",
         extra=what.extra,
     )
+
+
+def network_kind(*, network: str | bool, allow: Sequence[str]) -> str:
+    """Which of "none", "user" and "restricted" is meant; True and False are the first two's older names.
+
+    Raises:
+        UsageError: it is none of them, or there are rules for a network that has no rules.
+    """
+    kind = {True: "user", False: "none"}.get(network, network) if isinstance(network, bool) else network
+    if kind not in NETWORKS:
+        raise UsageError(f"{kind}: unknown network", hint=f"known are {', '.join(NETWORKS)}")
+    if allow and kind != "restricted":
+        raise UsageError("--allow is for a restricted network", hint="--network restricted")
+    return kind
 
 
 def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:

@@ -94,6 +94,7 @@ def _started(spec: VmSpec, folder: Path, ports: Sequence[str]) -> Iterator[Runni
         pairs = {name: _pair(stack) for name in ports}
         wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
         views = [share.view for share in spec.shares if share.view is not None]
+        link = [] if spec.link is None else [spec.link]
         spec = replace(spec, qmp=far.fileno(), ports=wired)
         sink = stack.enter_context(stderr.open("wb"))
         child = stack.enter_context(
@@ -103,7 +104,7 @@ def _started(spec: VmSpec, folder: Path, ports: Sequence[str]) -> Iterator[Runni
                 cwd=folder,
                 stdout=sink.fileno(),
                 stderr=sink.fileno(),
-                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *views],
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *views, *link],
             )
         )
         for _, guest_end in ((near, far), *pairs.values()):

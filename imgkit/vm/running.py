@@ -24,6 +24,7 @@ from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.filemode import FileMode
 from imgkit.vm.launch import Running
+from imgkit.vm.net import restricted, rules
 from imgkit.vm.probe import Verdict
 from imgkit.vm.protocol import Heartbeat
 from imgkit.vm.qmp import QmpError
@@ -91,7 +92,8 @@ class VM:
         shares: Mapping[str, StrPath] | None = None,
         ipc: str = "file",
         config: bytes | None = None,
-        network: bool = True,
+        network: str | bool = "user",
+        allow: Sequence[str] = (),
         style: str = "harness",
         bus: str = "virtio-blk",
         writable: bool = False,
@@ -116,7 +118,9 @@ class VM:
             shares: tag → host folder. "ipc" may name a folder of one's own; otherwise a private one is made.
             ipc: "file" for requests over the ipc share, "serial" for the virtio-serial port.
             config: an ISO image with per-boot configuration; it exists on the host only as long as the machine.
-            network: user-mode network.
+            network: "none", "user" (QEMU's user network: everything that the host reaches, its own services included,
+                those as 10.0.2.2) or "restricted" (what ``allow`` names). True and False stand for "user" and "none".
+            allow: what a guest in a restricted network reaches: "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT" each.
             style: "harness", or "host-app" for the agentd contract's own QEMU arguments.
             bus: "virtio-blk" or "virtio-scsi".
             writable: what the guest writes stays in the image: for a private copy that is booted more than once.
@@ -130,6 +134,7 @@ class VM:
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
 
         Raises:
+            UsageError: arguments contradict one another.
             HostError: QEMU, firmware or image are missing, or QEMU refuses.
             BootError: the guest did not come up; the class says how.
         """
@@ -148,7 +153,8 @@ class VM:
             shares={tag: Path(folder) for tag, folder in (shares or {}).items()},
             ipc=ipc,
             config=config,
-            network=network,
+            network=bootspec.network_kind(network=network, allow=allow),
+            allow=tuple(allow),
             style=style,
             bus=bus,
             writable=writable,
@@ -433,6 +439,8 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         spec = bootspec.spec(what, verdict, folder)
         if what.style == "harness":
             spec = replace(spec, shares=tuple(_as_agents(share, stack) for share in spec.shares))
+        if what.network == "restricted":
+            spec = replace(spec, link=stack.enter_context(restricted.network(rules.parse(what.allow))))
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
         ports += [argv.ROOT_PORT] if what.root_port else []
         memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)

@@ -1,0 +1,155 @@
+"""Ethernet frames with ARP, IPv4, UDP and TCP in them, from bytes to values and back. Pure.
+
+Sources: RFC 826 (ARP), RFC 791 (IPv4), RFC 768 (UDP), RFC 9293 (TCP). The bytes are a guest's: what is not exactly as
+expected is None, and nothing here raises. Checksums of what comes in are not looked at: the link changes nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+IPV4, ARP = 0x0800, 0x0806
+TCP, UDP = 6, 17
+BROADCAST = b"\xff" * 6
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+_WINDOW_SCALE, _MSS = 3, 2  # options of TCP
+
+
+@dataclass(frozen=True)
+class Datagram:
+    """The IPv4 payload of one frame. ``source`` and ``target`` are addresses, ``protocol`` is TCP, UDP or another."""
+
+    mac: bytes
+    source: IPv4Address
+    target: IPv4Address
+    protocol: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A TCP segment. ``mss`` and ``scale`` are the options of a SYN, None where they are missing."""
+
+    source: int
+    target: int
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    data: bytes = b""
+    mss: int | None = None
+    scale: int | None = None
+
+
+def ethernet(target: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
+    """A frame, padded to the least length."""
+    return (target + source + struct.pack("!H", kind) + payload).ljust(60, b"\0")
+
+
+def datagram(frame: bytes) -> Datagram | None:
+    """The IPv4 datagram in ``frame``: whole, neither a fragment nor cut off."""
+    if len(frame) < 34 or frame[12:14] != b"\x08\x00":
+        return None
+    first, _, total, _, fragment, _, protocol, _ = struct.unpack_from("!BBHHHBBH", frame, 14)
+    header = (first & 15) * 4
+    if first >> 4 != 4 or header < 20 or not header <= total <= len(frame) - 14 or fragment & 0x3FFF:
+        return None
+    source, target = IPv4Address(frame[26:30]), IPv4Address(frame[30:34])
+    return Datagram(frame[6:12], source, target, protocol, frame[14 + header : 14 + total])
+
+
+def ipv4(source: IPv4Address, target: IPv4Address, protocol: int, payload: bytes) -> bytes:
+    """A datagram that is not to be cut into fragments."""
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0x4000, 64, protocol, 0)
+    head += source.packed + target.packed
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def udp(data: bytes) -> tuple[int, int, bytes] | None:
+    """Source port, target port and content of a UDP datagram."""
+    if len(data) < 8:
+        return None
+    source, target, length, _ = struct.unpack_from("!HHHH", data)
+    return (source, target, data[8:length]) if 8 <= length <= len(data) else None
+
+
+def udp_packet(source: tuple[IPv4Address, int], target: tuple[IPv4Address, int], data: bytes) -> bytes:
+    """An IPv4 datagram with a UDP datagram in it."""
+    payload = struct.pack("!HHHH", source[1], target[1], 8 + len(data), 0) + data
+    total = _sum(source[0], target[0], UDP, payload) or 0xFFFF
+    return ipv4(source[0], target[0], UDP, payload[:6] + struct.pack("!H", total) + payload[8:])
+
+
+def tcp(data: bytes) -> Segment | None:
+    """The segment in the payload of a datagram."""
+    if len(data) < 20:
+        return None
+    source, target, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", data)
+    start = (offset >> 4) * 4
+    if not 20 <= start <= len(data):
+        return None
+    mss, scale = _options(data[20:start]) if flags & SYN else (None, None)
+    return Segment(source, target, seq, ack, flags, window, data[start:], mss, scale)
+
+
+def tcp_packet(source: IPv4Address, target: IPv4Address, segment: Segment) -> bytes:
+    """An IPv4 datagram with this segment in it."""
+    options = b"" if segment.mss is None else struct.pack("!BBH", _MSS, 4, segment.mss)
+    options += b"" if segment.scale is None else struct.pack("!BBBB", 1, _WINDOW_SCALE, 3, segment.scale)
+    head = struct.pack(
+        "!HHIIBBHHH",
+        segment.source,
+        segment.target,
+        segment.seq,
+        segment.ack,
+        (20 + len(options)) << 2,
+        segment.flags,
+        segment.window,
+        0,
+        0,
+    )
+    payload = head + options + segment.data
+    total = _sum(source, target, TCP, payload)
+    return ipv4(source, target, TCP, payload[:16] + struct.pack("!H", total) + payload[18:])
+
+
+def arp_reply(frame: bytes, own: bytes, but: IPv4Address) -> bytes | None:
+    """The answer to an ARP request for any address but ``but``: it is at ``own``."""
+    if len(frame) < 42 or frame[12:22] != b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01":
+        return None
+    sender, asked = frame[22:32], frame[38:42]
+    if asked == but.packed:
+        return None
+    return ethernet(frame[6:12], own, ARP, frame[14:20] + b"\x00\x02" + own + asked + sender)
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071). Modulo 2**16 - 1, the sum of all words is the number that they write."""
+    if len(data) % 2:
+        data += b"\0"
+    number = int.from_bytes(data, "big")
+    return 0xFFFF - (number % 0xFFFF or (0xFFFF if number else 0))
+
+
+def _sum(source: IPv4Address, target: IPv4Address, protocol: int, payload: bytes) -> int:
+    return checksum(source.packed + target.packed + struct.pack("!HH", protocol, len(payload)) + payload)
+
+
+def _options(data: bytes) -> tuple[int | None, int | None]:
+    """Greatest segment and window scale."""
+    mss = scale = None
+    while data and data[0] != 0:
+        if data[0] == 1:
+            data = data[1:]
+            continue
+        if len(data) < 2 or not 2 <= data[1] <= len(data):
+            break
+        kind, value = data[0], data[2 : data[1]]
+        if kind == _MSS and len(value) == 2:
+            mss = int.from_bytes(value, "big")
+        elif kind == _WINDOW_SCALE and len(value) == 1:
+            scale = min(value[0], 14)
+        data = data[data[1] :]
+    return mss, scale

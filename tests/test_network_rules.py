@@ -1,0 +1,162 @@
+"""What ``--allow`` means, and to which addresses a name may lead."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit.errors import UsageError
+from imgkit.vm.net.restricted import own
+from imgkit.vm.net.rules import GATEWAY, parse, public
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "port", "allowed"),
+    [
+        ("a.example:443", "a.example", 443, True),
+        ("a.example", "a.example", 443, True),
+        ("A.Example.:80", "a.eXample.", 80, True),
+        ("a.example:443", "a.example", 444, False),
+        ("a.example:443", "b.a.example", 443, False),
+        ("a.example:443", "xa.example", 443, False),
+        ("a.example:443", "a.example.evil", 443, False),
+        ("*.a.example:443", "b.a.example", 443, True),
+        ("*.a.example:443", "c.b.A.example", 443, True),
+        ("*.a.example:443", "a.example", 443, False),
+        ("*.a.example:443", ".a.example", 443, False),
+        ("*.a.example:443", "xa.example", 443, False),
+        ("*.a.example:443", "b.a.example", 80, False),
+        ("bücher.example:443", "xn--bcher-kva.example", 443, True),
+        ("intranet:80", "intranet", 80, True),
+    ],
+)
+def test_names(word: str, name: str, port: int, allowed: bool) -> None:
+    rules = parse([word])
+    assert rules.allows(name, port) is allowed
+    assert rules.knows(name) or not allowed
+
+
+def test_addresses() -> None:
+    rules = parse(["192.0.2.7:8080", "127.0.0.1:9000", "127.0.0.2:9001"])
+    assert rules.literal(IPv4Address("192.0.2.7"), 8080) == IPv4Address("192.0.2.7")
+    assert rules.literal(IPv4Address("192.0.2.7"), 80) is None
+    assert rules.literal(IPv4Address("192.0.2.8"), 8080) is None
+    assert rules.literal(GATEWAY, 9000) == IPv4Address("127.0.0.1"), "as QEMU's user network has it"
+    assert rules.literal(GATEWAY, 9001) == IPv4Address("127.0.0.2")
+    assert rules.literal(GATEWAY, 8080) is None
+    assert rules.literal(IPv4Address("127.0.0.1"), 9000) is None, "the guest's own"
+    assert not rules.knows("192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "",
+        ":443",
+        "a.example:",
+        "a.example:0",
+        "a.example:65536",
+        "a.example:+80",
+        "a.example:8 0",
+        "a.example:８０",
+        "a.example:80:80",
+        "https://a.example",
+        "a.example/path",
+        "user@a.example",
+        "a b.example",
+        "a.example\n",
+        "a..example",
+        "-a.example",
+        "a\x1b.example",
+        "x" * 64 + ".example",
+        "x." * 127 + "example",
+        "*",
+        "*:443",
+        "*.com",
+        "a.*.example",
+        "*.*.example",
+        "*a.example",
+        "[::1]:443",
+        "::1",
+        "localhost:80",
+        "LOCALHOST.:80",
+        "a.localhost",
+        "10.0.2.2:80",
+        "10.0.2.15:80",
+        "0.0.0.0:80",
+        "224.0.0.1:80",
+        "255.255.255.255:80",
+        "2130706433:80",
+        "0x7f.1:80",
+        "0x7f000001:80",
+        "127.1:80",
+        "0177.0.0.1:80",
+        "127.0.0.1.:80",
+        "1.2.3.4.5:80",
+        "a.example.1:80",
+    ],
+)
+def test_what_is_no_rule(word: str) -> None:
+    with pytest.raises(UsageError, match="--allow"):
+        parse([word])
+
+
+@given(st.text())
+def test_parsing_ends_in_rules_or_a_usage_error(word: str) -> None:
+    try:
+        rules = parse([word])
+    except UsageError:
+        return
+    for address, _ in rules.addresses:
+        assert address not in (GATEWAY, IPv4Address(0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1",
+        "127.8.8.8",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "fec0::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "ff02::1",
+        "2001:db8::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2002:a00:1::",
+    ],
+)
+def test_no_name_leads_to(text: str) -> None:
+    assert not public(ip_address(text))
+
+
+@pytest.mark.parametrize("text", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_a_name_may_lead_to(text: str) -> None:
+    assert public(ip_address(text))
+
+
+def test_the_hosts_own_addresses() -> None:
+    assert own(ip_address("127.0.0.1"))
+    assert own(ip_address("0.0.0.0"))
+    assert not own(ip_address("1.1.1.1"))
+    assert not own(ip_address("2606:4700::1111"))

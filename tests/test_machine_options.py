@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pycdlib
 import pytest
 
 from imgkit import cli
@@ -73,3 +75,119 @@ def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list
     assert cli.main(["boot", str(image), "--firmware", "uefi"]) == 0
     assert [(call["kernel"], call["initrd"]) for call in asked] == [(None, None)]
     assert {"kernel", "initramfs"}.isdisjoint(json.loads(image.with_suffix(".boot.json").read_text())["boots"]["uefi"])
+
+
+# ---- the network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "network", "allow"),
+    [
+        ([], "user", []),
+        (["--network", "none"], "none", []),
+        (["--network", "user"], "user", []),
+        (["--network", "restricted"], "restricted", []),
+        (["--network", "restricted", "--allow", "a.example", "--allow", "b:80"], "restricted", ["a.example", "b:80"]),
+    ],
+)
+def test_networks(words: list[str], network: str, allow: list[str], image: Path, asked: list[dict[str, Any]]) -> None:
+    assert cli.main(["boot", str(image), *words]) == 0
+    assert [(call["network"], call["allow"]) for call in asked] == [(network, allow)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--allow", "a.example"], "--allow is for a restricted network"),
+        (["--network", "none", "--allow", "a.example"], "--allow is for a restricted network"),
+        (["--network", "restricted", "--allow", "a.example:x"], "--allow a.example:x: not of the form HOST:PORT"),
+        (["--network", "wifi"], "invalid choice"),
+    ],
+)
+def test_networks_that_make_no_sense(
+    words: list[str], message: str, image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["boot", str(image), *words]) == 2
+    assert message in capfd.readouterr().err
+    assert asked == []
+
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+
+def variables(asked: list[dict[str, Any]]) -> Any:
+    """What the config drive tells every agent."""
+    iso = pycdlib.PyCdlib()
+    iso.open_fp(io.BytesIO(asked[0]["config"]))
+    with iso.open_file_from_iso(rr_path="/env.json") as source:
+        return json.loads(source.read())
+
+
+def test_a_file_of_variables(
+    image: Path, asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one.env", tmp_path / "other.env"
+    one.write_bytes(
+        b"\xef\xbb\xbfA=1\n\n  # a comment\r\nB=x # no comment \r\n \tQUOTED='y \"z\"'\nEMPTY=\nHOST_HAS\nHOST_LACKS\n"
+        b"E=a=b\nA=2\nUMLAUT=\xc3\xa4"
+    )
+    other.write_text("OTHER=3\nB=4\nC=5\n")
+    monkeypatch.setenv("HOST_HAS", "here")
+    monkeypatch.delenv("HOST_LACKS", raising=False)
+    words = ["--env", "C=6", "--env-file", str(one), "--env-file", str(other)]
+    assert cli.main(["boot", str(image), *words]) == 0
+    assert variables(asked) == {
+        "A": "2",
+        "B": "4",
+        "QUOTED": "'y \"z\"'",
+        "EMPTY": "",
+        "HOST_HAS": "here",
+        "E": "a=b",
+        "UMLAUT": "ä",
+        "OTHER": "3",
+        "C": "6",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"=SECRET", "not the name"),
+        (b"A B=SECRET", "not the name"),
+        (b"A =SECRET", "not the name"),
+        (b"export A=SECRET", "not the name"),
+        (b"SECRET SECRET", "not the name"),
+        (b"1A=SECRET", "not the name"),
+        (b"\xc3\xa4=SECRET", "not the name"),
+        (b"A=SECRET\xff", "not UTF-8"),
+        (b"A=SECRET\0", "zero byte"),
+        (b"A\0=SECRET", "not the name"),
+    ],
+)
+def test_a_wrong_line_is_named_and_never_its_value(
+    line: bytes,
+    what: str,
+    image: Path,
+    asked: list[dict[str, Any]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "a.env"
+    path.write_bytes(b"OK=1\n" + line + b"\n")
+    assert cli.main(["boot", str(image), "--env-file", str(path)]) == 2
+    said = capfd.readouterr().err
+    assert f"error: --env-file {path}: line 2: " in said
+    assert what in said
+    assert "SECRET" not in said
+    assert asked == []
+
+
+def test_files_that_cannot_be_read(
+    image: Path, asked: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"#" * ((4 << 20) + 1))
+    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (big, "larger than 4 MiB")):
+        assert cli.main(["boot", str(image), "--env-file", str(path)]) == 2
+        assert f"error: --env-file {path}: {why}" in capfd.readouterr().err
+    assert asked == []

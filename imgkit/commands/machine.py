@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from imgkit.commands import envfile
 from imgkit.engines.reading import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.vm import configdrive, quotas
@@ -41,9 +43,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="host, *.domain or address that a restricted network reaches; may be repeated",
     )
-    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment of the agent")
     parser.add_argument(
-        "--secret", action="append", default=[], metavar="K=FILE", help="the same, its value read from a file"
+        "--env",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="environment of the agent; every user of the host sees it in the list of processes: keys go with --secret",
+    )
+    parser.add_argument(
+        "--env-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the same from lines K=V, or K for its value here, as docker reads them; --env beats it",
+    )
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="K=FILE",
+        help="the same, its value read from a file; beats both",
     )
     parser.add_argument(
         "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
@@ -115,7 +135,7 @@ def boot(
         shares=folders,
         network=options.network,
         allow=options.allow,
-        config=configdrive.make(pairs(options.env, "--env", "K=V"), _secrets(options.secret)) or None,
+        config=configdrive.make(_environment(options), _secrets(options.secret)) or None,
         console=options.console,
         quotas=quotas.parse(options.quota),
         timeout=options.timeout,
@@ -160,6 +180,14 @@ def _beside(image: Path, what: str, arch: str) -> Path:
     if not found:
         raise InputError(f"{image.parent}/{what}-*-{arch}: not there", hint="a build puts it beside the image")
     return found[-1]
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """``--env-file`` and ``--env``, which beats it."""
+    variables: dict[str, str] = {}
+    for path in options.env_file:
+        variables |= envfile.read(path, os.environ)
+    return variables | pairs(options.env, "--env", "K=V")
 
 
 def _secrets(words: list[str]) -> dict[str, bytes]:

@@ -51,8 +51,13 @@ def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | No
         iso.close()
 
 
+def is_name(text: str) -> bool:
+    """Whether an environment variable can be called so."""
+    return _NAME.match(text) is not None
+
+
 def _check(name: str, value: bytes) -> None:
-    if _NAME.match(name) is None:
+    if not is_name(name):
         raise UsageError(f"{name!r} is not the name of an environment variable")
     if b"\0" in value or len(name) + len(value) > MAX_VALUE:
         raise UsageError(f"{name}: its value has a zero byte or, with the name, more than {MAX_VALUE} bytes")

@@ -28,6 +28,7 @@ MAX_CONNECTIONS = 128
 _CONNECT = 20.0  # seconds to look up a name and to connect
 _LOOKUPS = 8  # at a time
 _TICK = 0.1
+_TOLD = 20  # names that are told of
 _MAX_FRAME = 1 << 16
 _MAX_WAITING = 4 << 20  # bytes for a guest that does not take its frames; more are dropped, as networks do
 
@@ -71,6 +72,7 @@ class _Relay(asyncio.Protocol):
         self._waiting: list[bytes] = []
         self._upstreams: set[_Upstream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
 
     async def run(self, host: socket.socket, stop: asyncio.Event) -> None:
@@ -166,10 +168,16 @@ class _Relay(asyncio.Protocol):
             addresses = await _look_up(self._loop, target, port)
         usable = [address for address in addresses if public(address) and not own(address)]
         if not usable:
+            self._tell(target, addresses)
+        return usable
+
+    def _tell(self, name: str, addresses: list[Address]) -> None:
+        """Say once why a name that was allowed is not reached; a guest may ask for names without end."""
+        if len(self._told) < _TOLD and name not in self._told:
+            self._told.add(name)
             private = ", ".join(str(address) for address in addresses[:3])
             advice = "--allow with the address itself, if that is meant"
-            log.warning("network: %s leads to %s, which no name may; %s", target, private, advice)
-        return usable
+            log.warning("network: %s leads to %s, which no name may; %s", name, private, advice)
 
 
 class _Upstream(asyncio.Protocol):

@@ -1,0 +1,557 @@
+"""The gateway of a restricted network and what is behind it, from a guest that is played here frame by frame."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit.errors import UsageError
+from imgkit.vm import VM, bootspec
+from imgkit.vm.argv import VmSpec, arguments
+from imgkit.vm.net import answers, gateway, packets, restricted
+from imgkit.vm.net.gateway import Gateway
+from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, Segment
+from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, parse
+from imgkit.vm.net.tcp import Connection
+from tests.images import Image
+
+OWN = b"\x52\x54\x00\x12\x34\x56"
+NOBODY = IPv4Address("0.0.0.0")
+
+
+def datagram(payload: bytes) -> bytes:
+    return packets.ethernet(gateway.MAC, OWN, packets.IPV4, payload)
+
+
+def syn(target: str, port: int, source: int = 40000) -> bytes:
+    segment = Segment(source, port, 7, 0, SYN, 60000, mss=1460, scale=7)
+    return datagram(packets.tcp_packet(GUEST, IPv4Address(target), segment))
+
+
+def query(name: str, kind: int = 1, flags: int = 0x0100) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return struct.pack("!HHHHHH", 0x1234, flags, 1, 0, 0, 0) + labels + struct.pack("!BHH", 0, kind, 1)
+
+
+def ask(name: str, kind: int = 1) -> bytes:
+    return datagram(packets.udp_packet((GUEST, 5353), (NAMESERVER, 53), query(name, kind)))
+
+
+class Here:
+    """A gateway, what it sent, and which connections it asked for."""
+
+    def __init__(self, *words: str) -> None:
+        self.frames: list[bytes] = []
+        self.asked: list[tuple[Any, int]] = []
+        self.full = False
+        self.gateway = Gateway(parse(words), send=self.frames.append, connect=self.connect, clock=lambda: 0.0)
+
+    def connect(self, target: Any, port: int, connection: Connection) -> bool:
+        if not self.full:
+            self.asked.append((target, port))
+            self.last = connection
+        return not self.full
+
+    def hear(self, *frames: bytes) -> list[bytes]:
+        """The answers to these frames, all of them for the guest's card."""
+        for frame in frames:
+            self.gateway.frame(frame)
+        self.gateway.settle()
+        answers, self.frames[:] = list(self.frames), []
+        assert all(answer[:12] == OWN + gateway.MAC for answer in answers)
+        return answers
+
+    def flags(self, *frames: bytes) -> list[int]:
+        """The flags of the segments that came back, whose checksums are right."""
+        flags = []
+        for frame in self.hear(*frames):
+            found = packets.datagram(frame)
+            assert found is not None
+            pseudo = found.source.packed + found.target.packed + struct.pack("!HH", 6, len(found.payload))
+            assert packets.checksum(pseudo + found.payload) == 0
+            assert packets.checksum(frame[14:34]) == 0
+            segment = packets.tcp(found.payload)
+            assert segment is not None
+            flags.append(segment.flags)
+        return flags
+
+    def look_up(self, name: str, kind: int = 1) -> tuple[int, str | None]:
+        """Status and address in the answer to a question for ``name``."""
+        (frame,) = self.hear(ask(name, kind))
+        found = packets.datagram(frame)
+        assert found is not None
+        assert found.source == NAMESERVER
+        parts = packets.udp(found.payload)
+        assert parts is not None
+        answer = parts[2]
+        identity, flags, questions, count, *_ = struct.unpack_from("!HHHHHH", answer)
+        assert (identity, questions) == (0x1234, 1)
+        assert flags & 0xFFF0 == 0x8180
+        return flags & 15, str(IPv4Address(answer[-4:])) if count else None
+
+
+def test_names_have_addresses_of_their_own() -> None:
+    here = Here("a.example:80", "a.example:81", "*.b.example:443")
+    assert here.look_up("a.example") == (0, "198.18.0.1")
+    assert here.look_up("x.b.example") == (0, "198.18.0.2")
+    assert here.look_up("A.Example") == (0, "198.18.0.1")
+    assert here.look_up("a.example", 28) == (0, None), "no IPv6"
+    for name in ("b.example", "c.example", "a.example.evil", "localhost", "1.0.0.127.in-addr.arpa"):
+        assert here.look_up(name) == (3, None), name
+    assert here.flags(syn("198.18.0.1", 80), syn("198.18.0.1", 81, 40001), syn("198.18.0.2", 443)) == []
+    assert here.asked == [("a.example", 80), ("a.example", 81), ("x.b.example", 443)]
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        ("198.18.0.1", 443),  # a name that was allowed, at another port
+        ("198.18.0.2", 80),  # stands for nothing
+        ("192.0.2.7", 81),
+        ("192.0.2.8", 80),
+        ("10.0.2.2", 80),  # the host's loopback services, in QEMU's user network
+        ("10.0.2.2", 22),
+        ("10.0.2.3", 53),
+        ("127.0.0.1", 8080),
+        ("169.254.169.254", 80),
+        ("10.0.0.1", 80),
+        ("1.1.1.1", 443),
+        ("255.255.255.255", 80),
+    ],
+)
+def test_what_was_not_named_is_refused(target: str, port: int) -> None:
+    here = Here("a.example:80", "192.0.2.7:80", "127.0.0.1:8080")
+    here.look_up("a.example")
+    assert here.flags(syn(target, port)) == [RST | ACK]
+    assert here.asked == []
+
+
+def test_what_was_named_is_asked_for() -> None:
+    here = Here("192.0.2.7:80", "127.0.0.1:8080")
+    assert here.flags(syn("192.0.2.7", 80), syn("192.0.2.7", 80), syn("10.0.2.2", 8080)) == []
+    assert here.asked == [(IPv4Address("192.0.2.7"), 80), (IPv4Address("127.0.0.1"), 8080)], "each once"
+    here.full = True
+    assert here.flags(syn("192.0.2.7", 80, 40007)) == [RST | ACK]
+
+
+def test_segments_of_no_connection_are_reset() -> None:
+    here = Here()
+    for flags, answer in ((ACK, RST), (FIN, RST | ACK), (SYN | ACK, RST), (PSH | ACK, RST)):
+        segment = Segment(1, 2, 3, 4, flags, 5)
+        assert here.flags(datagram(packets.tcp_packet(GUEST, GATEWAY, segment))) == [answer]
+    assert here.hear(datagram(packets.tcp_packet(GUEST, GATEWAY, Segment(1, 2, 3, 4, RST, 5)))) == []
+
+
+def test_a_name_never_stands_at_an_address_that_was_named() -> None:
+    here = Here("198.18.0.1:443", "a.example:443")
+    assert here.look_up("a.example") == (0, "198.18.0.2")
+
+
+def test_there_is_an_end_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MAX_NAMES", 3)
+    here = Here("*.a.example:443")
+    assert [here.look_up(f"x{number}.a.example")[0] for number in range(5)] == [0, 0, 0, 2, 2]
+    assert here.look_up("x1.a.example") == (0, "198.18.0.2")
+
+
+def test_refusals_are_told_once_and_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "imgkit")
+    here = Here()
+    here.hear(*(syn("10.0.2.2", port, source) for source in (1, 2) for port in range(1, 60)))
+    assert len(caplog.messages) == 20
+    assert caplog.messages[0] == "network: 10.0.2.2:1 is refused to the guest (no --allow names it)"
+
+
+def dhcp(kind: int, head: bytes = b"\x01\x01\x06\x00") -> bytes:
+    message = head + b"\xaa\xbb\xcc\xdd" + bytes(20) + OWN + bytes(10 + 192) + b"\x63\x82\x53\x63"
+    message += b"\x0c\x04name" + bytes([53, 1, kind]) + b"\xff"
+    return datagram(packets.udp_packet((NOBODY, 68), (IPv4Address("255.255.255.255"), 67), message))
+
+
+@pytest.mark.parametrize(("kind", "answer"), [(1, 2), (3, 5)])
+def test_the_guest_is_given_its_address(kind: int, answer: int) -> None:
+    (frame,) = Here().hear(dhcp(kind))
+    found = packets.datagram(frame)
+    assert found is not None
+    parts = packets.udp(found.payload)
+    assert parts is not None
+    source, target, message = parts
+    assert (source, target) == (67, 68)
+    assert message[:8] == b"\x02\x01\x06\x00\xaa\xbb\xcc\xdd"
+    assert message[16:20] == GUEST.packed
+    assert message[28:34] == OWN
+    options = message[240:]
+    assert bytes([53, 1, answer]) in options
+    for option in (b"\x03\x04" + GATEWAY.packed, b"\x06\x04" + NAMESERVER.packed, b"\x01\x04\xff\xff\xff\x00"):
+        assert option in options
+
+
+@pytest.mark.parametrize("frame", [dhcp(2), dhcp(7), dhcp(1, b"\x02\x01\x06\x00"), dhcp(1)[:200]])
+def test_other_messages_are_not_answered(frame: bytes) -> None:
+    assert Here().hear(frame) == []
+
+
+def test_arp() -> None:
+    def who_has(address: str) -> bytes:
+        body = b"\x00\x01\x08\x00\x06\x04\x00\x01" + OWN + GUEST.packed + bytes(6) + IPv4Address(address).packed
+        return packets.ethernet(packets.BROADCAST, OWN, packets.ARP, body)
+
+    (reply,) = Here().hear(who_has("10.0.2.2"))
+    assert reply[20:22] == b"\x00\x02"
+    assert reply[22:42] == gateway.MAC + GATEWAY.packed + OWN + GUEST.packed
+    assert Here().hear(who_has("10.0.2.15")) == [], "nobody else has the guest's address"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {20: 0x20},  # a first fragment
+        {21: 1},  # a later one
+        {14: 0x65},  # version 6
+        {14: 0x44},  # a header of 16 bytes
+        {14: 0x4F},  # one that is longer than the datagram
+        {16: 0xFF},  # a datagram that is longer than the frame
+        {12: 0x86, 13: 0xDD},  # IPv6
+        {23: 1},  # ICMP
+        {29: 16},  # from another address
+        {46: 0x40},  # a TCP header of 16 bytes
+        {46: 0xF0},
+    ],
+)
+def test_odd_frames_are_not_heard(change: dict[int, int]) -> None:
+    here = Here("192.0.2.7:80")
+    frame = bytearray(syn("192.0.2.7", 80))
+    for at, value in change.items():
+        frame[at] = value
+    assert here.hear(bytes(frame)) == []
+    assert here.asked == []
+
+
+PIECES = st.sampled_from(
+    [syn("192.0.2.7", 80), syn("10.0.2.2", 22), ask("a.example"), ask("b.example", 28), dhcp(1), dhcp(3)]
+)
+
+
+@given(PIECES, st.lists(st.tuples(st.integers(12, 400), st.integers(0, 255)), max_size=6), st.integers(0, 500))
+def test_no_frame_makes_it_fall_or_reach_elsewhere(frame: bytes, changes: list[tuple[int, int]], length: int) -> None:
+    here = Here("192.0.2.7:80", "a.example:443")
+    changed = bytearray(frame)
+    for at, value in changes:
+        changed[at % len(changed)] = value
+    with suppress(AssertionError):  # the answer goes to whoever asked, whatever his card's address
+        here.hear(bytes(changed), bytes(changed[:length]))
+    assert set(here.asked) <= {(IPv4Address("192.0.2.7"), 80), ("a.example", 443)}
+
+
+@given(st.binary(max_size=600))
+def test_noise(data: bytes) -> None:
+    packets.datagram(data)
+    packets.tcp(data)
+    packets.udp(data)
+    packets.arp_reply(data, OWN, GUEST)
+    answers.dhcp(data)
+    answer = answers.dns(data, lambda _: True, lambda _: GUEST)
+    assert answer is None or len(answer) <= len(data) + 16
+
+
+@given(st.binary(max_size=400))
+def test_the_checksum_is_that_of_rfc_1071(data: bytes) -> None:
+    total = sum(struct.unpack(f"!{len(data + b'0') // 2}H", data + b"\0" * (len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert packets.checksum(data) == 0xFFFF - total
+
+
+# ---- with real connections -------------------------------------------------------------------------------------------
+
+
+class Guest:
+    """QEMU's end of the link."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.link = socket.socket(fileno=socket.dup(descriptor))
+        self.link.settimeout(10)
+
+    def send(self, *frames: bytes) -> None:
+        self.link.sendall(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames))
+
+    def frame(self) -> bytes:
+        return self.exactly(int.from_bytes(self.exactly(4), "big"))
+
+    def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self.link.recv(size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def segment(self) -> Segment:
+        found = packets.datagram(self.frame())
+        assert found is not None
+        segment = packets.tcp(found.payload)
+        assert segment is not None
+        return segment
+
+    def say(self, to: Segment, target: str, data: bytes = b"", flags: int = ACK, seq: int = 8) -> None:
+        """Answer a segment."""
+        own = Segment(to.target, to.source, seq, to.seq + bool(to.flags & SYN) + len(to.data), flags, 60000, data)
+        self.send(datagram(packets.tcp_packet(GUEST, IPv4Address(target), own)))
+
+
+@contextmanager
+def guest(*words: str) -> Iterator[Guest]:
+    with restricted.network(parse(words)) as descriptor:
+        one = Guest(descriptor)
+        try:
+            yield one
+        finally:
+            one.link.close()
+
+
+@pytest.fixture
+def service() -> Iterator[socket.socket]:
+    """A service on the host's loopback device."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        yield server
+
+
+def test_a_connection_from_end_to_end(service: socket.socket) -> None:
+    port = service.getsockname()[1]
+    with guest(f"127.0.0.1:{port}") as one:
+        one.send(syn("10.0.2.2", port))
+        hello = one.segment()
+        assert hello.flags == SYN | ACK
+        one.say(hello, "10.0.2.2", b"ping")
+        with service.accept()[0] as peer:
+            assert peer.recv(10) == b"ping"
+            assert one.segment().ack == 12
+            peer.sendall(b"pong")
+            answer = one.segment()
+            assert answer.data == b"pong"
+            one.say(answer, "10.0.2.2", flags=ACK | FIN, seq=12)
+            assert peer.recv(10) == b""
+        one.segment()
+        assert one.segment().flags == FIN | ACK
+
+
+def test_the_hosts_own_refusal_is_passed_on(service: socket.socket) -> None:
+    port = service.getsockname()[1]
+    service.close()
+    with guest(f"127.0.0.1:{port}") as one:
+        one.send(syn("10.0.2.2", port))
+        assert one.segment().flags == RST | ACK
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::1"], ["10.9.8.7", "169.254.169.254"], ["::ffff:127.0.0.1"]])
+def test_a_name_that_leads_to_the_host(
+    addresses: list[str],
+    service: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is called DNS rebinding: whoever has the name says that it is at the host's own service."""
+    port = service.getsockname()[1]
+    resolve(monkeypatch, addresses)
+    with guest(f"evil.example:{port}") as one:
+        one.send(ask("evil.example"))
+        one.frame()
+        one.send(syn("198.18.0.1", port))
+        assert one.segment().flags == RST | ACK
+    service.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        service.accept()
+    assert "leads to " + addresses[0][:6] in caplog.text
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> list[str]:
+    """Let every name have these addresses; the list has each name that was looked up."""
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def look(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        if not str(host).endswith(".example"):
+            return real(host, port, *arguments, **options)
+        asked.append(str(host))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    return asked
+
+
+def test_what_was_checked_is_what_is_connected_to(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look-up for one connection: a second one could be answered differently."""
+    asked = resolve(monkeypatch, ["127.0.0.1"])
+    monkeypatch.setattr(restricted, "public", lambda _: True)
+    monkeypatch.setattr(restricted, "own", lambda _: False)
+    port = service.getsockname()[1]
+    with guest(f"a.example:{port}") as one:
+        one.send(ask("a.example"))
+        one.frame()
+        assert asked == [], "the guest's questions do not leave the host"
+        one.send(syn("198.18.0.1", port))
+        assert one.segment().flags == SYN | ACK
+    assert asked == ["a.example"]
+
+
+def test_an_address_of_the_host_that_looks_like_any_other(
+    service: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, ["127.0.0.1"])
+    monkeypatch.setattr(restricted, "public", lambda _: True)
+    port = service.getsockname()[1]
+    with guest(f"a.example:{port}") as one:
+        one.send(ask("a.example"))
+        one.frame()
+        one.send(syn("198.18.0.1", port))
+        assert one.segment().flags == RST | ACK
+
+
+def test_a_flood_of_connections(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restricted, "MAX_CONNECTIONS", 10)
+    service.listen(100)
+    port = service.getsockname()[1]
+    with guest(f"127.0.0.1:{port}") as one:
+        one.send(*(syn("10.0.2.2", port, source) for source in range(1000, 1100)))
+        flags = [one.segment().flags for _ in range(100)]
+        assert flags.count(SYN | ACK) == 10
+        assert flags.count(RST | ACK) == 90
+        assert threading.active_count() < 20
+
+
+def test_everything_ends_with_the_block(service: socket.socket) -> None:
+    port = service.getsockname()[1]
+    before = threading.active_count()
+    with guest(f"127.0.0.1:{port}") as one:
+        one.send(syn("10.0.2.2", port))
+        one.segment()
+        peer = service.accept()[0]
+    with peer, suppress(ConnectionResetError):
+        peer.settimeout(5)
+        assert peer.recv(1) == b""
+    assert threading.active_count() == before
+
+
+def test_a_name_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(20) and [])
+    began = time.monotonic()
+    with guest("a.example:80") as one:
+        one.send(ask("a.example"))
+        one.frame()
+        one.send(*(syn("198.18.0.1", 80, source) for source in range(1000, 1050)))
+        time.sleep(0.2)
+        assert sum(thread.name == "look up a name" for thread in threading.enumerate()) <= 8
+    assert time.monotonic() - began < 4
+    done.set()
+
+
+def test_a_frame_that_no_qemu_sends_ends_the_link() -> None:
+    with guest() as one:
+        one.link.sendall(b"\xff\xff\xff\xff")
+        assert one.link.recv(1) == b""
+
+
+def test_big_transfers_both_ways(service: socket.socket) -> None:
+    """More than fits into any buffer, to a host and a guest that are both slow to take it."""
+    port = service.getsockname()[1]
+    text = bytes(range(256)) * 8000
+    with guest(f"127.0.0.1:{port}") as one:
+        one.send(syn("10.0.2.2", port))
+        hello = one.segment()
+        one.say(hello, "10.0.2.2")
+        with service.accept()[0] as peer:
+            threading.Thread(target=peer.sendall, args=(text,), daemon=True).start()
+            got = b""
+            while len(got) < len(text):
+                segment = one.segment()
+                assert segment.seq == (hello.seq + 1 + len(got)) % (1 << 32)
+                got += segment.data
+                one.say(segment, "10.0.2.2")
+            assert got == text
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [(True, "user"), (False, "none"), ("user", "user"), ("none", "none"), ("restricted", "restricted")],
+)
+def test_kinds(network: str | bool, kind: str) -> None:
+    assert bootspec.network_kind(network=network, allow=()) == kind
+
+
+@pytest.mark.parametrize(("network", "allow"), [("wifi", ()), ("", ()), ("user", ("a.example",)), (False, ("a.b",))])
+def test_choices_that_make_no_sense(network: str | bool, allow: tuple[str, ...]) -> None:
+    with (
+        pytest.raises(UsageError, match=r"unknown network|for a restricted network"),
+        VM.boot(None, network=network, allow=allow),
+    ):
+        pass
+
+
+def test_the_card_has_the_link_and_nothing_else(tmp_path: Any) -> None:
+    words = " ".join(arguments(VmSpec("amd64", None, tmp_path / "c", link=7)))
+    assert "-netdev socket,id=net0,fd=7 -device virtio-net-pci,netdev=net0" in words
+    assert "user" not in words.replace("no-user-config", "")
+    for options in ({"network": False}, {"link": 7}):
+        with pytest.raises(UsageError, match="always has the user network"):
+            arguments(VmSpec("amd64", None, tmp_path / "c", style="host-app", **options))
+
+
+# ---- in a real guest -------------------------------------------------------------------------------------------------
+
+LOOK = """
+get() { wget -T 10 -q -O - "http://$1/" 2>/dev/null || echo "no $1"; }
+get 10.0.2.2:ALLOWED; get 10.0.2.2:OTHER; get 127.0.0.1:ALLOWED; get 10.0.2.3:53; get 169.254.169.254:80
+nslookup a.example | grep -c 198.18.0.1; nslookup b.example >/dev/null || echo "no b.example"
+"""
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("network", ["restricted", "user"])
+def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
+    """The host's other services are what the user network opens, so the attack is seen to work there."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Hello(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"hello from {self.connection.getsockname()[1]}\n".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hello) as allowed, ThreadingHTTPServer(("127.0.0.1", 0), Hello) as other:
+        for server in (allowed, other):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        ports = {"ALLOWED": str(allowed.server_address[1]), "OTHER": str(other.server_address[1])}
+        script = LOOK
+        for name, port in ports.items():
+            script = script.replace(name, port)
+        allow = [f"127.0.0.1:{ports['ALLOWED']}", "a.example:443"] if network == "restricted" else []
+        options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "cpus": 1, "timeout": 400}
+        with VM.boot(image.disk, network=network, allow=allow, **options) as vm:
+            lines = vm.run(script, timeout=200).text.splitlines()
+        for server in (allowed, other):
+            server.shutdown()
+    assert lines[0] == f"hello from {ports['ALLOWED']}"
+    if network == "user":
+        assert lines[1] == f"hello from {ports['OTHER']}"
+        return
+    refused = [f"10.0.2.2:{ports['OTHER']}", f"127.0.0.1:{ports['ALLOWED']}", "10.0.2.3:53", "169.254.169.254:80"]
+    assert lines[1:] == [*(f"no {each}" for each in refused), "1", "no b.example"]

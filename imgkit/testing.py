@@ -67,7 +67,10 @@ def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
     def boot(image: StrPath | None, **options: Any) -> VM:
         from imgkit.vm import VM  # only tests that boot something pay for it
 
-        vm = stack.enter_context(VM.boot(image, **{**_defaults(node.config), **options}))
+        defaults = _defaults(node.config)
+        if "network" in options:
+            defaults.pop("allow", None)  # that is for the command line's network
+        vm = stack.enter_context(VM.boot(image, **{**defaults, **options}))
         machines.append(vm)
         return vm
 

@@ -69,11 +69,16 @@ def test_options_are_defaults(suite: pytest.Pytester) -> None:
         """
         def test_one(imgkit_vm, boot_image):
             assert str(imgkit_vm.image) == "some.qcow2"
-            assert imgkit_vm.options == {"arch": "amd64", "firmware": "uefi", "accelerator": "tcg", "timeout": 9.5}
+            network = {"network": "restricted", "allow": ["a.example", "b.example:80"]}
+            assert imgkit_vm.options == {
+                "arch": "amd64", "firmware": "uefi", "accelerator": "tcg", "timeout": 9.5, **network
+            }
+            assert "allow" not in boot_image("third", network="none").options
             assert boot_image("other", timeout=1).options["timeout"] == 1
         """
     )
     words = ["--imgkit-image=some.qcow2", "--imgkit-arch=amd64", "--imgkit-firmware=uefi"]
+    words += ["--imgkit-network=restricted", "--imgkit-allow=a.example", "--imgkit-allow=b.example:80"]
     suite.runpytest_inprocess(*words, "--imgkit-accel=tcg", "--imgkit-timeout=9.5").assert_outcomes(passed=1)
 
 

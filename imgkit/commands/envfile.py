@@ -1,8 +1,9 @@
 """Files of environment variables, as ``docker run --env-file`` reads them.
 
 A line is ``NAME=VALUE``, or ``NAME`` alone for the value that it has here (left out if it has none). White space at the
-beginning of a line is dropped; empty lines and lines that begin with ``#`` are skipped. A ``#`` further on is part of the
-value, and so are quotes and spaces. A later line beats an earlier one. The text is UTF-8; a byte order mark is removed.
+beginning of a line is dropped; empty lines and lines that begin with ``#`` are skipped. A ``#`` further on is part of
+the value, and so are quotes and spaces. A later line beats an earlier one. The text is UTF-8; a byte order mark is
+removed.
 
 Source: docker/cli, ``opts/envfile.go`` and ``pkg/kvfile``. Names follow :mod:`imgkit.vm.configdrive`.
 """

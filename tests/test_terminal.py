@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -27,7 +28,7 @@ from imgkit.progress import bar
 from imgkit.rootfs.archive import tree_from_tar
 from imgkit.vm import console
 from imgkit.vm.failures import KernelPanicError
-from tests.commandline import Place
+from tests.commandline import ROOT, Place
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\x7f\r"
 HOSTILE = f"nice{ESCAPES}\u202egnp.exe\u2066\u200b\u200f\u2028\u2029\ufeff\u3164\ud800\udcff\U000e0041"
@@ -155,7 +156,7 @@ def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     assert obeyed(written) == []
 
 
-def test_what_an_image_says_of_itself(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_an_image_says_of_itself() -> None:
     part = {"number": 1, "name": HOSTILE, "filesystem": HOSTILE, "start": 0, "size": 1, "fs_uuid": HOSTILE}
     found = {
         "format": "qcow2",
@@ -170,6 +171,34 @@ def test_what_an_image_says_of_itself(monkeypatch: pytest.MonkeyPatch, capfd: py
     shown = terminal.block(inspect.text(Path(HOSTILE), found))
     assert obeyed(shown) == []
     assert shown.count("nice") == 8
+
+
+def prints(text: str) -> list[str]:
+    """The calls of ``print`` in a module whose text did not go through :mod:`imgkit.terminal`."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if ast.unparse(call.func) == "print"
+        and not any(keyword.arg == "file" and ast.unparse(keyword.value) == "answers" for keyword in call.keywords)
+        and not all(fit(argument) for argument in call.args)
+    ]
+
+
+def fit(argument: ast.expr) -> bool:
+    """Whether this is what a function of :mod:`imgkit.terminal` returned, on either branch."""
+    if isinstance(argument, ast.IfExp):
+        return fit(argument.body) and fit(argument.orelse)
+    return isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("terminal.")
+
+
+def test_everything_that_is_printed_went_through_it() -> None:
+    """What a command prints is easily made longer by somebody who does not think of images that are hostile."""
+    assert prints("print(x)") == ["print(x)"]
+    assert prints("print(terminal.line(x) if a else x)") != []
+    assert prints("print(terminal.line(x)); print(json.dumps(answer), file=answers)") == []
+    found = {str(path): prints(path.read_text()) for path in sorted((ROOT / "imgkit").rglob("*.py"))}
+    assert {path: calls for path, calls in found.items() if calls} == {}
 
 
 def test_the_result_of_a_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -44,9 +44,8 @@ def run(options: argparse.Namespace) -> int:
         # The guest's words first: ours hold.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
-        print(
-            f"{terminal.line(options.image)}: agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
-        )
+        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
+        print(terminal.line(f"{options.image}: {ready_after}"))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0

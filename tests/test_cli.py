@@ -242,7 +242,7 @@ def test_messages_stay_on_their_line_and_give_terminals_no_orders(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = InputError("a\nerror: b\x1b[2J\u202e é")
-    assert fails(failing(monkeypatch, error), capsys) == (4, ["error: a error: b\\x1b[2J\\x202e é"])
+    assert fails(failing(monkeypatch, error), capsys) == (4, ["error: a error: b\\x1b[2J\\u202e é"])
 
 
 def test_failures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imgkit.errors import ImgkitError
 from imgkit.process import PACKAGES, run
-from imgkit.vm import firmware, probe
+from imgkit.vm import confinement, firmware, identity, probe
 
 SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
 
@@ -39,6 +39,7 @@ def examine(out: Path) -> list[Finding]:
         _space(out),
         *_firmware(),
         *_accelerators(),
+        _confinement(),
     ]
 
 
@@ -120,3 +121,15 @@ def _accelerators() -> Iterator[Finding]:
             yield Finding(f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False)
         else:
             yield Finding(f"accelerator {arch}", True, f"{verdict.accelerator}: {verdict.reason}", f"boot {arch}")
+
+
+def _confinement() -> Finding:
+    """What keeps a guest's QEMU from the rest of this host, besides what QEMU does itself."""
+    version, filters = confinement.limits_files(), confinement.filters_calls()
+    parts = [f"files: Landlock {version}" if version else "files: as its user may"]
+    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
+    if identity.is_root():
+        user = identity.choose(None)
+        parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
+    fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
+    return Finding("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +51,33 @@ def _die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _prepared(prepare: Callable[[], object] | None) -> Callable[[], None]:
+    """What a child does before it executes its program."""
+
+    def run() -> None:
+        if prepare is not None:
+            prepare()
+        _die_with_parent()  # last: becoming another user takes it back
+
+    return run
+
+
+def bounded(memory: int, seconds: int) -> Callable[[], None]:
+    """For a program that reads hostile files: the most bytes of address space and seconds of a processor that it gets.
+
+    It writes no file. (macOS does not hold a process to its address space.)
+    """
+
+    def limit() -> None:
+        for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 0)):
+            hard = resource.getrlimit(what)[1]
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with suppress(OSError, ValueError):  # a limit of this system's own
+                resource.setrlimit(what, (least, least))
+
+    return limit
+
+
 def missing(program: str) -> HostError:
     """The error for a program that is not on PATH, naming the package that has it."""
     package = PACKAGES.get(Path(program).name)
@@ -69,6 +97,7 @@ def run(
     cwd: Path | None = None,
     stdin: bytes | None = None,
     timeout: float | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> bytes:
     """Run a program to its end and return its standard output.
 
@@ -77,12 +106,14 @@ def run(
         env: the whole environment; None keeps this process's own.
         stdin: bytes for its standard input; None gives it an empty one.
         timeout: seconds after which it is killed.
+        prepare: as for :func:`start`.
 
     Raises:
         HostError: it is missing, failed, died of a signal or took too long; the last line it wrote to standard error
             is part of the message.
     """
-    with start(argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    pipe = subprocess.PIPE
+    with start(argv, env=env, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, prepare=prepare) as child:
         try:
             stdout, stderr = child.communicate(stdin or b"", timeout=timeout)
         except subprocess.TimeoutExpired as late:
@@ -113,14 +144,20 @@ def start(
     stdout: int | None = None,
     stderr: int | None = None,
     pass_fds: Sequence[int] = (),
+    prepare: Callable[[], object] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program in a process group of its own, and end that whole group when the block ends.
 
     Nothing outlives the block: whatever is still running in the group is killed, and when this process itself is
     killed the kernel takes the program with it (Linux).
 
+    Args:
+        argv, env, cwd, stdin, stdout, stderr, pass_fds: as for :class:`subprocess.Popen`.
+        prepare: called between fork and exec, where it may make system calls of a library that is loaded already, and
+            little else.
+
     Raises:
-        HostError: there is no such program.
+        HostError: there is no such program, or ``prepare`` failed.
     """
     words = [str(word) for word in argv]
     log.debug("%s", paste(words))
@@ -135,12 +172,15 @@ def start(
                 stderr=stderr,
                 pass_fds=pass_fds,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - only prctl through an already loaded library
+                preexec_fn=_prepared(prepare),  # noqa: PLW1509 - only calls through an already loaded library
             )
     except FileNotFoundError as cause:
         raise missing(words[0]) from cause
     except PermissionError as cause:
-        raise HostError(f"{words[0]}: may not be executed") from cause
+        hint = "its folders are closed to the user that it is to run as" if prepare is not None else None
+        raise HostError(f"{words[0]}: may not be executed", hint=hint) from cause
+    except subprocess.SubprocessError as cause:
+        raise HostError(f"{words[0]}: cannot be confined, the kernel refuses what it offered") from cause
     try:
         interrupts.check()
         yield child

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +49,12 @@ def nest(top: Path, depth: int, name: str = "d") -> None:
         os.close(here)
         here = below
     os.close(here)
+
+
+def public(folder: Path) -> Path:
+    """``folder``, which pytest made for the user who runs the tests, with a way to it for every user."""
+    for path in (folder, *folder.parents):
+        mode = path.stat().st_mode
+        if mode & 0o5 != 0o5:
+            path.chmod(stat.S_IMODE(mode) | 0o755)
+    return folder

@@ -191,3 +191,19 @@ def test_files_that_cannot_be_read(
         assert cli.main(["boot", str(image), "--env-file", str(path)]) == 2
         assert f"error: --env-file {path}: {why}" in capfd.readouterr().err
     assert asked == []
+
+
+def test_shares_for_reading_only(image: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    for name in ("a", "b", "c:ro", "d:x"):
+        (tmp_path / name).mkdir()
+    words = [f"a={tmp_path}/a:ro", f"b={tmp_path}/b:rw", f"c={tmp_path}/c:ro:rw", f"d={tmp_path}/d:x"]
+    assert cli.main(["boot", str(image), *(part for word in words for part in ("--share", word))]) == 0
+    (call,) = asked
+    assert call["shares"] == {tag: tmp_path / name for tag, name in zip("abcd", ("a", "b", "c:ro", "d:x"), strict=True)}
+    assert call["read_only"] == {"a"}
+
+
+@pytest.mark.parametrize("word", ["a=:ro", "a=/none:ro", "a:ro"])
+def test_no_folder_before_the_mode(word: str, image: Path, asked: list[dict[str, Any]]) -> None:
+    assert cli.main(["boot", str(image), "--share", word]) == 2
+    assert asked == []

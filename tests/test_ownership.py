@@ -1,19 +1,38 @@
-"""Folders of root's: how root and the agent change places, and what does not stay set-user-id."""
+"""Folders of root's: how root and the user that QEMU runs as change places."""
 
 from __future__ import annotations
 
 import os
-import time
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.vm import ownership
+from imgkit import process
+from imgkit.vm import identity, ownership
+from imgkit.vm.confinement import Confinement
+from imgkit.vm.identity import Identity
 from tests.conftest import need
 
 IDS = st.integers(0, 2**32 - 2)
+SOMEBODY = Identity(4711, 4712)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Identity]:
+    """Whom root's QEMU is, without a folder to work in."""
+    need("root", identity.may_change())
+    user = identity.choose(None)
+    assert user is not None
+    with ownership.apart(user) as alone:
+        need("user namespaces", alone.namespace is not None)
+        yield alone
 
 
 @given(IDS, IDS, IDS)
@@ -28,44 +47,71 @@ def test_the_map_exchanges_two_and_leaves_the_rest(one: int, other: int, third: 
         assert found == expected
 
 
-def test_the_owner_is_the_agent_in_the_view(tmp_path: Path) -> None:
-    need("root, on a filesystem that knows idmapped mounts", os.geteuid() == 0)
+def test_root_is_nobody_in_the_view(tmp_path: Path, nobody: Identity) -> None:
     (tmp_path / "file").write_text("x")
-    with ownership.as_agents(tmp_path) as view:
+    with ownership.view(tmp_path, nobody) as view:
         need("idmapped mounts", view is not None)
         seen = Path(f"/proc/self/fd/{view}")
-        assert (seen / "file").stat().st_uid == ownership.AGENT
-        assert (seen / "file").stat().st_gid == ownership.AGENT
+        assert (seen / "file").stat().st_uid == nobody.uid
+        assert (seen / "file").stat().st_gid == nobody.gid
         (seen / "new").write_text("x")
-        os.chown(seen / "new", ownership.AGENT, ownership.AGENT)
+        os.chown(seen / "new", nobody.uid, nobody.gid)
         assert (tmp_path / "new").stat().st_uid == 0
     assert not seen.exists()
 
 
-def test_a_view_is_for_folders_of_roots_alone(tmp_path: Path) -> None:
-    need("root", os.geteuid() == 0)
+def test_a_read_only_view_is_read_only_for_root_too(tmp_path: Path, nobody: Identity) -> None:
+    with ownership.view(tmp_path, nobody, read_only=True) as view:
+        need("idmapped mounts", view is not None)
+        with pytest.raises(OSError, match="Read-only file system"):
+            Path(f"/proc/self/fd/{view}/new").write_text("x")
+
+
+def test_a_view_is_for_folders_of_roots_alone(tmp_path: Path, nobody: Identity) -> None:
     for uid in (501, 1000, 1001):
         os.chown(tmp_path, uid, uid)
-        with ownership.as_agents(tmp_path) as view:
+        with ownership.view(tmp_path, nobody) as view:
             assert view is None
 
 
-def test_no_view_without_roots_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_is_for_nobody_alone(tmp_path: Path, nobody: Identity) -> None:
+    """Somebody could use QEMU's descriptors where there is no namespace, and has no business with root's folders."""
+    with ownership.apart(SOMEBODY) as alone:
+        assert alone.inside == (SOMEBODY.uid, SOMEBODY.gid)
+        for user in (alone, SOMEBODY, replace(nobody, namespace=None)):
+            with ownership.view(tmp_path, user) as view:
+                assert view is None
+
+
+def test_no_view_without_roots_rights(tmp_path: Path, nobody: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with ownership.as_agents(tmp_path) as view:
+    with ownership.view(tmp_path, nobody) as view:
         assert view is None
-    assert not ownership.is_root()
+    assert not identity.is_root()
 
 
-def test_special_bits_of_what_changed_are_dropped(tmp_path: Path) -> None:
-    folder, other = tmp_path / "work", tmp_path / "other"
-    (folder / "deep").mkdir(parents=True)
-    for path in (other, folder / "deep/tool", folder / "plain"):
-        path.write_text("#!/bin/sh\n")
-        path.chmod(0o6755)
-    (folder / "link").symlink_to(other)
-    (folder / "plain").chmod(0o644)
-    assert ownership.drop_special_bits(folder, since=time.time() + 60) == []
-    assert ownership.drop_special_bits(folder, since=time.time() - 60) == [folder / "deep/tool"]
-    assert (folder / "deep/tool").stat().st_mode & 0o7777 == 0o755
-    assert other.stat().st_mode & 0o7777 == 0o6755, "links are not followed"
+PROCESS = "import sys, time; secret = 'x'; print(flush=True); time.sleep(60)"
+LOOK = """
+import os, sys
+for name in ("mem", "fd/0", "environ", "cwd/"):
+    try:
+        os.close(os.open(f"/proc/{sys.argv[1]}/{name}", os.O_RDONLY))
+        print("open")
+    except PermissionError:
+        print("closed")
+"""
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(True, {"closed"}), (False, {"open"})])
+def test_other_processes_of_that_user_cannot_look_into_it(alone: bool, expected: set[str]) -> None:
+    """So the owner of the folder does not get at what root gave to QEMU; without a namespace he would."""
+    need("root", identity.may_change())
+    with ownership.apart(SOMEBODY) if alone else nullcontext(SOMEBODY) as user:
+        confinement = Confinement(user, None, None)
+        argv = [sys.executable, "-I", "-S", "-c", PROCESS]
+        with process.start(argv, stdout=subprocess.PIPE, cwd=Path("/"), prepare=confinement) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            look = [sys.executable, "-I", "-S", "-c", LOOK, str(child.pid)]
+            done = subprocess.run(look, user=4711, group=4712, extra_groups=[], stdout=subprocess.PIPE, text=True)
+    assert set(done.stdout.split()) == expected

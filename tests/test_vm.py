@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from imgkit.vm.quotas import Limit, Quotas
 from imgkit.vm.scratch import private_folder
 from tests import guest as guests
 from tests.conftest import need_program
-from tests.files import digest
+from tests.files import digest, public
 from tests.guest import Guest
 from tests.processes import gone
 
@@ -257,8 +258,7 @@ import sys, time
 from pathlib import Path
 from imgkit.vm import VM
 with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, ipc=sys.argv[1], config=b"secret") as vm:
-    folder = [word for word in vm.argv if "path=" in word][0].partition("path=")[2].partition(",")[0]
-    print(vm.pid, Path(folder).parent, flush=True)
+    print(vm.pid, vm._log.path.parent, flush=True)
     time.sleep(600)
 """
 
@@ -306,6 +306,7 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     program = tmp_path / "qemu-system-x86_64"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
+    public(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(512))
@@ -339,15 +340,22 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_less_memory_or_no_sandbox_where_it_must_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sizes: int, sandboxed: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    sizes: int,
+    sandboxed: int,
 ) -> None:
     """A fake QEMU that refuses what the script says, and everything else with a status."""
     program = tmp_path / "qemu-system-x86_64"
-    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/starts\n{script}\nexit 1\n')
+    program.write_text(f"#!/bin/sh\n{script}\nexit 1\n")
     program.chmod(0o755)
+    public(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    caplog.set_level(logging.DEBUG, "imgkit.process")
     with pytest.raises(HostError, match="QEMU does not start"), VM.boot(None, arch="amd64", accelerator="tcg"):
         pass
-    starts = (tmp_path / "starts").read_text().splitlines()
+    starts = [record.getMessage() for record in caplog.records if f"{program} " in record.getMessage()]
     assert len(starts) == sizes
     assert sum("-sandbox" in start for start in starts) == sandboxed

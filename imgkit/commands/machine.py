@@ -28,7 +28,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
     parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
     parser.add_argument(
-        "--share", action="append", default=[], metavar="TAG=DIR", help="folder, at /mnt/TAG; may be repeated"
+        "--share",
+        action="append",
+        default=[],
+        metavar="TAG=DIR[:ro]",
+        help="folder, at /mnt/TAG, with :ro for reading only; may be repeated",
     )
     parser.add_argument(
         "--network",
@@ -120,7 +124,7 @@ def boot(
     kernel = initrd = None
     if firmware == "direct":
         kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
-    folders = _folders(options.share, shares or {})
+    folders, read_only = _folders(options.share, shares or {})
     before([path for path in (options.image, kernel, initrd) if path is not None])
     return VM.boot(
         options.image,
@@ -133,6 +137,7 @@ def boot(
         cpu=options.cpu,
         accelerator=options.accel,
         shares=folders,
+        read_only=read_only,
         network=options.network,
         allow=options.allow,
         config=configdrive.make(_environment(options), _secrets(options.secret)) or None,
@@ -143,24 +148,31 @@ def boot(
     )
 
 
-def _folders(words: list[str], shares: dict[str, Path]) -> dict[str, Path]:
-    """``--share`` and the shares that other options made, each tag once.
+def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
+    """``--share`` and the shares that other options made, each tag once, and the tags of those for reading only.
+
+    ``:ro`` or ``:rw`` at the end of a word is never part of the folder's name: one that ends so itself needs another.
 
     Raises:
         UsageError: a tag is there twice, or a folder does not exist.
     """
-    found = dict(shares)
+    found, read_only = dict(shares), set()
     for word in words:
-        ((tag, folder),) = pairs([word], "--share", "TAG=DIR").items()
+        ((tag, given),) = pairs([word], "--share", "TAG=DIR[:ro]").items()
+        folder, colon, mode = given.rpartition(":")
+        if not colon or mode not in ("ro", "rw"):
+            folder, mode = given, "rw"
         if tag in found:
             raise UsageError(f"--share {word}: there is a share {tag} already")
         if not folder:
             raise UsageError(f"--share {word}: no folder")
         found[tag] = Path(folder)
+        if mode == "ro":
+            read_only.add(tag)
     for path in found.values():
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
-    return found
+    return found, read_only
 
 
 def _check(options: argparse.Namespace) -> None:

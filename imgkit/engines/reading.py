@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from imgkit import process
+from imgkit import diskimage, process
 from imgkit.disk.layout import SECTOR, TYPE_GUIDS
 from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, opened, wait
 from imgkit.engines.scripts import PRELUDE
@@ -19,6 +19,7 @@ from imgkit.errors import HostError, InputError
 
 _TAR_EXTRA = 1 << 30  # room for tar headers beyond the size of the disk; the file is sparse
 _BLOCK = 1 << 20
+_MEMORY, _PATIENCE = 1 << 30, 20  # bytes and seconds for qemu-img, which reads what an image's author wrote
 _IMAGES = "give it the qcow2 file that a build made, or a raw copy of it"
 
 
@@ -40,7 +41,10 @@ def image_info(image: Path) -> ImageInfo:
     if not image.is_file():
         raise InputError(f"{image}: no such image")
     try:
-        info = json.loads(process.run(["qemu-img", "info", "--output=json", image], timeout=60))
+        kind = diskimage.format_of(image)
+        diskimage.check(image, kind)
+        argv: list[str | Path] = ["qemu-img", "info", "-f", kind, "--output=json", image.absolute()]
+        info = json.loads(process.run(argv, timeout=_PATIENCE, prepare=process.bounded(_MEMORY, _PATIENCE)))
     except HostError as cause:
         if "program not found" in cause.message:
             raise

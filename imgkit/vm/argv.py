@@ -34,7 +34,7 @@ ROOT_PORT = "imgkit.root"
 class Share:
     """A host folder that the guest can mount by its tag (9p over virtio).
 
-    ``view`` is a descriptor through which QEMU sees it with other owners (:mod:`imgkit.vm.ownership`).
+    ``view`` is a descriptor through which QEMU finds it, with other owners or not (:mod:`imgkit.vm.handover`).
     """
 
     tag: str
@@ -72,6 +72,8 @@ class VmSpec:
         shares: 9p shares in the order of their PCI functions.
         ports: virtio-serial ports, (name, file descriptor of a connected socket).
         qmp: file descriptor of a connected socket for QEMU's control protocol, None for no such thing.
+        sets: file descriptors of the files that paths of the form /dev/fdset/NUMBER are about, by that number: one for
+            reading, and one for reading and writing if QEMU may.
         config: ISO image with per-boot configuration, attached read-only.
         network: user-mode network; False leaves the card out.
         link: file descriptor of a connected socket that carries the card's Ethernet frames, in place of that network.
@@ -94,6 +96,7 @@ class VmSpec:
     shares: tuple[Share, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
     qmp: int | None = None
+    sets: tuple[tuple[int, ...], ...] = ()
     config: Path | None = None
     network: bool = True
     link: int | None = None
@@ -202,8 +205,13 @@ def _host_app(spec: VmSpec) -> list[str]:
         words += ["-drive", f"file={escape(spec.disk.path)},format={spec.disk.format},if=virtio"]
     words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0"]
     for share in spec.shares:
-        words += ["-virtfs", f"local,path={escape(share.path)},mount_tag={share.tag},security_model=none"]
+        options = f"local,path={_share_path(share)},mount_tag={share.tag},security_model=none"
+        words += ["-virtfs", options + (",readonly=on" if share.read_only else "")]
     return words
+
+
+def _share_path(share: Share) -> str:
+    return escape(share.path) if share.view is None else f"/proc/self/fd/{share.view}"
 
 
 def _firmware(spec: VmSpec) -> list[str]:
@@ -245,8 +253,7 @@ def _shares(spec: VmSpec) -> list[str]:
     for index, share in enumerate(spec.shares):
         slot, function = _FIRST_SHARE_SLOT + index // FUNCTIONS, index % FUNCTIONS
         several = function == 0 and index + 1 < len(spec.shares)
-        path = escape(share.path) if share.view is None else f"/proc/self/fd/{share.view}"
-        options = f"local,id=share{index},path={path},security_model=none"
+        options = f"local,id=share{index},path={_share_path(share)},security_model=none"
         words += ["-fsdev", options + (",readonly=on" if share.read_only else "")]
         device = f"virtio-9p-pci,fsdev=share{index},mount_tag={share.tag},addr={slot:#x}.{function}"
         words += ["-device", device + (",multifunction=on" if several else "")]
@@ -254,8 +261,11 @@ def _shares(spec: VmSpec) -> list[str]:
 
 
 def _control(spec: VmSpec) -> list[str]:
-    """The channels to the harness: sockets that are connected already, so that no name is left in any folder."""
+    """What QEMU inherits: files, and channels to the harness, connected already, so that no name is left anywhere."""
     words: list[str] = []
+    for index, descriptors in enumerate(spec.sets):
+        for descriptor in descriptors:
+            words += ["-add-fd", f"fd={descriptor},set={index}"]
     if spec.ports:
         words += ["-device", "virtio-serial-pci,id=serial0"]
     for index, (name, descriptor) in enumerate(spec.ports):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imgkit import diskimage
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import argv, firmware, machines
 from imgkit.vm.argv import Disk, Share, VmSpec
@@ -31,6 +32,8 @@ class Boot:
     accelerator: str = "auto"
     cpu: str | None = None
     shares: Mapping[str, Path] = field(default_factory=dict)
+    read_only: frozenset[str] = frozenset()
+    format: str | None = None
     ipc: str = "file"
     config: bytes | None = None
     network: str = "user"
@@ -49,6 +52,7 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
 
     Raises:
         HostError: a file, folder or the firmware is missing. UsageError: a share's name or the mix is wrong.
+        InputError: the image is of a format that is not booted.
     """
     config = folder / "config.iso" if what.config is not None else None
     if config is not None and what.config is not None:
@@ -60,7 +64,7 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
         flash = firmware.private_copy(firmware.find(what.arch), folder)
     return VmSpec(
         arch=what.arch,
-        disk=None if what.image is None else Disk(_file(what.image), image_format(what.image), what.bus, what.writable),
+        disk=None if what.image is None else _disk(what, what.image),
         console=(what.console or folder / "console.log").resolve(),
         firmware=what.firmware,
         flash=flash,
@@ -104,7 +108,15 @@ def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
         argv.check_tag(tag)
         if not path.is_dir():
             raise HostError(f"{path}: no such folder to share as {tag}")
-    return tuple(Share(tag, path.resolve()) for tag, path in chosen.items())
+    if not what.read_only <= chosen.keys() - {"ipc"}:
+        names = ", ".join(sorted(what.read_only - (chosen.keys() - {"ipc"})))
+        raise UsageError(f"{names}: no share that can be read-only")
+    return tuple(Share(tag, path.resolve(), tag in what.read_only) for tag, path in chosen.items())
+
+
+def _disk(what: Boot, image: Path) -> Disk:
+    path = _file(image)
+    return Disk(path, what.format or diskimage.format_of(path), what.bus, what.writable)
 
 
 def _file(path: Path) -> Path:
@@ -123,16 +135,3 @@ def _kernel(path: Path) -> Path:
                 hint="use the unpacked Image that a build leaves beside the disk image",
             )
     return path.resolve()
-
-
-def image_format(path: Path) -> str:
-    """Which of "qcow2" and "raw" it is, from the first bytes.
-
-    Raises:
-        HostError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as source:
-            return "qcow2" if source.read(4) == b"QFI\xfb" else "raw"
-    except OSError as cause:
-        raise HostError(f"{path}: cannot be read: {cause.strerror}") from cause

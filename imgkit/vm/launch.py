@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from imgkit import process
 from imgkit.errors import HostError
-from imgkit.vm import argv, console
+from imgkit.vm import argv, confinement, console, handover
 from imgkit.vm.argv import VmSpec
+from imgkit.vm.confinement import Confinement
+from imgkit.vm.handover import Handed
+from imgkit.vm.identity import Identity
 from imgkit.vm.qmp import Qmp, QmpError
 
 log = logging.getLogger("imgkit.vm")
@@ -22,7 +27,7 @@ log = logging.getLogger("imgkit.vm")
 MEMORY_STEPS = (4096, 2048, 1024)
 """MiB that are tried one after the other where none was asked for (the agentd contract)."""
 _GREETING = 20.0  # seconds for QEMU to set itself up
-_KEPT = ("PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
+_KEPT = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,18 @@ class Running:
         return _tail(self.stderr)
 
 
+class _Start(Protocol):
+    def __call__(self, attempt: VmSpec, *, anywhere: bool) -> Running: ...
+
+
 class _RefusedError(Exception):
     """QEMU left while it set itself up."""
 
 
 @contextmanager
-def launched(spec: VmSpec, folder: Path, *, memory: Sequence[int], ports: Sequence[str]) -> Iterator[Running]:
+def launched(
+    spec: VmSpec, folder: Path, *, memory: Sequence[int], ports: Sequence[str], user: Identity | None = None
+) -> Iterator[Running]:
     """Run QEMU for the length of the block.
 
     Args:
@@ -53,26 +64,39 @@ def launched(spec: VmSpec, folder: Path, *, memory: Sequence[int], ports: Sequen
         folder: private folder for standard error.
         memory: sizes in MiB to be tried.
         ports: names of the virtio-serial ports.
+        user: whom QEMU runs as; None for this user.
 
     Raises:
-        HostError: QEMU is missing or refuses its arguments.
+        HostError: QEMU is missing or refuses its arguments, or it cannot be confined.
+        InputError: the disk is none that is booted (:func:`imgkit.diskimage.check`).
     """
     with ExitStack() as stack:
-        yield _first(spec, memory, lambda attempt: stack.enter_context(_started(attempt, folder, ports)))
+        known = stack.enter_context(handover.handed(spec, folder, user))
+
+        def start(attempt: VmSpec, *, anywhere: bool) -> Running:
+            confined = confinement.confined(attempt, user, known.writable, anywhere=anywhere)
+            return stack.enter_context(_started(attempt, folder, ports, known, confined))
+
+        running = _first(known.spec, memory, start)
+        known.files.close()
+        yield running
 
 
-def _first(spec: VmSpec, memory: Sequence[int], start: Callable[[VmSpec], Running]) -> Running:
+def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
     """The first start that works out."""
-    sandbox = spec.sandbox
+    sandbox, anywhere = spec.sandbox, False
     sizes = list(memory)
     while True:
         try:
-            return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox))
+            return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox), anywhere=anywhere)
         except _RefusedError as refused:
             said = str(refused)
             if sandbox and ("sandbox" in said or "seccomp" in said):
                 sandbox = False
                 log.debug("this QEMU has no sandbox: %s", said)
+            elif not anywhere and "ermission denied" in said:
+                anywhere = True
+                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", said)
             elif len(sizes) > 1 and "allocate memory" in said:
                 log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
                 sizes.pop(0)
@@ -83,49 +107,61 @@ def _first(spec: VmSpec, memory: Sequence[int], start: Callable[[VmSpec], Runnin
 def _hint(said: str) -> str | None:
     if "allocate memory" in said:
         return "--memory with a smaller number"
-    return "the image is in use by another program" if "lock" in said else None
+    return "the image is in use by another program" if "lock" in said or "another process" in said else None
 
 
 @contextmanager
-def _started(spec: VmSpec, folder: Path, ports: Sequence[str]) -> Iterator[Running]:
+def _started(
+    spec: VmSpec, folder: Path, ports: Sequence[str], known: Handed, confined: AbstractContextManager[Confinement]
+) -> Iterator[Running]:
     stderr = folder / "qemu.stderr"
     with ExitStack() as stack:
         near, far = _pair(stack)
         pairs = {name: _pair(stack) for name in ports}
         wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
-        views = [share.view for share in spec.shares if share.view is not None]
         link = [] if spec.link is None else [spec.link]
         spec = replace(spec, qmp=far.fileno(), ports=wired)
         sink = stack.enter_context(stderr.open("wb"))
+        boundary = stack.enter_context(confined)
         child = stack.enter_context(
             process.start(
-                argv.arguments(spec),
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
+                _found(argv.arguments(spec)),
+                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"TMPDIR": known.temporary},
                 cwd=folder,
                 stdout=sink.fileno(),
                 stderr=sink.fileno(),
-                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *views, *link],
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *known.descriptors, *link],
+                prepare=boundary,
             )
         )
+        stack.enter_context(boundary.attended())
         for _, guest_end in ((near, far), *pairs.values()):
             guest_end.close()  # so that the end of QEMU is the end of the stream
         qmp = Qmp(near)
         try:
             qmp.execute("query-status", timeout=_GREETING)
         except QmpError as cause:
-            raise _refusal(child, stderr, cause) from cause
+            raise _RefusedError(known.explain(_refusal(child, stderr, cause))) from cause
         yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
 
 
-def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> _RefusedError:
+def _found(words: Sequence[str]) -> list[str]:
+    """``words`` with the program's path: another user than this one might find another program, or none."""
+    path = shutil.which(words[0])
+    if path is None:
+        raise process.missing(words[0])
+    return [str(Path(path).absolute()), *words[1:]]
+
+
+def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
     """QEMU's own words, or else how it ended."""
     try:
         child.wait(timeout=2)
     except subprocess.TimeoutExpired:
-        return _RefusedError(f"it does not answer: {cause}")
+        return f"it does not answer: {cause}"
     said = console.clean(_tail(stderr)).strip()
     errors = [line for line in said.splitlines() if "warning" not in line]
-    return _RefusedError(errors[-1] if errors else process.ending(child.returncode))
+    return errors[-1] if errors else process.ending(child.returncode)
 
 
 def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:

@@ -1,12 +1,12 @@
-"""Root's folders, as the guest sees them when they are shared.
+"""Root's folders, as QEMU and its guest see them when they are shared.
 
-With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports. The agent
-takes over the uid of whoever owns the folder it works in (docs/agentd.md), but never root's. Where this process may
-(Linux, as root), QEMU gets a view of such a folder in which root and the agent (uid 1000) have changed places: an
-idmapped mount (mount_setattr(2)), which is attached nowhere and gone with the last descriptor of it.
+With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports, and what is
+written belongs to whoever runs QEMU. The agent takes over the uid of the owner of the folder it works in
+(docs/agentd.md), but never root's, and QEMU is never root where that can be helped (:mod:`imgkit.vm.identity`).
 
-What the agent writes belongs to the folder's owner on the host, and so it does not stay set-user-id when the machine is
-gone: the agent's program would have the owner's rights.
+Where this process may (Linux, as root), a QEMU that is nobody gets a view of root's folders in which root and nobody
+have changed places: an idmapped mount (mount_setattr(2)), attached nowhere and gone with the last descriptor of it.
+QEMU is in a user namespace, in which nobody, which is an account of the guest as well, is uid 1000, the agent.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import stat
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgkit import process
+from imgkit.vm.identity import Identity, is_nobody, may_change
 
 log = logging.getLogger("imgkit.vm")
 
@@ -31,7 +31,8 @@ AGENT = 1000
 _IDS = 2**32 - 1  # the last one means "none"
 # System calls of Linux since they have one number on all architectures (asm-generic/unistd.h); flags of linux/mount.h.
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442
-_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, -100, 0x1000, 0x00100000
+_OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH = 1, -100, 0x1000
+_RDONLY, _NOSUID, _NODEV, _IDMAP = 1, 2, 4, 0x00100000  # MOUNT_ATTR_…
 # A process in a user namespace of its own, for as long as its standard input is open.
 _HOLDER = "import ctypes, sys; print(ctypes.CDLL(None).unshare(0x10000000), flush=True); sys.stdin.read()"
 
@@ -47,77 +48,67 @@ def exchanged(one: int, other: int) -> str:
 
 
 @contextmanager
-def as_agents(folder: Path) -> Iterator[int | None]:
-    """A descriptor of root's ``folder`` in which root is the agent, and the other way round.
+def apart(user: Identity) -> Iterator[Identity]:
+    """``user`` in a user namespace of its own, in which nobody is uid and gid 1000; as it is, where there is none.
 
-    None where that is not possible, and for folders of other owners, whom the agent itself becomes.
+    What other processes of that user may do to one inside ends with signals: they have no rights in the namespace, so
+    they cannot read its memory, or use what it holds open.
+    """
+    inside = (AGENT, AGENT) if is_nobody(user) else (user.uid, user.gid)
+    with ExitStack() as stack:
+        try:
+            namespace = stack.enter_context(_namespace((user.uid, inside[0]), (user.gid, inside[1])))
+            user = user.seen(namespace, inside)
+        except OSError as cause:
+            log.debug("%s has no user namespace of its own: %s", user, cause)
+        yield user
+
+
+@contextmanager
+def view(folder: Path, user: Identity, *, read_only: bool = False) -> Iterator[int | None]:
+    """A descriptor of root's ``folder`` in which root is ``user``, and the other way round.
+
+    None where that is not possible, and for folders of other owners: of those ``user`` may do what their modes say. The
+    same goes for a user who is somebody: root's rights are lent to nobody only, and not without a namespace.
     """
     status = folder.stat()
-    if status.st_uid != 0 or not is_root():
+    if status.st_uid != 0 or not may_change() or user.namespace is None or not is_nobody(user):
         yield None
         return
     with ExitStack() as stack:
         try:
-            descriptor = stack.enter_context(_mapped(folder, status))
+            namespace = stack.enter_context(_namespace((0, user.uid), (status.st_gid, user.gid)))
+            descriptor = stack.enter_context(_mapped(folder, namespace, read_only=read_only))
         except OSError as cause:
             log.debug("%s: its owner cannot be mapped: %s", folder, cause)
             descriptor = None
         yield descriptor
 
 
-def is_root() -> bool:
-    """Whether this process is root on Linux: what it starts can give files to anybody."""
-    return sys.platform == "linux" and os.geteuid() == 0
-
-
-def drop_special_bits(folder: Path, *, since: float) -> list[Path]:
-    """Take set-user-id and set-group-id away from files that changed after ``since`` (Unix time); what was changed."""
-    found = []
-    for top, _, names, descriptor in os.fwalk(folder):
-        for name in names:
-            with suppress(OSError):
-                status = os.lstat(name, dir_fd=descriptor)
-                special = stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_ISUID | stat.S_ISGID)
-                if special and status.st_ctime >= since - 1:
-                    _chmod(name, stat.S_IMODE(status.st_mode) & 0o1777, descriptor)
-                    found.append(Path(top, name))
-    return found
-
-
-def _chmod(name: str, mode: int, folder: int) -> None:
-    """Of the file itself: a link that takes its place meanwhile is an OSError."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
-def _mapped(folder: Path, status: os.stat_result) -> Iterator[int]:
+def _mapped(folder: Path, namespace: int, *, read_only: bool) -> Iterator[int]:
     """Raises OSError: the kernel, the filesystem or our rights do not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    tree = _call(libc, _OPEN_TREE, _AT_FDCWD, os.fsencode(folder), flags)
+    tree = _call(libc, _OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     try:
-        with _namespace(status) as namespace:
-            attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, namespace)
-            _call(libc, _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+        attributes = _IDMAP | _NOSUID | _NODEV | (_RDONLY if read_only else 0)
+        packed = struct.pack("=QQQQ", attributes, 0, 0, namespace)
+        _call(libc, _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, packed, len(packed))
         yield tree
     finally:
         os.close(tree)
 
 
 @contextmanager
-def _namespace(status: os.stat_result) -> Iterator[int]:
-    """A descriptor of a user namespace with the exchange as its maps."""
+def _namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
+    """A descriptor of a user namespace in which two uids and two gids have changed places."""
     argv = [sys.executable, "-I", "-S", "-c", _HOLDER]
     with process.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as holder:
         if holder.stdout is None or holder.stdout.readline() != b"0\n":
             raise OSError("no user namespace can be made")
         proc = Path(f"/proc/{holder.pid}")
-        (proc / "uid_map").write_text(exchanged(status.st_uid, AGENT))
-        (proc / "gid_map").write_text(exchanged(status.st_gid, AGENT))
+        (proc / "uid_map").write_text(exchanged(*uids))
+        (proc / "gid_map").write_text(exchanged(*gids))
         descriptor = os.open(proc / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor

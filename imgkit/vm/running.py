@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from imgkit import process
 from imgkit.errors import UsageError
-from imgkit.vm import agent, argv, bootspec, console, launch, machines, ownership, probe
+from imgkit.vm import agent, argv, bootspec, confinement, console, identity, launch, machines, ownership, probe, sweep
 from imgkit.vm.agent import Completed, Request, Transport
 from imgkit.vm.answers import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.bootspec import Boot
@@ -90,12 +90,14 @@ class VM:
         accelerator: str = "auto",
         cpu: str | None = None,
         shares: Mapping[str, StrPath] | None = None,
+        read_only: Collection[str] = (),
         ipc: str = "file",
         config: bytes | None = None,
         network: str | bool = "user",
         allow: Sequence[str] = (),
         style: str = "harness",
         bus: str = "virtio-blk",
+        format: str | None = None,
         writable: bool = False,
         root_port: bool = False,
         console: StrPath | None = None,
@@ -108,7 +110,7 @@ class VM:
         """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
 
         Args:
-            image: qcow2 or raw disk image; never written to, unless ``writable``. None boots without a disk.
+            image: disk image, qcow2 or raw, in one file; never written to, unless ``writable``. None boots without one.
             arch: "amd64" or "arm64"; None takes it from the image's name, else the host's.
             firmware: "bios", "uefi", or "direct" with ``kernel``, ``initrd`` and ``command_line`` (None: the host
                 application's); None is "bios" for amd64 and "uefi" for arm64.
@@ -116,6 +118,7 @@ class VM:
             cpus: number of virtual CPUs.
             accelerator: "auto", "kvm", "hvf" or "tcg"; cpu: model, None for the quickest one.
             shares: tag → host folder. "ipc" may name a folder of one's own; otherwise a private one is made.
+            read_only: tags of the shares that the guest cannot change, not even its root.
             ipc: "file" for requests over the ipc share, "serial" for the virtio-serial port.
             config: an ISO image with per-boot configuration; it exists on the host only as long as the machine.
             network: "none", "user" (QEMU's user network: everything that the host reaches, its own services included,
@@ -123,6 +126,8 @@ class VM:
             allow: what a guest in a restricted network reaches: "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT" each.
             style: "harness", or "host-app" for the agentd contract's own QEMU arguments.
             bus: "virtio-blk" or "virtio-scsi".
+            format: "qcow2" or "raw"; None looks at the first bytes, which a guest that writes to a raw image may
+                change: a file called ``….raw`` is never taken for qcow2.
             writable: what the guest writes stays in the image: for a private copy that is booted more than once.
             root_port: offer the port of :mod:`imgkit.vm.rootport`.
             console: file that the console is appended to; None keeps it private.
@@ -136,6 +141,7 @@ class VM:
         Raises:
             UsageError: arguments contradict one another.
             HostError: QEMU, firmware or image are missing, or QEMU refuses.
+            InputError: the image refers to other files, or is of a format that is not booted.
             BootError: the guest did not come up; the class says how.
         """
         arch = arch or (machines.host_arch() if image is None else machines.guess_arch(Path(image)))
@@ -151,6 +157,8 @@ class VM:
             accelerator=accelerator,
             cpu=cpu,
             shares={tag: Path(folder) for tag, folder in (shares or {}).items()},
+            read_only=frozenset(read_only),
+            format=format,
             ipc=ipc,
             config=config,
             network=bootspec.network_kind(network=network, allow=allow),
@@ -419,14 +427,37 @@ def _sooner(one: float | None, other: float | None) -> float | None:
     return min(one, other) if one is not None and other is not None else one if other is None else other
 
 
-def _as_agents(share: argv.Share, stack: ExitStack) -> argv.Share:
-    """The folder to work in; of root's, so that the agent may write what root may."""
-    if share.tag != "work":
+def _user(what: Boot, verdict: Verdict, stack: ExitStack) -> identity.Identity | None:
+    """Whom QEMU runs as, where root starts it."""
+    device = Path("/dev/kvm") if verdict.accelerator == "kvm" else None
+    user = identity.choose(what.shares.get("work"), device=device)
+    if user is None:
+        return None
+    log.debug("QEMU runs as %s", user)
+    return stack.enter_context(ownership.apart(user))
+
+
+def _shown(share: argv.Share, user: identity.Identity | None, private: Path, stack: ExitStack) -> argv.Share:
+    """A share as QEMU sees it: a QEMU that is nobody may do in root's folders what root may."""
+    if not share.read_only and not confinement.filters_calls():
+        stack.callback(_swept, share.path, time.time())
+    if user is None:
         return share
-    view = stack.enter_context(ownership.as_agents(share.path))
-    if ownership.is_root():
-        stack.callback(ownership.drop_special_bits, share.path, since=time.time())
-    return replace(share, view=view)
+    if share.path.parent == private:
+        os.chown(share.path, user.uid, user.gid)
+        return share
+    return replace(share, view=stack.enter_context(ownership.view(share.path, user, read_only=share.read_only)))
+
+
+def _swept(folder: Path, since: float) -> None:
+    """What a kernel without filters let through does not stay."""
+    try:
+        changed = sweep.drop_special_bits(folder, since=since)
+    except OSError as cause:
+        log.warning("%s: not looked through for set-user-id programs of the guest: %s", folder, cause.strerror or cause)
+        return
+    for path in changed:
+        log.warning("%s: the guest had made it set-user-id or a device; it is not any more", path)
 
 
 @contextmanager
@@ -437,8 +468,8 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         spec = bootspec.spec(what, verdict, folder)
-        if what.style == "harness":
-            spec = replace(spec, shares=tuple(_as_agents(share, stack) for share in spec.shares))
+        user = _user(what, verdict, stack)
+        spec = replace(spec, shares=tuple(_shown(share, user, folder.resolve(), stack) for share in spec.shares))
         if what.network == "restricted":
             spec = replace(spec, link=stack.enter_context(restricted.network(rules.parse(what.allow))))
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
@@ -449,7 +480,7 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
             FileMode(ipc).close()
         begin = spec.console.stat().st_size if spec.console.exists() else 0
         since = time.time()
-        running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports))
+        running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports, user=user))
         watcher = watcher_of(spec, what.quotas, running.child, running.stderr, since)
         stack.enter_context(watcher.running())
         vm = VM(what, running, verdict, ConsoleLog(spec.console, begin), watcher)

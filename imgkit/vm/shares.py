@@ -38,6 +38,14 @@ def parts(path: str) -> list[str]:
     return names
 
 
+def _made(name: str, parent: int) -> bool:
+    """Make a folder; whether it was not there."""
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o777, dir_fd=parent)
+        return True
+    return False
+
+
 class Folder:
     """One shared folder. Paths given to its methods are relative to it and use ``/``."""
 
@@ -46,6 +54,8 @@ class Folder:
         self.path = path
         try:
             self._top = os.open(path.resolve(), _DIRECTORY)
+            status = os.fstat(self._top)
+            self._owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid != 0 else None
         except OSError as cause:
             raise HostError(f"{path}: cannot be shared: {cause.strerror}") from cause
 
@@ -62,10 +72,10 @@ class Folder:
         here = os.dup(self._top)
         try:
             for folder in folders:
-                if create:
-                    with suppress(FileExistsError):
-                        os.mkdir(folder, 0o777, dir_fd=here)
+                made = create and _made(folder, here)
                 below = os.open(folder, _DIRECTORY, dir_fd=here)
+                if made and not os.listdir(below):  # noqa: PTH208 - another may be in its place by now
+                    self._give(below)
                 os.close(here)
                 here = below
             yield here, name
@@ -75,6 +85,12 @@ class Folder:
             raise
         finally:
             os.close(here)
+
+    def _give(self, descriptor: int) -> None:
+        """What root puts into somebody's folder is that one's: QEMU may not be root, and could not read it."""
+        if self._owner is not None:
+            with suppress(PermissionError):  # a root without capabilities
+                os.fchown(descriptor, *self._owner)
 
     def mkdir(self, path: str) -> None:
         """Make the folder ``path``, parents included; whatever else is in its place is an error."""
@@ -122,6 +138,7 @@ class Folder:
             descriptor = os.open(temporary, _CREATE, mode, dir_fd=folder)
             try:
                 with os.fdopen(descriptor, "wb") as sink:
+                    self._give(descriptor)
                     sink.write(data)
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError as cause:

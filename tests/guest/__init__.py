@@ -13,6 +13,7 @@ from fixtures.pins import QUICKSAND, WHEELS
 from imgkit.vm import VM
 
 _INIT = Path(__file__).with_name("init.sh")
+_ATTACK = Path(__file__).with_name("attack.sh")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ def make(folder: Path) -> Guest:
     # of 4 (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
     guest.initrd.write_bytes(stock + bytes(-len(stock) % 4) + _cpio("init", 0o100755, _INIT.read_bytes()))
     return guest
+
+
+def attacking(guest: Guest, folder: Path) -> Path:
+    """An initrd in ``folder`` whose guest attacks its shares before it plays agentd: :file:`attack.sh`."""
+    initrd, base = folder / "attacking-initrd", guest.initrd.read_bytes()
+    initrd.write_bytes(base + bytes(-len(base) % 4) + _cpio("attack.sh", 0o100755, _ATTACK.read_bytes()))
+    return initrd
 
 
 def until_it_says(vm: VM, word: str, seconds: float = 120) -> None:

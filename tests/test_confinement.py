@@ -1,0 +1,373 @@
+"""What QEMU may not do, tried by a program that is started in QEMU's place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imgkit import process
+from imgkit.vm import arbiter, callfilter, confinement, identity, ownership
+from imgkit.vm.argv import Share, VmSpec
+from imgkit.vm.identity import Identity
+from tests.conftest import need
+from tests.files import public
+
+TRY = """
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+folder, chmod = sys.argv[1], {"x86_64": 90}.get(os.uname().machine)
+os.umask(0)
+def tell(name, attempt):
+    try:
+        result = attempt()
+        print(name, "fine" if result is None or result >= 0 else ctypes.get_errno())
+    except OSError as error:
+        print(name, error.errno)
+def opened(flags, mode, name="made"):
+    return lambda: os.close(os.open(f"{folder}/{name}", flags | os.O_WRONLY, mode))
+def raw(number, *arguments):
+    wide = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    return lambda: libc.syscall(ctypes.c_long(number), *wide)
+here = f"{folder}/file".encode()
+how = (ctypes.c_uint64 * 3)(os.O_CREAT | os.O_WRONLY, 0o4755, 0)
+opened(os.O_CREAT, 0o644, "file")()
+descriptor = os.open(f"{folder}/file", os.O_RDONLY)
+MODES = {"plain": 0o755, "sticky": 0o1777, "setuid": 0o4755, "setgid": 0o2755, "bare-setuid": 0o4000}
+for name, mode in MODES.items():
+    tell(f"chmod-{name}", lambda: os.chmod(f"{folder}/file", mode))
+    tell(f"fchmod-{name}", lambda: os.fchmod(descriptor, mode))
+    tell(f"fchmodat2-{name}", raw(452, -100, here, mode, 0))
+    tell(f"open-{name}", opened(os.O_CREAT, mode, f"open-{name}"))
+    tell(f"mknod-{name}", lambda: os.mknod(f"{folder}/mknod-{name}", 0o100000 | mode))
+os.path.isdir(f"{folder}/below") or os.mkdir(f"{folder}/below")
+below = os.open(f"{folder}/below", os.O_RDONLY)
+within = os.open(folder, os.O_RDONLY)
+os.path.islink(f"{folder}/way") or os.symlink("below", f"{folder}/way")
+tell("folder-fchmod", lambda: os.fchmod(below, 0o2755))
+tell("folder-chmod", lambda: os.chmod(f"/proc/self/fd/{below}", 0o2750))
+tell("folder-chmodat", lambda: os.chmod("below", 0o2775, dir_fd=within))
+tell("folder-both", lambda: os.fchmod(below, 0o6755))
+tell("folder-path", lambda: os.chmod(f"{folder}/below", 0o2755))
+tell("folder-link", raw(452, within, b"way", 0o2755, 0x100))
+tell("folder-nothing", lambda: os.chmod("nothing", 0o2755, dir_fd=within))
+tell("folder-closed", raw({"x86_64": 91}.get(os.uname().machine, 52), 999, 0o2755))
+tell("folder-bad-memory", raw({"x86_64": 268}.get(os.uname().machine, 53), within, 8, 0o2755))
+tell("file-chmod", lambda: os.chmod(f"/proc/self/fd/{descriptor}", 0o2755))
+tell("high-bits", raw(chmod, here, 0o4755 | 1 << 40) if chmod else lambda: (_ for _ in ()).throw(OSError(1, "")))
+tell("temporary", lambda: os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o4755)))
+tell("mode-without-creation", opened(0, 0o4755, "file"))
+tell("openat2", raw(437, -100, f"{folder}/openat2".encode(), how, 24))
+tell("io-uring", raw(425, 8, ctypes.create_string_buffer(120)))
+tell("fifo", lambda: os.mkfifo(f"{folder}/fifo"))
+tell("block", lambda: os.mknod(f"{folder}/block", 0o060666, os.makedev(254, 0)))
+tell("character", lambda: os.mknod(f"{folder}/character", 0o020666, os.makedev(1, 1)))
+tell("whiteout", raw({"x86_64": 316}.get(os.uname().machine, 276), -100, here, -100, f"{folder}/gone".encode(), 4))
+tell("unshare", lambda: libc.unshare(0x10000000))
+tell("inet", lambda: socket.socket(socket.AF_INET).close())
+tell("unix", lambda: socket.socket(socket.AF_UNIX).close())
+tell("netlink", lambda: socket.socket(socket.AF_NETLINK).close())
+tell("pair", lambda: [end.close() for end in socket.socketpair()] and None)
+for name, path in (("inside", f"{folder}/file"), *(word.split("=", 1) for word in sys.argv[2:])):
+    tell(f"read-{name}", lambda: open(path).close())
+    tell(f"write-{name}", lambda: open(path, "r+").close())
+tell("connect", lambda: socket.create_connection(("127.0.0.1", 1)).close())
+print("uid", os.getuid())
+"""
+SPEC = VmSpec(arch="amd64", disk=None, console=Path("/nonexistent/console"))
+REFUSED, ABSENT, FAMILY = "1", "38", "97"  # EPERM, ENOSYS, EAFNOSUPPORT
+
+
+def attempts(spec: VmSpec, folder: Path, *names: str, user: Identity | None = None) -> dict[str, str]:
+    """What became of each attempt in ``folder``: "fine", or the number of the error. ``names``: WHAT=PATH to open."""
+    need("a kernel with filters of calls", confinement.filters_calls())
+    argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", TRY, folder, *names]
+    with (
+        confinement.confined(spec, user, [folder], anywhere=True) as prepare,
+        process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
+        prepare.attended(),
+    ):
+        printed, _ = child.communicate(timeout=30)
+        assert child.returncode == 0
+    return dict(line.split() for line in printed.decode().splitlines())
+
+
+def shared(folder: Path, **options: bool) -> VmSpec:
+    return replace(SPEC, shares=(Share("work", folder, **options),))
+
+
+def modes(folder: Path) -> set[int]:
+    return {path.lstat().st_mode & 0o6000 for path in folder.rglob("*")}
+
+
+def test_no_special_modes_come_from_a_guest(tmp_path: Path) -> None:
+    seen = attempts(shared(tmp_path), tmp_path)
+    for what in ("chmod", "fchmod", "open", "mknod"):
+        assert seen[f"{what}-plain"] == seen[f"{what}-sticky"] == "fine"
+        for mode in ("setuid", "setgid", "bare-setuid"):
+            assert seen[f"{what}-{mode}"] == REFUSED, (what, mode)
+    assert {seen[f"fchmodat2-{mode}"] for mode in ("setuid", "setgid")} <= {REFUSED, ABSENT}
+    assert seen["high-bits"] == REFUSED, "the kernel looks at the lower half only"
+    assert seen["temporary"] == REFUSED
+    assert seen["mode-without-creation"] == "fine", "then the mode is not looked at"
+    assert seen["openat2"] == seen["io-uring"] == ABSENT
+    assert {path.name for path in tmp_path.iterdir() if path.lstat().st_mode & 0o6000} <= {"below"}
+
+
+def test_folders_may_be_set_group_id_and_nothing_else(tmp_path: Path) -> None:
+    """As those of teams are: the client of the guest asks for it with every folder that is made in one."""
+    need("a kernel whose filters can ask", confinement.asks())
+    seen = attempts(shared(tmp_path), tmp_path)
+    assert seen["folder-fchmod"] == seen["folder-chmod"] == seen["folder-chmodat"] == "fine"
+    assert (tmp_path / "below").stat().st_mode & 0o7777 == 0o2775
+    refused = ("both", "path", "nothing", "closed", "bad-memory")
+    assert {seen[f"folder-{what}"] for what in refused} == {REFUSED}
+    assert seen["folder-link"] in (REFUSED, ABSENT)
+    assert seen["file-chmod"] == REFUSED
+
+
+def test_folders_of_others_are_not_changed_for_a_qemu_that_is_nobody(tmp_path: Path) -> None:
+    """What answers for it is root, and does no more than it could do itself."""
+    need("root", identity.may_change())
+    need("a kernel whose filters can ask", confinement.asks())
+    user = identity.choose(None)
+    assert user is not None
+    folder = public(tmp_path) / "roots"
+    folder.mkdir()
+    folder.chmod(0o777)
+    script = """if True:
+        import os, sys
+        own = os.mkdir(sys.argv[1] + "/own")
+        for name in ("", "/own"):
+            try:
+                os.fchmod(os.open(sys.argv[1] + name, os.O_RDONLY), 0o2755)
+                print("fine")
+            except OSError as error:
+                print(error.errno)
+    """
+    argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, folder]
+    with (
+        confinement.confined(shared(folder), user, [folder], anywhere=True) as prepare,
+        process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
+        prepare.attended(),
+    ):
+        assert child.communicate(timeout=30)[0].split() == [REFUSED.encode(), b"fine"]
+    assert folder.stat().st_mode & 0o7777 == 0o777
+
+
+def test_without_an_answer_nobody_waits_for_ever(tmp_path: Path) -> None:
+    need("a kernel whose filters can ask", confinement.asks())
+    script = "import os, sys, time; time.sleep(1); os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
+    argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
+    with (
+        confinement.confined(shared(tmp_path), None, [tmp_path], anywhere=True) as prepare,
+        process.start(argv, stderr=subprocess.PIPE, prepare=prepare) as child,
+    ):
+        with prepare.attended():
+            pass
+        assert b"Function not implemented" in child.communicate(timeout=20)[1]
+
+
+def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> None:
+    """As in containers whose manager looks after some calls: a process has one asking filter at most."""
+    need("a kernel whose filters can ask", confinement.asks())
+    script = "import os, sys; os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
+    argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
+    with (
+        confinement.confined(shared(tmp_path), None, [], anywhere=True) as outer,
+        confinement.confined(shared(tmp_path), None, [], anywhere=True) as inner,
+    ):
+
+        def both() -> None:
+            outer()
+            inner()
+
+        with (
+            process.start(argv, stderr=subprocess.PIPE, prepare=both) as child,
+            outer.attended(),
+            inner.attended(),
+        ):
+            assert b"Operation not permitted" in child.communicate(timeout=20)[1]
+
+
+def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) -> None:
+    """As chmod(2) has it for whoever is not in the group; root, who answers, always is."""
+    need("root", identity.may_change())
+    need("a kernel whose filters can ask", confinement.asks())
+    user = identity.choose(None)
+    assert user is not None
+    public(tmp_path)
+    for name, group, mode in (("own", user.gid, 0o755), ("team", 4713, 0o2755), ("other", 4713, 0o755)):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, user.uid, group)
+        (tmp_path / name).chmod(mode)
+    script = "import os, sys; [os.chmod(n, 0o2775, dir_fd=os.open(sys.argv[1], 0)) for n in ('own', 'team', 'other')]"
+    argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
+    with (
+        confinement.confined(shared(tmp_path), user, [], anywhere=True) as prepare,
+        process.start(argv, prepare=prepare) as child,
+        prepare.attended(),
+    ):
+        assert child.wait(20) == 0
+    assert [(tmp_path / name).stat().st_mode & 0o7777 for name in ("own", "team", "other")] == [0o2775, 0o2775, 0o775]
+
+
+def test_a_kernel_that_cannot_ask_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arbiter, "available", lambda *_: False)
+    seen = attempts(shared(tmp_path), tmp_path)
+    assert seen["folder-fchmod"] == seen["folder-chmod"] == seen["chmod-setgid"] == REFUSED
+    assert seen["chmod-plain"] == "fine"
+
+
+def test_no_device_nodes_come_from_a_guest(tmp_path: Path) -> None:
+    seen = attempts(shared(tmp_path), tmp_path)
+    assert seen["fifo"] == "fine"
+    assert seen["block"] == seen["character"] == seen["whiteout"] == seen["unshare"] == REFUSED
+    assert not any(path.is_block_device() or path.is_char_device() for path in tmp_path.iterdir())
+
+
+def test_without_a_filter_all_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests above see is the filter's doing."""
+    need("a kernel with filters of calls", confinement.filters_calls())
+    monkeypatch.setattr(callfilter, "program", lambda *_, **__: None)
+    seen = attempts(shared(tmp_path), tmp_path)
+    assert seen["chmod-setuid"] == seen["open-setgid"] == seen["mknod-bare-setuid"] == seen["temporary"] == "fine"
+    assert modes(tmp_path) > {0}
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_sockets_are_the_networks(network: bool, tmp_path: Path) -> None:
+    seen = attempts(replace(shared(tmp_path), network=network), tmp_path)
+    assert seen["inet"] == ("fine" if network else FAMILY)
+    assert seen["unix"] == seen["netlink"] == FAMILY
+    assert seen["pair"] == "fine"
+    assert attempts(replace(shared(tmp_path), extra=("-S",)), tmp_path)["unix"] == "fine"
+
+
+def test_files_are_the_shares(tmp_path: Path) -> None:
+    need("Landlock", confinement.limits_files())
+    share, other = tmp_path / "share", tmp_path / "other"
+    share.mkdir()
+    other.write_text("")
+    (share / "link").symlink_to(other)
+    words = [f"other={other}", f"link={share}/link", "mem=/proc/self/mem", "null=/dev/null"]
+    seen = attempts(shared(share), share, *words)
+    assert seen["read-inside"] == seen["write-inside"] == seen["read-null"] == seen["write-null"] == "fine"
+    assert seen["write-other"] == seen["write-link"] == seen["write-mem"] == "13"
+
+
+def test_what_is_read_only_stays_as_it_is(tmp_path: Path) -> None:
+    need("Landlock", confinement.limits_files())
+    share, scratch = tmp_path / "share", tmp_path / "scratch"
+    for path in (share, scratch):
+        path.mkdir()
+    (share / "file").write_text("")
+    seen = attempts(shared(share, read_only=True), scratch, f"share={share}/file")
+    assert (seen["read-share"], seen["write-share"]) == ("fine", "13")
+
+
+def test_reading_is_for_named_files_and_the_system(tmp_path: Path) -> None:
+    spec = replace(shared(tmp_path / "share"), kernel=tmp_path / "kernel")
+    allowed = dict(confinement.rules(spec, [tmp_path / "private"], anywhere=False))
+    assert {Path("/"), Path("/etc"), Path("/home"), Path("/tmp"), Path("/var"), Path("/proc"), Path("/dev")}.isdisjoint(
+        allowed
+    )
+    assert Path("/") in dict(confinement.rules(spec, [], anywhere=True))
+    assert allowed[tmp_path / "kernel"] < allowed[tmp_path / "share"] == allowed[tmp_path / "private"]
+
+
+def test_nobody_has_nothing(tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    user = identity.choose(None)
+    assert user is not None
+    tmp_path.chmod(0o777)
+    public(tmp_path)
+    with ownership.apart(user) as seen_as:
+        assert seen_as.inside == (ownership.AGENT, ownership.AGENT)
+        seen = attempts(shared(tmp_path), tmp_path, "shadow=/etc/shadow", user=seen_as)
+        assert seen["uid"] == "1000", "in its own eyes"
+    assert (tmp_path / "made").exists() is False
+    assert (tmp_path / "file").stat().st_uid == user.uid
+    assert seen["read-shadow"] == "13"
+    assert seen["folder-fchmod"] == "fine"
+
+
+def test_the_owner_of_the_folder_runs_qemu(tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    os.chown(tmp_path, 4711, 4711)
+    assert identity.choose(tmp_path) == Identity(4711, 4711)
+    os.chown(tmp_path, 4711, 0)
+    chosen = identity.choose(tmp_path)
+    assert chosen is not None
+    assert chosen.uid == 4711
+    assert chosen.gid not in (0, 4711), "root's group is not lent"
+    os.chown(tmp_path, 0, 0)
+    nobody = identity.choose(tmp_path)
+    assert nobody == identity.choose(None)
+    assert nobody is not None
+    assert identity.is_nobody(nobody)
+    assert not identity.is_nobody(chosen)
+
+
+def test_only_the_accelerators_group_is_kept(tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    device = tmp_path / "kvm"
+    device.touch()
+    os.chown(device, 0, 4713)
+    for mode, groups in ((0o660, (4713,)), (0o600, ()), (0o640, ())):
+        device.chmod(mode)
+        chosen = identity.choose(None, device=device)
+        assert chosen is not None
+        assert chosen.groups == groups
+
+
+def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    need("setpriv", Path("/usr/bin/setpriv").exists())
+    script = "from imgkit.vm import identity; print(identity.is_root(), identity.choose(None))"
+    argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "True None\n"
+
+
+def test_other_machines_have_no_filter() -> None:
+    assert callfilter.program("riscv64", ()) is None
+    assert {len(callfilter.program(name, (2, 10)) or b"") % 8 for name in callfilter.CALLS} == {0}
+
+
+@pytest.mark.parametrize(
+    ("machine", "header"),
+    [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")],
+)
+def test_numbers_are_the_kernels(machine: str, header: str) -> None:
+    """The calls that a filter is about, as the kernel's headers number them."""
+    path = Path("/usr/include", header)
+    need("the kernel's headers", path.exists())
+    found = re.findall(r"#define __NR_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
+    known = {int(number): name for name, number in found}
+    calls = callfilter.CALLS[machine]
+    changing = (*calls.modes, *calls.creates)
+    assert {known[number] for number, _ in changing if number in known} == MODES[machine]
+    assert (known[calls.fchmod], known[calls.seccomp]) == ("fchmod", "seccomp")
+    assert {known[number] for number, *_ in calls.opens} == OPENS[machine]
+    assert {known[number] for number, _ in calls.nodes} == NODES[machine]
+    assert (known[calls.renameat2], known[calls.socket]) == ("renameat2", "socket")
+    assert {known[number] for number in calls.forbidden if number in known} == set(FORBIDDEN.split()) & {
+        *known.values()
+    }
+
+
+MODES = {"x86_64": {"chmod", "fchmod", "fchmodat", "creat"}, "aarch64": {"fchmod", "fchmodat"}}
+OPENS = {"x86_64": {"open", "openat"}, "aarch64": {"openat"}}
+NODES = {"x86_64": {"mknod", "mknodat"}, "aarch64": {"mknodat"}}
+FORBIDDEN = """
+ptrace process_vm_readv process_vm_writev mount umount2 pivot_root chroot unshare setns open_by_handle_at
+bpf perf_event_open kexec_load kexec_file_load init_module finit_module delete_module
+add_key request_key keyctl swapon swapoff reboot acct syslog quotactl
+open_tree move_mount fsopen fsconfig fsmount fspick pidfd_getfd mount_setattr
+"""

@@ -1,0 +1,186 @@
+"""An image is looked at before it is booted: it is one file, and its format is known."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit import diskimage
+from imgkit.engines.reading import image_info
+from imgkit.errors import HostError, ImgkitError, InputError
+from imgkit.vm import VM
+from tests.conftest import need_program
+from tests.files import public
+
+MIB = 1 << 20
+
+
+def qcow2(path: Path, *options: str) -> Path:
+    """An image that qemu-img makes."""
+    argv: list[str | Path] = [need_program("qemu-img"), "create", "-q", "-f", "qcow2", *options, path, "1M"]
+    subprocess.run(argv, check=True, cwd=path.parent)
+    return path
+
+
+def header(**values: int) -> bytes:
+    """The first bytes of a qcow2 image."""
+    fields = {"magic": 0x514649FB, "version": 3, "backing_offset": 0, "backing_size": 0, "cluster_bits": 16}
+    fields |= {"size": MIB, "encryption": 0, "l1_size": 1, "l1_offset": 0x30000, "refcounts": 0x10000}
+    fields |= {"refcount_clusters": 1, "snapshots": 0, "snapshots_offset": 0, "incompatible": 0, "compatible": 0}
+    fields |= {"autoclear": 0, "order": 4, "length": 104}
+    return struct.pack(">IIQIIQIIQQIIQQQQII", *(fields | values).values()).ljust(512, b"\0")
+
+
+def test_formats_are_told_apart(tmp_path: Path) -> None:
+    image = qcow2(tmp_path / "a.qcow2")
+    assert diskimage.format_of(image) == "qcow2"
+    diskimage.check(image, "qcow2")
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1024))
+    assert diskimage.format_of(disk) == "raw"
+    diskimage.check(disk, "raw")
+    disk.write_bytes(b"")
+    assert diskimage.format_of(disk) == "raw"
+
+
+def test_the_layout_is_qemus(tmp_path: Path) -> None:
+    """What the field is read from is where qemu-img puts it."""
+    for number, (options, words) in enumerate(REFUSED_OPTIONS):
+        with pytest.raises(InputError, match=words):
+            diskimage.check(qcow2(tmp_path / str(number), *options), "qcow2")
+
+
+REFUSED_OPTIONS = [
+    (["-u", "-b", "/etc/passwd", "-F", "raw"], "refers to another file"),
+    (["-u", "-b", 'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/shadow"}}', "-F", "raw"], "refers to"),
+    (["-o", "data_file=data,data_file_raw=on"], "refers to another file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"version": 1}, "version 2 or 3"),
+        ({"version": 4}, "version 2 or 3"),
+        ({"magic": 0}, "version 2 or 3"),
+        ({"backing_offset": 512}, "refers to another file"),
+        ({"backing_size": 9}, "refers to another file"),
+        ({"incompatible": 4}, "refers to another file"),
+        ({"encryption": 1}, "encrypted"),
+        ({"incompatible": 2}, "damaged"),
+        ({"incompatible": 1 << 40}, "not known here"),
+        ({"version": 2, "backing_offset": 512}, "refers to another file"),
+    ],
+)
+def test_headers_that_are_refused(values: dict[str, int], words: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(header(**values))
+    with pytest.raises(InputError, match=words):
+        diskimage.check(image, "qcow2")
+    image.write_bytes(header())
+    diskimage.check(image, "qcow2")
+    image.write_bytes(header(version=2, incompatible=4))
+    diskimage.check(image, "qcow2")  # version 2 has no features
+
+
+@given(st.binary(max_size=600), st.booleans())
+def test_any_bytes_end_in_a_word(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(diskimage.MAGIC + data if magic else data)
+    for kind in ("qcow2", "raw"):
+        with suppress(InputError):
+            diskimage.check(path, kind)
+            assert diskimage.format_of(path) in ("qcow2", "raw")
+
+
+def test_a_raw_disk_that_its_guest_made_look_like_qcow2(tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(header(backing_offset=512, backing_size=11) + b"/etc/shadow".ljust(512, b"\0"))
+    with pytest.raises(InputError, match="though its name says raw"):
+        diskimage.format_of(image)
+    diskimage.check(image, "raw")  # as which it names nothing
+
+
+def test_other_formats_are_not_taken_for_raw_disks(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    for start in (b"KDMV", b"# Disk DescriptorFile\n", b"conectix", b"<<< Oracle VM VirtualBox", b"QED\0"):
+        image.write_bytes(start.ljust(1024, b"\0"))
+        for look in (diskimage.format_of, image_info):
+            with pytest.raises(InputError, match="is not supported"):
+                look(image)
+    with pytest.raises(InputError, match="format vmdk is not supported"):
+        diskimage.check(image, "vmdk")
+
+
+def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="it is not a file"):
+        diskimage.check(pipe, "raw")
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        diskimage.check(tmp_path / "none", "raw")
+
+
+@pytest.fixture
+def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that leaves at once, and tells its arguments as the reason."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    program.chmod(0o755)
+    public(tmp_path)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def boot(image: Path, **options: Any) -> ImgkitError:
+    """Why it was not booted."""
+    with pytest.raises(ImgkitError) as caught, VM.boot(image, arch="amd64", accelerator="tcg", **options):
+        pass
+    return caught.value
+
+
+@pytest.mark.parametrize("style", ["harness", "host-app"])
+@pytest.mark.usefixtures("fake_qemu")
+def test_qemu_is_not_even_started_for_an_image_that_names_others(
+    style: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "imgkit.process")
+    image = tmp_path / "image.img"
+    for content in (header(backing_offset=512, backing_size=11), header(incompatible=4), b"KDMV".ljust(512, b"\0")):
+        image.write_bytes(content)
+        assert isinstance(boot(image, style=style), InputError)
+    named = tmp_path / "image.raw"
+    named.write_bytes(header(backing_offset=512))
+    assert isinstance(boot(named, style=style), InputError)
+    assert isinstance(boot(image, style=style, format="vpc"), InputError)
+    assert "qemu-system" not in caplog.text
+
+
+@pytest.mark.usefixtures("fake_qemu")
+def test_the_format_is_always_named(tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    image.write_bytes(header(backing_offset=512))
+    error = boot(image, format="raw")
+    assert isinstance(error, HostError), "QEMU was started, and left"
+    assert "format=raw" in error.message
+
+
+@pytest.mark.vm
+def test_a_raw_image_stays_raw_whatever_is_in_it(tmp_path: Path) -> None:
+    """QEMU itself gets the disk as it was told, and the host's file is not followed."""
+    need_program("qemu-system-x86_64")
+    image = tmp_path / "image"
+    image.write_bytes((header(backing_offset=512, backing_size=11) + b"/etc/passwd").ljust(MIB, b"\0"))
+    with VM.boot(image, arch="amd64", accelerator="tcg", memory_mib=64, format="raw", wait=False) as vm:
+        assert any("format=raw" in word for word in vm.argv)
+        blocks = vm._running.qmp.execute("query-block")
+    assert "/etc/passwd" not in str(blocks)

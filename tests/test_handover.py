@@ -1,0 +1,190 @@
+"""How QEMU comes by its files where it may not open them by itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgkit import doctor
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import VM, argv, confinement, handover, identity, landlock
+from imgkit.vm.argv import Disk, Share, VmSpec
+from imgkit.vm.firmware import Firmware
+from imgkit.vm.identity import Identity
+from imgkit.vm.shares import Folder
+from tests.conftest import need, need_program
+
+STRANGER = Identity(4711, 4712)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> VmSpec:
+    """A machine whose files are for this user alone."""
+    names = ("disk", "kernel", "initrd", "code", "variables", "config")
+    for name in names:
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "private").mkdir(mode=0o700)
+    disk, kernel, initrd, code, variables, config = (tmp_path / name for name in names)
+    return VmSpec(
+        arch="amd64",
+        disk=Disk(disk, "raw", writable=True),
+        console=tmp_path / "private/console",
+        firmware="direct",
+        kernel=kernel,
+        initrd=initrd,
+        flash=Firmware(code, variables),
+        config=config,
+    )
+
+
+def content(path: Path | None, handed: handover.Handed) -> str:
+    """What QEMU finds under a name, with the access that it asks for first."""
+    assert path is not None
+    if path.parent.name == "fdset":
+        path = Path(f"/proc/self/fd/{handed.spec.sets[int(path.name)][0]}")
+    return path.read_text()
+
+
+def test_everything_has_a_name_that_another_user_can_open(spec: VmSpec, tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    with handover.handed(spec, tmp_path / "private", STRANGER) as handed:
+        given = handed.spec
+        assert given.disk is not None
+        assert given.flash is not None
+        pairs = {"disk": given.disk.path, "kernel": given.kernel, "initrd": given.initrd, "config": given.config}
+        pairs |= {"code": given.flash.code, "variables": given.flash.variables}
+        assert {name: content(path, handed) for name, path in pairs.items()} == {name: name for name in pairs}
+        assert {path.parent for path in pairs.values() if path} == {Path("/dev/fdset"), Path("/proc/self/fd")}
+        for path in (given.kernel, given.initrd):
+            assert path is not None
+            assert path.stat().st_uid == STRANGER.uid, "a copy"
+        assert Path(handed.temporary).stat().st_uid == STRANGER.uid
+        assert len(given.sets[int(given.disk.path.name)]) == 2, "one to read, one to write"
+        words = argv.arguments(given)
+        assert {str(tmp_path / name) for name in pairs}.isdisjoint(words)
+        assert sum(word == "-add-fd" for word in words) == sum(map(len, given.sets))
+    assert (tmp_path / "private").stat().st_uid == 0, "it stays closed"
+
+
+def test_a_user_of_its_own_needs_no_copies(spec: VmSpec, tmp_path: Path) -> None:
+    with handover.handed(spec, tmp_path / "private", None) as handed:
+        assert (handed.spec.kernel, handed.spec.console) == (spec.kernel, spec.console)
+        assert spec.console.exists()
+        assert Path(handed.temporary).is_dir()
+    assert "kernel" not in os.listdir(tmp_path / "private")  # noqa: PTH208 - names
+
+
+def test_what_was_looked_at_is_what_is_booted(spec: VmSpec, tmp_path: Path) -> None:
+    """Whatever has its name by the time that QEMU looks."""
+    assert spec.disk is not None
+    with handover.handed(spec, tmp_path / "private", None) as handed:
+        (tmp_path / "other").write_text("other")
+        (tmp_path / "other").replace(spec.disk.path)
+        assert handed.spec.disk is not None
+        assert content(handed.spec.disk.path, handed) == "disk"
+        assert handed.explain(f"no {handed.spec.disk.path}.") == f"no {spec.disk.path}."
+
+
+def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    machine = replace(spec, shares=(Share("data", closed),))
+    with (
+        pytest.raises(HostError, match=r"closed: closed to .*4711:4712") as caught,
+        handover.handed(machine, tmp_path / "private", STRANGER),
+    ):
+        pass
+    assert caught.value.hint
+    for owner, mode in (((4711, 0), 0o500), ((0, 4712), 0o050), ((0, 0), 0o005)):
+        os.chown(closed, *owner)
+        closed.chmod(mode)
+        with handover.handed(machine, tmp_path / "private", STRANGER) as handed:
+            assert handed.spec.shares[0].view in handed.descriptors
+        (tmp_path / "private/kernel").unlink()
+        (tmp_path / "private/initrd").unlink()
+
+
+def test_a_console_that_cannot_be_made(spec: VmSpec, tmp_path: Path) -> None:
+    machine = replace(spec, console=tmp_path / "none/console")
+    with pytest.raises(HostError, match="cannot be made: No such file"), handover.handed(machine, tmp_path, None):
+        pass
+
+
+def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:
+    need("root", identity.may_change())
+    os.chown(tmp_path, 4711, 4712)
+    folder = Folder(tmp_path)
+    folder.write("deep/file", b"x", mode=0o600)
+    folder.close()
+    for path in (tmp_path / "deep", tmp_path / "deep/file"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
+    os.chown(tmp_path, 0, 0)
+    folder = Folder(tmp_path)
+    folder.write("mine", b"x")
+    folder.close()
+    assert (tmp_path / "mine").stat().st_uid == 0
+
+
+def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the guest, for one of root's, between the making and the giving."""
+    need("root", identity.may_change())
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots/file").touch()
+    os.chown(tmp_path, 4711, 4712)
+    make = os.mkdir
+
+    def exchange(name: str, mode: int = 0o777, *, dir_fd: int) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        os.rename("deep", "away", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.rename("roots", "deep", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", exchange)
+    folder = Folder(tmp_path)
+    folder.mkdir("deep")
+    folder.close()
+    assert (tmp_path / "deep").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("names", [{"none"}, {"ipc"}])
+def test_only_shares_can_be_read_only(names: set[str], tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="no share that can be read-only"),
+        VM.boot(None, arch="amd64", accelerator="tcg", shares={"data": tmp_path}, read_only=names),
+    ):
+        pass
+
+
+def test_a_host_without_landlock_or_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._confinement().name == "sandbox of QEMU"
+    for version, good in ((0, False), (1, False), (2, True)):
+        monkeypatch.setattr(landlock, "version", lambda _, version=version: version)
+        finding = doctor._confinement()
+        assert finding.ok == (good and confinement.filters_calls())
+        assert not finding.required
+    monkeypatch.setattr(confinement, "filters_calls", lambda: False)
+    assert "swept up afterwards" in doctor._confinement().detail
+
+
+@pytest.mark.vm
+def test_locks_of_a_disk_hold_as_long_as_its_machine(tmp_path: Path) -> None:
+    """Two machines never write to one image, though QEMU opened neither; a machine that is off lets go of it."""
+    need_program("qemu-system-x86_64")
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False, "writable": True}
+    with VM.boot(disk, **options) as first:
+        with (
+            pytest.raises(HostError, match=f"another process using the image .{disk}.") as caught,
+            VM.boot(disk, **options),
+        ):
+            pass
+        assert caught.value.hint == "the image is in use by another program"
+        first.kill()
+        with VM.boot(disk, **options) as second:
+            assert second.alive

@@ -1,0 +1,75 @@
+"""What a guest left that would give rights on the host, where nothing had prevented it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from imgkit.vm.sweep import drop_special_bits
+from tests.conftest import need
+
+
+def test_special_bits_of_what_changed_are_dropped(tmp_path: Path) -> None:
+    folder, other = tmp_path / "work", tmp_path / "other"
+    (folder / "deep").mkdir(parents=True)
+    for path in (other, folder / "deep/tool", folder / "plain"):
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o6755)
+    (folder / "link").symlink_to(other)
+    (folder / "plain").chmod(0o644)
+    assert drop_special_bits(folder, since=time.time() + 60) == []
+    assert drop_special_bits(folder, since=time.time() - 60) == [folder / "deep/tool"]
+    assert (folder / "deep/tool").stat().st_mode & 0o7777 == 0o755
+    assert other.stat().st_mode & 0o7777 == 0o6755, "links are not followed"
+
+
+def test_what_nobody_may_read_is_seen_to(tmp_path: Path) -> None:
+    """By root, and by a user without root's rights, who may not list the folder as it is."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "program").touch()
+    (closed / "program").chmod(0o4111)
+    closed.chmod(0o111)
+    (tmp_path / "other").mkdir()
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == [closed / "program"]
+    assert (closed / "program").stat().st_mode & 0o7777 == 0o111
+
+
+def test_depth_is_no_obstacle(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("program", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.fchmod(os.open("program", os.O_RDONLY, dir_fd=here), 0o4755)
+    assert len(drop_special_bits(tmp_path, since=time.time() - 60)) == 1
+    assert os.stat("program", dir_fd=here).st_mode & 0o7777 == 0o755
+    for _ in range(3001):  # what made it takes it away
+        for name in os.listdir(here):  # noqa: PTH208 - of a descriptor
+            os.rmdir(name, dir_fd=here) if name == "d" else os.unlink(name, dir_fd=here)
+        above = os.open("..", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = above
+    os.close(here)
+
+
+def test_device_nodes_go(tmp_path: Path) -> None:
+    need("root", os.geteuid() == 0)
+    try:
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        need("device nodes", False)
+    os.mkfifo(tmp_path / "pipe")
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == [tmp_path / "null"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_folder_that_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        drop_special_bits(tmp_path / "none", since=0)

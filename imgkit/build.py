@@ -16,14 +16,16 @@ from typing import Any
 from imgkit import interrupts, process, scratch
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, partition_specs
+from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
 from imgkit.engines import guestfs
 from imgkit.engines.channel import Options
+from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
-from imgkit.manifest import boot_names, describe
+from imgkit.manifest import Made, boot_names, describe
 from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned, providers
 from imgkit.progress import Steps
 from imgkit.recipe import Recipe, parse_size
@@ -125,11 +127,13 @@ def build(request: Request) -> Result:
         with steps.step("make the boot loader"):
             boot = make_boot_files(made.tree, recipe.architecture(arch).grub_platforms, layout)
         written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
+        with steps.step("map the disk"):
+            disk = map_disk(written.disk, regions_of(layout))
         with steps.step("compress"):
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
         _write_boot_files(made, work)
-        results = {"image": work / "image.qcow2", "kernel": work / "vmlinuz", "initramfs": work / "initramfs"}
-        _write_manifest(describe(recipe, plan, made, layout, **results), work / "manifest.json")
+        results = Made(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
+        _write_manifest(describe(recipe, plan, made, layout, results), work / "manifest.json")
         with steps.step("put into place"):
             return _place(request, work, made, image_size, steps)
 

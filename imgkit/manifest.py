@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imgkit import __version__
 from imgkit.disk.layout import Layout
+from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.jsonfile import checked, read_json
 from imgkit.plan import Plan
@@ -25,14 +29,23 @@ def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
     return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
 
 
-def describe(
-    recipe: Recipe, plan: Plan, made: Composition, layout: Layout, *, image: Path, kernel: Path, initramfs: Path
-) -> dict[str, Any]:
-    """The manifest of a finished image, ready for JSON.
+@dataclass(frozen=True)
+class Made:
+    """What a build made: the disk as it was mapped, the files of its EFI system partition, and the files in ``out``.
 
-    Args:
+    Attributes:
         image: the compressed image, to be hashed; likewise ``kernel`` and ``initramfs``, which lie beside it.
     """
+
+    disk: DiskMap
+    esp: Mapping[str, bytes]
+    image: Path
+    kernel: Path
+    initramfs: Path
+
+
+def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, results: Made) -> dict[str, Any]:
+    """The manifest of a finished image, ready for JSON."""
     names = boot_names(recipe, plan.arch)
     scripts = made.scripts
     return {
@@ -41,8 +54,12 @@ def describe(
         "name": recipe.name,
         "arch": plan.arch,
         "buildId": made.build_id,
-        "image": {"sha256": hash_file(image), "size": image.stat().st_size, "virtualSize": layout.size_bytes},
-        "boot": {"kernel": _file(names[0], kernel), "initramfs": _file(names[1], initramfs)},
+        "image": {
+            "sha256": hash_file(results.image),
+            "size": results.image.stat().st_size,
+            "virtualSize": layout.size_bytes,
+        },
+        "boot": {"kernel": _file(names[0], results.kernel), "initramfs": _file(names[1], results.initramfs)},
         "alpine": {"branch": plan.branch, "version": plan.version},
         "minirootfs": _artefact(plan.minirootfs),
         "indexes": [_artefact(index) for index in plan.indexes],
@@ -74,6 +91,11 @@ def describe(
                 for part in layout.partitions
             ],
         },
+        "esp": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in results.esp.items()
+        },
+        "map": results.disk.to_json(),
         "files": made.records,
     }  # fmt: skip
 

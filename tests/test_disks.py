@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from fixtures.ext4 import read_tree
+from imgkit.disk.regions import chunk_at, parse_map
+from imgkit.engines.limits import Limits
 from imgkit.rootfs.digest import differences, records
+from imgkit.verify.disk import compare_disk
 from tests.conftest import need_program
 from tests.images import ROOT, Builder, Image, Images, results
+from tests.verifying import flip, seeded
 
 pytestmark = pytest.mark.vm
 
@@ -267,11 +271,49 @@ def test_inspect_is_for_people_too(builder: Builder, images: Images) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines() if " MiB  " in line][-2:] == ["1", "2"]
 
 
-def test_verify_finds_nothing_wrong(builder: Builder, images: Images) -> None:
+def test_verify_knows_the_very_files(builder: Builder, images: Images) -> None:
     for image in images.by_arch.values():
         done = builder.run("verify", image.disk)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{len(image.manifest['files'])} paths are as" in done.stdout
+        files = (image.disk, image.kernel.name, image.initramfs.name)
+        assert done.stdout.splitlines() == [f"{name}: the very file that was built" for name in files]
+
+
+def test_verify_knows_a_raw_copy(builder: Builder, disk: Disk) -> None:
+    done = builder.run("verify", disk.raw, "--manifest", disk.image.disk.with_suffix(".manifest.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same disk in another container: every byte that a guest sees is as it was built" in done.stdout
+
+
+def test_every_byte_of_the_disk_counts(disk: Disk, tmp_path: Path) -> None:
+    """Some hundred places at once: each is in a range that is reported, and no other range is."""
+    stated = parse_map(disk.image.manifest["map"])
+    rng = seeded()
+    starts = sorted(stated.hashes)
+    places = [start + rng.randrange(512) for start in rng.sample(starts, min(len(starts), 150))]
+    places += [rng.randrange(stated.size) for _ in range(150)]
+    copy = tmp_path / "flipped.raw"
+    subprocess.run(["cp", "--sparse=always", disk.raw, copy], check=True)
+    for place in places:
+        flip(copy, place)
+    ranges = compare_disk(copy, stated.size, stated, Limits(1 << 40)).differences
+    chunks = {(chunk.start, chunk.end) for chunk in (chunk_at(stated.regions, place) for place in places)}
+    assert all(any(each.start <= place < each.end for each in ranges) for place in places)
+    assert sum(each.end - each.start for each in ranges) == sum(end - start for start, end in chunks)
+
+
+def test_every_path_is_compared_where_the_disk_differs(builder: Builder, disk: Disk, tmp_path: Path) -> None:
+    """Something that no file has anything to do with makes verify read them all."""
+    copy = tmp_path / "touched.raw"
+    subprocess.run(["cp", "--sparse=always", disk.raw, copy], check=True)
+    place = f"{copy}?offset={disk.partition('root')['start']}"
+    subprocess.run([need_program("debugfs"), "-w", "-R", "sif /etc mtime 20200101", place], check=True)
+    done = builder.run("verify", copy, "--manifest", disk.image.disk.with_suffix(".manifest.json"))
+    assert done.returncode == 4, done.stderr
+    located, files = done.stdout.splitlines()
+    assert located.startswith("root filesystem: differs within 1048576 bytes of the disk, at ")
+    count = len(disk.image.manifest["files"]) + 1
+    assert files == f"root filesystem: all {count} paths are as the manifest says: what differs is outside of files"
 
 
 # For e2fsprogs' debugfs, which changes a filesystem without mounting it. Contents keep their length, and a time that
@@ -288,6 +330,7 @@ rm /etc/issue
 sif /etc/hosts mtime 20200101
 """
 NOTICED = [
+    "root filesystem: differs within ",
     "/etc/alpine-release: sha256 is",
     "/etc/hostname: mode is 0600, should be 0644",
     "/etc/issue: missing",

@@ -30,8 +30,8 @@ STEPS = [
     "shut the appliance down",
     "compress",
 ]
-"""As the log names them. Left out are "make the boot loader" and "install GRUB": they take an instant, so a signal hits
-the next one, and a build until then takes seconds. Putting into place is done altogether
+"""As the log names them. "make the boot loader", "install GRUB" and "map the disk" are left out: they take an instant,
+so a signal hits the next one, and a build until then takes seconds. Putting into place is done altogether
 (:func:`imgkit.interrupts.held_back`)."""
 
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from imgkit.disk.layout import make_layout, partition_specs
-from imgkit.manifest import describe
+from imgkit.disk.regions import DiskMap, regions_of
+from imgkit.manifest import Made, describe
 from imgkit.recipe import load
 from imgkit.rootfs.binaries import Doubtful, Findings, Foreign, Lacking
 from imgkit.rootfs.compose import Composition
@@ -37,7 +38,9 @@ def test_all_findings_are_in_the_manifest(findings: Findings, policy: str, tmp_p
     )
     file = tmp_path / "file"
     file.touch()
-    manifest = describe(recipe, plan_of(recipe, "amd64"), made, layout, image=file, kernel=file, initramfs=file)
+    disk = DiskMap(regions_of(layout), {0: "0" * 64})
+    results = Made(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
+    manifest = describe(recipe, plan_of(recipe, "amd64"), made, layout, results)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {
         "otherPlatforms": [

@@ -18,13 +18,13 @@ from imgkit.apk.stored_scripts import parse_scripts
 from imgkit.fetch.cache import Cache
 from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.recipe import Recipe, load
-from imgkit.rootfs.archive import tree_from_tar
 from imgkit.rootfs.digest import differences, records
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install, installed_in, world_in
 from imgkit.rootfs.kernel import kernels
 from imgkit.rootfs.scripts.run import Hooks
 from imgkit.tree import File, HardLink, Slice, Symlink, Tree
+from tests.trees import tree_from_tar
 
 pytestmark = pytest.mark.mirror
 

@@ -444,6 +444,10 @@ def test_a_manifest_that_is_missing_old_or_of_another_architecture(
     assert fails(capsys, "v1")[:2] == (4, f"out/{path.name}: is of arm64, not of amd64")
     path.write_text(json.dumps({key: value for key, value in manifest.items() if key != "boot"}))
     assert fails(capsys, "v1")[:2] == (4, "out: the manifest of the amd64 image names no kernel")
+    oddities: list[Any] = [[], "x", {"kernel": 5}]
+    for odd in oddities:
+        path.write_text(json.dumps({**manifest, "boot": odd}))
+        assert fails(capsys, "v1")[:2] == (4, "out: the manifest of the amd64 image names no kernel")
     stray = {**manifest, "boot": {"kernel": {"name": "../vmlinuz-virt-amd64"}}}
     path.write_text(json.dumps(stray))
     assert fails(capsys, "v1")[:2] == (4, "out: the manifest of the amd64 image names no kernel")

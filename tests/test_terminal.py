@@ -10,7 +10,6 @@ import os
 import pty
 import subprocess
 import sys
-import tarfile
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ from imgkit.commands import inspect, run, several
 from imgkit.doctor import Finding
 from imgkit.errors import GuestError, InputError
 from imgkit.progress import bar
-from imgkit.rootfs.archive import tree_from_tar
 from imgkit.vm import console
 from imgkit.vm.failures import KernelPanicError
 from tests.commandline import ROOT, Place
@@ -272,16 +270,6 @@ def test_a_path_is_for_scripts_or_for_a_terminal() -> None:
     os.close(master)
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert piped.stdout == b"/out/\x1b[2J\xff\n"
-
-
-def test_a_control_character_in_the_name_of_a_file_of_an_image(tmp_path: Path) -> None:
-    """It is the image's fault, not a bug."""
-    archive = tmp_path / "root.tar"
-    with tarfile.open(archive, "w") as tar:
-        tar.addfile(tarfile.TarInfo("etc/\x1b[2J"))
-    with pytest.raises(InputError, match="control characters") as caught:
-        tree_from_tar(archive)
-    assert obeyed(str(caught.value)) == []
 
 
 def test_a_guests_last_words() -> None:

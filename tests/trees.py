@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from imgkit.rootfs.archive import tree_from_tar
+from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree, xattrs_of
 
-__all__ = ["CpioMember", "read_newc", "tree_from_tar"]
+_KINDS = {tarfile.CHRTYPE: "c", tarfile.BLKTYPE: "b", tarfile.FIFOTYPE: "p"}
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,42 @@ def read_newc(data: bytes) -> list[CpioMember]:
         assert len(data) >= start + size, f"{name} is cut off"
         members.append(CpioMember(name, numbers, data[start : start + size]))
         place = (start + size + 3) // 4 * 4
+
+
+def tree_from_tar(path: Path) -> Tree:
+    """The Tree that an uncompressed tar archive holds; contents are slices of the archive, which must stay."""
+    tree = Tree()
+    links: list[tuple[str, tarfile.TarInfo]] = []
+    with tarfile.open(path, "r:") as archive:
+        for info in archive:
+            name = info.name.removeprefix("./").strip("/")
+            name = "" if name == "." else name
+            if info.islnk():
+                links.append((name, info))
+            else:
+                _add(tree, name, _node(info, path))
+    for name, info in links:
+        target = info.linkname.removeprefix("./").strip("/")
+        _add(tree, name, HardLink(target=target, mode=info.mode, uid=info.uid, gid=info.gid, mtime=int(info.mtime)))
+    return tree
+
+
+def _add(tree: Tree, name: str, node: Node) -> None:
+    above = name.rpartition("/")[0]
+    if above:
+        tree.mkdir(above)
+    tree.add(name, node)
+
+
+def _node(info: tarfile.TarInfo, path: Path) -> Node:
+    if info.isdir():
+        node: Node = Directory()
+    elif info.issym():
+        node = Symlink(target=info.linkname)
+    elif info.type in _KINDS:
+        node = Device(kind=_KINDS[info.type], major=info.devmajor, minor=info.devminor)
+    else:
+        content: Content = Slice(path, info.offset_data, info.size) if info.size else Inline(b"")
+        node = File(content=content)
+    xattrs = xattrs_of(info.pax_headers)
+    return replace(node, mode=info.mode, uid=info.uid, gid=info.gid, mtime=int(info.mtime), xattrs=xattrs)

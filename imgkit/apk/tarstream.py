@@ -33,7 +33,10 @@ class TarError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """One member of an archive: names as text (surrogateescape), numbers as numbers, pax records as they came."""
+    """One member of an archive: names as text (surrogateescape), numbers as numbers, pax records as they came.
+
+    ``major`` and ``minor`` are those of a device.
+    """
 
     name: str
     kind: str
@@ -46,6 +49,8 @@ class Header:
     uname: str
     gname: str
     pax: Mapping[str, str]
+    major: int = 0
+    minor: int = 0
 
 
 class TarStream:
@@ -216,6 +221,8 @@ def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
         uname=pax["uname"] if "uname" in pax else _text(block[265:297]),
         gname=pax["gname"] if "gname" in pax else _text(block[297:329]),
         pax=pax,
+        major=_number(block[329:337], "device number") if kind in (CHARACTER, BLOCK_DEVICE) else 0,
+        minor=_number(block[337:345], "device number") if kind in (CHARACTER, BLOCK_DEVICE) else 0,
     )
 
 

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from imgkit import scratch, terminal
 from imgkit.apk.database import parse_installed
-from imgkit.commands.reading import appliance_options
+from imgkit.commands import reading
+from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
 from imgkit.engines.reading import open_image
+from imgkit.errors import InputError
 
 NAME = "inspect"
 HELP = "what is in an image: partitions, packages, sizes"
+
+_FILE_LINES = re.compile(r"^(?:[FMRaZ]:.*\n)+", re.MULTILINE)
+_MOST_LINES = 1 << 20  # all packages of a branch of Alpine together have about half as many
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    reading.limit_arguments(parser, size="64M of its package database")
 
 
 def run(options: argparse.Namespace) -> int:
+    size, seconds = reading.given_limits(options)
+    limits = Limits(size or DEFAULT_SIZE, seconds or DEFAULT_SECONDS)
     with (
         scratch.folder() as folder,
-        open_image(options.image, folder, appliance_options()) as reader,
+        open_image(options.image, folder, reading.appliance_options(), limits) as reader,
     ):
         found = reader.describe()
-    records = parse_installed(found.pop("apk_installed"))
+    records = parse_installed(_heads(options.image, found.pop("apk_installed")))
     found["packages"] = [
         {"name": one.package.name, "version": one.package.version, "size": one.package.installed_size}
         for one in records
     ]
     print(terminal.as_json(found) if options.json else terminal.block(text(options.image, found)))
     return 0
+
+
+def _heads(image: Path, database: str) -> str:
+    """A package database without its lists of files, which are most of it.
+
+    Raises:
+        InputError: what is left is more than the packages of any image.
+    """
+    heads = _FILE_LINES.sub("", database)
+    if heads.count("\n") > _MOST_LINES:
+        raise InputError(f"{image}: its package database has more than {_MOST_LINES} lines besides lists of files")
+    return heads
 
 
 def text(image: Path, found: dict[str, Any]) -> str:

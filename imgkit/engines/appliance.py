@@ -116,7 +116,7 @@ class Holder:
             raise RequestError("call", "there is no appliance")
         try:
             return getattr(self._handle, name)(*arguments)
-        except RuntimeError as cause:
+        except (RuntimeError, UnicodeDecodeError) as cause:  # the bindings decode what an image holds
             raise RequestError("call", str(cause)) from cause
 
     def shell(self, script: str) -> Any:

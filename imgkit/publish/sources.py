@@ -110,7 +110,8 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
     Raises:
         InputError: it does not belong to the image.
     """
-    stated = (manifest.get("boot") or {}).get(role)
+    boot = manifest.get("boot")
+    stated = boot.get(role) if isinstance(boot, dict) else None
     name = stated.get("name") if isinstance(stated, dict) else None
     if not isinstance(name, str) or not re.fullmatch(rf"{_BOOT_FILES[role]}-[a-z0-9_]+-{arch}", name):
         hint = "it comes from an earlier imgkit: build it again"

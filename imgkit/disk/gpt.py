@@ -1,0 +1,120 @@
+"""The fields of a partition table that follow from the size of the disk.
+
+Whoever enlarges a disk moves the backup table to its new end and writes the new size into sectors 0 and 1. These
+functions say what exactly may be there then, so that everything else can be compared byte by byte.
+
+Formats: UEFI specification, 5.2.3 (protective MBR), 5.3.2 (GPT header).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from imgkit.disk.layout import SECTOR
+from imgkit.disk.regions import BACKUP_SIZE, TABLE_END
+
+_MBR_CHS, _MBR_SECTORS = 446 + 5, 446 + 12  # EndingCHS and SizeInLBA of the first record
+_NO_CHS = b"\xff\xff\xff"
+_HEADER_SIZE, _HEADER_CRC, _MY_LBA, _ALTERNATE, _LAST_USABLE, _ENTRIES = 12, 16, 24, 32, 48, 72
+_SIGNATURE = b"EFI PART"
+_LEAST_HEADER = 92
+_ENTRY_SECTORS = BACKUP_SIZE // SECTOR - 1
+_HEADS, _TRACK = 255, 63  # the geometry that every BIOS reports for a large disk
+
+
+def head_for(head: bytes, size: int) -> bytes:
+    """``head`` as it would be on a disk of ``size`` bytes: the first 34 sectors, changed where they tell the size.
+
+    A head without a partition table comes back as it is.
+    """
+    return _head(head, size, _last_usable(size), _NO_CHS) if _is_header(_header(head)) else head
+
+
+def before_growth(head: bytes, old: int, new: int) -> bytes | None:
+    """The head that a disk of ``old`` bytes had before it was enlarged to ``new`` bytes.
+
+    Partitioning programs differ in two fields: the end of the protective partition as cylinder, head and sector, and
+    the last usable sector, which some align. All others can have one value only.
+
+    Args:
+        head: the first 34 sectors of the enlarged disk.
+
+    Returns:
+        None if ``head`` is not what moving the backup table makes of any head.
+    """
+    if not _is_header(_header(head)):
+        return None
+    usable = _number(_header(head), _LAST_USABLE)
+    if not _last_usable(old) <= usable <= _last_usable(new):
+        return None
+    before = head_for(head, old)
+    allowed = [_head(before, new, usable, ending) for ending in (_NO_CHS, _chs(new // SECTOR - 1))]
+    return before if head in allowed else None
+
+
+def backup_for(head: bytes, size: int, last_sector: bytes) -> dict[int, bytes]:
+    """The backup table that belongs to ``head`` at the end of a disk of ``size`` bytes: first byte → bytes.
+
+    Args:
+        last_sector: of that disk. Its header may say that the entries lie elsewhere than right before it.
+
+    Returns:
+        Nothing if ``head`` has no partition table.
+    """
+    header = _header(head)
+    if not _is_header(header):
+        return {}
+    last = size // SECTOR - 1
+    entries = _number(last_sector, _ENTRIES) if _is_header(last_sector) else 0
+    if not _number(header, _LAST_USABLE) < entries <= last - _ENTRY_SECTORS:
+        entries = last - _ENTRY_SECTORS
+    for place, value in ((_MY_LBA, last), (_ALTERNATE, 1), (_ENTRIES, entries)):
+        header = _put(header, place, value)
+    return {entries * SECTOR: head[2 * SECTOR : TABLE_END], last * SECTOR: _sealed(header)}
+
+
+def _head(head: bytes, size: int, usable: int, chs: bytes) -> bytes:
+    header = _put(_put(_header(head), _ALTERNATE, size // SECTOR - 1), _LAST_USABLE, usable)
+    boot = bytearray(head[:SECTOR])
+    boot[_MBR_CHS : _MBR_CHS + 3] = chs
+    struct.pack_into("<I", boot, _MBR_SECTORS, min(size // SECTOR - 1, 0xFFFFFFFF))
+    return bytes(boot) + _sealed(header) + head[2 * SECTOR :]
+
+
+def _header(head: bytes) -> bytes:
+    return head[SECTOR : 2 * SECTOR]
+
+
+def _is_header(sector: bytes) -> bool:
+    if len(sector) != SECTOR or sector[:8] != _SIGNATURE:
+        return False
+    return _LEAST_HEADER <= int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little") <= SECTOR
+
+
+def _last_usable(size: int) -> int:
+    return size // SECTOR - 2 - _ENTRY_SECTORS
+
+
+def _chs(sector: int) -> bytes:
+    """A sector as a partition record of an MBR has it in its fields of cylinder, head and sector."""
+    cylinder, rest = divmod(sector, _HEADS * _TRACK)
+    head, number = divmod(rest, _TRACK)
+    if cylinder > 1023:
+        return _NO_CHS
+    return bytes((head, number + 1 | cylinder >> 8 << 6, cylinder & 0xFF))
+
+
+def _number(header: bytes, place: int) -> int:
+    return int.from_bytes(header[place : place + 8], "little")
+
+
+def _put(header: bytes, place: int, value: int) -> bytes:
+    return header[:place] + struct.pack("<Q", value) + header[place + 8 :]
+
+
+def _sealed(header: bytes) -> bytes:
+    """The header with its checksum."""
+    length = struct.unpack_from("<I", header, _HEADER_SIZE)[0]
+    blank = header[:_HEADER_CRC] + bytes(4) + header[_HEADER_CRC + 4 :]
+    return blank[:_HEADER_CRC] + struct.pack("<I", zlib.crc32(blank[:length])) + blank[_HEADER_CRC + 4 :]

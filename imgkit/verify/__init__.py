@@ -1,0 +1,1 @@
+"""Compare an image with its manifest: every file beside it, every byte of the disk, every path."""

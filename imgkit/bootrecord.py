@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imgkit import interrupts, scratch
+from imgkit import interrupts, scratch, wholefile
 from imgkit.errors import InputError
 from imgkit.jsonfile import parse_json, read_bytes
 from imgkit.progress import bar
@@ -158,7 +158,7 @@ def keep(image: Path, record: Record) -> Path | None:
         written = near / "boot.json"
         written.write_text(record.with_boots(read(path)).text())
         with interrupts.held_back():
-            written.replace(path)
+            wholefile.place({written: path})
     return path
 
 

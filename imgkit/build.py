@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imgkit import interrupts, process, scratch
+from imgkit import interrupts, process, scratch, wholefile
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, partition_specs
 from imgkit.disk.regions import regions_of
@@ -209,7 +209,9 @@ def _payload(request: Request, work: Path) -> Path | None:
         build=recipe.agent_runner_build,
         architecture=recipe.architecture(request.arch).alpine,
         allow_scripts=recipe.npm_scripts,
+        allow_git=recipe.npm_git,
         offline=request.cache.offline,
+        cache=request.cache.folder / "npm",
     )
 
 
@@ -263,7 +265,8 @@ def _place(request: Request, work: Path, made: Composition, size: int, steps: St
     with scratch.folder(out, _SCRATCH) as near:  # WORK_DIR may be on another filesystem
         for source in moves:
             shutil.move(work / source, near / source)
+        placed = {near / source: target for source, target in moves.items()}
+        wholefile.settle(placed)
         with scratch.alone(out), interrupts.held_back():
-            for source, target in moves.items():
-                (near / source).replace(target)
+            wholefile.rename_together(placed)
     return result

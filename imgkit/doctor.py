@@ -12,6 +12,7 @@ from pathlib import Path
 
 from imgkit.errors import ImgkitError
 from imgkit.process import PACKAGES, run
+from imgkit.rootfs import npmbox
 from imgkit.vm import confinement, firmware, identity, probe
 
 SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
@@ -40,6 +41,7 @@ def examine(out: Path) -> list[Finding]:
         *_firmware(),
         *_accelerators(),
         _confinement(),
+        _sandbox(),
     ]
 
 
@@ -133,3 +135,15 @@ def _confinement() -> Finding:
         parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
     fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
     return Finding("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)
+
+
+def _sandbox() -> Finding:
+    """Which isolation npm gets when it installs a payload's packages."""
+    problem = npmbox.problem()
+    detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
+    fix = (
+        "apt-get install bubblewrap"
+        if problem == npmbox.MISSING
+        else "allow user namespaces (sysctl user.max_user_namespaces; Ubuntu: an AppArmor profile)"
+    )
+    return Finding("bubblewrap", problem is None, detail, "keep npm from the host's files", fix, required=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from imgkit import wholefile
 from imgkit.apk.index import Repository, format_record
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.jsonfile import checked, read_json
@@ -41,16 +42,13 @@ def write(
     """
     entries = {**kept, **{arch: _to_json(recipe, plan) for arch, plan in plans.items()}}
     found = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
-    temporary = path.with_name(path.name + ".new")
     try:
         data = (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as cause:
         raise InputError(f"{path}: the record of a package has text that is not UTF-8") from cause
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        wholefile.write(path, data)
     except OSError as cause:
-        temporary.unlink(missing_ok=True)
         raise HostError(f"{path}: {cause.strerror}") from cause
 
 

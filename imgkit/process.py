@@ -32,6 +32,7 @@ PACKAGES = {
     "supermin": "supermin",
     "npm": "npm",
     "node": "nodejs",
+    "bwrap": "bubblewrap",
 }
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -157,6 +157,8 @@ class Recipe(_Spec):
     ``npm run build``: code of the payload, on the host, with the rights of whoever builds."""
     npm_scripts: bool = False
     """Whether npm may run the lifecycle scripts of the payload's packages, on the host."""
+    npm_git: bool = False
+    """Whether npm may take packages from git repositories, for which it runs git on the host."""
     payload_binaries: Literal["warn", "strict", "prune"] = "warn"
     """What is done about programs and native modules of the payload that cannot run in the image: ``warn`` says so,
     ``strict`` refuses to build, ``prune`` leaves out those for other platforms. The manifest has all of them."""

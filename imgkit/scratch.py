@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgkit import walk
+from imgkit.errors import HostError
 
 log = logging.getLogger("imgkit")
 
@@ -46,9 +47,10 @@ def folder(place: Path | None = None, prefix: str = "imgkit-") -> Iterator[Path]
         prefix: how the names of such folders begin; those of dead processes in ``place`` are removed.
 
     Raises:
+        HostError: there is no folder for temporary files.
         OSError: it cannot be made.
     """
-    place = Path(tempfile.gettempdir()) if place is None else place
+    place = temporary() if place is None else place
     path = None
     try:
         path = _make(place.absolute(), prefix)
@@ -82,6 +84,19 @@ def _make(place: Path, prefix: str) -> Path:
             return path
         _unlock(_folders.pop(path))
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place / f"{prefix}*"))
+
+
+def temporary() -> Path:
+    """The folder for temporary files.
+
+    Raises:
+        HostError: there is none in which a file can be made: Python tries that, and then other folders.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as cause:
+        hint = "make room, or set TMPDIR to a folder that has some"
+        raise HostError("no room for temporary files, or no folder that may be written", hint=hint) from cause
 
 
 @contextmanager

@@ -25,7 +25,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def here() -> Iterator[Place]:
-    for program in (*PROGRAMS, "qemu-system-aarch64"):
+    for program in (*PROGRAMS, "qemu-system-aarch64", "bwrap"):
         need_program(program)
     with place() as one:
         yield one
@@ -61,6 +61,20 @@ def test_what_only_other_architectures_need_is_no_failure(here: Place) -> None:
     assert ran.status == 0
     assert "MISSING" not in ran.out
     assert any(line.split()[:2] == ["missing", "qemu-system-aarch64"] for line in ran.out.splitlines()), ran.out
+
+
+def test_which_isolation_npm_gets(here: Place) -> None:
+    """None is no failure: most containers cannot have it."""
+    ran = here.run("doctor", env=path_without(here, "bwrap"))
+    assert ran.status == 0
+    says(ran, "missing", "bubblewrap", "keep npm from the host's files", "apt-get install bubblewrap")
+    forbidden = here.base / "bin/bwrap"
+    forbidden.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    forbidden.chmod(0o755)
+    ran = here.run("doctor", env={"PATH": str(here.base / "bin")})
+    assert ran.status == 0
+    says(ran, "missing", "bubblewrap", "keep npm from the host's files", "allow user namespaces")
+    assert "No permissions to create new namespace; npm runs with your rights" in ran.out
 
 
 def test_bindings_that_are_missing(here: Place) -> None:

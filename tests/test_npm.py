@@ -7,17 +7,20 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from fixtures.server import serve
 from imgkit.errors import InputError
 from imgkit.rootfs.binaries import examine, platforms
 from imgkit.rootfs.npm import MINIMUM, Build, prepare, unlocked_options
+from imgkit.rootfs.npmbox import problem
 from imgkit.rootfs.payload import replace_payload
 from imgkit.tree import Tree
 from tests.commandline import ROOT
@@ -33,19 +36,26 @@ PLATFORMS = {
 }
 
 
-def need_npm() -> tuple[int, ...]:
-    """The version of a real npm that is new enough, under the rule of :func:`need`."""
+def need_npm() -> None:
+    """A real npm that is new enough, under the rule of :func:`need`."""
     text = subprocess.run([need_program("npm"), "--version"], capture_output=True, text=True).stdout
     version = tuple(map(int, text.strip().split(".")))
-    need("npm 10.3.0 or newer", version >= MINIMUM)
-    return version
+    need("npm 10.9.4 or newer", version >= MINIMUM)
+
+
+def no_bubblewrap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put into ``folder``, first on PATH, a bubblewrap that works as it does where it is not allowed to."""
+    program = folder / "bwrap"
+    folder.mkdir(exist_ok=True)
+    program.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture(autouse=True)
-def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """npm with a cache of its own."""
+def npm() -> None:
+    """The real npm."""
     need_npm()
-    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
 
 
 def as_image(folder: Path) -> bytes:
@@ -58,10 +68,11 @@ def as_image(folder: Path) -> bytes:
 
 @pytest.mark.mirror
 def test_the_same_again_without_network(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
     with pytest.raises(InputError, match="npm ci failed"):
-        prepare(ECHO, tmp_path / "cold", build="auto", architecture="x86_64", offline=True)
-    first = prepare(ECHO, tmp_path / "first", build="auto", architecture="x86_64")
-    again = prepare(ECHO, tmp_path / "again", build="auto", architecture="x86_64", offline=True)
+        prepare(ECHO, tmp_path / "cold", build="auto", architecture="x86_64", offline=True, cache=cache)
+    first = prepare(ECHO, tmp_path / "first", build="auto", architecture="x86_64", cache=cache)
+    again = prepare(ECHO, tmp_path / "again", build="auto", architecture="x86_64", offline=True, cache=cache)
     assert (first / "node_modules/ms/index.js").stat().st_size > 0
     assert as_image(first) == as_image(again)
     (again / "node_modules/ms/index.js").write_bytes(b"")
@@ -143,7 +154,7 @@ def test_a_complete_lock_file_is_no_cause_for_a_warning(
     lock(payload)
     assert unlocked_options(payload / "package-lock.json") == []
     prepare(payload, tmp_path / "made", build="auto", architecture="aarch64", offline=True)
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_lock_file_without_libc_has_the_packages_of_musl_as_well(payload: Path, tmp_path: Path) -> None:
@@ -185,24 +196,33 @@ def scripts(marks: Path, owner: str) -> dict[str, str]:
 
 @pytest.fixture
 def marks(tmp_path: Path) -> Path:
-    """Where the scripts of :func:`eager` leave files."""
-    folder = tmp_path / "marks"
-    folder.mkdir()
+    """Where the scripts of :func:`eager` leave files: in the copy, the one place that they always can write to."""
+    folder = tmp_path / "made/marks"
+    folder.mkdir(parents=True)
     return folder
 
 
-def repository(folder: Path, manifest: Mapping[str, object]) -> str:
-    """The URL of a git repository with a package."""
+@pytest.fixture
+def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder, and the URL at which its git repositories are."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "repositories"
+    folder.mkdir()
+    with serve(folder) as site:
+        yield folder, f"git+{site.url}"
+
+
+def repository(folder: Path, manifest: Mapping[str, object]) -> None:
+    """Make a git repository with a package, for git's simple HTTP."""
     git = [need_program("git"), "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.invalid"]
     folder.mkdir()
     (folder / "package.json").write_text(json.dumps(manifest))
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"], ["update-server-info"]):
         subprocess.run([*git, *words], check=True)
-    return f"git+file://{folder}"
 
 
 @pytest.fixture
-def eager(tmp_path: Path, marks: Path) -> Path:
+def eager(tmp_path: Path, marks: Path, repositories: tuple[Path, str]) -> Path:
     """A payload that has a script for everything, with a package, one from a git repository and a workspace like it."""
     top = tmp_path / "eager"
     (top / "part").mkdir(parents=True)
@@ -211,12 +231,21 @@ def eager(tmp_path: Path, marks: Path) -> Path:
     part = {"name": "part", "version": "1.0.0", "scripts": scripts(marks, "part")}
     (top / "part/package.json").write_text(json.dumps(part))
     own = {"name": "eager", "version": "1.0.0", "scripts": scripts(marks, "own"), "workspaces": ["part"]}
-    wanted = {"dep": "file:dep.tgz"}
-    if need_npm() >= (10, 9, 4):  # older ones run prepare of packages from git whatever they are told
-        git = {"name": "git", "version": "1.0.0", "scripts": scripts(marks, "git")}
-        wanted["git"] = repository(tmp_path / "git", git)
+    folder, url = repositories
+    repository(folder / "git", {"name": "git", "version": "1.0.0", "scripts": scripts(marks, "git")})
+    wanted = {"dep": "file:dep.tgz", "git": f"{url}/git/.git"}
     (top / "package.json").write_text(json.dumps({**own, "dependencies": wanted}))
     return top
+
+
+@pytest.fixture(params=["bubblewrap", "none"])
+def sandbox(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """npm inside bubblewrap, and without, as where bubblewrap may not make namespaces."""
+    if request.param == "none":
+        no_bubblewrap(tmp_path / "bin", monkeypatch)
+    else:
+        need("bubblewrap that may make user namespaces", problem() is None)
+    return str(request.param)
 
 
 @pytest.mark.parametrize(
@@ -230,13 +259,16 @@ def eager(tmp_path: Path, marks: Path) -> Path:
     ],
 )
 def test_what_of_the_payload_runs_on_the_host(
-    eager: Path, marks: Path, tmp_path: Path, build: Build, allowed: bool, ran: set[str]
+    eager: Path, marks: Path, tmp_path: Path, sandbox: str, build: Build, allowed: bool, ran: set[str]
 ) -> None:
-    made = prepare(eager, tmp_path / "made", build=build, architecture="x86_64", allow_scripts=allowed, offline=True)
+    made = prepare(
+        eager, tmp_path / "made", build=build, architecture="x86_64", allow_scripts=allowed, allow_git=build != "0"
+    )
     found = {path.name for path in marks.iterdir()}
     assert ran <= found if allowed else found == ran
     assert build == "1" or not [name for name in found if name.endswith("build")]
-    assert (made / "node_modules/dep/package.json").exists() == (build != "0")
+    for name in ("dep", "git"):
+        assert (made / f"node_modules/{name}/package.json").exists() == (build != "0")
 
 
 # ---- the first seed's own packages -----------------------------------------------------------------------------------
@@ -261,7 +293,7 @@ def test_the_first_seeds_packages(
     native = sorted(path.name for path in (made / "node_modules/@img").glob("*"))
     if complete or native:
         assert native == [f"sharp-libvips-linuxmusl-{cpu}", f"sharp-linuxmusl-{cpu}"]
-    assert bool(caplog.records) == (not complete)
+    assert any(record.levelno >= logging.WARNING for record in caplog.records) == (not complete)
     tree = Tree()
     foreign = examine(tree, architecture, replace_payload(tree, made, epoch=0)).foreign
     assert platforms(foreign).startswith("4 for macOS, 2 for Windows, 2 for ")

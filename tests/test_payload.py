@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +22,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from tests.conftest import need
 from tests.files import nested
 
 EPOCH = 1_700_000_000
@@ -138,6 +143,19 @@ def test_links_that_leave_a_payload(folder: Path, target: str) -> None:
     with pytest.raises(InputError, match=r"etc/link: the link to .* leads out of the folder"):
         add_directory(tree, folder, "opt/payload", epoch=EPOCH)
     assert list(tree) == [""]
+
+
+@pytest.mark.parametrize("above", ["init.d/up/../overlay/etc/motd", "init.d/up/../secret", "init.d/up/.."])
+def test_links_that_leave_a_payload_by_another_link(folder: Path, tmp_path: Path, above: str) -> None:
+    """``etc/init.d/up/..`` reads as ``etc/init.d`` and is the folder above the payload."""
+    (tmp_path / "secret").write_text("secret")
+    (folder / "etc/init.d/up").symlink_to("../..")
+    (folder / "etc/link").symlink_to(above)
+    if above.endswith("motd"):
+        add_directory(Tree(), folder, "opt/payload", epoch=EPOCH)
+    else:
+        with pytest.raises(InputError, match=r"etc/link: the link to .* leads out of the folder"):
+            add_directory(Tree(), folder, "opt/payload", epoch=EPOCH)
 
 
 @pytest.mark.parametrize("target", ["..", "../etc/motd", "init.d/../motd", "nowhere"])
@@ -265,20 +283,27 @@ def test_the_old_payload_goes(folder: Path) -> None:
 
 NPM = r"""#!/usr/bin/env python3
 import json, os, pathlib, sys
+version, fails = VERSION, FAILS
 if sys.argv[1:] == ["--version"]:
-    print(os.environ.get("FAKE_NPM_VERSION", "10.9.0"))
+    print(version)
     sys.exit()
-with open(os.environ["FAKE_NPM_LOG"], "a") as log:
-    log.write(json.dumps([os.getcwd(), sys.argv[1:], sorted(os.listdir())]) + "\n")
-if os.environ.get("FAKE_NPM_FAILS") == sys.argv[1]:
+(folder,) = [word.removeprefix("--prefix=") for word in sys.argv if word.startswith("--prefix=")]
+here = pathlib.Path(folder)
+with (here / ".npm.log").open("a") as log:  # the one folder that npm may write to
+    seen = sorted(name for name in os.listdir(here) if name != ".npm.log")
+    log.write(json.dumps([os.getcwd(), sys.argv[1:], seen, dict(os.environ)]) + "\n")
+if fails == "full":
+    print("npm error code ENOSPC\nnpm error syscall write\nnpm error errno -28", file=sys.stderr)
+    sys.exit(228)
+if fails == sys.argv[1]:
     print("npm error code E404\nnpm error 404 Not Found - left-pad\nnpm error A complete log", file=sys.stderr)
     sys.exit(1)
 if sys.argv[1] == "run":
-    pathlib.Path("built.js").write_text("built")
+    (here / "built.js").write_text("built")
 else:
-    pathlib.Path("node_modules/dep").mkdir(parents=True)
-    pathlib.Path("node_modules/dep/index.js").write_text("dep")
-    pathlib.Path("node_modules/.package-lock.json").write_text("registry")
+    (here / "node_modules/dep").mkdir(parents=True)
+    (here / "node_modules/dep/index.js").write_text("dep")
+    (here / "node_modules/.package-lock.json").write_text("{}")
 """
 
 
@@ -286,26 +311,40 @@ class Npm:
     """A program called npm, first on PATH, that writes down how it is called."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = folder / "npm.log"
-        program = folder / "bin/npm"
-        program.parent.mkdir()
-        program.write_text(NPM)
-        program.chmod(0o755)
+        self.log = folder / "copy/.npm.log"
+        self.program = folder / "bin/npm"
+        self.program.parent.mkdir()
+        self.be()
+
+    def be(self, version: str = "10.9.4", fails: str = "") -> None:
+        """Have this version, and fail at this command."""
+        self.program.write_text(NPM.replace("VERSION", repr(version)).replace("FAILS", repr(fails)))
+        self.program.chmod(0o755)
+
+    def _log(self) -> list[Any]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     def calls(self) -> list[list[str]]:
         """The arguments of each call."""
-        return [json.loads(line)[1] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return [call[1] for call in self._log()]
 
     def saw(self) -> list[list[str]]:
         """What was in the folder at each call."""
-        return [json.loads(line)[2] for line in self.log.read_text().splitlines()]
+        return [call[2] for call in self._log()]
+
+    def folders(self) -> list[str]:
+        """In which folder it was started at each call."""
+        return [call[0] for call in self._log()]
+
+    def variables(self) -> list[dict[str, str]]:
+        """The environment of each call."""
+        return [call[3] for call in self._log()]
 
 
 @pytest.fixture
 def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Npm:
     fake = Npm(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_NPM_LOG", str(fake.log))
     return fake
 
 
@@ -319,6 +358,10 @@ def payload(tmp_path: Path) -> Path:
 
 def manifest(payload: Path, **fields: object) -> None:
     (payload / "package.json").write_text(json.dumps({"name": "p", **fields}))
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 DEPENDENCIES = {"left-pad": "1"}
@@ -367,6 +410,29 @@ def test_install_is_for_the_image(npm: Npm, payload: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in (prepared / "node_modules").iterdir()) == ["dep"]
 
 
+def test_the_environment_of_npm(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of whoever builds but proxies and certificates; and corepack, if that is npm, asks no package.json."""
+    for name in ("API_KEY", "NODE_OPTIONS", "npm_config_git", "GIT_SSH_COMMAND", "SSH_AUTH_SOCK"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("https_proxy", "http://proxy.example")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:.:node_modules/.bin:{payload}/bin:")
+    manifest(payload, dependencies=DEPENDENCIES, scripts=SCRIPTS)
+    prepare(payload, tmp_path / "copy", build="1", architecture="x86_64")
+    for variables in npm.variables():
+        assert "secret" not in variables.values()
+        assert variables["https_proxy"] == "http://proxy.example"
+        assert variables["COREPACK_ENABLE_PROJECT_SPEC"] == "0"
+        assert Path(variables["HOME"]) in Path(variables["TMPDIR"]).parents
+        assert variables["HOME"] != os.environ.get("HOME")
+        path = variables["PATH"].split(":")
+        assert all(entry.startswith("/") and not entry.startswith(str(payload)) for entry in path)
+        names = [name for name in variables if name.startswith(("npm_", "NODE_", "GIT_SSH", "SSH_"))]
+        assert set(names) <= {"npm_config_ignore_scripts", "npm_config_script_shell", "NODE_EXTRA_CA_CERTS"}
+    for folder in map(Path, npm.folders()):
+        assert not folder.is_relative_to(payload)
+        assert not folder.is_relative_to(tmp_path / "copy")
+
+
 @pytest.mark.parametrize("lock", ["package-lock.json", "npm-shrinkwrap.json"])
 def test_a_lock_file_is_kept_to(npm: Npm, payload: Path, tmp_path: Path, lock: str) -> None:
     manifest(payload, dependencies=DEPENDENCIES)
@@ -396,8 +462,8 @@ def test_a_lock_file_that_lacks_what_the_image_needs(
     ((command, *arguments),) = npm.calls()
     assert command == "install"
     assert "--no-save" in arguments
-    (record,) = caplog.records
-    assert record.getMessage() == (
+    (message,) = warnings(caplog)
+    assert message == (
         f"{payload}/package-lock.json: lacks x-linuxmusl-x64, and this npm did not install it; "
         "remove node_modules and package-lock.json and run npm install to have a complete one"
     )
@@ -410,14 +476,14 @@ def test_a_lock_file_that_lacks_what_others_need(
     write_lock(payload, "x-linuxmusl-x64", "x-linux-x64")
     prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
     assert [call[0] for call in npm.calls()] == ["install"], "npm ci refuses such a lock file too"
-    assert caplog.records == []
+    assert warnings(caplog) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"packages": 3}', '{"packages": {"": {"optionalDependencies": 3}}}'])
 def test_a_lock_file_that_is_none(npm: Npm, payload: Path, tmp_path: Path, text: str) -> None:
     manifest(payload, dependencies=DEPENDENCIES)
     (payload / "package-lock.json").write_text(text)
-    with pytest.raises(InputError, match=r"payload/package-lock\.json: cannot be read as a lock file of npm"):
+    with pytest.raises(InputError, match=r"payload/package-lock\.json: cannot be read as (JSON|a lock file of npm)"):
         prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
     assert npm.calls() == []
 
@@ -444,7 +510,7 @@ def test_a_payload_that_wants_to_be_built_first(
 ) -> None:
     manifest(payload, **fields)
     prepare(payload, tmp_path / "copy", build=build, architecture="x86_64")
-    assert [record.getMessage().split(",")[0] for record in caplog.records] == (
+    assert [message.split(",")[0] for message in warnings(caplog)] == (
         [f"{payload}: dist/index.js is not there"] if warned else []
     )
 
@@ -456,8 +522,8 @@ def test_scripts_run_when_they_may(npm: Npm, payload: Path, tmp_path: Path) -> N
     assert not [call for call in npm.calls() if "--ignore-scripts" in call]
 
 
-def test_npm_fails(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_NPM_FAILS", "install")
+def test_npm_fails(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    npm.be(fails="install")
     manifest(payload, dependencies=DEPENDENCIES)
     with pytest.raises(
         InputError, match="payload: npm install failed with status 1: npm error 404 Not Found - left-pad"
@@ -465,11 +531,30 @@ def test_npm_fails(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.
         prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
 
 
-def test_old_npm(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_NPM_VERSION", "9.2.0")
+def test_no_room(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    """Which is the host's fault. While copying: a filesystem of 64 KiB, where one may be mounted."""
+    npm.be(fails="full")
     manifest(payload, dependencies=DEPENDENCIES)
-    with pytest.raises(HostError, match=r"npm 9\.2\.0: too old"):
+    with pytest.raises(HostError, match="copy: npm install: no space left"):
         prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    full = tmp_path / "full"
+    full.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", full], capture_output=True, check=False)
+    need("the right to mount a small filesystem", mount.returncode == 0)
+    try:
+        (payload / "large").write_bytes(bytes(1 << 20))
+        with pytest.raises(HostError, match="full/copy: no space left"):
+            prepare(payload, full / "copy", build="auto", architecture="x86_64")
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def test_old_npm(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    for version in ("9.2.0", "10.9.3"):
+        npm.be(version)
+        with pytest.raises(HostError, match=f"npm {re.escape(version)}: too old"):
+            prepare(payload, tmp_path / version, build="auto", architecture="x86_64")
 
 
 def test_no_npm(payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from imgkit import wholefile
+
 VERSION = "1"  # part of the cache key: raise it when the appliance's making changes
 SUPERMIN_FOLDERS = ("/usr/lib/*/guestfs/supermin.d", "/usr/lib64/guestfs/supermin.d", "/usr/lib/guestfs/supermin.d")
 
@@ -171,7 +173,7 @@ def _write_recipe(source: Path, recipe: Path) -> None:
         member = tarfile.TarInfo("init")
         member.mode, member.size = 0o755, len(_INIT)
         archive.addfile(member, io.BytesIO(_INIT.encode()))
-    temporary.rename(recipe)
+    wholefile.place({temporary: recipe})
 
 
 def _finish(cache: Path) -> Path:
@@ -191,7 +193,7 @@ def _finish(cache: Path) -> Path:
     (temporary / "kernel").write_bytes(unpack_kernel(kernel) or kernel)
     initrd = (base / "initrd").read_bytes()
     (temporary / "initrd").write_bytes(initrd + _shorter_list(initrd))
-    temporary.rename(ready)
+    wholefile.place({temporary: ready})
     return ready
 
 

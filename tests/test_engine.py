@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tarfile
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -118,15 +118,25 @@ def test_only_plain_large_files_travel_alone(path: str, node: File, large: bool)
 # ---- texts for the appliance ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Script:
+    """A script that runs in the image."""
+
+    text: str
+    args: tuple[str, ...] = ("1.0",)
+    package: str = "demo"
+    kind: str = "post-install"
+
+
 def all_scripts() -> list[str]:
-    written = feed.write_feed(io.BytesIO(), small_tree(), BOOT)
+    written = feed.write_feed(io.BytesIO(), small_tree(), BOOT, [Script("#!/bin/sh\necho 'x'", ("a b",))])
     return [
         scripts.partition_script(LAYOUT),
         scripts.format_script(LAYOUT),
         scripts.populate_script(written),
         scripts.boot_script(LAYOUT, written, BOOT.boot_code),
         scripts.FINISH_SCRIPT,
-        scripts.chroot_script("#!/bin/sh\necho 'x'", ["a b"]),
+        scripts.chroot_script(written, 0),
     ]
 
 
@@ -134,6 +144,26 @@ def test_bash_can_read_every_script() -> None:
     for text in all_scripts():
         assert subprocess.run(["bash", "-n"], input=text.encode()).returncode == 0
     assert subprocess.run(["bash", "-n"], input=b"if true", capture_output=True).returncode != 0
+
+
+def test_nothing_of_a_package_is_read_by_the_shell_of_the_appliance() -> None:
+    """Scripts and their arguments are files of the feed; a text within a text can always end it."""
+    hostile = Script("#!/bin/sh\nimgkit-end-of-script\nreboot\n\udcff", ("'; reboot; '", "$(reboot)", "\udcff"))
+    sink = io.BytesIO()
+    written = feed.write_feed(sink, small_tree(), BOOT, [Script(""), hostile])
+    assert "reboot" not in scripts.chroot_script(written, 1)
+    with tarfile.open(fileobj=io.BytesIO(sink.getvalue()[written.scripts.offset :])) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
+        found = {name: file.read() for name, file in files.items() if file is not None}
+    assert found["1/script"] == hostile.text.encode(errors="surrogateescape")
+    assert found["1/arguments"] == b"'; reboot; '\0$(reboot)\0\xff\0"
+    assert (found["0/script"], found["0/arguments"]) == (b"", b"1.0\0")
+
+
+def test_the_feed_has_room_for_scripts() -> None:
+    sink, large = io.BytesIO(), [Script("x" * 5_000_000, ("y",) * 1000)] * 3
+    feed.write_feed(sink, small_tree(), BOOT, large)
+    assert len(sink.getvalue()) <= feed.feed_bytes(small_tree(), BOOT, large)
 
 
 def test_file_names_cannot_break_out_of_the_script() -> None:
@@ -478,19 +508,46 @@ def libraries_of(program: str) -> list[str]:
     return [word for word in listed.split() if word.startswith("/")]
 
 
-@pytest.mark.vm
-def test_scripts_run_in_the_image_and_a_failing_one_is_named(options: Options, tmp_path: Path) -> None:
-    class Script:
-        package, kind, args = "demo", "post-install", ("1.0",)
-
-        def __init__(self, text: str) -> None:
-            self.text = text
-
+def runnable_tree() -> Tree:
+    """A root filesystem with the shell of this host."""
     tree = small_tree()
     for program in ("/bin/sh", "/usr/bin/env"):
         for path in (program, *libraries_of(program)):
             tree.write(path.lstrip("/"), Path(path).read_bytes(), mode=0o755)
     tree.mkdir("proc")
+    return tree
+
+
+@pytest.mark.vm
+def test_hostile_scripts_stay_where_they_are_and_end(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that would end the text that it came in, one that floods, one that leaves something behind, and one
+    that never ends."""
+    monkeypatch.setattr(scripts, "SCRIPT_SECONDS", 60)
+    end = "imgkit-end-of-script"
+    texts = [
+        f"#!/bin/sh\n: <<'{end}'\n{end}\necho x 2>/dev/null >/sysroot/escaped || :\n",
+        '#!/bin/sh\n[ ! -e /escaped ] && [ $# = 4 ] && [ "$2" = "it\'s; \\$(x)" ] && [ "$3" = \'a b\' ]\n',
+        "#!/bin/sh\nx=0123456789abcdef; for i in 1 2 3 4 5 6 7 8 9 a b c; do x=$x$x; done\n"
+        "i=0; while [ $i -lt 200 ]; do echo $x; i=$((i + 1)); done\n",
+        "#!/bin/sh\n( while :; do :; done ) &\nexit 0\n",
+        "#!/bin/sh\n( while :; do :; done ) &\nwhile :; do :; done\n",
+    ]
+    names = ["ending", "looking", "flooding", "leaving", "endless"]
+    arguments = ("1.0", "it's; $(x)", "a b", "\udcff")
+    hostile = [Script(text, arguments, package=name) for name, text in zip(names, texts, strict=True)]
+    with (
+        guestfs.launch(tmp_path, LAYOUT.size_bytes, options) as engine,
+        pytest.raises(InputError, match=r"^endless\.post-install: the script has no end after") as refusal,
+    ):
+        engine.write(runnable_tree(), LAYOUT, BOOT, Steps(), hostile)
+    assert refusal.value.hint == "if it need not run: skip_scripts = ['endless']"
+
+
+@pytest.mark.vm
+def test_scripts_run_in_the_image_and_a_failing_one_is_named(options: Options, tmp_path: Path) -> None:
+    tree = runnable_tree()
     good = Script('#!/bin/sh\necho "$1" >/marker; test -r /proc/self/stat')
     bad = Script("#!/bin/sh\necho went wrong; exit 3")
     with (

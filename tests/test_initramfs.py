@@ -170,7 +170,7 @@ def test_globs() -> None:
     assert expand(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
     assert expand(tree, "", "a/.h*") == ["a/.hidden"]
     assert expand(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
-    assert expand(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko", "b/deep/x.ko"]
+    assert expand(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
     assert expand(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
     assert expand(tree, "", "none/*") == expand(tree, "a", "none") == []
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from imgkit.rootfs.scripts.budget import Budget
 from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Group, If, Redirected, Simple, While, parse
-from imgkit.rootfs.scripts.patterns import regular_expression, shell_pattern
+from imgkit.rootfs.scripts.patterns import shell_pattern
+from imgkit.rootfs.scripts.regex import compile_expressions
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 
@@ -85,7 +90,7 @@ def test_the_pattern_in_a_quoted_expansion_is_a_pattern() -> None:
     (part,) = simple('echo "${i#*/lib/}"').words[1].parts
     assert isinstance(part, Parameter)
     assert part.word is not None
-    assert part.word.parts[0] == Literal("*")
+    assert part.word.parts == (Literal("*/lib/"),)
 
 
 def test_command_substitution_nests() -> None:
@@ -254,19 +259,62 @@ def test_pathname_patterns_stop_at_slashes() -> None:
     assert not shell_pattern("/lib[!a]x", pathname=True).fullmatch("/lib/x")
 
 
+def found(pattern: str, text: str, *, extended: bool = True) -> bool:
+    return compile_expressions([pattern], Budget(), extended=extended).search(text, Budget())
+
+
 @pytest.mark.parametrize(
-    ("pattern", "extended", "python"),
+    ("pattern", "extended", "yes", "no"),
     [
-        ("a+(b)", False, r"a\+\(b\)"),
-        (r"a\+\(b\|c\)", False, "a+(b|c)"),
-        ("a+(b|c)", True, "a+(b|c)"),
-        ("*a", False, r"\*a"),
-        (r"[[:space:]]\.", True, r"[\s]\."),
-        (r"\<a\>", False, r"\ba\b"),
+        ("a+(b)", False, ["a+(b)"], ["aab"]),
+        (r"a\+\(b\|c\)", False, ["aab", "ac"], ["a+b"]),
+        ("a+(b|c)", True, ["aab", "ac"], ["a+b", "b"]),
+        ("*a", False, ["*a"], ["a"]),
+        ("a^b$c", False, ["a^b$c"], ["ab"]),
+        (r"[[:space:]]\.", True, [" ."], [" x"]),
+        (r"\<a\>", False, ["b a c"], ["ab", "ba"]),
+        (r"^a{2,3}$", True, ["aa", "aaa"], ["a", "aaaa"]),
+        (r"^a\{2\}$", False, ["aa"], ["a", "aaa"]),
+        ("^(ab|)*$", True, ["", "abab"], ["aba"]),
+        (r"\Bb", True, ["ab"], ["b"]),
+        (r"^\w+\s\W$", True, ["a_1 ."], ["a b"]),
+        ("^$", True, [""], ["a"]),
+        ("x|", True, ["", "a"], []),
     ],
 )
-def test_regular_expressions(pattern: str, extended: bool, python: str) -> None:
-    assert regular_expression(pattern, extended=extended) == python
+def test_regular_expressions(pattern: str, extended: bool, yes: list[str], no: list[str]) -> None:
+    assert all(found(pattern, text, extended=extended) for text in yes)
+    assert not any(found(pattern, text, extended=extended) for text in no)
+
+
+_ITEMS = ["a", "b", ".", "[ab]", "[^a]", "(", ")", "|", "*", "+", "?", "{1,2}", "{0}", "^", "$", r"\b", r"\.", r"\w"]
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(st.sampled_from(_ITEMS), max_size=10).map("".join), st.text("ab. ", max_size=8))
+def test_expressions_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None:
+    """Python's own engine is the second opinion; what means something else there (possessive repeats) is left out."""
+    try:
+        expected = re.search(pattern, text) is not None
+        assume(not re.search(r"[*+?}][+?]", pattern))
+        mine = found(pattern, text)
+    except (re.error, ValueError):
+        return
+    assert mine == expected
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.text("ab*?[]!\\", max_size=10), st.text("abc[", max_size=10))
+def test_patterns_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None:
+    assume("\\" not in pattern and pattern.count("[") + pattern.count("]") == 0)
+    compiled, expected = shell_pattern(pattern), re.compile(fnmatch.translate(pattern)).match
+    prefixes = [size for size in range(len(text) + 1) if expected(text[:size])]
+    suffixes = [size for size in range(len(text) + 1) if expected(text[len(text) - size :])]
+    assert compiled.fullmatch(text) == (expected(text) is not None)
+    assert compiled.prefix(text, longest=False) == min(prefixes, default=None)
+    assert compiled.prefix(text, longest=True) == max(prefixes, default=None)
+    assert compiled.suffix(text, longest=False) == min(suffixes, default=None)
+    assert compiled.suffix(text, longest=True) == max(suffixes, default=None)
 
 
 @pytest.mark.parametrize("pattern", ["[z-a]", "[[:nope:]]"])
@@ -285,7 +333,17 @@ def test_any_shell_pattern_compiles_or_is_refused(pattern: str) -> None:
     compiled.fullmatch("a-b")
 
 
-@pytest.mark.parametrize("pattern", ["[a", r"\d", "[[:nope:]]", "a\\"])
-def test_regular_expressions_without_a_counterpart(pattern: str) -> None:
+@pytest.mark.parametrize(
+    "pattern",
+    ["[a", r"\d", r"\(a\)\1", "[[:nope:]]", "a\\", r"\(", r"\)", r"a\{2,1\}", r"a\{256\}", r"a\{x\}", r"a\{1", r"^\+",
+     r"\(\(a\{99\}\)\{99\}\)", r"\(" * 60],
+)  # fmt: skip
+def test_regular_expressions_that_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        regular_expression(pattern)
+        found(pattern, "", extended=False)
+
+
+@pytest.mark.parametrize("pattern", ["*a", "a|*", "(+)", "{1}"])
+def test_nothing_to_repeat(pattern: str) -> None:
+    with pytest.raises(ValueError, match="nothing to repeat"):
+        found(pattern, "")

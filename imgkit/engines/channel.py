@@ -160,18 +160,20 @@ class Channel:
                 return ApplianceError(answer["kind"], answer["error"], answer["console"])
         return None
 
-    def ask(self, request: Mapping[str, Any], watch: Callable[[], None] | None = None) -> Any:
-        """:meth:`post` and :meth:`take` without a deadline."""
+    def ask(
+        self, request: Mapping[str, Any], watch: Callable[[], None] | None = None, deadline: float | None = None
+    ) -> Any:
+        """:meth:`post` and :meth:`take`."""
         self.post(request)
-        return self.take(watch=watch)
+        return self.take(deadline, watch)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A method of the libguestfs handle."""
         return self.ask({"op": "call", "name": name, "args": list(arguments)})
 
-    def shell(self, script: str, watch: Callable[[], None] | None = None) -> str:
+    def shell(self, script: str, watch: Callable[[], None] | None = None, deadline: float | None = None) -> str:
         """A script run by the appliance's bash; what it printed. A status other than 0 is an ApplianceError."""
-        return str(self.ask({"op": "sh", "script": script}, watch))
+        return str(self.ask({"op": "sh", "script": script}, watch, deadline))
 
     def close(self) -> None:
         """Shut the appliance down in order, so that all it wrote is on the disk."""

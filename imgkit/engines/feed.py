@@ -5,7 +5,8 @@ can be filled while the appliance starts: QEMU reads through the host's page cac
 at the drive beyond its first MiB (where partition tables would be) before it is told to.
 
     0       nothing
-    1 MiB   core image of GRUB | files of the ESP (tar) | large files | everything else of the root filesystem (tar)
+    1 MiB   core image of GRUB | files of the ESP (tar) | scripts to be run (tar) | large files
+            | everything else of the root filesystem (tar)
 
 Each part starts at a multiple of 1 MiB. Large files are left out of the tar (an empty one stands there) so that the
 appliance can move them by direct I/O, without one copy by its emulated processor.
@@ -16,10 +17,10 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from imgkit.disk.grub import BootFiles
 from imgkit.tree import File, HardLink, Inline, Tree
@@ -51,12 +52,26 @@ class LargeFile:
     part: Part
 
 
+class Script(Protocol):
+    """A package's script that could not be computed and is run in the image's root file system."""
+
+    @property
+    def package(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def args(self) -> Sequence[str]: ...
+
+
 @dataclass(frozen=True)
 class Feed:
-    """What lies where."""
+    """What lies where. ``scripts`` has the folders ``0``, ``1`` …, each with ``script`` and ``arguments``."""
 
     core: Part
     esp: Part
+    scripts: Part
     large: tuple[LargeFile, ...]
     root: Part
 
@@ -67,11 +82,12 @@ def is_large(path: str, node: File) -> bool:
     return node.content.size >= LARGE and plain and path.isascii()
 
 
-def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles) -> Feed:
+def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles, run_scripts: Sequence[Script] = ()) -> Feed:
     """Write the feed into a file of zeros and say what lies where."""
     core = _write(sink, ALIGNMENT, io.BytesIO(boot.core))
-    esp = _write(sink, _after(core), io.BytesIO(_esp_tar(boot.esp)))
-    at = _after(esp)
+    esp = _write(sink, _after(core), io.BytesIO(_files_tar(boot.esp)))
+    scripts = _write(sink, _after(esp), io.BytesIO(_files_tar(_script_files(run_scripts))))
+    at = _after(scripts)
     large = []
     for path, node in tree.items():
         if isinstance(node, File) and is_large(path, node):
@@ -81,15 +97,16 @@ def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles) -> Feed:
             at = _after(part)
     sink.seek(at)
     _without(tree, {file.path for file in large}).write_tar(sink)
-    return Feed(core, esp, tuple(large), Part(at, sink.tell() - at))
+    return Feed(core, esp, scripts, tuple(large), Part(at, sink.tell() - at))
 
 
-def feed_bytes(tree: Tree, boot: BootFiles) -> int:
+def feed_bytes(tree: Tree, boot: BootFiles, run_scripts: Sequence[Script] = ()) -> int:
     """About how many bytes :func:`write_feed` will write (never less)."""
     large = sum(1 for path, node in tree.items() if isinstance(node, File) and is_large(path, node))
     headers = len(tree) * 2048 + sum(sum(map(len, node.xattrs.values())) for _, node in tree.items())
     boot_bytes = len(boot.core) + sum(map(len, boot.esp.values()))
-    return tree.content_size + headers + boot_bytes + (large + 6) * ALIGNMENT
+    script_bytes = sum(2048 + len(data) for data in _script_files(run_scripts).values())
+    return tree.content_size + headers + boot_bytes + script_bytes + (large + 7) * ALIGNMENT
 
 
 def _after(part: Part) -> int:
@@ -102,8 +119,17 @@ def _write(sink: BinaryIO, offset: int, source: BinaryIO) -> Part:
     return Part(offset, sink.tell() - offset)
 
 
-def _esp_tar(files: Mapping[str, bytes]) -> bytes:
-    """The files of the ESP as a tar with their folders."""
+def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
+    """The texts of scripts, and their arguments, each ended by a NUL, which no argument can hold."""
+    files = {}
+    for number, script in enumerate(run_scripts):
+        files[f"{number}/script"] = script.text.encode(errors="surrogateescape")
+        files[f"{number}/arguments"] = b"".join(word.encode(errors="surrogateescape") + b"\0" for word in script.args)
+    return files
+
+
+def _files_tar(files: Mapping[str, bytes]) -> bytes:
+    """Files as a tar with their folders."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}

@@ -13,35 +13,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
 from imgkit.engines import scripts
 from imgkit.engines.channel import ApplianceError, Channel, Drive, Options, check, opened, wait
-from imgkit.engines.feed import Feed, feed_bytes, write_feed
-from imgkit.errors import HostError, ImgkitError, RecipeError
+from imgkit.engines.feed import Feed, Script, feed_bytes, write_feed
+from imgkit.errors import HostError, ImgkitError, InputError, RecipeError
 from imgkit.progress import Steps
 from imgkit.tree import Tree
 
 log = logging.getLogger("imgkit.engines")
 
 _FEED_EXTRA = 256 << 20  # the feed can be this much larger than the disk: alignment, tar headers
+_GRACE = 60.0  # seconds that the appliance has to end a script whose time is up
 _SPARE = 64 << 20  # bytes that must stay free on the host; QEMU halts for good on a full disk, so stop before that
-
-
-class Script(Protocol):
-    """A package's script that could not be computed and is run in the image's root file system."""
-
-    @property
-    def package(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def args(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -98,16 +85,17 @@ class GuestfsEngine:
 
         Raises:
             RecipeError: the Tree does not fit, one of ``run_scripts`` failed.
+            InputError: one of ``run_scripts`` does not end.
             HostError: the appliance cannot be started or failed, the host's disk is full.
         """
         if self._prepared is not None and self._prepared[0] != layout:
             raise ValueError("another layout than the one that was prepared")
         check_fits(tree, layout.root.size, layout.size_bytes)
-        self._check_space(feed_bytes(tree, boot) + tree.content_size)
+        self._check_space(feed_bytes(tree, boot, run_scripts) + tree.content_size)
         if self._prepared is None:
             self.prepare(layout)
         with steps.step("feed the appliance"):
-            feed = self._feed(tree, boot)
+            feed = self._feed(tree, boot, run_scripts)
         with steps.step("wait for the appliance"):
             started = wait(self._channel, self._deadline, self._options)
         log.info("%s appliance after %.1f s", started["appliance"], started["seconds"])
@@ -126,11 +114,11 @@ class GuestfsEngine:
         """The raw disk, complete after :meth:`write`."""
         return self._scratch / "disk.raw"
 
-    def _feed(self, tree: Tree, boot: BootFiles) -> Feed:
+    def _feed(self, tree: Tree, boot: BootFiles, run_scripts: Sequence[Script]) -> Feed:
         path = self._scratch / "feed.raw"
         try:
             with path.open("r+b") as sink:
-                feed = write_feed(sink, tree, boot)
+                feed = write_feed(sink, tree, boot, run_scripts)
         except OSError as cause:
             raise HostError(f"{path}: {cause.strerror or cause}") from cause
         return feed
@@ -145,9 +133,9 @@ class GuestfsEngine:
             said = " ".join(self._shell(scripts.populate_script(feed)).split())
             if said:  # tar only warns of extended attributes that it could not set
                 raise HostError(f"unpacking into the image: {said[:500]}")
-        for script in run_scripts:
+        for number, script in enumerate(run_scripts):
             with steps.step(f"run {script.package}.{script.kind}"):
-                self._run(script)
+                self._run(script, scripts.chroot_script(feed, number))
         with steps.step("install GRUB"):
             self._shell(scripts.boot_script(layout, feed, boot.boot_code))
         with steps.step("shut the appliance down"):
@@ -159,12 +147,19 @@ class GuestfsEngine:
     def _shell(self, script: str) -> str:
         return self._channel.shell(script, self._watch_space)
 
-    def _run(self, script: Script) -> None:
+    def _run(self, script: Script, text: str) -> None:
+        """Run a package's script, which ends in time even if the appliance does not know of time any more."""
+        name = f"{script.package}.{script.kind}"
+        hint = f"if it need not run: skip_scripts = ['{script.package}']"
         try:
-            self._shell(scripts.chroot_script(script.text, script.args))
+            self._channel.shell(text, self._watch_space, time.monotonic() + scripts.SCRIPT_SECONDS + _GRACE)
         except ApplianceError as cause:
             said = cause.message.strip().rpartition("\n")[2]
+            if said.endswith(scripts.ENDLESS):
+                raise InputError(f"{name}: the script has {scripts.ENDLESS}", hint=hint) from cause
             raise RecipeError(f"{script.package}: its {script.kind} script failed: {said}") from cause
+        except TimeoutError:
+            raise InputError(f"{name}: the script has stopped the appliance", hint=hint) from None
 
     def _check_space(self, needed: int) -> None:
         free = _free(self._scratch)

@@ -7,7 +7,6 @@ image runs, except in :func:`chroot_script`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
 from imgkit.disk.layout import SECTOR, Layout, Partition
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, INODE_SIZE, journal_mib
@@ -19,6 +18,11 @@ EXT4_FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
 )
+SCRIPT_SECONDS = 600
+"""Seconds that a script of a package may take in the appliance, whose processor may be an emulated one."""
+ENDLESS = f"no end after {SCRIPT_SECONDS} s"
+_SCRIPTS = "/tmp/scripts"  # noqa: S108 - a folder of the appliance
+_SAID = 4096  # bytes of what a script says that are kept, its last ones
 _GROWTH_BLOCKS = (1 << 40) // BLOCK  # descriptors are reserved for a file system grown to 1 TiB
 
 # Names of disks follow no order (they are probed in parallel); SCSI targets do: drive N is target N.
@@ -135,20 +139,30 @@ echo "$(($1 * ($2 - $3))) $(($1 * $3))"
 )
 
 
-def chroot_script(text: str, arguments: Sequence[str]) -> str:
-    """Run one of the image's own scripts in the image's root file system, as its package manager would."""
-    words = " ".join(map(shlex.quote, arguments))
+def chroot_script(feed: Feed, number: int) -> str:
+    """Run one of the image's own scripts in the image's root file system, as its package manager would.
+
+    The script and its arguments come as files of the feed, so nothing in them is read by this shell. The script has
+    processes and mounts of its own, which end with it or with its time (:data:`SCRIPT_SECONDS`), whatever it started.
+    """
+    folder = f"{_SCRIPTS}/{number}"
+    limits = f"timeout --signal=KILL {SCRIPT_SECONDS} unshare --mount --pid --fork --kill-child"
+    environment = "/usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin"
     return f"""{PRELUDE}
-cat >/sysroot/.script <<'imgkit-end-of-script'
-{text}
-imgkit-end-of-script
-chmod 755 /sysroot/.script
+feed=$(drive 1)
+mkdir -p {_SCRIPTS}
+{_untar(feed.scripts, _SCRIPTS, "--no-same-owner")}
+mapfile -d '' -t arguments <{folder}/arguments
+rm -rf /sysroot/.script
+install -m 755 {folder}/script /sysroot/.script
+inside='
 mount -t proc proc /sysroot/proc
 mount --bind /dev /sysroot/dev
+exec chroot /sysroot {environment} /.script "$@"'
 status=0
-chroot /sysroot /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin /.script {words} </dev/null || status=$?
-umount /sysroot/dev /sysroot/proc
-rm -f /sysroot/.script
+{limits} bash -eu -c "$inside" bash "${{arguments[@]}}" </dev/null 2>&1 | tail -c {_SAID} || status=$?
+rm -rf /sysroot/.script
+if [ $SECONDS -ge {SCRIPT_SECONDS} ]; then echo; echo "{ENDLESS}"; fi
 exit $status
 """
 

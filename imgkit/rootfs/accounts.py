@@ -19,6 +19,7 @@ _SYSTEM = range(100, 1000)
 _ORDINARY = range(1000, 60000)
 _DAY = 86400
 _MAX_NAME = 255
+_MAX_ID = (1 << 32) - 2  # of a user or group, as Linux has them
 
 
 class AccountError(Exception):
@@ -72,7 +73,7 @@ def read_users(tree: Tree) -> list[User]:
     users = []
     for line in _lines(tree, PASSWD):
         fields = line.split(":")
-        if len(fields) >= 7 and fields[2].isdecimal() and fields[3].isdecimal():
+        if len(fields) >= 7 and _is_id(fields[2]) and _is_id(fields[3]):
             gecos, home, shell = ":".join(fields[4:-2]), fields[-2], fields[-1]
             users.append(User(fields[0], int(fields[2]), int(fields[3]), gecos, home, shell))
     return users
@@ -83,7 +84,7 @@ def read_groups(tree: Tree) -> list[Group]:
     groups = []
     for line in _lines(tree, GROUP):
         fields = line.split(":")
-        if len(fields) == 4 and fields[2].isdecimal():
+        if len(fields) == 4 and _is_id(fields[2]):
             groups.append(Group(fields[0], int(fields[2]), tuple(filter(None, fields[3].split(",")))))
     return groups
 
@@ -299,7 +300,13 @@ def _copy_skeleton(tree: Tree, skeleton: str, home: str, user: User) -> None:
 
 
 def _lines(tree: Tree, path: str) -> list[str]:
-    return tree.text(path).splitlines() if isinstance(tree.stat(path), File) else []
+    """The lines of a file; only a newline ends one, as for the C library that reads it in the guest."""
+    text = tree.text(path) if isinstance(tree.stat(path), File) else ""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_ID
 
 
 def _append(tree: Tree, path: str, line: str, epoch: int) -> None:

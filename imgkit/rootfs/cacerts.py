@@ -12,6 +12,7 @@ import base64
 import hashlib
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,9 +24,9 @@ BUNDLE = f"{CERTS}/ca-certificates.crt"
 _CONF = "etc/ca-certificates.conf"
 _SHARE = "usr/share/ca-certificates"
 _LOCAL = "usr/local/share/ca-certificates"
-_PEM = re.compile(
-    rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.+?-----END (?:X509 |TRUSTED )?CERTIFICATE-----", re.S
-)
+_BEGIN = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_END = re.compile(rb"-----END (?:X509 |TRUSTED )?CERTIFICATE-----")
+_MAX_FILE = 4 << 20  # bytes of a file of certificates; Alpine's whole bundle has a quarter of a megabyte
 _HASH_LINK = re.compile(r"/[0-9a-f]{8}\.[0-9]+$")
 
 # ASN.1 (X.690) tags; the string types below are those that OpenSSL brings to UTF8String.
@@ -80,25 +81,37 @@ def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
     wanted: dict[str, str] = {}
     warnings: list[str] = []
     seen: set[bytes] = set()
+    same: Counter[int] = Counter()  # certificates of each hash so far
     for path in tree.children(directory):
         node = tree.stat(path)
         if path.rpartition(".")[2] not in ("pem", "crt", "cer") or path == BUNDLE or not isinstance(node, File):
             continue
-        blocks = _PEM.findall(node.content.read())
+        if node.content.size > _MAX_FILE:
+            raise InputError(f"/{path}: more than {_MAX_FILE >> 20} MiB of certificates")
+        blocks = _blocks(node.content.read())
         if len(blocks) != 1 or blocks[0] in seen:
             why = "duplicate certificate" if len(blocks) == 1 else "does not contain exactly one certificate"
             warnings.append(f"{path}: {why}: skipped")
             continue
         seen.add(blocks[0])
-        number, value = 0, subject_hash(blocks[0], path)
-        while f"{directory}/{value:08x}.{number}" in wanted:
-            number += 1
-        wanted[f"{directory}/{value:08x}.{number}"] = path.rpartition("/")[2]
+        value = subject_hash(blocks[0], path)
+        wanted[f"{directory}/{value:08x}.{same[value]}"] = path.rpartition("/")[2]
+        same[value] += 1
     for path in tree.children(directory):
         if _HASH_LINK.search(path) and isinstance(tree[path], Symlink) and path not in wanted:
             tree.remove(path)
     _link_all(tree, wanted, epoch)
     return warnings
+
+
+def _blocks(data: bytes) -> list[bytes]:
+    """The PEM certificates in ``data``, in one pass: where no block ends any more, none is looked for."""
+    blocks = []
+    at = 0
+    while (begin := _BEGIN.search(data, at)) and (end := _END.search(data, begin.end() + 1)):
+        blocks.append(data[begin.start() : end.end()])
+        at = end.end()
+    return blocks
 
 
 def _link_all(tree: Tree, wanted: Mapping[str, str], epoch: int) -> None:
@@ -123,7 +136,7 @@ def _certificate(tree: Tree, path: str) -> Iterator[_Certificate]:
     if not isinstance(tree.stat(path), File):
         return
     name = path.rpartition("/")[2].removesuffix(".crt").translate(_LINK_NAME)
-    yield _Certificate(path, f"{CERTS}/ca-cert-{name}.pem", tree.read(path))
+    yield _Certificate(path, f"{CERTS}/ca-cert-{name}.pem", tree.read(path, _MAX_FILE))
 
 
 def subject_hash(pem: bytes, name: str = "certificate") -> int:
@@ -135,11 +148,11 @@ def subject_hash(pem: bytes, name: str = "certificate") -> int:
     Raises:
         InputError: ``pem`` has no certificate that can be read.
     """
-    found = _PEM.search(pem)
+    blocks = _blocks(pem)
     try:
-        if not found:
+        if not blocks:
             raise ValueError("no PEM block")
-        der = base64.b64decode(b"".join(found.group().split(b"-----")[2].split()), validate=True)
+        der = base64.b64decode(b"".join(blocks[0].split(b"-----")[2].split()), validate=True)
         digest = hashlib.sha1(_canonical(_subject(der)), usedforsecurity=False).digest()
     except (ValueError, IndexError) as cause:  # binascii.Error and UnicodeDecodeError are ValueErrors
         raise InputError(f"{name}: not a certificate: {cause}") from cause

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imgkit.rootfs.scripts.grammar import parse
+from imgkit.rootfs.scripts.budget import MAX_BYTES, MAX_STEPS, Budget, Exhausted
 from imgkit.rootfs.scripts.machine import Failed, Machine, Streams, options
 from imgkit.rootfs.scripts.shell import Jump, Leave, Shell
 from imgkit.rootfs.scripts.words import Unsupported
@@ -34,8 +34,9 @@ _KINDS = {
     "provide": "iprovide",
     "keyword": "keyword",
 }
-# A function over several lines, as everybody writes them in service scripts; but for depend it is not looked at.
-_FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#.*)?\n.*?^\}", re.MULTILINE | re.DOTALL)
+# The head of a function over several lines, as everybody writes them in service scripts; but for depend they are not
+# looked at.
+_FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
 _INSIDE = re.compile(r"^(\w+[ \t]*\(\)|\s*depend[ \t]*\()", re.MULTILINE)
 _PURE = frozenset({"[", "echo", "false", "printf", "test", "true"})  # commands whose outcome the files alone decide
 _VARIABLES = {
@@ -43,6 +44,10 @@ _VARIABLES = {
     "RC_LIBEXECDIR": "/usr/libexec/rc",
     "RC_SVCDIR": "/run/openrc",
 }  # what OpenRC sets for every script
+_LARGEST = 256 << 10  # bytes of a service script
+_SHARE = 4  # all services together may cost this many times what a package script may
+_MOST_NAMES = 200  # that one service may declare; those of Alpine have a dozen
+_MOST_SERVICES = 1000
 _YES = frozenset({"yes", "true", "on", "1"})
 
 
@@ -98,12 +103,14 @@ class _ServiceShell(Shell):
 
     def read(self, text: str, streams: Streams) -> int:
         """Run a file, whose functions are not looked into."""
-        return self.run(parse(_FUNCTION.sub(_unread, text)), streams)
+        return self.run_text(_without_functions(text), streams)
 
     def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
         if any(word.endswith("-containers") for word in arguments):
             raise Unsupported(f"{name} {' '.join(arguments)}")
         words = tuple(word for argument in arguments for word in argument.split())
+        if len(words) + sum(len(names) for _, names in self.declared) > _MOST_NAMES:
+            raise Unsupported(f"more than {_MOST_NAMES} names")
         if not words:
             return 1
         self.declared.append((_KINDS[name], words))
@@ -147,22 +154,29 @@ def services(tree: Tree) -> list[Service]:
     for path in _ELSEWHERE:
         if path in tree:
             raise Unsupported(f"services in /{path}")
+    if tree.count(INIT) > _MOST_SERVICES:
+        raise Unsupported(f"more than {_MOST_SERVICES} services")
     found = []
+    budget = Budget(_SHARE * MAX_STEPS, _SHARE * MAX_BYTES)
     for path in _listed(tree, INIT):
         node = tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111:
+            name = path.rpartition("/")[2]
+            if node.content.size > _LARGEST:
+                raise Unsupported(f"/{path}, which has more than {_LARGEST >> 10} KiB")
             text = tree.text(tree.resolve(path))
             if _RUNNER.match(text):
-                found.append(_service(tree, path.rpartition("/")[2], text))
+                found.append(_service(tree, name, text, budget))
     return found
 
 
-def _service(tree: Tree, name: str, text: str) -> Service:
-    shell = _ServiceShell(_Files(tree.copy(), cwd=f"/{INIT}"), name)  # there, "after *" is after all services
+def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
+    files = _Files(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
+    shell = _ServiceShell(files, name)
     streams = Streams(io.StringIO(), _ignore, _ignore)
     try:
         for path in _configuration(tree, name):
-            shell.read(tree.text(tree.resolve(path)), streams)
+            shell.read(files.read(f"/{path}"), streams)
         if shell.read(text, streams) != 0:
             raise Unsupported("a script that fails")
         if shell.variables.get("supervisor") == "s6":
@@ -172,20 +186,39 @@ def _service(tree: Tree, name: str, text: str) -> Service:
         shell.configured()
     except Unsupported as cause:
         raise Unsupported(cause.construct, line=cause.line or shell.line, where=f"/{INIT}/{name}") from cause
+    except Exhausted as cause:
+        raise Unsupported(f"the script {cause}", line=shell.line, where=f"/{INIT}/{name}") from cause
     except (Leave, Jump, Failed, RecursionError) as cause:
         raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
     return Service(name, tuple(shell.declared))
 
 
-def _unread(found: re.Match[str]) -> str:
+def _without_functions(text: str) -> str:
+    """``text`` with its functions replaced by ones that are not looked at."""
+    pieces = []
+    done = 0
+    while head := _FUNCTION.search(text, done):
+        end = text.find("\n}", head.end() - 1)
+        if end < 0:
+            break
+        pieces += [text[done : head.start()], _unread(head[1], text[head.start() : end + 1])]
+        done = end + len("\n}")
+    return "".join([*pieces, text[done:]])
+
+
+def _unread(name: str, text: str) -> str:
     """A function that refuses to be called, in as many lines.
+
+    Args:
+        name: of the function.
+        text: all of it but its last line.
 
     Raises:
         Unsupported: it does not end where it seems to, and another one would be taken for a part of it.
     """
-    if _INSIDE.search(found[0], found[0].index("\n")):
-        raise Unsupported(f"the function {found[1]} without an end in the first column")
-    return f"{found[1]}() {{ {found[1]}-of-the-service; }}" + "\n" * found[0].count("\n")
+    if _INSIDE.search(text, text.index("\n")):
+        raise Unsupported(f"the function {name} without an end in the first column")
+    return f"{name}() {{ {name}-of-the-service; }}" + "\n" * text.count("\n")
 
 
 def _configuration(tree: Tree, name: str) -> list[str]:

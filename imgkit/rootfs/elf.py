@@ -37,7 +37,10 @@ EM_BPF = 247
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 14, 15, 29
+_NAMED = frozenset({_DT_NEEDED, _DT_SONAME, _DT_RPATH, _DT_RUNPATH})
 _MAX_TABLE = 1 << 20  # of one header table or dynamic section, bytes; real ones have a few kilobytes
+_MAX_SEGMENTS = 64 << 10  # of the table of segments, bytes; Linux takes no more (fs/binfmt_elf.c)
+_MAX_NAMES = 4096  # of needed libraries and search paths; real files have a few hundred at most
 _MAX_STRING = 4096
 _HEADERS = {32: "HHIIIIIHHHHHH", 64: "HHIQQQIHHHHHH"}  # e_type … e_shstrndx
 _SECTION = {32: "IIIIIIIIII", 64: "IIQQQQIIQQ"}
@@ -120,9 +123,8 @@ def read(content: Content) -> Elf | None:
         return header.facts
     segments = _segments(content, header)
     interpreter = None
-    for segment in segments:
-        if segment.kind == _PT_INTERP:
-            interpreter = _text(part(content, segment.offset, min(segment.size, _MAX_STRING)))
+    for segment in [segment for segment in segments if segment.kind == _PT_INTERP][:1]:
+        interpreter = _text(part(content, segment.offset, min(segment.size, _MAX_STRING)))
     return _with_dynamic(content, replace(header.facts, interpreter=interpreter), segments)
 
 
@@ -147,7 +149,7 @@ def section(data: bytes, name: str) -> bytes:
         raise ElfError("no section names")
     names = _extent(data, table[header.names])
     for row in table:
-        if _text(names[row[0] :]) == name:
+        if names[row[0] : row[0] + len(name) + 1] == name.encode() + b"\0":
             return _extent(data, row)
     return b""
 
@@ -185,6 +187,8 @@ def _table(content: Content, layout: str, offset: int, size: int, count: int) ->
 def _segments(content: Content, header: _Header) -> list[_Segment]:
     facts = header.facts
     layout = facts.order + ("IIQQQQQQ" if facts.bits == 64 else "IIIIIIII")
+    if header.segment_size * header.segments > _MAX_SEGMENTS:
+        raise ElfError(f"a table of {header.segments} segments of {header.segment_size} bytes")
     rows = _table(content, layout, header.segments_at, header.segment_size, header.segments)
     if facts.bits == 64:  # p_flags comes second in 64-bit files
         return [_Segment(kind, offset, address, size) for kind, _, offset, address, _, size, _, _ in rows]
@@ -193,9 +197,12 @@ def _segments(content: Content, header: _Header) -> list[_Segment]:
 
 def _with_dynamic(content: Content, facts: Elf, segments: list[_Segment]) -> Elf:
     """``facts`` with what the dynamic section says."""
-    entries = [
-        entry for segment in segments if segment.kind == _PT_DYNAMIC for entry in _dynamic(content, facts, segment)
-    ]
+    sections = [segment for segment in segments if segment.kind == _PT_DYNAMIC]
+    if len(sections) > 1:
+        raise ElfError(f"{len(sections)} dynamic sections")
+    entries = [entry for segment in sections for entry in _dynamic(content, facts, segment)]
+    if sum(tag in _NAMED for tag, _ in entries) > _MAX_NAMES:
+        raise ElfError(f"more than {_MAX_NAMES} names of libraries and folders")
     tables = [value for tag, value in entries if tag == _DT_STRTAB]
     if not tables:
         return facts

@@ -19,11 +19,14 @@ from imgkit.apk.index import Package
 from imgkit.apk.order import world_order
 from imgkit.apk.package import PackageFile
 from imgkit.apk.unpack import Entry
+from imgkit.errors import InputError
 from imgkit.rootfs import accounts, merge
 from imgkit.rootfs.merge import Claim, Ledger
 from imgkit.rootfs.scripts.run import Hooks, Outcome, Pending, attempt
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Directory, File, Tree
+
+_MAX_TRIGGERS = 200  # patterns, each of which is held against every directory; packages have up to ten
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ class _Installation:
             record = self.records[package.name]
             if not record.triggers:
                 continue
+            if len(record.triggers) > _MAX_TRIGGERS:
+                raise InputError(f"{package.name}: its trigger has more than {_MAX_TRIGGERS} patterns")
             new = package.name in self.entries
             known = self.ledger.directories if new else self.touched
             matched = matching_directories(known, record.triggers, modified=None if new else self.touched)

@@ -105,7 +105,7 @@ def direct_boot_image(tree: Tree, one: Kernel) -> bytes:
         InputError: the Tree has no image for it, or it cannot be unpacked.
     """
     try:
-        return unpack_zboot(tree.read(one.image), one.image)
+        return unpack_zboot(tree.read(one.image, MAX_IMAGE), one.image)
     except TreeError as cause:
         raise InputError(f"/{one.image}: no image for kernel {one.release}") from cause
 
@@ -163,5 +163,5 @@ def _decompressor(method: str, name: str) -> _Decompressor:
     if method == "gzip":
         return zlib.decompressobj(wbits=31)
     if method in ("xzkern", "xz", "lzma"):
-        return lzma.LZMADecompressor()
+        return lzma.LZMADecompressor(memlimit=MAX_IMAGE)
     raise InputError(f"/{name}: kernel image is compressed with {method or 'nothing'}, which cannot be unpacked here")

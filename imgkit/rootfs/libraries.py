@@ -28,6 +28,8 @@ DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/sha
 MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 # npm's way to ship binaries for several platforms in one package: one folder each, chosen when it is loaded.
 PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
+_MAX_DICTIONARY = 64 << 20  # bytes of memory that unpacking the head of a module may take
+_MAX_LOADS = 20_000  # of one file, from different run paths; libraries that need each other could make it n!
 _COMPRESSED_HEAD = 4096  # more than enough compressed bytes for a file header
 
 
@@ -104,6 +106,8 @@ class Libraries:
             if facts is None or (path, inherited) in seen:
                 continue
             seen.add((path, inherited))
+            if len(seen) > _MAX_LOADS:
+                raise InputError(f"/{path}: it and what else is needed take more than {_MAX_LOADS} loads of libraries")
             # Each place once, or else libraries that need each other would make the list longer for ever.
             search = tuple(dict.fromkeys(self._run_path(path, facts) + inherited))
             if facts.interpreter:
@@ -251,7 +255,7 @@ def _module_head(path: str, content: Content) -> bytes:
         if path.endswith(".gz"):
             return zlib.decompressobj(wbits=31).decompress(start, elf.HEADER_SIZE)
         if path.endswith(".xz"):
-            return lzma.LZMADecompressor().decompress(start, elf.HEADER_SIZE)
+            return lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY).decompress(start, elf.HEADER_SIZE)
     except (zlib.error, lzma.LZMAError) as cause:
         raise ElfError(f"cannot be decompressed: {cause}") from cause
     if path.endswith(".zst"):

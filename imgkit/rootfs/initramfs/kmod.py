@@ -28,6 +28,7 @@ MAGIC = 0xB007F457
 VERSION = 0x00020001
 _PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
 _POSITION = 0x0FFFFFFF
+_MAX_KEY = 600  # characters; the longest are symbols, of which the kernel takes 512 (KSYM_NAME_LEN)
 _SUFFIX = re.compile(r"\.ko(\.[a-z0-9]+)?$")
 
 Entry: TypeAlias = tuple[str, str, int]
@@ -189,12 +190,12 @@ def write_index(entries: Iterable[Entry]) -> bytes:
     """The index of ``entries``. Values of one key are ordered by priority, equal ones as they come.
 
     Raises:
-        InputError: a key that is not plain ASCII, or a NUL in a key or value.
+        InputError: a key that is not plain ASCII or is too long, or a NUL in a key or value.
     """
     ordered = sorted(entries, key=itemgetter(0))
     for key, value, _ in ordered:
-        if not key.isascii() or "\0" in key + value:
-            raise InputError(f"module index: {key!r} cannot be a key of it")
+        if not key.isascii() or "\0" in key + value or len(key) > _MAX_KEY:
+            raise InputError(f"module index: {key[:80]!r} cannot be a key of it")
     out = bytearray(12)
     root = _write(out, _trie(ordered, 0))
     struct.pack_into(">III", out, 0, MAGIC, VERSION, root)

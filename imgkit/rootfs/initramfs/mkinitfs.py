@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgkit.errors import InputError, RecipeError
-from imgkit.tree import Directory, File, HardLink, Tree, TreeError
+from imgkit.tree import Directory, File, HardLink, Tree, TreeError, parent
 
 CONFIGURATION = "etc/mkinitfs/mkinitfs.conf"
 FEATURES = "etc/mkinitfs/features.d"
 WILDCARD = re.compile(r"[*?\[]")
+_MAX_LIST = 256 << 10  # bytes of a list of files; the longest one of mkinitfs has a few kilobytes
 _YES = ("yes", "YES", "true", "TRUE", "1")
 
 
@@ -112,7 +113,7 @@ def feature_files(tree: Tree, features: Sequence[str], suffix: str, base: str) -
         path = f"{FEATURES}/{feature}.{suffix}"
         if tree.stat(path) is None:
             continue
-        for line in tree.text(path).splitlines():
+        for line in tree.read(path, _MAX_LIST).decode(errors="surrogateescape").splitlines():
             for glob in () if line.startswith("#") else line.split():
                 matches = [file for match in expand(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
                 yield from ((glob, match) for match in matches or [""] if match or suffix == "modules")
@@ -133,7 +134,8 @@ def expand(tree: Tree, base: str, glob: str) -> list[str]:
     found = [base]
     try:
         for part in (part for part in glob.split("/") if part not in ("", ".")):
-            found = [child for directory in found for child in _matching(tree, directory, part)]
+            directories = dict.fromkeys(found)  # each once, or "*/../*/.." would make the list longer without end
+            found = [child for directory in directories for child in _matching(tree, directory, part)]
     except TreeError as cause:
         raise InputError(f"/{glob}: {cause}") from cause
     return [path for path in found if path in tree]
@@ -141,6 +143,8 @@ def expand(tree: Tree, base: str, glob: str) -> list[str]:
 
 def _matching(tree: Tree, directory: str, part: str) -> list[str]:
     where = tree.resolve(directory)
+    if part == "..":
+        return [parent(where)]
     if not WILDCARD.search(part):
         return [f"{where}/{part}".lstrip("/")]
     pattern = re.compile(fnmatch.translate(part))

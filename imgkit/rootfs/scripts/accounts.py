@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from imgkit.rootfs import accounts
-from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
+from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, number, options
 from imgkit.rootfs.scripts.words import Unsupported
 
 
@@ -14,10 +14,10 @@ def addgroup(machine: Machine, arguments: list[str], _: Streams) -> int:
     flags, operands = options(arguments, "Sg:", ["system", "gid="])
     gid = _number(flags.get("g", flags.get("gid")))
     if len(operands) == 2:
-        accounts.add_member(machine.tree, operands[0], operands[1], epoch=machine.epoch)
+        accounts.add_member(machine.accounts(), operands[0], operands[1], epoch=machine.epoch)
     elif len(operands) == 1:
         system = "S" in flags or "system" in flags
-        accounts.add_group(machine.tree, operands[0], gid=gid, system=system, epoch=machine.epoch)
+        accounts.add_group(machine.accounts(), operands[0], gid=gid, system=system, epoch=machine.epoch)
     else:
         raise Failed("usage: addgroup [-g GID] [-S] [USER] GROUP")
     return 0
@@ -51,7 +51,7 @@ def adduser(machine: Machine, arguments: list[str], streams: Streams) -> int:
     if not {"S", "D"} & set(flags):
         raise Unsupported("adduser that asks for a password")
     accounts.add_user(
-        machine.tree,
+        machine.accounts(),
         operands[0],
         uid=_number(flags.get("u")),
         group=flags.get("G"),
@@ -67,9 +67,7 @@ def adduser(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 
 def _number(text: str | None) -> int | None:
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
-    raise Failed(f"invalid number '{text}'")
+    return None if text is None else number(text)
 
 
 def passwd(machine: Machine, arguments: list[str], _: Streams) -> int:
@@ -78,7 +76,7 @@ def passwd(machine: Machine, arguments: list[str], _: Streams) -> int:
     if len(operands) != 1 or len(flags) != 1:
         raise Unsupported("passwd that asks for a password")
     name = operands[0]
-    old = accounts.password(machine.tree, name)
+    old = accounts.password(machine.accounts(), name)
     if old is None:
         raise Failed(f"unknown user {name}")
     if "d" not in flags and old.startswith("!") == ("l" in flags):
@@ -92,9 +90,9 @@ def chpasswd(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``chpasswd -e``: lines of ``user:hash``."""
     if arguments not in (["-e"], ["--encrypted"]):
         raise Unsupported("chpasswd with a password in plain text (its hash would be random)")
-    for line in streams.stdin.read().splitlines():
+    for line in machine.lines(streams.stdin.read()):
         name, _, field = line.partition(":")
-        accounts.set_password(machine.tree, name, field, epoch=machine.epoch)
+        accounts.set_password(machine.accounts(), name, field, epoch=machine.epoch)
     return 0
 
 
@@ -103,10 +101,11 @@ def getent(machine: Machine, arguments: list[str], streams: Streams) -> int:
     if not arguments or arguments[0] not in ("passwd", "group"):
         raise Unsupported(f"getent {' '.join(arguments)}")
     entries: list[accounts.User] | list[accounts.Group] = (
-        accounts.read_users(machine.tree) if arguments[0] == "passwd" else accounts.read_groups(machine.tree)
+        accounts.read_users(machine.accounts()) if arguments[0] == "passwd" else accounts.read_groups(machine.tree)
     )
     status = 0
     for key in arguments[1:]:
+        machine.budget.work(len(entries))
         found = [each for each in entries if key in (each.name, str(_id(each)))][:1]
         streams.out("".join(f"{each}\n" for each in found))
         status = status if found else 2
@@ -123,7 +122,7 @@ def identity(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``id [-u|-g|-un|-gn|-Gn] USER``."""
     flags, operands = options(arguments, "ugnG")
     name = operands[0] if operands else "root"
-    user = accounts.find_user(machine.tree, name)
+    user = accounts.find_user(machine.accounts(), name)
     if user is None:
         raise Failed(f"unknown user {name}")
     groups = accounts.read_groups(machine.tree)
@@ -144,12 +143,10 @@ def identity(machine: Machine, arguments: list[str], streams: Streams) -> int:
 def add_shell(machine: Machine, arguments: list[str], _: Streams) -> int:
     """``add-shell PATH…``: lines of etc/shells, each once."""
     path = machine.path("/etc/shells")
-    text = machine.tree.text(path) if path in machine.tree else ""
-    text += "" if not text or text.endswith("\n") else "\n"
-    for shell in arguments:
-        if shell not in text.splitlines():
-            text += f"{shell}\n"
-    machine.tree.write(path, text, mtime=machine.epoch)
+    lines = machine.lines(machine.read("/etc/shells")) if path in machine.tree else []
+    known = set(lines)
+    lines += [shell for shell in dict.fromkeys(arguments) if shell not in known]
+    machine.write(path, "".join(f"{line}\n" for line in lines))
     return 0
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from imgkit.rootfs.scripts.budget import PIECE, Budget, whole_number
 from imgkit.rootfs.scripts.machine import Failed, Machine
-from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
-_MAGIC = re.compile(r"(?<!\\)(?:\\\\)*[*?\[]")
+_MAGIC = re.compile(r"[*?\[]")
+_QUOTED = re.compile(r"\\.", re.DOTALL)
 _SPECIAL = re.compile(r"[\\*?\[\]!^-]")
 FIRST_JOB = 1001  # what $! is after the first command in the background; just something for wait
 _UNPREDICTABLE = frozenset({"$", "-", "RANDOM", "PPID", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME"})
@@ -19,15 +20,20 @@ _UNPREDICTABLE = frozenset({"$", "-", "RANDOM", "PPID", "LINENO", "EPOCHSECONDS"
 class _Fields:
     """Fields in the making; each is a list of (text, whether it was quoted)."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self.done: list[list[tuple[str, bool]]] = []
         self.current: list[tuple[str, bool]] | None = None
 
     def text(self, text: str, *, quoted: bool) -> None:
-        self.current = [*(self.current or []), (text, quoted)]
+        self._budget.memory(PIECE)
+        if self.current is None:
+            self.current = []
+        self.current.append((text, quoted))
 
     def split(self, text: str) -> None:
         """The result of an unquoted expansion."""
+        self._budget.memory(2 * len(text) + PIECE * sum(map(text.count, " \t\n")))
         for index, piece in enumerate(re.split(r"[ \t\n]+", text)):
             if index:
                 self.end()
@@ -58,7 +64,7 @@ class Expander(ABC):
         """Words as arguments of a command."""
         result: list[str] = []
         for word in words:
-            fields = _Fields()
+            fields = _Fields(self.machine.budget)
             for part in word.parts:
                 self._expand(part, fields)
             fields.end()
@@ -68,22 +74,25 @@ class Expander(ABC):
 
     def text(self, word: Word) -> str:
         """A word as one text: no splitting, no pathnames (assignments, redirections, ``case`` subjects)."""
-        return "".join(text for text, _ in self._chunks(word))
+        return self._joined([text for text, _ in self._chunks(word)])
+
+    def _joined(self, texts: Sequence[str], between: str = "") -> str:
+        """Texts as one, charged before it is made."""
+        self.machine.budget.memory(sum(map(len, texts)) + len(between) * len(texts))
+        return self.machine.budget.text(between.join(texts))
 
     def pattern(self, word: Word) -> str:
         """A word as a shell pattern in which quoted characters stand for themselves."""
-        return "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in self._chunks(word))
+        return self._quoted(self._chunks(word))
+
+    def _quoted(self, chunks: Sequence[tuple[str, bool]]) -> str:
+        """Chunks as a pattern."""
+        self.machine.budget.memory(4 * sum(len(text) for text, _ in chunks))
+        return "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in chunks)
 
     def matches(self, word: Word, text: str) -> bool:
         """Whether ``text`` matches the pattern ``word``."""
-        return self._compiled(self.pattern(word)).fullmatch(text) is not None
-
-    @staticmethod
-    def _compiled(pattern: str) -> re.Pattern[str]:
-        try:
-            return shell_pattern(pattern)
-        except ValueError as cause:
-            raise Unsupported(f"the pattern {pattern!r}: {cause}") from cause
+        return self.machine.matcher(self.pattern(word))(text)
 
     def _chunks(self, word: Word) -> list[tuple[str, bool]]:
         chunks: list[tuple[str, bool]] = []
@@ -91,7 +100,7 @@ class Expander(ABC):
             if isinstance(part, Literal):
                 chunks.append((part.text, part.quoted))
             elif isinstance(part, Parameter) and part.name in "@*" and not part.operator:
-                chunks.append((" ".join(self.arguments), part.quoted))
+                chunks.append((self._joined(self.arguments, " "), part.quoted))
             elif isinstance(part, Parameter):
                 chunks.append((self._parameter(part), part.quoted))
             else:
@@ -114,7 +123,7 @@ class Expander(ABC):
 
     def _all_arguments(self, part: Parameter, fields: _Fields) -> None:
         if part.quoted and part.name == "*":
-            fields.text(" ".join(self.arguments), quoted=True)
+            fields.text(self._joined(self.arguments, " "), quoted=True)
             return
         for index, argument in enumerate(self.arguments):
             if index:
@@ -144,15 +153,16 @@ class Expander(ABC):
             Unsupported: its value is another one at each run.
         """
         if name.isdecimal() and name != "0":
-            index = int(name) - 1
-            return self.arguments[index] if index < len(self.arguments) else None
+            index = (whole_number(name) or 0) - 1
+            return self.arguments[index] if 0 <= index < len(self.arguments) else None
         if name in _UNPREDICTABLE or name == "0":
             raise Unsupported(f"the parameter ${name}")
-        special = {"#": str(len(self.arguments)), "?": str(self.status), "@": " ".join(self.arguments)}
-        special["*"] = special["@"]
+        if name in ("@", "*"):
+            return self._joined(self.arguments, " ")
+        special = {"#": len(self.arguments), "?": self.status}
         if self.jobs:
-            special["!"] = str(FIRST_JOB + len(self.jobs) - 1)
-        return special.get(name, self.variables.get(name))
+            special["!"] = FIRST_JOB + len(self.jobs) - 1
+        return str(special[name]) if name in special else self.variables.get(name)
 
     def _parameter(self, part: Parameter) -> str:
         value = self.value(part.name)
@@ -161,7 +171,7 @@ class Expander(ABC):
                 raise Failed(f"{part.name}: parameter not set", 2)
             return str(len(value or "")) if part.operator == "length" else value or ""
         if part.operator[0] in "#%":
-            return _trimmed(value or "", part.operator, self._compiled(self.pattern(part.word)).fullmatch)
+            return self._trimmed(value or "", part.operator, self.pattern(part.word))
         if not self._uses_word(part, value):
             return "" if part.operator[-1] == "+" else value or ""
         text = self.text(part.word)
@@ -171,15 +181,26 @@ class Expander(ABC):
             self.variables[part.name] = text
         return text
 
+    def _trimmed(self, value: str, operator: str, text: str) -> str:
+        """``value`` without the shortest or longest prefix (#) or suffix (%) that matches."""
+        pattern = self.machine.pattern(text)
+        self.machine.budget.scan(len(value), len(text) + 16)
+        longest = len(operator) > 1
+        if operator[0] == "#":
+            size = pattern.prefix(value, longest=longest) or 0
+            return self.machine.budget.text(value[size:])
+        size = pattern.suffix(value, longest=longest) or 0
+        return self.machine.budget.text(value[: len(value) - size])
+
     def _pathnames(self, field: list[tuple[str, bool]]) -> list[str]:
-        plain = "".join(text for text, _ in field)
+        plain = self._joined([text for text, _ in field])
         if not any(not quoted and re.search(r"[*?\[]", text) for text, quoted in field):
             return [plain]
-        pattern = "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in field)
-        return self.glob(pattern) or [plain]
+        return self.glob(self._quoted(field)) or [plain]
 
     def glob(self, pattern: str) -> list[str]:
         """Paths of the Tree that match, sorted, spelled as the pattern is (absolute or relative)."""
+        self.machine.budget.pattern(pattern)
         found = ["/"] if pattern.startswith("/") else [""]
         components = [component for component in pattern.split("/") if component]
         for index, component in enumerate(components):
@@ -188,25 +209,16 @@ class Expander(ABC):
         return found
 
     def _below(self, base: str, component: str, *, directories: bool) -> list[str]:
-        if not _MAGIC.search(component):
+        self.machine.budget.work(2)
+        if not _MAGIC.search(_QUOTED.sub("", component)):
             names = [re.sub(r"\\(.)", r"\1", component)]
         else:
-            matches = self._compiled(component).fullmatch
-            here = self.machine.tree.children(self.machine.path(base or "."))
+            matches = self.machine.matcher(component)
+            here = self.machine.children(self.machine.path(base or "."))
             names = [path.rpartition("/")[2] for path in here]
             names = [name for name in names if matches(name) and (name[0] != "." or component[0] == ".")]
+        self.machine.budget.memory(sum(len(base) + len(name) + PIECE for name in names))
         paths = [f"{base}{name}" for name in names]
         if directories:
             return [f"{path}/" for path in paths if self.machine.is_directory(path)]
         return [path for path in paths if self.machine.node(path, follow=False) is not None]
-
-
-def _trimmed(value: str, operator: str, matches: Callable[[str], object]) -> str:
-    """``value`` without the shortest or longest prefix (#) or suffix (%) that matches."""
-    sizes = range(len(value) + 1)
-    for size in sizes if len(operator) == 1 else reversed(sizes):
-        if operator[0] == "#" and matches(value[:size]):
-            return value[size:]
-        if operator[0] == "%" and matches(value[len(value) - size :]):
-            return value[: len(value) - size]
-    return value

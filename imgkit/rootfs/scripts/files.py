@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from imgkit.rootfs.accounts import lookup
+from imgkit.rootfs.scripts.budget import NODE, whole_number
 from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, each, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o0007, "a": 0o7777}
+_LARGEST_ID = (1 << 32) - 2  # of a user or group
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "X": 0o111, "s": 0o6000, "t": 0o1000}
 
 
@@ -143,15 +145,11 @@ def chmod(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
     def operand(text: str) -> None:
         top = machine.existing(text)
-        for path in _walk(machine, top) if "R" in flags else [top]:
+        for path in machine.walk(top) if "R" in flags else [top]:
             if not isinstance(machine.tree[path], Symlink):
                 change(path)
 
     return each(streams, "chmod", files, operand)
-
-
-def _walk(machine: Machine, top: str) -> list[str]:
-    return [path for path, _ in machine.tree.walk(top)]
 
 
 def owner_of(machine: Machine, text: str) -> tuple[int | None, int | None]:
@@ -160,7 +158,7 @@ def owner_of(machine: Machine, text: str) -> tuple[int | None, int | None]:
     Raises:
         Failed: an unknown name.
     """
-    names = lookup(machine.tree)
+    names = lookup(machine.accounts())
     user, colon, group = text.partition(":")
     return _number(names.users, user, "user"), _number(names.groups, group, "group") if colon else None
 
@@ -170,15 +168,16 @@ def _number(numbers: Mapping[str, int], name: str, what: str) -> int | None:
         return None
     if name in numbers:
         return numbers[name]
-    if name.isdecimal():
-        return int(name)
-    raise Failed(f"unknown {what} {name}")
+    number = whole_number(name)
+    if number is not None and number <= _LARGEST_ID:
+        return number
+    raise Failed(f"unknown {what} {name[:80]}")
 
 
 def _chown(machine: Machine, flags: Mapping[str, str], uid: int | None, gid: int | None, text: str) -> None:
     recursive, links = "R" in flags, "h" in flags or "R" in flags
     top = machine.existing(text, follow=not links)
-    for path in _walk(machine, top) if recursive else [top]:
+    for path in machine.walk(top) if recursive else [top]:
         set_owner(machine, path, uid, gid)
 
 
@@ -232,7 +231,7 @@ def rm(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 def remove_all(machine: Machine, top: str) -> None:
     """Remove ``top`` and all below it."""
-    for path in reversed(_walk(machine, top)):
+    for path in reversed(machine.walk(top)):
         machine.tree.remove(path)
 
 
@@ -244,7 +243,7 @@ def rmdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
         path = machine.path(text, follow=False)
         if not isinstance(machine.tree.get(path), Directory):
             raise Failed(f"'{text}': No such file or directory")
-        if machine.tree.children(path):
+        if machine.tree.count(path):
             if "ignore-fail-on-non-empty" in flags:
                 return
             raise Failed(f"'{text}': Directory not empty")
@@ -275,7 +274,7 @@ def mv(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 def _copy_nodes(machine: Machine, old: str, new: str, *, keep: bool) -> None:
     """Copy a file or a whole directory, with owners and modes if ``keep``."""
-    for path in _walk(machine, old):
+    for path in machine.walk(old):
         node = machine.tree[path]
         if isinstance(node, HardLink):
             if keep:
@@ -283,6 +282,7 @@ def _copy_nodes(machine: Machine, old: str, new: str, *, keep: bool) -> None:
             node = machine.tree[node.target]
         place = new + path[len(old) :]
         if keep:
+            machine.budget.memory(NODE + len(place))
             machine.tree.add(place, node)
         else:
             fresh = replace(node, uid=0, gid=0, mtime=machine.epoch)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from imgkit.rootfs.accounts import lookup
+from imgkit.rootfs.scripts.budget import COMMAND, PIECE, whole_number
 from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams
-from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.sorting import names_in
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, HardLink, Node, Symlink
@@ -47,6 +47,7 @@ class _Search:
     follow: bool = False
     follow_operands: bool = False
     contents_first: bool = False
+    terms: int = 0  # words of the expression
     shallowest: int = 0
     deepest: int = _MAX_DEPTH
     acts: bool = False
@@ -57,6 +58,7 @@ class _Search:
         self.streams.err(f"find: {message}\n")
 
     def execute(self, words: list[str]) -> bool:
+        self.machine.budget.memory(sum(map(len, words)))
         return self.machine.execute(words, self.streams) == 0
 
 
@@ -71,6 +73,7 @@ def find(machine: Machine, arguments: list[str], streams: Streams) -> int:
     tops = []
     while words and words[0][:1] not in ("-", "(", "!"):
         tops.append(words.pop(0))
+    search.terms = len(words)
     test = _Parser(words, search).parse()
     for top in tops or ["."]:
         _visit(search, test, top, 0, ())
@@ -81,6 +84,8 @@ def find(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 
 def _visit(search: _Search, test: _Test, text: str, depth: int, above: tuple[str, ...]) -> None:
+    search.machine.budget.work(COMMAND // 4 + search.terms)
+    search.machine.budget.memory(PIECE + 2 * len(text))
     try:
         visit = _look(search, text, depth)
     except Failed as cause:
@@ -199,11 +204,16 @@ class _Parser:
         while self._words:
             word = self._words.pop(0)
             if word == ";" and command:
-                return lambda visit: search.execute([each.replace("{}", visit.text) for each in command])
+                return lambda visit: search.execute([_filled(search, each, visit.text) for each in command])
             if word == "+" and command[1:] and command[-1] == "{}":
                 return _batch(search, command[:-1])
             command.append(word)
         raise Failed("-exec requires an argument")
+
+
+def _filled(search: _Search, word: str, path: str) -> str:
+    search.machine.budget.memory(len(word) + word.count("{}") * len(path))
+    return word.replace("{}", path)
 
 
 def _batch(search: _Search, command: list[str]) -> _Test:
@@ -253,7 +263,7 @@ def _delete(search: _Search) -> _Test:
 
     def delete(visit: _Visit) -> bool:
         path = search.machine.path(visit.text, follow=False)
-        if tree.children(path):
+        if tree.count(path):
             search.complain(f"{visit.text}: Directory not empty")
             return False
         if visit.text != ".":
@@ -276,9 +286,10 @@ def _empty(search: _Search) -> _Test:
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise Failed(f"invalid number '{text}'")
-    return int(text)
+    value = whole_number(text)
+    if value is None:
+        raise Failed(f"invalid number '{text[:80]}'")
+    return value
 
 
 def _shallowest(search: _Search, text: str) -> _Test:
@@ -291,18 +302,10 @@ def _deepest(search: _Search, text: str) -> _Test:
     return _always
 
 
-def _pattern(text: str, *, ignore_case: bool) -> re.Pattern[str]:
-    try:
-        pattern = shell_pattern(text)
-    except ValueError as cause:
-        raise Unsupported(f"the pattern {text!r}: {cause}") from cause
-    return re.compile(pattern.pattern, pattern.flags | re.IGNORECASE) if ignore_case else pattern
-
-
 def _name(*, ignore_case: bool, whole: bool) -> Callable[[_Search, str], _Test]:
-    def build(_: _Search, text: str) -> _Test:
-        matches = _pattern(text, ignore_case=ignore_case).fullmatch
-        return lambda visit: matches(visit.text if whole else visit.name) is not None
+    def build(search: _Search, text: str) -> _Test:
+        matches = search.machine.matcher(text, ignore_case=ignore_case)
+        return lambda visit: matches(visit.text if whole else visit.name)
 
     return build
 
@@ -339,11 +342,11 @@ def _permissions(_: _Search, text: str) -> _Test:
 
 def _owner(what: str) -> Callable[[_Search, str], _Test]:
     def build(search: _Search, text: str) -> _Test:
-        names = lookup(search.machine.tree)
+        names = lookup(search.machine.accounts())
         numbers = names.users if what == "user" else names.groups
-        if text not in numbers and not text.isdecimal():
-            raise Failed(f"unknown {what} {text}")
-        number = numbers.get(text) if text in numbers else int(text)
+        number = numbers.get(text, whole_number(text))
+        if number is None:
+            raise Failed(f"unknown {what} {text[:80]}")
         return lambda visit: (visit.node.uid if what == "user" else visit.node.gid) == number
 
     return build

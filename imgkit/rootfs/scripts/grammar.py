@@ -23,7 +23,7 @@ _REDIRECT = re.compile(r"([0-9]?)(<<-|<<|<&|<>|>>|>&|>\||<|>)|(&>)(?!>)")
 _ENDS = frozenset({"then", "else", "elif", "fi", "do", "done", "esac", "}"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Redirect:
     """``descriptor`` operator ``target``; for ``<<`` the target is the here-document itself."""
 
@@ -32,7 +32,7 @@ class Redirect:
     target: Word
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Simple:
     """Assignments, then a command with its arguments."""
 
@@ -41,13 +41,13 @@ class Simple:
     words: tuple[Word, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class If:
     branches: tuple[tuple[Body, Body], ...]
     otherwise: Body
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class For:
     """``words`` is None where the loop is over the positional parameters."""
 
@@ -56,26 +56,26 @@ class For:
     body: Body
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class While:
     condition: Body
     body: Body
     until: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     subject: Word
     arms: tuple[tuple[tuple[Word, ...], Body], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     body: Body
     subshell: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Function:
     name: str
     body: Redirected
@@ -84,7 +84,7 @@ class Function:
 Command: TypeAlias = Simple | If | For | While | Case | Group | Function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Redirected:
     """A command of any kind with its redirections."""
 
@@ -92,13 +92,13 @@ class Redirected:
     redirects: tuple[Redirect, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     commands: tuple[Redirected, ...]
     negated: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AndOr:
     """``first``, then pairs of ``&&`` or ``||`` and what follows; all of it in the background if an ``&`` ends it."""
 
@@ -138,6 +138,7 @@ class _Parser(Scanner):
     first_line: int = 1
     pos: int = 0
     body_end: int = 0
+    counted: tuple[int, int] = (0, 0)
     depth: int = field(default=0)
 
     def substituted(self) -> object:

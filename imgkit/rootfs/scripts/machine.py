@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from getopt import GetoptError, gnu_getopt
 from typing import TypeAlias
 
-from imgkit.rootfs.accounts import AccountError
+from imgkit.rootfs.accounts import GROUP, PASSWD, SHADOW, AccountError
+from imgkit.rootfs.scripts.budget import NODE, Budget, whole_number
+from imgkit.rootfs.scripts.patterns import ShellPattern, shell_pattern
 from imgkit.rootfs.scripts.words import Unsupported
-from imgkit.tree import Directory, Node, Tree, TreeError, parent
+from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, Node, Tree, TreeError, parent
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # what apk gives to scripts
 _VOLATILE = frozenset({"dev", "proc", "sys"})  # a running system's, not the image's
+_PASS = 16  # characters of the account files that are read in a step
 
 Sink: TypeAlias = Callable[[str], None]
 
@@ -62,6 +65,7 @@ class Machine:
     Attributes:
         interpret: runs the text of another script on it.
         execute: runs a command for another one, such as ``find -exec``; never a function or a builtin of the shell.
+        budget: what the script may still cost; commands charge it before they do what may be much.
     """
 
     tree: Tree
@@ -71,6 +75,7 @@ class Machine:
     umask: int = 0o022
     interpret: Callable[[Machine, str, Streams], int] = _uninterpreted
     execute: Callable[[list[str], Streams], int] = _uninterpreted
+    budget: Budget = field(default_factory=Budget)
 
     def path(self, text: str, *, follow: bool = True) -> str:
         """The Tree's path for what a script calls ``text``.
@@ -81,8 +86,12 @@ class Machine:
         """
         if not text:
             raise Failed("'': No such file or directory")
+        whole = text if text.startswith("/") else f"{self.cwd}/{text}"
+        if len(whole) > 2 * MAX_PATH or len(_encoded(text)) > MAX_PATH or len(_encoded(_last(text))) > MAX_NAME:
+            raise Failed(f"{text[:80]}…: File name too long")
+        self.budget.scan(len(whole), 4)
         try:
-            path = self.tree.resolve(text if text.startswith("/") else f"{self.cwd}/{text}", follow=follow)
+            path = self.tree.resolve(whole, follow=follow)
         except TreeError as cause:
             raise Failed(f"{text}: Symbolic link loop") from cause
         if path.partition("/")[0] in _VOLATILE and "/" in path:
@@ -116,7 +125,60 @@ class Machine:
         if isinstance(above, Directory) and above.mode & 0o2000:
             mode = node.mode | (0o2000 if isinstance(node, Directory) else 0)
             node = replace(node, gid=above.gid, mode=mode)
+        self.budget.memory(NODE + len(path))
         self.tree.add(path, node)
+
+    def children(self, path: str) -> list[str]:
+        """What is in the directory at ``path`` of the Tree, sorted."""
+        self.budget.work(self.tree.count(path))
+        return self.tree.children(path)
+
+    def walk(self, top: str) -> list[str]:
+        """``top`` and every path below it, parents first."""
+        found = []
+        for path, _ in self.tree.walk(top):
+            self.budget.work(4)
+            found.append(path)
+        return found
+
+    def write(self, path: str, text: str) -> None:
+        """Give the file at ``path`` of the Tree this content; one that is missing is made."""
+        self.budget.memory(NODE + len(text))
+        self.tree.write(path, text, mtime=self.epoch)
+
+    def lines(self, text: str) -> list[str]:
+        """The lines of a text."""
+        return self.budget.lines(text)
+
+    def pattern(self, text: str, *, ignore_case: bool = False) -> ShellPattern:
+        """Compile a shell pattern.
+
+        Raises:
+            Unsupported: it has no meaning.
+        """
+        try:
+            return shell_pattern(self.budget.pattern(text), ignore_case=ignore_case)
+        except ValueError as cause:
+            raise Unsupported(f"the pattern {text[:80]!r}: {cause}") from cause
+
+    def matcher(self, text: str, *, ignore_case: bool = False) -> Callable[[str], bool]:
+        """A function that says whether all of its argument matches the shell pattern ``text``."""
+        pattern = self.pattern(text, ignore_case=ignore_case)
+
+        def matches(subject: str) -> bool:
+            self.budget.scan(len(subject), len(text) + 1)
+            return pattern.fullmatch(subject)
+
+        return matches
+
+    def accounts(self) -> Tree:
+        """The Tree, for a command that reads or writes the files of users and groups."""
+        for path in (PASSWD, GROUP, SHADOW):
+            node = self.tree.stat(path)
+            size = node.content.size if isinstance(node, File) else 0
+            self.budget.memory(2 * size)
+            self.budget.work(size // _PASS)
+        return self.tree
 
     def read(self, text: str) -> str:
         """The contents of a file.
@@ -126,11 +188,22 @@ class Machine:
         """
         if text == "/dev/null":
             return ""
+        path = self.path(text)
+        node = self.tree.stat(path)
+        self.budget.memory(2 * node.content.size if isinstance(node, File) else 0)
         try:
-            return self.tree.text(self.path(text))
+            return self.tree.text(path)
         except TreeError as cause:
             missing = self.node(text) is None
             raise Failed(f"{text}: {'No such file or directory' if missing else 'not a regular file'}") from cause
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 Command: TypeAlias = Callable[[Machine, list[str], Streams], int]
@@ -147,6 +220,18 @@ def options(arguments: list[str], short: str, long: Iterable[str] = ()) -> tuple
     except GetoptError as cause:
         raise Unsupported(f"option {cause.opt!r}: {cause.msg}") from cause
     return {name.lstrip("-"): value for name, value in found}, operands
+
+
+def number(text: str, what: str = "number") -> int:
+    """The number that ``text`` is.
+
+    Raises:
+        Failed: it is none, or too long to be meant.
+    """
+    value = whole_number(text)
+    if value is None:
+        raise Failed(f"invalid {what} '{text[:80]}'")
+    return value
 
 
 def each(streams: Streams, name: str, operands: Iterable[str], action: Callable[[str], None]) -> int:

@@ -1,11 +1,18 @@
-"""Shell patterns (POSIX.1-2017, 2.13) and basic regular expressions (9.3) as Python's."""
+"""Shell patterns (POSIX.1-2017, 2.13), matched without backtracking.
+
+A pattern is cut at its asterisks into segments whose items each stand for one character. Segments are looked for one
+after the other, each as early as possible; nothing is ever tried twice, so the time is at most the product of the
+lengths of pattern and text.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-_CLASSES = {
+CLASSES = {
     "alnum": "a-zA-Z0-9",
     "alpha": "a-zA-Z",
     "blank": " \\t",
@@ -16,99 +23,163 @@ _CLASSES = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
-_BRACKET = re.compile(r"\[([!^]?)((?:\]|\[:[a-z]+:\]|\\.|[^\]\\])(?:\[:[a-z]+:\]|\\.|[^\]\\])*)\]", re.DOTALL)
+BRACKET = re.compile(r"\[([!^]?)((?:\]|\[:[a-z]+:\]|\\.|[^\]\\])(?:\[:[a-z]+:\]|\\.|[^\]\\])*)\]", re.DOTALL)
 _INSIDE = re.compile(r"\[:([a-z]+):\]|\\(.)|(.)", re.DOTALL)
-_SWAPPED = {"(", ")", "{", "}", "|", "+", "?"}  # plain in a basic expression, operators behind a backslash
-_KEPT = set("wWsSbB123456789")
+_CACHED = 256  # characters of a pattern that is worth being remembered
 
 
-@lru_cache(maxsize=1024)
-def shell_pattern(pattern: str, *, pathname: bool = False) -> re.Pattern[str]:
-    """A shell pattern as a regular expression for ``fullmatch``; a backslash quotes the next character.
+class Segment:
+    """Items that stand for one character each: regular expressions of that width, or the characters themselves."""
+
+    def __init__(self, items: Sequence[str], flags: int) -> None:
+        self.width = len(items)
+        self._expression = re.compile("".join(items), re.DOTALL | flags)
+
+    def find(self, text: str, start: int) -> int:
+        """The first place at or after ``start`` where it is, or -1."""
+        found = self._expression.search(text, start)
+        return found.start() if found else -1
+
+    def find_last(self, text: str, start: int) -> int:
+        """The last place at or after ``start`` where it is, or -1."""
+        last = len(text) - self.width
+        return next((place for place in range(last, start - 1, -1) if self.at(text, place)), -1)
+
+    def at(self, text: str, place: int) -> bool:
+        """Whether it is at ``place``."""
+        return place >= 0 and self._expression.match(text, place) is not None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A pattern that has no slash to heed: segments with any number of characters between each two of them."""
+
+    segments: tuple[Segment, ...]
+
+    def prefix(self, text: str, *, longest: bool) -> int | None:
+        """The length of the shortest or longest prefix of ``text`` that matches, None if none does."""
+        first, *others = self.segments
+        if not first.at(text, 0):
+            return None
+        end = first.width
+        for segment in others[:-1]:
+            place = segment.find(text, end)
+            if place < 0:
+                return None
+            end = place + segment.width
+        if not others:
+            return end
+        last = others[-1]
+        place = last.find_last(text, end) if longest else last.find(text, end)
+        return None if place < 0 else place + last.width
+
+    def matches(self, text: str) -> bool:
+        """Whether all of ``text`` does."""
+        *others, last = self.segments
+        if not others:
+            return len(text) == last.width and last.at(text, 0)
+        start = _Part((*others, _NOTHING)).prefix(text, longest=False)
+        place = len(text) - last.width
+        return start is not None and place >= start and last.at(text, place)
+
+
+_NOTHING = Segment((), 0)
+
+
+@dataclass(frozen=True)
+class ShellPattern:
+    """A compiled pattern. Its length, and so the time of a match, is for the caller to limit."""
+
+    parts: tuple[_Part, ...]
+    backwards: _Part
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether all of ``text`` matches."""
+        if len(self.parts) == 1:
+            return self.parts[0].matches(text)
+        pieces = text.split("/")
+        return len(pieces) == len(self.parts) and all(
+            part.matches(piece) for part, piece in zip(self.parts, pieces, strict=True)
+        )
+
+    def prefix(self, text: str, *, longest: bool) -> int | None:
+        """The length of the shortest or longest prefix that matches, None if none does. Not for pathname patterns."""
+        return self.parts[0].prefix(text, longest=longest)
+
+    def suffix(self, text: str, *, longest: bool) -> int | None:
+        """:meth:`prefix` from the other end."""
+        return self.backwards.prefix(text[::-1], longest=longest)
+
+
+def shell_pattern(pattern: str, *, pathname: bool = False, ignore_case: bool = False) -> ShellPattern:
+    """Compile a shell pattern; a backslash quotes the next character.
 
     Args:
         pathname: ``*``, ``?`` and brackets do not match a slash (FNM_PATHNAME).
+        ignore_case: letters match without regard to case.
 
     Raises:
         ValueError: a bracket expression that means nothing.
     """
-    out = ""
+    if len(pattern) > _CACHED:
+        return _compile(pattern, pathname, ignore_case)
+    return _remembered(pattern, pathname, ignore_case)
+
+
+def _compile(pattern: str, pathname: bool, ignore_case: bool) -> ShellPattern:  # noqa: FBT001 - for the cache
+    flags = re.IGNORECASE if ignore_case else 0
+    pieces: list[list[list[str]]] = [[[]]]
+    for item in _items(pattern):
+        if item == "*":
+            pieces[-1].append([])
+        elif pathname and item == "/":
+            pieces.append([[]])
+        else:
+            pieces[-1][-1].append(item)
+    parts = tuple(_Part(tuple(Segment(items, flags) for items in segments)) for segments in pieces)
+    turned = tuple(Segment(items[::-1], flags) for items in pieces[-1][::-1])
+    return ShellPattern(parts, _Part(turned))
+
+
+_remembered = lru_cache(maxsize=1024)(_compile)
+
+
+def _items(pattern: str) -> list[str]:
+    """The items of a pattern as regular expressions of one character; an asterisk is itself."""
+    items = []
     at = 0
-    anything = "[^/]" if pathname else "."
     while at < len(pattern):
         character = pattern[at]
-        bracket = _BRACKET.match(pattern, at) if character == "[" else None
+        bracket = BRACKET.match(pattern, at) if character == "[" else None
         if bracket:
-            out += ("(?!/)" if pathname else "") + _bracket(bracket)
+            items.append(bracket_expression(bracket))
             at = bracket.end()
             continue
         if character == "\\" and at + 1 < len(pattern):
             at += 1
-            out += re.escape(pattern[at])
+            items.append(re.escape(pattern[at]))
         else:
-            out += {"*": f"{anything}*", "?": anything}.get(character, re.escape(character))
+            items.append({"*": "*", "?": "."}.get(character, re.escape(character)))
         at += 1
-    return re.compile(out, re.DOTALL)
+    return items
 
 
-def _bracket(found: re.Match[str]) -> str:
-    """A bracket expression.
+def bracket_expression(found: re.Match[str]) -> str:
+    """A match of :data:`BRACKET` as a character class of a regular expression of Python's.
 
     Raises:
         ValueError: an unknown class, or a range that is none.
     """
     items = _INSIDE.findall(found.group(2))
-    inside = ""
+    inside = []
     for index, (name, quoted, plain) in enumerate(items):
-        if name and name not in _CLASSES:
+        if name and name not in CLASSES:
             raise ValueError(f"character class {name!r}")
         between = 0 < index < len(items) - 1 and "-" not in (items[index - 1][2], items[index + 1][2])
-        inside += _CLASSES[name] if name else "-" if plain == "-" and between else re.escape(quoted or plain)
-    expression = f"[{'^' if found.group(1) else ''}{inside}]"
+        inside.append(CLASSES[name] if name else "-" if plain == "-" and between else re.escape(quoted or plain))
+    expression = f"[{'^' if found.group(1) else ''}{''.join(inside)}]"
     try:
         re.compile(expression)
     except re.error as cause:
-        raise ValueError(f"{found.group()}: {cause}") from cause
+        raise ValueError(f"{found.group()[:80]}: {cause}") from cause
     return expression
-
-
-def regular_expression(pattern: str, *, extended: bool = False) -> str:
-    """A POSIX regular expression in Python's syntax.
-
-    Raises:
-        ValueError: something in it has no counterpart here.
-    """
-    out = ""
-    at = 0
-    while at < len(pattern):
-        character = pattern[at]
-        if character == "[":
-            found = _BRACKET.match(pattern, at)
-            if not found:
-                raise ValueError("unterminated bracket expression")
-            out += _bracket(found)
-            at = found.end()
-            continue
-        if character == "\\":
-            at += 1
-            out += _escaped(pattern[at : at + 1], extended=extended)
-        elif not extended and character in _SWAPPED:
-            out += re.escape(character)
-        elif not extended and character == "*" and (not out or out in ("^", "(")):
-            out += r"\*"
-        else:
-            out += character
-        at += 1
-    return out
-
-
-def _escaped(character: str, *, extended: bool) -> str:
-    if character in ("<", ">"):
-        return r"\b"
-    if character in _KEPT:
-        return "\\" + character
-    if not extended and character in _SWAPPED:
-        return character
-    if not character or character.isalnum():
-        raise ValueError(f"escape \\{character}")
-    return re.escape(character)

@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imgkit.rootfs.scripts.grammar import parse
+from imgkit.errors import InputError
+from imgkit.rootfs.scripts.budget import Budget, Exhausted
 from imgkit.rootfs.scripts.machine import Failed, Hooks, Machine, Streams
-from imgkit.rootfs.scripts.shell import Leave, Shell, environment
+from imgkit.rootfs.scripts.shell import Leave, Shell, collector, environment
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
 
@@ -26,13 +27,16 @@ _INTERPRETER = re.compile(
 )
 
 
+_KEPT = 200  # lines of what a script said
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a script ended. A status other than 0 does not stop an installation (apk only marks the package).
 
     Attributes:
         status: its exit status.
-        messages: the lines that it wrote to standard output and standard error.
+        messages: the last lines that it wrote to standard output and standard error.
     """
 
     status: int
@@ -81,25 +85,33 @@ def run_script(
 
     Raises:
         Unsupported: there is something in it that imgkit does not compute. The Tree is unchanged.
+        InputError: it asks for more than a package script may (:mod:`imgkit.rootfs.scripts.budget`), so it is hostile
+            or broken. The Tree is unchanged.
     """
     variables = environment(package, kind)
 
     def interpret(machine: Machine, inner: str, streams: Streams) -> int:
         return _run(Shell(machine, (), variables), inner, streams)
 
-    machine = Machine(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret)
+    machine = Machine(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
     output: list[str] = []
-    streams = Streams(io.StringIO(), output.append, output.append)
+    sink = collector(output, machine.budget)
+    streams = Streams(io.StringIO(), sink, sink)
     shell = Shell(machine, args, variables)
     try:
         status = _run(shell, text, streams)
     except RecursionError as cause:
         raise Unsupported("nesting without end", line=shell.line, where=f"{package}.{kind}") from cause
+    except Exhausted as cause:
+        raise InputError(
+            f"{package}.{kind}, line {shell.line}: the script {cause}",
+            hint=f"if it need not run: skip_scripts = ['{package}']",
+        ) from cause
     except Unsupported as refusal:
         line = refusal.line or shell.line
         raise Unsupported(refusal.construct, line=line, where=f"{package}.{kind}") from refusal
     tree.replace_with(machine.tree)
-    return Outcome(status, tuple("".join(output).splitlines()))
+    return Outcome(status, tuple("".join(output).splitlines()[-_KEPT:]))
 
 
 def attempt(
@@ -112,7 +124,11 @@ def attempt(
     epoch: int = 0,
     hooks: Hooks | None = None,
 ) -> Outcome | Pending:
-    """:func:`run_script`, with a refusal as a value."""
+    """:func:`run_script`, with what cannot be computed as a value.
+
+    Raises:
+        InputError: the script asks for more than a package script may.
+    """
     try:
         return run_script(tree, text, package=package, kind=kind, args=args, epoch=epoch, hooks=hooks)
     except Unsupported as refusal:
@@ -142,7 +158,7 @@ def _run(shell: Shell, text: str, streams: Streams) -> int:
         shell.dash = bool(first["dash"])
         for flag in first["flags"] or "":
             shell.call(["set", f"-{flag}"], streams)
-        return shell.run(parse(text), streams)
+        return shell.run_text(text, streams)
     except Leave as left:
         return left.status
     except Failed as cause:

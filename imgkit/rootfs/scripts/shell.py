@@ -14,6 +14,7 @@ from imgkit.rootfs.scripts import accounts as account_commands
 from imgkit.rootfs.scripts import files as file_commands
 from imgkit.rootfs.scripts import find, sorting, triggers
 from imgkit.rootfs.scripts import text as text_commands
+from imgkit.rootfs.scripts.budget import COMMAND, PARSED, Budget, whole_number
 from imgkit.rootfs.scripts.expansion import FIRST_JOB, Expander
 from imgkit.rootfs.scripts.grammar import (
     AndOr,
@@ -30,7 +31,7 @@ from imgkit.rootfs.scripts.grammar import (
     While,
     parse,
 )
-from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Sink, Streams
+from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Sink, Streams, number
 from imgkit.rootfs.scripts.words import Unsupported, Word
 from imgkit.tree import TreeError
 
@@ -47,7 +48,6 @@ COMMANDS: Mapping[str, Command] = {
 }
 _BIN = frozenset({"/bin", "/sbin", "/usr/bin", "/usr/sbin"})
 _DECLARATIONS = frozenset({"export", "local", "readonly"})
-_MAX_STEPS = 20_000
 _MAX_CALLS = 20
 
 
@@ -76,6 +76,15 @@ def _discard(_: str) -> None:
     """The sink of /dev/null."""
 
 
+def collector(collected: list[str], budget: Budget) -> Sink:
+    """A sink that appends to a list what it is given, and charges it."""
+
+    def collect(text: str) -> None:
+        collected.append(budget.text(text))
+
+    return collect
+
+
 class Shell(Expander):
     """One run of one script."""
 
@@ -91,7 +100,6 @@ class Shell(Expander):
         self.errexit = self.nounset = self.pipefail = False
         self.line = 0
         self._tested = 0  # inside how many conditions a failure does not end the script (set -e)
-        self._steps = 0
         self._calls = 0
         self._substituted: int | None = None
         self._streams = Streams(io.StringIO(), _discard, _discard)
@@ -124,6 +132,12 @@ class Shell(Expander):
             )
         return self.status
 
+    def run_text(self, text: str, streams: Streams) -> int:
+        """Run the statements of a text; reading them takes about a step and :data:`PARSED` bytes for each character."""
+        self.machine.budget.work(len(text))
+        self.machine.budget.memory(PARSED * len(text))
+        return self.run(parse(text), streams)
+
     def _background(self, node: AndOr, streams: Streams) -> int:
         """``… &``: a subshell without input, which runs to its end before the script goes on.
 
@@ -131,6 +145,7 @@ class Shell(Expander):
         which waits for its results.
         """
         apart = replace(streams, stdin=io.StringIO())
+        self.machine.budget.work(COMMAND)
         try:
             status = self._isolated(lambda: self._and_or(node, apart))
         except Jump:  # out of a loop that this subshell is not in
@@ -140,12 +155,14 @@ class Shell(Expander):
 
     def capture(self, body: object) -> str:
         collected: list[str] = []
-        streams = Streams(io.StringIO(), collected.append, self._streams.err)
+        streams = Streams(io.StringIO(), collector(collected, self.machine.budget), self._streams.err)
         self._substituted = self._isolated(lambda: self.run(cast("Body", body), streams) if body else 0)
-        return "".join(collected).rstrip("\n")
+        return self._joined(collected).rstrip("\n")
 
     def _isolated(self, action: Callable[[], int]) -> int:
         """Run in a subshell: files change, this shell's own state does not."""
+        size = len(self.variables) + len(self.functions) + len(self.arguments) + len(self.jobs)
+        self.machine.budget.work(size // 10 + COMMAND)
         saved = dict(self.variables), dict(self.functions), list(self.arguments), self._streams
         flags = self.errexit, self.nounset, self.pipefail, self.machine.cwd, self.machine.umask
         jobs = list(self.jobs)
@@ -197,11 +214,17 @@ class Shell(Expander):
         for index, command in enumerate(commands):
             collected: list[str] = []
             last = index == len(commands) - 1
-            step = Streams(source, streams.out if last else collected.append, streams.err)
+            sink = streams.out if last else collector(collected, self.machine.budget)
+            step = Streams(source, sink, streams.err)
             statuses.append(self._isolated(partial(self._redirected, command, step)))
-            source = io.StringIO("".join(collected))
+            source = self._input(collected)
         failed = [status for status in statuses if status]
         return failed[-1] if failed and self.pipefail else statuses[-1]
+
+    def _input(self, texts: Sequence[str]) -> io.StringIO:
+        """Texts as an input, which has four bytes for each character."""
+        self.machine.budget.memory(4 * sum(map(len, texts)))
+        return io.StringIO(self._joined(texts))
 
     def _redirected(self, node: Redirected, streams: Streams) -> int:
         command = node.command
@@ -209,9 +232,9 @@ class Shell(Expander):
             return self._simple(command, node.redirects, streams)
         try:
             streams = self._redirect(node.redirects, streams)
-        except Failed as cause:
+        except (Failed, TreeError) as cause:
             streams.err(f"{cause}\n")
-            return cause.status
+            return cause.status if isinstance(cause, Failed) else 1
         if isinstance(command, Function):
             self.functions[command.name] = command.body
             return 0
@@ -260,11 +283,12 @@ class Shell(Expander):
     def _rounds(self, node: For | While, streams: Streams) -> Iterator[None]:
         if isinstance(node, For):
             for value in list(self.arguments) if node.words is None else self.fields(node.words):
+                self.machine.budget.work(COMMAND)
                 self._assign(node.variable, value)
                 yield
             return
         while True:
-            self._step()
+            self.machine.budget.work(COMMAND)
             with self._condition():
                 status = self.run(node.condition, streams)
             if (status == 0) == node.until:
@@ -273,22 +297,19 @@ class Shell(Expander):
 
     # ---- simple commands -----------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        self._steps += 1
-        if self._steps > _MAX_STEPS:
-            raise Unsupported(f"more than {_MAX_STEPS} commands: it may never end")
-
     def _simple(self, node: Simple, redirects: Sequence[Redirect], streams: Streams) -> int:
         self.line = node.line
-        self._step()
+        self.machine.budget.work(COMMAND)
         self._streams = streams
         self._substituted = None
         try:
             words = self._words(node.words)
             values = [(name, self.text(word)) for name, word in node.assignments]
             streams = self._redirect(redirects, streams)
-        except Failed as cause:
+        except (Failed, TreeError) as cause:
             streams.err(f"{cause}\n")
+            if isinstance(cause, TreeError):
+                return 1
             if cause.status == 2:  # ${name:?} and set -u end the script
                 raise Leave(2) from cause
             return cause.status
@@ -320,6 +341,7 @@ class Shell(Expander):
     def _assign(self, name: str, value: str) -> None:
         if name in ("IFS", "PATH") and self.variables.get(name) != value:
             raise Unsupported(f"a value of its own for {name}")
+        self.machine.budget.memory(len(name))
         self.variables[name] = value
 
     def call(self, words: Sequence[str], streams: Streams) -> int:
@@ -328,6 +350,7 @@ class Shell(Expander):
         Raises:
             Unsupported: it is none that is known here.
         """
+        self.machine.budget.words(len(words))
         name, *arguments = words
         if self.dash:
             _refuse_difference(name, arguments)
@@ -364,6 +387,8 @@ class Shell(Expander):
             return cause.status if isinstance(cause, Failed) else 1
 
     def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
+        self.machine.budget.work(COMMAND)
+        self.machine.budget.words(len(arguments))
         directory, _, base = name.rpartition("/")
         if base == "busybox" and arguments and (not directory or directory in _BIN):
             if arguments[0].startswith("-"):
@@ -388,7 +413,7 @@ class Shell(Expander):
                 text = target if redirect.operator == "<<" else self.machine.read(target)
                 if redirect.descriptor != 0:
                     raise Unsupported(f"the redirection {redirect.descriptor}{redirect.operator}")
-                streams = replace(streams, stdin=io.StringIO(text))
+                streams = replace(streams, stdin=self._input([text]))
             else:
                 sink = self._open(target, streams, append=redirect.operator == ">>")
                 streams = _set(streams, redirect.descriptor, sink)
@@ -412,7 +437,7 @@ class Shell(Expander):
             machine.tree.write(path, b"", mtime=machine.epoch)
 
         def write(text: str) -> None:
-            machine.tree.write(path, machine.tree.text(path) + text, mtime=machine.epoch)
+            machine.write(path, machine.tree.text(path) + text)
 
         return write
 
@@ -423,7 +448,7 @@ class Shell(Expander):
             raise Unsupported("sourcing a file from PATH")
         text = self.machine.read(arguments[0])
         try:
-            return self.run(parse(text), streams)
+            return self.run_text(text, streams)
         except Unsupported as cause:
             raise Unsupported(f"in {arguments[0]}: {cause}") from cause
 
@@ -440,7 +465,9 @@ class Shell(Expander):
 
     def _command(self, arguments: list[str], streams: Streams) -> int:
         if arguments[:1] not in (["-v"], ["-V"]):
-            return self._external(arguments[0], arguments[1:], streams)
+            return self._execute(arguments, streams) if arguments else 0
+        if len(arguments) < 2:
+            return 127
         name = arguments[1]
         known = name in self.functions or name in self._builtins or name in ("[", "test", "echo", "printf", "true")
         found = name if known else text_commands.which(self.machine, name)
@@ -472,7 +499,7 @@ class Shell(Expander):
         names = [name for name in arguments if name != "-r"]
         if not names or any(name.startswith("-") for name in names):
             raise Unsupported("this form of read")
-        line = streams.stdin.readline()
+        line = self.machine.budget.text(streams.stdin.readline())
         fields = line.rstrip("\n").strip(" \t").split(None, len(names) - 1) if line else []
         for index, name in enumerate(names):
             self._assign(name, fields[index] if index < len(fields) else "")
@@ -509,7 +536,7 @@ class Shell(Expander):
     def _umask(self, arguments: list[str], streams: Streams) -> int:
         if not arguments:
             streams.out(f"{self.machine.umask:04o}\n")
-        elif not all(character in "01234567" for character in arguments[0]):
+        elif len(arguments[0]) > 4 or not arguments[0] or arguments[0].strip("01234567"):
             raise Unsupported(f"umask {arguments[0]}")
         else:
             self.machine.umask = int(arguments[0], 8)
@@ -518,10 +545,10 @@ class Shell(Expander):
     def _wait(self, arguments: list[str], _: Streams) -> int:
         """Every job has ended by now."""
         status = 0
-        for number in arguments:
-            if not number.isdecimal():
-                raise Unsupported(f"wait {number}")
-            index = int(number) - FIRST_JOB
+        for word in arguments:
+            if not word.isdecimal():
+                raise Unsupported(f"wait {word}")
+            index = number(word) - FIRST_JOB
             status = self.jobs[index] if 0 <= index < len(self.jobs) else 127
         return status
 
@@ -556,9 +583,10 @@ def _set(streams: Streams, descriptor: int, sink: Sink) -> Streams:
 def _count(arguments: Sequence[str], default: int = 1) -> int:
     if not arguments:
         return default
-    if not arguments[0].isdecimal():
-        raise Failed(f"Illegal number: {arguments[0]}", 2)
-    return int(arguments[0])
+    value = whole_number(arguments[0])
+    if value is None:
+        raise Failed(f"Illegal number: {arguments[0][:80]}", 2)
+    return value
 
 
 def environment(package: str, kind: str) -> Mapping[str, str]:

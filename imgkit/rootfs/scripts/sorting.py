@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cmp_to_key, partial
 from getopt import gnu_getopt
 
+from imgkit.rootfs.scripts.budget import whole_number
 from imgkit.rootfs.scripts.files import new_file
 from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
@@ -46,6 +47,8 @@ def sort(machine: Machine, arguments: list[str], streams: Streams) -> int:
     compare = partial(
         _compare, [_Key(key.first, key.last, key.how or how) for key in keys] or [_Key(0, 0, how)], delimiter
     )
+    characters = sum(map(len, lines))
+    machine.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
     reverse = -1 if "r" in flags else 1
 
     def whole(left: str, right: str) -> int:
@@ -62,10 +65,11 @@ def sort(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 def _key(text: str) -> _Key:
     found = _KEY.fullmatch(text)
-    if not found or found.group(1) == "0":
-        raise Unsupported(f"sort -k {text}")
-    first, how, last, more = found.groups()
-    return _Key(int(first), int(last or 0), how + (more or ""))
+    first, how, last, more = found.groups() if found else ("", "", "", "")
+    start, end = whole_number(first), whole_number(last or "0")
+    if not start or end is None:
+        raise Unsupported(f"sort -k {text[:80]}")
+    return _Key(start, end, how + (more or ""))
 
 
 def _lines(machine: Machine, operand: str, streams: Streams) -> list[str]:
@@ -73,7 +77,7 @@ def _lines(machine: Machine, operand: str, streams: Streams) -> list[str]:
         text = streams.stdin.read() if operand == "-" else machine.read(operand)
     except Failed as cause:
         raise Failed(str(cause), 2) from cause
-    return text.removesuffix("\n").split("\n") if text else []
+    return machine.lines(machine.budget.text(text))
 
 
 def _put(machine: Machine, text: str, target: str | None, streams: Streams) -> None:
@@ -83,7 +87,7 @@ def _put(machine: Machine, text: str, target: str | None, streams: Streams) -> N
     path = machine.path(target)
     if path not in machine.tree:
         new_file(machine, path)
-    machine.tree.write(path, text, mtime=machine.epoch)
+    machine.write(path, text)
 
 
 def _compare(keys: Iterable[_Key], delimiter: str, left: str, right: str) -> int:
@@ -167,6 +171,7 @@ def ls(machine: Machine, arguments: list[str], streams: Streams) -> int:
     for folder in folders:
         title = f"{folder}:\n" if len(operands) > 1 else ""
         parts.append(title + _listing(machine, folder, flags))
+    machine.budget.memory(2 * sum(map(len, parts)))
     streams.out("\n".join(parts))
     return int(len(present) < len(operands or ["."]))
 
@@ -205,7 +210,7 @@ def names_in(machine: Machine, folder: str) -> list[str]:
     path = machine.path(folder)
     if path in ("dev", "proc", "sys"):
         raise Unsupported(f"what is in /{path}, which only a running system knows")
-    return [child.rpartition("/")[2] for child in machine.tree.children(path)]
+    return [child.rpartition("/")[2] for child in machine.children(path)]
 
 
 COMMANDS: Mapping[str, Command] = {"sort": sort, "ls": ls}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 
+from imgkit.rootfs.scripts.budget import whole_number
 from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Streams, each, options
-from imgkit.rootfs.scripts.patterns import regular_expression
+from imgkit.rootfs.scripts.regex import compile_expressions
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, Node, Symlink
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "\\": "\\", "e": "\x1b"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{1,2}|0?[0-7]{1,3}|.)", re.DOTALL)
-_CONVERSION = re.compile(r"%(?P<flags>[-0+ ]*\d*(?:\.\d+)?)(?P<letter>[%sdixobcu])")
+# No part of it can match what another one does, or a long one that is none would take quadratic time.
+_CONVERSION = re.compile(
+    r"%(?P<flags>[-0+ ]*(?P<width>[1-9][0-9]*)?(?:\.(?P<precision>[0-9]+))?)(?P<letter>[%sdixobcu])"
+)
+_WIDEST = 4096  # characters to which printf fills a value
 
 
 def _unescape(text: str) -> str:
@@ -27,39 +34,46 @@ def _unescape(text: str) -> str:
     return _ESCAPE.sub(one, text)
 
 
-def echo(_: Machine, arguments: list[str], streams: Streams) -> int:
+def echo(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``echo [-neE] WORD…``; escapes only with -e, as Alpine's ash does."""
     flags = ""
     while arguments and re.fullmatch(r"-[neE]+", arguments[0]):
         flags += arguments.pop(0)
+    machine.budget.memory(2 * sum(map(len, arguments)))
     text = " ".join(arguments)
+    machine.budget.work(len(text) if "e" in flags else 0)
     streams.out((_unescape(text) if "e" in flags else text) + ("" if "n" in flags else "\n"))
     return 0
 
 
-def printf(_: Machine, arguments: list[str], streams: Streams) -> int:
+def printf(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is used again while arguments are left."""
     if not arguments:
         raise Failed("usage: printf FORMAT [ARGUMENT...]", 2)
-    form, *values = arguments
+    machine.budget.work(2 * len(arguments[0]))
+    form, values = _unescape(arguments[0]), deque(arguments[1:])
     while True:
         before = len(values)
-        streams.out(_CONVERSION.sub(lambda found: _convert(found, values), _unescape(form)))
+        machine.budget.work(len(form) + 1)
+        streams.out(_CONVERSION.sub(lambda found: machine.budget.text(_convert(found, values)), form))
         if not values or len(values) == before:
             return 0
 
 
-def _convert(found: re.Match[str], values: list[str]) -> str:
+def _convert(found: re.Match[str], values: deque[str]) -> str:
     letter, flags = found.group("letter"), found.group("flags")
     if letter == "%":
         return "%"
-    value = values.pop(0) if values else ""
+    value = values.popleft() if values else ""
+    for size in (found.group("width"), found.group("precision")):
+        if size and (len(size) > 4 or int(size) > _WIDEST):
+            raise Unsupported(f"printf with a width of {size[:20]}")
     if letter in "sbc":
         return f"%{flags}s" % (_unescape(value) if letter == "b" else value[:1] if letter == "c" else value)
     try:
         return f"%{flags}{letter}" % int(value or "0", 0)
     except ValueError as cause:
-        raise Failed(f"invalid number '{value}'") from cause
+        raise Failed(f"invalid number '{value[:80]}'") from cause
 
 
 def cat(machine: Machine, arguments: list[str], streams: Streams) -> int:
@@ -69,7 +83,7 @@ def cat(machine: Machine, arguments: list[str], streams: Streams) -> int:
 
 
 def _input(machine: Machine, text: str, streams: Streams) -> str:
-    return streams.stdin.read() if text == "-" else machine.read(text)
+    return machine.budget.text(streams.stdin.read() if text == "-" else machine.read(text))
 
 
 def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
@@ -78,11 +92,11 @@ def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
     if "o" in flags:
         raise Unsupported("grep -o")
     patterns = (flags["e"] if "e" in flags else operands.pop(0) if operands else "").split("\n")
-    matches = _matcher(patterns, flags)
+    matches = _matcher(machine, patterns, flags)
     status = 1
     for operand in operands or ["-"]:
         try:
-            lines = _input(machine, operand, streams).splitlines()
+            lines = machine.lines(_input(machine, operand, streams))
         except Failed as cause:
             if "s" not in flags:
                 streams.err(f"grep: {cause}\n")
@@ -98,20 +112,20 @@ def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return status
 
 
-def _matcher(patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
+def _matcher(machine: Machine, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
+    around = ("^", "$") if "x" in flags else ("before", "after") if "w" in flags else None
     try:
-        texts = [
-            re.escape(each) if "F" in flags else regular_expression(each, extended="E" in flags) for each in patterns
-        ]
-        joined = "|".join(f"(?:{text})" for text in texts)
-        if "x" in flags:
-            joined = f"^(?:{joined})$"
-        elif "w" in flags:
-            joined = rf"(?<!\w)(?:{joined})(?!\w)"
-        compiled = re.compile(joined, re.IGNORECASE if "i" in flags else 0)
-    except (ValueError, re.error) as cause:
-        raise Unsupported(f"the regular expression {patterns[0]!r}: {cause}") from cause
-    return lambda line: compiled.search(line) is not None
+        compiled = compile_expressions(
+            patterns,
+            machine.budget,
+            extended="E" in flags,
+            literal="F" in flags,
+            ignore_case="i" in flags,
+            around=around,
+        )
+    except ValueError as cause:
+        raise Unsupported(f"the regular expression {patterns[0][:80]!r}: {cause}") from cause
+    return lambda line: compiled.search(line, machine.budget)
 
 
 def cut(machine: Machine, arguments: list[str], streams: Streams) -> int:
@@ -120,40 +134,61 @@ def cut(machine: Machine, arguments: list[str], streams: Streams) -> int:
     if not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", flags.get("f", "")):
         raise Unsupported("cut without a list of fields")
     delimiter = flags.get("d", "\t")
+    if len(delimiter) != 1:
+        raise Unsupported(f"cut with the delimiter {delimiter[:20]!r}")
+    ranges = _ranges(flags["f"])
     for operand in operands or ["-"]:
-        for line in _input(machine, operand, streams).splitlines():
-            fields = line.split(delimiter)
+        for line in machine.lines(_input(machine, operand, streams)):
+            fields = machine.budget.pieces(line, delimiter)
+            machine.budget.work(len(fields) * len(ranges) // 8)
             if len(fields) > 1:
-                streams.out(delimiter.join(_picked(fields, flags["f"])) + "\n")
+                streams.out(delimiter.join(_picked(fields, ranges)) + "\n")
             elif "s" not in flags:
                 streams.out(line + "\n")
     return 0
 
 
-def _picked(fields: list[str], ranges: str) -> list[str]:
-    wanted: set[int] = set()
-    for part in ranges.split(","):
+def _ranges(text: str) -> list[range]:
+    """The numbers of the fields that ``N,N-M,N-`` names."""
+    found = []
+    for part in text.split(","):
         first, dash, last = part.partition("-")
-        end = int(last) if last else (len(fields) if dash else int(first))
-        wanted |= set(range(int(first), end + 1))
-    return [field for number, field in enumerate(fields, 1) if number in wanted]
+        start = whole_number(first)
+        end = whole_number(last) if last else sys.maxsize - 1 if dash else start
+        if start is None or end is None:
+            raise Failed(f"invalid field '{part[:80]}'")
+        found.append(range(start, end + 1))
+    return found
+
+
+def _picked(fields: list[str], ranges: Sequence[range]) -> list[str]:
+    return [field for number, field in enumerate(fields, 1) if any(number in each for each in ranges)]
 
 
 def head(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``head [-n N] [FILE]``."""
     arguments = [f"-n{word[1:]}" if re.fullmatch(r"-\d+", word) else word for word in arguments]
     flags, operands = options(arguments, "n:")
-    count = flags.get("n", "10")
-    if not count.isdecimal() or len(operands) > 1:
+    count = whole_number(flags.get("n", "10"))
+    if count is None or len(operands) > 1:
         raise Unsupported("this form of head")
     text = _input(machine, operands[0] if operands else "-", streams)
-    streams.out("".join(text.splitlines(keepends=True)[: int(count)]))
+    lines = machine.lines(text)[:count]
+    whole = "".join(f"{line}\n" for line in lines)
+    streams.out(whole if text.startswith(whole) else text)  # the last line of a file may lack its newline
     return 0
+
+
+def _operands(arguments: list[str]) -> list[str]:
+    operands = options(arguments, "")[1]
+    if not operands:
+        raise Failed("missing operand")
+    return operands
 
 
 def basename(_: Machine, arguments: list[str], streams: Streams) -> int:
     """``basename PATH [SUFFIX]``."""
-    operands = options(arguments, "")[1]
+    operands = _operands(arguments)
     name = operands[0].rstrip("/").rpartition("/")[2] or "/"
     suffix = operands[1] if len(operands) > 1 else ""
     streams.out((name.removesuffix(suffix) or name) + "\n")
@@ -162,7 +197,7 @@ def basename(_: Machine, arguments: list[str], streams: Streams) -> int:
 
 def dirname(_: Machine, arguments: list[str], streams: Streams) -> int:
     """``dirname PATH``."""
-    operands = options(arguments, "")[1]
+    operands = _operands(arguments)
     path = operands[0].rstrip("/")
     above = path.rpartition("/")[0].rstrip("/")
     streams.out((above or ("/" if operands[0].startswith("/") else ".")) + "\n")
@@ -278,7 +313,7 @@ def _compare(left: str, operator: str, right: str) -> bool:
     try:
         return _NUMBERS[operator](int(left), int(right))
     except ValueError as cause:
-        raise Failed(f"bad number {left!r} or {right!r}", 2) from cause
+        raise Failed(f"bad number {left[:80]!r} or {right[:80]!r}", 2) from cause
 
 
 def _unary(machine: Machine, operator: str, operand: str) -> bool:

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs import busybox, cacerts, services
+from imgkit.rootfs.scripts.budget import HEAVY, MAX_PATTERN
 from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.words import Unsupported
@@ -39,6 +40,8 @@ def matching_directories(
     found: set[str] = set()
     patterns = []
     for glob in globs:
+        if len(glob) > MAX_PATTERN:
+            continue  # no path is that long
         with suppress(ValueError):  # as fnmatch does it, a pattern without a meaning matches nothing
             patterns.append((shell_pattern(glob.removeprefix("+"), pathname=True), glob.startswith("+")))
     for directory in directories:
@@ -65,6 +68,7 @@ def unlisted_modules(tree: Tree, release: str) -> list[str]:
 
 def depmod(machine: Machine, arguments: list[str], _: Streams) -> int:
     """``depmod [-a] RELEASE``: nothing to do where the kernel's package brought a complete index."""
+    machine.budget.work(HEAVY)
     operands = options(arguments, "a")[1]
     if len(operands) != 1:
         raise Unsupported("depmod for the running kernel")
@@ -81,6 +85,7 @@ def depmod(machine: Machine, arguments: list[str], _: Streams) -> int:
 
 def mkinitfs(machine: Machine, arguments: list[str], _: Streams) -> int:
     """``mkinitfs -o FILE RELEASE``."""
+    machine.budget.work(HEAVY)
     flags, operands = options(arguments, "o:")
     if "o" not in flags or len(operands) != 1:
         raise Unsupported(f"mkinitfs {' '.join(arguments)}")
@@ -92,17 +97,19 @@ def mkinitfs(machine: Machine, arguments: list[str], _: Streams) -> int:
 
 def update_ca_certificates(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``update-ca-certificates``: the bundle and its links, then the scripts of /etc/ca-certificates/update.d."""
+    machine.budget.work(HEAVY)
     options(arguments, "v", ["verbose"])
     cacerts.update(machine.tree, epoch=machine.epoch)
     for path in machine.tree.children(_UPDATE_HOOKS):
         node = machine.tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111 and _PART.search(path):
-            machine.interpret(machine, machine.tree.text(path), streams)
+            machine.interpret(machine, machine.read(f"/{path}"), streams)
     return 0
 
 
 def c_rehash(machine: Machine, arguments: list[str], streams: Streams) -> int:
     """``c_rehash DIRECTORY``."""
+    machine.budget.work(HEAVY)
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise Unsupported(f"c_rehash {' '.join(arguments)}")
     for warning in cacerts.rehash(machine.tree, machine.existing(arguments[0]), epoch=machine.epoch):
@@ -116,6 +123,7 @@ def install_links(program: str) -> Command:
     def install(machine: Machine, arguments: list[str], _: Streams) -> int:
         if arguments != ["--install", "-s"]:
             raise Unsupported(f"{program} {' '.join(arguments)}")
+        machine.budget.work(HEAVY // 4)
         try:
             busybox.install_links(machine.tree, program, epoch=machine.epoch)
         except TreeError as cause:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 _PARAMETER = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]", re.ASCII)
@@ -23,7 +24,7 @@ class Unsupported(Exception):  # noqa: N818 - a verdict on the script rather tha
         self.line = line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Literal:
     """Text as it stands; ``quoted`` text is neither split nor a pattern."""
 
@@ -31,7 +32,7 @@ class Literal:
     quoted: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """``$name`` or ``${name<operator>word}``; the operator of ``${#name}`` is ``length``."""
 
@@ -41,7 +42,7 @@ class Parameter:
     quoted: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Substitution:
     """``$(…)``; ``body`` is what :func:`imgkit.rootfs.shell.parse` returns."""
 
@@ -52,7 +53,7 @@ class Substitution:
 Part: TypeAlias = Literal | Parameter | Substitution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Word:
     """Parts that stand next to each other; ``line`` is where they do."""
 
@@ -78,6 +79,7 @@ class Scanner(ABC):
     first_line: int
     pos: int
     body_end: int  # where the here-documents of the present line end; 0 if it has none
+    counted: tuple[int, int]  # a position, and how many newlines are before it
 
     @abstractmethod
     def substituted(self) -> object:
@@ -90,7 +92,14 @@ class Scanner(ABC):
     @property
     def line(self) -> int:
         """Number of the present line."""
-        return self.first_line + self.text.count("\n", 0, self.pos)
+        return self._line_at(self.pos)
+
+    def _line_at(self, position: int) -> int:
+        """Number of the line of a position. Only what lies behind the last position asked for is looked at."""
+        start, newlines = self.counted if position >= self.counted[0] else (0, 0)
+        newlines += self.text.count("\n", start, position)
+        self.counted = position, newlines
+        return self.first_line + newlines
 
     def refuse(self, construct: str) -> Unsupported:
         """The exception for something at this position."""
@@ -104,7 +113,7 @@ class Scanner(ABC):
 
     def rest(self) -> str:
         """What follows on this line, for messages."""
-        return self.text[self.pos :].split("\n", 1)[0][:30]
+        return self.text[self.pos : self.pos + 30].split("\n", 1)[0]
 
     def at_delimiter(self) -> bool:
         return self.at_end() or self.text[self.pos] in _DELIMITERS
@@ -150,7 +159,7 @@ class Scanner(ABC):
             self._part(parts)
         if not parts and not optional:
             raise self.refuse(f"syntax error: a word expected near {self.rest()!r}")
-        return Word(tuple(parts), line)
+        return Word(_merged(parts), line)
 
     def _part(self, parts: list[Part]) -> None:
         """Read one piece of unquoted text."""
@@ -271,7 +280,7 @@ class Scanner(ABC):
             else:
                 self._part(parts)
         self.pos += 1
-        return Word(tuple(parts), line)
+        return Word(_merged(parts), line)
 
     def here_document(self, *, strip_tabs: bool) -> Word:
         """Read the delimiter of a here-document and the document, which starts after the present line."""
@@ -284,15 +293,16 @@ class Scanner(ABC):
         newline = self.text.find("\n", self.pos)
         start = self.body_end or (len(self.text) if newline < 0 else newline + 1)
         document, self.body_end = self._until(delimiter, start, strip_tabs=strip_tabs)
-        line = self.first_line + self.text.count("\n", 0, start)
+        line = self._line_at(start)
         return Word.literal(document, line) if quoted else self._expanded(document, line)
 
     def _until(self, delimiter: str, start: int, *, strip_tabs: bool) -> tuple[str, int]:
         """The lines from ``start`` to the one that is ``delimiter``, and the position after that one."""
         lines: list[str] = []
         position = start
-        for line in self.text[start:].splitlines(keepends=True) or [""]:
-            position += len(line)
+        while position < len(self.text) or not lines:
+            end = self.text.find("\n", position) + 1 or len(self.text)
+            line, position = self.text[position:end], end
             kept = line.lstrip("\t") if strip_tabs else line
             if kept.rstrip("\n") == delimiter:
                 return "".join(lines), position
@@ -304,4 +314,15 @@ class Scanner(ABC):
         inner = type(self)(document, line)  # type: ignore[call-arg]
         parts: list[Part] = []
         inner._double_quoted(parts, "")
-        return Word(tuple(parts), line)
+        return Word(_merged(parts), line)
+
+
+def _merged(parts: list[Part]) -> tuple[Part, ...]:
+    """Parts in which literal text that stands together is one part."""
+    merged: list[Part] = []
+    for quoted, group in groupby(parts, lambda part: part.quoted if isinstance(part, Literal) else None):
+        if quoted is None:
+            merged += group
+        else:
+            merged.append(Literal("".join(part.text for part in group if isinstance(part, Literal)), quoted))
+    return tuple(merged)

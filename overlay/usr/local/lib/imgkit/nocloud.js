@@ -8,6 +8,8 @@ const path = require('node:path');
 
 const { O_CREAT, O_EXCL, O_NOFOLLOW, O_TRUNC, O_WRONLY } = fs.constants;
 const MOST_LINKS = 40; // the kernel's own limit
+const MOST_BYTES = 16 << 20; // of a file of the drive; clouds take less than a megabyte
+const MOST_LEVELS = 50; // of mappings and lists inside one another
 
 class YamlError extends Error {}
 
@@ -21,6 +23,7 @@ class Yaml {
   constructor(text) {
     this.lines = splitLines(text);
     this.at = 0;
+    this.level = 0;
   }
 
   parse() {
@@ -38,7 +41,11 @@ class Yaml {
   }
 
   block(indent) {
-    return /^-(\s|$)/.test(this.peek().text) ? this.list(indent) : this.mapping(indent);
+    if (this.level >= MOST_LEVELS) throw new YamlError(`line ${this.peek().number}: more than ${MOST_LEVELS} levels`);
+    this.level += 1;
+    const value = /^-(\s|$)/.test(this.peek().text) ? this.list(indent) : this.mapping(indent);
+    this.level -= 1;
+    return value;
   }
 
   list(indent) {
@@ -51,7 +58,7 @@ class Yaml {
       } else if (/^[\w-]+:(\s|$)/.test(rest)) {
         line.indent += line.text.length - rest.length; // the mapping begins behind the dash
         line.text = rest;
-        items.push(this.mapping(line.indent));
+        items.push(this.block(line.indent));
       } else {
         this.at += 1;
         items.push(this.scalar(rest, indent));
@@ -66,7 +73,8 @@ class Yaml {
       const match = /^([\w.-]+):(?:\s+(.*))?$/.exec(line.text);
       if (!match) throw new YamlError(`line ${line.number}: not "key: value"`);
       this.at += 1;
-      values[match[1]] = match[2] === undefined || match[2].startsWith('#') ? this.nested(indent) : this.scalar(match[2], indent);
+      const value = match[2] === undefined || match[2].startsWith('#') ? this.nested(indent) : this.scalar(match[2], indent);
+      Object.defineProperty(values, match[1], { value, enumerable: true, configurable: true, writable: true }); // __proto__ too
     }
     return values;
   }
@@ -81,10 +89,10 @@ class Yaml {
   scalar(text, indent) {
     const block = /^([|>])([+-]?)\d?$/.exec(text);
     if (block) return this.blockScalar(indent, block[1] === '>', block[2]);
-    if (text.startsWith('"')) return JSON.parse(text.replace(/"\s+#.*$/, '"'));
-    if (text.startsWith("'")) return text.replace(/'\s+#.*$/, "'").slice(1, -1).replaceAll("''", "'");
+    if (text.startsWith('"')) return JSON.parse(withoutComment(text, '"'));
+    if (text.startsWith("'")) return withoutComment(text, "'").slice(1, -1).replaceAll("''", "'");
     if (/^[[{&*!]/.test(text)) throw new YamlError('flow values, anchors and tags are not understood');
-    return text.replace(/\s+#.*$/, '');
+    return withoutComment(text, '');
   }
 
   blockScalar(indent, folded, chomp) {
@@ -98,12 +106,30 @@ class Yaml {
     }
     const body = lines.join(folded ? ' ' : '\n');
     if (chomp === '+') return `${body}\n`;
-    return chomp === '-' ? body.replace(/\n+$/, '') : `${body.replace(/\n+$/, '')}\n`;
+    return chomp === '-' ? withoutNewlines(body) : `${withoutNewlines(body)}\n`;
   }
 }
 
+/** The text up to a comment: the first "#" that blanks, and before them `end`, precede. A plain /\s+#/ takes quadratic time. */
+function withoutComment(text, end) {
+  for (let at = text.indexOf('#'); at > 0; at = text.indexOf('#', at + 1)) {
+    const before = text.slice(0, at).trimEnd();
+    if (before.length < at && before.endsWith(end) && before.length >= end.length * 2) return before;
+  }
+  return text;
+}
+
+function withoutNewlines(text) {
+  let end = text.length;
+  while (end > 0 && text[end - 1] === '\n') end -= 1;
+  return text.slice(0, end);
+}
+
 function readText(file) {
-  return fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
+  const stat = fs.statSync(file, { throwIfNoEntry: false });
+  if (!stat) return '';
+  if (!stat.isFile() || stat.size > MOST_BYTES) throw new YamlError(`${path.basename(file)}: more than ${MOST_BYTES >> 20} MiB, or no regular file`);
+  return fs.readFileSync(file, 'utf8');
 }
 
 function parseFile(file) {

@@ -1,0 +1,20 @@
+"""Every parser that reads foreign bytes, by name.
+
+Whatever comes out of a target besides the errors that it names (another exception, more than
+:data:`fuzz.target.SECONDS`, a limit of memory that the runner sets) is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fuzz import guests, lists, packages, roots, scripts
+from fuzz.target import Target
+
+TARGETS: Mapping[str, Target] = {
+    **packages.TARGETS,
+    **lists.TARGETS,
+    **roots.TARGETS,
+    **scripts.TARGETS,
+    **guests.TARGETS,
+}

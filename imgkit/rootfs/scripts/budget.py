@@ -1,0 +1,96 @@
+"""What one run of a package script may cost: steps of work and bytes of memory.
+
+A script comes from a package, so it is foreign: one that doubles a variable or calls itself would fill the memory of
+the host or never end. Everything that a script can make large or repeat draws on the :class:`Budget` of its run:
+commands, loops, expansions, patterns, regular expressions, input, output and the files that it writes. Costs are
+charged before the work is done.
+
+The numbers are far above what scripts need (the largest one of Alpine's base packages takes 8,000 steps of its own and
+70 KB), and low enough that a hostile script ends within seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+
+MAX_STEPS = 4_000_000
+"""Steps of one run. A step takes about a microsecond; a command is :data:`COMMAND` of them."""
+MAX_BYTES = 256 << 20
+"""Bytes of memory that the texts and files of one run may take together, those that were given back included."""
+MAX_PATTERN = 4096
+"""Characters of one shell pattern or regular expression."""
+COMMAND = 40
+"""Steps of calling a command, whatever it does."""
+HEAVY = 200_000
+"""Steps of a command that imgkit computes as a whole, such as ``update-ca-certificates``."""
+NODE = 512
+"""Bytes of memory that a file, link or directory of the Tree takes besides its content."""
+PIECE = 100
+"""Bytes of memory that each of the pieces takes into which a text is cut."""
+PARSED = 128
+"""Bytes of memory that a character of a script takes once it is read, at most about twice as many."""
+MAX_DIGITS = 18
+"""Digits of a number; converting more takes quadratic time, and no command of a script needs them."""
+
+_QUICK = 64  # characters that are copied, searched or compared by C code in a step, at the slowest
+
+
+class Exhausted(Exception):  # noqa: N818 - a verdict on the script rather than an error in it
+    """The script asks for more than a package script may; the message says for what."""
+
+
+class Budget:
+    """Steps and bytes that are left for a script. Every method that charges raises :class:`Exhausted` at the limit."""
+
+    def __init__(self, steps: int = MAX_STEPS, size: int = MAX_BYTES) -> None:
+        self._limits = steps, size
+        self.steps = steps
+        self.bytes = size
+
+    def work(self, steps: int) -> None:
+        """Charge ``steps`` of work."""
+        self.steps -= steps
+        if self.steps < 0:
+            raise Exhausted(f"takes more than {self._limits[0]} steps: it may never end")
+
+    def memory(self, size: int) -> None:
+        """Charge ``size`` bytes of memory, and the work of filling them."""
+        self.bytes -= size
+        if self.bytes < 0:
+            raise Exhausted(f"needs more than {self._limits[1] >> 20} MiB of memory")
+        self.work(size >> 10)
+
+    def text(self, text: str) -> str:
+        """Charge a text that was just made, and return it."""
+        self.memory(sys.getsizeof(text))
+        return text
+
+    def scan(self, size: int, times: int = 1) -> None:
+        """Charge looking ``times`` times at ``size`` characters."""
+        self.work(size * times // _QUICK + 1)
+
+    def words(self, count: int) -> None:
+        """Charge a list of ``count`` words, which commands go through in quadratic time (option parsing, ``shift``)."""
+        self.work(count + count * count // 1000)
+
+    def lines(self, text: str) -> list[str]:
+        """The lines of ``text`` as the commands of a system see them: only a newline ends one."""
+        self.memory(len(text) + PIECE * text.count("\n"))
+        return text.removesuffix("\n").split("\n") if text else []
+
+    def pieces(self, text: str, delimiter: str) -> list[str]:
+        """``text`` cut at each ``delimiter``."""
+        self.memory(len(text) + PIECE * text.count(delimiter))
+        return text.split(delimiter)
+
+    def pattern(self, text: str) -> str:
+        """Charge compiling a pattern, and return it."""
+        if len(text) > MAX_PATTERN:
+            raise Exhausted(f"has a pattern of more than {MAX_PATTERN} characters")
+        self.work(len(text))
+        return text
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ``text`` is in decimal digits; None if it is none, or longer than :data:`MAX_DIGITS`."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

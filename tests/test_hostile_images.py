@@ -170,10 +170,11 @@ def filesystem(disk: Path, folder: Path, *commands: str) -> None:
     made = disk.with_name("made.ext4")
     with made.open("wb") as file:
         file.truncate(ROOT.size)
-    words: list[str | Path] = [need_program("mke2fs"), "-q", "-F", "-t", "ext4", "-N", "40000", "-d", folder, made]
+    kind = ["-t", "ext4", "-b", "4096", "-N", "20000"]
+    words: list[str | Path] = [need_program("mke2fs"), "-q", "-F", *kind, "-d", folder, made]
     subprocess.run(words, check=True, capture_output=True)
     place = f"seek={ROOT.start // MIB}"
-    subprocess.run(["dd", f"if={made}", f"of={disk}", "bs=1M", place, "conv=notrunc,sparse", "status=none"], check=True)
+    subprocess.run(["dd", f"if={made}", f"of={disk}", "bs=1M", place, "conv=notrunc", "status=none"], check=True)
     made.unlink()
     debugfs(disk, *commands)
 
@@ -181,10 +182,10 @@ def filesystem(disk: Path, folder: Path, *commands: str) -> None:
 def test_a_filesystem_without_bounds(
     disk: Path, built: tuple[Path, Statement], options: Options, tmp_path: Path
 ) -> None:
-    """Many files, deep folders, odd names, a file of 15 TiB: a bounded part is read, the rest is said to be there."""
+    """Many files, deep folders, odd names, a file of 2 TiB: a bounded part is read, the rest is said to be there."""
     folder = tmp_path / "folder"
     (folder / "aaa").mkdir(parents=True)
-    for number in range(20_000):
+    for number in range(12_000):
         (folder / f"aaa/{number}").touch()
     (folder / "a\nb").touch()
     (folder / "\x1b[31m").touch()
@@ -193,7 +194,7 @@ def test_a_filesystem_without_bounds(
         deep /= "deep" * 5
         deep.mkdir()
     (folder / "zz-sparse").touch()
-    subprocess.run(["truncate", "-s", "15T", folder / "zz-sparse"], check=True)
+    subprocess.run(["truncate", "-s", "2T", folder / "zz-sparse"], check=True)
     filesystem(disk, folder, "mknod fifo p", "mknod zero c 1 5")
     started = time.monotonic()
     faults = verdict_on(disk, built[1], options, Limits(96 * MIB, 200)).faults

@@ -33,25 +33,26 @@ def chunks(
 
     Args:
         regions: what lies where, in order; what is behind them is not read.
-        most: bytes that are read at most.
+        most: bytes of such chunks at most.
         deadline: in the time of :func:`time.monotonic`.
 
     Raises:
         InputError: there is more on the disk than ``most``, or it took too long.
     """
-    read, at = 0, 0
+    size, at = 0, 0
     with path.open("rb", buffering=0) as source:
         while (at := _next_data(source.fileno(), at, regions[-1].end)) < regions[-1].end:
             chunk = chunk_at(regions, at)
             data = os.pread(source.fileno(), chunk.end - chunk.start, chunk.start)
             at = chunk.end
-            read += len(data)
-            if most is not None and read > most:
-                raise InputError(f"{path}: more than {most} bytes of data", hint="--limit reads more")
             if deadline is not None and time.monotonic() > deadline:
                 raise InputError(f"{path}: could not be read in time", hint="--timeout gives it more")
-            if data != _ZEROS[: len(data)]:
-                yield chunk, data
+            if data == _ZEROS[: len(data)]:
+                continue
+            size += len(data)
+            if most is not None and size > most:
+                raise InputError(f"{path}: more than {most} bytes of data", hint="--limit reads more")
+            yield chunk, data
 
 
 def _next_data(descriptor: int, at: int, end: int) -> int:

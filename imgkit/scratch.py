@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import secrets
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,16 +87,19 @@ def _make(place: Path, prefix: str) -> Path:
 
 
 def temporary() -> Path:
-    """The folder for temporary files.
+    """The folder for temporary files: as :func:`tempfile.gettempdir` chooses it, but from what may be written to.
+
+    That function makes a file in each folder to try it, which a process that is killed leaves there, and ends up in the
+    current folder when the disk is full.
 
     Raises:
-        HostError: there is none in which a file can be made: Python tries that, and then other folders.
+        HostError: there is none that this user may write to.
     """
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError as cause:
-        hint = "make room, or set TMPDIR to a folder that has some"
-        raise HostError("no room for temporary files, or no folder that may be written", hint=hint) from cause
+    named = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+    for place in (*named, "/tmp", "/var/tmp"):  # noqa: S108 - only folders with names that nobody guesses are made there
+        if place and Path(place).is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return Path(place).absolute()
+    raise HostError("no folder for temporary files may be written to", hint="set TMPDIR to one that may")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import wholefile
+from imgkit import scratch, wholefile
+from imgkit.errors import HostError
 
 
 @pytest.fixture
@@ -108,3 +109,19 @@ def test_all_or_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         wholefile.rename_together(wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that is there and may be written to. Nothing is made in it to try that: a kill would leave it."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    before = (tmp_path / "folder").stat().st_mtime_ns
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "file"))
+    monkeypatch.setenv("TEMP", str(tmp_path / "missing"))
+    monkeypatch.setenv("TMP", str(tmp_path / "folder"))
+    assert scratch.temporary() == tmp_path / "folder"
+    assert (tmp_path / "folder").stat().st_mtime_ns == before
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(HostError, match="no folder for temporary files") as caught:
+        scratch.temporary()
+    assert "TMPDIR" in str(caught.value.hint)

@@ -256,7 +256,7 @@ def test_a_port_that_is_flooded(says: str, does: Callable[[SerialMode], None], m
 
 def test_the_rate_of_a_port_is_limited_too() -> None:
     def read(mode: SerialMode) -> None:
-        for _ in range(1_000):
+        while True:
             mode.heartbeat()
 
     with flooding(b"\n" * MIB) as mode, soon(), pytest.raises(FloodError, match="lines"):

@@ -447,7 +447,8 @@ def test_a_manifest_that_is_missing_old_or_of_another_architecture(
     oddities: list[Any] = [[], "x", {"kernel": 5}]
     for odd in oddities:
         path.write_text(json.dumps({**manifest, "boot": odd}))
-        assert fails(capsys, "v1")[:2] == (4, "out: the manifest of the amd64 image names no kernel")
+        status, message = fails(capsys, "v1")[:2]
+        assert (status, message.partition(": boot")[0]) == (4, f"out/{path.name}: is not a manifest of imgkit")
     stray = {**manifest, "boot": {"kernel": {"name": "../vmlinuz-virt-amd64"}}}
     path.write_text(json.dumps(stray))
     assert fails(capsys, "v1")[:2] == (4, "out: the manifest of the amd64 image names no kernel")

@@ -112,7 +112,7 @@ def test_what_a_killed_process_left_of_a_machine_goes_at_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its reaper was killed, too, as at the end of a container."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     left = tmp_path / "imgkit-vm-1-0123abcd"
     with nested(left, 1_300), private_folder() as living, private_folder() as folder:
         assert living.exists()

@@ -69,7 +69,7 @@ def _report(image: Path, manifest: Path, verdict: Verdict) -> None:
         for line in verdict.faults[:SHOWN]:
             print(terminal.line(line))
         if len(verdict.faults) > SHOWN:
-            print(f"… and {len(verdict.faults) - SHOWN} more")
+            print(terminal.line(f"… and {len(verdict.faults) - SHOWN} more"))
         count = f"{len(verdict.faults)} differences" if len(verdict.faults) > 1 else "1 difference"
         raise InputError(f"{image}: is not as {manifest} says: {count}")
     for line in verdict.proved:

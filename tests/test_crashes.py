@@ -24,6 +24,8 @@ from tests.fulldisk import OLD
 from tests.images import Image
 from tests.mirrors import RECIPE, Small
 
+pytestmark = pytest.mark.hostile
+
 
 @pytest.fixture
 def words(here: Place, small: Small, site: Site) -> list[str | Path]:

@@ -27,6 +27,8 @@ from imgkit.fetch.http import LEAST_RATE, Http
 from tests.commandline import ROOT, Place
 from tests.mirrors import RECIPE, ROOTFS, Small
 
+pytestmark = pytest.mark.hostile
+
 ANY = Expected(max_bytes=1 << 20)
 LONG = 30.0  # far more than any test here takes, far less than the attacks would
 HURRIED = Http(connect_timeout=5, stall_timeout=1.0, least_rate=10_000, pause=0.01)

@@ -27,6 +27,8 @@ from imgkit.vm.serialmode import SerialMode
 from imgkit.vm.shares import Folder
 from tests.test_agent_client import RESULT, Recorded, output
 
+pytestmark = pytest.mark.hostile
+
 HANG = 60.0
 """Seconds after which an end that is due within one or two counts as a hang. A busy machine is slow."""
 MIB = 1 << 20

@@ -248,6 +248,7 @@ def sandbox(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return str(request.param)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("build", "allowed", "ran"),
     [

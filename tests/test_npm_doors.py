@@ -22,6 +22,8 @@ from imgkit.rootfs.npmbox import problem
 from tests.conftest import need, need_program
 from tests.test_npm import no_bubblewrap, npm, tarball
 
+pytestmark = pytest.mark.hostile
+
 __all__ = ["npm"]
 
 DEP = {"dependencies": {"dep": "file:dep.tgz"}}

@@ -17,6 +17,8 @@ from imgkit.rootfs.scripts.run import Outcome, Unsupported, attempt, run_script
 from imgkit.tree import Directory, Tree
 from tests.test_scripts import base
 
+pytestmark = pytest.mark.hostile
+
 _SECONDS = 60  # of processor time, for a script that uses all of its budget on a slow machine; without one it is hours
 _MEMORY = 1500 << 20
 

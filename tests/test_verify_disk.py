@@ -25,6 +25,8 @@ from imgkit.verify.disk import TAIL, DiskReport, compare_disk
 from tests.conftest import need_program
 from tests.verifying import LAYOUT, MIB, REGIONS, SIZE, flip, head, make_disk, seeded
 
+pytestmark = pytest.mark.hostile
+
 FLIPS = 300
 QCOW2_FLIPS = 60
 

@@ -63,14 +63,21 @@ def _prepared(prepare: Callable[[], object] | None) -> Callable[[], None]:
     return run
 
 
-def bounded(memory: int, seconds: int) -> Callable[[], None]:
-    """For a program that reads hostile files: the most bytes of address space and seconds of a processor that it gets.
+def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
+    """For a program that reads hostile files: what it gets at the most.
 
-    It writes no file. (macOS does not hold a process to its address space.)
+    Args:
+        memory: bytes of address space (macOS does not hold a process to them).
+        seconds: of all processors together.
+        largest: bytes of a file that it writes.
     """
 
     def limit() -> None:
-        for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 0)):
+        for what, most in (
+            (resource.RLIMIT_AS, memory),
+            (resource.RLIMIT_CPU, seconds),
+            (resource.RLIMIT_FSIZE, largest),
+        ):
             hard = resource.getrlimit(what)[1]
             least = most if hard == resource.RLIM_INFINITY else min(most, hard)
             with suppress(OSError, ValueError):  # a limit of this system's own

@@ -299,20 +299,24 @@ def _open_up(name: str, above: int) -> int:
     try:
         descriptor = os.open(name, _FOLDER, dir_fd=above)
     except PermissionError:
-        _permit(name, above)
+        change_mode(name, 0o700, above)
         descriptor = os.open(name, _FOLDER, dir_fd=above)
     _make_usable(descriptor)
     return descriptor
 
 
-def _permit(name: str, above: int) -> None:
-    """Give the owner of a folder that cannot be opened all permissions, but never through a link."""
+def change_mode(name: str, mode: int, above: int) -> None:
+    """Set the mode of a file or folder that may not be readable, but never through a link.
+
+    Raises:
+        OSError: it is a link, is not there, or belongs to somebody else.
+    """
     if not hasattr(os, "O_PATH"):
-        os.chmod(name, 0o700, dir_fd=above, follow_symlinks=False)
+        os.chmod(name, mode, dir_fd=above, follow_symlinks=False)
         return
-    descriptor = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
-        Path(f"/proc/self/fd/{descriptor}").chmod(0o700)  # fchmod(2) does not take such a descriptor
+        Path(f"/proc/self/fd/{descriptor}").chmod(mode)  # fchmod(2) does not take such a descriptor
     finally:
         os.close(descriptor)
 

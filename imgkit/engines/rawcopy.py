@@ -6,6 +6,7 @@ qemu-img is asked first how much data there is, so that a file of a few kilobyte
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from imgkit.engines.reading import ImageInfo
 from imgkit.errors import HostError, InputError
 
 _SPARE = 64 << 20  # bytes that stay free on the host
+_MEMORY = 2 << 30  # bytes of address space for qemu-img, whose threads each take some
+_THREADS = 16  # that it has at most
 
 
 def raw_disk(image: Path, info: ImageInfo, folder: Path, limits: Limits) -> Path:
@@ -33,7 +36,8 @@ def raw_disk(image: Path, info: ImageInfo, folder: Path, limits: Limits) -> Path
         raise InputError(message, hint="--limit reads more")
     _check_room(folder, size)
     target = folder / "disk.raw"
-    _qemu_img(image, limits, "convert", "-f", info.format, "-O", "raw", "-S", "64k", image.resolve(), target)
+    words = ("convert", "-f", info.format, "-O", "raw", "-S", "64k", image.resolve(), target)
+    _qemu_img(image, limits, *words, largest=info.virtual_size)
     return target
 
 
@@ -60,9 +64,11 @@ def _data_size(image: Path, info: ImageInfo, limits: Limits) -> int:
     return int(json.loads(_qemu_img(image, limits, *words))["required"])
 
 
-def _qemu_img(image: Path, limits: Limits, *words: str | Path) -> bytes:
+def _qemu_img(image: Path, limits: Limits, *words: str | Path, largest: int = 0) -> bytes:
+    seconds = math.ceil(limits.left * _THREADS)
     try:
-        return process.run(["qemu-img", *words], timeout=limits.left)
+        prepare = process.bounded(_MEMORY, seconds, largest)
+        return process.run(["qemu-img", *words], timeout=limits.left, prepare=prepare)
     except HostError as cause:
         if "program not found" in cause.message or "No space left" in cause.message:
             raise

@@ -48,7 +48,6 @@ log = logging.getLogger("imgkit.fetch")
 CONNECT_TIMEOUT = 5.0
 STALL_TIMEOUT = 20.0
 _CHUNK = 1 << 18
-_SMALL_CHUNK = 1 << 12  # where a read waits until all of it is there
 _MAX_REDIRECTS = 10
 LEAST_RATE = 1024  # bytes a second: a line of 56 kbit/s has about 1,500 for each of four downloads
 
@@ -277,9 +276,7 @@ class Http:
 
     def _pieces(self, response: requests.Response, request: _Request) -> Iterator[bytes]:
         """The raw body as it arrives."""
-        read = getattr(response.raw, "read1", None)  # urllib3 has it since 2.1
-        size = _CHUNK if read else _SMALL_CHUNK
-        while piece := self._read(read or response.raw.read, size, request):
+        while piece := self._read(response.raw.read1, _CHUNK, request):
             request.deadline.received(len(piece))
             yield piece
 

@@ -45,18 +45,19 @@ def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: boo
     return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint, raw_names=raw_names)
 
 
-def read_bytes(path: Path, limit: int, *, hint: str | None = None) -> bytes:
-    """The bytes of a regular file that has at most ``limit``.
+def read_bytes(path: Path, limit: int, *, hint: str | None = None, name: object = None) -> bytes:
+    """The bytes of a regular file that has at most ``limit``. Messages call it ``name``, by default its path.
 
     Raises:
         InputError: the file is missing, is no regular file, or is larger.
     """
+    name = path if name is None else name
     try:
         return _read(path, limit)
     except OSError as cause:
-        raise InputError(f"{path}: {cause.strerror}", hint=hint) from cause
+        raise InputError(f"{name}: {cause.strerror}", hint=hint) from cause
     except ValueError as cause:
-        raise InputError(f"{path}: {cause}", hint=hint) from cause
+        raise InputError(f"{name}: {cause}", hint=hint) from cause
 
 
 def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names: bool = False) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import InputError
+from imgkit.rootfs.npm import _mention_unlocked, prepare
 from imgkit.rootfs.npmconfig import Setting, parse, settings
 from imgkit.rootfs.npmsources import check_lock, check_manifest, is_git, leaves, read_json
 from tests.conftest import need_program
@@ -266,7 +267,28 @@ def test_json_that_is_absurd(tmp_path: Path) -> None:
         read_json(path)
     with path.open("wb") as sink:
         sink.truncate(65 << 20)
-    with pytest.raises(InputError, match="has more than 64 MiB"):
+    with pytest.raises(InputError, match="is larger than the"):
         read_json(path)
     with pytest.raises(InputError, match="not a regular file"):
         read_json(Path("/dev/zero"))
+
+
+def test_odd_names_in_a_payload_are_no_bug(tmp_path: Path) -> None:
+    """Names that no file can have, and names that would be a pattern."""
+    text = {"main": "x" * 300, "scripts": {"build": "true"}}
+    (tmp_path / "package.json").write_text(json.dumps(text))
+    assert prepare(tmp_path, tmp_path.parent / "made", build="auto", architecture="x86_64", offline=True) == tmp_path
+    (tmp_path / "package.json").write_text(json.dumps({**text, "main": "a\0b"}))
+    assert prepare(tmp_path, tmp_path.parent / "made", build="auto", architecture="x86_64", offline=True) == tmp_path
+
+
+def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "node_modules/a/node_modules/@s/b").mkdir(parents=True)
+    (tmp_path / "node_modules/@s/c/lib").mkdir(parents=True)
+    for name, there in (("a", True), ("@s/b", True), ("@s/c", True), ("b", False), ("@s", False), ("lib", False)):
+        caplog.clear()
+        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        assert ("did not install it" not in caplog.text) == there, name
+    for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
+        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        assert f"lacks {name}, and this npm did not install it" in caplog.text

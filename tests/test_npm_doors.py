@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import prepare
 from imgkit.rootfs.npmbox import problem
 from tests.conftest import need, need_program
@@ -266,3 +266,19 @@ def test_what_is_in_the_image_is_the_payloads_own_configuration(tmp_path: Path) 
     (payload / ".npmrc").write_text("script-shell=/bin/false\n")
     made = prepare(payload, tmp_path / "made", build="auto", architecture="x86_64")
     assert (made / ".npmrc").read_text() == "script-shell=/bin/false\n"
+
+
+def test_a_host_without_git_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe allows git already: the hint must not be to allow it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("npm", "node"):
+        (programs / name).symlink_to(need_program(name))
+    monkeypatch.setenv("PATH", str(programs))
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    wanted = {"dependencies": {"x": "git+https://host.invalid/x.git"}}
+    (payload / "package.json").write_text(json.dumps({"name": "p", "version": "1.0.0", **wanted}))
+    with pytest.raises(HostError, match="^git: program not found") as caught:
+        prepare(payload, tmp_path / "made", build="auto", architecture="x86_64", allow_git=True)
+    assert "npm_git" not in str(caught.value.hint)

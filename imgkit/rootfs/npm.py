@@ -14,7 +14,9 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npmbox import Box, box
 from imgkit.rootfs.npmsources import check_lock, check_manifest, read_json
 from imgkit.rootfs.payload import scan
+from imgkit.walk import Walk
 
 Build = Literal["auto", "0", "1"]
 
@@ -37,6 +40,7 @@ MINIMUM = (10, 9, 4)
 _LOCKS = ("npm-shrinkwrap.json", "package-lock.json")  # as npm prefers them
 _FULL = re.compile("|".join(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)))
 _MODULES = "node_modules"
+_INSTALLED = re.compile(r"(?:^|/)node_modules/((?:@[^/]+/)?[^@/][^/]*)$")
 
 
 def prepare(
@@ -138,13 +142,19 @@ def _has_build(manifest: Mapping[str, Any]) -> bool:
 def _mention_build(source: Path, manifest: Mapping[str, Any]) -> None:
     """Warn of a payload that looks as if it had to be built first: it has a build script, and not its main file."""
     main = str(manifest.get("main") or "index.js")
-    if _has_build(manifest) and not any((source / name).exists() for name in (main, f"{main}.js")):
+    if _has_build(manifest) and not any(_is_there(source, name) for name in (main, f"{main}.js")):
         log.warning(
             "%s: %s is not there, and AGENT_RUNNER_BUILD=auto does not run the build script of the payload; "
             "run it before, or on this host and with your rights: AGENT_RUNNER_BUILD=1",
             source,
             main,
         )
+
+
+def _is_there(source: Path, name: str) -> bool:
+    with suppress(OSError, ValueError):  # no file has such a name
+        return (source / name).exists()
+    return False
 
 
 def _check_version(version: str) -> None:
@@ -210,12 +220,24 @@ def unlocked_options(lock: Path) -> list[str]:
 
 def _mention_unlocked(folder: Path, lock: Path, names: Sequence[str]) -> None:
     """Warn of packages that the image needs and ``lock`` lacks, once npm has done with them what it does."""
-    missing = [name for name in names if not any(folder.rglob(f"{_MODULES}/{name}"))]
+    installed = _packages(folder) if names else set()
+    missing = [name for name in names if name not in installed]
     again = f"remove node_modules and {lock.name} and run npm install to have a complete one"
     if missing:
         log.warning("%s: lacks %s, and this npm did not install it; %s", lock, ", ".join(missing), again)
     elif names:
         log.warning("%s: lacks %s, which is now in the image in a version of npm's choice; %s", lock, names[0], again)
+
+
+def _packages(folder: Path) -> set[str]:
+    """The names of all packages that are installed somewhere below ``folder``, with their scope."""
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tree = Walk(top)
+        found = (_INSTALLED.search(tree.path(entry.name)) for entry in tree if stat.S_ISDIR(entry.status.st_mode))
+        return {match[1] for match in found if match is not None}
+    finally:
+        os.close(top)
 
 
 def _meant(names: Sequence[str], cpu: str) -> list[str]:

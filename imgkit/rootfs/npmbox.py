@@ -64,7 +64,9 @@ _NAMESPACES = (
 MISSING = "not on PATH"
 """What :func:`problem` says where there is no bubblewrap."""
 
-_NO_GIT = "git-is-not-allowed"  # names a program that does not exist, so that npm's message has it
+# Programs that do not exist, so that npm's message has their names.
+_NO_GIT = "git-is-not-allowed"
+_MISSING_GIT = "git-is-not-installed"
 _FULL = re.compile(r"\b(ENOSPC|EDQUOT)\b")  # Node's names
 _GIT_REFUSED = re.compile(rf"EALLOWGIT|{_NO_GIT}")
 
@@ -162,6 +164,8 @@ class Box:
     def _failure(self, command: str, status: int, output: str) -> InputError | HostError:
         if _FULL.search(output):
             return HostError(f"{self.copy}: npm {command}: no space left", hint="make room, or choose another WORK_DIR")
+        if _MISSING_GIT in output:
+            return process.missing("git")
         said = _complaint(output)
         hint = GIT_HINT if _GIT_REFUSED.search(output) else None
         what = "wants a package from a git repository: " if hint else ""
@@ -190,7 +194,7 @@ def box(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offlin
         for needed in (folder / "home/tmp", cache):
             needed.mkdir(parents=True, exist_ok=True)
         files = _configure(source, copy, folder, npm)
-        git = (allow_git and shutil.which("git", path=path)) or str(folder / _NO_GIT)
+        git = shutil.which("git", path=path) or str(folder / _MISSING_GIT) if allow_git else str(folder / _NO_GIT)
         plain = Box(source, npm, folder, copy, cache.resolve(), _environment(folder, path), (), git)
         with _set_aside(copy / npmconfig.NAME, folder / "npmrc-of-the-payload"):
             yield _inside(plain, path, files, offline=offline)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from imgkit import jsonfile
 from imgkit.errors import InputError
 
 MAX_BYTES = 64 << 20
@@ -49,17 +50,12 @@ def read_json(path: Path, shown: Path | None = None) -> Any:
         FileNotFoundError: it is missing.
     """
     shown = shown or path
+    if not path.exists():
+        raise FileNotFoundError(path)
+    data = jsonfile.read_bytes(path, MAX_BYTES, name=shown)
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{shown}: not a regular file")
-        with path.open("rb") as source:
-            data = source.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise InputError(f"{shown}: has more than {MAX_BYTES >> 20} MiB")
-        return json.loads(data)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as cause:
+        return json.loads(data)  # as npm does: of names that occur twice the last one counts
+    except ValueError as cause:
         raise InputError(f"{shown}: cannot be read as JSON: {cause}") from cause
     except RecursionError as cause:
         raise InputError(f"{shown}: cannot be read as JSON: it is nested too deeply") from cause

@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG=DIR[:ro]",
-        help="folder, at /mnt/TAG (work: to work in; ipc: for requests, in place of a private one), :ro for reading only; "
+        help="folder, at /mnt/TAG (work: to work in; ipc: for requests, in place of a private one), :ro to read only; "
         "may be repeated",
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from fixtures.keys import Keys
 from fixtures.server import Fault, Site, serve
 from tests.commandline import ROOT, Place, check_failure, path_without, place
 from tests.conftest import need, need_program
+from tests.files import public
 from tests.mirrors import RECIPE, ROOTFS, Small, minimal, package
 
 pytestmark = pytest.mark.vm  # nothing boots here, but QEMU, libguestfs and GRUB must be there to be taken away
@@ -271,7 +272,7 @@ def test_files_that_are_no_image(command: str, kind: str, here: Place, image: Pa
     [
         (None, "linux-amd64.manifest.json: No such file or directory"),
         ("{", "linux-amd64.manifest.json: not JSON"),
-        ("[]", "linux-amd64.manifest.json: not a manifest of imgkit"),
+        ("[]", "linux-amd64.manifest.json: is not a manifest of imgkit"),
     ],
 )
 def test_manifests_that_are_none(manifest: str | None, error: str, here: Place, image: Path) -> None:
@@ -337,6 +338,7 @@ def test_a_kvm_that_lies(kind: int, here: Place, image: Path) -> None:
     real = need_program("qemu-system-x86_64")
     folder = here.base / "fake"
     folder.mkdir()
+    public(folder)  # root's QEMU is nobody, who must get to it
     lie = "kill -ABRT $$" if kind == 5 else "sleep 9"
     script = folder / "qemu-system-x86_64"
     script.write_text(f'#!/bin/sh\ncase "$*" in *"-accel kvm"*) {lie} ;; esac\nexec {real} "$@"\n')

@@ -279,6 +279,6 @@ def test_a_host_without_git_is_told_so(tmp_path: Path, monkeypatch: pytest.Monke
     payload.mkdir()
     wanted = {"dependencies": {"x": "git+https://host.invalid/x.git"}}
     (payload / "package.json").write_text(json.dumps({"name": "p", "version": "1.0.0", **wanted}))
-    with pytest.raises(HostError, match="^git: program not found") as caught:
+    with pytest.raises(HostError, match=r"^git: program not found") as caught:
         prepare(payload, tmp_path / "made", build="auto", architecture="x86_64", allow_git=True)
     assert "npm_git" not in str(caught.value.hint)

@@ -195,7 +195,7 @@ def test_a_filesystem_without_bounds(
         deep.mkdir()
     (folder / "zz-sparse").touch()
     subprocess.run(["truncate", "-s", "2T", folder / "zz-sparse"], check=True)
-    filesystem(disk, folder, "mknod fifo p", "mknod zero c 1 5")
+    filesystem(disk, folder, "mknod a-fifo p", "mknod a-zero c 1 5")
     started = time.monotonic()
     faults = verdict_on(disk, built[1], options, Limits(96 * MIB, 200)).faults
     assert time.monotonic() - started < 200
@@ -203,7 +203,7 @@ def test_a_filesystem_without_bounds(
     assert any(
         line.startswith("root filesystem: ") and "further paths are not in the manifest" in line for line in faults
     )
-    for name in ("/a\nb", "/\x1b[31m", "/fifo", "/zero", "/aaa/0"):
+    for name in ("/a\nb", "/\x1b[31m", "/a-fifo", "/a-zero", "/aaa/0"):  # the first 10,000 are named
         assert f"{name}: not in the manifest" in faults, name
 
 

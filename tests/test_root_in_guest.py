@@ -108,7 +108,7 @@ mkdir /tmp/.X11-unix /tmp/.ICE-unix /tmp/ssh-mine 2>/dev/null; echo key >/tmp/ss
 i=0; while [ $i -lt 3000 ]; do : >/tmp/.X11-unix/$i; i=$((i+1)); done
 : >/workspace/go-on
 i=0; n=0; level=boot
-while [ "$level" = boot ] && [ $n -lt 600000 ]; do
+while [ "${level:-boot}" = boot ] && [ $n -lt 600000 ]; do # for a moment there is nothing in it
 	n=$((n+1)); read -r level </run/openrc/softlevel
 	if [ ! -e /tmp/.ICE-unix ] && [ -e l$i ]; then mv l$i /tmp/.ICE-unix 2>/dev/null && i=$((i+1)); fi
 	[ -w /etc/init.d/networking ] || continue

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_streams_status_environment_and_a_folder_of_our_own(builder: Builder, di
         (work / "in").chmod(0o666)
     secret.write_bytes(b"the key")
     script = "cat in; printf 'a\\000\\377\\r\\n'; echo \"$A $KEY\" >&2; mkdir d; echo x >d/out; echo more >>in; "
-    script += "cp /bin/busybox d/tool; chmod 6755 d/tool; exit 3"
+    script += "cp /bin/busybox d/tool; chmod 6755 d/tool 2>/dev/null; exit 3"
     words = ("--work", work, "--env", "A=1 2", "--secret", f"KEY={secret}", "--", "/bin/sh", "-c", script)
     environment_ = environment(builder, tmp_path / "tmp")
     done = subprocess.run(command(disk, *words), env=environment_, cwd=ROOT, capture_output=True, timeout=400)
@@ -99,7 +100,7 @@ def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Pat
         try:
             assert child.stdout is not None
             assert child.stdout.readline() == b"started\n"
-            machines = qemus(disk)
+            machines = qemus(tmp_path / "tmp")
             assert len(machines) == 1
             os.killpg(child.pid, signal.SIGINT)
             _, said = child.communicate(timeout=30)
@@ -108,20 +109,18 @@ def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Pat
     assert child.returncode == 130
     assert said == b"error: interrupted\n"
     deadline = time.monotonic() + 10
-    while (qemus(disk) or any((tmp_path / "tmp").iterdir())) and time.monotonic() < deadline:
+    while (qemus(tmp_path / "tmp") or any((tmp_path / "tmp").iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert qemus(disk) == []
+    assert qemus(tmp_path / "tmp") == []
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def qemus(disk: Path) -> list[int]:
-    """Processes with this image among their arguments that are QEMU."""
+def qemus(place: Path) -> list[int]:
+    """The QEMUs of machines whose private folder is in ``place``. Their arguments do not name the image."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with suppress(OSError):
             words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"qemu-system" in words[0] and any(os.fsencode(disk) in word for word in words):
-            found.append(int(path.parent.name))
+            if b"qemu-system" in words[0] and (path.parent / "cwd").readlink().is_relative_to(place):
+                found.append(int(path.parent.name))
     return found

@@ -51,7 +51,9 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
 
 
 def folders() -> set[str]:
-    return {path.name for path in Path(os.environ.get("TMPDIR", "/tmp")).glob("imgkit-vm-*")}
+    """Those of this process's machines: others may run at the same time."""
+    places = (Path(os.environ.get("TMPDIR", "/tmp")), Path("/var/tmp"))
+    return {str(path) for place in places for path in place.glob(f"imgkit-vm-{os.getpid()}-*")}
 
 
 @vm_test

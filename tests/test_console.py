@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -205,9 +207,16 @@ def test_a_hostile_console_costs_no_time(piece: str) -> None:
     assert time.process_time() - start < 5
 
 
-def test_the_log_follows_a_growing_file(tmp_path: Path) -> None:
+@pytest.fixture
+def opened() -> Iterator[Callable[..., ConsoleLog]]:
+    """Opens console files, for the length of a test."""
+    with ExitStack() as stack:
+        yield lambda path, **options: stack.enter_context(closing(ConsoleLog(path, **options)))
+
+
+def test_the_log_follows_a_growing_file(tmp_path: Path, opened: Callable[..., ConsoleLog]) -> None:
     path = tmp_path / "console"
-    log = ConsoleLog(path)
+    log = opened(path)
     assert not log.refresh()
     with path.open("ab", buffering=0) as sink:
         sink.write(SEABIOS.encode())
@@ -226,9 +235,9 @@ def test_the_log_follows_a_growing_file(tmp_path: Path) -> None:
     assert list(log.times) == [Stage.FIRMWARE, Stage.KERNEL]
 
 
-def test_stages_that_pass_while_nobody_looks_are_noted(tmp_path: Path) -> None:
+def test_stages_that_pass_while_nobody_looks_are_noted(tmp_path: Path, opened: Callable[..., ConsoleLog]) -> None:
     path = tmp_path / "console"
-    log = ConsoleLog(path)
+    log = opened(path)
     path.write_text("Welcome to GRUB!\n[    1.000000] x\nAlpine Init 3.0\n   OpenRC 0.6 is starting up Linux\n")
     log.refresh()
     assert list(log.times) == [Stage.BOOT_LOADER, Stage.KERNEL, Stage.INITRAMFS, Stage.INIT]
@@ -237,12 +246,13 @@ def test_stages_that_pass_while_nobody_looks_are_noted(tmp_path: Path) -> None:
     assert list(log.times)[-2:] == [Stage.INIT, Stage.AGENT]
 
 
-def test_an_earlier_machines_console_is_not_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_machines_console_is_not_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., ConsoleLog]
+) -> None:
     monkeypatch.setattr("imgkit.vm.consolelog.MAX_FILE", 1000)
     path = tmp_path / "console"
     path.write_text("Kernel panic - not syncing: earlier\n")
-    size = path.stat().st_size
-    log = ConsoleLog(path, size)
+    log = opened(path)
     assert not log.refresh()
     with path.open("ab", buffering=0) as sink:
         sink.write(b"x" * 2000)
@@ -251,11 +261,13 @@ def test_an_earlier_machines_console_is_not_this_ones(tmp_path: Path, monkeypatc
     assert path.read_text() == "Kernel panic - not syncing: earlier\n", "only what this machine wrote is cut away"
 
 
-def test_a_flooded_console_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flooded_console_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., ConsoleLog]
+) -> None:
     monkeypatch.setattr("imgkit.vm.consolelog.MAX_FILE", 1000)
     path = tmp_path / "console"
     path.write_bytes(b"x" * 2000)
-    log = ConsoleLog(path)
+    log = opened(path, anew=True)
     assert log.refresh()
     assert path.stat().st_size == 0
     with path.open("ab") as sink:

@@ -68,7 +68,8 @@ class VmSpec:
         kernel, initrd, command_line: for "direct".
         memory_mib, cpus: size of the machine.
         accelerator: value of ``-accel``; cpu: value of ``-cpu``.
-        console: file that the serial console is appended to.
+        console: file that the serial console is appended to; style "host-app" empties it first.
+        log: file descriptor of that file, opened for appending, which QEMU gets in its place.
         shares: 9p shares in the order of their PCI functions.
         ports: virtio-serial ports, (name, file descriptor of a connected socket).
         qmp: file descriptor of a connected socket for QEMU's control protocol, None for no such thing.
@@ -84,6 +85,7 @@ class VmSpec:
     arch: str
     disk: Disk | None
     console: Path
+    log: int | None = None
     firmware: str = "bios"
     flash: Firmware | None = None
     kernel: Path | None = None

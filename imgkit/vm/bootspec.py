@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from imgkit import diskimage
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import argv, firmware, machines
+from imgkit.vm import argv, consolelog, firmware, machines
 from imgkit.vm.argv import Disk, Share, VmSpec
 from imgkit.vm.probe import Verdict
 from imgkit.vm.quotas import Quotas
@@ -51,7 +52,8 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
     """The machine for ``what``; ``folder`` is private and gets the config drive, variable store, console, ipc share.
 
     Raises:
-        HostError: a file, folder or the firmware is missing. UsageError: a share's name or the mix is wrong.
+        HostError: a file, folder or the firmware is missing. UsageError: a share's name or the mix is wrong, or the
+            console is where the guest may write.
         InputError: the image is of a format that is not booted.
     """
     config = folder / "config.iso" if what.config is not None else None
@@ -62,10 +64,11 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
     if what.firmware == "uefi":
         machines.machine(what.arch)
         flash = firmware.private_copy(firmware.find(what.arch), folder)
+    shares = _shares(what, folder)
     return VmSpec(
         arch=what.arch,
         disk=None if what.image is None else _disk(what, what.image),
-        console=(what.console or folder / "console.log").resolve(),
+        console=(folder / "console.log" if what.console is None else _console(what.console, shares)).resolve(),
         firmware=what.firmware,
         flash=flash,
         kernel=None if what.kernel is None else _kernel(what.kernel),
@@ -74,7 +77,7 @@ def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
         cpus=what.cpus,
         accelerator=verdict.argument,
         cpu=what.cpu or verdict.cpu,
-        shares=_shares(what, folder),
+        shares=shares,
         config=config,
         network=what.network == "user",
         style=what.style,
@@ -112,6 +115,21 @@ def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
         names = ", ".join(sorted(what.read_only - (chosen.keys() - {"ipc"})))
         raise UsageError(f"{names}: no share that can be read-only")
     return tuple(Share(tag, path.resolve(), tag in what.read_only) for tag, path in chosen.items())
+
+
+def _console(path: Path, shares: Sequence[Share]) -> Path:
+    """``path``, unless a guest decides what is there: it could lead the console into any file of the host."""
+    try:
+        passed = [folder.stat() for folder in consolelog.folders_on_the_way(path)]
+    except OSError as cause:
+        raise HostError(f"{path}: cannot be looked up: {cause.strerror}") from cause
+    for share in shares:
+        if not share.read_only and any(os.path.samestat(share.path.stat(), folder) for folder in passed):
+            raise UsageError(
+                f"{path}: a console cannot be in {share.path}, where the guest may write",
+                hint="a file outside of the shares",
+            )
+    return path
 
 
 def _disk(what: Boot, image: Path) -> Disk:

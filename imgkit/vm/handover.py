@@ -81,9 +81,10 @@ class Handed:
             text = text.replace(str(name), str(path))
         return text
 
-    def log(self, path: Path, stack: ExitStack) -> Path:
-        """The name of a set with a file that is appended to."""
-        self.sets.append((self.open(path, os.O_WRONLY | os.O_APPEND, stack),))
+    def lend(self, path: Path, descriptor: int) -> Path:
+        """The name of a set with a descriptor of the caller's, of the file at ``path``."""
+        self.descriptors.append(descriptor)
+        self.sets.append((descriptor,))
         return self._name(path)
 
 
@@ -105,24 +106,16 @@ def handed(spec: VmSpec, folder: Path, user: Identity | None) -> Iterator[Handed
         result = Handed(spec, str(temporary), [temporary], stack)
         if spec.disk is not None:
             diskimage.check(spec.disk.path, spec.disk.format)
-        _touch(spec.console)
         if sys.platform == "linux":
             result.spec = _drives(result, stack)
+        if spec.log is not None:
+            result.spec = replace(result.spec, console=result.lend(spec.console, spec.log))
         if user is not None:
             result.spec = _given(result, folder, user, stack)
             _give(temporary, user)
             result.temporary = f"/proc/self/fd/{result.open(temporary, _PATH, stack)}"
         result.spec = replace(result.spec, sets=tuple(result.sets))
         yield result
-
-
-def _touch(path: Path) -> None:
-    """Make the file if it is not there: what shall be allowed to QEMU must exist."""
-    try:
-        if not path.exists():
-            path.touch()
-    except OSError as cause:
-        raise HostError(f"{path}: cannot be made: {cause.strerror}") from cause
 
 
 def _temporary(folder: Path, stack: ExitStack) -> Path:
@@ -159,7 +152,6 @@ def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> Vm
     spec = result.spec
     return replace(
         spec,
-        console=result.log(spec.console, stack),
         kernel=_file(result, spec.kernel, folder, user, stack),
         initrd=_file(result, spec.initrd, folder, user, stack),
         shares=tuple(_share(result, share, user, stack) for share in spec.shares),

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -130,7 +130,8 @@ class VM:
                 change: a file called ``….raw`` is never taken for qcow2.
             writable: what the guest writes stays in the image: for a private copy that is booted more than once.
             root_port: offer the port of :mod:`imgkit.vm.rootport`.
-            console: file that the console is appended to; None keeps it private.
+            console: regular file that the console is appended to (style "host-app" empties it first), and not in a
+                share that the guest may write to; None keeps it private.
             extra: further arguments for QEMU.
             quotas: what the guest may take of the host's disk, and of time; None is the default of
                 :class:`imgkit.vm.quotas.Quotas`. The machine is ended when it takes more.
@@ -478,11 +479,12 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         if what.ipc == "file":  # before the guest can see it
             ipc = Folder(next(share.path for share in spec.shares if share.tag == "ipc"))
             FileMode(ipc).close()
-        begin = spec.console.stat().st_size if spec.console.exists() else 0
+        log_ = stack.enter_context(closing(ConsoleLog(spec.console, anew=spec.style == "host-app")))
+        spec = replace(spec, log=log_.writing)
         since = time.time()
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports, user=user))
-        watcher = watcher_of(spec, what.quotas, running.child, running.stderr, since)
+        watcher = watcher_of(spec, what.quotas, running.child, running.stderr, since, log_.shorten)
         stack.enter_context(watcher.running())
-        vm = VM(what, running, verdict, ConsoleLog(spec.console, begin), watcher)
+        vm = VM(what, running, verdict, log_, watcher)
         stack.callback(vm.close)
         yield vm

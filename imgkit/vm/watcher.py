@@ -119,7 +119,14 @@ class _Meter:
 class Watcher:
     """A thread that measures what a machine takes, and ends it when that is too much."""
 
-    def __init__(self, areas: Sequence[Area], disk: Callable[[], None], end: Callable[[], None], since: float) -> None:
+    def __init__(
+        self,
+        areas: Sequence[Area],
+        disk: Callable[[], None],
+        end: Callable[[], None],
+        since: float,
+        console: Callable[[], None] = lambda: None,
+    ) -> None:
         """Made before the machine is started, begun by :meth:`start`.
 
         Args:
@@ -127,10 +134,12 @@ class Watcher:
             disk: raises QuotaError when the machine's temporary files are too big.
             end: ends the machine.
             since: when it is started (Unix time): what was there before does not count.
+            console: keeps the file of the console short.
         """
         self.failure: QuotaError | None = None
         self._meters = [_Meter(area, since) for area in areas]
         self._disk = disk
+        self._console = console
         self._end = end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imgkit-quotas", daemon=True)
@@ -159,6 +168,7 @@ class Watcher:
                 if time.monotonic() >= due:
                     due = time.monotonic() + INTERVAL
                     _quietly(self._disk)
+                    _quietly(self._console)
                 hurry = any(meter.hurry for meter in busy)
             except Exception as failure:  # noqa: BLE001 - a machine must not go on without its quotas
                 self._fail(failure)
@@ -179,7 +189,14 @@ def _quietly(measure: Callable[[], bool | None]) -> bool:
     return False
 
 
-def watcher_of(spec: VmSpec, quotas: Quotas, child: subprocess.Popen[bytes], stderr: Path, since: float) -> Watcher:
+def watcher_of(
+    spec: VmSpec,
+    quotas: Quotas,
+    child: subprocess.Popen[bytes],
+    stderr: Path,
+    since: float,
+    console: Callable[[], None],
+) -> Watcher:
     """The watcher of a machine that was started at ``since`` (Unix time) as the process ``child``."""
     areas = []
     for share in spec.shares:
@@ -195,7 +212,7 @@ def watcher_of(spec: VmSpec, quotas: Quotas, child: subprocess.Popen[bytes], std
             with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    return Watcher(areas, disk, end, since)
+    return Watcher(areas, disk, end, since, console)
 
 
 def disk_limit(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:

@@ -1,0 +1,200 @@
+"""The file of the console: guests neither lead it elsewhere nor fill the disk with it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgkit.errors import HostError, UsageError
+from imgkit.vm import VM, consolelog, watcher
+from imgkit.vm.consolelog import ConsoleLog
+from imgkit.vm.watcher import Watcher
+from tests.conftest import need_program
+
+FIRMWARE: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False}
+"""A machine of nothing but firmware, which says so on the console."""
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 60
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """A folder that guests may write to, beside a file that they may not."""
+    (tmp_path / "share").mkdir()
+    (tmp_path / "other").write_text("other")
+    return tmp_path / "share"
+
+
+def direct(share: Path) -> Path:
+    return share / "console.log"
+
+
+def by_a_link_to_elsewhere(share: Path) -> Path:
+    """What an earlier guest may leave."""
+    (share / "console.log").symlink_to("../other")
+    return share / "console.log"
+
+
+def by_a_folder_that_is_elsewhere(share: Path) -> Path:
+    (share / "logs").symlink_to(share.parent)
+    return share / "logs/other"
+
+
+def by_the_users_own_link(share: Path) -> Path:
+    (share / "console.log").symlink_to(share.parent / "other")
+    (share.parent / "mine").symlink_to("share/console.log")
+    return share.parent / "mine"
+
+
+def through_it_and_out_again(share: Path) -> Path:
+    return share / "../other"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        direct,
+        by_a_link_to_elsewhere,
+        by_a_folder_that_is_elsewhere,
+        by_the_users_own_link,
+        through_it_and_out_again,
+    ],
+)
+@pytest.mark.parametrize("tag", ["work", "ipc"])
+def test_no_console_where_a_guest_may_write(share: Path, way: Callable[[Path], Path], tag: str) -> None:
+    need_program("qemu-system-x86_64")
+    with (
+        pytest.raises(UsageError, match=r"a console cannot be in .*share, where the guest may write") as caught,
+        VM.boot(None, shares={tag: share}, console=way(share), **FIRMWARE),
+    ):
+        pass
+    assert caught.value.hint
+    assert (share.parent / "other").read_text() == "other"
+
+
+@pytest.mark.parametrize("name", ["mine", "mine/log", "none/log"])
+def test_a_path_that_leads_nowhere(share: Path, name: str) -> None:
+    need_program("qemu-system-x86_64")
+    (share.parent / "mine").symlink_to("mine")
+    with (
+        pytest.raises(HostError, match=f"{name}: cannot be looked up"),
+        VM.boot(None, shares={"work": share}, console=share.parent / name, **FIRMWARE),
+    ):
+        pass
+
+
+def test_a_link_in_the_last_place_is_not_followed(share: Path) -> None:
+    """Somebody may put one there between the look and the opening."""
+    with pytest.raises(HostError, match=r"console\.log: cannot be written to and read"):
+        ConsoleLog(by_a_link_to_elsewhere(share))
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("make", "kind"), [(fifo, HostError), (device, UsageError), (folder, HostError)])
+def test_only_regular_files_are_consoles(tmp_path: Path, make: Callable[[Path], None], kind: type[Exception]) -> None:
+    path = tmp_path / "console"
+    make(path)
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208 - names
+    with pytest.raises(kind, match=r"cannot be written to|no regular file"):
+        ConsoleLog(path.resolve())
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+
+def test_whatever_takes_the_name_is_neither_read_nor_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
+    path, other = tmp_path / "console", tmp_path / "other"
+    other.write_text("other" * 1000)
+    with closing(ConsoleLog(path)) as log:
+        os.write(log.writing, b"y" * 2000)
+        path.unlink()
+        path.symlink_to(other)
+        assert log.refresh()
+        log.shorten()
+        assert set(log.text) == {"y"}
+    assert other.read_text() == "other" * 1000
+
+
+def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers may be other files' by then, while the watcher's thread still looks."""
+    monkeypatch.setattr(consolelog, "MAX_FILE", 0)
+    log = ConsoleLog(tmp_path / "console")
+    log.close()
+    log.close()
+    with (tmp_path / "other").open("wb+") as one, (tmp_path / "more").open("wb+") as more:
+        for file in (one, more):
+            file.write(b"x" * 10)
+            file.flush()
+        log.shorten()
+        assert not log.refresh()
+        assert os.fstat(one.fileno()).st_size == os.fstat(more.fileno()).st_size == 10
+
+
+def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
+    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    path = tmp_path / "console"
+    path.write_text("earlier\n")
+    with closing(ConsoleLog(path)) as log:
+        looking = Watcher([], lambda: None, lambda: None, time.time(), log.shorten)
+        with looking.running():
+            for turn in range(3):
+                os.write(log.writing, b"%d" % turn * 2000)
+                assert eventually(lambda: path.stat().st_size == len("earlier\n"))
+        looking.check()
+        assert log.text.endswith("2"), "what was cut away was read before"
+    assert path.read_text() == "earlier\n"
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("style", ["harness", "host-app"])
+def test_a_machines_console_that_nobody_reads_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    need_program("qemu-system-x86_64")
+    monkeypatch.setattr(consolelog, "MAX_FILE", 20)
+    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    console = tmp_path / "console"
+    console.write_text("earlier\n")
+    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
+        assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the watcher"
+        assert eventually(lambda: console.stat().st_size <= 20 + len("earlier\n"))
+    assert console.read_text().startswith("earlier\n") == (style == "harness")
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("style", ["harness", "host-app"])
+def test_a_machines_console_is_the_file_that_was_opened(tmp_path: Path, style: str) -> None:
+    """Whatever has its name since: by the end of the boot, a link of somebody's."""
+    need_program("qemu-system-x86_64")
+    console, other = tmp_path / "console", tmp_path / "other"
+    other.write_text("other")
+    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
+        console.rename(tmp_path / "moved")
+        console.symlink_to(other)
+        assert eventually(lambda: "SeaBIOS" in vm.console())
+    assert "SeaBIOS" in (tmp_path / "moved").read_text()
+    assert other.read_text() == "other"

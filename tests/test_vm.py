@@ -339,6 +339,13 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             3,
         ),
         ('case "$*" in *-sandbox*) echo "-sandbox on: seccomp support is disabled" >&2; esac', 2, 1),
+        (
+            'case "$*" in *-sandbox*) echo "qemu-system-x86_64: -sandbox on,obsolete=deny: failed to load" >&2; esac',
+            2,
+            1,
+        ),
+        ("""echo "qemu: -drive file=/srv/sandbox/x: Could not open '/srv/sandbox/x': No such file" >&2""", 1, 1),
+        ("""echo "qemu: could not load kernel '/srv/ -sandbox seccomp/x': Permission denied" >&2""", 2, 2),
     ],
 )
 def test_less_memory_or_no_sandbox_where_it_must_be(
@@ -356,8 +363,11 @@ def test_less_memory_or_no_sandbox_where_it_must_be(
     public(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     caplog.set_level(logging.DEBUG, "imgkit.process")
+    caplog.set_level(logging.DEBUG, "imgkit.vm")
     with pytest.raises(HostError, match="QEMU does not start"), VM.boot(None, arch="amd64", accelerator="tcg"):
         pass
     starts = [record.getMessage() for record in caplog.records if f"{program} " in record.getMessage()]
     assert len(starts) == sizes
-    assert sum("-sandbox" in start for start in starts) == sandboxed
+    assert sum(" -sandbox on" in start for start in starts) == sandboxed
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("without its own sandbox" in line for line in said) == (sandboxed < sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,8 @@ log = logging.getLogger("imgkit.vm")
 MEMORY_STEPS = (4096, 2048, 1024)
 """MiB that are tried one after the other where none was asked for (the agentd contract)."""
 _GREETING = 20.0  # seconds for QEMU to set itself up
+_NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
+"""What QEMU cannot do with ``-sandbox`` it says with that word behind its name; names of files come later in a line."""
 _KEPT = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
@@ -50,7 +53,15 @@ class _Start(Protocol):
 
 
 class _RefusedError(Exception):
-    """QEMU left while it set itself up."""
+    """QEMU left while it set itself up.
+
+    Attributes:
+        said: its own words, with the names that it knows files by.
+    """
+
+    def __init__(self, said: str, explained: str) -> None:
+        super().__init__(explained)
+        self.said = said
 
 
 @contextmanager
@@ -91,9 +102,9 @@ def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
             return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox), anywhere=anywhere)
         except _RefusedError as refused:
             said = str(refused)
-            if sandbox and ("sandbox" in said or "seccomp" in said):
+            if sandbox and _NO_SANDBOX.match(refused.said):
                 sandbox = False
-                log.debug("this QEMU has no sandbox: %s", said)
+                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", said)
             elif not anywhere and "ermission denied" in said:
                 anywhere = True
                 log.debug("QEMU may read files anywhere, as it misses some of its own: %s", said)
@@ -141,7 +152,8 @@ def _started(
         try:
             qmp.execute("query-status", timeout=_GREETING)
         except QmpError as cause:
-            raise _RefusedError(known.explain(_refusal(child, stderr, cause))) from cause
+            said = _refusal(child, stderr, cause)
+            raise _RefusedError(said, known.explain(said)) from cause
         yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
 
 

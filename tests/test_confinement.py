@@ -15,7 +15,7 @@ from imgkit import process
 from imgkit.vm import arbiter, callfilter, confinement, identity, ownership
 from imgkit.vm.argv import Share, VmSpec
 from imgkit.vm.identity import Identity
-from tests.conftest import need
+from tests.conftest import need, need_program
 from tests.files import public
 
 TRY = """
@@ -279,6 +279,25 @@ def test_reading_is_for_named_files_and_the_system(tmp_path: Path) -> None:
     )
     assert Path("/") in dict(confinement.rules(spec, [], anywhere=True))
     assert allowed[tmp_path / "kernel"] < allowed[tmp_path / "share"] == allowed[tmp_path / "private"]
+
+
+def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many set LD_LIBRARY_PATH for other programs (conda, CUDA)."""
+    need("Landlock", confinement.limits_files())
+    need_program("qemu-system-x86_64")
+    for name in ("one", "other", "third"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lib.so").write_text(f"{name}\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}/one:relative::{tmp_path}/none;{tmp_path}/third")
+    argv: list[str | Path] = [need_program("cat"), *(tmp_path / name / "lib.so" for name in ("one", "other", "third"))]
+    with (
+        confinement.confined(shared(tmp_path / "share"), None, []) as prepare,
+        process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prepare=prepare) as child,
+        prepare.attended(),
+    ):
+        printed, said = child.communicate(timeout=30)
+    assert printed == b"one\nthird\n"
+    assert said.count(b"Permission denied") == 1
 
 
 def test_nobody_has_nothing(tmp_path: Path) -> None:

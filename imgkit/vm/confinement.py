@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -150,7 +151,7 @@ def _filter(code: bytes | None) -> Filter | None:
 def rules(spec: VmSpec, writable: Sequence[Path], *, anywhere: bool) -> list[tuple[Path, int]]:
     """What QEMU may open, as :func:`imgkit.vm.landlock.ruleset` takes it. What it inherits is not concerned."""
     allowed = [(Path("/"), landlock.RUN)] if anywhere else []
-    allowed += [(Path(path), landlock.RUN) for path in _SYSTEM]
+    allowed += [(path, landlock.RUN) for path in (*map(Path, _SYSTEM), *_libraries())]
     allowed += [(Path("/etc", name), landlock.READ) for name in _SETTINGS.split()]
     allowed += [(Path(path), landlock.READ) for path in (*_SOURCES, *_resolver())]
     allowed += [(Path(path), landlock.DEVICE) for path in _DEVICES]
@@ -174,4 +175,10 @@ def _is_elsewhere(spec: VmSpec) -> bool:
     """Whether it is not known where QEMU's files are: elsewhere, or named by arguments of the caller's."""
     found = shutil.which(machine(spec.arch).binary)
     inside = found is not None and any(Path(found).resolve().is_relative_to(path) for path in _SYSTEM)
-    return bool(spec.extra) or not inside or "LD_LIBRARY_PATH" in os.environ
+    return bool(spec.extra) or not inside
+
+
+def _libraries() -> list[Path]:
+    """The folders of ``LD_LIBRARY_PATH`` (ld.so(8)), which QEMU inherits. Relative ones would be of its own folder."""
+    named = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", ""))
+    return [Path(name) for name in named if name.startswith("/")]

@@ -19,7 +19,7 @@ from tests.conftest import need, need_program
 from tests.files import public
 
 TRY = """
-import ctypes, os, socket, sys
+import ctypes, os, socket, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
 folder, chmod = sys.argv[1], {"x86_64": 90}.get(os.uname().machine)
 os.umask(0)
@@ -69,6 +69,24 @@ tell("block", lambda: os.mknod(f"{folder}/block", 0o060666, os.makedev(254, 0)))
 tell("character", lambda: os.mknod(f"{folder}/character", 0o020666, os.makedev(1, 1)))
 tell("whiteout", raw({"x86_64": 316}.get(os.uname().machine, 276), -100, here, -100, f"{folder}/gone".encode(), 4))
 tell("unshare", lambda: libc.unshare(0x10000000))
+SIGCHLD, THREAD, VM, SIGHAND = 17, 0x10000, 0x100, 0x800
+start = {"x86_64": 56}.get(os.uname().machine, 220)
+def started(make):
+    pid = make()
+    pid or os._exit(0)
+    return os.waitpid(pid, 0)[0] if pid > 0 else pid
+def thread():
+    runner = threading.Thread(target=lambda: None)
+    runner.start()
+    runner.join()
+tell("fork", lambda: started(os.fork))
+tell("clone", lambda: started(raw(start, SIGCHLD, 0, 0, 0, 0)))
+tell("clone-namespace", lambda: started(raw(start, SIGCHLD | 0x10000000, 0, 0, 0, 0)))
+tell("clone-thread-namespace", raw(start, THREAD | VM | SIGHAND | 0x10000000, 0, 0, 0, 0))
+tell("clone3", raw(435, 0, 0))
+tell("execveat", raw({"x86_64": 322}.get(os.uname().machine, 281), -1, 0, 0, 0, 0))
+tell("spawn", lambda: started(lambda: os.posix_spawn("/proc/self/exe", ["python", "-c", ""], {})))
+tell("thread", thread)
 tell("inet", lambda: socket.socket(socket.AF_INET).close())
 tell("unix", lambda: socket.socket(socket.AF_UNIX).close())
 tell("netlink", lambda: socket.socket(socket.AF_NETLINK).close())
@@ -240,6 +258,32 @@ def test_without_a_filter_all_that_works(tmp_path: Path, monkeypatch: pytest.Mon
     assert modes(tmp_path) > {0}
 
 
+def qemu_is(program: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    program.parent.mkdir()
+    program.write_bytes(content)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+
+
+def test_no_process_is_started_and_threads_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu_is(tmp_path / "bin/qemu-system-x86_64", b"\x7fELF", monkeypatch)
+    seen = attempts(shared(tmp_path), tmp_path)
+    for what in ("fork", "clone", "clone-namespace", "clone-thread-namespace", "execveat", "spawn"):
+        assert seen[what] == REFUSED, what
+    assert seen["clone3"] == ABSENT
+    assert seen["thread"] == "fine"
+
+
+def test_a_callers_arguments_and_scripts_may_start_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu_is(tmp_path / "bin/qemu-system-x86_64", b"\x7fELF", monkeypatch)
+    assert attempts(replace(shared(tmp_path), extra=("-S",)), tmp_path)["fork"] == "fine"
+    (tmp_path / "bin/qemu-system-x86_64").write_text("#!/bin/sh\n")
+    seen = attempts(shared(tmp_path), tmp_path)
+    assert seen["fork"] == seen["clone"] == seen["thread"] == "fine"
+    assert seen["clone-thread-namespace"] == "22"  # EINVAL
+    assert seen["unshare"] == REFUSED
+
+
 @pytest.mark.parametrize("network", [True, False])
 def test_sockets_are_the_networks(network: bool, tmp_path: Path) -> None:
     seen = attempts(replace(shared(tmp_path), network=network), tmp_path)
@@ -372,7 +416,8 @@ def test_numbers_are_the_kernels(machine: str, header: str) -> None:
     calls = callfilter.CALLS[machine]
     changing = (*calls.modes, *calls.creates)
     assert {known[number] for number, _ in changing if number in known} == MODES[machine]
-    assert (known[calls.fchmod], known[calls.seccomp]) == ("fchmod", "seccomp")
+    assert (known[calls.fchmod], known[calls.seccomp], known[calls.clone]) == ("fchmod", "seccomp", "clone")
+    assert {known[number] for number in calls.starts} == STARTS[machine]
     assert {known[number] for number, *_ in calls.opens} == OPENS[machine]
     assert {known[number] for number, _ in calls.nodes} == NODES[machine]
     assert (known[calls.renameat2], known[calls.socket]) == ("renameat2", "socket")
@@ -383,6 +428,7 @@ def test_numbers_are_the_kernels(machine: str, header: str) -> None:
 
 MODES = {"x86_64": {"chmod", "fchmod", "fchmodat", "creat"}, "aarch64": {"fchmod", "fchmodat"}}
 OPENS = {"x86_64": {"open", "openat"}, "aarch64": {"openat"}}
+STARTS = {"x86_64": {"fork", "vfork", "execveat"}, "aarch64": {"execveat"}}
 NODES = {"x86_64": {"mknod", "mknodat"}, "aarch64": {"mknodat"}}
 FORBIDDEN = """
 ptrace process_vm_readv process_vm_writev mount umount2 pivot_root chroot unshare setns open_by_handle_at

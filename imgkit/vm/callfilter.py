@@ -5,9 +5,10 @@ the system calls, so a filter of the kernel (seccomp(2)) can judge each of them 
 looked for afterwards, and no link, rename or race gets around it. It is inherited by whatever QEMU starts.
 
 Refused with EPERM, which QEMU hands on to the guest: set-user-id and set-group-id in any mode, device nodes, sockets
-of families that the machine has no use for, and calls by which a program that was taken over would reach further.
-Refused with ENOSYS, as kernels without them do: what takes modes from memory or does its work out of sight (openat2,
-io_uring), and the calls of other architectures that this kernel knows as well.
+of families that the machine has no use for, new processes (threads are none), and calls by which a program that was
+taken over would reach further. Refused with ENOSYS, as kernels without them do: what takes modes or flags from memory
+or does its work out of sight (openat2, clone3, io_uring), and the calls of other architectures that this kernel knows
+as well. execve cannot be refused, as QEMU itself is started by it; it ends the program that calls it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _KIND, _CHARACTER, _BLOCK = 0o170000, 0o020000, 0o060000
 _MAKES_FILE = 0o100 | 0o20000000  # O_CREAT and the bit of O_TMPFILE, the same on both machines
 _WHITEOUT = 4  # RENAME_WHITEOUT leaves a device node
 _SET_FILTER, _NEW_LISTENER = 1, 8  # linux/seccomp.h
+_THREAD, _NEW_NAMESPACES = 0x10000, 0x7E020000  # linux/sched.h: CLONE_THREAD; CLONE_NEWNS, CGROUP, UTS, IPC, USER ...
 _X32 = 0x40000000  # where x86_64 has the calls of a third ABI
 INET = (2, 10)  # AF_INET, AF_INET6
 UNIX = 1
@@ -49,7 +51,8 @@ class Calls:
         creates: the same of a call that makes a file.
         opens: (number, argument with flags, argument with a mode).
         nodes: (number, argument with a mode and a kind).
-        renameat2, socket, seccomp: these.
+        renameat2, socket, seccomp, clone: these.
+        starts: other calls that make a process, or put a program into one in an unusual way.
         forbidden: calls that QEMU has no use for.
     """
 
@@ -62,10 +65,12 @@ class Calls:
     renameat2: int
     socket: int
     seccomp: int
+    clone: int
+    starts: tuple[int, ...]
     forbidden: tuple[int, ...]
 
 
-_FCHMODAT2, _OPENAT2, _IO_URING_SETUP = 452, 437, 425
+_FCHMODAT2, _OPENAT2, _IO_URING_SETUP, _CLONE3 = 452, 437, 425, 435
 # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, mount_setattr: one number everywhere.
 _NEWER = (428, 429, 430, 431, 432, 433, 438, 442)
 
@@ -80,6 +85,8 @@ CALLS = {
         renameat2=316,
         socket=41,
         seccomp=317,
+        clone=56,
+        starts=(57, 58, 322),  # fork vfork execveat
         forbidden=(
             *(101, 310, 311),  # ptrace process_vm_readv process_vm_writev
             *(165, 166, 155, 161, 272, 308, 304),  # mount umount2 pivot_root chroot unshare setns open_by_handle_at
@@ -98,6 +105,8 @@ CALLS = {
         renameat2=276,
         socket=198,
         seccomp=277,
+        clone=220,
+        starts=(281,),
         forbidden=(
             *(117, 270, 271),
             *(40, 39, 41, 51, 97, 268, 265),
@@ -109,13 +118,14 @@ CALLS = {
 }
 
 
-def program(machine: str, families: Sequence[int], *, ask: bool = False) -> bytes | None:
+def program(machine: str, families: Sequence[int], *, ask: bool = False, processes: bool = False) -> bytes | None:
     """The filter as an array of struct sock_filter; None for a machine whose calls are not known here.
 
     Args:
         machine: as ``uname -m`` names it.
         ask: set-group-id for what is there already is not refused, but asked for (:mod:`imgkit.vm.arbiter`).
         families: families of sockets that may be made (socket(2)); pairs and inherited ones are not concerned.
+        processes: other processes may be started.
     """
     calls = CALLS.get(machine)
     if calls is None:
@@ -126,8 +136,9 @@ def program(machine: str, families: Sequence[int], *, ask: bool = False) -> byte
         steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), absent]
     for number in (_OPENAT2, _IO_URING_SETUP):
         steps += _for(number, [absent])
-    for number in calls.forbidden:
+    for number in (*calls.forbidden, *(() if processes else calls.starts)):
         steps += _for(number, [_answer(errno.EPERM)])
+    steps += [] if processes else _threads_only(calls)
     for number, mode in calls.modes:
         asked = [(_ANY_BIT, 0, 1, _SET_GROUP), (_RETURN, 0, 0, _ASK)] if ask else []
         steps += _for(number, [*_no_bits(mode, _SET_USER if ask else SPECIAL), *asked])
@@ -165,6 +176,13 @@ def _no_bits(index: int, bits: int) -> list[_Step]:
 def _no_devices(index: int) -> list[_Step]:
     kind: list[_Step] = [_argument(index), (_AND, 0, 0, _KIND)]
     return [*kind, (_EQUAL, 1, 0, _CHARACTER), (_EQUAL, 0, 1, _BLOCK), _answer(errno.EPERM)]
+
+
+def _threads_only(calls: Calls) -> list[_Step]:
+    """Neither processes nor namespaces. Where there is no clone3, whose flags are in memory, libraries use clone."""
+    refused = _answer(errno.EPERM)
+    judged = [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refused, (_ANY_BIT, 1, 0, _THREAD), refused]
+    return [*_for(_CLONE3, [_answer(errno.ENOSYS)]), *_for(calls.clone, judged)]
 
 
 def _only(index: int, values: Sequence[int]) -> list[_Step]:

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +127,9 @@ def confined(
         yield Confinement(user, None, None)
         return
     families = (callfilter.INET if spec.network else ()) + ((callfilter.UNIX,) if spec.extra else ())
-    code = callfilter.program(_MACHINE, families) if filters_calls() else None
-    asking = callfilter.program(_MACHINE, families, ask=True) if asks() else None
+    processes = _starts_processes(spec)
+    code = callfilter.program(_MACHINE, families, processes=processes) if filters_calls() else None
+    asking = callfilter.program(_MACHINE, families, ask=True, processes=processes) if asks() else None
     allowed = rules(spec, writable, anywhere=anywhere or _is_elsewhere(spec))
     with ExitStack() as stack:
         try:
@@ -169,6 +170,16 @@ def _resolver() -> list[str]:
     """The folder of the file with the name servers, which is replaced while machines run; not the root folder."""
     folder = Path("/etc/resolv.conf").resolve().parent
     return [str(folder)] if len(folder.parts) > 2 else []
+
+
+def _starts_processes(spec: VmSpec) -> bool:
+    """Whether other processes are needed: by arguments of the caller's (guestfwd), or by a script in QEMU's place."""
+    found = shutil.which(machine(spec.arch).binary)
+    if spec.extra or found is None:
+        return bool(spec.extra)
+    with suppress(OSError), Path(found).open("rb") as program:
+        return program.read(4) != b"\x7fELF"
+    return False
 
 
 def _is_elsewhere(spec: VmSpec) -> bool:

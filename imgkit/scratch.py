@@ -130,8 +130,11 @@ def parents(path: Path) -> Iterator[None]:
 
 def remove_all() -> None:
     """Remove every folder of this process that is still there. For the very end of a process."""
-    for path in [*_folders, *_removed]:
+    for path in list(_folders):
         _remove(path)
+    for path in _removed:  # what came back since then, or could not be removed and was named in a warning
+        if _is_ours(path):
+            walk.remove(path)
     _removed.clear()
     _remove_empty(list(_parents))
 
@@ -152,11 +155,18 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # there is none; and whoever took the name since then keeps what is theirs
-        if path.lstat().st_uid == os.geteuid():
-            remove_tree(path)
+    if _is_ours(path):
+        remove_tree(path)
     _unlock(_folders.pop(path, None))
     _removed.append(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is such a folder and it is this user's. Whoever took the name since then keeps what is theirs."""
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _remove_empty(folders: list[Path]) -> None:

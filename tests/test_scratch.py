@@ -14,7 +14,7 @@ import pytest
 
 from imgkit import scratch, walk
 from imgkit.vm.scratch import private_folder
-from tests.conftest import need
+from tests.conftest import need, need_program
 from tests.files import nest, nested
 
 DEAD = "imgkit-1-0123abcd"
@@ -119,6 +119,33 @@ def test_what_a_killed_process_left_of_a_machine_goes_at_the_next_run(
         assert not left.exists()
         assert folder.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+STUCK = """
+import logging, subprocess, sys, time
+from imgkit import scratch
+from imgkit.vm.scratch import private_folder
+logging.basicConfig()
+with private_folder() as folder:
+    (folder / "mount").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder / "mount"], check=True)
+    start = time.monotonic()
+scratch.remove_all()
+print(time.monotonic() - start)
+"""
+
+
+def test_what_cannot_be_removed_is_said_once(tmp_path: Path) -> None:
+    """A mount stays, and what it is in. It is waited for once."""
+    prefix = [need_program("unshare"), "--map-root-user", "--mount"]
+    (tmp_path / "probe").mkdir()
+    probe = subprocess.run([*prefix, "mount", "-t", "tmpfs", "none", tmp_path / "probe"], capture_output=True)
+    need("mounts in a namespace", probe.returncode == 0)
+    argv = [*prefix, sys.executable, "-c", STUCK]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("could not be removed") == 1
+    assert float(done.stdout) < 2 * scratch._PATIENCE
 
 
 def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgkit import process, scratch, walk
@@ -25,11 +25,9 @@ def private_folder() -> Iterator[Path]:
 
     What this user's dead processes left of their machines is removed first.
     """
-    with scratch.folder(prefix=PREFIX) as folder, _reaper(folder):
-        try:
-            yield folder
-        finally:
-            scratch.remove_tree(folder)
+    with ExitStack() as until_it_is_removed, scratch.folder(prefix=PREFIX) as folder:
+        until_it_is_removed.enter_context(_reaper(folder))
+        yield folder
 
 
 @contextmanager

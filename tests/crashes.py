@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -62,6 +63,7 @@ class Case:
         reset: called before each run and each kill.
         every: after how many kills a whole run follows.
         beside: a second command that runs at the same time and is not killed.
+        shared: folders that other processes use, too, and in which it makes its own.
     """
 
     here: Place
@@ -70,6 +72,7 @@ class Case:
     reset: Callable[[], object] = lambda: None
     every: int = 1
     beside: Sequence[str | Path] = ()
+    shared: Sequence[Path] = ()
 
     def seconds(self) -> float:
         """How long an undisturbed run takes, the second one: the first makes what is kept."""
@@ -81,12 +84,14 @@ class Case:
     def run(self, tally: Tally) -> None:
         """One whole run, which must work and leave nothing but its outputs."""
         self.reset()
+        before = ownerless(self.shared)
         done = self.here.run(*self.words, timeout=600)
         tally.runs += 1
         tally.check(done.status == 0, f"the next run ended with {done.status}: {done.err[-300:]}")
         tally.check(not self.outputs(), f"after the next run: {self.outputs()}")
         left = [path for path in [*self.here.tmp.iterdir(), *self.here.cache.glob("tmp/*")] if path.exists()]
         left += [*self.here.base.glob(".imgkit-*"), *self.here.base.glob("out/.imgkit-*")]
+        left += soon(lambda: sorted(ownerless(self.shared) - before))
         tally.check(not left, f"left after the next run: {left}")
         tally.check(not damaged(self.here.cache), f"damaged in the cache: {damaged(self.here.cache)}")
 
@@ -94,6 +99,7 @@ class Case:
         """Start the command and kill it after ``delay`` seconds; then look at what there is."""
         tally.kills += 1
         self.reset()
+        before = ownerless(self.shared)
         with ExitStack() as stack:
             child = stack.enter_context(started(self.here, self.words, "log"))
             other = stack.enter_context(started(self.here, self.beside, "log-beside")) if self.beside else None
@@ -109,6 +115,8 @@ class Case:
                 tally.check(status == 0, f"the other run ended with {status}: {said}")
             alive = still_there(self.here)
             tally.check(not alive, f"still there: {alive}")
+        left = soon(lambda: sorted(ownerless(self.shared) - before))
+        tally.check(not left, f"left: {left}")
         fault = self.outputs()
         tally.check(not fault, fault)
         tally.check(not damaged(self.here.cache), f"damaged in the cache: {damaged(self.here.cache)}")
@@ -137,10 +145,23 @@ def started(here: Place, words: Sequence[str | Path], log: str) -> Iterator[subp
 
 def still_there(here: Place, seconds: float = 15) -> list[str]:
     """Processes of this place that are there after that time."""
+    return soon(here.processes, seconds)
+
+
+def soon(look: Callable[[], list[Any]], seconds: float = 15) -> list[Any]:
+    """What ``look`` still finds after that time."""
     deadline = time.monotonic() + seconds
-    while (alive := here.processes()) and time.monotonic() < deadline:
+    while (seen := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return alive
+    return seen
+
+
+def ownerless(places: Sequence[Path]) -> set[Path]:
+    """The folders of imgkit in ``places`` whose names are not of a living process."""
+    numbers = {
+        path: re.match(r"imgkit-(?:vm-)?([0-9]+)-", path.name) for each in places for path in each.glob("imgkit-*")
+    }
+    return {path for path, number in numbers.items() if number is None or not Path("/proc", number[1]).exists()}
 
 
 def damaged(cache: Path) -> list[str]:
@@ -221,13 +242,15 @@ def build_case(here: Place, words: Sequence[str | Path], every: int = 10) -> Cas
 
 
 def run_case(here: Place, image: Path, every: int = 10) -> Case:
-    """``imgkit run``: the image is not changed."""
+    """``imgkit run``: the image is not changed. What it changes is where QEMU would put it by itself."""
     before = hash_file(image)
+    del here.environment["TMPDIR"]
 
     def outputs() -> str:
         return "" if hash_file(image) == before else "the image was changed"
 
-    return Case(here, ["run", image, "--", "true"], outputs, every=every)
+    shared = (Path("/tmp"), Path("/var/tmp"))
+    return Case(here, ["run", image, "--", "true"], outputs, every=every, shared=shared)
 
 
 def real(here: Place) -> None:

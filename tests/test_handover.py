@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,50 @@ def test_everything_has_a_name_that_another_user_can_open(spec: VmSpec, tmp_path
         assert {str(tmp_path / name) for name in pairs}.isdisjoint(words)
         assert sum(word == "-add-fd" for word in words) == sum(map(len, given.sets))
     assert (tmp_path / "private").stat().st_uid == 0, "it stays closed"
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from imgkit.vm import handover
+from imgkit.vm.argv import VmSpec
+from imgkit.vm.identity import Identity
+from imgkit.vm.scratch import private_folder
+user = Identity(4711, 4712) if os.geteuid() == 0 else None
+with private_folder() as folder:
+    spec = VmSpec(arch="amd64", disk=None, console=folder / "console")
+    with handover.handed(spec, folder, user) as handed:
+        (handed.writable[0] / "vl.123456").touch()
+        print(handed.writable[0], flush=True)
+        if sys.argv[1:]:
+            for task in Path("/proc/self/task").iterdir():  # its reapers, as at the end of a container
+                for child in (task / "children").read_text().split():
+                    os.killpg(int(child), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def handed_over(*words: str, tmpdir: Path | None) -> Path:
+    """Where a machine of another process had the changes of its disk."""
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    environment |= {} if tmpdir is None else {"TMPDIR": str(tmpdir)}
+    argv = [sys.executable, "-c", LEFT, *words]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (-signal.SIGKILL if words else 0), done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.mark.parametrize("tmpdir", [True, False])
+def test_what_a_killed_process_left_goes_at_the_next_run(tmp_path: Path, tmpdir: bool) -> None:
+    """Also what is another user's by then, which is in a folder that is not."""
+    need("/proc", sys.platform == "linux")
+    place = tmp_path if tmpdir else None
+    left = handed_over("killed", tmpdir=place)
+    assert left.is_relative_to(tmp_path if tmpdir else "/var/tmp")
+    assert (left / "vl.123456").exists()
+    assert left.parent.stat().st_uid == os.geteuid()
+    again = handed_over(tmpdir=place)
+    assert [path for path in (left, left.parent, again, again.parent) if path.exists()] == []
 
 
 def test_a_user_of_its_own_needs_no_copies(spec: VmSpec, tmp_path: Path) -> None:

@@ -265,25 +265,36 @@ with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, i
 """
 
 
+def temporary(pid: int) -> Path:
+    """Where this QEMU puts what its guest changes on a disk that is kept as it is."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (folder,) = (Path(os.fsdecode(line[7:])) for line in variables if line.startswith(b"TMPDIR="))
+    return Path(f"/proc/{pid}/fd", folder.name).readlink() if folder.is_relative_to("/proc/self/fd") else folder
+
+
 @vm_test
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("ipc", ["file", "serial"])
-def test_nothing_is_left_however_we_die(how: signal.Signals, ipc: str) -> None:
+@pytest.mark.parametrize(("ipc", "tmpdir"), [("file", True), ("serial", False)])
+def test_nothing_is_left_however_we_die(how: signal.Signals, ipc: str, tmpdir: bool, tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, ipc], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    environment |= {"TMPDIR": str(tmp_path)} if tmpdir else {}
+    argv = [sys.executable, "-c", CHILD, ipc]
+    child = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout is not None
     pid, folder = child.stdout.readline().split()
+    changes = temporary(int(pid))
+    assert changes.is_relative_to(tmp_path if tmpdir else "/var/tmp")
     assert Path(folder, "config.iso").stat().st_mode & 0o777 == 0o600
     child.send_signal(how)
     child.wait(timeout=20)
     child.stdout.close()
     assert gone(int(pid), 10)
+    left = [Path(folder), changes, changes.parent if changes.name == "snapshot" else changes]
     deadline = time.monotonic() + 10
-    while Path(folder).exists() and time.monotonic() < deadline:
+    while any(path.exists() for path in left) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(folder).exists()
+    assert [path for path in left if path.exists()] == []
 
 
 # ---- without a machine -------------------------------------------------------------------------------------------

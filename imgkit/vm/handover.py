@@ -12,7 +12,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,9 @@ from imgkit.errors import HostError
 from imgkit.vm.argv import Share, VmSpec
 from imgkit.vm.firmware import Firmware
 from imgkit.vm.identity import Identity
+from imgkit.vm.scratch import private_folder
 
+_PLACE = Path("/var/tmp")  # noqa: S108 - QEMU's own choice
 _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 
@@ -122,12 +123,14 @@ def _temporary(folder: Path, stack: ExitStack) -> Path:
     """A folder for what a guest writes to a disk that is kept as it is. QEMU takes the names in it away at once.
 
     It is where QEMU would put it by itself: as ``TMPDIR`` says, else below ``/var/tmp``, which is seldom in memory.
+    Given to QEMU's user is this folder only; the private one around it, by which it is found again if this process is
+    killed, stays this user's.
     """
-    if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK | os.X_OK):  # noqa: S108 - QEMU's own choice
-        place = folder / "snapshot"
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgkit-vm-", dir="/var/tmp")))
+    if not os.environ.get("TMPDIR") and os.access(_PLACE, os.W_OK | os.X_OK):
+        folder = stack.enter_context(private_folder(_PLACE))
+    place = folder / "snapshot"
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
 
 
 def _drives(result: Handed, stack: ExitStack) -> VmSpec:

@@ -20,12 +20,15 @@ _REAPER = '{ read -r _; for _ in 1 2; do "$2" -I -S -B "$3" "$1"; sleep 0.5; don
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def private_folder(place: Path | None = None) -> Iterator[Path]:
     """A new folder that only this user may enter, removed at the end of the block whatever a guest put into it.
 
-    What this user's dead processes left of their machines is removed first.
+    What this user's dead processes left of their machines in ``place`` is removed first.
+
+    Args:
+        place: an existing folder; None is that for temporary files.
     """
-    with ExitStack() as until_it_is_removed, scratch.folder(prefix=PREFIX) as folder:
+    with ExitStack() as until_it_is_removed, scratch.folder(place, PREFIX) as folder:
         until_it_is_removed.enter_context(_reaper(folder))
         yield folder
 

@@ -36,6 +36,10 @@ PACKAGES = {
 }
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# In front of a program whose whole process group is to end with this process: a shell of that group waits for the end
+# of a pipe of which nobody else has the other end. Being of the group it keeps the group's number from being given
+# away, and takes itself along.
+_WATCH = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec "$@"'
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -143,6 +147,35 @@ def ending(status: int) -> str:
 
 
 @contextmanager
+def start_family(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """As :func:`start`, for a program that starts others: its whole group ends when this process is killed outright.
+
+    What left the group for a session of its own (setsid(1)) goes on, then as at the end of the block.
+
+    Args:
+        argv: an existing program's path, and arguments.
+        env, cwd, stdout, stderr: as for :func:`start`; standard input is empty.
+
+    Raises:
+        HostError: there is no shell, or no folder ``cwd``.
+    """
+    reading, writing = os.pipe()  # the latter is not inherited
+    try:
+        with start(argv, env=env, cwd=cwd, stdout=stdout, stderr=stderr, watched=reading) as child:
+            yield child
+    finally:  # the group is gone
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
 def start(
     argv: Sequence[str | Path],
     *,
@@ -153,22 +186,26 @@ def start(
     stderr: int | None = None,
     pass_fds: Sequence[int] = (),
     prepare: Callable[[], object] | None = None,
+    watched: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program in a process group of its own, and end that whole group when the block ends.
 
     Nothing outlives the block: whatever is still running in the group is killed, and when this process itself is
-    killed the kernel takes the program with it (Linux).
+    killed the kernel takes the program with it (Linux). What the program started is :func:`start_family`'s.
 
     Args:
         argv, env, cwd, stdin, stdout, stderr, pass_fds: as for :class:`subprocess.Popen`.
         prepare: called between fork and exec, where it may make system calls of a library that is loaded already, and
             little else.
+        watched: a pipe at whose end the whole group is killed; see :func:`start_family`.
 
     Raises:
         HostError: there is no such program, or ``prepare`` failed.
     """
     words = [str(word) for word in argv]
     log.debug("%s", paste(words))
+    if watched is not None:
+        words, stdin = ["/bin/sh", "-c", _WATCH, "imgkit-watch", *words], watched
     try:
         with interrupts.postponed():  # Python forgets what is raised while it forks
             child = subprocess.Popen(  # the block below is the lifetime

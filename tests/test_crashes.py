@@ -6,10 +6,14 @@ What is done a few times here is done a hundred times by ``python -m tests.crash
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,13 @@ import pytest
 
 from fixtures.mirror import Mirror
 from fixtures.server import Site
-from tests.commandline import ROOT, Place
+from tests.commandline import ROOT, Place, path_without
 from tests.conftest import need_program
 from tests.crashes import Case, Tally, both_case, build_case, lock_case, play, real, run_case
 from tests.fulldisk import OLD
 from tests.images import Image
 from tests.mirrors import RECIPE, Small
+from tests.processes import gone
 
 pytestmark = pytest.mark.hostile
 
@@ -91,6 +96,42 @@ def fault(run: Mapping[str, Any], good: str) -> str:
         "another message": run["status"] == 5 and not re.search("(?i)no space left", lines[0]),
     }
     return ", ".join(name for name, holds in wrong.items() if holds)
+
+
+def test_what_a_build_script_started_goes_with_a_killed_build(here: Place, words: list[str | Path]) -> None:
+    """Without bubblewrap, which would see to it. imgkit itself is killed, and nothing else."""
+    for program in ("npm", "qemu-img", "qemu-system-x86_64", "grub-mkimage"):
+        need_program(program)
+    payload, seconds = here.base / "payload", str(70_000_000 + os.getpid())
+    payload.mkdir()
+    manifest = {"name": "p", "version": "1.0.0", "scripts": {"build": f"sleep {seconds}"}}
+    (payload / "package.json").write_text(json.dumps(manifest))
+    argv = ["build", *words[1:], "--arch", "amd64", "--out", here.out, "--agent-runner", payload]
+    environment = {**path_without(here, "bwrap"), "AGENT_RUNNER_BUILD": "1"}
+    with here.running(*argv, env=environment) as child:
+        deadline = time.monotonic() + 120
+        while not (started := sleeping(seconds)):
+            assert child.poll() is None, here.log()
+            assert time.monotonic() < deadline, here.log()
+            time.sleep(0.05)
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+        try:
+            assert [number for number in started if not gone(number, 15)] == []
+            assert sleeping(seconds) == []
+        finally:
+            for number in sleeping(seconds):
+                os.kill(number, signal.SIGKILL)
+
+
+def sleeping(seconds: str) -> list[int]:
+    """The processes, of whoever, with this argument: npm's shell, and what it started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"sleep {seconds}" in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                found.append(int(folder.name))
+    return found
 
 
 # ---- builds and runs -------------------------------------------------------------------------------------------------

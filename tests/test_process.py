@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,60 @@ def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
         assert not gone(pid)
         os.kill(parent.pid, signal.SIGKILL)
     assert gone(pid, 10)
+
+
+FAMILY = """
+import subprocess, sys, time
+from pathlib import Path
+from imgkit import process
+words = ["/bin/sh", "-c", "sleep 63 & echo $!; echo $$; wait"]
+with process.start_family(words, env={"PATH": sys.argv[1]}, cwd=Path("/"), stdout=subprocess.PIPE) as child:
+    print(int(child.stdout.readline()), int(child.stdout.readline()), child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_all_that_a_family_has_goes_when_the_parent_is_killed() -> None:
+    path = os.environ["PATH"]
+    with subprocess.Popen([sys.executable, "-c", FAMILY, path], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        grandchild, shell, child = map(int, parent.stdout.readline().split())
+        assert child == shell, "the program itself is the head of the group"
+        assert not gone(grandchild)
+        os.kill(parent.pid, signal.SIGKILL)
+    assert gone(grandchild, 10)
+    assert _group(child) == []
+
+
+def test_a_family_that_ends_by_itself(tmp_path: Path) -> None:
+    """Its status is its own, it reads nothing, and nobody keeps watch over it afterwards."""
+    with process.start_family(
+        [script(tmp_path, "tool", "cat; echo said; exit 3")],
+        env={"PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.communicate(timeout=20)[0] == b"said\n"
+        assert child.returncode == 3
+    assert _group(child.pid) == []
+
+
+def _group(number: int) -> list[str]:
+    """The living processes of a process group, a moment later."""
+    deadline = time.monotonic() + 10
+    while (alive := _members(number)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+def _members(number: int) -> list[str]:
+    members = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(group) == number and state != "Z":
+                members.append(folder.name)
+    return members
 
 
 def test_commands_are_logged_so_that_they_can_be_pasted(caplog: pytest.LogCaptureFixture) -> None:

@@ -140,7 +140,8 @@ class Box:
         argv = [*self.wrapper, self.npm, *arguments, *self._options()]
         environment = {**self.environment, **variables}
         where = self.folder / "home"
-        with process.start(argv, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        pipe, both = subprocess.PIPE, subprocess.STDOUT
+        with process.start_family(argv, cwd=where, env=environment, stdout=pipe, stderr=both) as child:
             try:
                 output, _ = child.communicate(timeout=TIMEOUT)
             except subprocess.TimeoutExpired as late:

@@ -28,6 +28,7 @@ An option beats a variable, a variable beats the recipe.
 | `OUT_DIR`, `WORK_DIR` | folder of the results (`out`); folder for scratch files of a build (in the former) |
 | `INPUT_DIR`, `OUTPUT_BASE` | `publish`: folder of the images (`OUT_DIR`, or `out`); of the versions (`publish`) |
 | `COWORK_SANDBOX_IMAGE_VERSION`, `COWORK_SANDBOX_BASE_URL` | `publish`: the version; the address of `OUTPUT_BASE` |
+| `TMPDIR` | folder for temporary files; without it `/tmp`, and `/var/tmp` for what a guest changes on its disk |
 | `SOURCE_DATE_EPOCH` | seconds since 1970 for what a build generates (default: when the youngest package was built) |
 | `IMGKIT_CACHE` | folder of downloads and quick appliances (default: the user's cache folder) |
 | `IMGKIT_LAUNCH_TIMEOUT` | seconds that libguestfs' appliance may take to start, for slow hosts |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import threading
@@ -19,7 +20,7 @@ from imgkit.errors import UsageError
 from imgkit.vm import VM, bootspec
 from imgkit.vm.argv import VmSpec, arguments
 from imgkit.vm.net import answers, gateway, packets, restricted
-from imgkit.vm.net.gateway import Gateway
+from imgkit.vm.net.gateway import Gateway, Told
 from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, Segment
 from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, parse
 from imgkit.vm.net.tcp import Connection
@@ -556,3 +557,12 @@ def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
         return
     refused = [f"10.0.2.2:{ports['OTHER']}", f"127.0.0.1:{ports['ALLOWED']}", "10.0.2.3:53", "169.254.169.254:80"]
     assert lines[1:] == [*(f"no {each}" for each in refused), "1", "no b.example"]
+
+
+def test_at_most_twenty_refusals_are_told_of_whoever_tells(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told()
+    for number in range(30):
+        told.say(logging.WARNING, f"refusal {number}", number)
+        told.say(logging.WARNING, f"refusal {number}", number)
+        told.say(logging.WARNING, f"name {number}", str(number))
+    assert caplog.messages == [f"{kind} {number}" for number in range(10) for kind in ("refusal", "name")]

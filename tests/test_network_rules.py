@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from ipaddress import IPv4Address, ip_address
 
 import pytest
@@ -40,12 +43,11 @@ def test_names(word: str, name: str, port: int, allowed: bool) -> None:
 
 
 def test_addresses() -> None:
-    rules = parse(["192.0.2.7:8080", "127.0.0.1:9000", "127.0.0.2:9001"])
+    rules = parse(["192.0.2.7:8080", "127.0.0.1:9000"])
     assert rules.literal(IPv4Address("192.0.2.7"), 8080) == IPv4Address("192.0.2.7")
     assert rules.literal(IPv4Address("192.0.2.7"), 80) is None
     assert rules.literal(IPv4Address("192.0.2.8"), 8080) is None
     assert rules.literal(GATEWAY, 9000) == IPv4Address("127.0.0.1"), "as QEMU's user network has it"
-    assert rules.literal(GATEWAY, 9001) == IPv4Address("127.0.0.2")
     assert rules.literal(GATEWAY, 8080) is None
     assert rules.literal(IPv4Address("127.0.0.1"), 9000) is None, "the guest's own"
     assert not rules.knows("192.0.2.7")
@@ -95,6 +97,7 @@ def test_addresses() -> None:
         "127.1:80",
         "0177.0.0.1:80",
         "127.0.0.1.:80",
+        "127.0.0.2:80",
         "1.2.3.4.5:80",
         "a.example.1:80",
     ],
@@ -102,6 +105,25 @@ def test_addresses() -> None:
 def test_what_is_no_rule(word: str) -> None:
     with pytest.raises(UsageError, match="--allow"):
         parse([word])
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "hint"),
+    [
+        ("https://a.example", "a host, not a URL", "--allow a.example:443"),
+        ("http://a.example/path", "a host, not a URL", "--allow a.example:80"),
+        ("https://a.example:8443/", "a host, not a URL", "--allow a.example:8443"),
+        ("https://user@a.example", "a host, not a URL", "--allow HOST:PORT"),
+        ("a.example:80,b.example", "one host only", "one --allow for each"),
+        ("127.0.0.2:80", "of the host's loopback addresses the guest has one only", "--allow 127.0.0.1:PORT"),
+        ("a.example:http", "not of the form HOST:PORT", "a port is a number"),
+    ],
+)
+def test_what_to_write_instead(word: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse([word])
+    assert raised.value.message == f"--allow {word}: {message}"
+    assert str(raised.value.hint).startswith(hint)
 
 
 @given(st.text())
@@ -159,7 +181,41 @@ def test_a_name_may_lead_to(text: str) -> None:
 
 
 def test_the_hosts_own_addresses() -> None:
-    assert own(ip_address("127.0.0.1"))
-    assert own(ip_address("0.0.0.0"))
-    assert not own(ip_address("1.1.1.1"))
-    assert not own(ip_address("2606:4700::1111"))
+    for text in ("127.0.0.1", "127.8.8.8", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"):
+        assert own(ip_address(text)), text
+    for text in ("1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"):
+        assert not own(ip_address(text)), text
+
+
+_NETWORK = """
+set -e
+ip link set lo up
+ip link add card type veth peer name other
+ip link set other up
+ip link set card up
+ip addr add 10.9.8.5/24 dev card
+ip addr add 10.9.8.6/24 dev card
+ip -6 addr add fd77::5/64 dev card nodad
+ip -6 addr add fd77::6/64 dev card nodad
+ip route add default via 10.9.8.1
+ip -6 route add default via fd77::1
+for version in 4 6; do echo "$1" > /proc/sys/net/ipv$version/ip_nonlocal_bind; done
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("nonlocal_bind", ["0", "1"])
+def test_the_hosts_own_addresses_where_sockets_can_be_bound_to_any(nonlocal_bind: str) -> None:
+    """Two addresses of one network each: the second of IPv4's is never the source of anything by itself."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("needs unshare and ip")
+    script = "import sys; from ipaddress import ip_address; from imgkit.vm.net.restricted import own; "
+    script += "print(*(own(ip_address(text)) for text in sys.argv[1:]))"
+    addresses = ["10.9.8.5", "10.9.8.6", "fd77::5", "fd77::6", "::ffff:10.9.8.6", "10.9.8.7", "1.1.1.1", "fd77::7"]
+    addresses += ["2606:4700::1111", "::ffff:1.1.1.1"]
+    command = ["unshare", "-rn", "sh", "-c", _NETWORK, "sh", nonlocal_bind, sys.executable, "-c", script, *addresses]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if ran.returncode != 0 and "Traceback" not in ran.stderr:
+        pytest.skip("no network namespace with a card of its own can be made here (many containers)")
+    assert ran.stdout.split() == ["True"] * 5 + ["False"] * 5, ran.stderr

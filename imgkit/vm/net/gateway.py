@@ -26,7 +26,20 @@ MAC = b"\x52\x55\x0a\x00\x02\x02"
 STAND_INS = IPv4Network("198.18.0.0/15")
 """Addresses that stand for names (RFC 2544 keeps them out of the Internet)."""
 MAX_NAMES = 4096
-_TOLD = 20  # refused connections that are told of, each once
+_TOLD = 20
+
+
+class Told:
+    """What was said about refusals: each of them once, and 20 at most, as a guest may try without end."""
+
+    def __init__(self) -> None:
+        self._about: set[object] = set()
+
+    def say(self, level: int, text: str, about: object) -> None:
+        """Log ``text``, unless something was said ``about`` the same already, or too much altogether."""
+        if len(self._about) < _TOLD and about not in self._about:
+            self._about.add(about)
+            log.log(level, "%s", text)
 
 
 class Names:
@@ -63,6 +76,7 @@ class Gateway:
         send: Callable[[bytes], None],
         connect: Callable[[Target, int, Connection], bool],
         clock: Callable[[], float],
+        told: Told | None = None,
     ) -> None:
         """Begin with no connections.
 
@@ -71,6 +85,7 @@ class Gateway:
             send: takes a frame for the guest.
             connect: asked to connect; the connection is accepted or refused later. False if there are too many.
             clock: seconds that never go back.
+            told: what was said already, where others speak of this guest, too.
         """
         self._rules = rules
         self._send = send
@@ -79,7 +94,7 @@ class Gateway:
         self._names = Names(frozenset(address for address, _ in rules.addresses))
         self._connections: dict[tuple[int, IPv4Address, int], Connection] = {}
         self._touched: set[Connection] = set()
-        self._told: set[tuple[Target, int]] = set()
+        self._told = told or Told()
 
     def frame(self, frame: bytes) -> None:
         """The guest sent this. :meth:`settle` must follow, once for several of them."""
@@ -161,9 +176,8 @@ class Gateway:
 
     def _tell(self, what: Target, port: int) -> None:
         """Say once what was refused, so that whoever wrote the rules can see what is missing."""
-        if len(self._told) < _TOLD and (what, port) not in self._told:
-            self._told.add((what, port))
-            log.info("network: %s:%d is refused to the guest (no --allow names it)", what, port)
+        text = f"network: {what}:{port} is refused to the guest (no --allow names it)"
+        self._told.say(logging.INFO, text, (what, port))
 
     def _reset(self, datagram: Datagram, segment: Segment) -> None:
         """Answer a segment of no connection (RFC 9293, section 3.10.7.1)."""

@@ -15,9 +15,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from imgkit.vm.net.gateway import Gateway, Target
+from imgkit.vm.net.gateway import Gateway, Target, Told
 from imgkit.vm.net.rules import Address, Rules, public
 from imgkit.vm.net.tcp import BUFFER, Connection
 
@@ -28,7 +28,8 @@ MAX_CONNECTIONS = 128
 _CONNECT = 20.0  # seconds to look up a name and to connect
 _LOOKUPS = 8  # at a time
 _TICK = 0.1
-_TOLD = 20  # names that are told of
+_DISCARD = 9  # any port would do
+_NOBODYS = IPv6Address("2001:db8::1")  # of the range for documents (RFC 3849)
 _MAX_FRAME = 1 << 16
 _MAX_WAITING = 4 << 20  # bytes for a guest that does not take its frames; more are dropped, as networks do
 
@@ -66,13 +67,13 @@ class _Relay(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rules: Rules) -> None:
         self._loop = loop
-        self._gateway = Gateway(rules, send=self._send, connect=self._connect, clock=loop.time)
+        self._told = Told()
+        self._gateway = Gateway(rules, send=self._send, connect=self._connect, clock=loop.time, told=self._told)
         self._link: asyncio.Transport | None = None
         self._received = bytearray()
         self._waiting: list[bytes] = []
         self._upstreams: set[_Upstream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._told: set[str] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
 
     async def run(self, host: socket.socket, stop: asyncio.Event) -> None:
@@ -172,12 +173,10 @@ class _Relay(asyncio.Protocol):
         return usable
 
     def _tell(self, name: str, addresses: list[Address]) -> None:
-        """Say once why a name that was allowed is not reached; a guest may ask for names without end."""
-        if len(self._told) < _TOLD and name not in self._told:
-            self._told.add(name)
-            private = ", ".join(str(address) for address in addresses[:3])
-            advice = "--allow with the address itself, if that is meant"
-            log.warning("network: %s leads to %s, which no name may; %s", name, private, advice)
+        """Say why a name that was allowed is not reached."""
+        private = ", ".join(str(address) for address in addresses[:3])
+        advice = "--allow with the address itself, if that is meant"
+        self._told.say(logging.WARNING, f"network: {name} leads to {private}, which no name may; {advice}", name)
 
 
 class _Upstream(asyncio.Protocol):
@@ -265,11 +264,41 @@ async def _look_up(loop: asyncio.AbstractEventLoop, name: str, port: int) -> lis
 
 
 def own(address: Address) -> bool:
-    """Whether ``address`` is one of this host's own: a socket can be bound to no other."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    """Whether ``address`` is one of this host's own. Nothing is sent.
+
+    A socket can be bound to no other, unless ``ip_nonlocal_bind`` is set (Linux, ip-sysctl). There IPv4 sockets can
+    still not be connected from an address that is not the host's; and IPv6 chooses, for an address of the host's own,
+    this very address to come from (RFC 6724, section 5, rule 1).
+    """
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return own(address.ipv4_mapped)
+    if address.is_loopback or address.is_unspecified:
+        return True
+    if address.version == 4:
+        return _source(address, address) is not None
+    return _binds(address) and (not _binds(_NOBODYS) or _source(address) == str(address))
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _binds(address: Address) -> bool:
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
     except OSError:
         return False
     return True
+
+
+def _source(target: Address, source: Address | None = None) -> str | None:
+    """The address that datagrams for ``target`` come from, which can be demanded; None if that cannot be."""
+    try:
+        with socket.socket(_family(target), socket.SOCK_DGRAM) as probe:
+            if source is not None:
+                probe.bind((str(source), 0))
+            probe.connect((str(target), _DISCARD))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None

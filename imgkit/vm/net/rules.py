@@ -22,6 +22,8 @@ DEFAULT_PORT = 443
 NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
 """The guest's network; its addresses are those of QEMU's user network, which images and people know."""
 GUEST, GATEWAY, NAMESERVER = (IPv4Address(f"10.0.2.{last}") for last in (15, 2, 3))
+LOOPBACK = IPv4Address("127.0.0.1")
+"""Of the host; the guest has the gateway's address for it."""
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
@@ -51,7 +53,7 @@ class Rules:
         The gateway stands for the host's loopback address, as it does in QEMU's user network.
         """
         if seen == GATEWAY:
-            return next((real for real, theirs in sorted(self.addresses) if real.is_loopback and theirs == port), None)
+            return LOOPBACK if (LOOPBACK, port) in self.addresses else None
         return seen if (seen, port) in self.addresses and not seen.is_loopback else None
 
 
@@ -97,6 +99,10 @@ def _below(name: str, top: str) -> bool:
 
 
 def _split(word: str) -> tuple[str, int]:
+    if "://" in word:
+        raise UsageError(f"--allow {word}: a host, not a URL", hint=f"--allow {_host_of(word) or 'HOST:PORT'}")
+    if "," in word:
+        raise UsageError(f"--allow {word}: one host only", hint="one --allow for each")
     if word.startswith("["):
         raise UsageError(f"--allow {word}: the guest's network has IPv4 only", hint="name the host instead")
     host, colon, port = word.partition(":")
@@ -105,6 +111,14 @@ def _split(word: str) -> tuple[str, int]:
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):
         raise UsageError(f"--allow {word}: not of the form HOST:PORT", hint="a port is a number from 1 to 65535")
     return host, int(port)
+
+
+def _host_of(url: str) -> str:
+    """What ``--allow`` takes in place of a URL; an empty text where that is not plain."""
+    scheme, _, rest = url.partition("://")
+    host = re.match(r"[A-Za-z0-9.-]+(:[0-9]+)?(?=[/?#]|\Z)", rest)
+    port = {"https": ":443", "http": ":80"}.get(scheme.lower(), "")
+    return "" if host is None else host[0] if host[1] else host[0] + port
 
 
 def _address(word: str, host: str) -> IPv4Address | None:
@@ -122,6 +136,9 @@ def _address(word: str, host: str) -> IPv4Address | None:
     if address in (GATEWAY, NAMESERVER, GUEST):
         hint = "--allow 127.0.0.1:PORT; the guest reaches it as 10.0.2.2:PORT"
         raise UsageError(f"--allow {word}: an address of the guest's own network", hint=hint)
+    if address.is_loopback and address != LOOPBACK:
+        hint = f"--allow {LOOPBACK}:PORT; the guest reaches it as 10.0.2.2:PORT"
+        raise UsageError(f"--allow {word}: of the host's loopback addresses the guest has one only", hint=hint)
     if address.is_unspecified or address.is_multicast or int(address) >= 0xF0000000:
         raise UsageError(f"--allow {word}: not the address of a host")
     return address

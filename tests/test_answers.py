@@ -180,8 +180,10 @@ def without_machine(transport: Transport, quotas: Quotas) -> VM:
 @pytest.mark.parametrize(("seconds", "timeout"), [(0.2, None), (0.2, 50.0), (50.0, 0.2), (None, 0.2)])
 def test_the_sooner_of_a_requests_two_times_counts(seconds: float | None, timeout: float | None) -> None:
     vm = without_machine(Recorded([]), Quotas(seconds=seconds))
-    with pytest.raises(RequestError, match=r"no result of the request within 0\.2 s"):
+    with pytest.raises(RequestError, match=r"no result of the request within 0\.2 s") as raised:
         vm.run(["true"], timeout=timeout)
+    what = "timeout=" if timeout == 0.2 else "--quota time="
+    assert what in str(raised.value.hint), "the hint names what was the sooner"
 
 
 @pytest.mark.parametrize("given", [{}, {"auto_approve": False}, {"auto_approve": True}])

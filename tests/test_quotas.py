@@ -254,6 +254,19 @@ def test_words_without_sense(word: str) -> None:
         parse([word])
 
 
+@pytest.mark.parametrize("name", ["ipc", "ipc-files", "share", "share-files", "disk", "time"])
+def test_nothing_at_all_is_no_quota(name: str) -> None:
+    """As ``--timeout 0`` is none."""
+    with pytest.raises(UsageError, match=f"--quota {name}=0: at least 1"):
+        parse([f"{name}=0"])
+
+
+def test_the_hint_has_an_example_of_time() -> None:
+    with pytest.raises(UsageError) as raised:
+        parse(["time=1h"])
+    assert "time=600" in str(raised.value.hint)
+
+
 def test_the_default_lets_the_longest_stream_pass() -> None:
     from imgkit.vm.agent import MAX_STREAM
 

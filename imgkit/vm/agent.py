@@ -118,6 +118,7 @@ class Request:
         on_host_tool: OnHostTool = no_tool,
         timeout: float | None = None,
         alive: Callable[[], None] = lambda: None,
+        late: str = "a longer timeout= of the request",
     ) -> None:
         """Submit ``body``.
 
@@ -127,6 +128,7 @@ class Request:
             on_permission, on_host_tool: answer the agent's questions.
             timeout: seconds until the result must be there; None waits for ever.
             alive: called in every turn; raises when the guest is gone.
+            late: the hint for who reads that the time is over.
         """
         self.id = str(uuid.uuid4())
         self._transport = transport
@@ -135,6 +137,7 @@ class Request:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._alive = alive
+        self._late = late
         self._looked = 0.0
         self._gone: tuple[float, GuestError] | None = None
         self._in_time = False  # the result is among the lines that wait
@@ -224,7 +227,7 @@ class Request:
             return
         if self._gone is not None:
             raise self._gone[1]
-        raise RequestError(f"no result of the request within {self._timeout:g} s", hint="a longer --timeout")
+        raise RequestError(f"no result of the request within {self._timeout:g} s", hint=self._late)
 
     def _take(self, data: bytes) -> None:
         self._received += len(data)

@@ -70,4 +70,7 @@ class FloodError(RequestError):
 
 
 class QuotaError(BootError):
-    """The guest took more of the host's disk, or of time, than it may; the machine was ended."""
+    """The guest took more of the host's disk than it may; the machine was ended.
+
+    A request that takes more time than it may is a :class:`RequestError`, and its machine goes on.
+    """

@@ -44,7 +44,7 @@ def parse(words: Sequence[str]) -> Quotas:
     """Quotas from words such as ``share=10G``, ``ipc-files=100``, ``disk=none``, ``time=600``.
 
     Raises:
-        UsageError: an unknown name, or something that is no number.
+        UsageError: an unknown name, something that is no number, or 0: nothing gets by with nothing.
     """
     quotas = Quotas()
     for word in words:
@@ -68,8 +68,12 @@ def _size(word: str, value: str) -> int | None:
         return None
     match = _SIZE.fullmatch(value)
     if match is None or (match[2] and not word.startswith(("ipc=", "share=", "disk="))):
-        raise UsageError(f"--quota {word}: not a number", hint="such as share=10G, share-files=5000, disk=none")
-    return int(match[1]) << " KMGT".index(match[2].upper() or " ") * 10
+        hint = "such as share=10G, share-files=5000, time=600 (seconds), disk=none"
+        raise UsageError(f"--quota {word}: not a number", hint=hint)
+    size = int(match[1]) << " KMGT".index(match[2].upper() or " ") * 10
+    if not size:
+        raise UsageError(f"--quota {word}: at least 1", hint="none is no limit; --share TAG=DIR:ro is for reading only")
+    return size
 
 
 def show(size: int) -> str:

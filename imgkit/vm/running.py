@@ -324,12 +324,14 @@ class VM:
             auto_approve=auto_approve,
             extra=extra,
         )
+        seconds, late = _sooner(timeout, self.what.quotas.seconds)
         return Request(
             self._transport,
             body,
             on_permission=on_permission,
             on_host_tool=on_host_tool,
-            timeout=_sooner(timeout, self.what.quotas.seconds),
+            timeout=seconds,
+            late=late,
             alive=self.check,
         )
 
@@ -423,9 +425,11 @@ def _guest_path(tag: str) -> str:
     return "/workspace/project" if tag == "work" else f"/mnt/{tag}"
 
 
-def _sooner(one: float | None, other: float | None) -> float | None:
-    """The lesser of two numbers of seconds, where None is no limit."""
-    return min(one, other) if one is not None and other is not None else one if other is None else other
+def _sooner(own: float | None, quota: float | None) -> tuple[float | None, str]:
+    """The lesser of a request's own seconds and the quota's, where None is no limit, and what allows more."""
+    if quota is None or (own is not None and own <= quota):
+        return own, "a longer timeout= of the request"
+    return quota, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"
 
 
 def _user(what: Boot, verdict: Verdict, stack: ExitStack) -> identity.Identity | None:

@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -84,12 +84,13 @@ class Walk:
     """Everything below a folder: iterate once for an :class:`Entry` each, folders before what is in them.
 
     Mount points are crossed, links are not followed. ``unread`` counts the folders that could not be read, and
-    ``newest_unread`` is when the last of them was changed (Unix time).
+    ``newest_unread`` is when the last of them, of those of ``owners``, was changed (Unix time).
     """
 
-    def __init__(self, top: int) -> None:
-        """``top`` is a descriptor of the folder, which is left open."""
+    def __init__(self, top: int, owners: Collection[int] | None = None) -> None:
+        """``top`` is a descriptor of the folder, which is left open; ``owners`` are uids, None for everybody's."""
         self.unread = 0
+        self._owners = owners
         self.newest_unread = float("-inf")
         self._place = _Place(top)
 
@@ -134,7 +135,8 @@ class Walk:
 
     def _note(self, status: os.stat_result) -> None:
         self.unread += 1
-        self.newest_unread = max(self.newest_unread, status.st_ctime)
+        if self._owners is None or status.st_uid in self._owners:
+            self.newest_unread = max(self.newest_unread, status.st_ctime)
 
     def _enter(self, folders: list[str]) -> bool:
         """Enter the next of ``folders`` that can be; False if there is none."""

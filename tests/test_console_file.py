@@ -159,8 +159,8 @@ def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: py
     path = tmp_path / "console"
     path.write_text("earlier\n")
     with closing(ConsoleLog(path)) as log:
-        looking = Watcher([], lambda: None, lambda: None, time.time(), log.shorten)
-        with looking.running():
+        looking = Watcher([])
+        with looking.running(lambda: None, lambda: None, log.shorten):
             for turn in range(3):
                 os.write(log.writing, b"%d" % turn * 2000)
                 assert eventually(lambda: path.stat().st_size == len("earlier\n"))

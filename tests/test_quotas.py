@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from imgkit.vm import watcher
 from imgkit.vm.failures import QuotaError
 from imgkit.vm.quotas import Limit, Quotas, parse, show
 from imgkit.vm.watcher import Area, Watcher, disk_limit, family, unlinked
+from imgkit.walk import Walk
 from tests.conftest import need
 from tests.files import nest
 
@@ -29,12 +31,12 @@ HANG = 60.0
 
 
 @contextmanager
-def watched(path: Path, limit: Limit, since: float | None = None) -> Iterator[tuple[Watcher, threading.Event]]:
+def watched(path: Path, limit: Limit) -> Iterator[tuple[Watcher, threading.Event]]:
     """A watcher of a folder that is looked at all the time, and whether the machine was ended."""
     ended = threading.Event()
     area = Area("share work", path, limit, "share")
-    watching = Watcher([area], lambda: None, ended.set, time.time() if since is None else since)
-    with watching.running():
+    watching = Watcher([area])
+    with watching.running(lambda: None, ended.set):
         yield watching, ended
 
 
@@ -89,11 +91,81 @@ def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
         assert exceeds(watching, ended).startswith("the guest added 21 files to the share work")
 
 
-def test_what_is_added_before_the_first_look_counts(tmp_path: Path) -> None:
-    since = time.time() - 1
-    (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
-    with watched(tmp_path, Limit(2 * MIB), since) as (watching, ended):
+def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
+    area, ended = Area("share work", tmp_path, Limit(2 * MIB), "share"), threading.Event()
+    watching = Watcher([area])
+    with (tmp_path / "file").open("wb") as sink:
+        sink.write(os.urandom(3 * MIB))
+        os.fsync(sink.fileno())
+    with watching.running(lambda: None, ended.set):
         exceeds(watching, ended)
+
+
+@pytest.mark.parametrize("seconds", [0, 2], ids=["not seen before the start", "seen before the start"])
+def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Only what it grew by counts, whenever that was."""
+    monkeypatch.setattr(watcher, "FIRST_LOOK", seconds)
+    monkeypatch.setattr(watcher, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(32 * MIB))
+    with file.open("r+b") as sink:
+        os.fsync(sink.fileno())
+    time.sleep(0.05)  # the clock of a filesystem is a little late
+    area, ended = Area("share work", tmp_path, Limit(12 * MIB, None), "share"), threading.Event()
+    watching = Watcher([area])
+    time.sleep(0.05)
+    with file.open("r+b") as sink:
+        sink.write(b"x")
+    with watching.running(lambda: None, ended.set):
+        settled(watching)
+        watching.check()
+        assert not ended.is_set()
+        with file.open("ab") as sink:
+            sink.write(os.urandom(16 * MIB))
+        message = exceeds(watching, ended)
+    assert re.search(r"added 1[2-6] MiB to the share work", message), message  # it may be seen while it is written
+
+
+def test_a_look_that_was_begun_before_the_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there in many folders does not count, whether the first look came to it in time or not."""
+    monkeypatch.setattr(watcher, "FIRST_LOOK", 1e-9)
+    monkeypatch.setattr(watcher, "_SLICE", 10)
+    for number in range(300):
+        (tmp_path / f"{number}").touch()
+    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
+        settled(watching)
+        watching.check()
+        nest(tmp_path, 21)
+        assert exceeds(watching, ended).startswith("the guest added 21 files")
+
+
+def test_closed_folders_of_other_users_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in those of the user who runs imgkit, or QEMU, can the guest hide anything."""
+    top, mine = os.open(tmp_path, os.O_RDONLY), os.geteuid()
+    real = os.open
+
+    def closed(path: str | Path, flags: int, *rest: int, dir_fd: int | None = None) -> int:
+        if path == "closed":
+            raise PermissionError
+        return real(path, flags, *rest, dir_fd=dir_fd)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "open", closed)
+    for owners, is_noted in (({mine + 1}, False), ({mine}, True), (None, True)):
+        walk = Walk(top, owners)
+        list(walk)
+        assert (walk.unread, walk.newest_unread > 0) == (1, is_noted)
+    (meter,) = Watcher([Area("share", tmp_path, Limit(), "share")], owners=[4711])._meters
+    assert meter._owners == {mine, 4711}
+    os.close(top)
+
+
+def test_a_filesystem_that_makes_it_wait_is_left_alone_most_of_the_time() -> None:
+    assert watcher._pause(0.05, 0.05) == pytest.approx(1.0)
+    assert watcher._pause(0.001, 1.0) == pytest.approx(3.0), (
+        "the look works a quarter of the time, whatever it waits for"
+    )
 
 
 def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
@@ -103,7 +175,7 @@ def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
     (outside / "big").write_bytes(os.urandom(4 * MIB))
     top = tmp_path / "top"
     top.mkdir()
-    with watched(top, Limit(2 * MIB), time.time() - 1) as (watching, _):
+    with watched(top, Limit(2 * MIB)) as (watching, _):
         with (top / "sparse").open("wb") as sink:
             sink.truncate(1 << 40)
         (top / "file").write_bytes(os.urandom(MIB))
@@ -139,7 +211,7 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
     class Moving:
         newest_unread = float("-inf")
 
-        def __init__(self, _: int) -> None:
+        def __init__(self, *_: object) -> None:
             """As a walk."""
 
         def __iter__(self) -> Iterator[None]:
@@ -151,6 +223,7 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
     monkeypatch.setattr(watcher, "Walk", None)
     with watched(tmp_path, Limit(MIB)) as (watching, ended):
         assert "the quotas cannot be measured" in exceeds(watching, ended)
@@ -170,10 +243,9 @@ from imgkit.vm.quotas import Limit
 watcher.INTERVAL = 0.02
 top = Path(sys.argv[2])
 ended = threading.Event()
-watching = watcher.Watcher(
-    [watcher.Area("share", top, Limit(4 << 20), "share")], lambda: None, ended.set, time.time() - 1
-)
-with watching.running():
+watching = watcher.Watcher([watcher.Area("share", top, Limit(4 << 20), "share")])
+time.sleep(0.05)
+with watching.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
     os.chmod(top / "hidden", 0o300)
     (top / "hidden" / "file").write_bytes(os.urandom(64 << 20))

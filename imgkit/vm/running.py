@@ -33,7 +33,7 @@ from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.scratch import private_folder
 from imgkit.vm.serialmode import SerialMode
 from imgkit.vm.shares import Folder
-from imgkit.vm.watcher import Watcher, watcher_of
+from imgkit.vm.watcher import Watcher, watcher_of, watching
 
 log = logging.getLogger("imgkit.vm")
 
@@ -485,10 +485,10 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
             FileMode(ipc).close()
         log_ = stack.enter_context(closing(ConsoleLog(spec.console, anew=spec.style == "host-app")))
         spec = replace(spec, log=log_.writing)
-        since = time.time()
+        watcher = watcher_of(spec, what.quotas, user)
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports, user=user))
-        watcher = watcher_of(spec, what.quotas, running.child, running.stderr, since, log_.shorten)
-        stack.enter_context(watcher.running())
+        measured = watching(watcher, spec, what.quotas.disk, running.child, running.stderr, log_.shorten)
+        stack.enter_context(measured)
         vm = VM(what, running, verdict, log_, watcher)
         stack.callback(vm.close)
         yield vm

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 from imgkit.vm.argv import VmSpec
 from imgkit.vm.failures import QuotaError
+from imgkit.vm.identity import Identity
 from imgkit.vm.quotas import Limit, Quotas, show
 from imgkit.walk import Walk
 
@@ -27,6 +28,10 @@ INTERVAL = 1.0
 """Seconds between the end of one look at a folder and the begin of the next."""
 SHARE_OF_TIME = 0.05
 """How much of a processor the measuring takes at most, as long as the host's disk does not fill up quickly."""
+SHARE_OF_WAITING = 0.25
+"""How much of the time it is at work at most, then: a filesystem of the network's makes it wait, and has others."""
+FIRST_LOOK = 2.0
+"""Seconds for a look at all folders before the machine is started."""
 _SLICE = 1000  # files between two looks at the clock
 _PATIENCE = 5.0  # seconds for the thread to end
 _LOST = 10  # looks in a row that were cut short by folders that were moved
@@ -45,9 +50,10 @@ class Area:
 class _Meter:
     """Looks at an area again and again, a slice at a time."""
 
-    def __init__(self, area: Area, since: float) -> None:
+    def __init__(self, area: Area, owners: Collection[int]) -> None:
         self.area = area
-        self._since = since
+        self._owners = owners
+        self._since = float("inf")  # when the machine is started: nothing is newer before
         self._before: tuple[int, int] | None = None  # bytes and files that were there already
         self._free = _free(area.path)
         self._steps: Iterator[None] | None = None
@@ -61,8 +67,15 @@ class _Meter:
             return True  # what the guest changes before it is seen cannot be told from what it adds
         size = self.area.limit.size
         with suppress(OSError):
-            return size is not None and self._free[0] - _free(self.area.path)[0] > size
+            return size is not None and self._taken()[0] > size
         return False
+
+    def look_first(self, until: float) -> None:
+        """Look, before the machine is started, at as much as can be seen ``until`` then (monotonic clock)."""
+        with suppress(OSError):  # a folder that is gone: it is looked at again
+            while self._before is None and time.monotonic() < until and self.advance():
+                pass
+        self._since, self._free = time.time(), _free(self.area.path)
 
     def advance(self) -> bool:
         """Look at the next slice; False while the area is to be left alone.
@@ -81,30 +94,37 @@ class _Meter:
 
     def _look(self) -> Iterator[None]:
         """One look at the whole area; the first one also sees what was there before."""
-        size = files = old_size = old_files = 0
+        size = files = new_size = new_files = 0
         seen: set[tuple[int, int]] = set()  # files of several names
         with _opened(self.area.path) as top:
-            steps = Walk(top)
+            steps = Walk(top, self._owners)
             try:
                 for entry in steps:
                     blocks = _blocks(entry.status, seen)
                     size, files = size + blocks, files + 1
-                    if entry.status.st_ctime < self._since:
-                        old_size, old_files = old_size + blocks, old_files + 1
+                    if self._before is None and entry.status.st_ctime >= self._since:
+                        new_size, new_files = new_size + blocks, new_files + 1
                     if files % _SLICE == 0:
                         yield
                 self._lost = 0
             except OSError:
                 self._lost += 1
             hidden = steps.newest_unread >= self._since
-        if self._before is None and not self._lost:
-            self._before = old_size, old_files
-        before = self._before or (old_size, old_files)
-        free = _free(self.area.path)
+        taken = self._taken()
+        # Until one look is over, who changed a byte of a big file cannot be told from who added it. But what was added
+        # is lost to the disk.
+        before = self._before or (size - min(new_size, taken[0]), files - min(new_files, taken[1]))
+        if not self._lost:
+            self._before = before
         if hidden:  # in folders that nobody may read: as much as the disk has lost
-            size = max(size, before[0] + self._free[0] - free[0])
-            files = max(files, before[1] + self._free[1] - free[1])
+            size = max(size, before[0] + taken[0])
+            files = max(files, before[1] + taken[1])
         self._judge(size - before[0], files - before[1])
+
+    def _taken(self) -> tuple[int, int]:
+        """Bytes and files that the disk has lost since the machine was started, whoever took them."""
+        free = _free(self.area.path)
+        return max(0, self._free[0] - free[0]), max(0, self._free[1] - free[1])
 
     def _judge(self, size: int, files: int) -> None:
         limit, where = self.area.limit, f"the {self.area.name} ({self.area.path})"
@@ -119,34 +139,38 @@ class _Meter:
 class Watcher:
     """A thread that measures what a machine takes, and ends it when that is too much."""
 
-    def __init__(
-        self,
-        areas: Sequence[Area],
-        disk: Callable[[], None],
-        end: Callable[[], None],
-        since: float,
-        console: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Made before the machine is started, begun by :meth:`start`.
+    def __init__(self, areas: Sequence[Area], owners: Collection[int] = ()) -> None:
+        """Made before the machine is started: what is in the folders then does not count.
+
+        A look at them takes up to :data:`FIRST_LOOK` seconds. What was not seen by then counts from when it is.
 
         Args:
             areas: folders with quotas.
-            disk: raises QuotaError when the machine's temporary files are too big.
-            end: ends the machine.
-            since: when it is started (Unix time): what was there before does not count.
-            console: keeps the file of the console short.
+            owners: uids, besides this process's, whose closed folders the guest may hide something in.
         """
         self.failure: QuotaError | None = None
-        self._meters = [_Meter(area, since) for area in areas]
-        self._disk = disk
-        self._console = console
-        self._end = end
+        until = time.monotonic() + FIRST_LOOK
+        self._meters = [_Meter(area, {os.geteuid(), *owners}) for area in areas]
+        for meter in self._meters:
+            meter.look_first(until)
+        self._disk: Callable[[], None] = lambda: None
+        self._console: Callable[[], None] = lambda: None
+        self._end: Callable[[], None] = lambda: None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imgkit-quotas", daemon=True)
 
     @contextmanager
-    def running(self) -> Iterator[Watcher]:
-        """Measure during the block."""
+    def running(
+        self, disk: Callable[[], None], end: Callable[[], None], console: Callable[[], None] = lambda: None
+    ) -> Iterator[Watcher]:
+        """Measure during the block, in which the machine runs.
+
+        Args:
+            disk: raises QuotaError when the machine's temporary files are too big.
+            end: ends the machine.
+            console: keeps the file of the console short.
+        """
+        self._disk, self._end, self._console = disk, end, console
         self._thread.start()
         try:
             yield self
@@ -162,7 +186,7 @@ class Watcher:
     def _run(self) -> None:
         due = pause = 0.0
         while not self._stop.wait(pause):
-            began = time.thread_time()
+            began, begin = time.thread_time(), time.monotonic()
             try:
                 busy = [meter for meter in self._meters if _quietly(meter.advance)]
                 if time.monotonic() >= due:
@@ -173,7 +197,9 @@ class Watcher:
             except Exception as failure:  # noqa: BLE001 - a machine must not go on without its quotas
                 self._fail(failure)
                 return
-            pause = 0.0 if hurry else (time.thread_time() - began) / SHARE_OF_TIME if busy else INTERVAL / 4
+            pause = _pause(time.thread_time() - began, time.monotonic() - begin) if busy else INTERVAL / 4
+            if hurry:
+                pause = 0.0
 
     def _fail(self, failure: Exception) -> None:
         if not isinstance(failure, QuotaError):
@@ -189,30 +215,48 @@ def _quietly(measure: Callable[[], bool | None]) -> bool:
     return False
 
 
-def watcher_of(
-    spec: VmSpec,
-    quotas: Quotas,
-    child: subprocess.Popen[bytes],
-    stderr: Path,
-    since: float,
-    console: Callable[[], None],
-) -> Watcher:
-    """The watcher of a machine that was started at ``since`` (Unix time) as the process ``child``."""
+def _pause(worked: float, passed: float) -> float:
+    """Seconds to leave the folders alone after so much time of the processor, and of the clock."""
+    return max(worked / SHARE_OF_TIME, passed / SHARE_OF_WAITING - passed)
+
+
+def watcher_of(spec: VmSpec, quotas: Quotas, user: Identity | None) -> Watcher:
+    """The watcher of a machine that is about to be started, as ``user`` or as this process's own."""
     areas = []
     for share in spec.shares:
         limit = quotas.ipc if share.tag == "ipc" else quotas.share
         if not share.read_only and limit != Limit():
             name = "request share" if share.tag == "ipc" else f"share {share.tag}"
             areas.append(Area(name, share.path, limit, "ipc" if share.tag == "ipc" else "share"))
+    return Watcher(areas, () if user is None else (user.uid,))
+
+
+@contextmanager
+def watching(
+    watcher: Watcher,
+    spec: VmSpec,
+    limit: int | None,
+    child: Popen[bytes],
+    stderr: Path,
+    console: Callable[[], None] = lambda: None,
+) -> Iterator[Watcher]:
+    """Measure during the block.
+
+    Args:
+        limit: bytes that the guest may change on its disk, None for any number.
+        child: the machine's process.
+        stderr: the file of its standard error.
+        console: keeps the file of its console short.
+    """
     files = [stderr] + ([spec.disk.path] if spec.disk is not None and spec.disk.writable else [])
-    disk = disk_limit(quotas.disk, lambda: family(child.pid), files)
 
     def end() -> None:
         if child.poll() is None:
             with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    return Watcher(areas, disk, end, since, console)
+    with watcher.running(disk_limit(limit, lambda: family(child.pid), files), end, console):
+        yield watcher
 
 
 def disk_limit(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:

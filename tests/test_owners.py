@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from imgkit.vm import VM
 from tests import hostapp
 from tests.conftest import need, need_program
 from tests.hostapp import ATTACHMENT, Event, FileMode, SerialMode, output, real_request
@@ -151,6 +152,21 @@ def test_every_user_runs_commands_in_a_folder_of_its_own(builder: Builder, image
     assert (work / "out").stat().st_uid == uid
     assert (work / "in").stat().st_mode & 0o777 == 0o640
     assert work.stat().st_mode & 0o777 == 0o700, "nothing was opened to others"
+
+
+def test_a_folder_to_work_in_that_is_for_reading_only(image: Image, public: Path) -> None:
+    """What its owner alone may read is read, and nothing is written."""
+    work = public / "work"
+    work.mkdir(mode=0o700)
+    (work / "in").write_text("in\n")
+    owner = 4711 if os.geteuid() == 0 else os.geteuid()
+    for path in (work, work / "in"):
+        os.chown(path, owner, owner)
+    with VM.boot(published(image.disk, public), shares={"work": work}, read_only={"work"}, timeout=BUSY) as vm:
+        done = vm.run("id -u; pwd; cat in; touch out", timeout=BUSY)
+    assert done.stdout.decode().split() == [str(owner), "/workspace/project", "in"], done.stderr
+    assert b"Read-only file system" in done.stderr
+    assert [path.name for path in work.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])

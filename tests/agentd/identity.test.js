@@ -239,7 +239,7 @@ test('files of the system that cannot be written are an error with the account\'
 });
 
 /** A mounter for which the share is mounted already. `maker` gives what is written its owner, or refuses. */
-function mounterWith(config, where, maker = (uid, gid) => [uid, gid]) {
+function mounterWith(config, where, maker = (uid, gid) => [uid, gid], system = {}) {
   const table = path.join(config.runDir, 'table');
   fs.writeFileSync(table, `9 1 0:9 / ${where} rw - 9p work rw\n`);
   const calls = [];
@@ -250,17 +250,17 @@ function mounterWith(config, where, maker = (uid, gid) => [uid, gid]) {
     fs.writeFileSync(args.at(-1), '');
     return fs.chownSync(args.at(-1), ...owner);
   };
-  return { mounter: new Mounter(config, { run, table, endAgents: async () => calls.push(['endAgents']) }), calls };
+  return { mounter: new Mounter(config, { run, table, endAgents: async () => calls.push(['endAgents']), ...system }), calls };
 }
 
 /** A guest with a folder to work in, which is mounted. */
-function working(t, owner, maker) {
+function working(t, owner, maker, system) {
   const { config } = inhabited(t);
   const workspace = fs.realpathSync(config.workspace);
   const guestPath = path.join(workspace, 'project');
   fs.mkdirSync(guestPath);
   fs.chownSync(guestPath, ...owner);
-  return { guestPath, work: [{ name: 'work', tag: 'work', guestPath }], ...mounterWith({ ...config, workspace }, guestPath, maker) };
+  return { guestPath, work: [{ name: 'work', tag: 'work', guestPath }], ...mounterWith({ ...config, workspace }, guestPath, maker, system) };
 }
 
 const USER = { ...AGENT, home: '/home/agent' };
@@ -314,6 +314,28 @@ test('a folder of root\'s that only root may write to is refused with what to do
     throw new Error('Permission denied');
   });
   await assert.rejects(mounter.prepare(work, USER), /\(owner 0:0, mode 755\) is not writable for uid 1000: Permission denied; it belongs to root/);
+});
+
+test('a folder for reading only is worked in as its owner, and nothing is written to find that out', asRoot, async (t) => {
+  const touch = () => {
+    throw Object.assign(new Error('EROFS: read-only file system'), { code: 'EROFS' });
+  };
+  const maker = () => assert.fail('nothing may be written');
+  const { work, mounter, calls } = working(t, [1001, 1001], maker, { touch });
+  const worker = await mounter.prepare(work, USER);
+  assert.deepEqual([worker.uid, worker.gid], [1001, 1001]);
+  assert.deepEqual(calls, [['endAgents'], ['endAgents']]);
+  await mounter.prepare(work, worker);
+  assert.equal(calls.length, 2, 'that is remembered');
+});
+
+test('a folder that cannot be changed for another reason is not taken for one for reading only', asRoot, async (t) => {
+  const touch = () => {
+    throw Object.assign(new Error('EPERM'), { code: 'EPERM' });
+  };
+  const { work, mounter, calls } = working(t, [1001, 1001], undefined, { touch });
+  await mounter.prepare(work, USER);
+  assert.deepEqual(calls.at(-1), ['/bin/rm', 1001, 1001]);
 });
 
 test('a link in place of the folder is refused', asRoot, async (t) => {

@@ -3,7 +3,7 @@
 const fs = require('node:fs');
 const path = require('node:path');
 const { RequestError } = require('./errors');
-const { holdFolder, mountOf, placeOf } = require('./folders');
+const { below, holdFolder, mountOf, placeOf } = require('./folders');
 const { explainOwner, takeOver } = require('./identity');
 const { findLink, isInside } = require('./paths');
 const { endAgents, noteUser, runTool } = require('./users');
@@ -44,10 +44,10 @@ class Mounter {
   #system;
   #workers = new Map(); // folder → its owner, and the uid that works in it
 
-  /** @param {{run?, table?, endAgents?}} system what the tests replace: programs, the table of mounts, the killing */
+  /** @param {{run?, table?, endAgents?, touch?}} system what the tests replace: programs, the table of mounts, the killing */
   constructor(config, system = {}) {
     this.#config = config;
-    this.#system = { run: runTool, endAgents, ...system };
+    this.#system = { run: runTool, endAgents, touch, ...system };
   }
 
   ipcMounted() {
@@ -127,7 +127,8 @@ class Mounter {
 
   /**
    * The user, working as the owner of the folder; or, where what it makes there belongs to somebody else (whoever runs
-   * QEMU, in a folder that others may write to), as that one if that is possible.
+   * QEMU, in a folder that others may write to), as that one if that is possible. A folder for reading only is read as
+   * its owner.
    */
   async #adapt(work, user) {
     const owner = this.#ownerOf(work);
@@ -135,7 +136,7 @@ class Mounter {
     if (known && known.uid === user.uid && known.owner.uid === owner.uid && known.owner.gid === owner.gid) return user;
     await this.#system.endAgents(this.#config); // nobody may put another's file in the place of the one that is written
     const worker = await this.#become(user, owner);
-    const maker = await this.#probe(work, worker);
+    const maker = this.#isReadOnly(work) ? worker : await this.#probe(work, worker);
     const other = maker.uid === worker.uid ? worker : await this.#become(worker, maker);
     const chosen = other.uid === worker.uid ? worker : await this.#probe(work, other).then(() => other, () => this.#become(other, owner));
     this.#workers.set(work.guestPath, { owner, uid: chosen.uid });
@@ -150,6 +151,19 @@ class Mounter {
     } finally {
       fs.closeSync(fd);
     }
+  }
+
+  /** Whether nobody may write there: root tries to change nothing, which fails for that reason only where all fails. */
+  #isReadOnly({ name, guestPath }) {
+    const fd = holdMounted(name, guestPath);
+    try {
+      this.#system.touch(below(fd));
+    } catch (error) {
+      return error.code === 'EROFS';
+    } finally {
+      fs.closeSync(fd);
+    }
+    return false;
   }
 
   #become(user, owner) {
@@ -211,6 +225,11 @@ class Mounter {
       throw new RequestError(`mount "${name}": ${guestPath} (${describeOwner(owner)}) is not writable for uid ${user.uid}: ${error.message}; ${advice}`);
     }
   }
+}
+
+/** Give a folder the owner that it has. */
+function touch(folder) {
+  fs.chownSync(folder, -1, -1);
 }
 
 /** Hold a folder that has been mounted; a request whose folder is not there any more is refused. */

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -375,6 +377,28 @@ def test_the_owner_of_the_folder_runs_qemu(tmp_path: Path) -> None:
     assert nobody is not None
     assert identity.is_nobody(nobody)
     assert not identity.is_nobody(chosen)
+
+
+@pytest.mark.parametrize(
+    ("gid", "name", "members", "groups"),
+    [
+        (4720, "team", [4711, 4720, 4721], (4720,)),
+        (4720, "team", [4711, 4721], ()),
+        (4720, "docker", [4711, 4720], ()),
+        (0, "root", [4711, 0], ()),
+        (4711, "alice", [4711], ()),
+    ],
+)
+def test_of_the_owners_groups_the_folders_own_is_kept(
+    gid: int, name: str, members: list[int], groups: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Colleagues' files in a team's folder are open to its group. Other groups, and mighty ones, are not lent."""
+    need("root", identity.may_change())
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("alice", "x", uid, 4711, "", "/", "/bin/sh")))
+    monkeypatch.setattr(os, "getgrouplist", lambda *_: members)
+    monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group((name, "x", number, [])))
+    os.chown(tmp_path, 4711, gid)
+    assert identity.choose(tmp_path) == Identity(4711, 4711, groups)
 
 
 def test_only_the_accelerators_group_is_kept(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Whatever a guest brings its QEMU to do, by the rules of 9p or by an error in it,
 from __future__ import annotations
 
 import ctypes
+import grp
 import logging
 import os
 import pwd
@@ -23,6 +24,11 @@ _NEW_USER = 0x10000000  # linux/sched.h: CLONE_NEWUSER
 # linux/capability.h. To give a file away and take it back (CHOWN, DAC_OVERRIDE, FOWNER), become somebody else (SETGID,
 # SETUID) and end what it runs (KILL). Containers usually have them all.
 _CAPABILITIES = sum(1 << number for number in (0, 1, 3, 5, 6, 7))
+
+_ROOT_LIKE = ("root", "wheel", "sudo", "admin", "docker", "podman", "lxd", "incus", "incus-admin", "libvirt")
+_DEVICES = ("adm", "disk", "kmem", "mem", "shadow", "tty", "tape", "input", "kvm")
+_MIGHTY = frozenset(_ROOT_LIKE + _DEVICES)
+"""Groups whose members can become root, read the host's disks, or what others type."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def choose(work: Path | None, *, device: Path | None = None) -> Identity | None:
     if not (_mapped("uid_map", chosen.uid) and _mapped("gid_map", chosen.gid)):
         log.debug("%s is no user of this container", chosen)
         return None
-    return replace(chosen, groups=_groups(device))
+    return replace(chosen, groups=tuple(sorted({*_team(status, chosen), *_groups(device)})))
 
 
 def _nobody() -> Identity:
@@ -119,6 +125,26 @@ def _owner(status: os.stat_result) -> Identity:
     with suppress(KeyError):
         return Identity(status.st_uid, pwd.getpwuid(status.st_uid).pw_gid or _nobody().gid)
     return Identity(status.st_uid, status.st_gid if status.st_gid == status.st_uid else _nobody().gid)
+
+
+def _team(status: os.stat_result | None, owner: Identity) -> tuple[int, ...]:
+    """The group of the folder to work in, if its owner is a member: files of others in it are open to that group.
+
+    No other group of the owner's, and none that stands for rights over the host.
+    """
+    if status is None or status.st_uid != owner.uid or status.st_gid in (0, owner.gid):
+        return ()
+    with suppress(KeyError):
+        name = pwd.getpwuid(owner.uid).pw_name
+        if status.st_gid in os.getgrouplist(name, owner.gid) and _group_name(status.st_gid) not in _MIGHTY:
+            return (status.st_gid,)
+    return ()
+
+
+def _group_name(gid: int) -> str:
+    with suppress(KeyError):
+        return grp.getgrgid(gid).gr_name
+    return ""
 
 
 def _groups(device: Path | None) -> tuple[int, ...]:

@@ -118,7 +118,8 @@ def _firmware() -> Iterator[Finding]:
 def _accelerators() -> Iterator[Finding]:
     for arch in ("amd64", "arm64"):
         try:
-            verdict = probe.probe(arch)
+            user = identity.choose(None, device=probe.KVM)
+            verdict = probe.allowed(probe.probe(arch), arch, "auto", user)
         except ImgkitError as error:
             yield Finding(f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False)
         else:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import machines, probe
+from imgkit.vm import identity, machines, probe
 from imgkit.vm.machines import MACHINES
-from tests.conftest import need_program
+from tests.conftest import need, need_program
 
 AMD64, ARM64 = MACHINES["amd64"], MACHINES["arm64"]
 
@@ -188,3 +190,32 @@ def test_the_loop_takes_time(arch: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cpu_that_qemu_refuses() -> None:
     need_program(AMD64.binary)
     assert "failed with status 1: " in probe.measure(AMD64, "tcg", "host", limit=10)
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "is_open"), [(0o600, 0, False), (0o660, 0, False), (0o660, 4713, True), (0o666, 0, True)]
+)
+def test_a_device_that_is_closed_to_qemus_user(
+    mode: int, group: int, is_open: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root may open it whatever its mode is, and starts QEMU as nobody."""
+    need("root", identity.may_change())
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own are closed to other users
+        Path(folder).chmod(0o755)
+        device = Path(folder, "kvm")
+        device.touch()
+        device.chmod(mode)
+        os.chown(device, 0, group)
+        user = identity.choose(None, device=device)
+        kvm = probe.Verdict("kvm", "host", "it passed the timed probe")
+        assert probe.allowed(kvm, "amd64", "auto", None, device) == kvm
+        verdict = probe.allowed(kvm, "amd64", "auto", user, device)
+        if is_open:
+            assert verdict == probe.allowed(kvm, "amd64", "kvm", user, device) == kvm
+            return
+        assert (verdict.accelerator, verdict.cpu) == ("tcg", AMD64.tcg_cpu)
+        assert f"{device} is closed to nobody" in caplog.text
+        assert f"chmod 660 {device}" in caplog.text
+        with pytest.raises(HostError, match="is closed to nobody") as raised:
+            probe.allowed(kvm, "amd64", "kvm", user, device)
+        assert "chgrp kvm" in str(raised.value.hint)

@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import stat
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -110,6 +111,27 @@ def choose(work: Path | None, *, device: Path | None = None) -> Identity | None:
         log.debug("%s is no user of this container", chosen)
         return None
     return replace(chosen, groups=tuple(sorted({*_team(status, chosen), *_groups(device)})))
+
+
+def may_open(user: Identity, path: Path) -> bool:
+    """Whether ``user`` can open the file or device for reading and writing; it is tried. For root only."""
+    command = ["/bin/sh", "-c", ': <>"$1"', "sh", str(path)]
+    quiet = subprocess.DEVNULL
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command,
+            user=user.uid,
+            group=user.gid,
+            extra_groups=user.groups,
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            cwd="/",
+            timeout=10,
+            check=False,
+        )
+        return done.returncode == 0
+    return False
 
 
 def _nobody() -> Identity:

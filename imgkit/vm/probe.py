@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -25,7 +26,10 @@ from platformdirs import user_cache_path
 
 from imgkit import process, scratch, wholefile
 from imgkit.errors import HostError, UsageError
+from imgkit.vm.identity import Identity, may_open
 from imgkit.vm.machines import Machine, host_arch, machine
+
+log = logging.getLogger("imgkit.vm")
 
 FIRMWARE_SIZE = 64 << 10
 COUNT = 20_000_000
@@ -33,6 +37,7 @@ COUNT = 20_000_000
 LIMIT = 1.0
 """Seconds within which the loop must be done; process start included."""
 EXIT_VALUE = 0x31
+KVM = Path("/dev/kvm")
 REQUESTS = ("auto", "kvm", "hvf", "tcg")
 _SCHEMA = 1  # of the cache; raise it when the firmware or the limit changes
 
@@ -145,6 +150,22 @@ def probe(arch: str, requested: str = "auto", *, cache: Path | None = None) -> V
     if requested == "auto":
         return Verdict("tcg", record.tcg_cpu, f"no {candidate}: {problem}")
     raise HostError(f"accelerator {candidate} does not work here: {problem}", hint="--accel tcg always works")
+
+
+def allowed(verdict: Verdict, arch: str, requested: str, user: Identity | None, device: Path = KVM) -> Verdict:
+    """The accelerator for a QEMU that is ``user``, whom root starts: what root measured may be closed to it.
+
+    Raises:
+        HostError: it is, and it was asked for.
+    """
+    if verdict.accelerator != "kvm" or user is None or may_open(user, device):
+        return verdict
+    problem = f"{device} is closed to {user}, as whom QEMU runs"
+    advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"
+    if requested != "auto":
+        raise HostError(f"accelerator kvm does not work here: {problem}", hint=advice)
+    log.warning("no kvm, so the guest is emulated and slow: %s; %s", problem, advice)
+    return Verdict("tcg", machine(arch).tcg_cpu, f"no kvm: {problem}")
 
 
 def _obstacle(record: Machine, accelerator: str) -> str:

@@ -434,7 +434,7 @@ def _sooner(own: float | None, quota: float | None) -> tuple[float | None, str]:
 
 def _user(what: Boot, verdict: Verdict, stack: ExitStack) -> identity.Identity | None:
     """Whom QEMU runs as, where root starts it."""
-    device = Path("/dev/kvm") if verdict.accelerator == "kvm" else None
+    device = probe.KVM if verdict.accelerator == "kvm" else None
     user = identity.choose(what.shares.get("work"), device=device)
     if user is None:
         return None
@@ -474,6 +474,8 @@ def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
         folder = stack.enter_context(private_folder())
         spec = bootspec.spec(what, verdict, folder)
         user = _user(what, verdict, stack)
+        verdict = probe.allowed(verdict, what.arch, what.accelerator, user)
+        spec = replace(spec, accelerator=verdict.argument, cpu=what.cpu or verdict.cpu)
         spec = replace(spec, shares=tuple(_shown(share, user, folder.resolve(), stack) for share in spec.shares))
         if what.network == "restricted":
             spec = replace(spec, link=stack.enter_context(restricted.network(rules.parse(what.allow))))

@@ -13,7 +13,7 @@ from pathlib import Path
 from imgkit.errors import ImgkitError
 from imgkit.process import PACKAGES, run
 from imgkit.rootfs import npmbox
-from imgkit.vm import confinement, firmware, identity, probe
+from imgkit.vm import arbiter, confinement, firmware, identity, probe
 
 SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
 
@@ -131,6 +131,9 @@ def _confinement() -> Finding:
     version, filters = confinement.limits_files(), confinement.filters_calls()
     parts = [f"files: Landlock {version}" if version else "files: as its user may"]
     parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
+    blinded = arbiter.blinded()
+    if filters and blinded:
+        parts += [f"set-group-id for folders: refused, as {blinded}"]
     if identity.is_root():
         user = identity.choose(None)
         parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]

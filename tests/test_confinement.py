@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import process
+from imgkit import doctor, process
 from imgkit.vm import arbiter, callfilter, confinement, identity, ownership
 from imgkit.vm.argv import Share, VmSpec
 from imgkit.vm.identity import Identity
@@ -420,6 +420,41 @@ def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
     argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", script]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
+
+
+_TRACER = "CapEff:\t0000000000080000\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "status", "changes", "why"),
+    [
+        (None, "CapEff:\t0\n", False, ""),
+        ("0", "CapEff:\t0\n", False, ""),
+        ("1", "CapEff:\t0\n", False, ""),
+        ("2", "CapEff:\t0\n", False, "kernel.yama.ptrace_scope is 2"),
+        ("2", _TRACER, True, ""),
+        ("3", _TRACER, True, "kernel.yama.ptrace_scope is 3"),
+        ("1", "CapEff:\t0\n", True, "this root has not CAP_SYS_PTRACE"),
+        (None, _TRACER, True, ""),
+    ],
+)
+def test_where_it_cannot_be_read_what_qemu_asks_for(
+    level: str | None,
+    status: str,
+    changes: bool,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``imgkit doctor`` says that no folder can be set-group-id then."""
+    need("a kernel with filters of calls", confinement.filters_calls())
+    scope, facts = tmp_path / "scope", tmp_path / "status"
+    facts.write_text(status)
+    if level is not None:
+        scope.write_text(f"{level}\n")
+    assert arbiter.blinded(scope, facts, changes=changes) == why
+    monkeypatch.setattr(arbiter, "blinded", lambda: why)
+    assert (f"set-group-id for folders: refused, as {why}" in doctor._confinement().detail) is bool(why)
 
 
 def test_other_machines_have_no_filter() -> None:

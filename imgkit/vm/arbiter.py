@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.vm.callfilter import Calls
-from imgkit.vm.identity import Identity
+from imgkit.vm.identity import Identity, may_change
 
 log = logging.getLogger("imgkit.vm")
 
@@ -36,6 +36,9 @@ _RECEIVE, _SEND, _VALID = 0xC0502100, 0xC0182101, 0x80082102  # the last as befo
 _OWN_DESCRIPTOR = re.compile(rb"/proc/self/fd/([0-9]{1,7})")
 _NAME = re.compile(rb"[^/\0]{1,255}")
 _LONGEST = 256
+_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+_STATUS = Path("/proc/self/status")
+_SYS_PTRACE = 1 << 19  # linux/capability.h
 _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 
@@ -186,6 +189,28 @@ def _answer_one(listener: int, arbiter: Arbiter) -> None:
         error = errno.EPERM
     with suppress(OSError):
         fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(identity, 0, -error, 0)))
+
+
+def blinded(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | None = None) -> str:
+    """Why this process may not read the names that QEMU's calls are about, as a phrase; empty if it may.
+
+    Set-group-id is refused for folders as well then. Linux' security module Yama (admin-guide/LSM/Yama) lets only a
+    process with CAP_SYS_PTRACE look into its children at 2, and nobody at 3; into those of another user only a process
+    with that capability may ever look (ptrace(2)).
+
+    Args:
+        scope, status: Yama's setting and the facts about this process (proc(5)).
+        changes: whether QEMU is started as another user; None looks.
+    """
+    level, capable = 0, False
+    with suppress(OSError, ValueError):  # a kernel without it
+        level = int(scope.read_text())
+    with suppress(OSError, ValueError, KeyError):
+        facts = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        capable = bool(int(facts["CapEff"], 16) & _SYS_PTRACE)
+    if level >= 3 or (level == 2 and not capable):
+        return f"kernel.yama.ptrace_scope is {level}"
+    return "" if capable or not (may_change() if changes is None else changes) else "this root has not CAP_SYS_PTRACE"
 
 
 def available(libc: ctypes.CDLL, calls: Calls) -> bool:

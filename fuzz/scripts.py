@@ -9,6 +9,9 @@ from fuzz.roots import ACCOUNTS, tree_with
 from fuzz.target import Target
 from imgkit.errors import InputError
 from imgkit.rootfs import depends
+from imgkit.rootfs.scripts.budget import Budget, Exhausted
+from imgkit.rootfs.scripts.patterns import shell_pattern
+from imgkit.rootfs.scripts.regex import compile_expressions
 from imgkit.rootfs.scripts.run import Unsupported, run_script
 
 
@@ -35,7 +38,35 @@ _SHELL_WORDS = tuple(
     b"if;then;else;elif;fi;for;in;do;done;case;esac;while;until;{;};(;);;;&&;||;|;&;$(;`;${;##;%%;:-;:=;<<E\n;E\n;>;>>;"
     b"2>&1;<;\";';\\;$@;$*;$#;$?;$1;*;?;[!a];[[:alpha:]];..;/;-e;-R;grep -E;grep -w;cut -d: -f;sort -V;find . ;"
     b"-exec;{} +;\\;printf ;%5s;echo -e;head -n;test ;[ ;adduser -D;rc-update add;update-ca-certificates;"
-    b"depmod -a;mkinitfs -o;busybox --install -s;getent passwd;id -Gn;install -D;chpasswd -e".split(b";")
+    b"depmod -a;mkinitfs -o;busybox --install -s;getent passwd;id -Gn;install -D;chpasswd -e;();{255};"
+    b"[a-\xe4\xb8\x80];chmod -R u+x".split(b";")
+)
+
+
+def _regex(data: bytes) -> None:
+    """The first byte says how the rest is read: what grep's options set, and what is before the first newline."""
+    how = data[0] if data else 0
+    pattern, _, text = data[1:].decode(errors="surrogateescape").partition("\n")
+    budget = Budget()
+    compiled = compile_expressions(
+        [pattern],
+        budget,
+        extended=bool(how & 1),
+        ignore_case=bool(how & 2),
+        around=(None, ("^", "$"), ("before", "after"), None)[how >> 2 & 3],
+    )
+    compiled.search(text, budget)
+    shell_pattern(pattern, pathname=bool(how & 1), ignore_case=bool(how & 2)).fullmatch(text)
+
+
+_REGEXES = (
+    b"1^(a|b)+[[:digit:]]*$\naab12",
+    b"0^\\(x*\\)\\{2,3\\}\\<y\\>\\|z\nxx y",
+    b"3([a-\xe4\xb8\x80]?){3}()*\nA",
+    b"9\\w+ ?\\S\none two",
+)
+_REGEX_WORDS = tuple(
+    b"();{255};{0};{1,};(;);|;*;+;?;^;$;.;\\(;\\);\\{9\\};\\<;\\b;[^;[!a];-;];[[:alpha:]];\n".split(b";")
 )
 
 
@@ -52,5 +83,6 @@ _SERVICE_WORDS = (*_SHELL_WORDS, b"depend() {\n", b"\n}\n", b"need ")
 
 TARGETS: Mapping[str, Target] = {
     "script": Target(_script, (Unsupported, InputError), lambda: _SCRIPTS, _SHELL_WORDS),
+    "regex": Target(_regex, (ValueError, Exhausted, RecursionError), lambda: _REGEXES, _REGEX_WORDS),
     "service": Target(_service, (Unsupported,), lambda: _SERVICES, _SERVICE_WORDS),
 }

@@ -83,6 +83,7 @@ HARMLESS = {
     "no backtracking in expansions": (f"x={'a' * 3000}; y=${{x##*a*a*a*a*b}}; echo ${{#y}}", ["3000"]),
     "no backtracking in grep": (f"echo {'a' * 500} | grep -E '^(a+)+$b' || echo no", ["no"]),
     "no backtracking in find": (f"find etc -name '{'*a' * 100}*b' -o -name motd", ["etc/motd"]),
+    "nothing, repeated": (f"echo a >f; grep -E '(){'{255}' * 6}a' f; grep -E '(a{{0}}){'{255}' * 6}' f", ["a", "a"]),
     "a conversion that never ends": ("printf '%" + "0" * 50_000 + "!' | head -n 0", []),
     "a number of 5,000 digits": (f"exit {'9' * 5000} || echo no", [f"exit: Illegal number: {'9' * 80}", "no"]),
     "many here-documents": ("cat <<E >/dev/null\nE\n" * 5000 + "echo done", ["done"]),

@@ -58,6 +58,10 @@ class _Repeat:
 
 _Node: TypeAlias = _Item | _Assertion | _Sequence | _Choice | _Repeat
 
+# What takes no character. The parser leaves it out: 255 times nothing, repeated 255 times, five times over, would make
+# no state that a limit could count, and never end.
+_EMPTY = _Sequence(())
+
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
@@ -110,9 +114,10 @@ class _Parser:
 
     def _sequence(self) -> _Node:
         nodes: list[_Node] = []
+        start = self.at
         while not self._ends():
-            nodes.append(self._repeated(first=not nodes))
-        return _Sequence(tuple(nodes))
+            nodes.append(self._repeated(first=self.at == start))
+        return _Sequence(tuple(node for node in nodes if node != _EMPTY))
 
     def _repeated(self, *, first: bool) -> _Node:
         node = self._atom(first=first)
@@ -120,7 +125,7 @@ class _Parser:
             if isinstance(node, _Assertion):
                 raise ValueError("nothing to repeat")
             least, most = self._interval() if operator == "{" else _TIMES[operator]
-            node = _Repeat(node, least, most)
+            node = _EMPTY if most == 0 or node == _EMPTY else _Repeat(node, least, most)
         return node
 
     def _interval(self) -> tuple[int, int | None]:
@@ -189,8 +194,12 @@ _TIMES: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?"
 
 @dataclass
 class _Program:
-    """States by number. A state takes a character, is an assertion, or forks; the last one is the match."""
+    """States by number. A state takes a character, is an assertion, or forks; the last one is the match.
 
+    Making them is charged to ``budget``.
+    """
+
+    budget: Budget
     items: dict[int, re.Pattern[str]] = field(default_factory=dict)
     assertions: dict[int, str] = field(default_factory=dict)
     forks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -205,6 +214,7 @@ class _Program:
 
 def _emit(program: _Program, node: _Node, flags: int) -> None:
     """Append the states of ``node``; what comes after it begins where the program then ends."""
+    program.budget.work(1)
     if isinstance(node, _Item):
         program.items[program.new()] = re.compile(node.expression, re.DOTALL | flags)
     elif isinstance(node, _Assertion):
@@ -365,7 +375,7 @@ def compile_expressions(
     whole: _Node = _Choice(tuple(nodes))
     if around is not None:
         whole = _Sequence((_Assertion(around[0]), whole, _Assertion(around[1])))
-    program = _Program()
+    program = _Program(budget)
     _emit(program, whole, re.IGNORECASE if ignore_case else 0)
     budget.work(4 * program.size)
     return Regex(program)

@@ -56,7 +56,7 @@ def _regex(data: bytes) -> None:
         around=(None, ("^", "$"), ("before", "after"), None)[how >> 2 & 3],
     )
     compiled.search(text, budget)
-    shell_pattern(pattern, pathname=bool(how & 1), ignore_case=bool(how & 2)).fullmatch(text)
+    shell_pattern(pattern, budget, pathname=bool(how & 1), ignore_case=bool(how & 2)).fullmatch(text)
 
 
 _REGEXES = (

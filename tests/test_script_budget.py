@@ -29,6 +29,7 @@ def rounds(body: str) -> str:
 
 
 _LONG = "x=" + "a" * 3000 + "\nx=$x$x$x$x$x$x$x$x\n"
+_FAR = [chr(0x4E00 + 2 * number) for number in range(999)]
 _LINES = 'echo "' + "b a c\n" * 20_000 + '" >f\n'
 
 ENDLESS = {
@@ -60,6 +61,16 @@ ENDLESS = {
     "output": _LONG + rounds("echo $x"),
     "option parsing": "set -- " + "a " * 100_000 + '\nrm -f "$@"',
     "a long script": "a;" * 1_100_000,
+    "ranges in patterns": rounds(f"case x in $a$b{''.join(f'[a-{end}]' for end in _FAR[:500])}) ;; esac"),
+    "ranges in one bracket": rounds(f"case x in $a$b[{''.join(f'a-{end}' for end in _FAR)}]) ;; esac"),
+    "ranges of regular expressions": _LONG
+    + "echo $x >f\n"
+    + rounds(f"grep -i '{''.join(f'[a-{end}]' for end in _FAR[:800])}' f"),
+    "pieces of patterns": "for a in "
+    + " ".join(map(str, range(20_000)))
+    + "; do case x in $a"
+    + "*a" * 2000
+    + ") ;; esac; done",
     "conditions": rounds("[ " + "a -a " * 200 + "a ]"),
 }  # fmt: skip
 

@@ -247,16 +247,16 @@ def test_bottomless_nesting_is_refused() -> None:
     ],
 )
 def test_shell_patterns(pattern: str, yes: list[str], no: list[str]) -> None:
-    compiled = shell_pattern(pattern)
+    compiled = shell_pattern(pattern, Budget())
     assert all(compiled.fullmatch(text) for text in yes)
     assert not any(compiled.fullmatch(text) for text in no)
 
 
 def test_pathname_patterns_stop_at_slashes() -> None:
-    assert shell_pattern("/lib/*", pathname=True).fullmatch("/lib/modules")
-    assert not shell_pattern("/lib/*", pathname=True).fullmatch("/lib/modules/6.1")
-    assert not shell_pattern("/lib?x", pathname=True).fullmatch("/lib/x")
-    assert not shell_pattern("/lib[!a]x", pathname=True).fullmatch("/lib/x")
+    assert shell_pattern("/lib/*", Budget(), pathname=True).fullmatch("/lib/modules")
+    assert not shell_pattern("/lib/*", Budget(), pathname=True).fullmatch("/lib/modules/6.1")
+    assert not shell_pattern("/lib?x", Budget(), pathname=True).fullmatch("/lib/x")
+    assert not shell_pattern("/lib[!a]x", Budget(), pathname=True).fullmatch("/lib/x")
 
 
 def found(pattern: str, text: str, *, extended: bool = True) -> bool:
@@ -304,10 +304,9 @@ def test_expressions_mean_what_they_mean_elsewhere(pattern: str, text: str) -> N
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.text("ab*?[]!\\", max_size=10), st.text("abc[", max_size=10))
+@given(st.text("ab*?!", max_size=10), st.text("abc!", max_size=10))
 def test_patterns_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None:
-    assume("\\" not in pattern and pattern.count("[") + pattern.count("]") == 0)
-    compiled, expected = shell_pattern(pattern), re.compile(fnmatch.translate(pattern)).match
+    compiled, expected = shell_pattern(pattern, Budget()), re.compile(fnmatch.translate(pattern)).match
     prefixes = [size for size in range(len(text) + 1) if expected(text[:size])]
     suffixes = [size for size in range(len(text) + 1) if expected(text[len(text) - size :])]
     assert compiled.fullmatch(text) == (expected(text) is not None)
@@ -320,14 +319,14 @@ def test_patterns_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None
 @pytest.mark.parametrize("pattern", ["[z-a]", "[[:nope:]]"])
 def test_shell_patterns_without_a_meaning(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"nope|bad character range"):
-        shell_pattern(pattern)
+        shell_pattern(pattern, Budget())
 
 
 @settings(deadline=None)
 @given(st.text("a[]!^-\\:*?/&|~", max_size=12))
 def test_any_shell_pattern_compiles_or_is_refused(pattern: str) -> None:
     try:
-        compiled = shell_pattern(pattern)
+        compiled = shell_pattern(pattern, Budget())
     except ValueError:
         return
     compiled.fullmatch("a-b")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs import busybox
+from imgkit.rootfs.scripts.budget import Exhausted
 from imgkit.rootfs.scripts.run import Hooks, Outcome, Unsupported, run_script
 from imgkit.rootfs.scripts.triggers import matching_directories, unlisted_modules
 from imgkit.tree import Directory, Symlink, Tree, TreeError
@@ -47,6 +50,21 @@ def test_plus_means_modified_only() -> None:
     assert matching_directories(DIRECTORIES, ["+/usr/*"], modified={"usr/bin"}) == ("/usr/bin",)
     assert matching_directories(DIRECTORIES, ["+/usr/*"]) == ("/usr/bin",)
     assert matching_directories(DIRECTORIES, ["/usr/*"], modified=()) == ("/usr/bin",)
+
+
+@pytest.mark.parametrize(
+    "globs",
+    [
+        ["/" + "".join(f"[a-{chr(0x4E00 + 2 * i + j)}]" for i in range(800)) for j in range(20)],
+        ["/" + "*a" * 2000 + str(number) for number in range(200)],
+    ],
+)
+def test_patterns_of_a_trigger_have_a_budget(globs: list[str]) -> None:
+    """Compiling these took a minute, and the time grew with the number of directories."""
+    started = time.process_time()
+    with pytest.raises(Exhausted):
+        matching_directories([f"{'a' * 200}{number}" for number in range(10_000)], globs)
+    assert time.process_time() - started < 20
 
 
 @settings(deadline=None)

@@ -22,6 +22,7 @@ from imgkit.apk.unpack import Entry
 from imgkit.errors import InputError
 from imgkit.rootfs import accounts, merge
 from imgkit.rootfs.merge import Claim, Ledger
+from imgkit.rootfs.scripts.budget import Exhausted
 from imgkit.rootfs.scripts.run import Hooks, Outcome, Pending, attempt
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Directory, File, Tree
@@ -188,7 +189,10 @@ class _Installation:
                 raise InputError(f"{package.name}: its trigger has more than {_MAX_TRIGGERS} patterns")
             new = package.name in self.entries
             known = self.ledger.directories if new else self.touched
-            matched = matching_directories(known, record.triggers, modified=None if new else self.touched)
+            try:
+                matched = matching_directories(known, record.triggers, modified=None if new else self.touched)
+            except Exhausted as cause:
+                raise InputError(f"{package.name}: the patterns of its trigger: matching them {cause}") from cause
             if matched:
                 self.scripts.run(package.name, "trigger", record.scripts, matched)
 

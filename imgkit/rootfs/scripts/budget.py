@@ -29,6 +29,10 @@ PIECE = 100
 """Bytes of memory that each of the pieces takes into which a text is cut."""
 PARSED = 128
 """Bytes of memory that a character of a script takes once it is read, at most about twice as many."""
+COMPILED = 60
+"""Steps of compiling a piece of a pattern, a bracket expression or a range in it."""
+WIDE = 20_000
+"""The same for a range outside of ASCII, of whose characters Python's compiler looks at each, up to 65,536 of them."""
 MAX_DIGITS = 18
 """Digits of a number; converting more takes quadratic time, and no command of a script needs them."""
 
@@ -87,7 +91,10 @@ class Budget:
         """Charge compiling a pattern, and return it."""
         if len(text) > MAX_PATTERN:
             raise Exhausted(f"has a pattern of more than {MAX_PATTERN} characters")
-        self.work(len(text))
+        self.work(4 * len(text) + COMPILED * (text.count("*") + 1))
+        if "[" in text:
+            ranges = text.count("[") + text.count("-")
+            self.work(ranges * (COMPILED if text.isascii() else WIDE))
         return text
 
 

@@ -16,6 +16,8 @@ from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, Node, Tree, TreeErr
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # what apk gives to scripts
 _VOLATILE = frozenset({"dev", "proc", "sys"})  # a running system's, not the image's
+_KEPT = 256  # patterns that a script may use again without paying for compiling them
+_WORTH_KEEPING = 256  # characters of one of these
 _PASS = 16  # characters of the account files that are read in a step
 
 Sink: TypeAlias = Callable[[str], None]
@@ -76,6 +78,7 @@ class Machine:
     interpret: Callable[[Machine, str, Streams], int] = _uninterpreted
     execute: Callable[[list[str], Streams], int] = _uninterpreted
     budget: Budget = field(default_factory=Budget)
+    _patterns: dict[tuple[str, bool], ShellPattern] = field(default_factory=dict)
 
     def path(self, text: str, *, follow: bool = True) -> str:
         """The Tree's path for what a script calls ``text``.
@@ -156,10 +159,17 @@ class Machine:
         Raises:
             Unsupported: it has no meaning.
         """
+        known = self._patterns.get((text, ignore_case))
+        if known is not None:
+            self.budget.work(len(text))
+            return known
         try:
-            return shell_pattern(self.budget.pattern(text), ignore_case=ignore_case)
+            pattern = shell_pattern(text, self.budget, ignore_case=ignore_case)
         except ValueError as cause:
             raise Unsupported(f"the pattern {text[:80]!r}: {cause}") from cause
+        if len(self._patterns) < _KEPT and len(text) <= _WORTH_KEEPING:
+            self._patterns[text, ignore_case] = pattern
+        return pattern
 
     def matcher(self, text: str, *, ignore_case: bool = False) -> Callable[[str], bool]:
         """A function that says whether all of its argument matches the shell pattern ``text``."""

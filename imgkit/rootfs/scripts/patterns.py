@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+
+from imgkit.rootfs.scripts.budget import Budget
 
 CLASSES = {
     "alnum": "a-zA-Z0-9",
@@ -25,7 +26,6 @@ CLASSES = {
 }
 BRACKET = re.compile(r"\[([!^]?)((?:\]|\[:[a-z]+:\]|\\.|[^\]\\])(?:\[:[a-z]+:\]|\\.|[^\]\\])*)\]", re.DOTALL)
 _INSIDE = re.compile(r"\[:([a-z]+):\]|\\(.)|(.)", re.DOTALL)
-_CACHED = 256  # characters of a pattern that is worth being remembered
 
 
 class Segment:
@@ -111,22 +111,19 @@ class ShellPattern:
         return self.backwards.prefix(text[::-1], longest=longest)
 
 
-def shell_pattern(pattern: str, *, pathname: bool = False, ignore_case: bool = False) -> ShellPattern:
+def shell_pattern(pattern: str, budget: Budget, *, pathname: bool = False, ignore_case: bool = False) -> ShellPattern:
     """Compile a shell pattern; a backslash quotes the next character.
 
     Args:
+        budget: what compiling it is charged to.
         pathname: ``*``, ``?`` and brackets do not match a slash (FNM_PATHNAME).
         ignore_case: letters match without regard to case.
 
     Raises:
         ValueError: a bracket expression that means nothing.
+        Exhausted: it is too long, or the budget does not suffice.
     """
-    if len(pattern) > _CACHED:
-        return _compile(pattern, pathname, ignore_case)
-    return _remembered(pattern, pathname, ignore_case)
-
-
-def _compile(pattern: str, pathname: bool, ignore_case: bool) -> ShellPattern:  # noqa: FBT001 - for the cache
+    budget.pattern(pattern)
     flags = re.IGNORECASE if ignore_case else 0
     pieces: list[list[list[str]]] = [[[]]]
     for item in _items(pattern):
@@ -139,9 +136,6 @@ def _compile(pattern: str, pathname: bool, ignore_case: bool) -> ShellPattern:  
     parts = tuple(_Part(tuple(Segment(items, flags) for items in segments)) for segments in pieces)
     turned = tuple(Segment(items[::-1], flags) for items in pieces[-1][::-1])
     return ShellPattern(parts, _Part(turned))
-
-
-_remembered = lru_cache(maxsize=1024)(_compile)
 
 
 def _items(pattern: str) -> list[str]:

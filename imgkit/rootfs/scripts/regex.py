@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from imgkit.rootfs.scripts.budget import Budget
+from imgkit.rootfs.scripts.budget import COMPILED, Budget
 from imgkit.rootfs.scripts.patterns import BRACKET, bracket_expression
 
 _MAX_PROGRAM = 5000
@@ -204,6 +204,14 @@ class _Program:
     assertions: dict[int, str] = field(default_factory=dict)
     forks: dict[int, tuple[int, int]] = field(default_factory=dict)
     size: int = 0
+    _expressions: dict[str, re.Pattern[str]] = field(default_factory=dict)
+
+    def compiled(self, expression: str, flags: int) -> re.Pattern[str]:
+        """An expression for one character; the same one is compiled once."""
+        if expression not in self._expressions:
+            self.budget.work(COMPILED)
+            self._expressions[expression] = re.compile(expression, re.DOTALL | flags)
+        return self._expressions[expression]
 
     def new(self) -> int:
         self.size += 1
@@ -216,7 +224,7 @@ def _emit(program: _Program, node: _Node, flags: int) -> None:
     """Append the states of ``node``; what comes after it begins where the program then ends."""
     program.budget.work(1)
     if isinstance(node, _Item):
-        program.items[program.new()] = re.compile(node.expression, re.DOTALL | flags)
+        program.items[program.new()] = program.compiled(node.expression, flags)
     elif isinstance(node, _Assertion):
         program.assertions[program.new()] = node.kind
     elif isinstance(node, _Sequence):

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs import busybox, cacerts, services
-from imgkit.rootfs.scripts.budget import HEAVY, MAX_PATTERN
+from imgkit.rootfs.scripts.budget import HEAVY, MAX_PATTERN, Budget
 from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.words import Unsupported
@@ -26,7 +26,11 @@ _MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?")
 
 
 def matching_directories(
-    directories: Iterable[str], globs: Iterable[str], *, modified: Collection[str] | None = None
+    directories: Iterable[str],
+    globs: Iterable[str],
+    *,
+    modified: Collection[str] | None = None,
+    budget: Budget | None = None,
 ) -> tuple[str, ...]:
     """The directories that a trigger is called with, as absolute paths, sorted (apk passes them in no fixed order).
 
@@ -36,19 +40,30 @@ def matching_directories(
             ``+`` sees modified directories only.
         modified: directories that this run touched; None means all, as on a fresh install. The trigger of a package
             that is being installed sees everything that matches, so pass this for older packages only.
+        budget: what compiling and matching the patterns is charged to; by default one of its own.
+
+    Raises:
+        Exhausted: the patterns cost more than one run of a script may.
     """
+    budget = budget or Budget()
     found: set[str] = set()
     patterns = []
     for glob in globs:
         if len(glob) > MAX_PATTERN:
             continue  # no path is that long
         with suppress(ValueError):  # as fnmatch does it, a pattern without a meaning matches nothing
-            patterns.append((shell_pattern(glob.removeprefix("+"), pathname=True), glob.startswith("+")))
+            compiled = shell_pattern(glob.removeprefix("+"), budget, pathname=True)
+            patterns.append((compiled, len(glob), glob.startswith("+")))
     for directory in directories:
         path = "/" + directory.strip("/")
         touched = modified is None or directory in modified
-        if any(pattern.fullmatch(path) and (touched or not only) for pattern, only in patterns):
-            found.add(path)
+        depth = path.count("/") + 1
+        for pattern, length, only in patterns:
+            budget.work(1)
+            if (touched or not only) and len(pattern.parts) == depth:
+                budget.scan(len(path), length)
+                if pattern.fullmatch(path):
+                    found.add(path)
     return tuple(sorted(found))
 
 

@@ -114,6 +114,8 @@ def test_what_took_for_ever_takes_no_time(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
+        (f"chmod {'u+x,' * 16}u+x etc/motd", "invalid mode 'u+x,u+x,"),
+        (f"install -d -m {'u+x,' * 25_000}u+x {' '.join(f'd{number}' for number in range(999))}", "invalid mode"),
         ("basename", "basename: missing operand"),
         ("dirname", "dirname: missing operand"),
         ("command", ""),
@@ -137,6 +139,11 @@ def test_what_was_a_bug_is_an_ordinary_failure(text: str, messages: str) -> None
     outcome = run_script(base(), f"#!/bin/sh\n{text}\n", package="demo", kind="post-install")
     assert messages in "\n".join(outcome.messages)
     assert outcome.status != 0 or not messages
+
+
+def test_a_mode_may_have_64_characters() -> None:
+    outcome = run_script(base(), f"#!/bin/sh\nchmod {'u+x,' * 15}g+wx etc/motd\n", package="p", kind="post-install")
+    assert outcome == Outcome(0)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")
+_LONGEST_MODE = 64
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o0007, "a": 0o7777}
 _LARGEST_ID = (1 << 32) - 2  # of a user or group
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "X": 0o111, "s": 0o6000, "t": 0o1000}
@@ -104,8 +105,10 @@ def mode_of(text: str, node: Node, umask: int) -> int:
     """The mode that chmod's ``text`` (octal or symbolic) makes of that of ``node``.
 
     Raises:
-        Failed: it is not a mode.
+        Failed: it is not a mode, or longer than one needs to be: it is read again for each file.
     """
+    if len(text) > _LONGEST_MODE:
+        raise Failed(f"invalid mode '{text[:_LONGEST_MODE]}…'")
     if re.fullmatch(r"[0-7]{1,4}", text):
         return int(text, 8)
     mode = node.mode

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 DEEPEST = 64
 """Levels of objects and lists in one another."""
+_MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes a hundred and more in memory
 _MOST_DIGITS = 19  # of a number: those of 2^63
 _MOST_FAULTS = 3  # that a message names
 _MOST_SHOWN = 60  # characters of a name in a message
@@ -67,6 +69,8 @@ def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names:
         InputError: it is not JSON within the limits.
     """
     try:
+        if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
+            raise ValueError(f"more than {_MOST_CONTAINERS} objects and lists")
         value = json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=_object,
@@ -117,8 +121,8 @@ def _read(path: Path, limit: int) -> bytes:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in value if names.count(name) > 1)
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name in value if times[name] > 1)
         raise ValueError(f"the name {_shown(twice)} occurs twice in an object")
     return value
 

@@ -20,8 +20,10 @@ from imgkit.rootfs.compose import Composition
 from imgkit.schemas import Manifest
 
 VERSION = 1
-MAX_SIZE = 256 << 20
-"""Bytes of a manifest that are read at most: a path takes about 250, an image of a million files has no more."""
+MAX_SIZE = 32 << 20
+"""Bytes of a manifest that are read at most. A path takes about 250, so there is room for 130,000 paths; the images of
+today have up to 5,000. A million would need 250 MB, and reading what somebody made of that size takes gigabytes of
+memory, since a value takes up to twelve times its bytes."""
 
 
 def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import random
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -265,4 +267,25 @@ def test_names_that_are_not_utf_8_come_back_from_a_manifest(tmp_path: Path) -> N
 
 
 def test_the_limit_of_a_manifest_is_far_above_a_large_image() -> None:
-    assert MAX_SIZE > 250 * 500_000
+    assert MAX_SIZE > 250 * 100_000
+
+
+def test_a_name_that_occurs_twice_among_many_is_found_in_linear_time() -> None:
+    names = ",".join(f'"{number}":0' for number in range(200_000))
+    started = time.process_time()
+    with pytest.raises(InputError, match="the name '199999' occurs twice"):
+        parse_json(f'{{{names},"199999":1}}'.encode(), "x")
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("piece", ["[]", "{}", '{"a":1}'])
+def test_objects_and_lists_are_counted_before_they_are_made(piece: str) -> None:
+    assert len(parse_json(f"[{','.join([piece] * 1000)}]".encode(), "x")) == 1000
+    tracemalloc.start()
+    data = f"[{','.join([piece] * 600_000)}]".encode()
+    tracemalloc.reset_peak()
+    with pytest.raises(InputError, match="not JSON: more than 500000 objects and lists"):
+        parse_json(data, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(data)

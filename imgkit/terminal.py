@@ -5,8 +5,9 @@
     print(terminal.as_json({"path": path}))
 
 A terminal obeys control characters: it can be told to hide a line, to change its title, or to answer as if somebody had
-typed. Others deceive the reader: directions that turn text around, characters without a width. All of them come out as
-visible escapes (``\\x1b``, ``\\u202e``), and so do bytes outside UTF-8 (``\\xff``), which Python keeps as surrogates.
+typed. Others deceive the reader: directions that turn text around, characters without a mark of their own, accents that
+are piled up until they cover other lines. All of them come out as visible escapes (``\\x1b``, ``\\u202e``), and so do
+bytes outside UTF-8 (``\\xff``), which Python keeps as surrogates. Two accents on one character are left as they are.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import logging
 import os
 import re
 import sys
+import unicodedata
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 MAX_LINE = 4000
 """Characters of one line. A longer one would push the lines above it off the screen."""
 MAX_LOGGED = 1 << 16
 """Characters of one line of the log: commands that are to be pasted into a shell can be long."""
+_MOST_MARKS = 2  # accents and the like on one character
 
 # Characters that leave no mark of their own though Python counts them as printable: fillers, joiners and selectors of
 # Unicode's property Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the empty Braille pattern.
@@ -38,7 +42,7 @@ def line(text: object, limit: int = MAX_LINE) -> str:
     whole = str(text)
     shown = whole[:limit]
     if not (shown.isascii() and shown.isprintable()):
-        shown = "".join(map(_visible, shown))
+        shown = "".join(map(_visible, _without_piles(shown)))
     return shown if len(whole) <= limit else f"{shown} … ({len(whole) - limit} characters more)"
 
 
@@ -52,9 +56,29 @@ def as_json(value: Any, *, indent: int | None = 2) -> str:
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")  # json escapes all others of them
 
 
+def _without_piles(text: str) -> Iterator[str]:
+    """The characters of ``text``; marks that would cover others of it come as escapes.
+
+    A mark is drawn over the character before it. :data:`_MOST_MARKS` stay, as words of living languages have them; more
+    would cover the lines above and below, and one at the start what stands before the text.
+    """
+    marks = _MOST_MARKS
+    for character in text:
+        if unicodedata.category(character) in ("Mn", "Me"):
+            marks += 1
+            yield character if marks <= _MOST_MARKS else _escape(character)
+        else:
+            marks = 0 if _visible(character) == character else _MOST_MARKS
+            yield character
+
+
 def _visible(character: str) -> str:
-    if character.isprintable() and not _INVISIBLE.match(character):
+    if len(character) > 1 or (character.isprintable() and not _INVISIBLE.match(character)):
         return character
+    return _escape(character)
+
+
+def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode: a byte that is no UTF-8
         code -= 0xDC00

@@ -34,6 +34,22 @@ LOGGED = HOSTILE.replace("\ud800", "").replace("\udcff", "")  # pytest keeps log
 CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u0338\u0489" + "\u0301" * 3, "a\u0338\u0489\\u0301\\u0301\\u0301"),
+        ("\u0301a\u0301", "\\u0301a\u0301"),
+        ("e\u0302\u0301t\u0302\u0301", "e\u0302\u0301t\u0302\u0301"),
+        ("\x1b\u0301", "\\x1b\\u0301"),
+        (" \u20dd\u20dd\u20dd", " \u20dd\u20dd\\u20dd"),
+        ("\n\u0301", "\\x0a\\u0301"),
+        ("a\u0301\u0301\ufe0f\u0301", "a\u0301\u0301\\ufe0f\\u0301"),
+    ],
+)
+def test_accents_are_not_piled_up(text: str, shown: str) -> None:
+    assert terminal.line(text) == shown
+
+
 def obeyed(text: str, *, lines: bool = True) -> list[str]:
     """The characters of ``text`` that should not be there."""
     kept = text.replace("\n", "") if lines else text

@@ -71,6 +71,25 @@ def test_a_direct_boot_is_a_record_of_all_three_files(image: Path, asked: list[d
     assert record["boots"]["direct"]["initramfs"] == facts(initramfs)
 
 
+def test_a_direct_boot_takes_what_the_manifest_names(
+    image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("vmlinuz-zzz-amd64", "initramfs-zzz-amd64"):
+        image.with_name(name).write_bytes(b"foreign")
+    kernel, initramfs = (image.with_name(f"{what}-virt-amd64") for what in ("vmlinuz", "initramfs"))
+    boot = {"kernel": facts(kernel), "initramfs": facts(initramfs)}
+    manifest = image.with_suffix(".manifest.json")
+    manifest.write_text(json.dumps({"manifest": 1, "files": {}, "boot": boot}))
+    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 0
+    assert [(call["kernel"], call["initrd"]) for call in asked] == [(kernel, initramfs)]
+    kernel.unlink()
+    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 4
+    assert "vmlinuz-virt-amd64: not there" in capsys.readouterr().err
+    manifest.write_text("{}")
+    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 4
+    assert len(asked) == 1
+
+
 def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list[dict[str, Any]]) -> None:
     assert cli.main(["boot", str(image), "--firmware", "uefi"]) == 0
     assert [(call["kernel"], call["initrd"]) for call in asked] == [(None, None)]

@@ -26,7 +26,7 @@ from imgkit.manifest import MAX_SIZE, read_manifest
 from imgkit.rootfs.digest import Record, differences, records
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree, TreeError
 from imgkit.verify import statement
-from imgkit.verify.beside import compare_boot_files
+from imgkit.verify.beside import boot_files, compare_boot_files
 from imgkit.verify.contents import Contents, compare_archive, with_one_leader
 from tests.commandline import Place, Ran
 from tests.conftest import need_program
@@ -79,9 +79,9 @@ def test_a_changed_file_beside_the_image(role: str, here: Place, build: Build) -
     stated = statement.parse(read_manifest(build.manifest), build.manifest)
     for place in [0, size - 1, *(rng.randrange(size) for _ in range(100))]:
         flip(path, place)
-        assert compare_boot_files(here.out, stated)[1] == [f"{path.name}: is not the {role} that was built"], place
+        assert compare_boot_files(build.image, stated)[1] == [f"{path.name}: is not the {role} that was built"], place
         flip(path, place)
-    assert compare_boot_files(here.out, stated)[1] == []
+    assert compare_boot_files(build.image, stated)[1] == []
     flip(path, size // 2)
     fault(verify(here, build.image), f"{path.name}: is not the {role} that was built")
     path.unlink()
@@ -99,6 +99,32 @@ def test_a_kernel_that_a_direct_boot_would_prefer(here: Place, build: Build) -> 
     (here.out / "vmlinuz-zzz-arm64").write_bytes(b"of another machine")
     line = "vmlinuz-zzz-amd64: not in the manifest, and taken for the kernel by a direct boot"
     fault(verify(here, build.image), line)
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["with its files", "with them deleted"])
+def test_what_a_direct_boot_would_take_in_place_of_what_was_built(without: bool, here: Place, build: Build) -> None:
+    """Another name is enough where the files that were built are not there: no matter in which order they come."""
+    stated = statement.parse(read_manifest(build.manifest), build.manifest)
+    name = "vmlinuz-lts-amd64"
+    (here.out / name).write_bytes(b"evil")
+    if without:
+        build.kernel.unlink()
+        fault(verify(here, build.image), f"{name}: not in the manifest, and taken for the kernel by a direct boot")
+    else:
+        assert compare_boot_files(build.image, stated)[1] == []
+    assert boot_files(build.image, "amd64") == {"kernel": build.kernel, "initramfs": build.initramfs}
+    build.manifest.rename(here.base / "stated")
+    assert boot_files(build.image, "amd64")["kernel"].name == (name if without else build.kernel.name)
+
+
+def test_another_manifest_beside_the_image_names_another_kernel(here: Place, build: Build) -> None:
+    """The one that is believed was given by name."""
+    believed = here.base / "believed.json"
+    believed.write_text(build.manifest.read_text())
+    build.manifest.write_text(believed.read_text().replace(build.kernel.name, "other"))
+    (here.out / "other").write_bytes(b"evil")
+    line = "other: not in the manifest, and taken for the kernel by a direct boot"
+    fault(verify(here, build.image, "--manifest", believed), line)
 
 
 def test_the_same_disk_in_other_containers(here: Place, build: Build) -> None:

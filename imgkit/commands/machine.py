@@ -11,6 +11,7 @@ from pathlib import Path
 from imgkit.commands import envfile
 from imgkit.engines.reading import image_info
 from imgkit.errors import InputError, UsageError
+from imgkit.verify.beside import boot_files
 from imgkit.vm import configdrive, quotas
 from imgkit.vm.bootspec import NETWORKS, network_kind
 from imgkit.vm.machines import MACHINES, guess_arch, machine
@@ -124,7 +125,7 @@ def boot(
         raise UsageError(f"{arch} has no BIOS", hint="--firmware uefi or --firmware direct")
     kernel = initrd = None
     if firmware == "direct":
-        kernel, initrd = _beside(options.image, "vmlinuz", arch), _beside(options.image, "initramfs", arch)
+        kernel, initrd = _beside(options.image, arch)
     folders, read_only = _folders(options.share, shares or {})
     before([path for path in (options.image, kernel, initrd) if path is not None])
     return VM.boot(
@@ -188,11 +189,21 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--console {options.console}: {options.console.parent} is no folder")
 
 
-def _beside(image: Path, what: str, arch: str) -> Path:
-    found = sorted(image.parent.glob(f"{what}-*-{arch}"))
-    if not found:
-        raise InputError(f"{image.parent}/{what}-*-{arch}: not there", hint="a build puts it beside the image")
-    return found[-1]
+def _beside(image: Path, arch: str) -> tuple[Path, Path]:
+    """The kernel and the initramfs for a direct boot.
+
+    Raises:
+        InputError: one is missing, or the manifest beside the image is damaged.
+    """
+    found = boot_files(image, arch)
+    kernel, initramfs = (
+        found.get(role, image.parent / f"{what}-*-{arch}")
+        for role, what in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
+    )
+    for path in (kernel, initramfs):
+        if not path.exists():
+            raise InputError(f"{path}: not there", hint="a build puts it beside the image")
+    return kernel, initramfs
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:

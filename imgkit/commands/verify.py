@@ -19,6 +19,7 @@ from imgkit.engines.reading import ImageInfo, ImageReader, image_info, open_imag
 from imgkit.errors import InputError
 from imgkit.manifest import read_manifest
 from imgkit.verify import statement
+from imgkit.verify.beside import manifest_of
 from imgkit.verify.check import Subject, Verdict, limits_for, verify
 
 NAME = "verify"
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Status 0 when everything is as the manifest says, 4 when something is not."""
     size, seconds = reading.given_limits(options)
     info = image_info(options.image)
-    path = options.manifest or options.image.with_suffix(".manifest.json")
+    path = options.manifest or manifest_of(options.image)
     stated = statement.parse(read_manifest(path), path)
     near = options.image.parent  # where there was room for the image there is room for its files
     with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:

@@ -78,7 +78,7 @@ def verify(subject: Subject, stated: Statement, limits: Limits, opener: Opener) 
         HostError: the host lacks something.
     """
     verdict = Verdict()
-    same, faults = compare_boot_files(subject.image.parent, stated)
+    same, faults = compare_boot_files(subject.image, stated)
     verdict.faults += faults
     if stated.image is not None and is_as_built(subject.image, stated.image):
         verdict.proved.append(f"{subject.image}: the very file that was built")

@@ -292,3 +292,15 @@ def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.Log
     for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
         _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert f"lacks {name}, and this npm did not install it" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["cafile", "//registry.example/:certfile", "//registry.example/:keyfile"])
+def test_files_in_the_home_of_whoever_builds(key: str, tmp_path: Path) -> None:
+    """npm has another home."""
+    (tmp_path / ".npmrc").write_text(f"{key}=~/corp.pem\n")
+    found = settings(tmp_path / "none", [tmp_path / ".npmrc"], {"HOME": "/home/me"})
+    assert found.text == f'{key}="/home/me/corp.pem"\n'
+    assert found.files == (Path("/home/me/corp.pem"),)
+    (tmp_path / ".npmrc").write_text("")
+    found = settings(tmp_path / "none", [tmp_path / ".npmrc"], {"HOME": "/home/me", f"npm_config_{key}": "~/corp.pem"})
+    assert found.files == (Path("/home/me/corp.pem"),)

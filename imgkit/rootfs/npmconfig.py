@@ -87,7 +87,7 @@ def settings(payload: Path, hosts: Sequence[Path], environment: Mapping[str, str
     stated = list(parse(_read(payload))) if payload.exists() else []
     taken = [setting for setting in stated if _may_be_taken(setting)]
     left = {_printable(setting) for setting in stated if setting not in taken}
-    files = tuple(Path(setting.value) for setting in trusted if setting.key.rpartition(":")[2] in _FILES)
+    files = tuple(Path(setting.value) for setting in trusted if _names_a_file(setting.key))
     return Settings(_format([*trusted, *taken]), tuple(sorted(left - _WITHOUT_EFFECT)), files)
 
 
@@ -132,7 +132,17 @@ def _trusted(path: Path, environment: Mapping[str, str]) -> Iterator[Setting]:
         return
     for setting in parse(text):
         if _HOSTS.fullmatch(setting.key):
-            yield Setting(setting.key, _VARIABLE.sub(lambda match: environment.get(match[1], ""), setting.value))
+            value = _VARIABLE.sub(lambda match: environment.get(match[1], ""), setting.value)
+            yield Setting(setting.key, _at_home(value, environment) if _names_a_file(setting.key) else value)
+
+
+def _names_a_file(key: str) -> bool:
+    return key.rpartition(":")[2] in _FILES
+
+
+def _at_home(value: str, environment: Mapping[str, str]) -> str:
+    """``~/name`` in the home of whoever builds: npm, which has another, would take its own."""
+    return f"{environment['HOME']}/{value[2:]}" if value.startswith("~/") and environment.get("HOME") else value
 
 
 def _of_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
@@ -140,7 +150,8 @@ def _of_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
     for name, value in sorted(environment.items()):
         if name.lower().startswith("npm_config_") and value:
             key = name[len("npm_config_") :]
-            yield Setting(key if key[:1] in "/@" else key.lower().replace("_", "-"), value)
+            key = key if key[:1] in "/@" else key.lower().replace("_", "-")
+            yield Setting(key, _at_home(value, environment) if _names_a_file(key) else value)
 
 
 def _may_be_taken(setting: Setting) -> bool:

@@ -14,7 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -110,6 +110,7 @@ def run(
     stdin: bytes | None = None,
     timeout: float | None = None,
     prepare: Callable[[], object] | None = None,
+    good: Collection[int] = (0,),
 ) -> bytes:
     """Run a program to its end and return its standard output.
 
@@ -119,6 +120,7 @@ def run(
         stdin: bytes for its standard input; None gives it an empty one.
         timeout: seconds after which it is killed.
         prepare: as for :func:`start`.
+        good: exit statuses that are no failure.
 
     Raises:
         HostError: it is missing, failed, died of a signal or took too long; the last line it wrote to standard error
@@ -130,7 +132,7 @@ def run(
             stdout, stderr = child.communicate(stdin or b"", timeout=timeout)
         except subprocess.TimeoutExpired as late:
             raise HostError(f"{argv[0]}: no result within {timeout:g} s") from late
-    if child.returncode != 0:
+    if child.returncode not in good:
         last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise HostError(f"{Path(argv[0]).name} {ending(child.returncode)}" + (f": {last}" if last else ""))
     return bytes(stdout)

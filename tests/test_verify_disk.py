@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -182,6 +183,36 @@ def test_snapshots_inside_the_file_are_named(qcow2: Path, tmp_path: Path) -> Non
     assert oddities(image, image_info(image), Limits())[1] == "bitmap 'dirty' inside the file"
 
 
+def test_two_places_of_a_disk_that_share_a_cluster_are_named(made: tuple[Path, DiskMap], tmp_path: Path) -> None:
+    """They read as they were built. What is written to the one is read from the other."""
+    image, raw = tmp_path / "disk.qcow2", tmp_path / "disk.raw"
+    raw.write_bytes(b"same" * (1 << 16))
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, image], check=True)
+    assert oddities(image, image_info(image), Limits()) == []
+    data = bytearray(image.read_bytes())
+    (first,) = struct.unpack_from(">Q", data, struct.unpack_from(">Q", data, 40)[0])  # of the L1 table
+    second_level = first & 0x00FF_FFFF_FFFF_FE00
+    data[second_level + 8 : second_level + 16] = data[second_level : second_level + 8]
+    image.write_bytes(data)
+    subprocess.run(["qemu-img", "compare", "-q", raw, image], check=True)
+    lines = oddities(image, image_info(image), Limits())
+    assert len(lines) == 1
+    assert lines[0].startswith("the file is inconsistent: ")
+    assert "corruptions" in lines[0]
+
+
+def test_a_cluster_that_nobody_uses_is_no_fault(qcow2: Path, tmp_path: Path) -> None:
+    image = copy(qcow2, tmp_path / "leaky.qcow2")
+    data = bytearray(image.read_bytes())
+    (table,) = struct.unpack_from(">Q", data, 48)  # the refcount table
+    (block,) = struct.unpack_from(">Q", data, table)
+    size = len(data) + (-len(data) % 65536)
+    struct.pack_into(">H", data, block + size // 65536 * 2, 1)
+    image.write_bytes(data.ljust(size + 65536, b"\0"))
+    assert subprocess.run(["qemu-img", "check", "-q", image], check=False).returncode == 3
+    assert oddities(image, image_info(image), Limits()) == []
+
+
 def test_an_image_with_more_data_than_is_allowed_is_not_unpacked(qcow2: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds \d+ MiB of data, where 2 MiB are read at most") as caught:
         raw_disk(qcow2, image_info(qcow2), tmp_path, Limits(2 * MIB))
@@ -287,6 +318,19 @@ def test_an_enlarged_disk_is_as_it_was_built(disk: Path, made: tuple[Path, DiskM
     assert compared(disk, made[1]) == DiskReport(SIZE, NEW_SIZE, (), moved=True)
     clear_old_backup(disk)
     assert compared(disk, made[1]) == DiskReport(SIZE, NEW_SIZE, (), moved=True)
+
+
+def test_a_disk_of_which_the_old_backup_header_alone_was_cleared(disk: Path, made: tuple[Path, DiskMap]) -> None:
+    """parted does so."""
+    grown(disk)
+    with disk.open("r+b") as file:
+        file.seek(SIZE - SECTOR)
+        file.write(bytes(SECTOR))
+    assert compared(disk, made[1]) == DiskReport(SIZE, NEW_SIZE, (), moved=True)
+    for place in (SIZE - 33 * SECTOR, SIZE - SECTOR, SIZE - 1):
+        flip(disk, place)
+        assert [each.region for each in compared(disk, made[1]).differences] == [BACKUP], place
+        flip(disk, place)
 
 
 def clear_old_backup(disk: Path) -> None:

@@ -97,7 +97,7 @@ def _excuse_growth(path: Path, size: int, stated: DiskMap, wrong: dict[int, Chun
         if region is not None:
             wrong.pop(region.start, None)
     old = stated.named(BACKUP)
-    if old is not None and _is_zero(path, old):  # some programs clear it
+    if old is not None and _is_cleared(path, old, before):
         wrong.pop(old.start, None)
     for chunk in [chunk for chunk in wrong.values() if chunk.region.name == TAIL]:
         if _read(path, chunk) == _overlaid(chunk, backup):
@@ -120,8 +120,12 @@ def _read(path: Path, place: Chunk | Region) -> bytes:
         return source.read(place.end - place.start)
 
 
-def _is_zero(path: Path, region: Region) -> bool:
-    return region.size <= TABLE_END and not any(_read(path, region))
+def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
+    """Whether all of the old backup table is zero, or (parted) its header, with the entries of the head ``built``."""
+    if region.size > TABLE_END:
+        return False
+    data = _read(path, region)
+    return not any(data[-SECTOR:]) and (not any(data) or data[:-SECTOR] == built[2 * SECTOR :])
 
 
 def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:

@@ -34,7 +34,7 @@ log = logging.getLogger("imgkit")
 _ALPINE_RELEASE = "etc/alpine-release"
 OPTION = "--allow-stale-mirror"
 _MISPLACED = "the mirror has the wrong file in this place: try another mirror"
-_LAGGING = "the mirror lags behind, or hides updates: try again later, or another mirror"
+_LAGGING = "the mirror lags behind, or hides updates: try again later, or another mirror, or without --offline"
 _TOLERANCE = 86400  # seconds that a date may be in the future; a later one is not remembered
 
 
@@ -102,7 +102,7 @@ class Freshness:
             self.check_date(url, MINIROOTFS, self.stated.date)
 
     def check_index(self, url: str, repository: str, description: str, date: int) -> None:
-        """Check a signed index.
+        """Check a signed index. Its date is not remembered: see :meth:`remember_index`.
 
         Args:
             description: what it says of the sources that it was made from (:func:`branch_of`).
@@ -110,11 +110,23 @@ class Freshness:
 
         Raises:
             InputError: it is of another branch, or a newer one was seen before.
-            HostError: the cache cannot be written.
         """
         if description.startswith("v"):
             self._check_branch(url, branch_of(description), description)
-        self.check_date(url, repository, date)
+        self._is_newest(url, repository, date)
+
+    def remember_index(self, repository: str, date: int) -> None:
+        """Remember the date of an index, of which something was taken.
+
+        An index does not say of which repository it is. One in the wrong place has nothing that the plan takes from
+        there; if its date were remembered, that of the right one might be refused for ever.
+
+        Raises:
+            HostError: the cache cannot be written.
+        """
+        memory = self._memory(self.branch, repository)
+        if _newest(memory) < date < time.time() + _TOLERANCE:
+            _remember(memory, date)
 
     def check_date(self, url: str, what: str, date: int) -> None:
         """Compare the date of a signed file with the newest that was seen, and remember it.
@@ -127,12 +139,15 @@ class Freshness:
             InputError: one that is newer was seen before.
             HostError: the cache cannot be written.
         """
-        memory = self._memory(self.branch, what)
-        newest = _newest(memory)
+        if self._is_newest(url, what, date) and date < time.time() + _TOLERANCE:
+            _remember(self._memory(self.branch, what), date)
+
+    def _is_newest(self, url: str, what: str, date: int) -> bool:
+        """Whether the date is later than the newest that was seen. An earlier one is refused."""
+        newest = _newest(self._memory(self.branch, what))
         if date < newest:
             self._refuse(f"{shown(url)}: is of {_day(date)}, but one of {_day(newest)} was seen before", _LAGGING)
-        elif date > newest and date < time.time() + _TOLERANCE:
-            _remember(memory, date)
+        return date > newest
 
     def _check_latest(self, url: str) -> None:
         """Compare the branch, for which ``latest-stable`` stands, with the latest that it stood for."""

@@ -220,16 +220,20 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stal
     files = _fetch_indexes(wanted, cache)
     fresh = _freshness(recipe, arch, base, cache, allow_stale=allow_stale)
     packages: list[Package] = []
-    indexes = []
+    indexes, dates = [], []
     for position, (source, one, path) in enumerate(zip(sources, wanted, files, strict=True)):
         index = verify_index(path.read_bytes(), base.keyring, name=one.url)
         here = parse_index(index.text, Repository(position=position, url=source))
-        fresh.check_index(one.url, recipe.repositories[position], index.description, index.date or _youngest(here))
+        dates.append(index.date or _youngest(here))
+        fresh.check_index(one.url, recipe.repositories[position], index.description, dates[-1])
         packages += here
         indexes.append(Artefact(one.url, path.stat().st_size, hash_file(path), index.key))
     standing, added = world_in(base.tree), (*recipe.packages, *facts.packages)
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
     solution = solve(added, packages, arch=facts.alpine, installed=installed, standing=standing)
+    taken = {package.repository.position for package in solution.packages}
+    for position in taken & set(range(len(dates))):
+        fresh.remember_index(recipe.repositories[position], dates[position])
     planned = tuple(
         PlannedPackage(package, f"{package.repository.url}/{package.name}-{package.version}.apk")
         for package in solution.packages

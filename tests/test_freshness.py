@@ -98,6 +98,16 @@ def test_an_older_index_is_refused(attack: Attack) -> None:
     assert "hello-3.0-r0" in attack.locked
 
 
+def test_an_index_in_the_wrong_place_bars_nobody(attack: Attack) -> None:
+    """Properly signed, later, and of another repository, as it turns out: what was asked for is not in it."""
+    attack.show("1.0-r0", age=2)
+    assert attack.lock().status == 0
+    attack.small.index([package("other", key=attack.small.keys.signing).record], time=TIME - DAY)
+    assert attack.lock().status == 3
+    attack.show("1.0-r0", age=2)
+    assert attack.lock().status == 0
+
+
 def test_another_mirror_of_the_same_repository_is_no_excuse(attack: Attack) -> None:
     attack.show("2.0-r0", age=1)
     assert attack.lock().status == 0

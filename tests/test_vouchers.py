@@ -89,15 +89,27 @@ def test_no_indexes_vouch_for_nothing(locked: Locked) -> None:
         locked.check()
 
 
-def test_without_the_index_a_package_signed_by_somebody_else_is_named(
-    locked: Locked, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_the_index_a_package_signed_by_somebody_else_is_refused(locked: Locked) -> None:
+    """Whoever changes the lock can make any index one that nobody has."""
     locked.put(package("hello", key=new_rsa(), pkgdesc="hostile"))
-    with caplog.at_level(logging.WARNING):
-        locked.check(locked.here.base / "another-cache")
-    assert caplog.messages == [
-        "vouched for by the lock file alone, as their index is not in the cache: hello",
-    ]
+    locked.change(lambda entry: entry["indexes"][0].update(sha256="0" * 64))
+    with pytest.raises(InputError, match=r"hello-1\.0-r0\.apk: no trusted key signed it") as caught:
+        locked.check()
+    assert "imgkit lock" in str(caught.value.hint)
+
+
+def test_the_index_of_the_lock_is_asked_for_again(locked: Locked) -> None:
+    """The index vouches for a package that another key signed, as long as the mirror has that very index."""
+    locked.put(package("hello", key=new_rsa()))
+    other = package("hello", key=new_rsa())
+    locked.put(other)
+    locked.small.index([other.record])
+    digest = hash_file(locked.small.file(f"{REPOSITORY}/APKINDEX.tar.gz"))
+    locked.change(lambda entry: entry["indexes"][0].update(sha256=digest))
+    locked.check(locked.here.base / "another-cache")
+    locked.small.index([other.record], time=1)
+    with pytest.raises(InputError, match="no trusted key signed it"):
+        locked.check(locked.here.base / "a-third-cache")
 
 
 def test_without_the_index_a_forged_signature_is_refused(locked: Locked) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm import _mention_unlocked, prepare
+from imgkit.rootfs.npmbox import Box
 from imgkit.rootfs.npmconfig import Setting, parse, settings
 from imgkit.rootfs.npmsources import check_lock, check_manifest, is_git, leaves, read_json
 from tests.conftest import need_program
@@ -292,6 +293,18 @@ def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.Log
     for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
         _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert f"lacks {name}, and this npm did not install it" in caplog.text
+
+
+def test_a_stand_in_that_needs_its_home_is_named(tmp_path: Path) -> None:
+    """Version managers put such programs on PATH."""
+    program = tmp_path / "npm"
+    program.write_text('#!/bin/sh\ntest -d "$HOME/.volta" || { echo "no tools" >&2; exit 1; }\n')
+    program.chmod(0o755)
+    (tmp_path / "home").mkdir()
+    started = Box(tmp_path, str(program), tmp_path, tmp_path, tmp_path, {"HOME": str(tmp_path / "home")}, (), "git")
+    with pytest.raises(HostError, match="npm failed with status 1: no tools") as caught:
+        started.version()
+    assert "version manager" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("key", ["cafile", "//registry.example/:certfile", "//registry.example/:keyfile"])

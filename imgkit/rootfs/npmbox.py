@@ -64,6 +64,10 @@ _NAMESPACES = (
 MISSING = "not on PATH"
 """What :func:`problem` says where there is no bubblewrap."""
 
+_STAND_IN = (
+    "npm gets no HOME and few variables of yours: if this is the stand-in of a version manager (Volta, asdf, mise), put"
+    " the folder of the real npm and node first on PATH"
+)
 # Programs that do not exist, so that npm's message has their names.
 _NO_GIT = "git-is-not-allowed"
 _MISSING_GIT = "git-is-not-installed"
@@ -106,7 +110,10 @@ class Box:
             HostError: it failed.
         """
         argv = [*self.wrapper, self.npm, "--version"]
-        output = process.run(argv, env=self.environment, cwd=self.folder / "home", timeout=60)
+        try:
+            output = process.run(argv, env=self.environment, cwd=self.folder / "home", timeout=60)
+        except HostError as cause:
+            raise HostError(f"{self.npm}: {cause.message}", hint=_STAND_IN) from cause
         return output.decode(errors="replace").strip()
 
     def install(self, arguments: Sequence[str], *, scripts: bool) -> None:

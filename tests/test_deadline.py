@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,42 @@ def test_attempts_share_one_deadline(site: Site) -> None:
     with pytest.raises(InputError, match="stalled"):
         client.get(site.url + "busy", ANY)
     assert time.monotonic() - start < LONG
+
+
+def test_dead_addresses_do_not_take_the_time_of_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name has four addresses that swallow whatever they get, before the right one."""
+    real = socket.getaddrinfo
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as dead, ExitStack() as filling:
+        for _ in range(3):
+            connection = filling.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(dead.getsockname())
+
+        def lookup(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
+            if host != "mirror.invalid":
+                return real(host, port, *rest, **more)
+            ports = [dead.getsockname()[1]] * 4 + [port]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in ports]
+
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        client = Http(connect_timeout=0.3, stall_timeout=1.0)
+        assert client.get(site.url.replace("127.0.0.1", "mirror.invalid") + "file", ANY) == b"content"
+
+
+def test_time_for_connections_is_bounded() -> None:
+    deadline = Deadline(patience=0.1, rate=1, connecting=0.2)
+    with deadline.connecting():
+        time.sleep(0.15)
+        assert 0 < deadline.left() <= 0.1
+    with deadline.connecting():
+        time.sleep(0.2)
+        assert deadline.left() < 0
+
+
+def test_what_was_said_before_the_time_was_up_is_named(site: Site) -> None:
+    site.faults["/file"] = Fault(status=503)
+    with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s for \d+ attempts; the one before: .*503"):
+        Http(stall_timeout=0.5, attempts=1000, pause=0.1).get(site.url + "file", ANY)
 
 
 def test_a_slow_line_is_slow_but_not_refused(site: Site) -> None:

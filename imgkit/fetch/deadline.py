@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -38,14 +39,18 @@ class Deadline:
         rate: bytes a second that must come on average; ``rate`` bytes move the deadline by one second, but never
             further away than ``patience`` seconds. A download of ``n`` bytes ends within ``patience + n / rate``
             seconds.
+        connecting: seconds, of all connections together, that do not count: a name may have several addresses, and
+            each that is dead takes its time.
     """
 
-    def __init__(self, patience: float, rate: float) -> None:
+    def __init__(self, patience: float, rate: float, connecting: float = 0) -> None:
         self.patience = patience
         self.rate = rate
         self.passed = False  # the caller does not wait any more
         self.began = False  # bytes of the file have come
         self._end = time.monotonic() + patience
+        self._spare = connecting
+        self._since: float | None = None  # when the connection was begun that is being made
 
     def received(self, size: int) -> None:
         """Count ``size`` bytes of a file that have arrived."""
@@ -54,7 +59,19 @@ class Deadline:
 
     def left(self) -> float:
         """Seconds until the deadline; zero or less when it has passed."""
-        return self._end - time.monotonic()
+        now = time.monotonic()
+        since = self._since  # set by another thread
+        return self._end - now + (0 if since is None else min(now - since, self._spare))
+
+    @contextmanager
+    def connecting(self) -> Iterator[None]:
+        """Make a connection during the block."""
+        self._since = begun = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = min(time.monotonic() - begun, self._spare)
+            self._end, self._spare, self._since = self._end + spent, self._spare - spent, None
 
 
 def within(deadline: Deadline, work: Callable[[], T], *, cancelled: threading.Event, cut: Callable[[], object]) -> T:

@@ -49,6 +49,7 @@ CONNECT_TIMEOUT = 5.0
 STALL_TIMEOUT = 20.0
 _CHUNK = 1 << 18
 _MAX_REDIRECTS = 10
+CONNECTING = 60.0  # seconds for dead addresses, of all attempts together
 LEAST_RATE = 1024  # bytes a second: a line of 56 kbit/s has about 1,500 for each of four downloads
 
 
@@ -98,7 +99,7 @@ class Http:
         stall_timeout: seconds until an answer must have come; later, the longest pause between two pieces of it.
         least_rate: bytes a second that must come on average. A download of ``n`` bytes, with its redirects and all its
             attempts, takes at most ``stall_timeout + n / least_rate`` seconds, where ``n`` counts what all attempts
-            received (:mod:`imgkit.fetch.deadline`).
+            received (:mod:`imgkit.fetch.deadline`), and 60 s more where addresses do not answer.
         attempts: how often a download is tried that broke off, or that an overloaded server refused.
         pause: seconds before the second attempt; doubled for each further one.
     """
@@ -166,17 +167,24 @@ class Http:
         return self._persist(attempt, request)
 
     def _deadline(self) -> Deadline:
-        return Deadline(self._timeouts[1], self._least_rate)
+        return Deadline(self._timeouts[1], self._least_rate, CONNECTING)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def _persist(self, attempt: Callable[[_Request], Download | None], request: _Request) -> Download | None:
+        last: InputError | None = None
         for number in range(self._attempts):
             try:
                 return attempt(request)
+            except _StalledError as stalled:
+                if last is None:
+                    raise
+                message = f"{stalled.message} for {number + 1} attempts; the one before: {last.message}"
+                raise UnreachableError(message, hint=stalled.hint) from stalled
             except TransientError as fault:
                 if number == self._attempts - 1 or request.cancelled.is_set():
                     raise fault.error from fault.__cause__
+                last = fault.error
                 log.info("trying again: %s", fault.error)
                 request.cancelled.wait(min(self._pause * 2**number, max(request.deadline.left(), 0)))
         raise AssertionError("at least one attempt is made")
@@ -184,6 +192,7 @@ class Http:
     def _into(self, request: _Request, sink: BinaryIO) -> Download | None:
         """One attempt, in a thread of its own that ends when the deadline passes."""
         session = self._borrow()
+        session.connecting = request.deadline.connecting
         try:
             return within(
                 request.deadline,
@@ -292,11 +301,15 @@ class Http:
         return piece
 
 
+class _StalledError(UnreachableError):
+    """The deadline passed."""
+
+
 def _stalled(request: _Request) -> InputError:
     deadline = request.deadline
     slow = f"fewer than {deadline.rate:g} bytes a second"
     what = slow if deadline.began else f"no answer within {deadline.patience:g} s"
-    return UnreachableError(f"{shown(request.url)}: stalled: {what}", hint=ELSEWHERE)
+    return _StalledError(f"{shown(request.url)}: stalled: {what}", hint=ELSEWHERE)
 
 
 def _given_up(request: _Request) -> InputError:

@@ -10,6 +10,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urljoin
 
@@ -32,7 +33,8 @@ class Session(requests.Session):
         self.is_cut = False
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        adapter = _Adapter(self._note)
+        self.connecting: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around each connection
+        adapter = _Adapter(self._note, self._connecting)
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
@@ -55,6 +57,9 @@ class Session(requests.Session):
             self.is_cut = True
             for each in list(self._sockets):
                 _shut(each)
+
+    def _connecting(self) -> AbstractContextManager[None]:
+        return self.connecting()
 
     def _note(self, opened: socket.socket) -> None:
         with self._lock:
@@ -81,8 +86,10 @@ def _shut(opened: socket.socket) -> None:
 class _Adapter(HTTPAdapter):
     """Connections, to servers and to proxies, that report their sockets to ``note``."""
 
-    def __init__(self, note: Callable[[socket.socket], None]) -> None:
-        self._pools = _pools(note)
+    def __init__(
+        self, note: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._pools = _pools(note, connecting)
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -96,13 +103,23 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-def _pools(note: Callable[[socket.socket], None]) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+def _pools(
+    note: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
+) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            with connecting():
+                return super()._new_conn()
+
         def connect(self) -> None:
             super().connect()
             note(self.sock)
 
     class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            with connecting():
+                return super()._new_conn()
+
         def connect(self) -> None:
             super().connect()
             note(self.sock)

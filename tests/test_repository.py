@@ -26,7 +26,7 @@ def test_the_reference_knows_every_variable() -> None:
     )
     assert {"OUT_DIR", "IMGKIT_CACHE", "ALPINE_MIRROR", "IMGKIT_FIRMWARE_ROOT"} <= read
     named = set(re.findall(r"[A-Z_]{4,}", reference.TAIL))
-    assert read - named == {"HOME", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_BUILD_ID"} & read
+    assert read - named == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_BUILD_ID"} & read
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))

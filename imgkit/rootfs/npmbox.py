@@ -113,6 +113,8 @@ class Box:
         try:
             output = process.run(argv, env=self.environment, cwd=self.folder / "home", timeout=60)
         except HostError as cause:
+            if self.wrapper:
+                raise
             raise HostError(f"{self.npm}: {cause.message}", hint=_STAND_IN) from cause
         return output.decode(errors="replace").strip()
 

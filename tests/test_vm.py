@@ -260,7 +260,7 @@ import sys, time
 from pathlib import Path
 from imgkit.vm import VM
 with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, ipc=sys.argv[1], config=b"secret") as vm:
-    print(vm.pid, vm._log.path.parent, flush=True)
+    print(vm.pid, vm._running.stderr.parent, flush=True)
     time.sleep(600)
 """
 

@@ -157,11 +157,15 @@ def soon(look: Callable[[], list[Any]], seconds: float = 15) -> list[Any]:
 
 
 def ownerless(places: Sequence[Path]) -> set[Path]:
-    """The folders of imgkit in ``places`` whose names are not of a living process."""
-    numbers = {
-        path: re.match(r"imgkit-(?:vm-)?([0-9]+)-", path.name) for each in places for path in each.glob("imgkit-*")
-    }
-    return {path for path, number in numbers.items() if number is None or not Path("/proc", number[1]).exists()}
+    """The folders of imgkit in ``places`` whose names are not of a living process, or of none (a machine's always are)."""
+    found = set()
+    for path in (path for place in places for path in place.glob("imgkit-*")):
+        number = re.match(r"imgkit-(?:vm-)?([0-9]+)-", path.name)
+        if number is None and path.name.startswith("imgkit-vm-"):
+            found.add(path)
+        elif number is not None and not Path("/proc", number[1]).exists():
+            found.add(path)
+    return found
 
 
 def damaged(cache: Path) -> list[str]:

@@ -157,15 +157,13 @@ def soon(look: Callable[[], list[Any]], seconds: float = 15) -> list[Any]:
 
 
 def ownerless(places: Sequence[Path]) -> set[Path]:
-    """The folders of imgkit in ``places`` whose names are not of a living process, or of none (a machine's always are)."""
-    found = set()
-    for path in (path for place in places for path in place.glob("imgkit-*")):
-        number = re.match(r"imgkit-(?:vm-)?([0-9]+)-", path.name)
-        if number is None and path.name.startswith("imgkit-vm-"):
-            found.add(path)
-        elif number is not None and not Path("/proc", number[1]).exists():
-            found.add(path)
-    return found
+    """The folders of imgkit in ``places`` whose process is no more, and machines' whose names have none."""
+    return {path for each in places for path in each.glob("imgkit-*") if _is_ownerless(path.name)}
+
+
+def _is_ownerless(name: str) -> bool:
+    number = re.match(r"imgkit-(?:vm-)?([0-9]+)-", name)
+    return name.startswith("imgkit-vm-") if number is None else not Path("/proc", number[1]).exists()
 
 
 def damaged(cache: Path) -> list[str]:

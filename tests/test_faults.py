@@ -121,12 +121,14 @@ def test_web_pages_instead_of_files(path: str, build: Builder) -> None:
         (Fault(status=403), "the server answers 403"),
     ],
 )
+@pytest.mark.hostile
 def test_mirrors_that_fail(path: str, fault: Fault, error: str, build: Builder) -> None:
     build.site.faults[path] = fault
     ran = build.fails(4, path.rpartition("/")[2])
     assert re.search(error, ran.errors[0])
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("path", [LISTING, PACKAGE])
 @pytest.mark.parametrize("fault", [Fault(stall=0), Fault(stall=50), Fault(rate=20)])
 def test_mirrors_that_stall(path: str, fault: Fault, build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,7 @@ def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("names", [{"none"}, {"ipc"}])
 def test_only_shares_can_be_read_only(names: set[str], tmp_path: Path) -> None:
+    need_program("qemu-system-x86_64")
     with (
         pytest.raises(UsageError, match="no share that can be read-only"),
         VM.boot(None, arch="amd64", accelerator="tcg", shares={"data": tmp_path}, read_only=names),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from ipaddress import IPv4Address, ip_address
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from imgkit.errors import UsageError
 from imgkit.vm.net.restricted import own
 from imgkit.vm.net.rules import GATEWAY, parse, public
+from tests.conftest import need, need_program
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,13 @@ exec "$@"
 @pytest.mark.parametrize("nonlocal_bind", ["0", "1"])
 def test_the_hosts_own_addresses_where_sockets_can_be_bound_to_any(nonlocal_bind: str) -> None:
     """Two addresses of one network each: the second of IPv4's is never the source of anything by itself."""
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("needs unshare and ip")
+    need_program("unshare")
+    need_program("ip")
     script = "import sys; from ipaddress import ip_address; from imgkit.vm.net.restricted import own; "
     script += "print(*(own(ip_address(text)) for text in sys.argv[1:]))"
     addresses = ["10.9.8.5", "10.9.8.6", "fd77::5", "fd77::6", "::ffff:10.9.8.6", "10.9.8.7", "1.1.1.1", "fd77::7"]
     addresses += ["2606:4700::1111", "::ffff:1.1.1.1"]
     command = ["unshare", "-rn", "sh", "-c", _NETWORK, "sh", nonlocal_bind, sys.executable, "-c", script, *addresses]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if ran.returncode != 0 and "Traceback" not in ran.stderr:
-        pytest.skip("no network namespace with a card of its own can be made here (many containers)")
+    need("a network namespace with a card of its own", ran.returncode == 0 or "Traceback" in ran.stderr)
     assert ran.stdout.split() == ["True"] * 5 + ["False"] * 5, ran.stderr

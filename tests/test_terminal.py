@@ -254,6 +254,7 @@ def test_messages_of_builds_side_by_side(capfd: pytest.CaptureFixture[str]) -> N
     assert obeyed(written) == []
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_odd_file_names(encoding: str, here: Place) -> None:
     """Every command says that it is not there, in one line, on terminals of every encoding."""

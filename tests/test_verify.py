@@ -32,6 +32,8 @@ from tests.commandline import Place, Ran
 from tests.conftest import need_program
 from tests.verifying import LAYOUT, MIB, SIZE, Build, flip, make_build, make_disk, seeded
 
+pytestmark = pytest.mark.hostile
+
 FOREVER = float("inf")
 
 

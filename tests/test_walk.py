@@ -41,11 +41,11 @@ def walked(path: Path) -> set[str]:
         return {steps.path(entry.name) for entry in steps}
 
 
-def as_program(*words: str | Path, before: str = "", user: int | None = None) -> None:
-    """Remove folders as the reaper of a machine's folder does."""
+def as_program(*words: str | Path, before: str) -> None:
+    """Remove folders as the reaper of a machine's folder does, after running ``before``."""
     script = f"{before}\nimport runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     argv = [sys.executable, "-I", "-S", "-c", script, walk.__file__, *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, user=user)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
 
 

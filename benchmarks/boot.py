@@ -21,7 +21,7 @@ from typing import Any
 
 from imgkit.errors import ImgkitError
 from imgkit.vm import VM
-from imgkit.vm.machines import guess_arch
+from imgkit.vm.qemu.machines import guess_arch
 
 STAGES = ("boot_loader", "kernel", "initramfs", "init", "agent")
 FIRMWARE = {"amd64": ("bios", "uefi", "direct"), "arm64": ("uefi", "direct")}

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fixtures.mirror import make
+from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs.make import make_initramfs
 from imgkit.rootfs.kernel import kernels
-from imgkit.rootfs.libraries import check_architecture
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 

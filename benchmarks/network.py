@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.boot import cpu_seconds
 from imgkit.vm import VM
-from imgkit.vm.machines import guess_arch
+from imgkit.vm.qemu.machines import guess_arch
 
 NETWORKS = ("user", "restricted")
 CONNECTIONS, DOWN, UP = 30, 50_000_000, 20_000_000  # how many one after the other; bytes

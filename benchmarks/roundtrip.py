@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgkit.vm import VM
-from imgkit.vm.machines import guess_arch
+from imgkit.vm.qemu.machines import guess_arch
 
 COMMANDS = {"true": ["true"], "sh": ["/bin/sh", "-c", "echo hello"], "node": ["node", "-e", "0"]}
 

@@ -8,11 +8,12 @@ from functools import cache
 
 from fuzz.packages import RECORD
 from fuzz.target import JSON_WORDS, ROOT, Target, scratch
-from imgkit import lockfile, manifest
-from imgkit.bootrecord import parse as parse_record
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.releases import newest_minirootfs
-from imgkit.publish.layout import parse_index as parse_publication
+from imgkit.image import manifest
+from imgkit.image.bootrecord import parse as parse_record
+from imgkit.planning import lockfile
+from imgkit.publish.publication import parse_index as parse_publication
 from imgkit.recipe import Recipe, load
 
 

@@ -11,7 +11,8 @@ from cryptography.x509 import NameOID
 from fixtures import apkbuild
 from fuzz.target import ENTRIES, Target, scratch, tar
 from imgkit.errors import InputError
-from imgkit.rootfs import accounts, cacerts, elf, kernel, minirootfs
+from imgkit.rootfs import accounts, cacerts, kernel, minirootfs
+from imgkit.rootfs.binaries import elf
 from imgkit.rootfs.initramfs import kmod, mkinitfs
 from imgkit.tree import Inline, Tree
 from tests.elves import make_elf

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from fuzz.roots import ACCOUNTS, tree_with
 from fuzz.target import Target
 from imgkit.errors import InputError
-from imgkit.rootfs import depends
+from imgkit.rootfs.openrc import depends
 from imgkit.rootfs.scripts.budget import Budget, Exhausted
+from imgkit.rootfs.scripts.effects import Unsupported, run_script
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.regex import compile_expressions
-from imgkit.rootfs.scripts.run import Unsupported, run_script
 
 
 def _script(data: bytes) -> None:

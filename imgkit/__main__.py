@@ -15,7 +15,7 @@ def program() -> NoReturn:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
-    from imgkit.cli import main
+    from imgkit.cli.main import main
 
     status = main()
     for number in SIGNALS:  # the interpreter's own end would take the handlers away, but lets this be

@@ -1,15 +1,15 @@
 """What can go wrong, by whose fault it is.
 
 Every error is one line that names the thing, and where there is something to do about it one hint. The command line
-prints them in one place (:func:`imgkit.cli.main`) and turns the class into the exit status. Whatever else escapes is
-a bug in imgkit (status 70).
+prints them in one place (:func:`imgkit.cli.main.main`) and turns the class into the exit status. Whatever else escapes
+is a bug in imgkit (status 70).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imgkit import terminal
+from imgkit.host import terminal
 
 
 class ImgkitError(Exception):

@@ -81,7 +81,7 @@ class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class Partition(_Spec):
+class PartitionSpec(_Spec):
     """One partition. ``size`` may be left out for the root, which takes what is left and comes last on the disk.
 
     Numbers follow from the kind, because hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
@@ -91,7 +91,7 @@ class Partition(_Spec):
     size: Size | None = None
 
 
-class User(_Spec):
+class UserSpec(_Spec):
     """An account that the image has beyond those of its packages; nobody can log into it with a password."""
 
     name: Name
@@ -109,7 +109,7 @@ class Architecture(_Spec):
     alpine: Literal["x86_64", "aarch64"]
     """Alpine's name of it: the directory on the mirror."""
     packages: tuple[str, ...] = ()
-    partitions: tuple[Partition, ...]
+    partitions: tuple[PartitionSpec, ...]
     grub_platforms: tuple[Literal["i386-pc", "x86_64-efi", "arm64-efi"], ...]
     consoles: tuple[str, ...]
     """Kernel ``console=`` arguments; the last one becomes /dev/console."""
@@ -147,7 +147,7 @@ class Recipe(_Spec):
     network: Literal["dhcp", "none"] = "dhcp"
     """How eth0 is set up; nothing ever waits for it."""
     services: Annotated[Mapping[Runlevel, tuple[Name, ...]], AfterValidator(_frozen)] = Field(default_factory=dict)
-    users: tuple[User, ...] = ()
+    users: tuple[UserSpec, ...] = ()
     overlay: Path | None = None
     """Folder copied over the root filesystem as it is."""
     agent_runner: Path | None = None

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from imgkit.cli import parser
+from imgkit.cli.main import parser
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --help` is made from."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
-from imgkit.rootfs.elf import ET_DYN, MACHINES
+from imgkit.rootfs.binaries.elf import ET_DYN, MACHINES
 
 _BASE = 0x10000  # address of the file's first byte, so that addresses and offsets differ
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgkit import walk
+from imgkit.host import walk
 
 ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared")) / "alpine"
 """Files of Alpine's own beside the repository; tests skip where they are not there."""

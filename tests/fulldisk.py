@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imgkit import cli
+from imgkit.cli import main as cli
 
 OLD = '{"lock": 1, "architectures": {}}'
 """The lock that is there before each run."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from imgkit.commands.build import VARIABLES
+from imgkit.cli.commands.build import VARIABLES
 from tests.conftest import need, need_program
 
 ROOT = Path(__file__).parents[1]

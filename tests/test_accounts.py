@@ -146,7 +146,7 @@ def test_members_are_listed_once() -> None:
 
 
 def test_lookup_knows_root_even_in_an_empty_tree() -> None:
-    assert accounts.lookup(Tree()) == accounts.Names({"root": 0}, {"root": 0})
+    assert accounts.lookup(Tree()) == accounts.AccountNumbers({"root": 0}, {"root": 0})
     names = accounts.lookup(base())
     assert names.users["dhcpcd"] == 100
     assert names.groups["wheel"] == 10
@@ -162,7 +162,7 @@ def test_ensure_user_makes_everything_once() -> None:
     tree = base()
     for _ in range(2):
         user = accounts.ensure_user(tree, "agent", uid=1500, home="/workspace", groups=["wheel"], epoch=EPOCH)
-    assert user == accounts.User("agent", 1500, 1500, "", "/workspace", "/bin/sh")
+    assert user == accounts.PasswdEntry("agent", 1500, 1500, "", "/workspace", "/bin/sh")
     assert f"agent:*:{DAY}:0:99999:7:::\n" in tree.text("etc/shadow")
     assert "wheel:x:10:root,agent\n" in tree.text("etc/group")
     assert tree.text("etc/passwd").count("agent") == 1

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm import agent, protocol
-from imgkit.vm.agent import Request, Transport, compose
-from imgkit.vm.answers import HostToolAnswer, Permission
+from imgkit.vm.agent import protocol, requests
+from imgkit.vm.agent.answers import HostToolAnswer, Permission
+from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Garbage, HostToolRequest, Lines, Output, PermissionRequest
+from imgkit.vm.agent.requests import AgentRequest, Transport, compose
 from imgkit.vm.failures import QemuDiedError, RequestError
-from imgkit.vm.filemode import FileMode
-from imgkit.vm.protocol import AgentEvent, Garbage, HostToolRequest, Lines, Output, PermissionRequest, Result
-from imgkit.vm.shares import Folder
+from imgkit.vm.shares.folder import Folder
 
 RESULT = {"type": "sdk_event", "event": {"type": "result", "subtype": "success", "exitCode": 0, "result": "done"}}
 
@@ -83,8 +83,8 @@ class FileGuest:
                 raise self.failure
 
 
-def ask(mode: Transport, **options: Any) -> Request:
-    return Request(mode, compose(command=["true"]), timeout=options.pop("timeout", 10), **options)
+def ask(mode: Transport, **options: Any) -> AgentRequest:
+    return AgentRequest(mode, compose(command=["true"]), timeout=options.pop("timeout", 10), **options)
 
 
 # ---- file mode ---------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_events_come_in_order_and_end_with_the_result(tmp_path: Path) -> None:
     assert events[0] == Output("stdout", b"one\n")
     assert isinstance(events[1], AgentEvent)
     assert events[2:4] == [Output("stderr", b"two"), Output("stdout", b"three")]
-    assert isinstance(events[4], Result)
+    assert isinstance(events[4], AgentResult)
     assert (events[4].ok, events[4].exit_code, events[4].text) == (True, 0, "done")
     assert len(events) == 5
     assert [path.name for path in (tmp_path / "streams").iterdir()] == []
@@ -115,7 +115,7 @@ def test_nothing_after_the_result(tmp_path: Path) -> None:
 
     with FileGuest(tmp_path, play).running() as mode:
         request = ask(mode)
-        assert [type(event) for event in request] == [Result]
+        assert [type(event) for event in request] == [AgentResult]
         assert list(request) == []
 
 
@@ -138,7 +138,7 @@ def test_permission_and_host_tool_round_trips(tmp_path: Path) -> None:
 
     with FileGuest(tmp_path, play).running() as mode:
         events = list(ask(mode, on_permission=permission, on_host_tool=tool))
-    assert [type(event) for event in events] == [PermissionRequest, PermissionRequest, HostToolRequest, Result]
+    assert [type(event) for event in events] == [PermissionRequest, PermissionRequest, HostToolRequest, AgentResult]
 
 
 def test_without_callbacks_questions_are_refused(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_garbage_is_reported_and_overcome(tmp_path: Path) -> None:
         events = list(ask(mode))
     assert len(events) == len(lines)  # the empty line is nothing at all
     assert all(isinstance(event, Garbage) for event in events[:-1])
-    assert isinstance(events[-1], Result)
+    assert isinstance(events[-1], AgentResult)
 
 
 def test_deadline(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_leaving_early_cancels(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "MAX_STREAM", 1 << 20)
+    monkeypatch.setattr(requests, "MAX_STREAM", 1 << 20)
 
     def play(guest: FileGuest, request: dict[str, Any]) -> None:
         guest.say(*[b"x" * 65535 + b"\n"] * 32)
@@ -289,19 +289,19 @@ def test_collect(tmp_path: Path) -> None:
         guest.say({"type": "sdk_event", "event": {"type": "result", "subtype": "error", "exitCode": 3}})
 
     with FileGuest(tmp_path, play).running() as mode:
-        done = agent.collect(ask(mode))
+        done = requests.collect(ask(mode))
     assert (done.status, done.stdout, done.stderr) == (3, b"out\xff\0", b"e")
     with pytest.raises(GuestError, match="failed with status 3: e"):
         done.check()
 
 
 def test_collect_keeps_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(requests, "MAX_OUTPUT", 10)
     with (
         FileGuest(tmp_path, lambda guest, request: guest.say(output("x" * 11), RESULT)).running() as mode,
         pytest.raises(RequestError, match="wrote more than"),
     ):
-        agent.collect(ask(mode))
+        requests.collect(ask(mode))
 
 
 @pytest.mark.parametrize(
@@ -323,8 +323,8 @@ def test_collect_keeps_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_status(event: dict[str, Any], status: int) -> None:
     line = json.dumps({"type": "sdk_event", "event": {"type": "result", **event}}).encode()
     result = protocol.parse_event(line)
-    assert isinstance(result, Result)
-    assert agent.status(result) == status
+    assert isinstance(result, AgentResult)
+    assert requests.status(result) == status
 
 
 @pytest.mark.parametrize(
@@ -501,6 +501,6 @@ def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> No
         size = data.draw(st.integers(1, 64))
         pieces.append(whole[at : at + size])
         at += size
-    events = list(Request(Recorded(pieces), {}, timeout=5))
-    assert isinstance(events[-1], Result)
-    assert not any(isinstance(event, Result) for event in events[:-1])
+    events = list(AgentRequest(Recorded(pieces), {}, timeout=5))
+    assert isinstance(events[-1], AgentResult)
+    assert not any(isinstance(event, AgentResult) for event in events[:-1])

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm import serialmode
-from imgkit.vm.agent import compose
-from imgkit.vm.answers import HostToolAnswer
-from imgkit.vm.protocol import Output, PermissionRequest
+from imgkit.vm.agent import serialmode
+from imgkit.vm.agent.answers import HostToolAnswer
+from imgkit.vm.agent.protocol import Output, PermissionRequest
+from imgkit.vm.agent.requests import compose
+from imgkit.vm.agent.serialmode import SerialMode
 from imgkit.vm.rootport import RootPort
-from imgkit.vm.serialmode import SerialMode
-from imgkit.vm.shares import ShareError
+from imgkit.vm.shares.folder import ShareError
 from tests.test_agent_client import NEARLY, RESULT, ask, output
 
 # ---- serial mode -------------------------------------------------------------------------------------------------

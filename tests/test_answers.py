@@ -12,14 +12,14 @@ import pytest
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import VM
-from imgkit.vm.agent import Request, Transport
-from imgkit.vm.answers import HostToolAnswer, Permission
+from imgkit.vm.agent.answers import HostToolAnswer, Permission
+from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
+from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.failures import RequestError
-from imgkit.vm.filemode import FileMode
-from imgkit.vm.protocol import HostToolRequest, PermissionRequest
-from imgkit.vm.quotas import Quotas
-from imgkit.vm.shares import Folder
+from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.quotas import Quotas
 from tests.test_agent_client import RESULT, Recorded
 
 PERMISSION = {"type": "permission_request", "requestId": "p", "toolName": "rm", "toolInput": {"path": "/"}}
@@ -95,7 +95,7 @@ NO_ANSWERS: list[Callable[[Any], Any]] = [
 @pytest.mark.parametrize("callback", [*NO_ANSWERS, lambda _: HostToolAnswer(True)])
 def test_what_is_no_permission_denies_and_raises(callback: Callable[[Any], Any]) -> None:
     transport = Asking(PERMISSION)
-    request = Request(transport, {}, on_permission=callback)
+    request = AgentRequest(transport, {}, on_permission=callback)
     with pytest.raises(UsageError, match="on_permission"):
         next(request)
     assert [answer["behavior"] for answer in transport.answers] == ["deny"]
@@ -108,7 +108,7 @@ def test_what_is_no_permission_denies_and_raises(callback: Callable[[Any], Any])
 def test_what_is_no_answer_of_a_tool_fails_and_raises(callback: Callable[[Any], Any]) -> None:
     transport = Asking(HOST_TOOL)
     with pytest.raises(UsageError, match="on_host_tool"):
-        next(Request(transport, {}, on_host_tool=callback))
+        next(AgentRequest(transport, {}, on_host_tool=callback))
     assert [answer["success"] for answer in transport.answers] == [False]
 
 
@@ -120,7 +120,7 @@ def test_a_callback_that_raises_refuses_first(error: BaseException) -> None:
     for question, key, refusal in ((PERMISSION, "behavior", "deny"), (HOST_TOOL, "success", False)):
         transport = Asking(question)
         with pytest.raises(type(error)) as raised:
-            next(Request(transport, {}, on_permission=fails, on_host_tool=fails))
+            next(AgentRequest(transport, {}, on_permission=fails, on_host_tool=fails))
         assert raised.value is error
         assert [answer[key] for answer in transport.answers] == [refusal]
 
@@ -131,7 +131,7 @@ def test_the_error_of_a_callback_is_not_lost_when_the_guest_is_gone() -> None:
             raise GuestError("the serial port of the guest is gone")
 
     with pytest.raises(UsageError, match="async"):
-        next(Request(Gone(PERMISSION), {}, on_permission=says_yes))  # type: ignore[arg-type]
+        next(AgentRequest(Gone(PERMISSION), {}, on_permission=says_yes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strange", [{1, 2}, b"bytes", [[]]])
@@ -139,7 +139,7 @@ def test_an_input_that_cannot_be_sent_denies(tmp_path: Path, strange: Any) -> No
     if strange == [[]]:
         strange[0] = strange
     mode = FileMode(Folder(tmp_path))
-    request = Request(mode, {}, on_permission=lambda _: Permission(True, updated_input=strange))
+    request = AgentRequest(mode, {}, on_permission=lambda _: Permission(True, updated_input=strange))
     (tmp_path / f"streams/{request.id}.log").write_text(json.dumps(PERMISSION) + "\n")
     with pytest.raises(UsageError, match="cannot be written as JSON"):
         next(request)
@@ -150,12 +150,12 @@ def test_an_input_that_cannot_be_sent_denies(tmp_path: Path, strange: Any) -> No
 @pytest.mark.parametrize("answer", [True, False, Permission(True), Permission(False, "no")])
 def test_clear_answers(answer: Permission | bool) -> None:
     transport = Asking(PERMISSION)
-    assert isinstance(next(Request(transport, {}, on_permission=lambda _: answer)), PermissionRequest)
+    assert isinstance(next(AgentRequest(transport, {}, on_permission=lambda _: answer)), PermissionRequest)
     allowed = answer if isinstance(answer, bool) else answer.allow
     assert [said["behavior"] for said in transport.answers] == ["allow" if allowed else "deny"]
     transport = Asking(HOST_TOOL)
     assert isinstance(
-        next(Request(transport, {}, on_host_tool=lambda _: HostToolAnswer(True, "done"))), HostToolRequest
+        next(AgentRequest(transport, {}, on_host_tool=lambda _: HostToolAnswer(True, "done"))), HostToolRequest
     )
     assert transport.answers == [{"type": "host_tool_response", "success": True, "text": "done"}]
 
@@ -164,7 +164,7 @@ def test_an_answer_is_short_however_long_the_question_is() -> None:
     """Or a guest could have the host fill its own disk."""
     for question in (PERMISSION, HOST_TOOL):
         transport = Asking({**question, "toolName": "n" * 1_000_000})
-        next(Request(transport, {}))
+        next(AgentRequest(transport, {}))
         assert len(str(transport.answers[0])) < 500
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit import process
 from imgkit.errors import UsageError
+from imgkit.host import process
 from imgkit.recipe import load
-from imgkit.vm import argv
-from imgkit.vm.argv import Disk, Share, VmSpec
-from imgkit.vm.firmware import Firmware
-from imgkit.vm.machines import MACHINES, guess_arch, host_arch, machine
+from imgkit.vm.qemu import argv
+from imgkit.vm.qemu.argv import Disk, Share, VmSpec
+from imgkit.vm.qemu.firmware import Firmware
+from imgkit.vm.qemu.machines import MACHINES, guess_arch, host_arch, machine
 from tests.conftest import need_program
 
 DISK = Disk(Path("/images/a,b.qcow2"))

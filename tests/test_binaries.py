@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import InputError
-from imgkit.rootfs import elf
-from imgkit.rootfs.binaries import Doubtful, Findings, Foreign, Lacking, examine, platforms, prune
-from imgkit.rootfs.elf import ET_EXEC, ET_REL
-from imgkit.rootfs.libraries import check_architecture
-from imgkit.rootfs.systems import foreign_system
-from imgkit.rootfs.verdict import Policy, judge
+from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries.elf import ET_EXEC, ET_REL
+from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking, examine, platforms, prune
+from imgkit.rootfs.binaries.formats import foreign_system
+from imgkit.rootfs.binaries.libraries import check_architecture
+from imgkit.rootfs.binaries.verdict import Policy, judge
 from imgkit.tree import HardLink, Inline, Tree
 from tests.elves import make_elf
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit import cli
-from imgkit.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
-from imgkit.commands import machine
+from imgkit.cli import machineoptions
+from imgkit.cli import main as cli
 from imgkit.errors import InputError
-from imgkit.vm.protocol import Heartbeat
+from imgkit.image.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
+from imgkit.vm.agent.protocol import Heartbeat
 from tests.publications import facts, proved
 
 BEAT = Heartbeat(1.0, 1, 2.0, "file", True, {"buildId": "abc", "protocolVersion": 1, "status": [1], "image": "x"})
@@ -54,7 +54,7 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
                 stages=dict,
             )
 
-        monkeypatch.setattr(machine, "boot", boot)
+        monkeypatch.setattr(machineoptions, "boot", boot)
 
     return install
 

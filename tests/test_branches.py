@@ -13,9 +13,9 @@ from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
-from imgkit.rootfs.compose import Selection, compose
+from imgkit.rootfs.compose import PackageSet, compose
 from imgkit.rootfs.system import guest_branch
 from imgkit.tree import Tree
 from tests.commandline import Place
@@ -107,7 +107,7 @@ def test_an_image_from_the_link_stays_with_its_release(mirror: Mirror, tmp_path:
         cache = Cache(tmp_path / "cache")
         base = fetch_base(recipe, "amd64", cache, tmp_path / "minirootfs")
         made, files = fetch_packages(make_plan(recipe, "amd64", base, cache), base, cache)
-    selection = Selection(
+    selection = PackageSet(
         tuple(each.package for each in made.packages),
         partial(open_planned, files, base, tmp_path / "packages"),
         made.world,

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import cli, interrupts, scratch
-from imgkit.commands import COMMANDS, build
+from imgkit.cli import main as cli
+from imgkit.cli.commands import COMMANDS, build
 from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
+from imgkit.host import interrupts, scratch
 from imgkit.recipe import load
 from imgkit.vm.failures import KernelPanicError
-from imgkit.vm.machines import host_arch
+from imgkit.vm.qemu.machines import host_arch
 from tests.commandline import Place, check_failure
 from tests.conftest import need
 from tests.mirrors import RECIPE
@@ -131,7 +132,7 @@ def test_wrong_variables(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if variable == "IMGKIT_LAUNCH_TIMEOUT":
-        monkeypatch.setattr("imgkit.commands.reading.probe", lambda _arch: argparse.Namespace(accelerator="tcg"))
+        monkeypatch.setattr("imgkit.cli.readoptions.probe", lambda _arch: argparse.Namespace(accelerator="tcg"))
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
     monkeypatch.setenv(variable, value)
@@ -202,7 +203,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
     def raises(_options: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setattr("imgkit.commands.doctor.run", raises)
+    monkeypatch.setattr("imgkit.cli.commands.doctor.run", raises)
     return ["doctor"]
 
 
@@ -330,9 +331,10 @@ def test_output_that_cannot_be_written(here: Place) -> None:
 
 
 WAITS = """
-import imgkit.commands.doctor as doctor, sys, time
+import imgkit.cli.commands.doctor as doctor, sys, time
 from pathlib import Path
-from imgkit import cli, scratch
+from imgkit.cli import main as cli
+from imgkit.host import scratch
 def run(options):
     with scratch.folder(Path.cwd(), ".imgkit-"):
         try:
@@ -469,7 +471,7 @@ def test_scratch_folders_of_the_dead_are_removed_and_those_of_the_living_are_not
         with scratch.folder(tmp_path, ".imgkit-"):
             assert first.exists()
         child = subprocess.run(
-            [sys.executable, "-c", "import sys; from imgkit import scratch; from pathlib import Path\n"
+            [sys.executable, "-c", "import sys; from imgkit.host import scratch; from pathlib import Path\n"
              "with scratch.folder(Path(sys.argv[1]), '.imgkit-'): pass", tmp_path],
             check=True,
         )  # fmt: skip

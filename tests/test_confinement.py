@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import doctor, process
-from imgkit.vm import arbiter, callfilter, confinement, identity, ownership
-from imgkit.vm.argv import Share, VmSpec
-from imgkit.vm.identity import Identity
+from imgkit.cli import hostchecks
+from imgkit.host import process
+from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.sandbox import arbiter, callfilter, confinement, identity
+from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.shares import ownership
 from tests.conftest import need, need_program
 from tests.files import public
 
@@ -416,7 +418,7 @@ def test_only_the_accelerators_group_is_kept(tmp_path: Path) -> None:
 def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
     need("root", identity.may_change())
     need("setpriv", Path("/usr/bin/setpriv").exists())
-    script = "from imgkit.vm import identity; print(identity.is_root(), identity.choose(None))"
+    script = "from imgkit.vm.sandbox import identity; print(identity.is_root(), identity.choose(None))"
     argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", script]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
@@ -454,7 +456,7 @@ def test_where_it_cannot_be_read_what_qemu_asks_for(
         scope.write_text(f"{level}\n")
     assert arbiter.blinded(scope, facts, changes=changes) == why
     monkeypatch.setattr(arbiter, "blinded", lambda: why)
-    assert (f"set-group-id for folders: refused, as {why}" in doctor._confinement().detail) is bool(why)
+    assert (f"set-group-id for folders: refused, as {why}" in hostchecks._confinement().detail) is bool(why)
 
 
 def test_other_machines_have_no_filter() -> None:

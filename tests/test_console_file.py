@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import VM, consolelog, watcher
+from imgkit.vm import VM, consolelog
 from imgkit.vm.consolelog import ConsoleLog
-from imgkit.vm.watcher import Watcher
+from imgkit.vm.shares import watcher
+from imgkit.vm.shares.watcher import Watcher
 from tests.conftest import need_program
 
 FIRMWARE: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.rootfs import depends, deptree
-from imgkit.rootfs.depends import Service
+from imgkit.rootfs.openrc import depends, deptree
+from imgkit.rootfs.openrc.depends import Service
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Slice, Tree
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit import diskimage
-from imgkit.engines.reading import image_info
+from imgkit.disk import diskimage
+from imgkit.engines.guestfs.readback import image_info
 from imgkit.errors import HostError, ImgkitError, InputError
 from imgkit.vm import VM
 from tests.conftest import need_program
@@ -153,7 +153,7 @@ def boot(image: Path, **options: Any) -> ImgkitError:
 def test_qemu_is_not_even_started_for_an_image_that_names_others(
     style: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "imgkit.process")
+    caplog.set_level(logging.DEBUG, "imgkit.host.process")
     image = tmp_path / "image.img"
     for content in (header(backing_offset=512, backing_size=11), header(incompatible=4), b"KDMV".ljust(512, b"\0")):
         image.write_bytes(content)

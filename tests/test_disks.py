@@ -15,9 +15,9 @@ import pytest
 
 from fixtures.ext4 import read_tree
 from imgkit.disk.regions import chunk_at, parse_map
-from imgkit.engines.limits import Limits
+from imgkit.engines.guestfs.limits import Limits
 from imgkit.rootfs.digest import differences, records
-from imgkit.verify.disk import compare_disk
+from imgkit.verification.disk import compare_disk
 from tests.conftest import need_program
 from tests.images import ROOT, Builder, Image, Images, results
 from tests.verifying import flip, seeded

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import InputError
-from imgkit.rootfs import elf
-from imgkit.rootfs.elf import ET_EXEC, ET_REL, MACHINES, ElfError
-from imgkit.rootfs.libraries import Libraries, check_architecture, system_path, with_targets
+from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries.elf import ET_EXEC, ET_REL, MACHINES, ElfError
+from imgkit.rootfs.binaries.libraries import Libraries, check_architecture, system_path, with_targets
 from imgkit.tree import Content, HardLink, Inline, Slice, Tree
 from tests.elves import make_elf
 

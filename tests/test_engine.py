@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout
-from imgkit.engines import feed, guestfs, quickstart, scripts
-from imgkit.engines.channel import Options
 from imgkit.engines.convert import convert
-from imgkit.engines.reading import image_info, open_image, parse_os_release
+from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs import feed, quickstart, scripts
+from imgkit.engines.guestfs.channel import Options
+from imgkit.engines.guestfs.readback import image_info, open_image, parse_os_release
 from imgkit.errors import HostError, InputError, RecipeError
-from imgkit.progress import Steps
+from imgkit.host.progress import Steps
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
 from tests.layouts import SPECS

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.engines import channel, hostkernel
-from imgkit.engines.channel import Channel, Drive, Options
+from imgkit.engines.guestfs import channel, hostkernel
+from imgkit.engines.guestfs.channel import Channel, Drive, Options
 from imgkit.errors import HostError
 from tests.processes import gone
 

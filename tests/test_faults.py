@@ -14,10 +14,10 @@ from fixtures import apkbuild
 from fixtures.apkbuild import Apk, Entry
 from fixtures.keys import Keys, load, new_rsa
 from fixtures.server import HTML, NOT_FOUND, Fault, Site
-from imgkit import cli
+from imgkit.cli import main as cli
 from imgkit.fetch.http import Http
-from imgkit.rootfs.binaries import Findings, Lacking
-from imgkit.vm.machines import host_arch
+from imgkit.rootfs.binaries.examine import Findings, Lacking
+from imgkit.vm.qemu.machines import host_arch
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, package
 
@@ -405,7 +405,7 @@ def test_a_payload_that_lacks_a_library(
     packages = [*build.small.packages, package("libx", key=keys.signing, provides=provides)]
     build.small.index(each.record for each in packages)
     made = SimpleNamespace(binaries=Findings(lacking=(Lacking("opt/agent-runner/x.node", "libx.so.1"),)))
-    monkeypatch.setattr("imgkit.build.compose", lambda *_, **__: made)
+    monkeypatch.setattr("imgkit.image.assemble.compose", lambda *_, **__: made)
     error = "/opt/agent-runner/x.node: needs the library libx.so.1, which the image lacks"
     hint = "add the package libx" if provides else "no package of the image's repositories provides so:libx.so.1"
     build.fails(4, error, f"hint: {hint}", recipe=RECIPE + "payload_binaries = 'strict'\n")

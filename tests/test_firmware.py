@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.vm import firmware
-from imgkit.vm.firmware import Firmware
+from imgkit.vm.qemu import firmware
+from imgkit.vm.qemu.firmware import Firmware
 
 
 def place(root: Path, name: str, data: bytes = b"x") -> Path:

@@ -15,16 +15,17 @@ from typing import Any, cast
 import pytest
 
 from imgkit.errors import GuestError
-from imgkit.vm import VM, agent, protocol, rates
-from imgkit.vm.agent import Request, Transport, collect
+from imgkit.vm import VM
+from imgkit.vm.agent import protocol, rates, requests
+from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.protocol import AgentResult, Garbage, Lines, Output
+from imgkit.vm.agent.rates import Rate
+from imgkit.vm.agent.requests import AgentRequest, Transport, collect
+from imgkit.vm.agent.serialmode import SerialMode
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import FloodError, QemuDiedError, RequestError
-from imgkit.vm.filemode import FileMode
-from imgkit.vm.protocol import Garbage, Lines, Output, Result
-from imgkit.vm.rates import Rate
 from imgkit.vm.rootport import RootPort
-from imgkit.vm.serialmode import SerialMode
-from imgkit.vm.shares import Folder
+from imgkit.vm.shares.folder import Folder
 from tests.test_agent_client import RESULT, Recorded, output
 
 pytestmark = pytest.mark.hostile
@@ -68,24 +69,24 @@ def test_a_flood_of_lines_ends_a_request_in_time(line: bytes, monkeypatch: pytes
     monkeypatch.setattr(rates, "LINES", 100_000)
     monkeypatch.setattr(rates, "LINES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=r"the guest floods the host: .* lines"):
-        collect(Request(Endless(piece), {}))
+        collect(AgentRequest(Endless(piece), {}))
     monkeypatch.setattr(rates, "LINES", 1 << 60)
     monkeypatch.setattr(rates, "BYTES", 1 << 60)
-    monkeypatch.setattr(agent, "MAX_STREAM", 1 << 60)
+    monkeypatch.setattr(requests, "MAX_STREAM", 1 << 60)
     with soon(), pytest.raises(RequestError, match=r"no result of the request within 1 s"):
-        collect(Request(Endless(piece), {}, timeout=1))
+        collect(AgentRequest(Endless(piece), {}, timeout=1))
 
 
 def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "BYTES", 8 * MIB)
     monkeypatch.setattr(rates, "BYTES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=f"bytes within . s .allowed are {8 * MIB} and 1 a second"):
-        collect(Request(Endless(b"x" * (MIB - 1) + b"\n"), {}))
+        collect(AgentRequest(Endless(b"x" * (MIB - 1) + b"\n"), {}))
 
 
 def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
     mode = FileMode(Folder(tmp_path))
-    request = Request(mode, {}, timeout=5)
+    request = AgentRequest(mode, {}, timeout=5)
     (tmp_path / "streams" / f"{request.id}.log").write_bytes(b"\n" * (32 * MIB))
     with soon(), pytest.raises(FloodError):
         request.result()
@@ -94,14 +95,14 @@ def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
 
 
 def test_liveness_is_looked_at_though_the_guest_talks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "_DRAIN", 0.5)
+    monkeypatch.setattr(requests, "_DRAIN", 0.5)
 
     def gone() -> None:
         raise QemuDiedError("QEMU was killed by SIGKILL")
 
     piece = json.dumps(output("x")).encode() + b"\n"
     with soon(), pytest.raises(QemuDiedError):
-        collect(Request(Endless(piece), {}, alive=gone))
+        collect(AgentRequest(Endless(piece), {}, alive=gone))
 
 
 def test_what_a_machine_said_before_it_ended_is_not_lost() -> None:
@@ -110,15 +111,15 @@ def test_what_a_machine_said_before_it_ended_is_not_lost() -> None:
 
     pieces = [json.dumps(output(str(number))).encode() + b"\n" for number in range(100)]
     pieces.append(json.dumps(RESULT).encode() + b"\n")
-    events = list(Request(Recorded(pieces), {}, alive=gone))
+    events = list(AgentRequest(Recorded(pieces), {}, alive=gone))
     assert len(events) == 101
-    assert isinstance(events[-1], Result)
+    assert isinstance(events[-1], AgentResult)
 
 
 def test_a_result_in_time_counts_though_it_is_taken_late() -> None:
     """Whoever reads slowly must not lose a result that was there before the deadline."""
     whole = (json.dumps(output("x")).encode() + b"\n") * 3 + json.dumps(RESULT).encode() + b"\n"
-    request = Request(Recorded([whole]), {}, timeout=0.2)
+    request = AgentRequest(Recorded([whole]), {}, timeout=0.2)
     assert isinstance(next(request), Output)
     time.sleep(0.3)
     assert request.result().ok
@@ -135,7 +136,7 @@ def questions(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["permission_request", "host_tool_request"])
 def test_a_hundred_thousand_questions(kind: str, tmp_path: Path) -> None:
     mode = FileMode(Folder(tmp_path))
-    request = Request(mode, {}, timeout=60)
+    request = AgentRequest(mode, {}, timeout=60)
     (tmp_path / "streams" / f"{request.id}.log").write_bytes(questions(kind))
     with soon(), pytest.raises(FloodError, match="questions within"):
         request.result()
@@ -147,9 +148,9 @@ def test_a_talkative_agent_is_no_flood() -> None:
     """A command that prints 300,000 lines one by one, and one that prints 200 MiB."""
     short = (json.dumps(output("a line of output\n")).encode() + b"\n") * 10_000
     end = json.dumps(RESULT).encode() + b"\n"
-    assert len(collect(Request(Recorded([short] * 30 + [end]), {})).stdout) == 30 * 10_000 * 17
+    assert len(collect(AgentRequest(Recorded([short] * 30 + [end]), {})).stdout) == 30 * 10_000 * 17
     long = json.dumps(output("x" * 65_536, "stderr")).encode() + b"\n"
-    request = Request(Recorded([long * 16] * 200 + [end]), {})
+    request = AgentRequest(Recorded([long * 16] * 200 + [end]), {})
     assert sum(len(event.data) for event in request if isinstance(event, Output)) == 200 * MIB
 
 
@@ -234,7 +235,7 @@ SAYS = {
 
 def waits_for_a_result(mode: SerialMode) -> None:
     transport: Transport = mode
-    Request(transport, {}, timeout=1).result()
+    AgentRequest(transport, {}, timeout=1).result()
 
 
 def waits_for_a_heartbeat(mode: SerialMode) -> None:
@@ -269,7 +270,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its questions are answered without waiting for it, and what it does not take is limited."""
     host, guest = socket.socketpair()
     mode = SerialMode(host)
-    monkeypatch.setattr("imgkit.vm.serialmode._MAX_UNSENT", 4 * MIB)
+    monkeypatch.setattr("imgkit.vm.agent.serialmode._MAX_UNSENT", 4 * MIB)
     answer: dict[str, Any] = {"behavior": "allow", "updatedInput": "x" * MIB}
 
     def answers() -> None:
@@ -278,7 +279,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with soon(), pytest.raises(GuestError, match="has not taken 4 MiB of answers"):
         answers()
-    monkeypatch.setattr("imgkit.vm.serialmode._SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr("imgkit.vm.agent.serialmode._SEND_TIMEOUT", 0.1)
     time.sleep(0.2)
     with pytest.raises(GuestError, match=r"took no message for 0\.1 s"):
         mode.pump()
@@ -289,7 +290,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_is_handed_out_in_pieces() -> None:
     host, guest = socket.socketpair()
     mode = SerialMode(host)
-    request = Request(mode, {}, timeout=30)
+    request = AgentRequest(mode, {}, timeout=30)
     line = json.dumps({"type": "stream", "requestId": request.id, "line": json.dumps(output("x" * 60_000))}).encode()
     sender = threading.Thread(target=guest.sendall, args=((line + b"\n") * 100,))
     sender.start()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fixtures.ext4 import read_tree
-from imgkit.rootfs import elf
-from imgkit.rootfs.libraries import check_architecture
+from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.tree import File
 from tests.elves import make_elf
 from tests.images import ROOT, Builder, Images

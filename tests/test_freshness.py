@@ -12,13 +12,14 @@ import pytest
 
 from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
-from imgkit import cli, lockfile
 from imgkit.apk import branches
 from imgkit.apk.branches import branch_of, end_of
+from imgkit.cli import main as cli
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
-from imgkit.freshness import Freshness, Stated, warn_expired
-from imgkit.plan import fetch_base
+from imgkit.planning import lockfile
+from imgkit.planning.freshness import Freshness, Stated, warn_expired
+from imgkit.planning.plan import fetch_base
 from imgkit.recipe import load
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from imgkit import doctor
+from imgkit.cli import hostchecks
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import VM, argv, confinement, handover, identity, landlock
-from imgkit.vm.argv import Disk, Share, VmSpec
-from imgkit.vm.firmware import Firmware
-from imgkit.vm.identity import Identity
-from imgkit.vm.shares import Folder
+from imgkit.vm import VM
+from imgkit.vm.qemu import argv, handover
+from imgkit.vm.qemu.argv import Disk, Share, VmSpec
+from imgkit.vm.qemu.firmware import Firmware
+from imgkit.vm.sandbox import confinement, identity, landlock
+from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.shares.folder import Folder
 from tests.conftest import need, need_program
 
 STRANGER = Identity(4711, 4712)
@@ -78,10 +80,10 @@ def test_everything_has_a_name_that_another_user_can_open(spec: VmSpec, tmp_path
 LEFT = """
 import os, signal, sys
 from pathlib import Path
-from imgkit.vm import handover
-from imgkit.vm.argv import VmSpec
-from imgkit.vm.identity import Identity
-from imgkit.vm.scratch import private_folder
+from imgkit.vm.qemu import handover
+from imgkit.vm.qemu.argv import VmSpec
+from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.qemu.privatefolder import private_folder
 user = Identity(4711, 4712) if os.geteuid() == 0 else None
 with private_folder() as folder:
     spec = VmSpec(arch="amd64", disk=None, console=folder / "console")
@@ -206,14 +208,14 @@ def test_only_shares_can_be_read_only(names: set[str], tmp_path: Path) -> None:
 
 
 def test_a_host_without_landlock_or_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._confinement().name == "sandbox of QEMU"
+    assert hostchecks._confinement().name == "sandbox of QEMU"
     for version, good in ((0, False), (1, False), (2, True)):
         monkeypatch.setattr(landlock, "version", lambda _, version=version: version)
-        finding = doctor._confinement()
+        finding = hostchecks._confinement()
         assert finding.ok == (good and confinement.filters_calls())
         assert not finding.required
     monkeypatch.setattr(confinement, "filters_calls", lambda: False)
-    assert "swept up afterwards" in doctor._confinement().detail
+    assert "swept up afterwards" in hostchecks._confinement().detail
 
 
 @pytest.mark.vm

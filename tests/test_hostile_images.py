@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from imgkit.disk.regions import regions_of
-from imgkit.engines import guestfs
-from imgkit.engines.channel import Options
-from imgkit.engines.chunks import map_disk
-from imgkit.engines.limits import Limits
-from imgkit.engines.reading import ImageReader, image_info, open_image
+from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs.channel import Options
+from imgkit.engines.guestfs.chunks import map_disk
+from imgkit.engines.guestfs.limits import Limits
+from imgkit.engines.guestfs.readback import ImageReader, image_info, open_image
 from imgkit.errors import InputError
-from imgkit.progress import Steps
+from imgkit.host.progress import Steps
 from imgkit.rootfs.digest import records
-from imgkit.verify.check import Subject, Verdict, verify
-from imgkit.verify.statement import StatedFile, Statement, parse
+from imgkit.verification.check import Subject, Verification, verify
+from imgkit.verification.statement import StatedFile, Statement, parse
 from tests.conftest import need, need_program
 from tests.test_engine import BOOT, LAYOUT, small_tree
 from tests.verifying import flip, stated_file
@@ -73,7 +73,7 @@ def disk(built: tuple[Path, Statement], tmp_path: Path) -> Path:
     return target
 
 
-def verdict_on(disk: Path, stated: Statement, options: Options, limits: Limits | None = None) -> Verdict:
+def verdict_on(disk: Path, stated: Statement, options: Options, limits: Limits | None = None) -> Verification:
     scratch = disk.with_name("scratch")
     scratch.mkdir()
 

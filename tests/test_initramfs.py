@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError, RecipeError
-from imgkit.rootfs.elf import ET_EXEC, ET_REL
+from imgkit.rootfs.binaries.elf import ET_EXEC, ET_REL
 from imgkit.rootfs.initramfs.make import install_initramfs, make_initramfs
 from imgkit.rootfs.initramfs.mkinitfs import (
     CONFIGURATION,

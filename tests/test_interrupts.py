@@ -32,7 +32,7 @@ STEPS = [
 ]
 """As the log names them. "make the boot loader", "install GRUB" and "map the disk" are left out: they take an instant,
 so a signal hits the next one, and a build until then takes seconds. Putting into place is done altogether
-(:func:`imgkit.interrupts.held_back`)."""
+(:func:`imgkit.host.interrupts.held_back`)."""
 
 
 @pytest.fixture(scope="module")

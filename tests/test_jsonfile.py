@@ -17,14 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit import bootrecord, cli, lockfile
 from imgkit.apk.index import format_record
-from imgkit.build import _write_manifest
+from imgkit.cli import main as cli
 from imgkit.errors import InputError, RecipeError
-from imgkit.jsonfile import DEEPEST, parse_json, read_json
-from imgkit.manifest import MAX_SIZE, read_manifest
-from imgkit.plan import Plan
-from imgkit.publish.layout import parse_index
+from imgkit.host.jsonfile import DEEPEST, parse_json, read_json
+from imgkit.image import bootrecord
+from imgkit.image.assemble import _write_manifest
+from imgkit.image.manifest import MAX_SIZE, read_manifest
+from imgkit.planning import lockfile
+from imgkit.planning.plan import Plan
+from imgkit.publish.publication import parse_index
 from imgkit.recipe import Recipe, load
 from imgkit.rootfs.digest import records
 from imgkit.tree import Tree

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.elf import ET_REL, ElfError
+from imgkit.rootfs.binaries.elf import ET_REL, ElfError
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.kmod import (
     Entry,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.rootfs.scripts.run import Outcome, Unsupported, run_script
+from imgkit.rootfs.scripts.effects import Outcome, Unsupported, run_script
 from imgkit.rootfs.scripts.sorting import version_order
 from imgkit.tree import Directory, File, Inline, Symlink, Tree
 from tests.test_scripts import base, run, said

@@ -10,10 +10,11 @@ import pytest
 
 from fixtures.keys import Keys
 from fixtures.server import Site, serve
-from imgkit import lockfile, recipe
+from imgkit import recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.plan import fetch_base, fetch_packages, make_plan, providers
+from imgkit.planning import lockfile
+from imgkit.planning.plan import fetch_base, fetch_packages, make_plan, providers
 from tests.commandline import Place, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, minimal, package
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import lockfile
 from imgkit.apk.index import Package, Repository
 from imgkit.errors import ImgkitError, InputError, RecipeError
-from imgkit.plan import Artefact, Plan, PlannedPackage
+from imgkit.planning import lockfile
+from imgkit.planning.plan import Artefact, Plan, PlannedPackage
 from imgkit.recipe import Recipe, load
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,8 @@ from typing import Any
 import pycdlib
 import pytest
 
-from imgkit import cli
-from imgkit.commands import machine
+from imgkit.cli import machineoptions
+from imgkit.cli import main as cli
 from tests.conftest import need_program
 from tests.publications import facts
 
@@ -49,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             stages=dict,
         )
 
-    monkeypatch.setattr(machine, "VM", SimpleNamespace(boot=boot))
+    monkeypatch.setattr(machineoptions, "VM", SimpleNamespace(boot=boot))
     return calls
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from imgkit.disk.layout import make_layout, partition_specs
 from imgkit.disk.regions import DiskMap, regions_of
-from imgkit.manifest import Made, describe
+from imgkit.image.manifest import Made, describe
 from imgkit.recipe import load
-from imgkit.rootfs.binaries import Doubtful, Findings, Foreign, Lacking
+from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking
 from imgkit.rootfs.compose import Composition
 from imgkit.rootfs.install import Report
 from tests.commandline import ROOT

@@ -14,11 +14,11 @@ MIB = 1 << 20
 COMPOSE = """
 import sys
 from pathlib import Path
-from imgkit.commands.build import peak_memory
+from imgkit.cli.commands.build import peak_memory
 from imgkit.disk.grub import BootFiles
-from imgkit.engines.feed import write_feed
+from imgkit.engines.guestfs.feed import write_feed
 from imgkit.rootfs import digest
-from imgkit.rootfs.libraries import check_architecture
+from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.payload import add_directory
 from imgkit.tree import Tree
 

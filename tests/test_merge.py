@@ -7,13 +7,13 @@ import hashlib
 import pytest
 
 from imgkit.apk.index import Package
-from imgkit.apk.unpack import Entry
+from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import RecipeError
-from imgkit.rootfs.accounts import Names
+from imgkit.rootfs.accounts import AccountNumbers
 from imgkit.rootfs.merge import Ledger, merge, remove
 from imgkit.tree import Directory, File, HardLink, Inline, Symlink, Tree
 
-NAMES = Names(users={"root": 0, "www": 80}, groups={"root": 0, "www": 81})
+NAMES = AccountNumbers(users={"root": 0, "www": 80}, groups={"root": 0, "www": 81})
 
 
 def package(name: str, version: str = "1-r0", *, replaces: str = "", priority: int = 0, origin: str = "") -> Package:
@@ -22,16 +22,16 @@ def package(name: str, version: str = "1-r0", *, replaces: str = "", priority: i
     )
 
 
-def directory(path: str, mode: int = 0o755) -> Entry:
-    return Entry(path, Directory(mode=mode), None, "root", "root")
+def directory(path: str, mode: int = 0o755) -> PackageEntry:
+    return PackageEntry(path, Directory(mode=mode), None, "root", "root")
 
 
-def file(path: str, text: str, *, uname: str = "root", gname: str = "root", uid: int = 0) -> Entry:
+def file(path: str, text: str, *, uname: str = "root", gname: str = "root", uid: int = 0) -> PackageEntry:
     data = text.encode()
-    return Entry(path, File(content=Inline(data), uid=uid, gid=uid), hashlib.sha1(data).digest(), uname, gname)
+    return PackageEntry(path, File(content=Inline(data), uid=uid, gid=uid), hashlib.sha1(data).digest(), uname, gname)
 
 
-def installed(*steps: tuple[Package, list[Entry]], tree: Tree | None = None) -> tuple[Tree, Ledger]:
+def installed(*steps: tuple[Package, list[PackageEntry]], tree: Tree | None = None) -> tuple[Tree, Ledger]:
     tree, ledger = tree or Tree(), Ledger()
     for one, entries in steps:
         merge(tree, ledger, one, entries, NAMES)
@@ -91,7 +91,10 @@ def test_links_to_directories_are_followed() -> None:
     tree.mkdir("usr/lib")
     tree.symlink("lib", "usr/lib")
     tree, ledger = installed(
-        (package("a"), [directory("lib"), file("lib/x", "x"), Entry("lib/y", HardLink(target="lib/x"), None, "", "")]),
+        (
+            package("a"),
+            [directory("lib"), file("lib/x", "x"), PackageEntry("lib/y", HardLink(target="lib/x"), None, "", "")],
+        ),
         tree=tree,
     )
     assert tree.read("usr/lib/x") == b"x"
@@ -131,7 +134,7 @@ def test_removing_a_package_leaves_what_others_have_and_what_was_changed() -> No
     tree, ledger = installed(
         (package("a"), [directory("d"), directory("d/own"), file("d/own/x", "x"), file("d/f", "f"),
                         directory("etc"), file("etc/same", "1"), file("etc/mine", "1"),
-                        Entry("d/l", Symlink(target="f"), hashlib.sha1(b"f").digest(), "", "")]),
+                        PackageEntry("d/l", Symlink(target="f"), hashlib.sha1(b"f").digest(), "", "")]),
         (package("b"), [directory("d"), file("d/g", "g")]),
     )  # fmt: skip
     tree.write("etc/mine", "2")

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from imgkit.errors import UsageError
 from imgkit.vm import VM, bootspec
-from imgkit.vm.argv import VmSpec, arguments
-from imgkit.vm.net import answers, gateway, packets, restricted
+from imgkit.vm.net import dhcpdns, gateway, packets, restricted
 from imgkit.vm.net.gateway import Gateway, Told
-from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, Segment
+from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, parse
 from imgkit.vm.net.tcp import Connection
+from imgkit.vm.qemu.argv import VmSpec, arguments
 from tests.images import Image
 
 OWN = b"\x52\x54\x00\x12\x34\x56"
@@ -35,7 +35,7 @@ def datagram(payload: bytes) -> bytes:
 
 
 def syn(target: str, port: int, source: int = 40000) -> bytes:
-    segment = Segment(source, port, 7, 0, SYN, 60000, mss=1460, scale=7)
+    segment = TcpSegment(source, port, 7, 0, SYN, 60000, mss=1460, scale=7)
     return datagram(packets.tcp_packet(GUEST, IPv4Address(target), segment))
 
 
@@ -148,9 +148,9 @@ def test_what_was_named_is_asked_for() -> None:
 def test_segments_of_no_connection_are_reset() -> None:
     here = Here()
     for flags, answer in ((ACK, RST), (FIN, RST | ACK), (SYN | ACK, RST), (PSH | ACK, RST)):
-        segment = Segment(1, 2, 3, 4, flags, 5)
+        segment = TcpSegment(1, 2, 3, 4, flags, 5)
         assert here.flags(datagram(packets.tcp_packet(GUEST, GATEWAY, segment))) == [answer]
-    assert here.hear(datagram(packets.tcp_packet(GUEST, GATEWAY, Segment(1, 2, 3, 4, RST, 5)))) == []
+    assert here.hear(datagram(packets.tcp_packet(GUEST, GATEWAY, TcpSegment(1, 2, 3, 4, RST, 5)))) == []
 
 
 def test_a_name_never_stands_at_an_address_that_was_named() -> None:
@@ -261,8 +261,8 @@ def test_noise(data: bytes) -> None:
     packets.tcp(data)
     packets.udp(data)
     packets.arp_reply(data, OWN, GUEST)
-    answers.dhcp(data)
-    answer = answers.dns(data, lambda _: True, lambda _: GUEST)
+    dhcpdns.dhcp(data)
+    answer = dhcpdns.dns(data, lambda _: True, lambda _: GUEST)
     assert answer is None or len(answer) <= len(data) + 16
 
 
@@ -299,16 +299,16 @@ class Guest:
             data += piece
         return data
 
-    def segment(self) -> Segment:
+    def segment(self) -> TcpSegment:
         found = packets.datagram(self.frame())
         assert found is not None
         segment = packets.tcp(found.payload)
         assert segment is not None
         return segment
 
-    def say(self, to: Segment, target: str, data: bytes = b"", flags: int = ACK, seq: int = 8) -> None:
+    def say(self, to: TcpSegment, target: str, data: bytes = b"", flags: int = ACK, seq: int = 8) -> None:
         """Answer a segment."""
-        own = Segment(to.target, to.source, seq, to.seq + bool(to.flags & SYN) + len(to.data), flags, 60000, data)
+        own = TcpSegment(to.target, to.source, seq, to.seq + bool(to.flags & SYN) + len(to.data), flags, 60000, data)
         self.send(datagram(packets.tcp_packet(GUEST, IPv4Address(target), own)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, Segment
+from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 BIG = 1 << 32
@@ -22,7 +22,7 @@ class World:
 
     said: bytearray = field(default_factory=bytearray)
     log: list[str] = field(default_factory=list)
-    sent: list[Segment] = field(default_factory=list)
+    sent: list[TcpSegment] = field(default_factory=list)
     pauses: list[bool] = field(default_factory=list)
     now: float = 0.0
     space: int = BUFFER
@@ -48,7 +48,7 @@ class World:
 
     def opened(self, **syn: Any) -> Connection:
         values: dict[str, Any] = {"window": 60000, "mss": 1460, "scale": 7, **syn}
-        connection = Connection(Segment(40000, 443, 1000, 0, SYN, **values), self.sent.append, lambda: self.now)
+        connection = Connection(TcpSegment(40000, 443, 1000, 0, SYN, **values), self.sent.append, lambda: self.now)
         assert not self.sent, "nothing is said before the other side is there"
         connection.accept(self)
         (hello,) = self.sent
@@ -58,11 +58,11 @@ class World:
         self.start = hello.seq
         return connection
 
-    def guest(self, flags: int = ACK, seq: int = 0, ack: int = 0, data: bytes = b"", window: int = 500) -> Segment:
+    def guest(self, flags: int = ACK, seq: int = 0, ack: int = 0, data: bytes = b"", window: int = 500) -> TcpSegment:
         """A segment of the guest; numbers count from the first byte."""
-        return Segment(40000, 443, (1001 + seq) % BIG, (self.start + 1 + ack) % BIG, flags, window, data)
+        return TcpSegment(40000, 443, (1001 + seq) % BIG, (self.start + 1 + ack) % BIG, flags, window, data)
 
-    def talk(self, connection: Connection, *segments: Segment) -> list[tuple[int, int, int, bytes]]:
+    def talk(self, connection: Connection, *segments: TcpSegment) -> list[tuple[int, int, int, bytes]]:
         """What the guest is answered: flags, number and confirmation counted from the first byte, data."""
         for segment in segments:
             connection.segment(segment)
@@ -103,8 +103,8 @@ def test_the_guest_ends_first_and_still_hears_the_answer() -> None:
 
 
 def test_a_refused_connection_is_reset() -> None:
-    sent: list[Segment] = []
-    connection = Connection(Segment(1, 2, BIG - 1, 0, SYN, 100), sent.append, lambda: 0.0)
+    sent: list[TcpSegment] = []
+    connection = Connection(TcpSegment(1, 2, BIG - 1, 0, SYN, 100), sent.append, lambda: 0.0)
     connection.refuse()
     assert connection.closed
     assert [(each.flags, each.ack) for each in sent] == [(RST | ACK, 0)]
@@ -180,9 +180,9 @@ def test_an_unanswered_hello_is_repeated() -> None:
     world.now = 1
     connection.tick()
     assert [each.flags for each in world.sent] == [SYN | ACK]
-    connection.segment(Segment(40000, 443, 1000, 0, SYN, 60000))
+    connection.segment(TcpSegment(40000, 443, 1000, 0, SYN, 60000))
     assert [each.flags for each in world.sent] == [SYN | ACK] * 2
-    connection.segment(Segment(40000, 443, 5000, 0, SYN, 60000))
+    connection.segment(TcpSegment(40000, 443, 5000, 0, SYN, 60000))
     assert connection.closed, "another connection"
 
 
@@ -203,7 +203,7 @@ class Peer:
         self.got = bytearray()
         self.confirmed = self.ended = False
 
-    def hear(self, segment: Segment) -> None:
+    def hear(self, segment: TcpSegment) -> None:
         offset = (segment.seq - self.world.start - 1) % BIG
         if offset == len(self.got) and not self.ended:
             self.got += segment.data
@@ -212,7 +212,7 @@ class Peer:
 
     acked = 0
 
-    def say(self) -> list[Segment]:
+    def say(self) -> list[TcpSegment]:
         ack = len(self.got) + self.ended
         rest = self.text[self.acked :]
         pieces = [rest[at : at + 700] for at in range(0, len(rest), 700)]
@@ -257,7 +257,7 @@ def test_everything_arrives_over_a_link_that_loses_and_mixes(up: bytes, down: by
 
 NUMBERS = st.sampled_from([0, 1, 1000, 1001, 1002, 1101, BIG - 1, BIG // 2]) | st.integers(0, BIG - 1)
 WILD = st.builds(
-    Segment,
+    TcpSegment,
     st.just(40000),
     st.just(443),
     NUMBERS,
@@ -269,7 +269,7 @@ WILD = st.builds(
 
 
 @given(st.lists(st.tuples(WILD, st.booleans(), st.sampled_from(["", "data", "end", "tick", "drained"])), max_size=40))
-def test_a_guest_that_keeps_to_nothing(steps: list[tuple[Segment, bool, str]]) -> None:
+def test_a_guest_that_keeps_to_nothing(steps: list[tuple[TcpSegment, bool, str]]) -> None:
     """Nothing is raised, and what is kept for it and said for it stays within bounds."""
     world = World()
     connection = world.opened()

@@ -18,9 +18,9 @@ import pytest
 
 from fixtures.server import serve
 from imgkit.errors import InputError
-from imgkit.rootfs.binaries import examine, platforms
-from imgkit.rootfs.npm import MINIMUM, Build, prepare, unlocked_options
-from imgkit.rootfs.npmbox import problem
+from imgkit.rootfs.binaries.examine import examine, platforms
+from imgkit.rootfs.npm.npmbox import problem
+from imgkit.rootfs.npm.prepare import MINIMUM, Build, prepare, unlocked_options
 from imgkit.rootfs.payload import replace_payload
 from imgkit.tree import Tree
 from tests.commandline import ROOT

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.npm import _mention_unlocked, prepare
-from imgkit.rootfs.npmbox import Box
-from imgkit.rootfs.npmconfig import Setting, parse, settings
-from imgkit.rootfs.npmsources import check_lock, check_manifest, is_git, leaves, read_json
+from imgkit.rootfs.npm.npmbox import Box
+from imgkit.rootfs.npm.npmconfig import Setting, parse, settings
+from imgkit.rootfs.npm.npmsources import check_lock, check_manifest, is_git, leaves, read_json
+from imgkit.rootfs.npm.prepare import _mention_unlocked, prepare
 from tests.conftest import need_program
 
 MANIFEST = Path("package.json")

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.npm import prepare
-from imgkit.rootfs.npmbox import problem
+from imgkit.rootfs.npm.npmbox import problem
+from imgkit.rootfs.npm.prepare import prepare
 from tests.conftest import need, need_program
 from tests.test_npm import no_bubblewrap, npm, tarball
 

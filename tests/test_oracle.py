@@ -16,13 +16,13 @@ import pytest
 from fixtures.mirror import Mirror
 from imgkit.apk.stored_scripts import parse_scripts
 from imgkit.fetch.cache import Cache
-from imgkit.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.recipe import Recipe, load
 from imgkit.rootfs.digest import differences, records
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install, installed_in, world_in
 from imgkit.rootfs.kernel import kernels
-from imgkit.rootfs.scripts.run import Hooks
+from imgkit.rootfs.scripts.effects import Hooks
 from imgkit.tree import File, HardLink, Slice, Symlink, Tree
 from tests.trees import tree_from_tar
 

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit import process
-from imgkit.vm import identity, ownership
-from imgkit.vm.confinement import Confinement
-from imgkit.vm.identity import Identity
+from imgkit.host import process
+from imgkit.vm.sandbox import identity
+from imgkit.vm.sandbox.confinement import Confinement
+from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.shares import ownership
 from tests.conftest import need
 
 IDS = st.integers(0, 2**32 - 2)

@@ -14,11 +14,12 @@ import pytest
 
 from imgkit.apk.index import Repository, parse_index, parse_record
 from imgkit.errors import InputError
-from imgkit.rootfs import accounts, cacerts, elf
+from imgkit.rootfs import accounts, cacerts
+from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries.libraries import Libraries
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.mkinitfs import expand, feature_files
 from imgkit.rootfs.kernel import unpack_zboot
-from imgkit.rootfs.libraries import Libraries
 from imgkit.tree import MAX_READ, MAX_TEXT, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError
 from tests.elves import make_elf
 

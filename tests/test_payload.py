@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.npm import Build, prepare
+from imgkit.rootfs.npm.prepare import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
 from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
 from tests.conftest import need

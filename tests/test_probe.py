@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import identity, machines, probe
-from imgkit.vm.machines import MACHINES
+from imgkit.vm.qemu import machines, probe
+from imgkit.vm.qemu.machines import MACHINES
+from imgkit.vm.sandbox import identity
 from tests.conftest import need, need_program
 
 AMD64, ARM64 = MACHINES["amd64"], MACHINES["arm64"]
@@ -207,7 +208,7 @@ def test_a_device_that_is_closed_to_qemus_user(
         device.chmod(mode)
         os.chown(device, 0, group)
         user = identity.choose(None, device=device)
-        kvm = probe.Verdict("kvm", "host", "it passed the timed probe")
+        kvm = probe.Accelerator("kvm", "host", "it passed the timed probe")
         assert probe.allowed(kvm, "amd64", "auto", None, device) == kvm
         verdict = probe.allowed(kvm, "amd64", "auto", user, device)
         if is_open:

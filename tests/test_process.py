@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import process
 from imgkit.errors import HostError
+from imgkit.host import process
 from tests.processes import gone
 
 
@@ -76,7 +76,7 @@ def test_the_whole_group_ends_with_the_block(tmp_path: Path) -> None:
 
 def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
     program = (
-        "from imgkit import process; import time\n"
+        "from imgkit.host import process; import time\n"
         "with process.start(['sleep', '62']) as child:\n    print(child.pid, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
@@ -90,7 +90,7 @@ def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
 FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
-from imgkit import process
+from imgkit.host import process
 words = ["/bin/sh", "-c", "sleep 63 & echo $!; echo $$; wait"]
 with process.start_family(words, env={"PATH": sys.argv[1]}, cwd=Path("/"), stdout=subprocess.PIPE) as child:
     print(int(child.stdout.readline()), int(child.stdout.readline()), child.pid, flush=True)
@@ -142,14 +142,14 @@ def _members(number: int) -> list[str]:
 
 
 def test_commands_are_logged_so_that_they_can_be_pasted(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "imgkit.process"):
+    with caplog.at_level(logging.DEBUG, "imgkit.host.process"):
         process.run(["echo", "a b", "$HOME"])
     assert "echo 'a b' '$HOME'" in caplog.text
 
 
 INTERRUPTED_FORK = """
 import os, signal, time
-from imgkit import interrupts, process
+from imgkit.host import interrupts, process
 
 def at_fork():
     os.kill(os.getpid(), signal.SIGINT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgkit.progress import Steps, bar
+from imgkit.host.progress import Steps, bar
 
 
 def test_steps_are_timed_and_listed_in_order_of_their_start() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from fixtures.server import Fault, Site, serve
-from imgkit import cli, interrupts
+from imgkit.cli import main as cli
+from imgkit.host import interrupts
 from tests import hostdownload
 from tests.conftest import need_program
 from tests.files import digest

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import UsageError
-from imgkit.vm import watcher
+from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
-from imgkit.vm.quotas import Limit, Quotas, parse, show
-from imgkit.vm.watcher import Area, Watcher, disk_limit, family, unlinked
-from imgkit.walk import Walk
+from imgkit.vm.shares import watcher
+from imgkit.vm.shares.quotas import Limit, Quotas, parse, show
+from imgkit.vm.shares.watcher import Area, Watcher, disk_limit, family, unlinked
 from tests.conftest import need
 from tests.files import nest
 
@@ -239,8 +239,8 @@ sys.path.insert(0, sys.argv[1])
 package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
-from imgkit.vm import watcher
-from imgkit.vm.quotas import Limit
+from imgkit.vm.shares import watcher
+from imgkit.vm.shares.quotas import Limit
 watcher.INTERVAL = 0.02
 top = Path(sys.argv[2])
 ended = threading.Event()
@@ -258,7 +258,7 @@ with watching.running(lambda: None, ended.set):
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") if user is not None else sys.executable
     need("a Python for every user", python)
     try:
-        package = Path(watcher.__file__).parents[1]
+        package = Path(watcher.__file__).parents[2]
         shutil.copytree(package, place / "code/imgkit", ignore=shutil.ignore_patterns("__pycache__"))
         (place / "top").mkdir()
         if user is not None:
@@ -341,7 +341,7 @@ def test_the_hint_has_an_example_of_time() -> None:
 
 
 def test_the_default_lets_the_longest_stream_pass() -> None:
-    from imgkit.vm.agent import MAX_STREAM
+    from imgkit.vm.agent.requests import MAX_STREAM
 
     limit = Quotas().ipc.size
     assert limit is not None

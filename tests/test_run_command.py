@@ -11,21 +11,22 @@ from typing import Any
 
 import pytest
 
-from imgkit.commands import machine, run
+from imgkit.cli import machineoptions
+from imgkit.cli.commands import run
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.protocol import Result, parse_event
+from imgkit.vm.agent.protocol import AgentResult, parse_event
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
     """Options for a command whose request ends with this result."""
     result = parse_event(json_line(event))
-    assert isinstance(result, Result)
+    assert isinstance(result, AgentResult)
 
     @contextmanager
     def boot(*_: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
-    monkeypatch.setattr(machine, "boot", boot)
+    monkeypatch.setattr(machineoptions, "boot", boot)
     return argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
 
 
@@ -70,7 +71,7 @@ def test_without_the_wait_the_request_says_so(no_wait: bool, monkeypatch: pytest
 
         yield SimpleNamespace(request=request, kill=lambda: None)
 
-    monkeypatch.setattr(machine, "boot", boot)
+    monkeypatch.setattr(machineoptions, "boot", boot)
     assert run.run(options) == 0
     assert sent == [{"awaitSystem": False} if no_wait else None]
 

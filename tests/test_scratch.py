@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import scratch, walk
-from imgkit.vm.scratch import private_folder
+from imgkit.host import scratch, walk
+from imgkit.vm.qemu.privatefolder import private_folder
 from tests.conftest import need, need_program
 from tests.files import nest, nested
 
@@ -123,8 +123,8 @@ def test_what_a_killed_process_left_of_a_machine_goes_at_the_next_run(
 
 STUCK = """
 import logging, subprocess, sys, time
-from imgkit import scratch
-from imgkit.vm.scratch import private_folder
+from imgkit.host import scratch
+from imgkit.vm.qemu.privatefolder import private_folder
 logging.basicConfig()
 with private_folder() as folder:
     (folder / "mount").mkdir()
@@ -150,7 +150,7 @@ def test_what_cannot_be_removed_is_said_once(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> None:
     script = (
-        "import time\nfrom pathlib import Path\nfrom imgkit.vm.scratch import private_folder\n"
+        "import time\nfrom pathlib import Path\nfrom imgkit.vm.qemu.privatefolder import private_folder\n"
         "from tests.files import nest\n"
         "with private_folder() as folder:\n nest(folder, 1300)\n print(folder, flush=True)\n time.sleep(60)\n"
     )

@@ -12,8 +12,8 @@ import pytest
 
 from imgkit.errors import InputError
 from imgkit.rootfs.scripts.budget import MAX_PATTERN, Budget, Exhausted, whole_number
+from imgkit.rootfs.scripts.effects import Outcome, Unsupported, attempt, run_script
 from imgkit.rootfs.scripts.grammar import parse
-from imgkit.rootfs.scripts.run import Outcome, Unsupported, attempt, run_script
 from imgkit.tree import Directory, Tree
 from tests.test_scripts import base
 
@@ -245,7 +245,7 @@ def test_a_hostile_script_stays_within_memory() -> None:
         "from tests.test_script_budget import ENDLESS\n"
         "from tests.test_scripts import base\n"
         "from imgkit.errors import InputError\n"
-        "from imgkit.rootfs.scripts.run import attempt\n"
+        "from imgkit.rootfs.scripts.effects import attempt\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"
         "        attempt(base(), '#!/bin/sh\\n' + ENDLESS[name], package='p', kind='k')\n"

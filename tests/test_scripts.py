@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs.digest import differences, records
+from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, Unsupported, attempt, run_script
 from imgkit.rootfs.scripts.grammar import parse
-from imgkit.rootfs.scripts.run import Hooks, Outcome, Pending, Unsupported, attempt, run_script
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Device, Directory, File, HardLink, Symlink, Tree
 from tests.trees import tree_from_tar

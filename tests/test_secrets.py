@@ -19,7 +19,7 @@ import pycdlib
 import pytest
 
 from imgkit.vm import VM, configdrive
-from imgkit.vm.protocol import Output
+from imgkit.vm.agent.protocol import Output
 from tests.conftest import need_program
 from tests.images import Image
 

@@ -6,7 +6,8 @@ import pytest
 
 from imgkit.errors import RecipeError
 from imgkit.recipe import load
-from imgkit.rootfs import services, system
+from imgkit.rootfs import system
+from imgkit.rootfs.openrc import services
 from imgkit.tree import Directory, Symlink, Tree
 from tests.images import RECIPE
 

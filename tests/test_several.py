@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.commands import several
+from imgkit.cli import several
 from imgkit.errors import HostError, InputError, RecipeError
 
 # $0 is sys.executable; the last word is the architecture, whose script says what becomes of it.

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.vm import VM, callfilter, confinement, identity, ownership
+from imgkit.vm import VM
+from imgkit.vm.sandbox import callfilter, confinement, identity
+from imgkit.vm.shares import ownership
 from tests import guest as guests
 from tests.conftest import need, need_program
 from tests.guest import Guest

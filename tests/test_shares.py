@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import HostError
-from imgkit.vm import protocol
-from imgkit.vm.filemode import FileMode
-from imgkit.vm.shares import Folder, ShareError
+from imgkit.vm.agent import protocol
+from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.shares.folder import Folder, ShareError
 
 # ---- the share as hostile ground ---------------------------------------------------------------------------------
 

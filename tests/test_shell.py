@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs.scripts.budget import Budget
-from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Group, If, Redirected, Simple, While, parse
+from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Grouping, If, Redirected, Simple, While, parse
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.regex import compile_expressions
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
@@ -109,8 +109,8 @@ def test_compound_commands() -> None:
     assert isinstance(only("while a; do b; done").command, While)
     assert isinstance(only("until a; do b; done").command, While)
     assert isinstance(only("case $x in (a|b) c;; *) d; esac").command, Case)
-    assert isinstance(only("{ a; b; }").command, Group)
-    assert isinstance(only("( a )").command, Group)
+    assert isinstance(only("{ a; b; }").command, Grouping)
+    assert isinstance(only("( a )").command, Grouping)
     assert isinstance(only("f() { a; }").command, Function)
     assert isinstance(only("f ()\n{\na\n}").command, Function)
 

@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit import cli, terminal
-from imgkit.commands import inspect, run, several
-from imgkit.doctor import Finding
+from imgkit.cli import main as cli
+from imgkit.cli import several
+from imgkit.cli.commands import inspect, run
+from imgkit.cli.hostchecks import HostCheck
 from imgkit.errors import GuestError, InputError
-from imgkit.progress import bar
+from imgkit.host import terminal
+from imgkit.host.progress import bar
 from imgkit.vm import console
 from imgkit.vm.failures import KernelPanicError
 from tests.commandline import ROOT, Place
@@ -123,7 +125,7 @@ def test_every_error_is_fit_for_a_terminal_wherever_it_is_printed() -> None:
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let ``imgkit doctor`` end in ``error``."""
-    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda _: (_ for _ in ()).throw(error))
 
 
 @pytest.mark.parametrize("words", [[], ["--debug"], ["--json"], ["--json", "--debug"]])
@@ -149,16 +151,16 @@ def test_errors(
 
 
 def test_the_findings_of_the_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    finding = Finding(HOSTILE, ok=False, detail=HOSTILE, purpose=HOSTILE, fix=HOSTILE)
-    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: [finding])
+    finding = HostCheck(HOSTILE, ok=False, detail=HOSTILE, purpose=HOSTILE, fix=HOSTILE)
+    monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda _: [finding])
     for words in ([], ["--json"]):
         cli.main(["doctor", *words])
         assert obeyed(capfd.readouterr().out) == []
 
 
 def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgkit.commands.doctor.examine", lambda _: [])
-    monkeypatch.setattr("imgkit.commands.doctor.table", lambda _: logging.getLogger("imgkit").warning(LOGGED))
+    monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda _: [])
+    monkeypatch.setattr("imgkit.cli.commands.doctor.table", lambda _: logging.getLogger("imgkit").warning(LOGGED))
     cli.main(["doctor"])
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
@@ -188,7 +190,7 @@ def test_what_an_image_says_of_itself() -> None:
 
 
 def prints(text: str) -> list[str]:
-    """The calls of ``print`` in a module whose text did not go through :mod:`imgkit.terminal`."""
+    """The calls of ``print`` in a module whose text did not go through :mod:`imgkit.host.terminal`."""
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     return [
         ast.unparse(call)
@@ -200,7 +202,7 @@ def prints(text: str) -> list[str]:
 
 
 def fit(argument: ast.expr) -> bool:
-    """Whether this is what a function of :mod:`imgkit.terminal` returned, on either branch."""
+    """Whether this is what a function of :mod:`imgkit.host.terminal` returned, on either branch."""
     if isinstance(argument, ast.IfExp):
         return fit(argument.body) and fit(argument.orelse)
     return isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("terminal.")
@@ -217,14 +219,14 @@ def test_everything_that_is_printed_went_through_it() -> None:
 
 def test_the_result_of_a_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """The command's own output stays as it is, as ssh has it; what imgkit says of the result does not."""
-    from imgkit.vm.protocol import AgentEvent, Output, Result
+    from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output
 
     run._show(Output("stdout", b"\x1b[1mbold"))
     run._show(AgentEvent("text", {"text": HOSTILE}))
     written = capfd.readouterr().out
     assert written.startswith("\x1b[1mbold")
     assert obeyed(written.removeprefix("\x1b[1mbold")) == []
-    for result in (Result("error", LOGGED, exit_code=127), Result("error", LOGGED)):
+    for result in (AgentResult("error", LOGGED, exit_code=127), AgentResult("error", LOGGED)):
         ends_with(monkeypatch, result)
         cli.main(["run", "x.qcow2", "--", "true"])
         written = capfd.readouterr().err
@@ -240,7 +242,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
     def boot(*_: object) -> Any:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
-    monkeypatch.setattr("imgkit.commands.machine.boot", boot)
+    monkeypatch.setattr("imgkit.cli.machineoptions.boot", boot)
 
 
 def test_messages_of_builds_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +282,7 @@ def test_odd_file_names(encoding: str, here: Place) -> None:
 
 def test_a_path_is_for_scripts_or_for_a_terminal() -> None:
     master, slave = pty.openpty()
-    script = "import os, sys; from imgkit import terminal; terminal.say_path(os.fsdecode(b'/out/\\x1b[2J\\xff'))"
+    script = "import os, sys; from imgkit.host import terminal; terminal.say_path(os.fsdecode(b'/out/\\x1b[2J\\xff'))"
     subprocess.run([sys.executable, "-c", script], stdout=slave, check=True)
     os.close(slave)
     assert os.read(master, 1000) == b"/out/\\x1b[2J\\xff\r\n"
@@ -290,10 +292,10 @@ def test_a_path_is_for_scripts_or_for_a_terminal() -> None:
 
 
 def test_a_guests_last_words() -> None:
-    from imgkit.vm.agent import Completed
-    from imgkit.vm.protocol import Result
+    from imgkit.vm.agent.protocol import AgentResult
+    from imgkit.vm.agent.requests import Completed
 
-    done = Completed(1, b"", HOSTILE.encode(errors="surrogatepass"), Result("error"))
+    done = Completed(1, b"", HOSTILE.encode(errors="surrogatepass"), AgentResult("error"))
     with pytest.raises(GuestError) as caught:
         done.check()
     assert obeyed(str(caught.value)) == []

@@ -10,19 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.tree import (
-    Device,
-    Directory,
-    File,
-    HardLink,
-    Inline,
-    Slice,
-    Symlink,
-    Tree,
-    TreeError,
-    check_path,
-    parent,
-)
+from imgkit.tree import Device, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, parent
 
 
 def tree_of(*paths: str) -> Tree:

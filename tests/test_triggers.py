@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imgkit.rootfs import busybox
 from imgkit.rootfs.scripts.budget import Exhausted
-from imgkit.rootfs.scripts.run import Hooks, Outcome, Unsupported, run_script
+from imgkit.rootfs.scripts.effects import Hooks, Outcome, Unsupported, run_script
 from imgkit.rootfs.scripts.triggers import matching_directories, unlisted_modules
 from imgkit.tree import Directory, Symlink, Tree, TreeError
 

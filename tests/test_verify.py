@@ -20,14 +20,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imgkit.engines.reading import BENEATH
+from imgkit.engines.guestfs.readback import BENEATH
 from imgkit.errors import InputError
-from imgkit.manifest import MAX_SIZE, read_manifest
+from imgkit.image.manifest import MAX_SIZE, read_manifest
 from imgkit.rootfs.digest import Record, differences, records
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree, TreeError
-from imgkit.verify import statement
-from imgkit.verify.beside import boot_files, compare_boot_files
-from imgkit.verify.contents import Contents, compare_archive, with_one_leader
+from imgkit.verification import statement
+from imgkit.verification.beside import boot_files, compare_boot_files
+from imgkit.verification.contents import Contents, compare_archive, with_one_leader
 from tests.commandline import Place, Ran
 from tests.conftest import need_program
 from tests.verifying import LAYOUT, MIB, SIZE, Build, flip, make_build, make_disk, seeded

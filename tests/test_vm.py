@@ -18,8 +18,8 @@ import pytest
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, failures
 from imgkit.vm.failures import BootError
-from imgkit.vm.quotas import Limit, Quotas
-from imgkit.vm.scratch import private_folder
+from imgkit.vm.qemu.privatefolder import private_folder
+from imgkit.vm.shares.quotas import Limit, Quotas
 from tests import guest as guests
 from tests.conftest import need_program
 from tests.files import digest, public
@@ -373,7 +373,7 @@ def test_less_memory_or_no_sandbox_where_it_must_be(
     program.chmod(0o755)
     public(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    caplog.set_level(logging.DEBUG, "imgkit.process")
+    caplog.set_level(logging.DEBUG, "imgkit.host.process")
     caplog.set_level(logging.DEBUG, "imgkit.vm")
     with pytest.raises(HostError, match="QEMU does not start"), VM.boot(None, arch="amd64", accelerator="tcg"):
         pass

@@ -14,11 +14,13 @@ import pytest
 from fixtures.apkbuild import Apk
 from fixtures.keys import new_rsa
 from fixtures.server import Site
-from imgkit import cli, lockfile, recipe
+from imgkit import recipe
+from imgkit.cli import main as cli
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, hash_file
-from imgkit.plan import fetch_base, fetch_packages
-from imgkit.vouchers import check_locked
+from imgkit.planning import lockfile
+from imgkit.planning.plan import fetch_base, fetch_packages
+from imgkit.planning.vouchers import check_locked
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import RECIPE, REPOSITORY, Small, package
 

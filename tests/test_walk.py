@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit import walk
+from imgkit.host import walk
 from tests.conftest import need, need_program
 from tests.files import nest, nested
 

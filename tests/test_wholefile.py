@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit import scratch, wholefile
 from imgkit.errors import HostError
+from imgkit.host import scratch, wholefile
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from imgkit.apk.index import Package, format_record, parse_record
 from imgkit.apk.package import check_identity
 from imgkit.apk.stored_scripts import format_scripts, parse_scripts
-from imgkit.apk.unpack import Entry
+from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import InputError
 from imgkit.tree import Directory, Symlink
 
@@ -126,7 +126,7 @@ def write_database(packages: Iterable[InstalledPackage]) -> Database:
 
 
 def directories_of(
-    entries: Iterable[Entry], owner: Callable[[Entry], tuple[int, int]]
+    entries: Iterable[PackageEntry], owner: Callable[[PackageEntry], tuple[int, int]]
 ) -> tuple[InstalledDirectory, ...]:
     """What the database says about the contents of a package, in the order of the package.
 

@@ -24,7 +24,7 @@ from imgkit.apk.container import GzipMembers, refuse_foreign
 from imgkit.apk.index import Package
 from imgkit.apk.signature import Keyring, Signature, read_signatures, trusted_signer
 from imgkit.apk.tarstream import TarError, TarStream
-from imgkit.apk.unpack import Entry, unpack
+from imgkit.apk.unpack import PackageEntry, unpack
 from imgkit.errors import InputError
 
 SCRIPT_TYPES = (
@@ -59,7 +59,7 @@ class PackageFile:
     identity: str
     info: Mapping[str, tuple[str, ...]]
     scripts: Mapping[str, bytes]
-    entries: tuple[Entry, ...]
+    entries: tuple[PackageEntry, ...]
     signed_by: str | None
     signers: tuple[str, ...]
 

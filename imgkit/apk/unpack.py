@@ -28,7 +28,7 @@ _HEADERS = 4096  # bytes of headers and padding that one entry may cost on avera
 
 
 @dataclass(frozen=True)
-class Entry:
+class PackageEntry:
     """One path of a package.
 
     Attributes:
@@ -45,7 +45,7 @@ class Entry:
     gname: str
 
 
-def unpack(members: GzipMembers, spool: Path, max_installed: int, name: str) -> tuple[Entry, ...]:
+def unpack(members: GzipMembers, spool: Path, max_installed: int, name: str) -> tuple[PackageEntry, ...]:
     """Read the last member of a package, appending the contents of its files to ``spool``.
 
     Raises:
@@ -99,9 +99,9 @@ class _Reader:
         self._budget = max_installed
         self._max_installed = max_installed
         self._name = name
-        self._seen: dict[str, Entry] = {}
+        self._seen: dict[str, PackageEntry] = {}
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[PackageEntry, ...]:
         for header in self._archive:
             path = self._path(header)
             if path.startswith("."):  # apk ignores such names at the top; empty packages hold a .dummy
@@ -138,7 +138,7 @@ class _Reader:
         if above is not None and not isinstance(above.node, Directory):
             raise self._refuse(f"holds {path} below {above.path}, which is a {kind(above.node)}")
 
-    def _entry(self, header: Header, path: str) -> Entry:
+    def _entry(self, header: Header, path: str) -> PackageEntry:
         node: Node
         checksum: bytes | None = None
         if header.kind == DIRECTORY:
@@ -151,7 +151,7 @@ class _Reader:
             node, checksum = self._hard_link(header, path)
         else:
             raise self._refuse(f"holds the device node or FIFO {path}")
-        return Entry(path, node, checksum, header.uname, header.gname)
+        return PackageEntry(path, node, checksum, header.uname, header.gname)
 
     def _file(self, header: Header, path: str) -> tuple[Node, bytes]:
         wanted = self._checksum(header, path)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from imgkit import process, scratch
 from imgkit.disk.layout import SECTOR, Layout
 from imgkit.errors import HostError, RecipeError
+from imgkit.host import process, scratch
 from imgkit.tree import File, Tree
 
 EFI_NAMES: Mapping[str, str] = MappingProxyType({"x86_64-efi": "BOOTX64.EFI", "arm64-efi": "BOOTAA64.EFI"})

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from imgkit import process
 from imgkit.errors import HostError
+from imgkit.host import process
 
 Compression: TypeAlias = Literal["zstd", "zlib"]
 

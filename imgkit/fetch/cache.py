@@ -27,12 +27,12 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from imgkit import scratch, wholefile
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
 from imgkit.fetch.pool import Meter, in_parallel
-from imgkit.jsonfile import read_json
+from imgkit.host import scratch, wholefile
+from imgkit.host.jsonfile import read_json
 
 log = logging.getLogger("imgkit.fetch")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from imgkit import progress
+from imgkit.host import progress
 
 T = TypeVar("T")
 _PARTING = 0.5  # seconds that threads get to end which are not needed any more

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imgkit import bootrecord, interrupts, scratch, wholefile
-from imgkit.bootrecord import Record
 from imgkit.errors import HostError, InputError, UsageError
 from imgkit.fetch.cache import hash_file
-from imgkit.jsonfile import read_bytes
+from imgkit.host import interrupts, scratch, wholefile
+from imgkit.host.jsonfile import read_bytes
+from imgkit.image import bootrecord
+from imgkit.image.bootrecord import Record
 from imgkit.publish import sources
-from imgkit.publish.layout import INDEX, Architecture, File, Publication, parse_index, texts
+from imgkit.publish.publication import INDEX, Publication, PublishedArchitecture, PublishedFile, parse_index, texts
 from imgkit.publish.sources import Staged
 
 log = logging.getLogger("imgkit")
@@ -27,7 +28,7 @@ _MOST_BYTES = 1 << 20  # of an index; two architectures take 3 KiB
 
 
 @dataclass(frozen=True)
-class Request:
+class PublishRequest:
     """What to publish, and where to.
 
     Attributes:
@@ -47,7 +48,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Result:
+class PublishResult:
     """What is published now. ``changed`` is False if all of it was there already."""
 
     folder: Path
@@ -55,7 +56,7 @@ class Result:
     changed: bool
 
 
-def publish(request: Request) -> Result:
+def publish(request: PublishRequest) -> PublishResult:
     """Publish images to a folder.
 
     Raises:
@@ -79,7 +80,9 @@ def publish(request: Request) -> Result:
         raise HostError(f"{cause.filename or base}: {cause.strerror}", hint=hint) from cause
 
 
-def _place(request: Request, target: Path, staging: Path, staged: Sequence[Staged], same: dict[str, object]) -> Result:
+def _place(
+    request: PublishRequest, target: Path, staging: Path, staged: Sequence[Staged], same: dict[str, object]
+) -> PublishResult:
     """Put the staged files into place. The lock of the folder is held."""
     names = _names(staging)
     old = _published(target, names)
@@ -95,7 +98,7 @@ def _place(request: Request, target: Path, staging: Path, staged: Sequence[Stage
     wholefile.settle(moves)
     with interrupts.held_back():
         wholefile.rename(moves)
-    return Result(target, publication, bool(changed))
+    return PublishResult(target, publication, bool(changed))
 
 
 def _names(staging: Path) -> list[str]:
@@ -155,7 +158,7 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
     return None
 
 
-def _with_record(each: Staged, target: Path, staging: Path) -> Architecture:
+def _with_record(each: Staged, target: Path, staging: Path) -> PublishedArchitecture:
     """The architecture with its boot record: the published one, and boots with other firmware than those in it.
 
     A record that has to be written is put into ``staging``.
@@ -171,7 +174,7 @@ def _with_record(each: Staged, target: Path, staging: Path) -> Architecture:
     if record != published:
         path = staging / name
         path.write_text(record.text())
-    file = File(name, hash_file(path), path.stat().st_size)
+    file = PublishedFile(name, hash_file(path), path.stat().st_size)
     return replace(each.what, record=file, firmwares=tuple(sorted(record.boots)))
 
 
@@ -181,7 +184,7 @@ def _merged(published: Record | None, fresh: Record | None) -> Record | None:
     return published if set(fresh.boots) <= set(published.boots) else published.with_boots(fresh)
 
 
-def _combined(request: Request, old: Publication | None, fresh: Sequence[Architecture]) -> Publication:
+def _combined(request: PublishRequest, old: Publication | None, fresh: Sequence[PublishedArchitecture]) -> Publication:
     """The publication after this run; only a change of something else changes its time."""
     arches = {each.arch: each for each in (old.architectures if old else ())}
     for each in fresh:
@@ -191,7 +194,7 @@ def _combined(request: Request, old: Publication | None, fresh: Sequence[Archite
     return old if old is not None and replace(made, generated_at=old.generated_at) == old else made
 
 
-def _complete(fresh: Architecture, old: Architecture | None) -> Architecture:
+def _complete(fresh: PublishedArchitecture, old: PublishedArchitecture | None) -> PublishedArchitecture:
     """With what was published earlier and is missing this time, for the same image."""
     if old is None:
         return fresh

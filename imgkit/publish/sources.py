@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imgkit import bootrecord
-from imgkit.bootrecord import Record
 from imgkit.errors import InputError
-from imgkit.manifest import read_manifest
-from imgkit.progress import bar
-from imgkit.publish.layout import ALIASES, ARCHES, Architecture, File, image_name
+from imgkit.host.progress import bar
+from imgkit.image import bootrecord
+from imgkit.image.bootrecord import Record
+from imgkit.image.manifest import read_manifest
+from imgkit.publish.publication import ALIASES, ARCHES, PublishedArchitecture, PublishedFile, image_name
 
 log = logging.getLogger("imgkit")
 
@@ -30,7 +30,7 @@ _BOOT_FILES = {"kernel": "vmlinuz", "initramfs": "initramfs"}
 class Staged:
     """One architecture whose files lie in the staging folder. ``record`` is kept apart: it may have to be merged."""
 
-    what: Architecture
+    what: PublishedArchitecture
     record: Record | None
 
 
@@ -79,7 +79,7 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
         _without_proof(image, allowed=unproved)
     for alias in ALIASES[arch]:
         _second_name(folder / published.name, folder / image_name(alias))
-    what = Architecture(
+    what = PublishedArchitecture(
         arch,
         str(manifest.get("buildId")),
         image=published,
@@ -90,7 +90,7 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     return Staged(what, record)
 
 
-def _check(source: Path, file: File, stated: Any, manifest: Path) -> None:
+def _check(source: Path, file: PublishedFile, stated: Any, manifest: Path) -> None:
     """Compare a copied file with what the manifest says of it.
 
     Raises:
@@ -104,7 +104,7 @@ def _check(source: Path, file: File, stated: Any, manifest: Path) -> None:
         )
 
 
-def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], folder: Path) -> File | None:
+def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], folder: Path) -> PublishedFile | None:
     """Copy the kernel or the initramfs, if it is there.
 
     Raises:
@@ -124,7 +124,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
     return copied
 
 
-def _proof(image: Path, published: File, boot_files: Mapping[str, File | None]) -> Record | None:
+def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, PublishedFile | None]) -> Record | None:
     """The boot record of these very bytes, without direct boots of another kernel or initramfs."""
     record = bootrecord.read(bootrecord.path_of(image))
     if record is None or record.sha256 != published.sha256:
@@ -137,7 +137,7 @@ def _proof(image: Path, published: File, boot_files: Mapping[str, File | None]) 
     return Record(record.image, record.sha256, record.size, record.arch, boots) if boots else None
 
 
-def _proves(firmware: str, booted: Any, file: File | None) -> bool:
+def _proves(firmware: str, booted: Any, file: PublishedFile | None) -> bool:
     """Whether a boot was one of this kernel or initramfs. Only a direct boot takes them from beside the image.
 
     Args:
@@ -163,7 +163,7 @@ def _without_proof(image: Path, *, allowed: bool) -> None:
     log.warning("%s: %s; published because of --unproved", image, why)
 
 
-def _copy(source: Path, target: Path) -> File:
+def _copy(source: Path, target: Path) -> PublishedFile:
     """Copy a file, hashing what is written.
 
     Raises:
@@ -177,7 +177,7 @@ def _copy(source: Path, target: Path) -> File:
         return _pump(reader, sink, target.name)
 
 
-def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> File:
+def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> PublishedFile:
     digest, size = hashlib.sha256(), 0
     with bar(os.fstat(reader.fileno()).st_size, f"publish {name}") as progress:
         while chunk := reader.read(_CHUNK):
@@ -185,7 +185,7 @@ def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> File:
             sink.write(chunk)
             size += len(chunk)
             progress.update(len(chunk))
-    return File(name, digest.hexdigest(), size)
+    return PublishedFile(name, digest.hexdigest(), size)
 
 
 def _second_name(path: Path, name: Path) -> None:

@@ -27,7 +27,7 @@ class AccountError(Exception):
 
 
 @dataclass(frozen=True)
-class User:
+class PasswdEntry:
     """A line of etc/passwd."""
 
     name: str
@@ -42,7 +42,7 @@ class User:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupEntry:
     """A line of etc/group."""
 
     name: str
@@ -54,52 +54,52 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Names:
+class AccountNumbers:
     """Numbers by name."""
 
     users: Mapping[str, int]
     groups: Mapping[str, int]
 
 
-def lookup(tree: Tree) -> Names:
+def lookup(tree: Tree) -> AccountNumbers:
     """The numbers that names stand for in the Tree now; ``root`` is 0 even where there are no files yet."""
     users = {user.name: user.uid for user in reversed(read_users(tree))}
     groups = {group.name: group.gid for group in reversed(read_groups(tree))}
-    return Names({"root": 0, **users}, {"root": 0, **groups})
+    return AccountNumbers({"root": 0, **users}, {"root": 0, **groups})
 
 
-def read_users(tree: Tree) -> list[User]:
+def read_users(tree: Tree) -> list[PasswdEntry]:
     """The lines of etc/passwd that are of the format; others are left out."""
     users = []
     for line in _lines(tree, PASSWD):
         fields = line.split(":")
         if len(fields) >= 7 and _is_id(fields[2]) and _is_id(fields[3]):
             gecos, home, shell = ":".join(fields[4:-2]), fields[-2], fields[-1]
-            users.append(User(fields[0], int(fields[2]), int(fields[3]), gecos, home, shell))
+            users.append(PasswdEntry(fields[0], int(fields[2]), int(fields[3]), gecos, home, shell))
     return users
 
 
-def read_groups(tree: Tree) -> list[Group]:
+def read_groups(tree: Tree) -> list[GroupEntry]:
     """The lines of etc/group that are of the format; others are left out."""
     groups = []
     for line in _lines(tree, GROUP):
         fields = line.split(":")
         if len(fields) == 4 and _is_id(fields[2]):
-            groups.append(Group(fields[0], int(fields[2]), tuple(filter(None, fields[3].split(",")))))
+            groups.append(GroupEntry(fields[0], int(fields[2]), tuple(filter(None, fields[3].split(",")))))
     return groups
 
 
-def find_user(tree: Tree, name: str) -> User | None:
+def find_user(tree: Tree, name: str) -> PasswdEntry | None:
     """The user of this name."""
     return next((user for user in read_users(tree) if user.name == name), None)
 
 
-def find_group(tree: Tree, name: str) -> Group | None:
+def find_group(tree: Tree, name: str) -> GroupEntry | None:
     """The group of this name."""
     return next((group for group in read_groups(tree) if group.name == name), None)
 
 
-def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = False, epoch: int = 0) -> Group:
+def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = False, epoch: int = 0) -> GroupEntry:
     """``addgroup [-S] [-g GID] NAME``.
 
     Raises:
@@ -112,7 +112,7 @@ def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = F
     taken = {group.gid for group in groups}
     if gid is not None and gid in taken:
         raise AccountError(f"gid '{gid}' in use")
-    group = Group(name, _free(taken, system=system) if gid is None else gid)
+    group = GroupEntry(name, _free(taken, system=system) if gid is None else gid)
     _append(tree, GROUP, str(group), epoch)
     return group
 
@@ -145,7 +145,7 @@ def add_user(
     make_home: bool = False,
     skeleton: str = "/etc/skel",
     epoch: int = 0,
-) -> User:
+) -> PasswdEntry:
     """``adduser -D [-S] [-H] [-u UID] [-G GROUP] [-h HOME] [-s SHELL] [-g GECOS] [-k SKELETON] NAME``.
 
     Raises:
@@ -159,7 +159,7 @@ def add_user(
     number = _uid(tree, users, uid, system=system, own_group=own_group)
     gid = add_group(tree, name, gid=number, epoch=epoch).gid if own_group else _primary(tree, group)
     shell = shell if shell is not None else ("/sbin/nologin" if system else "/bin/sh")
-    user = User(name, number, gid, gecos, home if home is not None else f"/home/{name}", shell)
+    user = PasswdEntry(name, number, gid, gecos, home if home is not None else f"/home/{name}", shell)
     _append(tree, PASSWD, str(user), epoch)
     _append(tree, SHADOW, f"{name}:!:{epoch // _DAY}:0:99999:7:::", epoch)
     if not own_group:
@@ -191,7 +191,7 @@ def password(tree: Tree, name: str) -> str | None:
     return next((line.split(":")[1] for line in _lines(tree, SHADOW) if line.startswith(f"{name}:")), None)
 
 
-def ensure_group(tree: Tree, name: str, gid: int | None = None, *, epoch: int = 0) -> Group:
+def ensure_group(tree: Tree, name: str, gid: int | None = None, *, epoch: int = 0) -> GroupEntry:
     """The group ``name``, made (system range unless ``gid`` is given) if it is missing.
 
     Raises:
@@ -216,7 +216,7 @@ def ensure_user(
     groups: Sequence[str] = (),
     shadow_field: str = "*",
     epoch: int = 0,
-) -> User:
+) -> PasswdEntry:
     """The user ``name`` with a primary group of the same name, a home directory (2755) and membership in ``groups``.
 
     Whatever exists already is used as it is. The default field of etc/shadow lets nobody in by password, but does not
@@ -253,7 +253,7 @@ def check_name(name: str) -> None:
             raise AccountError(f"illegal character with code {ord(character)} at position {position}")
 
 
-def _uid(tree: Tree, users: Sequence[User], uid: int | None, *, system: bool, own_group: bool) -> int:
+def _uid(tree: Tree, users: Sequence[PasswdEntry], uid: int | None, *, system: bool, own_group: bool) -> int:
     """The number for a new user; that of its own group must be free as well."""
     taken = {user.uid for user in users} | ({group.gid for group in read_groups(tree)} if own_group else set())
     if uid is None:
@@ -279,7 +279,7 @@ def _free(taken: set[int], *, system: bool) -> int:
     raise AccountError("no number left")
 
 
-def _make_home(tree: Tree, user: User, skeleton: str, epoch: int) -> None:
+def _make_home(tree: Tree, user: PasswdEntry, skeleton: str, epoch: int) -> None:
     """Make or take over the home directory: owner and mode 2755; a new one gets what the skeleton has."""
     home = tree.resolve(user.home)
     if home not in tree:
@@ -291,7 +291,7 @@ def _make_home(tree: Tree, user: User, skeleton: str, epoch: int) -> None:
         tree.change(home, mode=0o2755, uid=user.uid, gid=user.gid)
 
 
-def _copy_skeleton(tree: Tree, skeleton: str, home: str, user: User) -> None:
+def _copy_skeleton(tree: Tree, skeleton: str, home: str, user: PasswdEntry) -> None:
     if skeleton not in tree or not isinstance(tree[skeleton], Directory):
         return
     for path, node in list(tree.walk(skeleton)):

@@ -14,21 +14,21 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import digest, system
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.binaries import Findings, examine, prune
-from imgkit.rootfs.deptree import install_cache as install_dependency_cache
+from imgkit.rootfs.binaries.examine import Findings, examine, prune
+from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import Report, install
 from imgkit.rootfs.kernel import Kernel, kernels
-from imgkit.rootfs.libraries import check_architecture
+from imgkit.rootfs.openrc.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
-from imgkit.rootfs.scripts.run import Hooks, Pending
+from imgkit.rootfs.scripts.effects import Hooks, Pending
 from imgkit.tree import Tree, TreeError
 
 _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
 
 
 @dataclass(frozen=True)
-class Selection:
+class PackageSet:
     """The packages of an image, verified.
 
     Attributes:
@@ -65,7 +65,7 @@ class Composition:
 
 def compose(
     tree: Tree,
-    selection: Selection,
+    selection: PackageSet,
     recipe: Recipe,
     arch: str,
     *,
@@ -130,7 +130,7 @@ def _carried(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> fr
     return frozenset(path for path in written if path.startswith(top) and path in tree)
 
 
-def _install(tree: Tree, selection: Selection, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
+def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
     return install(
         tree,
         selection.packages,

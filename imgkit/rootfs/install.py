@@ -18,12 +18,12 @@ from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
 from imgkit.apk.order import world_order
 from imgkit.apk.package import PackageFile
-from imgkit.apk.unpack import Entry
+from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import InputError
 from imgkit.rootfs import accounts, merge
-from imgkit.rootfs.merge import Claim, Ledger
+from imgkit.rootfs.merge import Ledger, PathRecord
 from imgkit.rootfs.scripts.budget import Exhausted
-from imgkit.rootfs.scripts.run import Hooks, Outcome, Pending, attempt
+from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, attempt
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Directory, File, Tree
 
@@ -146,7 +146,7 @@ class _Installation:
         self.tree = tree
         self.scripts = scripts
         self.records = {record.package.name: record for record in installed_in(tree)}
-        self.entries: dict[str, tuple[Entry, ...]] = {}
+        self.entries: dict[str, tuple[PackageEntry, ...]] = {}
         self.ledger = _ledger(self.records.values())
         self.touched: set[str] = set()
 
@@ -226,7 +226,7 @@ class _Installation:
                 ),
             )  # fmt: skip
 
-        def owner(entry: Entry) -> tuple[int, int]:
+        def owner(entry: PackageEntry) -> tuple[int, int]:
             is_directory = isinstance(entry.node, Directory)
             claim = self.ledger.directories[entry.path][name] if is_directory else files[entry.path]
             return claim.uid, claim.gid
@@ -247,11 +247,11 @@ def _ledger(records: Iterable[InstalledPackage]) -> Ledger:
         ledger.packages[name] = record.package
         for directory in record.directories:
             own = directory.attributes
-            claim = Claim(name, own.uid, own.gid, own.mode)
+            claim = PathRecord(name, own.uid, own.gid, own.mode)
             ledger.directories.setdefault(directory.path, {})[name] = claim
             for file in directory.files:
                 kept = file.attributes
-                ledger.files[_join(directory.path, file.name)] = Claim(
+                ledger.files[_join(directory.path, file.name)] = PathRecord(
                     name, kept.uid, kept.gid, kept.mode, _checksum(file.checksum)
                 )
     return ledger

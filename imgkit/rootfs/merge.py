@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
-from imgkit.apk.unpack import Entry
+from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import RecipeError
-from imgkit.rootfs.accounts import Names
+from imgkit.rootfs.accounts import AccountNumbers
 from imgkit.tree import Directory, File, HardLink, Node, Symlink, Tree, TreeError, parent
 
 NEW_SUFFIX = ".apk-new"  # a package's copy of a configuration file that somebody changed
@@ -25,7 +25,7 @@ _UNRELATED = -1
 
 
 @dataclass(frozen=True)
-class Claim:
+class PathRecord:
     """What a package says about one path, as the installed database records it."""
 
     package: str
@@ -46,10 +46,10 @@ class Ledger:
     """
 
     packages: dict[str, Package] = field(default_factory=dict)
-    files: dict[str, Claim] = field(default_factory=dict)
-    directories: dict[str, dict[str, Claim]] = field(default_factory=dict)
+    files: dict[str, PathRecord] = field(default_factory=dict)
+    directories: dict[str, dict[str, PathRecord]] = field(default_factory=dict)
 
-    def forget(self, name: str) -> tuple[Package, dict[str, Claim], set[str]]:
+    def forget(self, name: str) -> tuple[Package, dict[str, PathRecord], set[str]]:
         """Take a package out. Returns it, its files with their claims, and the directories nobody else has."""
         package = self.packages.pop(name)
         files = {path: claim for path, claim in self.files.items() if claim.package == name}
@@ -63,7 +63,7 @@ class Ledger:
         return package, files, alone
 
 
-def merge(tree: Tree, ledger: Ledger, package: Package, entries: Iterable[Entry], names: Names) -> None:
+def merge(tree: Tree, ledger: Ledger, package: Package, entries: Iterable[PackageEntry], names: AccountNumbers) -> None:
     """Put the entries of ``package`` into ``tree`` and the ledger.
 
     Args:
@@ -77,7 +77,7 @@ def merge(tree: Tree, ledger: Ledger, package: Package, entries: Iterable[Entry]
     ledger.packages[package.name] = package
     for entry in entries:
         node = _owned(entry, names)
-        claim = Claim(package.name, node.uid, node.gid, node.mode, entry.checksum)
+        claim = PathRecord(package.name, node.uid, node.gid, node.mode, entry.checksum)
         try:
             if isinstance(node, Directory):
                 _merge_directory(tree, ledger, entry.path, node, claim)
@@ -106,7 +106,7 @@ def is_protected(path: str) -> bool:
     return path.startswith("etc/") and not path.startswith(("etc/apk/", "etc/init.d/"))
 
 
-def _owned(entry: Entry, names: Names) -> Node:
+def _owned(entry: PackageEntry, names: AccountNumbers) -> Node:
     """The node with its owner resolved by name; ``root`` is 0 whatever the accounts say, unknown names keep numbers."""
     uid = 0 if entry.uname == "root" else names.users.get(entry.uname, entry.node.uid)
     gid = 0 if entry.gname == "root" else names.groups.get(entry.gname, entry.node.gid)
@@ -121,7 +121,7 @@ def _place(tree: Tree, path: str) -> str:
     return f"{tree.resolve(above)}/{path.rpartition('/')[2]}"
 
 
-def _merge_directory(tree: Tree, ledger: Ledger, path: str, node: Directory, claim: Claim) -> None:
+def _merge_directory(tree: Tree, ledger: Ledger, path: str, node: Directory, claim: PathRecord) -> None:
     claims = ledger.directories.setdefault(path, {})
     claims[claim.package] = claim
     where = tree.resolve(path)
@@ -138,7 +138,7 @@ def _rank(package: Package) -> tuple[int, bool, str]:
     return (-package.replaces_priority, package.name != package.origin, package.name)
 
 
-def _merge_file(tree: Tree, ledger: Ledger, path: str, node: Node, claim: Claim) -> None:
+def _merge_file(tree: Tree, ledger: Ledger, path: str, node: Node, claim: PathRecord) -> None:
     old = ledger.files.get(path)
     if old is not None and old.package != claim.package and not _wins(ledger, path, old.package, claim.package):
         return
@@ -174,14 +174,14 @@ def _replaces(package: Package, other: Package) -> int:
     return _UNRELATED
 
 
-def _was_changed(tree: Tree, where: str, old: Claim | None, new: Claim) -> bool:
+def _was_changed(tree: Tree, where: str, old: PathRecord | None, new: PathRecord) -> bool:
     """Whether what is there is neither the package's new file nor what an earlier package put there."""
     if where not in tree or not isinstance(tree[where], (File, Symlink, HardLink)):
         return False
     return not any(claim is not None and _is_original(tree, where, claim) for claim in (new, old))
 
 
-def _is_original(tree: Tree, where: str, claim: Claim) -> bool:
+def _is_original(tree: Tree, where: str, claim: PathRecord) -> bool:
     node = tree[where]
     raw = node.target.encode(errors="surrogateescape") if isinstance(node, Symlink) else tree.read(where)
     return hashlib.sha1(raw).digest() == claim.checksum  # noqa: S324 - the format's choice

@@ -13,19 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
-from imgkit.tree import (
-    Content,
-    Directory,
-    File,
-    HardLink,
-    Inline,
-    Slice,
-    Symlink,
-    Tree,
-    TreeError,
-    check_path,
-    kind,
-)
+from imgkit.tree import Content, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, kind
 
 PAYLOAD = "opt/agent-runner"
 MAX_DEPTH = 256
@@ -196,7 +184,7 @@ def _really_stays(path: Path, top: Path) -> bool:
 def replace_payload(
     tree: Tree, folder: Path, *, epoch: int, destination: str = PAYLOAD, uid: int = 0, gid: int = 0
 ) -> list[str]:
-    """Put ``folder`` (see :func:`imgkit.rootfs.npm.prepare`) in place of the payload that the Tree has.
+    """Put ``folder`` (see :func:`imgkit.rootfs.npm.prepare.prepare`) in place of the payload that the Tree has.
 
     Returns:
         The paths in the Tree that were written.

@@ -7,7 +7,7 @@ import re
 from imgkit.errors import RecipeError
 from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
-from imgkit.rootfs.services import enable, refuse_unsafe_order
+from imgkit.rootfs.openrc.services import enable, refuse_unsafe_order
 from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"

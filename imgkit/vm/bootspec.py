@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imgkit import diskimage
+from imgkit.disk import diskimage
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import argv, consolelog, firmware, machines
-from imgkit.vm.argv import Disk, Share, VmSpec
-from imgkit.vm.probe import Verdict
-from imgkit.vm.quotas import Quotas
+from imgkit.vm import consolelog
+from imgkit.vm.qemu import argv, firmware, machines
+from imgkit.vm.qemu.argv import Disk, Share, VmSpec
+from imgkit.vm.qemu.probe import Accelerator
+from imgkit.vm.shares.quotas import Quotas
 
 NETWORKS = ("none", "user", "restricted")
 
@@ -48,7 +49,7 @@ class Boot:
     quotas: Quotas = field(default_factory=Quotas)
 
 
-def spec(what: Boot, verdict: Verdict, folder: Path) -> VmSpec:
+def spec(what: Boot, verdict: Accelerator, folder: Path) -> VmSpec:
     """The machine for ``what``; ``folder`` is private and gets the config drive, variable store, console, ipc share.
 
     Raises:

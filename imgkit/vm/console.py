@@ -9,7 +9,7 @@ import enum
 import re
 from dataclasses import dataclass
 
-from imgkit import terminal
+from imgkit.host import terminal
 from imgkit.vm import failures
 from imgkit.vm.failures import BootError
 
@@ -80,7 +80,7 @@ def stages(text: str) -> list[Stage]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ConsoleFailure:
     """A failure that the console shows.
 
     ``patience`` is for how many seconds the console must then stay silent before it counts: the rest of a message
@@ -189,7 +189,7 @@ trust the TSC (recipes/arch/amd64.py has the argument against that), else rarer 
 of the timer that counts ticks during a busy wait: too few come when the host is busy."""
 
 
-def diagnose(text: str) -> Finding | None:
+def diagnose(text: str) -> ConsoleFailure | None:
     """The failure that the cleaned console text shows, if any: the one that explains the others."""
     reached = stage(text)
     for sign in _SIGNS:
@@ -197,11 +197,11 @@ def diagnose(text: str) -> Finding | None:
         if match is None:
             continue
         words = next((value.strip() for value in match.groupdict().values() if value), "")
-        return Finding(sign.kind, sign.message.format(what=words[:200]).rstrip(": "), sign.patience)
+        return ConsoleFailure(sign.kind, sign.message.format(what=words[:200]).rstrip(": "), sign.patience)
     return None
 
 
-def failure(finding: Finding, text: str) -> BootError:
+def failure(finding: ConsoleFailure, text: str) -> BootError:
     """The exception for ``finding``."""
     error = finding.kind(finding.message, console=tail(text))
     if isinstance(error, failures.KernelPanicError) and _EMULATION.search(text):

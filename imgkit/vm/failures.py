@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from imgkit import terminal
 from imgkit.errors import GuestError
+from imgkit.host import terminal
 
 
 class BootError(GuestError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from imgkit.errors import GuestError
-from imgkit.vm.protocol import parse_object
+from imgkit.vm.agent.protocol import parse_object
 
 _LIMIT = 64 << 20  # bytes of one answer
 _AGAIN = 1.0  # seconds between two calls while nobody has answered yet: the port drops what comes before its opening

@@ -14,26 +14,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from imgkit import process
 from imgkit.errors import UsageError
-from imgkit.vm import agent, argv, bootspec, confinement, console, identity, launch, machines, ownership, probe, sweep
-from imgkit.vm.agent import Completed, Request, Transport
-from imgkit.vm.answers import OnHostTool, OnPermission, no_tool, refuse
+from imgkit.host import process
+from imgkit.vm import bootspec, console
+from imgkit.vm.agent import requests
+from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
+from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.protocol import Heartbeat
+from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
+from imgkit.vm.agent.serialmode import SerialMode
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
-from imgkit.vm.filemode import FileMode
-from imgkit.vm.launch import Running
 from imgkit.vm.net import restricted, rules
-from imgkit.vm.probe import Verdict
-from imgkit.vm.protocol import Heartbeat
-from imgkit.vm.qmp import QmpError
-from imgkit.vm.quotas import Quotas
+from imgkit.vm.qemu import argv, launch, machines, probe
+from imgkit.vm.qemu.launch import Running
+from imgkit.vm.qemu.privatefolder import private_folder
+from imgkit.vm.qemu.probe import Accelerator
+from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.rootport import RootCompleted, RootPort
-from imgkit.vm.scratch import private_folder
-from imgkit.vm.serialmode import SerialMode
-from imgkit.vm.shares import Folder
-from imgkit.vm.watcher import Watcher, watcher_of, watching
+from imgkit.vm.sandbox import confinement, identity
+from imgkit.vm.shares import ownership, sweep
+from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.quotas import Quotas
+from imgkit.vm.shares.watcher import Watcher, watcher_of, watching
 
 log = logging.getLogger("imgkit.vm")
 
@@ -54,7 +58,7 @@ _LOOKS = 100  # of a MiB each: more than a console file has
 class VM:
     """A running machine. Made by :meth:`boot`; over when that block ends."""
 
-    def __init__(self, what: Boot, running: Running, verdict: Verdict, log_: ConsoleLog, watcher: Watcher) -> None:
+    def __init__(self, what: Boot, running: Running, verdict: Accelerator, log_: ConsoleLog, watcher: Watcher) -> None:
         self.what = what
         self.verdict = verdict
         self.memory_mib = running.spec.memory_mib
@@ -134,7 +138,7 @@ class VM:
                 share that the guest may write to; None keeps it private.
             extra: further arguments for QEMU.
             quotas: what the guest may take of the host's disk, and of time; None is the default of
-                :class:`imgkit.vm.quotas.Quotas`. The machine is ended when it takes more.
+                :class:`imgkit.vm.shares.quotas.Quotas`. The machine is ended when it takes more.
             timeout: seconds until the agent must be ready.
             wait: False hands the machine over at once; see :meth:`wait_ready`.
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
@@ -306,8 +310,9 @@ class VM:
         auto_approve: bool = False,
         timeout: float | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Request:
-        """Hand a request to the agent; see :func:`imgkit.vm.agent.compose` and :class:`imgkit.vm.agent.Request`.
+    ) -> AgentRequest:
+        """Hand a request to the agent; see :func:`imgkit.vm.agent.requests.compose` and
+        :class:`imgkit.vm.agent.requests.AgentRequest`.
 
         ``mounts`` None mounts every share: ``work`` at /workspace/project (and starts there), others at /mnt/TAG.
         """
@@ -315,7 +320,7 @@ class VM:
             mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
         if cwd is None and "work" in mounts:
             cwd = mounts["work"]["guestPath"]
-        body = agent.compose(
+        body = requests.compose(
             prompt=prompt,
             command=command,
             env=env,
@@ -325,7 +330,7 @@ class VM:
             extra=extra,
         )
         seconds, late = _sooner(timeout, self.what.quotas.seconds)
-        return Request(
+        return AgentRequest(
             self._transport,
             body,
             on_permission=on_permission,
@@ -353,7 +358,7 @@ class VM:
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout)
-        return agent.collect(request)
+        return requests.collect(request)
 
     def root(self, command: Sequence[str] | str, *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
         """Run a command as root, where the image under test has the helper of :mod:`imgkit.vm.rootport`.
@@ -432,7 +437,7 @@ def _sooner(own: float | None, quota: float | None) -> tuple[float | None, str]:
     return quota, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"
 
 
-def _user(what: Boot, verdict: Verdict, stack: ExitStack) -> identity.Identity | None:
+def _user(what: Boot, verdict: Accelerator, stack: ExitStack) -> identity.Identity | None:
     """Whom QEMU runs as, where root starts it."""
     device = probe.KVM if verdict.accelerator == "kvm" else None
     user = identity.choose(what.shares.get("work"), device=device)
@@ -466,7 +471,7 @@ def _swept(folder: Path, since: float) -> None:
 
 
 @contextmanager
-def _machine(what: Boot, verdict: Verdict) -> Iterator[VM]:
+def _machine(what: Boot, verdict: Accelerator) -> Iterator[VM]:
     """A started machine, not waited for."""
     if what.ipc not in ("file", "serial"):
         raise UsageError(f"{what.ipc}: unknown way to talk to the agent", hint="known are file and serial")

@@ -22,7 +22,7 @@ from operator import itemgetter
 from typing import TypeAlias
 
 from imgkit.errors import InputError
-from imgkit.rootfs import elf
+from imgkit.rootfs.binaries import elf
 
 MAGIC = 0xB007F457
 VERSION = 0x00020001

@@ -20,12 +20,12 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 from imgkit.errors import InputError, RecipeError
-from imgkit.rootfs.elf import ElfError
+from imgkit.rootfs.binaries.elf import ElfError
+from imgkit.rootfs.binaries.libraries import Libraries, with_targets
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.cpio import Member, Sink, write_newc
 from imgkit.rootfs.initramfs.mkinitfs import WILDCARD, check_features, feature_files, read_configuration
 from imgkit.rootfs.kernel import Kernel, kernel
-from imgkit.rootfs.libraries import Libraries, with_targets
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
 
 SHARED = "usr/share/mkinitfs"

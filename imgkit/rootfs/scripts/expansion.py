@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from imgkit.rootfs.scripts.budget import PIECE, Budget, whole_number
-from imgkit.rootfs.scripts.machine import Failed, Machine
+from imgkit.rootfs.scripts.state import Failed, ShellState
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -49,7 +49,7 @@ class _Fields:
 class Expander(ABC):
     """Words of a script as fields, texts or patterns."""
 
-    machine: Machine
+    machine: ShellState
     variables: dict[str, str]
     arguments: list[str]
     status: int

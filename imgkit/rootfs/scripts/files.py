@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from imgkit.rootfs.accounts import lookup
 from imgkit.rootfs.scripts.budget import NODE, whole_number
-from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, each, options
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, each, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
 
@@ -23,7 +23,7 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _destination(machine: Machine, source: str, target: str) -> str:
+def _destination(machine: ShellState, source: str, target: str) -> str:
     """Where ``source`` goes: into ``target`` if that is a directory."""
     return f"{target.rstrip('/')}/{_name(source)}" if machine.is_directory(target) else target
 
@@ -34,7 +34,7 @@ def _sources(operands: list[str]) -> tuple[list[str], str]:
     return operands[:-1], operands[-1]
 
 
-def ln(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def ln(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``ln [-sfnv] TARGET… LINK|DIRECTORY``."""
     flags, operands = options(arguments, "sfnv")
     if len(operands) == 1:
@@ -58,13 +58,13 @@ def ln(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "ln", sources, link)
 
 
-def _replace(machine: Machine, place: str, node: Node) -> None:
+def _replace(machine: ShellState, place: str, node: Node) -> None:
     if isinstance(machine.tree.get(place), Directory) and not isinstance(node, Directory):
         raise Failed(f"{place}: Is a directory")
     machine.add(place, node)
 
 
-def mkdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def mkdir(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``mkdir [-pv] [-m MODE] DIRECTORY…``."""
     flags, operands = options(arguments, "pvm:", ["parents", "mode="])
     wanted = flags.get("m", flags.get("mode"))
@@ -89,11 +89,11 @@ def mkdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "mkdir", operands, make)
 
 
-def _new_directory(machine: Machine, path: str) -> None:
+def _new_directory(machine: ShellState, path: str) -> None:
     machine.add(path, Directory(mode=0o777 & ~machine.umask, mtime=machine.epoch))
 
 
-def make_parents(machine: Machine, path: str) -> None:
+def make_parents(machine: ShellState, path: str) -> None:
     """Make the missing directories above ``path``."""
     above = parent(path)
     if above and above not in machine.tree:
@@ -134,7 +134,7 @@ def _apply(mode: int, who: str, action: str, umask: int, *, runnable: bool) -> i
     return mode & ~bits if action[0] == "-" else (mode & ~mask) | bits
 
 
-def chmod(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def chmod(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chmod [-Rvfc] MODE FILE…``; a mode such as ``-x`` is not taken for an option."""
     signs = [word for word in arguments if re.fullmatch(r"-[rwxXst,=+ugoa-]+", word)]
     flags, operands = options([word for word in arguments if word not in signs[:1]], "Rvfc")
@@ -155,7 +155,7 @@ def chmod(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "chmod", files, operand)
 
 
-def owner_of(machine: Machine, text: str) -> tuple[int | None, int | None]:
+def owner_of(machine: ShellState, text: str) -> tuple[int | None, int | None]:
     """Numbers for ``user``, ``user:group``, ``user:`` or ``:group``; None where nothing is said.
 
     Raises:
@@ -177,14 +177,14 @@ def _number(numbers: Mapping[str, int], name: str, what: str) -> int | None:
     raise Failed(f"unknown {what} {name[:80]}")
 
 
-def _chown(machine: Machine, flags: Mapping[str, str], uid: int | None, gid: int | None, text: str) -> None:
+def _chown(machine: ShellState, flags: Mapping[str, str], uid: int | None, gid: int | None, text: str) -> None:
     recursive, links = "R" in flags, "h" in flags or "R" in flags
     top = machine.existing(text, follow=not links)
     for path in machine.walk(top) if recursive else [top]:
         set_owner(machine, path, uid, gid)
 
 
-def set_owner(machine: Machine, path: str, uid: int | None, gid: int | None) -> None:
+def set_owner(machine: ShellState, path: str, uid: int | None, gid: int | None) -> None:
     """chown(2): also takes set-user-id and set-group-id away from a file (not from a directory)."""
     node = machine.tree[path]
     mode = node.mode
@@ -193,7 +193,7 @@ def set_owner(machine: Machine, path: str, uid: int | None, gid: int | None) -> 
     machine.tree.change(path, mode=mode, uid=uid, gid=gid)
 
 
-def chown(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def chown(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chown [-Rhvfc] OWNER[:GROUP] FILE…``."""
     flags, operands = options(arguments, "Rhvfc", ["recursive", "no-dereference"])
     flags = {**flags, **({"R": ""} if "recursive" in flags else {}), **({"h": ""} if "no-dereference" in flags else {})}
@@ -204,7 +204,7 @@ def chown(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "chown", files, lambda text: _chown(machine, flags, uid, gid, text))
 
 
-def chgrp(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def chgrp(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chgrp [-Rhvfc] GROUP FILE…``."""
     flags, operands = options(arguments, "Rhvfc")
     group, *files = operands or [""]
@@ -214,7 +214,7 @@ def chgrp(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "chgrp", files, lambda text: _chown(machine, flags, None, gid, text))
 
 
-def rm(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def rm(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``rm [-rRfv] FILE…``."""
     flags, operands = options(arguments, "rRfvi")
     recursive = "r" in flags or "R" in flags
@@ -232,13 +232,13 @@ def rm(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "rm", operands, remove)
 
 
-def remove_all(machine: Machine, top: str) -> None:
+def remove_all(machine: ShellState, top: str) -> None:
     """Remove ``top`` and all below it."""
     for path in reversed(machine.walk(top)):
         machine.tree.remove(path)
 
 
-def rmdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def rmdir(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``rmdir [-p] DIRECTORY…``."""
     flags, operands = options(arguments, "p", ["ignore-fail-on-non-empty"])
 
@@ -257,7 +257,7 @@ def rmdir(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "rmdir", operands, remove)
 
 
-def mv(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def mv(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``mv [-fnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "fnv")
     sources, target = _sources(operands)
@@ -275,7 +275,7 @@ def mv(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "mv", sources, move)
 
 
-def _copy_nodes(machine: Machine, old: str, new: str, *, keep: bool) -> None:
+def _copy_nodes(machine: ShellState, old: str, new: str, *, keep: bool) -> None:
     """Copy a file or a whole directory, with owners and modes if ``keep``."""
     for path in machine.walk(old):
         node = machine.tree[path]
@@ -293,7 +293,7 @@ def _copy_nodes(machine: Machine, old: str, new: str, *, keep: bool) -> None:
             machine.add(place, replace(fresh, mode=mode))
 
 
-def cp(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def cp(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cp [-aprRfdPnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "aprRfdPnv")
     sources, target = _sources(operands)
@@ -319,7 +319,7 @@ def cp(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "cp", sources, copy)
 
 
-def touch(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def touch(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``touch [-c] FILE…``."""
     flags, operands = options(arguments, "c")
 
@@ -335,7 +335,7 @@ def touch(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return each(streams, "touch", operands, make)
 
 
-def new_file(machine: Machine, path: str, content: Content = Inline(b"")) -> None:  # noqa: B008 - it is frozen
+def new_file(machine: ShellState, path: str, content: Content = Inline(b"")) -> None:  # noqa: B008 - it is frozen
     """Make a file as open(2) does, the umask applied.
 
     Raises:
@@ -346,7 +346,7 @@ def new_file(machine: Machine, path: str, content: Content = Inline(b"")) -> Non
     machine.add(path, File(content=content, mode=0o666 & ~machine.umask, mtime=machine.epoch))
 
 
-def _content(machine: Machine, source: str) -> Content:
+def _content(machine: ShellState, source: str) -> Content:
     if source == "/dev/null":
         return Inline(b"")
     node = machine.node(source)
@@ -355,7 +355,7 @@ def _content(machine: Machine, source: str) -> Content:
     return node.content
 
 
-def install(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def install(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``install [-dDvcp] [-m MODE] [-o OWNER] [-g GROUP] SOURCE… TARGET``, or ``-d DIRECTORY…``."""
     flags, operands = options(arguments, "dDvcpm:o:g:", ["directory", "mode=", "owner=", "group="])
     mode = flags.get("m", flags.get("mode", "0755"))

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from imgkit.rootfs.accounts import lookup
 from imgkit.rootfs.scripts.budget import COMMAND, PIECE, whole_number
-from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams
 from imgkit.rootfs.scripts.sorting import names_in
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, HardLink, Node, Symlink
 
@@ -42,7 +42,7 @@ _Test: TypeAlias = Callable[[_Visit], bool]
 class _Search:
     """What the arguments say besides the expression, and what has come of it so far."""
 
-    machine: Machine
+    machine: ShellState
     streams: Streams
     follow: bool = False
     follow_operands: bool = False
@@ -62,7 +62,7 @@ class _Search:
         return self.machine.execute(words, self.streams) == 0
 
 
-def find(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def find(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``find [-H] [-L] [PATH…] [EXPRESSION]``; an expression has what the tables at the end name."""
     words = list(arguments)
     search = _Search(machine, streams)

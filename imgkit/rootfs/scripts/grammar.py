@@ -70,7 +70,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Grouping:
     body: Body
     subshell: bool
 
@@ -81,7 +81,7 @@ class Function:
     body: Redirected
 
 
-Command: TypeAlias = Simple | If | For | While | Case | Group | Function
+Command: TypeAlias = Simple | If | For | While | Case | Grouping | Function
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class _Parser(Scanner):
         if self._accept("("):
             body = self.body()
             self._expect(")")
-            return Group(body, subshell=True)
+            return Grouping(body, subshell=True)
         productions: dict[str, Callable[[], Command]] = {
             "if": self._if,
             "for": self._for,
@@ -248,11 +248,11 @@ class _Parser(Scanner):
             raise self.refuse(f"syntax error: unexpected {word!r}")
         return productions[word]() if word in productions else None
 
-    def _group(self) -> Group:
+    def _group(self) -> Grouping:
         self._expect("{")
         body = self.body()
         self._expect("}")
-        return Group(body, subshell=False)
+        return Grouping(body, subshell=False)
 
     def _if(self) -> If:
         self._expect("if")

@@ -28,7 +28,7 @@ BRACKET = re.compile(r"\[([!^]?)((?:\]|\[:[a-z]+:\]|\\.|[^\]\\])(?:\[:[a-z]+:\]|
 _INSIDE = re.compile(r"\[:([a-z]+):\]|\\(.)|(.)", re.DOTALL)
 
 
-class Segment:
+class PatternSegment:
     """Items that stand for one character each: regular expressions of that width, or the characters themselves."""
 
     def __init__(self, items: Sequence[str], flags: int) -> None:
@@ -54,7 +54,7 @@ class Segment:
 class _Part:
     """A pattern that has no slash to heed: segments with any number of characters between each two of them."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[PatternSegment, ...]
 
     def prefix(self, text: str, *, longest: bool) -> int | None:
         """The length of the shortest or longest prefix of ``text`` that matches, None if none does."""
@@ -83,7 +83,7 @@ class _Part:
         return start is not None and place >= start and last.at(text, place)
 
 
-_NOTHING = Segment((), 0)
+_NOTHING = PatternSegment((), 0)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def shell_pattern(pattern: str, budget: Budget, *, pathname: bool = False, ignor
             pieces.append([[]])
         else:
             pieces[-1][-1].append(item)
-    parts = tuple(_Part(tuple(Segment(items, flags) for items in segments)) for segments in pieces)
-    turned = tuple(Segment(items[::-1], flags) for items in pieces[-1][::-1])
+    parts = tuple(_Part(tuple(PatternSegment(items, flags) for items in segments)) for segments in pieces)
+    turned = tuple(PatternSegment(items[::-1], flags) for items in pieces[-1][::-1])
     return ShellPattern(parts, _Part(turned))
 
 

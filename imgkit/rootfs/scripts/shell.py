@@ -1,4 +1,4 @@
-"""The interpreter of package scripts: runs a syntax tree on a :class:`Machine` (POSIX.1-2017, 2.7–2.12)."""
+"""The interpreter of package scripts: runs a syntax tree on a :class:`ShellState` (POSIX.1-2017, 2.7–2.12)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.scripts import accounts as account_commands
 from imgkit.rootfs.scripts import files as file_commands
 from imgkit.rootfs.scripts import find, sorting, triggers
 from imgkit.rootfs.scripts import text as text_commands
+from imgkit.rootfs.scripts import users as account_commands
 from imgkit.rootfs.scripts.budget import COMMAND, PARSED, Budget, whole_number
 from imgkit.rootfs.scripts.expansion import FIRST_JOB, Expander
 from imgkit.rootfs.scripts.grammar import (
@@ -22,7 +22,7 @@ from imgkit.rootfs.scripts.grammar import (
     Case,
     For,
     Function,
-    Group,
+    Grouping,
     If,
     Pipeline,
     Redirect,
@@ -31,7 +31,7 @@ from imgkit.rootfs.scripts.grammar import (
     While,
     parse,
 )
-from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Sink, Streams, number
+from imgkit.rootfs.scripts.state import PATH, Command, Failed, ShellState, Sink, Streams, number
 from imgkit.rootfs.scripts.words import Unsupported, Word
 from imgkit.tree import TreeError
 
@@ -88,7 +88,7 @@ def collector(collected: list[str], budget: Budget) -> Sink:
 class Shell(Expander):
     """One run of one script."""
 
-    def __init__(self, machine: Machine, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(self, machine: ShellState, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self.machine = machine
         machine.execute = self._execute
         self.arguments = list(arguments)
@@ -201,7 +201,9 @@ class Shell(Expander):
                 status = self._pipe(node.commands, streams)
         command = node.commands[0].command
         plain = (
-            len(node.commands) > 1 or isinstance(command, Simple) or (isinstance(command, Group) and command.subshell)
+            len(node.commands) > 1
+            or isinstance(command, Simple)
+            or (isinstance(command, Grouping) and command.subshell)
         )
         if status and self.errexit and plain and not (tested or node.negated or self._tested):
             raise Leave(status)
@@ -238,7 +240,7 @@ class Shell(Expander):
         if isinstance(command, Function):
             self.functions[command.name] = command.body
             return 0
-        if isinstance(command, Group):
+        if isinstance(command, Grouping):
             if command.subshell:
                 return self._isolated(lambda: self.run(command.body, streams))
             return self.run(command.body, streams)

@@ -10,7 +10,7 @@ from getopt import gnu_getopt
 
 from imgkit.rootfs.scripts.budget import whole_number
 from imgkit.rootfs.scripts.files import new_file
-from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Directory
 
@@ -35,7 +35,7 @@ class _Key:
         return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
 
 
-def sort(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def sort(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``sort [-nrVfus] [-t X] [-k N[,M]]… [-o FILE] [FILE…]``."""
     flags, operands = options(arguments, _SORT)
     keys = [_key(value) for name, value in gnu_getopt(arguments, _SORT)[0] if name == "-k"]  # there may be several
@@ -72,7 +72,7 @@ def _key(text: str) -> _Key:
     return _Key(start, end, how + (more or ""))
 
 
-def _lines(machine: Machine, operand: str, streams: Streams) -> list[str]:
+def _lines(machine: ShellState, operand: str, streams: Streams) -> list[str]:
     try:
         text = streams.stdin.read() if operand == "-" else machine.read(operand)
     except Failed as cause:
@@ -80,7 +80,7 @@ def _lines(machine: Machine, operand: str, streams: Streams) -> list[str]:
     return machine.lines(machine.budget.text(text))
 
 
-def _put(machine: Machine, text: str, target: str | None, streams: Streams) -> None:
+def _put(machine: ShellState, text: str, target: str | None, streams: Streams) -> None:
     if target is None:
         streams.out(text)
         return
@@ -160,7 +160,7 @@ def _after_zeros(text: bytes, at: int) -> int:
 # ---- ls ------------------------------------------------------------------------------------------------------------
 
 
-def ls(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def ls(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``ls [-1adApr] [PATH…]``, one name a line, as it writes where no terminal is."""
     flags, operands = options(arguments, "1adApr")
     present = [operand for operand in operands or ["."] if _is_there(machine, operand, streams)]
@@ -176,7 +176,7 @@ def ls(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return int(len(present) < len(operands or ["."]))
 
 
-def _is_there(machine: Machine, operand: str, streams: Streams) -> bool:
+def _is_there(machine: ShellState, operand: str, streams: Streams) -> bool:
     """Whether something is; a link to nothing is not."""
     try:
         machine.existing(operand)
@@ -186,12 +186,12 @@ def _is_there(machine: Machine, operand: str, streams: Streams) -> bool:
     return True
 
 
-def _shown(machine: Machine, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
+def _shown(machine: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
     slash = "p" in flags and isinstance(machine.node(text, follow=follow), Directory)
     return f"{text if name is None else name}{'/' if slash else ''}\n"
 
 
-def _listing(machine: Machine, folder: str, flags: Mapping[str, str]) -> str:
+def _listing(machine: ShellState, folder: str, flags: Mapping[str, str]) -> str:
     names = names_in(machine, folder)
     if "a" in flags:
         names += [".", ".."]
@@ -201,7 +201,7 @@ def _listing(machine: Machine, folder: str, flags: Mapping[str, str]) -> str:
     return "".join(_shown(machine, f"{folder}/{name}", flags, follow=False, name=name) for name in names)
 
 
-def names_in(machine: Machine, folder: str) -> list[str]:
+def names_in(machine: ShellState, folder: str) -> list[str]:
     """The names in a directory, sorted.
 
     Raises:

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from imgkit.rootfs.scripts.budget import whole_number
-from imgkit.rootfs.scripts.machine import PATH, Command, Failed, Machine, Streams, each, options
 from imgkit.rootfs.scripts.regex import compile_expressions
+from imgkit.rootfs.scripts.state import PATH, Command, Failed, ShellState, Streams, each, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, Node, Symlink
 
@@ -34,7 +34,7 @@ def _unescape(text: str) -> str:
     return _ESCAPE.sub(one, text)
 
 
-def echo(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def echo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``echo [-neE] WORD…``; escapes only with -e, as Alpine's ash does."""
     flags = ""
     while arguments and re.fullmatch(r"-[neE]+", arguments[0]):
@@ -46,7 +46,7 @@ def echo(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return 0
 
 
-def printf(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def printf(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is used again while arguments are left."""
     if not arguments:
         raise Failed("usage: printf FORMAT [ARGUMENT...]", 2)
@@ -76,17 +76,17 @@ def _convert(found: re.Match[str], values: deque[str]) -> str:
         raise Failed(f"invalid number '{value[:80]}'") from cause
 
 
-def cat(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def cat(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cat [FILE…]``."""
     operands = options(arguments, "")[1]
     return each(streams, "cat", operands or ["-"], lambda text: streams.out(_input(machine, text, streams)))
 
 
-def _input(machine: Machine, text: str, streams: Streams) -> str:
+def _input(machine: ShellState, text: str, streams: Streams) -> str:
     return machine.budget.text(streams.stdin.read() if text == "-" else machine.read(text))
 
 
-def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def grep(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``grep [-qwxFEivschnl] [-e PATTERN] PATTERN FILE…``."""
     flags, operands = options(arguments, "qwxFEivschoe:")
     if "o" in flags:
@@ -112,7 +112,7 @@ def grep(machine: Machine, arguments: list[str], streams: Streams) -> int:
     return status
 
 
-def _matcher(machine: Machine, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
+def _matcher(machine: ShellState, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
     around = ("^", "$") if "x" in flags else ("before", "after") if "w" in flags else None
     try:
         compiled = compile_expressions(
@@ -128,7 +128,7 @@ def _matcher(machine: Machine, patterns: list[str], flags: Mapping[str, str]) ->
     return lambda line: compiled.search(line, machine.budget)
 
 
-def cut(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def cut(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cut -d X -f N[,M][-] [FILE…]``."""
     flags, operands = options(arguments, "d:f:s")
     if not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", flags.get("f", "")):
@@ -165,7 +165,7 @@ def _picked(fields: list[str], ranges: Sequence[range]) -> list[str]:
     return [field for number, field in enumerate(fields, 1) if any(number in each for each in ranges)]
 
 
-def head(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def head(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``head [-n N] [FILE]``."""
     arguments = [f"-n{word[1:]}" if re.fullmatch(r"-\d+", word) else word for word in arguments]
     flags, operands = options(arguments, "n:")
@@ -186,7 +186,7 @@ def _operands(arguments: list[str]) -> list[str]:
     return operands
 
 
-def basename(_: Machine, arguments: list[str], streams: Streams) -> int:
+def basename(_: ShellState, arguments: list[str], streams: Streams) -> int:
     """``basename PATH [SUFFIX]``."""
     operands = _operands(arguments)
     name = operands[0].rstrip("/").rpartition("/")[2] or "/"
@@ -195,7 +195,7 @@ def basename(_: Machine, arguments: list[str], streams: Streams) -> int:
     return 0
 
 
-def dirname(_: Machine, arguments: list[str], streams: Streams) -> int:
+def dirname(_: ShellState, arguments: list[str], streams: Streams) -> int:
     """``dirname PATH``."""
     operands = _operands(arguments)
     path = operands[0].rstrip("/")
@@ -204,7 +204,7 @@ def dirname(_: Machine, arguments: list[str], streams: Streams) -> int:
     return 0
 
 
-def readlink(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def readlink(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``readlink [-f] PATH``."""
     flags, operands = options(arguments, "fn")
     text = operands[0] if operands else ""
@@ -230,13 +230,13 @@ def fail(*_: object) -> int:
     return 1
 
 
-def pwd(machine: Machine, _: list[str], streams: Streams) -> int:
+def pwd(machine: ShellState, _: list[str], streams: Streams) -> int:
     """``pwd``."""
     streams.out(machine.cwd + "\n")
     return 0
 
 
-def which(machine: Machine, name: str) -> str | None:
+def which(machine: ShellState, name: str) -> str | None:
     """Where the image has the program ``name`` on PATH."""
     places = [name] if "/" in name else [f"{directory}/{name}" for directory in PATH.split(":")]
     for place in places:
@@ -246,14 +246,14 @@ def which(machine: Machine, name: str) -> str | None:
     return None
 
 
-def which_command(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def which_command(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``which NAME…``."""
     found = [which(machine, name) for name in arguments]
     streams.out("".join(f"{place}\n" for place in found if place))
     return 0 if found and all(found) else 1
 
 
-def test(machine: Machine, arguments: list[str], _: Streams) -> int:
+def test(machine: ShellState, arguments: list[str], _: Streams) -> int:
     """``test EXPRESSION``, with -a, -o, ! and parentheses."""
     if not arguments:
         return 1
@@ -264,14 +264,14 @@ def test(machine: Machine, arguments: list[str], _: Streams) -> int:
     return 0 if value else 1
 
 
-def bracket(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def bracket(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``[ EXPRESSION ]``."""
     if not arguments or arguments[-1] != "]":
         raise Failed("missing ]", 2)
     return test(machine, arguments[:-1], streams)
 
 
-def _either(machine: Machine, rest: list[str]) -> bool:
+def _either(machine: ShellState, rest: list[str]) -> bool:
     value = _both(machine, rest)
     while rest and rest[0] == "-o":
         rest.pop(0)
@@ -280,7 +280,7 @@ def _either(machine: Machine, rest: list[str]) -> bool:
     return value
 
 
-def _both(machine: Machine, rest: list[str]) -> bool:
+def _both(machine: ShellState, rest: list[str]) -> bool:
     value = _primary(machine, rest)
     while rest and rest[0] == "-a":
         rest.pop(0)
@@ -289,7 +289,7 @@ def _both(machine: Machine, rest: list[str]) -> bool:
     return value
 
 
-def _primary(machine: Machine, rest: list[str]) -> bool:
+def _primary(machine: ShellState, rest: list[str]) -> bool:
     if not rest:
         raise Failed("argument expected", 2)
     if len(rest) >= 3 and (rest[1] in _TEXTS or rest[1] in _NUMBERS):
@@ -316,7 +316,7 @@ def _compare(left: str, operator: str, right: str) -> bool:
         raise Failed(f"bad number {left[:80]!r} or {right[:80]!r}", 2) from cause
 
 
-def _unary(machine: Machine, operator: str, operand: str) -> bool:
+def _unary(machine: ShellState, operator: str, operand: str) -> bool:
     if operator in ("-n", "-z"):
         return (operand != "") == (operator == "-n")
     if operator == "-t":

@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 
 from imgkit.errors import RecipeError
-from imgkit.rootfs import busybox, cacerts, services
+from imgkit.rootfs import busybox, cacerts
+from imgkit.rootfs.openrc import services
 from imgkit.rootfs.scripts.budget import HEAVY, MAX_PATTERN, Budget
-from imgkit.rootfs.scripts.machine import Command, Failed, Machine, Streams, options
 from imgkit.rootfs.scripts.patterns import shell_pattern
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree, TreeError
 
@@ -81,7 +82,7 @@ def unlisted_modules(tree: Tree, release: str) -> list[str]:
     return sorted(present ^ listed)
 
 
-def depmod(machine: Machine, arguments: list[str], _: Streams) -> int:
+def depmod(machine: ShellState, arguments: list[str], _: Streams) -> int:
     """``depmod [-a] RELEASE``: nothing to do where the kernel's package brought a complete index."""
     machine.budget.work(HEAVY)
     operands = options(arguments, "a")[1]
@@ -98,7 +99,7 @@ def depmod(machine: Machine, arguments: list[str], _: Streams) -> int:
     return 0
 
 
-def mkinitfs(machine: Machine, arguments: list[str], _: Streams) -> int:
+def mkinitfs(machine: ShellState, arguments: list[str], _: Streams) -> int:
     """``mkinitfs -o FILE RELEASE``."""
     machine.budget.work(HEAVY)
     flags, operands = options(arguments, "o:")
@@ -110,7 +111,7 @@ def mkinitfs(machine: Machine, arguments: list[str], _: Streams) -> int:
     return 0
 
 
-def update_ca_certificates(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def update_ca_certificates(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``update-ca-certificates``: the bundle and its links, then the scripts of /etc/ca-certificates/update.d."""
     machine.budget.work(HEAVY)
     options(arguments, "v", ["verbose"])
@@ -122,7 +123,7 @@ def update_ca_certificates(machine: Machine, arguments: list[str], streams: Stre
     return 0
 
 
-def c_rehash(machine: Machine, arguments: list[str], streams: Streams) -> int:
+def c_rehash(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     """``c_rehash DIRECTORY``."""
     machine.budget.work(HEAVY)
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -135,7 +136,7 @@ def c_rehash(machine: Machine, arguments: list[str], streams: Streams) -> int:
 def install_links(program: str) -> Command:
     """``PROGRAM --install -s`` for busybox and its likes."""
 
-    def install(machine: Machine, arguments: list[str], _: Streams) -> int:
+    def install(machine: ShellState, arguments: list[str], _: Streams) -> int:
         if arguments != ["--install", "-s"]:
             raise Unsupported(f"{program} {' '.join(arguments)}")
         machine.budget.work(HEAVY // 4)
@@ -148,7 +149,7 @@ def install_links(program: str) -> Command:
     return install
 
 
-def rc_update(machine: Machine, arguments: list[str], _: Streams) -> int:
+def rc_update(machine: ShellState, arguments: list[str], _: Streams) -> int:
     """``rc-update [-q] add|del SERVICE RUNLEVEL``."""
     words = [word for word in arguments if word not in ("-q", "--quiet")]
     if len(words) != 3 or words[0] not in ("add", "del", "delete"):

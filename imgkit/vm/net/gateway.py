@@ -1,6 +1,6 @@
 """The gateway of a restricted network: a guest's frames in, frames out, and which connections are asked for.
 
-There is no way from the guest to anything but through here. What it may reach is in the :class:`Rules`; the rest is
+There is no way from the guest to anything but through here. What it may reach is in the :class:`Allowlist`; the rest is
 refused (TCP) or not heard. Nothing here opens anything: connections are asked of ``connect``.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
-from imgkit.vm.net import answers, packets
-from imgkit.vm.net.packets import ACK, FIN, RST, SYN, Datagram, Segment
-from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, Rules
+from imgkit.vm.net import dhcpdns, packets
+from imgkit.vm.net.packets import ACK, FIN, RST, SYN, Datagram, TcpSegment
+from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, Allowlist
 from imgkit.vm.net.tcp import Connection
 
 log = logging.getLogger("imgkit.vm")
@@ -42,7 +42,7 @@ class Told:
             log.log(level, "%s", text)
 
 
-class Names:
+class GuestNames:
     """Which address the guest was given for which name."""
 
     def __init__(self, taken: frozenset[IPv4Address]) -> None:
@@ -71,7 +71,7 @@ class Gateway:
 
     def __init__(
         self,
-        rules: Rules,
+        rules: Allowlist,
         *,
         send: Callable[[bytes], None],
         connect: Callable[[Target, int, Connection], bool],
@@ -91,7 +91,7 @@ class Gateway:
         self._send = send
         self._connect = connect
         self._clock = clock
-        self._names = Names(frozenset(address for address, _ in rules.addresses))
+        self._names = GuestNames(frozenset(address for address, _ in rules.addresses))
         self._connections: dict[tuple[int, IPv4Address, int], Connection] = {}
         self._touched: set[Connection] = set()
         self._told = told or Told()
@@ -133,16 +133,16 @@ class Gateway:
             return
         source, target, data = parts
         if (source, target) == (68, 67):
-            answer = answers.dhcp(data)
+            answer = dhcpdns.dhcp(data)
             if answer is not None:
                 everybody = IPv4Address("255.255.255.255")
                 self._reply(datagram, packets.udp_packet((GATEWAY, 67), (everybody, 68), answer))
         elif (datagram.target, target) == (NAMESERVER, 53) and datagram.source == GUEST:
-            answer = answers.dns(data, self._rules.knows, self._names.address)
+            answer = dhcpdns.dns(data, self._rules.knows, self._names.address)
             if answer is not None:
                 self._reply(datagram, packets.udp_packet((NAMESERVER, 53), (GUEST, source), answer))
 
-    def _tcp(self, datagram: Datagram, segment: Segment) -> None:
+    def _tcp(self, datagram: Datagram, segment: TcpSegment) -> None:
         key = (segment.source, datagram.target, segment.target)
         connection = self._connections.get(key)
         if connection is not None and not connection.closed:
@@ -153,8 +153,8 @@ class Gateway:
         elif not segment.flags & RST:
             self._reset(datagram, segment)
 
-    def _open(self, key: tuple[int, IPv4Address, int], datagram: Datagram, syn: Segment) -> None:
-        def send(segment: Segment) -> None:
+    def _open(self, key: tuple[int, IPv4Address, int], datagram: Datagram, syn: TcpSegment) -> None:
+        def send(segment: TcpSegment) -> None:
             self._reply(datagram, packets.tcp_packet(datagram.target, GUEST, segment))
 
         target = self._target(datagram.target, syn.target)
@@ -179,13 +179,13 @@ class Gateway:
         text = f"network: {what}:{port} is refused to the guest (no --allow names it)"
         self._told.say(logging.INFO, text, (what, port))
 
-    def _reset(self, datagram: Datagram, segment: Segment) -> None:
+    def _reset(self, datagram: Datagram, segment: TcpSegment) -> None:
         """Answer a segment of no connection (RFC 9293, section 3.10.7.1)."""
         ends = bool(segment.flags & SYN) + bool(segment.flags & FIN)
         ack = (segment.seq + len(segment.data) + ends) % (1 << 32)
         known = segment.flags & ACK
         flags, seq, ack = (RST, segment.ack, 0) if known else (RST | ACK, 0, ack)
-        reply = Segment(segment.target, segment.source, seq, ack, flags, 0)
+        reply = TcpSegment(segment.target, segment.source, seq, ack, flags, 0)
         self._reply(datagram, packets.tcp_packet(datagram.target, GUEST, reply))
 
     def _reply(self, datagram: Datagram, packet: bytes) -> None:

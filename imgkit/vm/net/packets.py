@@ -29,7 +29,7 @@ class Datagram:
 
 
 @dataclass(frozen=True)
-class Segment:
+class TcpSegment:
     """A TCP segment. ``mss`` and ``scale`` are the options of a SYN, None where they are missing."""
 
     source: int
@@ -82,7 +82,7 @@ def udp_packet(source: tuple[IPv4Address, int], target: tuple[IPv4Address, int],
     return ipv4(source[0], target[0], UDP, payload[:6] + struct.pack("!H", total) + payload[8:])
 
 
-def tcp(data: bytes) -> Segment | None:
+def tcp(data: bytes) -> TcpSegment | None:
     """The segment in the payload of a datagram."""
     if len(data) < 20:
         return None
@@ -91,10 +91,10 @@ def tcp(data: bytes) -> Segment | None:
     if not 20 <= start <= len(data):
         return None
     mss, scale = _options(data[20:start]) if flags & SYN else (None, None)
-    return Segment(source, target, seq, ack, flags, window, data[start:], mss, scale)
+    return TcpSegment(source, target, seq, ack, flags, window, data[start:], mss, scale)
 
 
-def tcp_packet(source: IPv4Address, target: IPv4Address, segment: Segment) -> bytes:
+def tcp_packet(source: IPv4Address, target: IPv4Address, segment: TcpSegment) -> bytes:
     """An IPv4 datagram with this segment in it."""
     options = b"" if segment.mss is None else struct.pack("!BBH", _MSS, 4, segment.mss)
     options += b"" if segment.scale is None else struct.pack("!BBBB", 1, _WINDOW_SCALE, 3, segment.scale)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from imgkit.vm.net.gateway import Gateway, Target, Told
-from imgkit.vm.net.rules import Address, Rules, public
+from imgkit.vm.net.rules import Address, Allowlist, public
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 log = logging.getLogger("imgkit.vm")
@@ -35,7 +35,7 @@ _MAX_WAITING = 4 << 20  # bytes for a guest that does not take its frames; more 
 
 
 @contextmanager
-def network(rules: Rules) -> Iterator[int]:
+def network(rules: Allowlist) -> Iterator[int]:
     """A network for one machine, for the length of the block. Gives the descriptor of QEMU's end of the link."""
     host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     loop = asyncio.new_event_loop()
@@ -51,7 +51,7 @@ def network(rules: Rules) -> Iterator[int]:
         guest.close()
 
 
-def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.socket, rules: Rules) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.socket, rules: Allowlist) -> None:
     try:
         loop.run_until_complete(_Relay(loop, rules).run(host, stop))
     finally:
@@ -65,7 +65,7 @@ def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.so
 class _Relay(asyncio.Protocol):
     """The link to QEMU, and the connections to the world."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rules: Rules) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, rules: Allowlist) -> None:
         self._loop = loop
         self._told = Told()
         self._gateway = Gateway(rules, send=self._send, connect=self._connect, clock=loop.time, told=self._told)

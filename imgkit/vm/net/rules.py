@@ -30,7 +30,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in t
 
 
 @dataclass(frozen=True)
-class Rules:
+class Allowlist:
     """What may be reached: ``names`` and ``addresses`` with their ports; ``below`` are the names after ``*.``."""
 
     names: frozenset[tuple[str, int]] = frozenset()
@@ -57,7 +57,7 @@ class Rules:
         return seen if (seen, port) in self.addresses and not seen.is_loopback else None
 
 
-def parse(words: Iterable[str]) -> Rules:
+def parse(words: Iterable[str]) -> Allowlist:
     """The rules that these words of the form ``HOST[:PORT]`` amount to.
 
     Raises:
@@ -73,7 +73,7 @@ def parse(words: Iterable[str]) -> Rules:
             below.add((_name(word, host[2:], least=2), port))
         else:
             names.add((_name(word, host), port))
-    return Rules(frozenset(names), frozenset(below), frozenset(addresses))
+    return Allowlist(frozenset(names), frozenset(below), frozenset(addresses))
 
 
 def plain(name: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, Segment
+from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 
 BUFFER = 128 << 10
 """Bytes that are kept for the guest, and as many for the other side. A read may go over it once."""
@@ -73,7 +73,7 @@ class Connection:
     It answers nothing before :meth:`accept`, so that the guest is refused what the host is refused.
     """
 
-    def __init__(self, syn: Segment, send: Callable[[Segment], None], clock: Callable[[], float]) -> None:
+    def __init__(self, syn: TcpSegment, send: Callable[[TcpSegment], None], clock: Callable[[], float]) -> None:
         self.closed = False
         self._ports = (syn.target, syn.source)
         self._send = send
@@ -125,7 +125,7 @@ class Connection:
 
     # ---- what the guest does -----------------------------------------------------------------------------------------
 
-    def segment(self, segment: Segment) -> None:
+    def segment(self, segment: TcpSegment) -> None:
         """The guest sent this. Confirmations are put off until :meth:`settle`."""
         if self.closed or self._far is None:
             if segment.flags & RST:
@@ -193,14 +193,14 @@ class Connection:
         if self._timer.due is None:
             self._timer.progress(self._clock(), waiting=True)
 
-    def _again(self, segment: Segment) -> None:
+    def _again(self, segment: TcpSegment) -> None:
         """A second SYN: the first one was not answered in time, or it is another connection's."""
         if segment.seq == self._syn and not self._open:
             self._hello()
         else:
             self._gone()
 
-    def _confirm(self, segment: Segment) -> bool:
+    def _confirm(self, segment: TcpSegment) -> bool:
         """Take the guest's confirmation. False for a segment that cannot be of this connection."""
         confirmed = (segment.ack - self._oldest) % _MODULUS
         if not self._open:
@@ -234,7 +234,7 @@ class Connection:
         self._timer.progress(self._clock(), waiting=bool(self._sent or self._kept))
         self._brake()
 
-    def _take(self, segment: Segment, offset: int) -> None:
+    def _take(self, segment: TcpSegment, offset: int) -> None:
         """The data and the end that a segment carries."""
         assert self._far is not None
         data, ends = segment.data, bool(segment.flags & FIN)
@@ -273,4 +273,4 @@ class Connection:
         room = 0 if self._far is None else max(0, self._far.room())
         window = min(0xFFFF, room if flags & SYN else room >> self._scale[0])
         own, guests = self._ports
-        self._send(Segment(own, guests, seq, self._expected, flags, window, data, mss, scale))
+        self._send(TcpSegment(own, guests, seq, self._expected, flags, window, data, mss, scale))

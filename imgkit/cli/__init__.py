@@ -1,0 +1,1 @@
+"""The command line: parsing, commands, messages and exit statuses."""

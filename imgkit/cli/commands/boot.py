@@ -1,0 +1,78 @@
+"""Boot an image, wait until its agent answers, say how long that took, and power it off.
+
+What was seen is written beside a qcow2 image as its .boot.json: the record that imgkit publish asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+from imgkit import __version__
+from imgkit.cli import machineoptions
+from imgkit.host import terminal
+from imgkit.image import bootrecord
+from imgkit.vm.agent.protocol import Heartbeat
+from imgkit.vm.running import VM
+
+NAME = "boot"
+HELP = "boot an image and wait for its agent"
+log = logging.getLogger("imgkit")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    machineoptions.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    with bootrecord.Evidence() as evidence:
+        with machineoptions.boot(options, before=evidence.hold) as vm:
+            ready = datetime.now(timezone.utc)
+            beat = vm.heartbeat()
+            clean = vm.power_off()
+            stages = vm.stages()
+        facts = {
+            "secondsToReady": vm.seconds_to_ready,
+            "secondsToSettled": vm.seconds_to_settled,
+            "accelerator": vm.verdict.accelerator,
+            "memoryMiB": vm.memory_mib,
+            "poweredOffCleanly": clean,
+        }
+        _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
+    if options.json:
+        # The guest's words first: ours hold.
+        print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
+    else:
+        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
+        print(terminal.line(f"{options.image}: {ready_after}"))
+    if not clean:
+        log.warning("the guest did not power off by itself and was switched off")
+    return 0
+
+
+def _extra(beat: Heartbeat | None) -> dict[str, Any]:
+    return dict(beat.extra) if beat else {}
+
+
+def _about(beat: Heartbeat | None, ready: datetime) -> dict[str, Any]:
+    """The part of a boot record that says who answered and when."""
+    agent = bootrecord.guest_facts(_extra(beat))
+    time = ready.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"time": time, "imgkit": __version__, "buildId": agent.get("buildId"), "agent": agent}
+
+
+def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm: VM, facts: dict[str, Any]) -> None:
+    """Write the boot record of a qcow2 image. The boot is no less a success where that cannot be done."""
+    try:
+        if not evidence.publishable:
+            return
+        record = evidence.record(vm.what.arch, vm.what.firmware, facts)
+        if bootrecord.keep(options.image, record) is None:
+            log.info("%s: is part of a publication, whose boot records stay as they are", options.image)
+    except bootrecord.ChangedError as changed:
+        log.warning("%s, so there is no boot record of it", changed)
+    except OSError as cause:
+        log.warning("%s: no boot record could be written: %s", bootrecord.path_of(options.image), cause.strerror)

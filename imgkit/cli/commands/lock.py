@@ -1,0 +1,41 @@
+"""Write down exactly what a recipe amounts to today: beside it, as RECIPE's .lock file, for build --locked.
+
+What the file has for other architectures of the recipe stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from imgkit.cli.commands.build import architectures, load_recipe, recipe_arguments
+from imgkit.fetch.cache import Cache, default_folder
+from imgkit.host import scratch, terminal
+from imgkit.planning import lockfile
+from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan
+
+NAME = "lock"
+HELP = "write a recipe's lock file: exact URLs, sizes, hashes"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    recipe_arguments(parser, default="all of the recipe")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Lock every architecture that was asked for, all of the recipe's by default."""
+    recipe = load_recipe(options, os.environ)
+    asked = architectures(options, recipe, os.environ, default="all")
+    path = lockfile.path_of(options.recipe)
+    kept = lockfile.others(path, recipe, asked)
+    cache = Cache(default_folder(), offline=options.offline)
+    plans: dict[str, Plan] = {}
+    for arch in asked:
+        with scratch.folder() as folder:
+            stale = options.allow_stale_mirror
+            base = fetch_base(recipe, arch, cache, folder / "minirootfs", allow_stale=stale)
+            plan = make_plan(recipe, arch, base, cache, allow_stale=stale)
+            plans[arch], _ = fetch_packages(plan, base, cache)
+    lockfile.write(path, recipe, plans, kept)
+    terminal.say_path(path)
+    return 0

@@ -1,0 +1,156 @@
+"""What this host can do, what is missing, and the command that fixes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.errors import ImgkitError
+from imgkit.host.process import PACKAGES, run
+from imgkit.rootfs.npm import npmbox
+from imgkit.vm.qemu import firmware, probe
+from imgkit.vm.sandbox import arbiter, confinement, identity
+
+SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """One look at the host. ``purpose`` is what fails without it: build, boot, or a special case of these."""
+
+    name: str
+    ok: bool
+    detail: str
+    purpose: str
+    fix: str = ""
+    required: bool = True
+
+
+def examine(out: Path) -> list[HostCheck]:
+    """Everything that building into ``out`` and booting need, looked at one after the other; changes nothing."""
+    return [
+        HostCheck("python", True, f"{sys.version.split()[0]} ({sys.executable})", "build"),
+        _bindings(),
+        *_programs(),
+        _kernel(),
+        _space(out),
+        *_firmware(),
+        *_accelerators(),
+        _confinement(),
+        _sandbox(),
+    ]
+
+
+def _bindings() -> HostCheck:
+    found = importlib.util.find_spec("guestfs") is not None
+    return HostCheck(
+        "libguestfs bindings",
+        found,
+        "importable" if found else f"{sys.executable} cannot import guestfs",
+        "build",
+        "apt-get install python3-guestfs, and a virtual environment of the distribution's Python made with "
+        "--system-site-packages",
+    )
+
+
+def _programs() -> Iterator[HostCheck]:
+    uses = {
+        "supermin": "build",
+        "qemu-img": "build",
+        "grub-mkimage": "build",
+        "qemu-system-x86_64": "boot amd64",
+        "qemu-system-aarch64": "boot arm64",
+    }
+    for name, purpose in uses.items():
+        path = shutil.which(name)
+        fix = f"apt-get install {PACKAGES[name]}"
+        detail = _version(name) if path else "not on PATH"
+        yield HostCheck(name, path is not None, detail, purpose, fix, required=not purpose.startswith("boot arm"))
+
+
+def _version(name: str) -> str:
+    """The first line that ``name --version`` prints, as far as its end makes sense in a table."""
+    try:
+        return run([name, "--version"], timeout=10).decode(errors="replace").partition("\n")[0][:60]
+    except ImgkitError as error:
+        return error.message
+
+
+def _kernel() -> HostCheck:
+    """The kernel that supermin puts into the appliance: any in /boot with its modules, if it may be read."""
+    named = os.environ.get("SUPERMIN_KERNEL")
+    kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
+    readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
+    if readable:
+        return HostCheck("kernel", True, str(readable[-1]), "build")
+    if named and not kernels[0].exists():
+        return HostCheck("kernel", False, f"{named}, as SUPERMIN_KERNEL says, is not there", "build", "correct it")
+    if kernels:
+        fix = f"sudo chmod 0644 {kernels[-1]}"
+        return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
+    return HostCheck("kernel", False, "none in /boot", "build", "apt-get install linux-image-amd64 (Ubuntu: -virtual)")
+
+
+def _space(out: Path) -> HostCheck:
+    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    detail = f"{free / (1 << 30):.1f} GiB free in {folder}" + ("" if writable else ", which is not writable")
+    return HostCheck("space", free >= SPACE and writable, detail, "build", "choose another folder with --out")
+
+
+def _firmware() -> Iterator[HostCheck]:
+    for arch in ("amd64", "arm64"):
+        try:
+            found = firmware.find(arch)
+        except ImgkitError as error:
+            yield HostCheck(
+                f"UEFI {arch}", False, error.message, f"boot {arch} by UEFI", error.hint or "", required=False
+            )
+        else:
+            yield HostCheck(f"UEFI {arch}", True, str(found.code), f"boot {arch} by UEFI")
+
+
+def _accelerators() -> Iterator[HostCheck]:
+    for arch in ("amd64", "arm64"):
+        try:
+            user = identity.choose(None, device=probe.KVM)
+            verdict = probe.allowed(probe.probe(arch), arch, "auto", user)
+        except ImgkitError as error:
+            yield HostCheck(
+                f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False
+            )
+        else:
+            yield HostCheck(f"accelerator {arch}", True, f"{verdict.accelerator}: {verdict.reason}", f"boot {arch}")
+
+
+def _confinement() -> HostCheck:
+    """What keeps a guest's QEMU from the rest of this host, besides what QEMU does itself."""
+    version, filters = confinement.limits_files(), confinement.filters_calls()
+    parts = [f"files: Landlock {version}" if version else "files: as its user may"]
+    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
+    blinded = arbiter.blinded()
+    if filters and blinded:
+        parts += [f"set-group-id for folders: refused, as {blinded}"]
+    if identity.is_root():
+        user = identity.choose(None)
+        parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
+    fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
+    return HostCheck("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)
+
+
+def _sandbox() -> HostCheck:
+    """Which isolation npm gets when it installs a payload's packages."""
+    problem = npmbox.problem()
+    detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
+    fix = (
+        "apt-get install bubblewrap"
+        if problem == npmbox.MISSING
+        else "allow user namespaces (sysctl user.max_user_namespaces; Ubuntu: an AppArmor profile)"
+    )
+    return HostCheck("bubblewrap", problem is None, detail, "keep npm from the host's files", fix, required=False)

@@ -1,0 +1,226 @@
+"""What ``boot`` and ``run`` share: the options that describe a machine, and the machine that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from imgkit.cli import envfile
+from imgkit.engines.guestfs.readback import image_info
+from imgkit.errors import InputError, UsageError
+from imgkit.verification.beside import boot_files
+from imgkit.vm import configdrive
+from imgkit.vm.bootspec import NETWORKS, network_kind
+from imgkit.vm.net import rules
+from imgkit.vm.qemu.machines import MACHINES, guess_arch, machine
+from imgkit.vm.running import VM
+from imgkit.vm.shares import quotas
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
+    parser.add_argument("--arch", choices=sorted(MACHINES), help="architecture (default: from the image's name)")
+    parser.add_argument("--firmware", choices=["bios", "uefi", "direct"], help="default: bios on amd64, uefi on arm64")
+    parser.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to boot in (default: 180)")
+    parser.add_argument("--accel", choices=["auto", "kvm", "hvf", "tcg"], default="auto", help="default: what works")
+    parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="TAG=DIR[:ro]",
+        help="folder, at /mnt/TAG (work: to work in; ipc: for requests, in place of a private one), :ro to read only; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="user",
+        help="user (default): whatever the host reaches, its own services included; restricted: what --allow names",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="host, *.domain or address that a restricted network reaches; may be repeated",
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="environment of the agent; every user of the host sees it in the list of processes: keys go with --secret",
+    )
+    parser.add_argument(
+        "--env-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the same from lines K=V, or K for its value here, as docker reads them; --env beats it",
+    )
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="K=FILE",
+        help="the same, its value read from a file; beats both",
+    )
+    parser.add_argument(
+        "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
+    )
+    parser.add_argument(
+        "--quota",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="what the guest may take: ipc, share, disk (bytes, or with K, M, G, T), ipc-files, share-files, "
+        "time (seconds of a request); N may be none; may be repeated",
+    )
+    parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
+
+
+def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
+    """Words of the form ``K=V`` as a mapping; ``form`` is what the help of ``option`` calls that.
+
+    Raises:
+        UsageError: one has no ``=`` or no name.
+    """
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {word}: not of the form {form}")
+        found[name] = value
+    return found
+
+
+def boot(
+    options: argparse.Namespace,
+    shares: dict[str, Path] | None = None,
+    *,
+    before: Callable[[Sequence[Path]], object] = list,
+) -> AbstractContextManager[VM]:
+    """The machine that ``options`` describe, ready when the block begins.
+
+    Args:
+        before: called with the files that will be booted, before any program opens them: the image, and for a direct
+            boot the kernel and the initramfs.
+
+    Raises:
+        UsageError: options contradict one another.
+        InputError: the image or a file beside it is missing or damaged.
+        HostError: this host cannot run it.
+        BootError: the guest did not come up.
+    """
+    _check(options)
+    arch = options.arch or guess_arch(options.image)
+    firmware = options.firmware or machine(arch).firmware
+    if firmware == "bios" and arch != "amd64":
+        raise UsageError(f"{arch} has no BIOS", hint="--firmware uefi or --firmware direct")
+    kernel = initrd = None
+    if firmware == "direct":
+        kernel, initrd = _beside(options.image, arch)
+    folders, read_only = _folders(options.share, shares or {})
+    before([path for path in (options.image, kernel, initrd) if path is not None])
+    return VM.boot(
+        options.image,
+        arch=arch,
+        firmware=firmware,
+        kernel=kernel,
+        initrd=initrd,
+        memory_mib=options.memory,
+        cpus=options.cpus,
+        cpu=options.cpu,
+        accelerator=options.accel,
+        shares=folders,
+        read_only=read_only,
+        network=options.network,
+        allow=options.allow,
+        config=configdrive.make(_environment(options), _secrets(options.secret)) or None,
+        console=options.console,
+        quotas=quotas.parse(options.quota),
+        timeout=options.timeout,
+        settle=not options.no_wait,
+    )
+
+
+def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
+    """``--share`` and the shares that other options made, each tag once, and the tags of those for reading only.
+
+    ``:ro`` or ``:rw`` at the end of a word is never part of the folder's name: one that ends so itself needs another.
+
+    Raises:
+        UsageError: a tag is there twice, or a folder does not exist.
+    """
+    found, read_only = dict(shares), set()
+    for word in words:
+        ((tag, given),) = pairs([word], "--share", "TAG=DIR[:ro]").items()
+        folder, colon, mode = given.rpartition(":")
+        if not colon or mode not in ("ro", "rw"):
+            folder, mode = given, "rw"
+        if tag in found:
+            raise UsageError(f"--share {word}: there is a share {tag} already")
+        if not folder:
+            raise UsageError(f"--share {word}: no folder")
+        found[tag] = Path(folder)
+        if mode == "ro":
+            read_only.add(tag)
+    for path in found.values():
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such folder")
+    return found, read_only
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be known before anything is started. An image that names other files would show them to its guest."""
+    rules.parse(options.allow)
+    network_kind(network=options.network, allow=options.allow)
+    image_info(options.image)
+    quotas.parse(options.quota)
+    if not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
+    if options.console is not None and not options.console.parent.is_dir():
+        raise UsageError(f"--console {options.console}: {options.console.parent} is no folder")
+
+
+def _beside(image: Path, arch: str) -> tuple[Path, Path]:
+    """The kernel and the initramfs for a direct boot.
+
+    Raises:
+        InputError: one is missing, or the manifest beside the image is damaged.
+    """
+    found = boot_files(image, arch)
+    kernel, initramfs = (
+        found.get(role, image.parent / f"{what}-*-{arch}")
+        for role, what in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
+    )
+    for path in (kernel, initramfs):
+        if not path.exists():
+            raise InputError(f"{path}: not there", hint="a build puts it beside the image")
+    return kernel, initramfs
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """``--env-file`` and ``--env``, which beats it."""
+    variables: dict[str, str] = {}
+    for path in options.env_file:
+        variables |= envfile.read(path, os.environ)
+    return variables | pairs(options.env, "--env", "K=V")
+
+
+def _secrets(words: list[str]) -> dict[str, bytes]:
+    values = {}
+    for name, path in pairs(words, "--secret", "K=FILE").items():
+        try:
+            with Path(path).open("rb") as source:
+                values[name] = source.read(configdrive.MAX_VALUE + 1)
+        except OSError as cause:
+            raise UsageError(f"--secret {name}: {path}: {cause.strerror}") from cause
+    return values

@@ -1,0 +1,54 @@
+"""What the commands share that look into an image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Literal
+
+from imgkit.engines.guestfs.channel import Options
+from imgkit.errors import UsageError
+from imgkit.fetch.cache import default_folder
+from imgkit.recipe import parse_size
+from imgkit.vm.qemu.machines import host_arch
+from imgkit.vm.qemu.probe import probe
+
+
+def appliance_options() -> Options:
+    """How an appliance runs on this host: accelerated if the probe says so, from the cache of quick appliances."""
+    accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).accelerator == "kvm" else "tcg"
+    return Options(accelerator=accelerator, cache=default_folder() / "appliance", launch_timeout=_launch_timeout())
+
+
+def limit_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
+    """The options that raise the limits of reading an image; ``size`` says what the default of the first is."""
+    parser.add_argument("--limit", metavar="SIZE", help=f"read so much of the image at most (default: {size})")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds to read it in (default: 900)")
+
+
+def given_limits(options: argparse.Namespace) -> tuple[int | None, float | None]:
+    """Bytes and seconds that :func:`limit_arguments` were given, None for the default.
+
+    Raises:
+        UsageError: one makes no sense.
+    """
+    if options.timeout is not None and not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
+    try:
+        return parse_size(options.limit) if options.limit is not None else None, options.timeout
+    except ValueError as cause:
+        raise UsageError(f"--limit: {cause}") from cause
+
+
+def _launch_timeout() -> float:
+    """Seconds that an appliance may take to start: ``IMGKIT_LAUNCH_TIMEOUT``, for hosts that are slower than most."""
+    given = os.environ.get("IMGKIT_LAUNCH_TIMEOUT")
+    if not given:
+        return Options.launch_timeout
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"IMGKIT_LAUNCH_TIMEOUT={given}: not a number of seconds")
+    return seconds

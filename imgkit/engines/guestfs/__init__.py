@@ -1,0 +1,1 @@
+"""The engine that writes and reads disks through libguestfs."""

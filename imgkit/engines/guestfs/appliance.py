@@ -1,0 +1,217 @@
+"""The process that holds libguestfs: ``python -m imgkit.engines.guestfs.appliance``.
+
+It talks JSON lines: one request a line on standard input, one answer a line on standard output, in order. A crash or
+a hang in C code stays in here, and when the other side goes away (end of input), however that happened, this process
+kills its whole group, QEMU included. Imports nothing heavy.
+
+    {"op": "launch", "drives": […], …}        → {"result": {"seconds": 4.2}}
+    {"op": "call", "name": "…", "args": […]}  → {"result": …}     any method of the libguestfs handle
+    {"op": "sh", "script": "…"}               → {"result": "what it printed"}
+    {"op": "close"}                           → {"result": null}
+    anything that fails                       → {"error": "…", "kind": "bindings" | "kernel" | "launch" | "call", …}
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import platform
+import queue
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from imgkit.engines.guestfs import hostkernel, quickstart
+
+_PR_SET_PDEATHSIG = 1
+_CONSOLE_KEPT = 4000  # characters of the appliance's console that are kept for error messages
+
+# Under emulation every "rep movsb" runs byte by byte, and the kernel prefers it when the processor claims ERMS or
+# FSRM (feature words 9 and 18 of the kernel's cpufeatures.h): without them copying is four times faster.
+_X86_TCG_ARGUMENTS = "clearcpuid=297,580"
+_ARGUMENTS = "mitigations=off lsm=capability"
+
+
+class ApplianceRequestError(Exception):
+    """A request failed; ``kind`` says where."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Holder:
+    """The libguestfs handle and what it needs."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._stack = ExitStack()
+        self.console = ""
+
+    def launch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Start an appliance, the quick one if that is asked for; answer with the seconds it took."""
+        started = time.monotonic()
+        _bindings()
+        if not request["fixed"]:
+            try:
+                os.environ.update(hostkernel.choice(os.environ))
+            except hostkernel.NoKernelError as cause:
+                raise ApplianceRequestError("kernel", str(cause)) from cause
+        folder = None
+        if request["quick"]:
+            try:
+                folder = self._stack.enter_context(quickstart.appliance(Path(request["cache"])))
+            except quickstart.UnavailableError as cause:
+                raise ApplianceRequestError("launch", str(cause)) from cause
+        self._start(request, folder)
+        return {"seconds": time.monotonic() - started}
+
+    def _start(self, request: dict[str, Any], folder: Path | None) -> None:
+        guestfs = _bindings()
+        handle = guestfs.GuestFS(python_return_dict=True)
+        handle.set_event_callback(self._on_console, guestfs.EVENT_APPLIANCE)
+        try:
+            self._configure(handle, request)
+            if folder is not None:
+                handle.set_path(str(folder))
+            handle.launch()
+        except RuntimeError as cause:
+            handle.close()
+            raise ApplianceRequestError("launch", str(cause)) from cause
+        self._handle = handle
+
+    def _configure(self, handle: Any, request: dict[str, Any]) -> None:
+        tcg = request["accelerator"] == "tcg"
+        x86 = platform.machine() in ("x86_64", "i686")
+        handle.set_backend("direct")
+        handle.set_backend_setting("force_tcg" if tcg else "force_kvm", "1")
+        handle.set_network(False)
+        handle.set_memsize(request["memory"])
+        handle.set_smp(request["cpus"])
+        handle.set_tmpdir(request["tmpdir"])
+        if request["cache"]:
+            Path(request["cache"]).mkdir(parents=True, exist_ok=True)
+            handle.set_cachedir(request["cache"])
+        handle.set_append(f"{_ARGUMENTS} {_X86_TCG_ARGUMENTS}" if tcg and x86 else _ARGUMENTS)
+        for drive in request["drives"]:
+            handle.add_drive_opts(
+                drive["path"], format=drive["format"], readonly=drive["readonly"], cachemode=drive["cachemode"]
+            )
+
+    def _on_console(self, _event: int, _number: int, text: Any, _array: Any) -> None:
+        line = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        self.console = (self.console + line)[-_CONSOLE_KEPT:]
+
+    def call(self, name: str, arguments: list[Any]) -> Any:
+        """A method of the handle."""
+        if self._handle is None:
+            raise ApplianceRequestError("call", "there is no appliance")
+        try:
+            return getattr(self._handle, name)(*arguments)
+        except (RuntimeError, UnicodeDecodeError) as cause:  # the bindings decode what an image holds
+            raise ApplianceRequestError("call", str(cause)) from cause
+
+    def shell(self, script: str) -> Any:
+        """A script for the appliance's own bash (with the appliance's, not the image's, programs)."""
+        return self.call("debug", ["sh", ["bash -c " + shlex.quote(script)]])
+
+    def close(self) -> None:
+        """Shut the appliance down; errors of the last writes come out here."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            try:
+                handle.shutdown()
+            except RuntimeError as cause:
+                raise ApplianceRequestError("call", str(cause)) from cause
+            finally:
+                handle.close()
+                self._stack.close()
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """Do what a request says."""
+        operation = request["op"]
+        if operation == "launch":
+            return self.launch(request)
+        if operation == "call":
+            return self.call(request["name"], request["args"])
+        if operation == "sh":
+            return self.shell(request["script"])
+        if operation == "close":
+            return self.close()
+        raise ApplianceRequestError("call", f"{operation}: no such operation")
+
+
+def _bindings() -> Any:
+    try:
+        import guestfs
+    except ImportError as cause:
+        raise ApplianceRequestError("bindings", str(cause)) from cause
+    return guestfs
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: bytes become base64."""
+    return {"base64": base64.b64encode(value).decode()}
+
+
+def _own_socket_folders() -> set[Path]:
+    """The folders of the sockets that this process has open: for root libguestfs puts them into ``/tmp``."""
+    mine = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            mine.add(str(descriptor.readlink()))
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    sockets = [line.split() for line in lines if line.endswith("/guestfsd.sock")]
+    return {Path(words[-1]).parent for words in sockets if f"socket:[{words[-2]}]" in mine}
+
+
+def _end_everything() -> None:
+    with suppress(OSError):
+        for folder in _own_socket_folders():
+            if folder.name.startswith("libguestfs"):
+                shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    _end_everything()
+
+
+def _serve(answers: TextIO) -> None:
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    holder = Holder()
+    while True:
+        request = requests.get()
+        try:
+            answer: dict[str, Any] = {"result": holder.answer(request)}
+        except ApplianceRequestError as cause:
+            answer = {"error": str(cause), "kind": cause.kind, "console": holder.console}
+        print(json.dumps(answer, default=_plain), file=answers, flush=True)
+
+
+def main() -> None:
+    """Serve requests until the input ends.
+
+    The kernel's own "kill me when my parent dies" is switched off again: it would spare QEMU, and it watches the
+    thread that started this process, which may end long before its process does.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else writes to standard output must not get between the answers
+    _serve(answers)
+
+
+if __name__ == "__main__":
+    main()

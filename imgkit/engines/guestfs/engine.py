@@ -1,0 +1,220 @@
+"""The default engine: a Tree and a Layout become a raw disk through one start of the libguestfs appliance.
+
+The appliance starts in the background as soon as the size of the disk is known, while the Tree is still being made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.disk.grub import BootFiles
+from imgkit.disk.layout import Layout
+from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
+from imgkit.engines.guestfs import scripts
+from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, check, opened, wait
+from imgkit.engines.guestfs.feed import Feed, Script, feed_bytes, write_feed
+from imgkit.errors import HostError, ImgkitError, InputError, RecipeError
+from imgkit.host.progress import Steps
+from imgkit.tree import Tree
+
+log = logging.getLogger("imgkit.engines")
+
+_FEED_EXTRA = 256 << 20  # the feed can be this much larger than the disk: alignment, tar headers
+_GRACE = 60.0  # seconds that the appliance has to end a script whose time is up
+_SPARE = 64 << 20  # bytes that must stay free on the host; QEMU halts for good on a full disk, so stop before that
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came out: the raw disk, bytes used and free in its root filesystem, and how the appliance started."""
+
+    disk: Path
+    used: int
+    free: int
+    appliance: str
+    launch_seconds: float
+
+
+class GuestfsEngine:
+    """One appliance and the scratch disk that it writes. Made by :func:`launch`; good for one :meth:`write`."""
+
+    def __init__(self, channel: Channel, scratch: Path, disk_size: int, options: Options) -> None:
+        self._channel = channel
+        self._scratch = scratch
+        self._disk_size = disk_size
+        self._options = options
+        self._deadline = time.monotonic() + options.launch_timeout
+        self._prepared: tuple[Layout, bool] | None = None  # what was asked for, and of which appliance
+
+    def prepare(self, layout: Layout) -> None:
+        """Ask for partitions and filesystems, made as soon as the appliance is up; returns at once.
+
+        Worth calling as early as the layout is known, while the Tree is still being made. :meth:`write` does it
+        otherwise.
+        """
+        if layout.size_bytes != self._disk_size:
+            raise ValueError(f"layout of {layout.size_bytes} bytes for a disk of {self._disk_size}")
+        self._prepared = (layout, self._channel.quick)
+        for script in (scripts.partition_script(layout), scripts.format_script(layout)):
+            self._channel.post({"op": "sh", "script": script})
+
+    def check(self) -> None:
+        """Raise now what :meth:`write` would raise later: that no appliance can start on this host.
+
+        Raises:
+            HostError: the bindings or a kernel are missing, or the stock appliance has failed already.
+        """
+        check(self._channel)
+
+    def write(
+        self,
+        tree: Tree,
+        layout: Layout,
+        boot: BootFiles,
+        steps: Steps,
+        run_scripts: Sequence[Script] = (),
+    ) -> Written:
+        """Partition, format and fill the disk, make it boot, and shut the appliance down.
+
+        Raises:
+            RecipeError: the Tree does not fit, one of ``run_scripts`` failed.
+            InputError: one of ``run_scripts`` does not end.
+            HostError: the appliance cannot be started or failed, the host's disk is full.
+        """
+        if self._prepared is not None and self._prepared[0] != layout:
+            raise ValueError("another layout than the one that was prepared")
+        check_fits(tree, layout.root.size, layout.size_bytes)
+        self._check_space(feed_bytes(tree, boot, run_scripts) + tree.content_size)
+        if self._prepared is None:
+            self.prepare(layout)
+        with steps.step("feed the appliance"):
+            feed = self._feed(tree, boot, run_scripts)
+        with steps.step("wait for the appliance"):
+            started = wait(self._channel, self._deadline, self._options)
+        log.info("%s appliance after %.1f s", started["appliance"], started["seconds"])
+        if started["note"]:
+            log.warning("no quick appliance: %s", started["note"])
+        if self._prepared != (layout, self._channel.quick):  # the one that was asked did not start
+            self.prepare(layout)
+        try:
+            used, free = self._work(layout, boot, feed, steps, run_scripts)
+        except ApplianceError as cause:
+            raise self._failure(cause, tree, layout) from cause
+        return Written(self.disk, used, free, started["appliance"], started["seconds"])
+
+    @property
+    def disk(self) -> Path:
+        """The raw disk, complete after :meth:`write`."""
+        return self._scratch / "disk.raw"
+
+    def _feed(self, tree: Tree, boot: BootFiles, run_scripts: Sequence[Script]) -> Feed:
+        path = self._scratch / "feed.raw"
+        try:
+            with path.open("r+b") as sink:
+                feed = write_feed(sink, tree, boot, run_scripts)
+        except OSError as cause:
+            raise HostError(f"{path}: {cause.strerror or cause}") from cause
+        return feed
+
+    def _work(
+        self, layout: Layout, boot: BootFiles, feed: Feed, steps: Steps, run_scripts: Sequence[Script]
+    ) -> tuple[int, int]:
+        with steps.step("partition and format"):
+            for _ in range(2):
+                self._channel.take(watch=self._watch_space)
+        with steps.step("populate"):
+            said = " ".join(self._shell(scripts.populate_script(feed)).split())
+            if said:  # tar only warns of extended attributes that it could not set
+                raise HostError(f"unpacking into the image: {said[:500]}")
+        for number, script in enumerate(run_scripts):
+            with steps.step(f"run {script.package}.{script.kind}"):
+                self._run(script, scripts.chroot_script(feed, number))
+        with steps.step("install GRUB"):
+            self._shell(scripts.boot_script(layout, feed, boot.boot_code))
+        with steps.step("shut the appliance down"):
+            used, free = self._shell(scripts.FINISH_SCRIPT).split()[-2:]
+            self._channel.close()
+        (self._scratch / "feed.raw").unlink()
+        return int(used), int(free)
+
+    def _shell(self, script: str) -> str:
+        return self._channel.shell(script, self._watch_space)
+
+    def _run(self, script: Script, text: str) -> None:
+        """Run a package's script, which ends in time even if the appliance does not know of time any more."""
+        name = f"{script.package}.{script.kind}"
+        hint = f"if it need not run: skip_scripts = ['{script.package}']"
+        try:
+            self._channel.shell(text, self._watch_space, time.monotonic() + scripts.SCRIPT_SECONDS + _GRACE)
+        except ApplianceError as cause:
+            said = cause.message.strip().rpartition("\n")[2]
+            if said.endswith(scripts.ENDLESS):
+                raise InputError(f"{name}: the script has {scripts.ENDLESS}", hint=hint) from cause
+            raise RecipeError(f"{script.package}: its {script.kind} script failed: {said}") from cause
+        except TimeoutError:
+            raise InputError(f"{name}: the script has stopped the appliance", hint=hint) from None
+
+    def _check_space(self, needed: int) -> None:
+        free = _free(self._scratch)
+        if free < needed + _SPARE:
+            raise _no_space(self._scratch, free, needed + _SPARE)
+
+    def _watch_space(self) -> None:
+        free = _free(self._scratch)
+        if free < _SPARE // 8:
+            raise _no_space(self._scratch, free, _SPARE)
+
+    def _failure(self, cause: ApplianceError, tree: Tree, layout: Layout) -> ImgkitError:
+        if "No space left on device" in cause.message:
+            others = layout.size_bytes - layout.root.size
+            return too_small(layout.size_bytes, others + needed_root_bytes(tree) * 11 // 10)
+        said = re.sub(r"\s+", " ", cause.message).strip()
+        return HostError(f"writing the disk in the libguestfs appliance failed: {said}")
+
+
+def _free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _no_space(folder: Path, free: int, needed: int) -> HostError:
+    return HostError(
+        f"{folder}: only {show_size(free)} free, and writing the disk needs {show_size(needed)}",
+        hint="make room, or point WORK_DIR at a larger disk",
+    )
+
+
+@contextmanager
+def launch(scratch: Path, disk_size: int, options: Options) -> Iterator[GuestfsEngine]:
+    """Begin to start the appliance and return at once. Nothing of it is left when the block ends, but ``disk.raw``.
+
+    Args:
+        scratch: an empty folder of the caller's, beside the output; takes the disk and all temporary files.
+        disk_size: bytes, a multiple of 512.
+        options: how the appliance runs.
+
+    Raises:
+        HostError: the scratch disks cannot be made.
+    """
+    with ExitStack() as stack:
+        disk, feed = scratch / "disk.raw", scratch / "feed.raw"
+        for path, size in ((disk, disk_size), (feed, disk_size + _FEED_EXTRA)):
+            _make_sparse(path, size)
+        stack.callback(feed.unlink, missing_ok=True)
+        channel = stack.enter_context(opened(scratch, [Drive(disk), Drive(feed)], options))
+        yield GuestfsEngine(channel, scratch, disk_size, options)
+
+
+def _make_sparse(path: Path, size: int) -> None:
+    try:
+        with path.open("wb") as file:
+            file.truncate(size)
+    except OSError as cause:
+        raise HostError(f"{path}: {cause.strerror or cause}") from cause

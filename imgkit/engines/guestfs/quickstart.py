@@ -1,0 +1,282 @@
+"""A libguestfs appliance that starts in a third of the time.
+
+The stock appliance spends its start under emulation on inflating the kernel, on modules and device managers that
+imgkit has no use for, and on scans for LVM, MD and Windows disks. This module has supermin (libguestfs' own builder)
+make the same appliance from the same packages of this host with three changes:
+
+* the kernel is stored unpacked (an ELF with a PVH entry, which QEMU starts directly),
+* ``/init`` mounts what is needed and starts the libguestfs daemon,
+* the list of modules to load is cut; a later cpio in the same initrd replaces the file.
+
+libguestfs supports such ready-made appliances (``guestfs-building(1)``, "fixed appliance"). The result is kept in a
+cache folder and remade when supermin says that the host's packages or kernel changed. Standard library only: this is
+imported in the process that holds libguestfs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import lzma
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgkit.host import wholefile
+
+VERSION = "1"  # part of the cache key: raise it when the appliance's making changes
+SUPERMIN_FOLDERS = ("/usr/lib/*/guestfs/supermin.d", "/usr/lib64/guestfs/supermin.d", "/usr/lib/guestfs/supermin.d")
+
+# Packages of libguestfs' list that no call made here needs; leaving them out makes the first build quicker.
+_UNNEEDED_PACKAGES = """\
+    binutils bsdextrautils btrfs-progs clevis-luks cryptsetup cryptsetup-bin curl debootstrap exfatprogs extlinux
+    f2fs-tools gawk grub grub2 grub2-common hfsplus iproute2 iputils isc-dhcp-client jfsutils kpartx ldmtool less
+    lsscsi lzop mdadm mtools nilfs-tools ntfs-3g openssh-client openssh-clients pciutils procps psmisc qemu-utils
+    reiserfsprogs scrub sleuthkit squashfs-tools syslinux systemd-sysv uuid-runtime vim-minimal vim-tiny xfsprogs
+    zerofree zfs-fuse
+"""
+# Drivers that supermin's generic list loads and these drives (virtio-scsi, virtio-serial) do not need.
+_UNNEEDED_MODULES = """\
+    libnvdimm nfit libata ata_piix crypto_engine virtio_crypto failover net_failover virtio_net nd_btt nd_pmem
+    nd_virtio virtio_pmem virtio_balloon virtio_dma_buf virtio_input virtio_mem fuse virtiofs crc7 crc8
+    crc-itu-t
+"""
+
+# Device names follow no order when disks are probed in parallel; the daemon sorts the links of by-path.
+# memcpy through "rep movsb" is emulated byte by byte, hence the tunables (see also ARGUMENTS).
+_INIT = """\
+#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin LVM_SYSTEM_DIR=/tmp/lvm GLIBC_TUNABLES=glibc.cpu.hwcaps=-ERMS,-FSRM
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+read -r cmdline </proc/cmdline
+mkdir -p /sysroot /tmp/lvm /run/udev /dev/mapper /dev/virtio-ports /dev/disk/by-path
+: >/tmp/lvm/lvm.conf
+ln -s /proc/self/fd /dev/fd
+for port in /sys/class/virtio-ports/*; do
+    read -r name <"$port/name" && ln -s "../${port##*/}" "/dev/virtio-ports/$name"
+done
+for disk in /sys/block/sd*; do
+    cd -P "$disk/device" && ln -s "../../${disk##*/}" "/dev/disk/by-path/scsi-${PWD##*/}"
+done
+cd /
+set -- guestfsd
+for word in $cmdline; do
+    case $word in
+        guestfs_channel=*) set -- "$@" --channel "${word#*=}" ;;
+        guestfs_verbose=1) set -- "$@" --verbose ;;
+    esac
+done
+"$@"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+
+class UnavailableError(Exception):
+    """There is no quick appliance on this host, and why. The stock one may still work."""
+
+
+@contextmanager
+def appliance(cache: Path) -> Iterator[Path]:
+    """The folder of a ready appliance, made if need be and locked against removal while the block runs.
+
+    Args:
+        cache: folder of this user that may be deleted at any time between builds.
+
+    Raises:
+        UnavailableError: supermin is missing or failed, or libguestfs' files are not where they are known to be.
+    """
+    source = _supermin_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / "lock", fcntl.LOCK_EX):
+            _run_supermin(source, cache)
+            ready = _finish(cache)
+            # Taken before the other is given up, so that no one can clean up in between.
+            held = _open_lock(ready / "in-use", fcntl.LOCK_SH)
+    except OSError as cause:
+        raise UnavailableError(f"{cache}: {cause.strerror or cause}") from cause
+    try:
+        yield ready
+    finally:
+        os.close(held)
+
+
+def _supermin_folder() -> Path:
+    for pattern in SUPERMIN_FOLDERS:
+        for folder in sorted(Path("/").glob(pattern[1:])):
+            if (folder / "init.tar.gz").exists() and (folder / "packages").exists():
+                return folder
+    raise UnavailableError("libguestfs' supermin.d folder was not found")
+
+
+def _open_lock(path: Path, kind: int) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    descriptor = _open_lock(path, kind)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _run_supermin(source: Path, cache: Path) -> None:
+    """Have supermin build ``cache/base`` unless it is newer than the host's packages and kernel."""
+    recipe = cache / f"supermin.d-{VERSION}"
+    if not recipe.exists():
+        _write_recipe(source, recipe)
+    for left_over in cache.glob("base.*"):  # of a supermin that was killed; the lock says that none runs now
+        shutil.rmtree(left_over, ignore_errors=True)
+    argv = ["supermin", "--build", "--if-newer", "--copy-kernel", "-f", "ext2"]
+    argv += ["--host-cpu", platform.machine(), str(recipe), "-o", str(cache / "base")]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except FileNotFoundError as cause:
+        raise UnavailableError("supermin: program not found") from cause
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise UnavailableError(f"supermin failed: {last}")
+    # The kernel is a copy with its old date, which supermin would take for an appliance that is out of date.
+    os.utime(cache / "base" / "kernel")
+
+
+def _write_recipe(source: Path, recipe: Path) -> None:
+    """A supermin.d folder that is libguestfs' own but for ``/init`` and the unneeded packages."""
+    temporary = recipe.with_suffix(".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for path in source.iterdir():
+        if path.name not in ("init.tar.gz", "packages"):
+            (temporary / path.name).symlink_to(path)
+    wanted = [name for name in (source / "packages").read_text().split() if name not in _UNNEEDED_PACKAGES.split()]
+    (temporary / "packages").write_text("\n".join(wanted) + "\n")
+    with tarfile.open(temporary / "init.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("init")
+        member.mode, member.size = 0o755, len(_INIT)
+        archive.addfile(member, io.BytesIO(_INIT.encode()))
+    wholefile.place({temporary: recipe})
+
+
+def _finish(cache: Path) -> Path:
+    """Turn what supermin made into a fixed appliance beside it; the folder's name says which it belongs to."""
+    base = cache / "base"
+    made = (base / "root").stat()
+    ready = cache / f"ready-{VERSION}-{made.st_mtime_ns:x}-{made.st_ino:x}"
+    if ready.exists():
+        return ready
+    _remove_old(cache)
+    temporary = cache / "new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    (temporary / "README.fixed").write_text("Made by imgkit from this host's packages; remade when they change.\n")
+    (temporary / "root").hardlink_to(base / "root")
+    kernel = (base / "kernel").read_bytes()
+    (temporary / "kernel").write_bytes(unpack_kernel(kernel) or kernel)
+    initrd = (base / "initrd").read_bytes()
+    (temporary / "initrd").write_bytes(initrd + _shorter_list(initrd))
+    wholefile.place({temporary: ready})
+    return ready
+
+
+def _remove_old(cache: Path) -> None:
+    """Remove finished appliances that no running build uses."""
+    for old in cache.glob("ready-*"):
+        try:
+            descriptor = _open_lock(old / "in-use", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # someone's appliance starts from it right now
+            continue
+        shutil.rmtree(old, ignore_errors=True)
+        os.close(descriptor)
+
+
+def unpack_kernel(image: bytes) -> bytes | None:
+    """The ELF inside an x86 bzImage, or None where it is of another kind, packed in an unknown way or without PVH.
+
+    Format: Linux, Documentation/x86/boot.rst (setup_sects at 0x1F1, payload_offset and payload_length at 0x248).
+    """
+    if image[0x202:0x206] != b"HdrS":
+        return None
+    begin = ((image[0x1F1] or 4) + 1) * 512
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    payload = image[begin + offset : begin + offset + length]
+    unpack = _UNPACKERS.get(payload[:2])
+    try:
+        kernel = unpack(payload) if unpack else b""
+    except (lzma.LZMAError, zlib.error, OSError, subprocess.SubprocessError):
+        return None
+    return kernel if kernel[:4] == b"\x7fELF" and _has_pvh(kernel) else None
+
+
+def _unxz(payload: bytes) -> bytes:
+    return lzma.LZMADecompressor().decompress(payload)  # its length follows the stream, which is ignored
+
+
+def _gunzip(payload: bytes) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(payload)
+
+
+def _unzstd(payload: bytes) -> bytes:
+    """With the zstd program, where there is one; the standard library reads zstd from Python 3.14 on only."""
+    argv = ["zstd", "-dcq"]
+    return subprocess.run(argv, input=payload[:-4], capture_output=True, check=True).stdout
+
+
+_UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {b"\xfd7": _unxz, b"\x1f\x8b": _gunzip, b"\x28\xb5": _unzstd}
+
+
+def _has_pvh(kernel: bytes) -> bool:
+    """Whether the ELF has the note that names its PVH entry (owner "Xen", type 18), without which QEMU refuses it."""
+    return any(struct.pack("<III4s", 4, size, 18, b"Xen\0") in kernel for size in (4, 8))
+
+
+def _shorter_list(initrd: bytes) -> bytes:
+    """A cpio with a new ``modules`` file without the unneeded ones, or nothing if there is no such list."""
+    listed = next((data for name, data in read_cpio(initrd) if name == "modules"), None)
+    if listed is None:
+        return b""
+    names = [name for name in listed.decode().split() if name.partition(".ko")[0] not in _UNNEEDED_MODULES.split()]
+    return write_cpio("modules", "".join(f"{name}\n" for name in names).encode())
+
+
+def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a "newc" archive (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    at = 0
+    while data[at : at + 6] == b"070701":
+        fields = [int(data[at + 6 + 8 * index : at + 14 + 8 * index], 16) for index in range(13)]
+        size, length = fields[6], fields[11]
+        name = data[at + 110 : at + 110 + length - 1].decode(errors="surrogateescape")
+        begin = at + (110 + length + 3) // 4 * 4
+        if name == "TRAILER!!!":
+            return
+        yield name, data[begin : begin + size]
+        at = begin + (size + 3) // 4 * 4
+
+
+def write_cpio(name: str, content: bytes) -> bytes:
+    """A "newc" archive with one regular file."""
+    return _record(name, content, 0o100644) + _record("TRAILER!!!", b"", 0)
+
+
+def _record(name: str, content: bytes, mode: int) -> bytes:
+    fields: Sequence[int] = (1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
+    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)

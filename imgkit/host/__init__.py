@@ -1,0 +1,1 @@
+"""The computer that imgkit runs on: processes, files, signals, terminals. Nothing here knows of images."""

@@ -1,0 +1,90 @@
+"""What a person at a terminal sees while work goes on: bars, steps, times. Everything goes to stderr.
+
+Bars vanish when stderr is no terminal; the table of steps at the end does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from imgkit.host import terminal
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+log = logging.getLogger("imgkit")
+
+
+def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
+    """A progress bar for ``total`` units of work, gone when it is closed and silent when stderr is no terminal.
+
+    Args:
+        total: how many units there are, None where that is not known.
+        description: a few words in front of the bar.
+        unit: "B" for bytes (scaled), or the name of whatever is counted.
+    """
+    return tqdm(
+        total=total,
+        desc=terminal.line(description, 60),
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=False,
+        disable=None if log.isEnabledFor(logging.WARNING) else True,
+        file=sys.stderr,
+        dynamic_ncols=True,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. ``start`` and ``seconds`` count from the creation of its :class:`Steps`."""
+
+    name: str
+    start: float
+    seconds: float
+    detail: str = ""
+
+
+@dataclass
+class Steps:
+    """The timed steps of one build, recorded in order of their start; safe to use from several threads."""
+
+    finished: list[Step] = field(default_factory=list)
+    _origin: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block as ``name``. A block that raises is recorded too: the table then shows where time went."""
+        start = time.monotonic()
+        log.info("%s …", name)
+        try:
+            yield
+        finally:
+            self.record(name, start - self._origin, time.monotonic() - start)
+
+    def record(self, name: str, start: float, seconds: float, detail: str = "") -> None:
+        """Record a step that was timed elsewhere (in the engine's process)."""
+        with self._lock:
+            self.finished.append(Step(name, start, seconds, detail))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this object was made."""
+        return time.monotonic() - self._origin
+
+    def table(self) -> str:
+        """The steps with their times, one a line. They overlap, so the sum can exceed the total in the last line."""
+        steps = sorted(self.finished, key=lambda step: step.start)
+        width = max([len(step.name) for step in steps] + [5])
+        lines = [f"{step.name:<{width}}  {step.seconds:6.1f} s   {step.detail}".rstrip() for step in steps]
+        return "\n".join([*lines, f"{'total':<{width}}  {self.elapsed:6.1f} s"])

@@ -1,0 +1,263 @@
+"""Which files a program needs to run, found as musl's dynamic linker finds them, and whether the Tree has them.
+
+Rules: musl's manual and ``ldso/dynlink.c`` (``load_library``): a needed name without a slash is looked for in the run
+paths of the object that needs it, then of the object that needed that one and so on, then in the system's path.
+DT_RPATH and DT_RUNPATH count alike. The system's path is ``/etc/ld-musl-<arch>.path`` or a fixed one.
+"""
+
+from __future__ import annotations
+
+import lzma
+import posixpath
+import re
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from imgkit.errors import InputError
+from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries.elf import Elf, ElfError
+from imgkit.tree import Content, File, Symlink, Tree, TreeError, parent
+
+SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
+# Libraries that are part of musl's libc: the dynamic linker never opens a file for these (``libc.`` covers
+# libc.musl-x86_64.so.1, but also glibc's libc.so.6).
+_OWN = re.compile(r"lib(c|pthread|rt|m|dl|util|xnet)\.")
+_GLIBC = re.compile(r"libc\.so\.6|ld-linux.*")
+# Where ELF files are for boot loaders and devices, or (usr/share) must not depend on the machine.
+DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/share/")
+MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
+# npm's way to ship binaries for several platforms in one package: one folder each, chosen when it is loaded.
+PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
+_MAX_DICTIONARY = 64 << 20  # bytes of memory that unpacking the head of a module may take
+_MAX_LOADS = 20_000  # of one file, from different run paths; libraries that need each other could make it n!
+_COMPRESSED_HEAD = 4096  # more than enough compressed bytes for a file header
+
+
+def system_path(tree: Tree) -> tuple[str, ...]:
+    """The directories in which the Tree's dynamic linker looks for libraries, absolute."""
+    for path in tree.children("etc"):
+        if re.fullmatch(r"etc/ld-musl-[^/]+\.path", path) and tree.stat(path) is not None:
+            return tuple(place for place in re.split(r"[:\n]", tree.text(path)) if place)
+    return SYSTEM_PATH
+
+
+def with_targets(tree: Tree, path: str) -> list[str]:
+    """``path`` and, where it is a symbolic link, every path on the way to the file at its end.
+
+    The directories of each are resolved, so that none of the paths has a link in the middle.
+
+    Raises:
+        InputError: a link leads nowhere, or round in a circle.
+    """
+    found: list[str] = []
+    here = path
+    try:
+        tree.resolve(path)
+        while True:
+            here = tree.resolve(here, follow=False)
+            found.append(here)
+            node = tree.get(here)
+            if not isinstance(node, Symlink):
+                break
+            here = node.target if node.target.startswith("/") else posixpath.join(parent(here), node.target)
+    except TreeError as cause:
+        raise InputError(f"/{path}: leads round in a circle") from cause
+    if node is None:
+        raise InputError(f"/{path}: no such file in the root filesystem" + (f" (/{here})" if here != path else ""))
+    return found
+
+
+class Libraries:
+    """Finds libraries in one Tree; the facts of each file are read once."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._system = system_path(tree)
+        self._facts: dict[str, Elf | None] = {}
+
+    def facts(self, path: str) -> Elf | None:
+        """The ELF facts of the regular file at ``path`` (links are followed), None for anything else.
+
+        Raises:
+            InputError: it is a damaged ELF file.
+        """
+        place = self._tree.resolve(path)
+        if place not in self._facts:
+            node = self._tree.stat(place)
+            try:
+                self._facts[place] = elf.read(node.content) if isinstance(node, File) else None
+            except ElfError as cause:
+                raise InputError(f"/{path}: damaged ELF file: {cause}") from cause
+        return self._facts[place]
+
+    def closure(self, paths: Iterable[str]) -> set[str]:
+        """``paths``, the interpreters and libraries that they need, and all targets of symbolic links.
+
+        Raises:
+            InputError: something is missing; the message names it and what needs it.
+        """
+        found: set[str] = set()
+        todo: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
+        seen: set[tuple[str, tuple[str, ...]]] = set()
+        while todo:
+            path, inherited = todo.pop()
+            found.update(with_targets(self._tree, path))
+            facts = self.facts(path)
+            if facts is None or (path, inherited) in seen:
+                continue
+            seen.add((path, inherited))
+            if len(seen) > _MAX_LOADS:
+                raise InputError(f"/{path}: it and what else is needed take more than {_MAX_LOADS} loads of libraries")
+            # Each place once, or else libraries that need each other would make the list longer for ever.
+            search = tuple(dict.fromkeys(self._run_path(path, facts) + inherited))
+            if facts.interpreter:
+                todo.append((self._existing(facts.interpreter, path), ()))
+            todo.extend((self._library(name, path, search), search) for name in self._wanted(facts, search))
+        return found
+
+    def missing(self, path: str) -> list[str]:
+        """Needed libraries of the file at ``path`` itself that the Tree lacks."""
+        facts = self.facts(path)
+        if facts is None:
+            return []
+        search = self._run_path(path, facts)
+        return [name for name in facts.needed if not _OWN.match(name) and self._find(name, search) is None]
+
+    def absent(self, path: str) -> list[str]:
+        """Names of the libraries that the file at ``path`` and the libraries it needs lack, each once.
+
+        Raises:
+            InputError: one of those files is a damaged ELF file.
+        """
+        missing: dict[str, None] = {}
+        todo: list[tuple[str, tuple[str, ...]]] = [(path, ())]
+        seen: set[str] = set()
+        while todo:
+            here, inherited = todo.pop()
+            facts = None if here in seen else self.facts(here)
+            seen.add(here)
+            if facts is None:
+                continue
+            search = tuple(dict.fromkeys(self._run_path(here, facts) + inherited))
+            for name in facts.needed:
+                place = self._find(name, search)
+                if place is not None:
+                    todo.append((place, search))
+                elif not _OWN.match(name):
+                    missing[name] = None
+        return list(missing)
+
+    def _run_path(self, path: str, facts: Elf) -> tuple[str, ...]:
+        origin = "/" + parent(self._tree.resolve(path))
+        return tuple(place.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for place in facts.search)
+
+    def _wanted(self, facts: Elf, search: Sequence[str]) -> Iterator[str]:
+        for name in facts.needed:
+            # Copied where there is such a file, as packages link it; not missed where there is none.
+            if not _OWN.match(name) or self._find(name, search) is not None:
+                yield name
+
+    def _find(self, name: str, search: Sequence[str]) -> str | None:
+        places = [""] if "/" in name else [*search, *self._system]
+        for place in places:
+            path = f"{place}/{name}".strip("/")
+            if isinstance(self._tree.stat(path), File):
+                return path
+        return None
+
+    def _library(self, name: str, needer: str, search: Sequence[str]) -> str:
+        path = self._find(name, search)
+        if path is None:
+            raise InputError(
+                f"/{needer} needs the library {name}, which the root filesystem lacks",
+                hint="add the package that provides " + ("so:" + name if "/" not in name else name),
+            )
+        return path
+
+    def _existing(self, interpreter: str, needer: str) -> str:
+        if not isinstance(self._tree.stat(interpreter), File):
+            raise InputError(f"/{needer} needs the interpreter {interpreter}, which the root filesystem lacks")
+        return interpreter.strip("/")
+
+
+def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = ()) -> list[str]:
+    """What in the Tree cannot run on ``machine``, one line a file.
+
+    ``machine`` is Alpine's name of an architecture: "x86_64", "aarch64", … (KeyError for an unknown one). Files at the
+    paths ``without`` are somebody else's business (:mod:`imgkit.rootfs.binaries.examine`).
+
+    Looked at are ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules
+    (``.node``). Not looked at, because they are data for something else: other relocatable objects, BPF programs,
+    the folders of :data:`DATA`, and binaries that an npm package carries for several platforms in ``prebuilds``.
+    """
+    libraries = Libraries(tree)
+    problems: list[str] = []
+    for path, node in tree.walk(""):
+        if isinstance(node, File) and node.content.size and path not in without and not _is_data(path):
+            try:
+                problems.extend(f"/{path}: {problem}" for problem in _problems(tree, libraries, path, node, machine))
+            except (ElfError, InputError) as cause:
+                problems.append(str(cause) if isinstance(cause, InputError) else f"/{path}: {cause}")
+    return problems
+
+
+def _is_data(path: str) -> bool:
+    return path.startswith(DATA) or bool(PREBUILT.search(path))
+
+
+def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:
+    if MODULE.search(path):
+        facts = elf.head(_module_head(path, node.content))
+        return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
+    facts = elf.head(elf.part(node.content, 0, elf.HEADER_SIZE))
+    native = path.endswith(".node")
+    if facts is None:
+        return ["native module, but no ELF file: it was compiled for another system"] if native else []
+    if facts.type not in (elf.ET_EXEC, elf.ET_DYN) or facts.machine == elf.EM_BPF:
+        return []
+    wrong = _wrong_machine(facts, machine)
+    return wrong or _unmet(tree, libraries, path, native=native)
+
+
+def _wrong_machine(facts: Elf, machine: str) -> list[str]:
+    return [] if facts.is_for(machine) else [f"is for {facts.machine_name}, the image for {machine}"]
+
+
+def _unmet(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list[str]:
+    facts = libraries.facts(path)
+    if facts is None:
+        return []
+    if facts.interpreter and not isinstance(tree.stat(facts.interpreter), File):
+        return [f"needs the interpreter {facts.interpreter}, which the image lacks"]
+    if not native:
+        return []
+    absent = libraries.missing(path)
+    glibc = [name for name in facts.needed if glibc_name(name) and not has_glibc(tree)]
+    if glibc:
+        return [f"native module compiled for glibc ({glibc[0]}), the image has musl"]
+    return [f"needs the library {name}, which the image lacks" for name in absent]
+
+
+def glibc_name(library: str) -> bool:
+    """Whether only programs for glibc need a library of this name: its libc, or its dynamic linker."""
+    return _GLIBC.fullmatch(library) is not None
+
+
+def has_glibc(tree: Tree) -> bool:
+    """Whether something (gcompat) stands in for glibc's dynamic linker."""
+    return any(re.fullmatch(r"lib(64)?/ld-linux.*", path) for top in ("lib", "lib64") for path in tree.children(top))
+
+
+def _module_head(path: str, content: Content) -> bytes:
+    """The first bytes of a kernel module, decompressed."""
+    start = elf.part(content, 0, _COMPRESSED_HEAD)
+    try:
+        if path.endswith(".gz"):
+            return zlib.decompressobj(wbits=31).decompress(start, elf.HEADER_SIZE)
+        if path.endswith(".xz"):
+            return lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY).decompress(start, elf.HEADER_SIZE)
+    except (zlib.error, lzma.LZMAError) as cause:
+        raise ElfError(f"cannot be decompressed: {cause}") from cause
+    if path.endswith(".zst"):
+        raise ElfError("zstd-compressed kernel modules cannot be checked")
+    return start

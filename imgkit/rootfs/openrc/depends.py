@@ -1,0 +1,240 @@
+"""What OpenRC's service scripts declare, computed: the facts that OpenRC's gendepends.sh collects at every boot.
+
+Each script is read by the interpreter of package scripts after its own configuration, and its ``depend`` is called;
+functions that only a start would call are defined and never run. What depends on a running system is refused: a tree
+that is wrong would be believed at every boot.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imgkit.rootfs.scripts.budget import MAX_BYTES, MAX_STEPS, Budget, Exhausted
+from imgkit.rootfs.scripts.shell import Jump, Leave, Shell
+from imgkit.rootfs.scripts.state import Failed, ShellState, Streams, options
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import File, Tree
+
+INIT = "etc/init.d"
+_CONF = "etc/conf.d"
+_SETTINGS = "etc/rc.conf"
+_MORE_SETTINGS = "etc/rc.conf.d"
+_ELSEWHERE = ("usr/local/etc/init.d", "usr/local/etc/conf.d")  # OpenRC may look there too
+_RUNNER = re.compile(r"#!\s*\S*/(openrc-run|runscript)(\s|$)")
+_KINDS = {
+    "config": "config",
+    "need": "ineed",
+    "use": "iuse",
+    "want": "iwant",
+    "after": "iafter",
+    "before": "ibefore",
+    "provide": "iprovide",
+    "keyword": "keyword",
+}
+# The head of a function over several lines, as everybody writes them in service scripts; but for depend they are not
+# looked at.
+_FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
+_INSIDE = re.compile(r"^(\w+[ \t]*\(\)|\s*depend[ \t]*\()", re.MULTILINE)
+_PURE = frozenset({"[", "echo", "false", "printf", "test", "true"})  # commands whose outcome the files alone decide
+_VARIABLES = {
+    "RC_UNAME": "Linux",
+    "RC_LIBEXECDIR": "/usr/libexec/rc",
+    "RC_SVCDIR": "/run/openrc",
+}  # what OpenRC sets for every script
+_LARGEST = 256 << 10  # bytes of a service script
+_SHARE = 4  # all services together may cost this many times what a package script may
+_MOST_NAMES = 200  # that one service may declare; those of Alpine have a dozen
+_MOST_SERVICES = 1000
+_YES = frozenset({"yes", "true", "on", "1"})
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service script's own words: (``ineed``, ``iuse`` …, the names that follow), in the order of the calls."""
+
+    name: str
+    declared: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class _Files(ShellState):
+    """Files as they are when nothing runs."""
+
+    def path(self, text: str, *, follow: bool = True) -> str:
+        path = super().path(text, follow=follow)
+        if path.startswith("run/"):
+            raise Unsupported(f"use of /{path}, which only a running system has")
+        return path
+
+
+class _ServiceShell(Shell):
+    """The shell that gendepends.sh gives to a service script."""
+
+    def __init__(self, machine: ShellState, name: str) -> None:
+        super().__init__(machine, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
+        self.name = name
+        self.declared: list[tuple[str, tuple[str, ...]]] = []
+
+    def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
+        if name in _KINDS:
+            return self._declare_dependency(name, arguments)
+        if name == "yesno":
+            return self._yesno(arguments)
+        if name == "fstabinfo":
+            return _fstabinfo(self.machine, arguments, streams)
+        if name not in _PURE:
+            raise Unsupported(f"the command {name}")
+        return super()._external(name, arguments, streams)
+
+    def value(self, name: str) -> str | None:
+        """A variable; one of OpenRC's own that is not set here may be set there."""
+        if name.startswith("RC_") and name not in self.variables:
+            raise Unsupported(f"the variable {name}")
+        return super().value(name)
+
+    def _source(self, arguments: list[str], streams: Streams) -> int:
+        """A file that is missing ends a real shell."""
+        try:
+            return self.read(self.machine.read(arguments[0]), streams)
+        except (Failed, IndexError) as cause:
+            raise Unsupported(f". {' '.join(arguments)}") from cause
+
+    def read(self, text: str, streams: Streams) -> int:
+        """Run a file, whose functions are not looked into."""
+        return self.run_text(_without_functions(text), streams)
+
+    def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
+        if any(word.endswith("-containers") for word in arguments):
+            raise Unsupported(f"{name} {' '.join(arguments)}")
+        words = tuple(word for argument in arguments for word in argument.split())
+        if len(words) + sum(len(names) for _, names in self.declared) > _MOST_NAMES:
+            raise Unsupported(f"more than {_MOST_NAMES} names")
+        if not words:
+            return 1
+        self.declared.append((_KINDS[name], words))
+        return 0
+
+    def _yesno(self, arguments: Sequence[str]) -> int:
+        """A value, or the name of a variable that has one (OpenRC's functions.sh)."""
+        value = arguments[0] if arguments else ""
+        known = value.lower() in _YES or value.lower() in ("no", "false", "off", "0")
+        return int((value if known else self.variables.get(value, "")).lower() not in _YES)
+
+    def configured(self) -> None:
+        """Dependencies that the configuration adds to the script's: ``rc_need`` and its kin."""
+        own = re.sub(r"[^A-Za-z0-9]", "_", self.name)
+        for kind in _KINDS:
+            names = (f"rc_{own}_{kind}", f"rc_{kind}", f"RC_{own}_{kind.upper()}", f"RC_{kind.upper()}")
+            value = next(filter(None, map(self.variables.get, names)), "")
+            if set(value) & set("*?["):
+                raise Unsupported(f"the pattern {value} for {kind}")
+            self._declare_dependency(kind, [value])
+
+
+def _fstabinfo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+    """``fstabinfo -o -t TYPE,…``: the mount options of the file systems of these types."""
+    flags, operands = options(arguments, "ot:")
+    if "t" not in flags or "o" not in flags or operands:
+        raise Unsupported(f"fstabinfo {' '.join(arguments)}")
+    entries = [line.split() for line in machine.read("/etc/fstab").splitlines()]
+    found = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in flags["t"].split(",")]
+    for entry in found:
+        streams.out(f"{entry[3]}\n")
+    return int(not found)
+
+
+def services(tree: Tree) -> list[Service]:
+    """What the services of ``tree`` declare, in the order of their names.
+
+    Raises:
+        Unsupported: a script does something that is not computed here.
+    """
+    for path in _ELSEWHERE:
+        if path in tree:
+            raise Unsupported(f"services in /{path}")
+    if tree.count(INIT) > _MOST_SERVICES:
+        raise Unsupported(f"more than {_MOST_SERVICES} services")
+    found = []
+    budget = Budget(_SHARE * MAX_STEPS, _SHARE * MAX_BYTES)
+    for path in _listed(tree, INIT):
+        node = tree.stat(path)
+        if isinstance(node, File) and node.mode & 0o111:
+            name = path.rpartition("/")[2]
+            if node.content.size > _LARGEST:
+                raise Unsupported(f"/{path}, which has more than {_LARGEST >> 10} KiB")
+            text = tree.text(tree.resolve(path))
+            if _RUNNER.match(text):
+                found.append(_service(tree, name, text, budget))
+    return found
+
+
+def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
+    files = _Files(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
+    shell = _ServiceShell(files, name)
+    streams = Streams(io.StringIO(), _ignore, _ignore)
+    try:
+        for path in _configuration(tree, name):
+            shell.read(files.read(f"/{path}"), streams)
+        if shell.read(text, streams) != 0:
+            raise Unsupported("a script that fails")
+        if shell.variables.get("supervisor") == "s6":
+            raise Unsupported("the supervisor s6")
+        if "depend" in shell.functions:
+            shell.call(["depend"], streams)
+        shell.configured()
+    except Unsupported as cause:
+        raise Unsupported(cause.construct, line=cause.line or shell.line, where=f"/{INIT}/{name}") from cause
+    except Exhausted as cause:
+        raise Unsupported(f"the script {cause}", line=shell.line, where=f"/{INIT}/{name}") from cause
+    except (Leave, Jump, Failed, RecursionError) as cause:
+        raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
+    return Service(name, tuple(shell.declared))
+
+
+def _without_functions(text: str) -> str:
+    """``text`` with its functions replaced by ones that are not looked at."""
+    pieces = []
+    done = 0
+    while head := _FUNCTION.search(text, done):
+        end = text.find("\n}", head.end() - 1)
+        if end < 0:
+            break
+        pieces += [text[done : head.start()], _unread(head[1], text[head.start() : end + 1])]
+        done = end + len("\n}")
+    return "".join([*pieces, text[done:]])
+
+
+def _unread(name: str, text: str) -> str:
+    """A function that refuses to be called, in as many lines.
+
+    Args:
+        name: of the function.
+        text: all of it but its last line.
+
+    Raises:
+        Unsupported: it does not end where it seems to, and another one would be taken for a part of it.
+    """
+    if _INSIDE.search(text, text.index("\n")):
+        raise Unsupported(f"the function {name} without an end in the first column")
+    return f"{name}() {{ {name}-of-the-service; }}" + "\n" * text.count("\n")
+
+
+def _configuration(tree: Tree, name: str) -> list[str]:
+    """The files that are read before a script, in their order."""
+    base = name.partition(".")[0]
+    paths = [f"{_CONF}/{base}"] if base and base != name else []
+    paths += [f"{_CONF}/{name}", _SETTINGS]
+    if _MORE_SETTINGS in tree:
+        paths += [path for path in _listed(tree, _MORE_SETTINGS) if path.endswith(".conf")]
+    return [path for path in paths if isinstance(tree.stat(path), File)]
+
+
+def _listed(tree: Tree, folder: str) -> list[str]:
+    """What ``*`` is in a folder."""
+    return sorted(path for path in tree.children(folder) if not path.rpartition("/")[2].startswith("."))
+
+
+def _ignore(_: str) -> None:
+    """What a script says while its dependencies are asked for."""

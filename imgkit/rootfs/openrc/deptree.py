@@ -1,0 +1,163 @@
+"""OpenRC's dependency tree, made when the image is: the file that OpenRC would otherwise compute at every boot.
+
+OpenRC copies /var/cache/rc to /run/openrc when it starts (what its own service ``savecache`` left there) and computes
+the tree only if a service or a configuration file is newer. Format and rules: OpenRC, src/librc/librc-depend.c.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from imgkit.rootfs.openrc import depends
+from imgkit.rootfs.openrc.depends import Service
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import Tree
+
+log = logging.getLogger("imgkit")
+
+CACHE = "var/cache/rc"
+_WATCHED = ("etc/init.d", "etc/conf.d", "etc/rc.conf", "etc/rc.conf.d")
+_REVERSE = {
+    "ineed": "needsme",
+    "iuse": "usesme",
+    "iwant": "wantsme",
+    "iafter": "ibefore",
+    "ibefore": "iafter",
+    "iprovide": "providedby",
+}
+_EARLIER = ("ineed", "iwant", "iuse", "iafter")
+
+
+@dataclass
+class ServiceEntry:
+    """One service, or a name that services provide: names by the kind of their relation."""
+
+    name: str
+    related: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str) -> None:
+        """Add a name that is not there yet."""
+        names = self.related.setdefault(kind, [])
+        if name not in names:
+            names.append(name)
+
+    def drop(self, kind: str, name: str) -> None:
+        """Remove a name if it is there."""
+        names = self.related.get(kind, [])
+        if name in names:
+            names.remove(name)
+
+
+def install_cache(tree: Tree, *, epoch: int) -> bool:
+    """Put the cache into ``tree``; whether that could be done.
+
+    Without it the image works as well, only its boot takes longer: a script that cannot be computed is reported and
+    nothing is written.
+    """
+    if depends.INIT not in tree:
+        return False
+    try:
+        services = depends.services(tree)
+    except Unsupported as cause:
+        log.info("OpenRC computes its dependencies at every boot: %s", cause)
+        return False
+    watched = [tree.stat(path) for path in _watched(tree, _WATCHED)]
+    newest = max([epoch, *(node.mtime for node in watched if node is not None)])
+    if CACHE not in tree:
+        tree.mkdir(CACHE, mtime=newest)
+    tree.write(f"{CACHE}/deptree", render(resolve(services)), mtime=newest)
+    files = config_files(services)
+    if files:
+        tree.write(f"{CACHE}/depconfig", "".join(f"{name}\n" for name in files), mtime=newest)
+    return True
+
+
+def _watched(tree: Tree, paths: Iterable[str]) -> Iterable[str]:
+    for path in paths:
+        if path in tree:
+            yield path
+            yield from tree.children(path)
+
+
+def config_files(services: Iterable[Service]) -> list[str]:
+    """Other files whose change makes the tree stale (``config`` in a service's ``depend``), each once."""
+    return list(
+        dict.fromkeys(
+            word for service in services for kind, words in service.declared if kind == "config" for word in words
+        )
+    )
+
+
+def resolve(services: Sequence[Service]) -> list[ServiceEntry]:
+    """The whole tree: what services declare, the names they provide, and every relation seen from its other end."""
+    entries = [_own(service) for service in services]
+    provided = [name for entry in entries for name in entry.related.get("iprovide", [])]
+    entries += [ServiceEntry(name) for name in dict.fromkeys(provided)]
+    first: dict[str, ServiceEntry] = {}
+    for entry in entries:
+        first.setdefault(entry.name, entry)
+    for entry in entries:
+        _tell_others(entry, first)
+    for entry in entries:
+        _break_circles(entry, first)
+    return entries
+
+
+def _own(service: Service) -> ServiceEntry:
+    entry = ServiceEntry(service.name)
+    for kind, words in service.declared:
+        if kind != "config":
+            names = entry.related.setdefault(kind, [])
+            for word in words:
+                _declare(entry, kind, names, word)
+    return entry
+
+
+def _declare(entry: ServiceEntry, kind: str, names: list[str], word: str) -> None:
+    """One word of a declaration. The last of ``before`` and ``after`` the same service holds; ``!name`` takes back."""
+    if word.startswith("!"):
+        entry.drop(kind, word[1:])
+    elif not word.endswith(".sh") and (kind, word) != ("iprovide", entry.name):
+        names.append(word)
+        if kind == "ibefore":
+            entry.drop("iafter", word)
+        elif kind in _EARLIER:
+            entry.drop("ibefore", word)
+
+
+def _tell_others(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
+    """Note each relation of ``entry`` at the service that it names."""
+    for kind, reverse in _REVERSE.items():
+        for name in entry.related.get(kind, []):
+            if name in first:
+                first[name].add(reverse, entry.name)
+            elif kind == "ineed":
+                entry.add("broken", name)
+
+
+def _break_circles(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
+    """What ``entry`` depends on (itself or as a provider) cannot also come after it."""
+    earlier = [name for kind in _EARLIER for name in entry.related.get(kind, [])]
+    if "providedby" not in entry.related:
+        earlier.append(entry.name)
+    for name in list(entry.related.get("ibefore", [])):
+        if any(_is_or_provides(first.get(other), name) for other in earlier):
+            entry.drop("ibefore", name)
+            if name in first:
+                first[name].drop("iafter", entry.name)
+
+
+def _is_or_provides(entry: ServiceEntry | None, name: str) -> bool:
+    return entry is not None and (entry.name == name or name in entry.related.get("iprovide", []))
+
+
+def render(entries: Iterable[ServiceEntry]) -> str:
+    """The file, one assignment of a shell variable a line."""
+    lines = []
+    for number, entry in enumerate(entries):
+        lines.append(f"depinfo_{number}_service='{entry.name}'\n")
+        for kind, names in entry.related.items():
+            lines += [f"depinfo_{number}_{kind}_{index}='{name}'\n" for index, name in enumerate(names)]
+    return "".join(lines)

@@ -1,0 +1,166 @@
+"""Effects of package scripts on the Tree, computed: nothing of the target is ever run.
+
+:func:`run_script` interprets a script on a copy of the Tree and takes that over only if every construct and every
+command on the way was known. What is unknown is a refusal with package, script and line, never a guess; a caller that
+can run programs of the target (in the appliance, on the same architecture) gets it as a :class:`Pending`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imgkit.errors import InputError
+from imgkit.rootfs.scripts.budget import Budget, Exhausted
+from imgkit.rootfs.scripts.shell import Leave, Shell, collector, environment
+from imgkit.rootfs.scripts.state import Failed, Hooks, ShellState, Streams
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import Tree
+
+__all__ = ["Hooks", "Outcome", "Pending", "Unsupported", "attempt", "run_script"]
+
+_INTERPRETER = re.compile(
+    r"#![ \t]*(?:/bin/sh|/bin/ash|/bin/busybox[ \t]+(?:sh|ash)|/usr/bin/env[ \t]+sh|(?P<dash>(?:/usr)?/bin/dash))"
+    r"(?:[ \t]+-(?P<flags>[eux]+))?[ \t]*"
+)
+
+
+_KEPT = 200  # lines of what a script said
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a script ended. A status other than 0 does not stop an installation (apk only marks the package).
+
+    Attributes:
+        status: its exit status.
+        messages: the last lines that it wrote to standard output and standard error.
+    """
+
+    status: int
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A script that cannot be computed; the Tree is as before it.
+
+    Attributes:
+        package: the package's name.
+        kind: ``pre-install``, ``post-install`` or ``trigger``.
+        text: the script itself.
+        args: its arguments.
+        reason: what in it is beyond the interpreter, with the line.
+    """
+
+    package: str
+    kind: str
+    text: str
+    args: tuple[str, ...]
+    reason: str
+
+
+def run_script(
+    tree: Tree,
+    text: str,
+    *,
+    package: str,
+    kind: str,
+    args: Sequence[str] = (),
+    epoch: int = 0,
+    hooks: Hooks | None = None,
+) -> Outcome:
+    """Compute what a script does to ``tree``: all of it, or nothing.
+
+    Args:
+        tree: the root filesystem; working directory and root of the script.
+        text: the script, with its ``#!`` line (bytes that are no UTF-8 as surrogates).
+        package: name of the package, for messages and ``$APK_PACKAGE``.
+        kind: which script it is, for messages and ``$APK_SCRIPT``.
+        args: its arguments: the version, or the directories of a trigger.
+        epoch: seconds since 1970 for what depends on the date.
+        hooks: what other parts of imgkit compute.
+
+    Raises:
+        Unsupported: there is something in it that imgkit does not compute. The Tree is unchanged.
+        InputError: it asks for more than a package script may (:mod:`imgkit.rootfs.scripts.budget`), so it is hostile
+            or broken. The Tree is unchanged.
+    """
+    variables = environment(package, kind)
+
+    def interpret(machine: ShellState, inner: str, streams: Streams) -> int:
+        return _run(Shell(machine, (), variables), inner, streams)
+
+    machine = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
+    output: list[str] = []
+    sink = collector(output, machine.budget)
+    streams = Streams(io.StringIO(), sink, sink)
+    shell = Shell(machine, args, variables)
+    try:
+        status = _run(shell, text, streams)
+    except RecursionError as cause:
+        raise Unsupported("nesting without end", line=shell.line, where=f"{package}.{kind}") from cause
+    except Exhausted as cause:
+        raise InputError(
+            f"{package}.{kind}, line {shell.line}: the script {cause}",
+            hint=f"if it need not run: skip_scripts = ['{package}']",
+        ) from cause
+    except Unsupported as refusal:
+        line = refusal.line or shell.line
+        raise Unsupported(refusal.construct, line=line, where=f"{package}.{kind}") from refusal
+    tree.replace_with(machine.tree)
+    return Outcome(status, tuple("".join(output).splitlines()[-_KEPT:]))
+
+
+def attempt(
+    tree: Tree,
+    text: str,
+    *,
+    package: str,
+    kind: str,
+    args: Sequence[str] = (),
+    epoch: int = 0,
+    hooks: Hooks | None = None,
+) -> Outcome | Pending:
+    """:func:`run_script`, with what cannot be computed as a value.
+
+    Raises:
+        InputError: the script asks for more than a package script may.
+    """
+    try:
+        return run_script(tree, text, package=package, kind=kind, args=args, epoch=epoch, hooks=hooks)
+    except Unsupported as refusal:
+        return Pending(package, kind, text, tuple(args), str(refusal))
+
+
+def _interpreter(text: str) -> re.Match[str]:
+    """The ``#!`` line.
+
+    Raises:
+        Unsupported: there is no such line, or another interpreter.
+    """
+    first = text.split("\n", 1)[0]
+    found = _INTERPRETER.fullmatch(first)
+    if not found:
+        what = f"the interpreter {first[2:].strip()}" if first.startswith("#!") else "no #! line"
+        raise Unsupported(what, line=1)
+    if found["dash"] and "&>" in text:
+        raise Unsupported("&> in a script for dash", line=text[: text.index("&>")].count("\n") + 1)
+    return found
+
+
+def _run(shell: Shell, text: str, streams: Streams) -> int:
+    """Run a whole script, from its ``#!`` line on."""
+    try:
+        first = _interpreter(text)
+        shell.dash = bool(first["dash"])
+        for flag in first["flags"] or "":
+            shell.call(["set", f"-{flag}"], streams)
+        return shell.run_text(text, streams)
+    except Leave as left:
+        return left.status
+    except Failed as cause:
+        streams.err(f"{cause}\n")
+        return cause.status

@@ -1,0 +1,161 @@
+"""Compare a raw disk with the map in its manifest, byte by byte; reads it once, from beginning to end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.disk import ext4, gpt
+from imgkit.disk.layout import SECTOR
+from imgkit.disk.regions import BACKUP, BOOT_SECTOR, ROOT, TABLE, TABLE_END, Chunk, DiskMap, Region, chunk_at
+from imgkit.engines.guestfs.chunks import chunks
+from imgkit.engines.guestfs.limits import Limits
+
+TAIL = "behind the disk that was built"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Somewhere from byte ``start`` to ``end`` (not included) the disk is not as it was built."""
+
+    region: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class DiskReport:
+    """What a disk was found to be.
+
+    Attributes:
+        built, size: bytes that the disk had when it was built, and has.
+        differences: in their order on the disk.
+        moved: the partition table was adapted to another size of the disk, and is otherwise the one that was built.
+        pending: what mounting the root filesystem changes, in words; empty if nothing.
+    """
+
+    built: int
+    size: int
+    differences: tuple[Difference, ...]
+    moved: bool = False
+    pending: str = ""
+
+    def touches(self, region: str) -> bool:
+        """Whether anything differs in the region of this name."""
+        return any(each.region == region for each in self.differences)
+
+
+def compare_disk(path: Path, size: int, stated: DiskMap, limits: Limits) -> DiskReport:
+    """Compare the raw disk at ``path``, of ``size`` bytes, with the map of the one that was built.
+
+    Raises:
+        InputError: it holds more data than ``limits`` allow, or took too long.
+    """
+    wrong = {chunk.start: chunk for chunk in _wrong(path, size, stated, limits)}
+    moved = False
+    if size > stated.size:
+        moved = _excuse_growth(path, size, stated, wrong)
+    listed = tuple(_merged(sorted(wrong.values(), key=lambda chunk: chunk.start)))
+    return DiskReport(stated.size, size, listed, moved=moved, pending=_pending(path, stated))
+
+
+def _regions(size: int, stated: DiskMap) -> list[Region]:
+    behind = [Region(TAIL, stated.size, size - stated.size)] if size > stated.size else []
+    return [*stated.regions, *behind]
+
+
+def _wrong(path: Path, size: int, stated: DiskMap, limits: Limits) -> Iterator[Chunk]:
+    """The chunks that differ, those that are only missing last."""
+    regions = _regions(size, stated)
+    left = dict(stated.hashes)
+    for chunk, data in chunks(path, regions, most=limits.size, deadline=limits.deadline):
+        if left.pop(chunk.start, None) != hashlib.sha256(data).hexdigest():
+            yield chunk
+    for start in left:
+        yield chunk_at(regions, start)
+    if size < stated.size:
+        yield Chunk(chunk_at(regions, size).region, size, stated.size)
+
+
+def _excuse_growth(path: Path, size: int, stated: DiskMap, wrong: dict[int, Chunk]) -> bool:
+    """Take out of ``wrong`` what moving the backup table to the end of an enlarged disk changes, and only that.
+
+    Returns:
+        Whether the table was moved.
+    """
+    with path.open("rb") as source:
+        head = source.read(TABLE_END)
+        source.seek(size - SECTOR)
+        backup = gpt.backup_for(head, size, source.read(SECTOR))
+    before = gpt.before_growth(head, stated.size, size)
+    if before is None or not _as_built(before, stated):
+        return False
+    for name in (BOOT_SECTOR, TABLE):
+        region = stated.named(name)
+        if region is not None:
+            wrong.pop(region.start, None)
+    old = stated.named(BACKUP)
+    if old is not None and _is_cleared(path, old, before):
+        wrong.pop(old.start, None)
+    for chunk in [chunk for chunk in wrong.values() if chunk.region.name == TAIL]:
+        if _read(path, chunk) == _overlaid(chunk, backup):
+            del wrong[chunk.start]
+    return True
+
+
+def _as_built(head: bytes, stated: DiskMap) -> bool:
+    """Whether the boot sector and the partition table in ``head`` are those of the map."""
+    regions = [region for region in stated.regions if region.name in (BOOT_SECTOR, TABLE)]
+    return len(regions) == 2 and all(
+        stated.hashes.get(region.start) == hashlib.sha256(head[region.start : region.end]).hexdigest()
+        for region in regions
+    )
+
+
+def _read(path: Path, place: Chunk | Region) -> bytes:
+    with path.open("rb") as source:
+        source.seek(place.start)
+        return source.read(place.end - place.start)
+
+
+def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
+    """Whether all of the old backup table is zero, or (parted) its header, with the entries of the head ``built``."""
+    if region.size > TABLE_END:
+        return False
+    data = _read(path, region)
+    return not any(data[-SECTOR:]) and (not any(data) or data[:-SECTOR] == built[2 * SECTOR :])
+
+
+def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
+    """The zeros of a chunk with those ``parts`` of the disk that lie in it."""
+    data = bytearray(chunk.end - chunk.start)
+    for start, part in parts.items():
+        for place, byte in enumerate(part, start - chunk.start):
+            if 0 <= place < len(data):
+                data[place] = byte
+    return bytes(data)
+
+
+def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
+    """Neighbours of one region as one difference."""
+    last: Difference | None = None
+    for chunk in wrong:
+        if last is not None and (last.region, last.end) == (chunk.region.name, chunk.start):
+            last = Difference(last.region, last.start, chunk.end)
+            continue
+        if last is not None:
+            yield last
+        last = Difference(chunk.region.name, chunk.start, chunk.end)
+    if last is not None:
+        yield last
+
+
+def _pending(path: Path, stated: DiskMap) -> str:
+    root = stated.named(ROOT)
+    if root is None:
+        return ""
+    with path.open("rb") as source:
+        source.seek(root.start + ext4.SUPERBLOCK)
+        return ext4.pending(source.read(ext4.SUPERBLOCK))

@@ -1,0 +1,191 @@
+"""Starting QEMU: from a description to a process that answers, with less memory or without sandbox where it must be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from imgkit.errors import HostError
+from imgkit.host import process
+from imgkit.vm import console
+from imgkit.vm.qemu import argv, handover
+from imgkit.vm.qemu.argv import VmSpec
+from imgkit.vm.qemu.handover import Handed
+from imgkit.vm.qemu.qmp import Qmp, QmpError
+from imgkit.vm.sandbox import confinement
+from imgkit.vm.sandbox.confinement import Confinement
+from imgkit.vm.sandbox.identity import Identity
+
+log = logging.getLogger("imgkit.vm")
+
+MEMORY_STEPS = (4096, 2048, 1024)
+"""MiB that are tried one after the other where none was asked for (the agentd contract)."""
+_GREETING = 20.0  # seconds for QEMU to set itself up
+_NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
+"""What QEMU cannot do with ``-sandbox`` it says with that word behind its name; names of files come later in a line."""
+_KEPT = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A QEMU that has set itself up. ``ports`` are the host's ends of the virtio-serial ports."""
+
+    child: subprocess.Popen[bytes]
+    qmp: Qmp
+    ports: dict[str, socket.socket]
+    spec: VmSpec
+    stderr: Path
+
+    def said(self) -> str:
+        """The end of what QEMU wrote to standard error."""
+        return _tail(self.stderr)
+
+
+class _Start(Protocol):
+    def __call__(self, attempt: VmSpec, *, anywhere: bool) -> Running: ...
+
+
+class _RefusedError(Exception):
+    """QEMU left while it set itself up.
+
+    Attributes:
+        said: its own words, with the names that it knows files by.
+    """
+
+    def __init__(self, said: str, explained: str) -> None:
+        super().__init__(explained)
+        self.said = said
+
+
+@contextmanager
+def launched(
+    spec: VmSpec, folder: Path, *, memory: Sequence[int], ports: Sequence[str], user: Identity | None = None
+) -> Iterator[Running]:
+    """Run QEMU for the length of the block.
+
+    Args:
+        spec: the machine; its memory, ports and qmp are filled in here.
+        folder: private folder for standard error.
+        memory: sizes in MiB to be tried.
+        ports: names of the virtio-serial ports.
+        user: whom QEMU runs as; None for this user.
+
+    Raises:
+        HostError: QEMU is missing or refuses its arguments, or it cannot be confined.
+        InputError: the disk is none that is booted (:func:`imgkit.disk.diskimage.check`).
+    """
+    with ExitStack() as stack:
+        known = stack.enter_context(handover.handed(spec, folder, user))
+
+        def start(attempt: VmSpec, *, anywhere: bool) -> Running:
+            confined = confinement.confined(attempt, user, known.writable, anywhere=anywhere)
+            return stack.enter_context(_started(attempt, folder, ports, known, confined))
+
+        running = _first(known.spec, memory, start)
+        known.files.close()
+        yield running
+
+
+def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
+    """The first start that works out."""
+    sandbox, anywhere = spec.sandbox, False
+    sizes = list(memory)
+    while True:
+        try:
+            return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox), anywhere=anywhere)
+        except _RefusedError as refused:
+            said = str(refused)
+            if sandbox and _NO_SANDBOX.match(refused.said):
+                sandbox = False
+                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", said)
+            elif not anywhere and "ermission denied" in said:
+                anywhere = True
+                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", said)
+            elif len(sizes) > 1 and "allocate memory" in said:
+                log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
+                sizes.pop(0)
+            else:
+                raise HostError(f"QEMU does not start: {said}", hint=_hint(said)) from None
+
+
+def _hint(said: str) -> str | None:
+    if "allocate memory" in said:
+        return "--memory with a smaller number"
+    return "the image is in use by another program" if "lock" in said or "another process" in said else None
+
+
+@contextmanager
+def _started(
+    spec: VmSpec, folder: Path, ports: Sequence[str], known: Handed, confined: AbstractContextManager[Confinement]
+) -> Iterator[Running]:
+    stderr = folder / "qemu.stderr"
+    with ExitStack() as stack:
+        near, far = _pair(stack)
+        pairs = {name: _pair(stack) for name in ports}
+        wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
+        link = [] if spec.link is None else [spec.link]
+        spec = replace(spec, qmp=far.fileno(), ports=wired)
+        sink = stack.enter_context(stderr.open("wb"))
+        boundary = stack.enter_context(confined)
+        child = stack.enter_context(
+            process.start(
+                _found(argv.arguments(spec)),
+                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"TMPDIR": known.temporary},
+                cwd=folder,
+                stdout=sink.fileno(),
+                stderr=sink.fileno(),
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *known.descriptors, *link],
+                prepare=boundary,
+            )
+        )
+        stack.enter_context(boundary.attended())
+        for _, guest_end in ((near, far), *pairs.values()):
+            guest_end.close()  # so that the end of QEMU is the end of the stream
+        qmp = Qmp(near)
+        try:
+            qmp.execute("query-status", timeout=_GREETING)
+        except QmpError as cause:
+            said = _refusal(child, stderr, cause)
+            raise _RefusedError(said, known.explain(said)) from cause
+        yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
+
+
+def _found(words: Sequence[str]) -> list[str]:
+    """``words`` with the program's path: another user than this one might find another program, or none."""
+    path = shutil.which(words[0])
+    if path is None:
+        raise process.missing(words[0])
+    return [str(Path(path).absolute()), *words[1:]]
+
+
+def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
+    """QEMU's own words, or else how it ended."""
+    try:
+        child.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        return f"it does not answer: {cause}"
+    said = console.clean(_tail(stderr)).strip()
+    errors = [line for line in said.splitlines() if "warning" not in line]
+    return errors[-1] if errors else process.ending(child.returncode)
+
+
+def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    stack.callback(one.close)
+    stack.callback(other.close)
+    return one, other
+
+
+def _tail(path: Path, size: int = 8192) -> str:
+    with path.open("rb") as source:
+        source.seek(max(0, path.stat().st_size - size))
+        return source.read(size).decode(errors="replace")

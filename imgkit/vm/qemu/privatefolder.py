@@ -1,0 +1,45 @@
+"""A private folder per machine that goes away with it, also when this process is killed outright."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from imgkit.host import process, scratch, walk
+
+PREFIX = "imgkit-vm-"
+"""How the names of these folders begin."""
+# The outer shell dies with this process (PR_SET_PDEATHSIG is not inherited by the inner one), the inner one then sees
+# the end of the pipe. The second removal is for what a dying QEMU still wrote. The shell's own tools do not get through
+# every tree that a guest can leave.
+_REAPER = '{ read -r _; for _ in 1 2; do "$2" -I -S -B "$3" "$1"; sleep 0.5; done; } <&3 & exec 3<&-; wait'
+
+
+@contextmanager
+def private_folder(place: Path | None = None) -> Iterator[Path]:
+    """A new folder that only this user may enter, removed at the end of the block whatever a guest put into it.
+
+    What this user's dead processes left of their machines in ``place`` is removed first.
+
+    Args:
+        place: an existing folder; None is that for temporary files.
+    """
+    with ExitStack() as until_it_is_removed, scratch.folder(place, PREFIX) as folder:
+        until_it_is_removed.enter_context(_reaper(folder))
+        yield folder
+
+
+@contextmanager
+def _reaper(folder: Path) -> Iterator[None]:
+    """Have ``folder`` removed if this process is killed during the block."""
+    script = f"exec 3<&0 </dev/null; {_REAPER}"
+    command: list[str | Path] = ["/bin/sh", "-c", script, "imgkit-reaper", folder, sys.executable, walk.__file__]
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    with process.start(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ):
+        yield

@@ -1,0 +1,1 @@
+"""Folders that a guest writes to, treated as hostile: reading them, measuring them, handing them back."""

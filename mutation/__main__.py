@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mutation import python
 from mutation.change import Change
-from mutation.covering import Covering, measure
+from mutation.covering import RINGS, Covering, measure
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "testing.md"
@@ -84,7 +84,7 @@ class Copy:
             listed = self.root.parent / "tests.txt"
             listed.write_text("".join(f"{test}\n" for test in tests))
             command = [str(self._python), "-m", "pytest", "-q", "-x", "-n", "0", "--timeout", "60", f"@{listed}"]
-            command += ["-m", "", "-p", "no:cacheprovider"]
+            command += ["-m", "", "-p", "no:cacheprovider", f"--basetemp={self.root.parent / 'folders'}"]
         variables = {**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(self.root.parent)}
         child = subprocess.Popen(
             command,
@@ -196,6 +196,7 @@ def main() -> int:
     )
     parser.add_argument("--only", metavar="REGEX", help="changes whose description matches")
     parser.add_argument("--coverage", type=Path, help="data of an earlier run, made here if it is missing")
+    parser.add_argument("--rings", default=RINGS, help=f"which tests, as pytest's -m says it (default: {RINGS})")
     parser.add_argument("--list", action="store_true", help="show the changes and try none")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
@@ -213,7 +214,7 @@ def main() -> int:
         data = options.coverage or ROOT / "out" / "mutation-coverage"
         data.parent.mkdir(exist_ok=True)
         if not data.exists():
-            measure(ROOT, data)
+            measure(ROOT, data, options.rings)
         covering = Covering(data)
     results = run(chosen, options, covering)
     for change, result in results.items():

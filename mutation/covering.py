@@ -13,15 +13,16 @@ import coverage
 RINGS = "not mirror and not vm"
 
 
-def measure(root: Path, data: Path) -> None:
-    """Run the fast and the hostile tests below ``root`` once, and write which lines each of them executed to ``data``.
+def measure(root: Path, data: Path, rings: str = RINGS) -> None:
+    """Run these tests below ``root`` once, and write which lines each of them executed to ``data``.
 
     Raises:
         SystemExit: a test fails on the unchanged code.
     """
     settings = data.with_name(f"settings-of-{data.name}")  # pytest-cov removes what begins with the name of its data
     settings.write_text(f"[run]\nsource = imgkit\ndata_file = {data}\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", RINGS, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", rings, "-p", "no:cacheprovider"]
+    command.append(f"--basetemp={data.with_name(f'folders-of-{data.name}')}")
     command += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
     if subprocess.run(command, cwd=root, env={**os.environ, "CI": "1"}, check=False).returncode:
         raise SystemExit("error: tests fail on the unchanged code")

@@ -130,18 +130,20 @@ def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The images of recipes/core.py for all architectures, built once. Nobody may change them."""
-    return builder.build(tmp_path_factory.mktemp("images"), "--arch", "all")
+    """The images of recipes/core.py for all architectures, built once. Tests must not change them."""
+    from tests.images import shared
+
+    return shared(builder, tmp_path_factory, "images", "--arch", "all")
 
 
 @pytest.fixture(scope="session")
 def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The amd64 image of a disk of 1 GiB, with a helper through which tests are root in it (VM.root)."""
-    from tests.images import overlay_with_root
+    from tests.images import overlay_with_root, shared
 
     overlay = overlay_with_root(tmp_path_factory.mktemp("overlay"))
     words = ("--arch", "amd64", "--set", f"overlay={overlay}", "--set", "name=test", "--set", "size=1G")
-    return builder.build(tmp_path_factory.mktemp("test-images"), *words)
+    return shared(builder, tmp_path_factory, "test-images", *words)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import pytest
+from filelock import FileLock
 
 from imgkit.cli.commands.build import VARIABLES
 from tests.conftest import need, need_program
@@ -76,6 +78,19 @@ def results(out: Path, printed: str, said: str) -> Images:
         disk, kernel, initramfs = (Path(result[key]) for key in ("image", "kernel", "initramfs"))
         found[arch] = Image(arch, disk, kernel, initramfs, manifest)
     return Images(out, found, said)
+
+
+def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words: str | Path) -> Images:
+    """A build that must succeed, made once for all workers of a run that goes side by side (pytest-xdist)."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    printed = folder / "printed.json"
+    with FileLock(f"{folder}.lock"):
+        if not printed.exists():
+            done = builder.attempt(folder, *words)
+            assert done.returncode == 0, done.stderr
+            printed.write_text(json.dumps([done.stdout, done.stderr]))
+    return results(folder, *json.loads(printed.read_text()))
 
 
 def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:

@@ -202,6 +202,7 @@ def main() -> int:
         help="which test executes which line, of an earlier run; made if it is missing",
     )
     parser.add_argument("--rings", default=RINGS, help=f"which tests, as pytest's -m says it (default: {RINGS})")
+    parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="only these test files")
     parser.add_argument("--list", action="store_true", help="show the changes and try none")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
@@ -219,7 +220,7 @@ def main() -> int:
         data = options.coverage or ROOT / "out" / "mutation" / "executed"
         data.parent.mkdir(parents=True, exist_ok=True)
         if not data.exists():
-            measure(ROOT, data, options.rings)
+            measure(ROOT, data, options.rings, options.tests)
         covering = Covering(data)
     results = run(chosen, options, covering)
     for change, result in results.items():

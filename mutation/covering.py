@@ -13,8 +13,8 @@ from pathlib import Path
 RINGS = "not mirror and not vm"
 
 
-def measure(root: Path, folder: Path, rings: str = RINGS) -> None:
-    """Run these tests below ``root`` once, and write to ``folder`` which lines each of them executed.
+def measure(root: Path, folder: Path, rings: str = RINGS, tests: Sequence[str] = ()) -> None:
+    """Run these tests (or all) below ``root`` once, and write to ``folder`` which lines each of them executed.
 
     Raises:
         SystemExit: a test fails on the unchanged code.
@@ -22,7 +22,7 @@ def measure(root: Path, folder: Path, rings: str = RINGS) -> None:
     made = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", rings, "-p", "no:cacheprovider"]
-    command += [f"--basetemp={folder.with_name('folders')}", "-p", "mutation.tracing", f"--executed={made}"]
+    command += [f"--basetemp={folder.with_name('folders')}", "-p", "mutation.tracing", f"--executed={made}", *tests]
     if subprocess.run(command, cwd=root, env={**os.environ, "CI": "1"}, check=False).returncode:
         raise SystemExit("error: tests fail on the unchanged code")
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import serialmode
-from imgkit.vm.agent.answers import HostToolAnswer
+from imgkit.vm.agent.callbacks import HostToolAnswer
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
 from imgkit.vm.agent.serialmode import SerialMode

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import answers, protocol, rates
-from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
+from imgkit.vm.agent import callbacks, protocol, rates
+from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.agent.protocol import (
     AgentResult,
     Event,
@@ -254,9 +254,9 @@ class AgentRequest:
             raise RequestError(f"the agent asked more than {MAX_QUESTIONS} questions")
         self._answered.add(event.request_id)
         if isinstance(event, PermissionRequest):
-            answers.permit(event, self._on_permission, self._transport.permission)
+            callbacks.permit(event, self._on_permission, self._transport.permission)
         else:
-            answers.use_tool(event, self._on_host_tool, self._transport.host_tool)
+            callbacks.use_tool(event, self._on_host_tool, self._transport.host_tool)
 
 
 def _is_result(line: bytes | Garbage) -> bool:

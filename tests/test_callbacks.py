@@ -12,7 +12,7 @@ import pytest
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import VM
-from imgkit.vm.agent.answers import HostToolAnswer, Permission
+from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
 from imgkit.vm.agent.filemode import FileMode
 from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport

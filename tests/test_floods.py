@@ -16,10 +16,10 @@ import pytest
 
 from imgkit.errors import GuestError
 from imgkit.vm import VM
-from imgkit.vm.agent import protocol, rates, requests
+from imgkit.vm.agent import protocol, ratelimit, requests
 from imgkit.vm.agent.filemode import FileMode
 from imgkit.vm.agent.protocol import AgentResult, Garbage, Lines, Output
-from imgkit.vm.agent.rates import Rate
+from imgkit.vm.agent.ratelimit import Rate
 from imgkit.vm.agent.requests import AgentRequest, Transport, collect
 from imgkit.vm.agent.serialmode import SerialMode
 from imgkit.vm.consolelog import ConsoleLog
@@ -66,20 +66,20 @@ class Endless(Recorded):
 def test_a_flood_of_lines_ends_a_request_in_time(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the limits of a flood out of the way, the deadline alone must do; with them, no deadline is needed."""
     piece = line * (MIB // len(line))
-    monkeypatch.setattr(rates, "LINES", 100_000)
-    monkeypatch.setattr(rates, "LINES_PER_SECOND", 1)
+    monkeypatch.setattr(ratelimit, "LINES", 100_000)
+    monkeypatch.setattr(ratelimit, "LINES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=r"the guest floods the host: .* lines"):
         collect(AgentRequest(Endless(piece), {}))
-    monkeypatch.setattr(rates, "LINES", 1 << 60)
-    monkeypatch.setattr(rates, "BYTES", 1 << 60)
+    monkeypatch.setattr(ratelimit, "LINES", 1 << 60)
+    monkeypatch.setattr(ratelimit, "BYTES", 1 << 60)
     monkeypatch.setattr(requests, "MAX_STREAM", 1 << 60)
     with soon(), pytest.raises(RequestError, match=r"no result of the request within 1 s"):
         collect(AgentRequest(Endless(piece), {}, timeout=1))
 
 
 def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "BYTES", 8 * MIB)
-    monkeypatch.setattr(rates, "BYTES_PER_SECOND", 1)
+    monkeypatch.setattr(ratelimit, "BYTES", 8 * MIB)
+    monkeypatch.setattr(ratelimit, "BYTES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=f"bytes within . s .allowed are {8 * MIB} and 1 a second"):
         collect(AgentRequest(Endless(b"x" * (MIB - 1) + b"\n"), {}))
 
@@ -252,7 +252,7 @@ def pushes(mode: SerialMode) -> None:
 @pytest.mark.parametrize("says", SAYS)
 @pytest.mark.parametrize("does", [waits_for_a_result, waits_for_a_heartbeat, pushes])
 def test_a_port_that_is_flooded(says: str, does: Callable[[SerialMode], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "LINES", 1 << 60)
+    monkeypatch.setattr(ratelimit, "LINES", 1 << 60)
     with flooding(SAYS[says]) as mode, soon(), pytest.raises(GuestError):
         does(mode)
 

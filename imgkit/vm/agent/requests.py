@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import callbacks, protocol, rates
+from imgkit.vm.agent import callbacks, protocol, ratelimit
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.agent.protocol import (
     AgentResult,
@@ -26,7 +26,7 @@ from imgkit.vm.agent.protocol import (
     Output,
     PermissionRequest,
 )
-from imgkit.vm.agent.rates import Flow, Rate
+from imgkit.vm.agent.ratelimit import Flow, Rate
 from imgkit.vm.failures import RequestError
 
 POLL = 0.05
@@ -154,7 +154,7 @@ class AgentRequest:
         self._waiting: deque[bytes | Garbage] = deque()  # lines; what becomes of one takes much more memory
         self._received = 0
         self._flow = Flow()
-        self._questions = Rate("questions", rates.QUESTIONS, rates.QUESTIONS_PER_SECOND)
+        self._questions = Rate("questions", ratelimit.QUESTIONS, ratelimit.QUESTIONS_PER_SECOND)
         self._answered: set[str] = set()
         self._over = False
         transport.submit(self.id, body)
@@ -174,7 +174,7 @@ class AgentRequest:
         Raises:
             StopIteration: the result has been given.
             RequestError: no result in time, or the stream grew over :data:`MAX_STREAM` or faster than
-                :mod:`imgkit.vm.agent.rates` has it.
+                :mod:`imgkit.vm.agent.ratelimit` has it.
             BootError: the guest died meanwhile.
             UsageError: a callback returned something that is no answer.
         """

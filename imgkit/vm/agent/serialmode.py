@@ -20,7 +20,7 @@ from typing import Any
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Garbage, Heartbeat, Lines, parse_heartbeat, parse_object
-from imgkit.vm.agent.rates import Flow
+from imgkit.vm.agent.ratelimit import Flow
 from imgkit.vm.shares.folder import ShareError, parts
 
 CHUNK = 512 << 10
@@ -143,7 +143,7 @@ class SerialMode:
 
         Raises:
             GuestError: the guest sends more than :data:`MAX_KEPT` that nobody fetches, more than
-                :mod:`imgkit.vm.agent.rates` allows, or takes no answers.
+                :mod:`imgkit.vm.agent.ratelimit` allows, or takes no answers.
         """
         self._flush()
         until, taken = time.monotonic() + _TURN, 0

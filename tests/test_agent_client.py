@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import protocol, requests
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Garbage, HostToolRequest, Lines, Output, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport, compose
 from imgkit.vm.failures import QemuDiedError, RequestError

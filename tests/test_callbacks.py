@@ -13,7 +13,7 @@ import pytest
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import VM
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.bootspec import Boot

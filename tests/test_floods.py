@@ -17,7 +17,7 @@ import pytest
 from imgkit.errors import GuestError
 from imgkit.vm import VM
 from imgkit.vm.agent import protocol, ratelimit, requests
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import AgentResult, Garbage, Lines, Output
 from imgkit.vm.agent.ratelimit import Rate
 from imgkit.vm.agent.requests import AgentRequest, Transport, collect

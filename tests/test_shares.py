@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from imgkit.errors import HostError
 from imgkit.vm.agent import protocol
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.shares.folder import Folder, ShareError
 
 # ---- the share as hostile ground ---------------------------------------------------------------------------------

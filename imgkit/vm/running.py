@@ -19,7 +19,7 @@ from imgkit.host import process
 from imgkit.vm import bootspec, console
 from imgkit.vm.agent import requests
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, no_tool, refuse
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
 from imgkit.vm.agent.serialmode import SerialMode

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fuzz.target import JSON_WORDS, Target
 from imgkit.errors import GuestError
 from imgkit.vm.agent.protocol import Garbage, Lines, parse_event, parse_heartbeat
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialMode
 
 
 def _stream(data: bytes) -> None:

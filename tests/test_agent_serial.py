@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import serialmode
+from imgkit.vm.agent import serialtransport
 from imgkit.vm.agent.callbacks import HostToolAnswer
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialMode
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
 from tests.test_agent_client import NEARLY, RESULT, ask, output
@@ -98,7 +98,7 @@ def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
     said = hear(guest)
     assert (said["type"], said["basePath"], said["path"]) == ("push_file", "/workspace/project", "a/b")
     assert base64.b64decode(said["data"]) == b"\0small"
-    big = os.urandom(serialmode.CHUNK * 2 + 5)
+    big = os.urandom(serialtransport.CHUNK * 2 + 5)
     sender = threading.Thread(target=mode.push_file, args=("/w", "big", big))
     sender.start()
     reader = guest.makefile("rb")
@@ -112,7 +112,7 @@ def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
         with pytest.raises(ShareError):
             mode.push_file("/w", path, b"")
     with pytest.raises(UsageError):
-        mode.push_file("/w", "x", bytes(serialmode.MAX_FILE + 1))
+        mode.push_file("/w", "x", bytes(serialtransport.MAX_FILE + 1))
 
 
 def sync(kind: str, **fields: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> 
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=2, totalChunks=2, data=b""),
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=10**9, data=b""),
         sync(
-            "file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(serialmode.CHUNK + 1)
+            "file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(serialtransport.CHUNK + 1)
         ),
         sync("file_sync_complete", path="x", transferId="unknown", totalChunks=1),
         {"type": "stream", "requestId": 1, "line": "x"},
@@ -172,7 +172,7 @@ def test_serial_nonsense(port: tuple[SerialMode, socket.socket], message: dict[s
 
 def test_serial_keeps_within_bounds(port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
     mode, guest = port
-    monkeypatch.setattr(serialmode, "MAX_KEPT", 100)
+    monkeypatch.setattr(serialtransport, "MAX_KEPT", 100)
     tell(guest, sync("file_sync", path="x", data=bytes(101)))
     with pytest.raises(GuestError, match="nobody asked for"):
         mode.pump()
@@ -182,7 +182,7 @@ def test_serial_counts_names_and_unfinished_transfers(
     port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, guest = port
-    monkeypatch.setattr(serialmode, "MAX_KEPT", 20_000)
+    monkeypatch.setattr(serialtransport, "MAX_KEPT", 20_000)
     chunk: dict[str, Any] = {"chunkIndex": 0, "totalChunks": 9, "data": b""}
 
     def flood() -> None:

@@ -21,7 +21,7 @@ from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import AgentResult, Garbage, Lines, Output
 from imgkit.vm.agent.ratelimit import Rate
 from imgkit.vm.agent.requests import AgentRequest, Transport, collect
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialMode
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import FloodError, QemuDiedError, RequestError
 from imgkit.vm.rootport import RootPort
@@ -270,7 +270,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its questions are answered without waiting for it, and what it does not take is limited."""
     host, guest = socket.socketpair()
     mode = SerialMode(host)
-    monkeypatch.setattr("imgkit.vm.agent.serialmode._MAX_UNSENT", 4 * MIB)
+    monkeypatch.setattr("imgkit.vm.agent.serialtransport._MAX_UNSENT", 4 * MIB)
     answer: dict[str, Any] = {"behavior": "allow", "updatedInput": "x" * MIB}
 
     def answers() -> None:
@@ -279,7 +279,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with soon(), pytest.raises(GuestError, match="has not taken 4 MiB of answers"):
         answers()
-    monkeypatch.setattr("imgkit.vm.agent.serialmode._SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr("imgkit.vm.agent.serialtransport._SEND_TIMEOUT", 0.1)
     time.sleep(0.2)
     with pytest.raises(GuestError, match=r"took no message for 0\.1 s"):
         mode.pump()

@@ -22,7 +22,7 @@ from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.agent.filetransport import FileMode
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialMode
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError

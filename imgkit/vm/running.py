@@ -34,7 +34,7 @@ from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.sandbox import confinement, identity
-from imgkit.vm.shares import ownership, sweep
+from imgkit.vm.shares import ownership, specialbits
 from imgkit.vm.shares.folder import Folder
 from imgkit.vm.shares.quotas import Quotas
 from imgkit.vm.shares.watcher import Watcher, watcher_of, watching
@@ -462,7 +462,7 @@ def _shown(share: argv.Share, user: identity.Identity | None, private: Path, sta
 def _swept(folder: Path, since: float) -> None:
     """What a kernel without filters let through does not stay."""
     try:
-        changed = sweep.drop_special_bits(folder, since=since)
+        changed = specialbits.drop_special_bits(folder, since=since)
     except OSError as cause:
         log.warning("%s: not looked through for set-user-id programs of the guest: %s", folder, cause.strerror or cause)
         return

@@ -19,9 +19,9 @@ import pytest
 from imgkit.errors import UsageError
 from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
-from imgkit.vm.shares import watcher
+from imgkit.vm.shares import monitor
+from imgkit.vm.shares.monitor import Area, Watcher, disk_limit, family, unlinked
 from imgkit.vm.shares.quotas import Limit, Quotas, parse, show
-from imgkit.vm.shares.watcher import Area, Watcher, disk_limit, family, unlinked
 from tests.conftest import need
 from tests.files import nest
 
@@ -42,7 +42,7 @@ def watched(path: Path, limit: Limit) -> Iterator[tuple[Watcher, threading.Event
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    monkeypatch.setattr(monitor, "INTERVAL", 0.02)
 
 
 def settled(watching: Watcher) -> None:
@@ -92,13 +92,13 @@ def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
 
 
 def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
-    monkeypatch.setattr(watcher, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
+    monkeypatch.setattr(monitor, "FIRST_LOOK", 0)
+    monkeypatch.setattr(monitor, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
     area, ended = Area("share work", tmp_path, Limit(2 * MIB), "share"), threading.Event()
     watching = Watcher([area])
     time.sleep(0.05)  # the clock of a filesystem is a little late
     (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
-    monkeypatch.setattr(watcher, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
+    monkeypatch.setattr(monitor, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
     with watching.running(lambda: None, ended.set):
         exceeds(watching, ended)
 
@@ -106,8 +106,8 @@ def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("seconds", [0, 2], ids=["not seen before the start", "seen before the start"])
 def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Only what it grew by counts, whenever that was."""
-    monkeypatch.setattr(watcher, "FIRST_LOOK", seconds)
-    monkeypatch.setattr(watcher, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
+    monkeypatch.setattr(monitor, "FIRST_LOOK", seconds)
+    monkeypatch.setattr(monitor, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
     file = tmp_path / "file"
     file.write_bytes(os.urandom(32 * MIB))
     with file.open("r+b") as sink:
@@ -130,8 +130,8 @@ def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytes
 
 def test_a_look_that_was_begun_before_the_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there in many folders does not count, whether the first look came to it in time or not."""
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 1e-9)
-    monkeypatch.setattr(watcher, "_SLICE", 10)
+    monkeypatch.setattr(monitor, "FIRST_LOOK", 1e-9)
+    monkeypatch.setattr(monitor, "_SLICE", 10)
     for number in range(300):
         (tmp_path / f"{number}").touch()
     with watched(tmp_path, Limit(None, 20)) as (watching, ended):
@@ -163,8 +163,8 @@ def test_closed_folders_of_other_users_hide_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_a_filesystem_that_makes_it_wait_is_left_alone_most_of_the_time() -> None:
-    assert watcher._pause(0.05, 0.05) == pytest.approx(1.0)
-    assert watcher._pause(0.001, 1.0) == pytest.approx(3.0), (
+    assert monitor._pause(0.05, 0.05) == pytest.approx(1.0)
+    assert monitor._pause(0.001, 1.0) == pytest.approx(3.0), (
         "the look works a quarter of the time, whatever it waits for"
     )
 
@@ -218,14 +218,14 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
         def __iter__(self) -> Iterator[None]:
             raise OSError("was moved while it was read")
 
-    monkeypatch.setattr(watcher, "Walk", Moving)
+    monkeypatch.setattr(monitor, "Walk", Moving)
     with watched(tmp_path, Limit(MIB)) as (watching, ended):
         assert "cannot be measured" in exceeds(watching, ended)
 
 
 def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
-    monkeypatch.setattr(watcher, "Walk", None)
+    monkeypatch.setattr(monitor, "FIRST_LOOK", 0)
+    monkeypatch.setattr(monitor, "Walk", None)
     with watched(tmp_path, Limit(MIB)) as (watching, ended):
         assert "the quotas cannot be measured" in exceeds(watching, ended)
 
@@ -239,12 +239,12 @@ sys.path.insert(0, sys.argv[1])
 package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
-from imgkit.vm.shares import watcher
+from imgkit.vm.shares import monitor
 from imgkit.vm.shares.quotas import Limit
-watcher.INTERVAL = 0.02
+monitor.INTERVAL = 0.02
 top = Path(sys.argv[2])
 ended = threading.Event()
-watching = watcher.Watcher([watcher.Area("share", top, Limit(4 << 20), "share")])
+watching = monitor.Watcher([monitor.Area("share", top, Limit(4 << 20), "share")])
 time.sleep(0.05)
 with watching.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
@@ -258,7 +258,7 @@ with watching.running(lambda: None, ended.set):
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") if user is not None else sys.executable
     need("a Python for every user", python)
     try:
-        package = Path(watcher.__file__).parents[2]
+        package = Path(monitor.__file__).parents[2]
         shutil.copytree(package, place / "code/imgkit", ignore=shutil.ignore_patterns("__pycache__"))
         (place / "top").mkdir()
         if user is not None:

@@ -36,8 +36,8 @@ from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.sandbox import confinement, identity
 from imgkit.vm.shares import ownership, specialbits
 from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.monitor import Watcher, watcher_of, watching
 from imgkit.vm.shares.quotas import Quotas
-from imgkit.vm.shares.watcher import Watcher, watcher_of, watching
 
 log = logging.getLogger("imgkit.vm")
 

@@ -1,7 +1,7 @@
 """How much of the host's disk, and of time, a guest may take.
 
 What a guest writes ends up on the host: files in the request share and in the folders that it may write to, and a
-temporary file of QEMU's for what it changes on its disk. :mod:`imgkit.vm.shares.watcher` measures it.
+temporary file of QEMU's for what it changes on its disk. :mod:`imgkit.vm.shares.monitor` measures it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from imgkit.host import process
 from imgkit.vm.qemu.argv import Share, VmSpec
 from imgkit.vm.sandbox import arbiter, callfilter, confinement, identity
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares import ownership
+from imgkit.vm.shares import idmap
 from tests.conftest import need, need_program
 from tests.files import public
 
@@ -354,8 +354,8 @@ def test_nobody_has_nothing(tmp_path: Path) -> None:
     assert user is not None
     tmp_path.chmod(0o777)
     public(tmp_path)
-    with ownership.apart(user) as seen_as:
-        assert seen_as.inside == (ownership.AGENT, ownership.AGENT)
+    with idmap.apart(user) as seen_as:
+        assert seen_as.inside == (idmap.AGENT, idmap.AGENT)
         seen = attempts(shared(tmp_path), tmp_path, "shadow=/etc/shadow", user=seen_as)
         assert seen["uid"] == "1000", "in its own eyes"
     assert (tmp_path / "made").exists() is False

@@ -14,7 +14,7 @@ import pytest
 
 from imgkit.vm import VM
 from imgkit.vm.sandbox import callfilter, confinement, identity
-from imgkit.vm.shares import ownership
+from imgkit.vm.shares import idmap
 from tests import guest as guests
 from tests.conftest import need, need_program
 from tests.guest import Guest
@@ -125,7 +125,7 @@ def test_without_views_roots_folders_are_as_their_modes_say(
     def refused(*_: object, **__: object) -> Iterator[int]:
         raise PermissionError(1, "no mounts here")
 
-    monkeypatch.setattr(ownership, "_mapped", refused)
+    monkeypatch.setattr(idmap, "_mapped", refused)
     with attacked(guest, shares, tmp_path) as (vm, seen):
         assert Path(f"/proc/{vm.pid}").stat().st_uid != 0
         assert {status for (_, tag), status in seen.items() if tag in shares} == {1}

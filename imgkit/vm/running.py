@@ -34,7 +34,7 @@ from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.sandbox import confinement, identity
-from imgkit.vm.shares import ownership, specialbits
+from imgkit.vm.shares import idmap, specialbits
 from imgkit.vm.shares.folder import Folder
 from imgkit.vm.shares.monitor import Watcher, watcher_of, watching
 from imgkit.vm.shares.quotas import Quotas
@@ -444,7 +444,7 @@ def _user(what: Boot, verdict: Accelerator, stack: ExitStack) -> identity.Identi
     if user is None:
         return None
     log.debug("QEMU runs as %s", user)
-    return stack.enter_context(ownership.apart(user))
+    return stack.enter_context(idmap.apart(user))
 
 
 def _shown(share: argv.Share, user: identity.Identity | None, private: Path, stack: ExitStack) -> argv.Share:
@@ -456,7 +456,7 @@ def _shown(share: argv.Share, user: identity.Identity | None, private: Path, sta
     if share.path.parent == private:
         os.chown(share.path, user.uid, user.gid)
         return share
-    return replace(share, view=stack.enter_context(ownership.view(share.path, user, read_only=share.read_only)))
+    return replace(share, view=stack.enter_context(idmap.view(share.path, user, read_only=share.read_only)))
 
 
 def _swept(folder: Path, since: float) -> None:

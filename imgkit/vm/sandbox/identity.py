@@ -37,7 +37,7 @@ class Identity:
     """A user of this host. ``groups`` are the supplementary ones.
 
     ``namespace`` is a descriptor of a user namespace in which its uid and gid are ``inside``: the owner that the guest
-    sees (:mod:`imgkit.vm.shares.ownership`). Other processes of the same user, outside of it, cannot look into one
+    sees (:mod:`imgkit.vm.shares.idmap`). Other processes of the same user, outside of it, cannot look into one
     inside.
     """
 

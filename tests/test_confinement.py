@@ -16,7 +16,7 @@ import pytest
 from imgkit.cli import hostchecks
 from imgkit.host import process
 from imgkit.vm.qemu.argv import Share, VmSpec
-from imgkit.vm.sandbox import arbiter, callfilter, confinement, identity
+from imgkit.vm.sandbox import arbiter, confinement, identity, seccomp
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import idmap
 from tests.conftest import need, need_program
@@ -256,7 +256,7 @@ def test_no_device_nodes_come_from_a_guest(tmp_path: Path) -> None:
 def test_without_a_filter_all_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above see is the filter's doing."""
     need("a kernel with filters of calls", confinement.filters_calls())
-    monkeypatch.setattr(callfilter, "program", lambda *_, **__: None)
+    monkeypatch.setattr(seccomp, "program", lambda *_, **__: None)
     seen = attempts(shared(tmp_path), tmp_path)
     assert seen["chmod-setuid"] == seen["open-setgid"] == seen["mknod-bare-setuid"] == seen["temporary"] == "fine"
     assert modes(tmp_path) > {0}
@@ -460,8 +460,8 @@ def test_where_it_cannot_be_read_what_qemu_asks_for(
 
 
 def test_other_machines_have_no_filter() -> None:
-    assert callfilter.program("riscv64", ()) is None
-    assert {len(callfilter.program(name, (2, 10)) or b"") % 8 for name in callfilter.CALLS} == {0}
+    assert seccomp.program("riscv64", ()) is None
+    assert {len(seccomp.program(name, (2, 10)) or b"") % 8 for name in seccomp.CALLS} == {0}
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_numbers_are_the_kernels(machine: str, header: str) -> None:
     need("the kernel's headers", path.exists())
     found = re.findall(r"#define __NR_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
     known = {int(number): name for name, number in found}
-    calls = callfilter.CALLS[machine]
+    calls = seccomp.CALLS[machine]
     changing = (*calls.modes, *calls.creates)
     assert {known[number] for number, _ in changing if number in known} == MODES[machine]
     assert (known[calls.fchmod], known[calls.seccomp], known[calls.clone]) == ("fchmod", "seccomp", "clone")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.vm import VM
-from imgkit.vm.sandbox import callfilter, confinement, identity
+from imgkit.vm.sandbox import confinement, identity, seccomp
 from imgkit.vm.shares import idmap
 from tests import guest as guests
 from tests.conftest import need, need_program
@@ -149,7 +149,7 @@ def test_without_all_that_the_attack_works_and_is_cleaned_up_after(
 ) -> None:
     """What the other tests see is not the guest's fault. A kernel without filters has the sweep at the end."""
     monkeypatch.setattr(identity, "choose", lambda *_, **__: None)
-    monkeypatch.setattr(callfilter, "available", lambda _: False)
+    monkeypatch.setattr(seccomp, "available", lambda _: False)
     with attacked(guest, shares, tmp_path) as (_, seen):
         assert seen["given", "work"] == seen["setuid", "data"] == seen["renamed", "data"] == 0
         assert harmful(shares["work"]) == ["given", "linked", "program", "renamed"] == harmful(shares["data"])

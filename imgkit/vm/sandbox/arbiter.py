@@ -1,7 +1,7 @@
 """Set-group-id, decided case by case: folders may have it, files may not.
 
 A folder of a team's is set-group-id, so that what is made in it belongs to the team, and Linux' 9p client asks for the
-same bit for every folder that is made in such a folder. A filter (:mod:`imgkit.vm.sandbox.callfilter`) sees the bit,
+same bit for every folder that is made in such a folder. A filter (:mod:`imgkit.vm.sandbox.seccomp`) sees the bit,
 but not what it is for. So it holds the call, and this process answers: it takes the very object by a descriptor, sees
 if it is a folder, and changes the mode itself. QEMU's own call is never carried out, so nothing can be exchanged
 between the look and the deed. Where it cannot be decided, the answer is EPERM.
@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.vm.sandbox.callfilter import Calls
 from imgkit.vm.sandbox.identity import Identity, may_change
+from imgkit.vm.sandbox.seccomp import Calls
 
 log = logging.getLogger("imgkit.vm")
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from imgkit.errors import HostError
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.qemu.machines import machine
-from imgkit.vm.sandbox import arbiter, callfilter, landlock
+from imgkit.vm.sandbox import arbiter, landlock, seccomp
 from imgkit.vm.sandbox.arbiter import Arbiter, Line
-from imgkit.vm.sandbox.callfilter import Filter
 from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.sandbox.seccomp import Filter
 
 log = logging.getLogger("imgkit.vm")
 
@@ -43,7 +43,7 @@ def _library() -> ctypes.CDLL | None:
 
 _LIBC = _library()
 _MACHINE = os.uname().machine
-_CALLS = callfilter.CALLS.get(_MACHINE, callfilter.CALLS["x86_64"])  # never used where there is no filter
+_CALLS = seccomp.CALLS.get(_MACHINE, seccomp.CALLS["x86_64"])  # never used where there is no filter
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Confinement:
             return
         if self.user is not None:
             self.user.assume(_LIBC)
-        callfilter.forbid_new_privileges(_LIBC)
+        seccomp.forbid_new_privileges(_LIBC)
         if self.ruleset is not None:
             landlock.restrict(_LIBC, self.ruleset)
         if self.asking is not None and self.line is not None:
@@ -94,7 +94,7 @@ class Confinement:
 
 def filters_calls() -> bool:
     """Whether this host refuses special modes and device nodes at the source."""
-    return _LIBC is not None and callfilter.available(_LIBC)
+    return _LIBC is not None and seccomp.available(_LIBC)
 
 
 def asks() -> bool:
@@ -126,10 +126,10 @@ def confined(
     if _LIBC is None:
         yield Confinement(user, None, None)
         return
-    families = (callfilter.INET if spec.network else ()) + ((callfilter.UNIX,) if spec.extra else ())
+    families = (seccomp.INET if spec.network else ()) + ((seccomp.UNIX,) if spec.extra else ())
     processes = _starts_processes(spec)
-    code = callfilter.program(_MACHINE, families, processes=processes) if filters_calls() else None
-    asking = callfilter.program(_MACHINE, families, ask=True, processes=processes) if asks() else None
+    code = seccomp.program(_MACHINE, families, processes=processes) if filters_calls() else None
+    asking = seccomp.program(_MACHINE, families, ask=True, processes=processes) if asks() else None
     allowed = rules(spec, writable, anywhere=anywhere or _is_elsewhere(spec))
     with ExitStack() as stack:
         try:

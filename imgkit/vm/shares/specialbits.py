@@ -1,6 +1,6 @@
 """What a guest left in a share that would give rights, taken away afterwards.
 
-It is for hosts where it cannot be prevented (:mod:`imgkit.vm.sandbox.callfilter`), and runs when the guest is gone.
+It is for hosts where it cannot be prevented (:mod:`imgkit.vm.sandbox.seccomp`), and runs when the guest is gone.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 from imgkit.cli import hostchecks
 from imgkit.host import process
 from imgkit.vm.qemu.argv import Share, VmSpec
-from imgkit.vm.sandbox import arbiter, confinement, identity, seccomp
+from imgkit.vm.sandbox import confinement, identity, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import idmap
 from tests.conftest import need, need_program
@@ -240,7 +240,7 @@ def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) ->
 
 
 def test_a_kernel_that_cannot_ask_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arbiter, "available", lambda *_: False)
+    monkeypatch.setattr(supervisor, "available", lambda *_: False)
     seen = attempts(shared(tmp_path), tmp_path)
     assert seen["folder-fchmod"] == seen["folder-chmod"] == seen["chmod-setgid"] == REFUSED
     assert seen["chmod-plain"] == "fine"
@@ -454,8 +454,8 @@ def test_where_it_cannot_be_read_what_qemu_asks_for(
     facts.write_text(status)
     if level is not None:
         scope.write_text(f"{level}\n")
-    assert arbiter.blinded(scope, facts, changes=changes) == why
-    monkeypatch.setattr(arbiter, "blinded", lambda: why)
+    assert supervisor.blinded(scope, facts, changes=changes) == why
+    monkeypatch.setattr(supervisor, "blinded", lambda: why)
     assert (f"set-group-id for folders: refused, as {why}" in hostchecks._confinement().detail) is bool(why)
 
 

@@ -14,7 +14,7 @@ from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmbox
 from imgkit.vm.qemu import firmware, probe
-from imgkit.vm.sandbox import arbiter, confinement, identity
+from imgkit.vm.sandbox import confinement, identity, supervisor
 
 SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
 
@@ -134,7 +134,7 @@ def _confinement() -> HostCheck:
     version, filters = confinement.limits_files(), confinement.filters_calls()
     parts = [f"files: Landlock {version}" if version else "files: as its user may"]
     parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
-    blinded = arbiter.blinded()
+    blinded = supervisor.blinded()
     if filters and blinded:
         parts += [f"set-group-id for folders: refused, as {blinded}"]
     if identity.is_root():

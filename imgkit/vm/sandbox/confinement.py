@@ -20,10 +20,10 @@ from pathlib import Path
 from imgkit.errors import HostError
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.qemu.machines import machine
-from imgkit.vm.sandbox import arbiter, landlock, seccomp
-from imgkit.vm.sandbox.arbiter import Arbiter, Line
+from imgkit.vm.sandbox import landlock, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.sandbox.seccomp import Filter
+from imgkit.vm.sandbox.supervisor import Arbiter, Line
 
 log = logging.getLogger("imgkit.vm")
 
@@ -88,7 +88,7 @@ class Confinement:
         if self.line is None:
             yield
             return
-        with arbiter.answering(self.line.receive(), Arbiter(_CALLS, self.user)):
+        with supervisor.answering(self.line.receive(), Arbiter(_CALLS, self.user)):
             yield
 
 
@@ -99,7 +99,7 @@ def filters_calls() -> bool:
 
 def asks() -> bool:
     """Whether this host lets folders be set-group-id, as those of teams are, and still refuses it for files."""
-    return filters_calls() and _LIBC is not None and arbiter.available(_LIBC, _CALLS)
+    return filters_calls() and _LIBC is not None and supervisor.available(_LIBC, _CALLS)
 
 
 def limits_files() -> int:

@@ -123,7 +123,7 @@ def program(machine: str, families: Sequence[int], *, ask: bool = False, process
 
     Args:
         machine: as ``uname -m`` names it.
-        ask: set-group-id for what is there already is not refused, but asked for (:mod:`imgkit.vm.sandbox.arbiter`).
+        ask: set-group-id for what is there already is not refused, but asked for (:mod:`imgkit.vm.sandbox.supervisor`).
         families: families of sockets that may be made (socket(2)); pairs and inherited ones are not concerned.
         processes: other processes may be started.
     """

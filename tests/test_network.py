@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from imgkit.errors import UsageError
 from imgkit.vm import VM, bootspec
 from imgkit.vm.net import dhcpdns, gateway, packets, restricted
+from imgkit.vm.net.allowlist import GATEWAY, GUEST, NAMESERVER, parse
 from imgkit.vm.net.gateway import Gateway, Told
 from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
-from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, parse
 from imgkit.vm.net.tcp import Connection
 from imgkit.vm.qemu.argv import VmSpec, arguments
 from tests.images import Image

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import UsageError
+from imgkit.vm.net.allowlist import GATEWAY, parse, public
 from imgkit.vm.net.restricted import own
-from imgkit.vm.net.rules import GATEWAY, parse, public
 from tests.conftest import need, need_program
 
 

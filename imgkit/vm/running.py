@@ -26,7 +26,7 @@ from imgkit.vm.agent.serialtransport import SerialMode
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
-from imgkit.vm.net import restricted, rules
+from imgkit.vm.net import allowlist, restricted
 from imgkit.vm.qemu import argv, launch, machines, probe
 from imgkit.vm.qemu.launch import Running
 from imgkit.vm.qemu.privatefolder import private_folder
@@ -483,7 +483,7 @@ def _machine(what: Boot, verdict: Accelerator) -> Iterator[VM]:
         spec = replace(spec, accelerator=verdict.argument, cpu=what.cpu or verdict.cpu)
         spec = replace(spec, shares=tuple(_shown(share, user, folder.resolve(), stack) for share in spec.shares))
         if what.network == "restricted":
-            spec = replace(spec, link=stack.enter_context(restricted.network(rules.parse(what.allow))))
+            spec = replace(spec, link=stack.enter_context(restricted.network(allowlist.parse(what.allow))))
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
         ports += [argv.ROOT_PORT] if what.root_port else []
         memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
-from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, NETWORK
+from imgkit.vm.net.allowlist import GATEWAY, GUEST, NAMESERVER, NETWORK
 
 _COOKIE = b"\x63\x82\x53\x63"
 _DISCOVER, _OFFER, _REQUEST, _ACK = 1, 2, 3, 5

@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TypeAlias
 
 from imgkit.vm.net import dhcpdns, packets
+from imgkit.vm.net.allowlist import GATEWAY, GUEST, NAMESERVER, Allowlist
 from imgkit.vm.net.packets import ACK, FIN, RST, SYN, Datagram, TcpSegment
-from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, Allowlist
 from imgkit.vm.net.tcp import Connection
 
 log = logging.getLogger("imgkit.vm")

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from imgkit.vm.net.allowlist import Address, Allowlist, public
 from imgkit.vm.net.gateway import Gateway, Target, Told
-from imgkit.vm.net.rules import Address, Allowlist, public
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 log = logging.getLogger("imgkit.vm")

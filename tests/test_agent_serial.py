@@ -20,7 +20,7 @@ from imgkit.vm.agent import serialtransport
 from imgkit.vm.agent.callbacks import HostToolAnswer
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
-from imgkit.vm.agent.serialtransport import SerialMode
+from imgkit.vm.agent.serialtransport import CHUNK, SerialMode
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
 from tests.test_agent_client import NEARLY, RESULT, ask, output
@@ -98,7 +98,7 @@ def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
     said = hear(guest)
     assert (said["type"], said["basePath"], said["path"]) == ("push_file", "/workspace/project", "a/b")
     assert base64.b64decode(said["data"]) == b"\0small"
-    big = os.urandom(serialtransport.CHUNK * 2 + 5)
+    big = os.urandom(CHUNK * 2 + 5)
     sender = threading.Thread(target=mode.push_file, args=("/w", "big", big))
     sender.start()
     reader = guest.makefile("rb")
@@ -150,9 +150,7 @@ def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> 
         {"type": "file_sync", "path": "x", "data": "*"},
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=2, totalChunks=2, data=b""),
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=10**9, data=b""),
-        sync(
-            "file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(serialtransport.CHUNK + 1)
-        ),
+        sync("file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(CHUNK + 1)),
         sync("file_sync_complete", path="x", transferId="unknown", totalChunks=1),
         {"type": "stream", "requestId": 1, "line": "x"},
         {"type": "strange"},

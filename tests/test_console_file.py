@@ -140,7 +140,7 @@ def test_whatever_takes_the_name_is_neither_read_nor_cut(tmp_path: Path, monkeyp
 
 
 def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers may be other files' by then, while the watcher's thread still looks."""
+    """Its numbers may be other files' by then, while the monitor's thread still looks."""
     monkeypatch.setattr(consolelog, "MAX_FILE", 0)
     log = ConsoleLog(tmp_path / "console")
     log.close()
@@ -181,7 +181,7 @@ def test_a_machines_console_that_nobody_reads_stays_short(
     console = tmp_path / "console"
     console.write_text("earlier\n")
     with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
-        assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the watcher"
+        assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the monitor"
         assert eventually(lambda: console.stat().st_size <= 20 + len("earlier\n"))
     assert console.read_text().startswith("earlier\n") == (style == "harness")
 

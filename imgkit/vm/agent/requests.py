@@ -1,7 +1,8 @@
 """The host's side of the agentd contract: requests to the agent and what comes back.
 
 A :class:`AgentRequest` is an iterator of events that ends after the result. Two transports carry it: files in the
-``ipc`` share (:mod:`imgkit.vm.agent.filetransport`) and lines on a virtio-serial port (:mod:`imgkit.vm.agent.serialtransport`).
+``ipc`` share (:mod:`imgkit.vm.agent.filetransport`) and lines on a virtio-serial port
+(:mod:`imgkit.vm.agent.serialtransport`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from imgkit.vm.agent import serialtransport
 from imgkit.vm.agent.callbacks import HostToolAnswer
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
-from imgkit.vm.agent.serialtransport import CHUNK, SerialMode
+from imgkit.vm.agent.serialtransport import CHUNK, SerialTransport
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
 from tests.test_agent_client import NEARLY, RESULT, ask, output
@@ -29,9 +29,9 @@ from tests.test_agent_client import NEARLY, RESULT, ask, output
 
 
 @pytest.fixture
-def port() -> Iterator[tuple[SerialMode, socket.socket]]:
+def port() -> Iterator[tuple[SerialTransport, socket.socket]]:
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     guest.settimeout(5)
     yield mode, guest
     mode.close()
@@ -50,7 +50,7 @@ def hear(guest: socket.socket) -> Any:
     return json.loads(line)
 
 
-def test_serial_heartbeat(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_heartbeat(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     assert mode.heartbeat() is None
     tell(guest, b'{"type":"heartbeat","timest')
@@ -61,7 +61,7 @@ def test_serial_heartbeat(port: tuple[SerialMode, socket.socket]) -> None:
     assert (beat.timestamp, beat.ipc_mode) == (5.0, "serial")
 
 
-def test_serial_request(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_request(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     request = ask(mode, on_permission=lambda question: question.tool_name == "rm")
     said = hear(guest)
@@ -77,7 +77,7 @@ def test_serial_request(port: tuple[SerialMode, socket.socket]) -> None:
     assert request.result().ok
 
 
-def test_serial_host_tool_and_cancel(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_host_tool_and_cancel(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     mode.host_tool("h", HostToolAnswer(False, error="no").body())
     assert hear(guest) == {
@@ -92,7 +92,7 @@ def test_serial_host_tool_and_cancel(port: tuple[SerialMode, socket.socket]) -> 
     assert hear(guest) == {"type": "cancel", "requestId": request.id}
 
 
-def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_push(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     mode.push_file("/workspace/project", "a/b", b"\0small")
     said = hear(guest)
@@ -120,7 +120,7 @@ def sync(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **fields, **({} if data is None else {"data": base64.b64encode(data).decode()})}
 
 
-def test_serial_file_sync(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_file_sync(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     tell(guest, sync("file_sync", path="a/b.txt", data=b"one"))
     chunk = {"path": "c", "transferId": "t", "totalChunks": 2}
@@ -134,7 +134,7 @@ def test_serial_file_sync(port: tuple[SerialMode, socket.socket]) -> None:
     assert mode.garbage == []
 
 
-def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_push_that_is_refused(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     tell(guest, {"type": "push_error", "path": "a", "error": "no space left"})
     mode.pump()
@@ -157,7 +157,7 @@ def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> 
         b"garbage\n",
     ],
 )
-def test_serial_nonsense(port: tuple[SerialMode, socket.socket], message: dict[str, Any] | bytes) -> None:
+def test_serial_nonsense(port: tuple[SerialTransport, socket.socket], message: dict[str, Any] | bytes) -> None:
     mode, guest = port
     teller = threading.Thread(target=tell, args=(guest, message, {"type": "heartbeat", "timestamp": 1000}))
     teller.start()
@@ -168,7 +168,9 @@ def test_serial_nonsense(port: tuple[SerialMode, socket.socket], message: dict[s
     assert len(mode.garbage) == 1
 
 
-def test_serial_keeps_within_bounds(port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serial_keeps_within_bounds(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mode, guest = port
     monkeypatch.setattr(serialtransport, "MAX_KEPT", 100)
     tell(guest, sync("file_sync", path="x", data=bytes(101)))
@@ -177,7 +179,7 @@ def test_serial_keeps_within_bounds(port: tuple[SerialMode, socket.socket], monk
 
 
 def test_serial_counts_names_and_unfinished_transfers(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, guest = port
     monkeypatch.setattr(serialtransport, "MAX_KEPT", 20_000)
@@ -193,7 +195,7 @@ def test_serial_counts_names_and_unfinished_transfers(
 
 
 def test_serial_comes_back_from_a_guest_that_never_stops(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, _ = port
     received = 0
@@ -214,14 +216,14 @@ def test_serial_comes_back_from_a_guest_that_never_stops(
 
 
 def test_serial_does_not_wait_for_a_deaf_guest(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, _ = port
     with pytest.raises(GuestError, match=r"took no message for 0\.1 s"):
         mode._send({"type": "x", "data": "y" * (8 << 20)}, timeout=0.1)
 
 
-def test_serial_end_of_qemu(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_end_of_qemu(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     guest.close()
     assert mode.heartbeat() is None
@@ -233,7 +235,7 @@ def test_serial_end_of_qemu(port: tuple[SerialMode, socket.socket]) -> None:
 @settings(max_examples=200, deadline=None)
 def test_serial_survives_anything(lines: list[bytes]) -> None:
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     tell(guest, *(line + b"\n" for line in lines), {"type": "heartbeat", "timestamp": 1000})
     assert mode.heartbeat() is not None
     mode.close()

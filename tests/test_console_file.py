@@ -15,7 +15,7 @@ from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, consolelog
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.shares import monitor
-from imgkit.vm.shares.monitor import Watcher
+from imgkit.vm.shares.monitor import UsageMonitor
 from tests.conftest import need_program
 
 FIRMWARE: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False}
@@ -160,7 +160,7 @@ def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: py
     path = tmp_path / "console"
     path.write_text("earlier\n")
     with closing(ConsoleLog(path)) as log:
-        looking = Watcher([])
+        looking = UsageMonitor([])
         with looking.running(lambda: None, lambda: None, log.shorten):
             for turn in range(3):
                 os.write(log.writing, b"%d" % turn * 2000)

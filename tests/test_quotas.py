@@ -20,8 +20,8 @@ from imgkit.errors import UsageError
 from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
 from imgkit.vm.shares import monitor
-from imgkit.vm.shares.monitor import Area, Watcher, disk_limit, family, unlinked
-from imgkit.vm.shares.quotas import Limit, Quotas, parse, show
+from imgkit.vm.shares.monitor import MonitoredFolder, UsageMonitor, disk_check, process_tree, unlinked_bytes
+from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size, parse
 from tests.conftest import need
 from tests.files import nest
 
@@ -31,11 +31,11 @@ HANG = 60.0
 
 
 @contextmanager
-def watched(path: Path, limit: Limit) -> Iterator[tuple[Watcher, threading.Event]]:
+def watched(path: Path, limit: FolderQuota) -> Iterator[tuple[UsageMonitor, threading.Event]]:
     """A watcher of a folder that is looked at all the time, and whether the machine was ended."""
     ended = threading.Event()
-    area = Area("share work", path, limit, "share")
-    watching = Watcher([area])
+    area = MonitoredFolder("share work", path, limit, "share")
+    watching = UsageMonitor([area])
     with watching.running(lambda: None, ended.set):
         yield watching, ended
 
@@ -45,7 +45,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "INTERVAL", 0.02)
 
 
-def settled(watching: Watcher) -> None:
+def settled(watching: UsageMonitor) -> None:
     """Wait until a look has begun and ended after now."""
     (meter,) = watching._meters
     for _ in range(2):
@@ -55,7 +55,7 @@ def settled(watching: Watcher) -> None:
             time.sleep(0.005)
 
 
-def exceeds(watching: Watcher, ended: threading.Event) -> str:
+def exceeds(watching: UsageMonitor, ended: threading.Event) -> str:
     assert ended.wait(HANG), "the machine was not ended"
     with pytest.raises(QuotaError) as raised:
         watching.check()
@@ -65,7 +65,7 @@ def exceeds(watching: Watcher, ended: threading.Event) -> str:
 def test_bytes_that_are_added_end_the_machine(tmp_path: Path) -> None:
     (tmp_path / "there before").write_bytes(bytes(4 * MIB))
     time.sleep(0.05)  # the clock of a filesystem is a little late
-    with watched(tmp_path, Limit(2 * MIB, None)) as (watching, ended):
+    with watched(tmp_path, FolderQuota(2 * MIB, None)) as (watching, ended):
         settled(watching)
         watching.check()
         (tmp_path / "deep").mkdir()
@@ -84,7 +84,7 @@ def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"before {number}").touch()
     time.sleep(0.05)
-    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
+    with watched(tmp_path, FolderQuota(None, 20)) as (watching, ended):
         settled(watching)
         watching.check()
         nest(tmp_path, 21)
@@ -94,8 +94,8 @@ def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
 def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "FIRST_LOOK", 0)
     monkeypatch.setattr(monitor, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
-    area, ended = Area("share work", tmp_path, Limit(2 * MIB), "share"), threading.Event()
-    watching = Watcher([area])
+    area, ended = MonitoredFolder("share work", tmp_path, FolderQuota(2 * MIB), "share"), threading.Event()
+    watching = UsageMonitor([area])
     time.sleep(0.05)  # the clock of a filesystem is a little late
     (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
     monkeypatch.setattr(monitor, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
@@ -113,8 +113,8 @@ def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytes
     with file.open("r+b") as sink:
         os.fsync(sink.fileno())
     time.sleep(0.05)  # the clock of a filesystem is a little late
-    area, ended = Area("share work", tmp_path, Limit(12 * MIB, None), "share"), threading.Event()
-    watching = Watcher([area])
+    area, ended = MonitoredFolder("share work", tmp_path, FolderQuota(12 * MIB, None), "share"), threading.Event()
+    watching = UsageMonitor([area])
     time.sleep(0.05)
     with file.open("r+b") as sink:
         sink.write(b"x")
@@ -134,7 +134,7 @@ def test_a_look_that_was_begun_before_the_start_goes_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(monitor, "_SLICE", 10)
     for number in range(300):
         (tmp_path / f"{number}").touch()
-    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
+    with watched(tmp_path, FolderQuota(None, 20)) as (watching, ended):
         settled(watching)
         watching.check()
         nest(tmp_path, 21)
@@ -157,7 +157,7 @@ def test_closed_folders_of_other_users_hide_nothing(tmp_path: Path, monkeypatch:
         walk = Walk(top, owners)
         list(walk)
         assert (walk.unread, walk.newest_unread > 0) == (1, is_noted)
-    (meter,) = Watcher([Area("share", tmp_path, Limit(), "share")], owners=[4711])._meters
+    (meter,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(), "share")], owners=[4711])._meters
     assert meter._owners == {mine, 4711}
     os.close(top)
 
@@ -176,7 +176,7 @@ def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
     (outside / "big").write_bytes(os.urandom(4 * MIB))
     top = tmp_path / "top"
     top.mkdir()
-    with watched(top, Limit(2 * MIB)) as (watching, _):
+    with watched(top, FolderQuota(2 * MIB)) as (watching, _):
         with (top / "sparse").open("wb") as sink:
             sink.truncate(1 << 40)
         (top / "file").write_bytes(os.urandom(MIB))
@@ -195,7 +195,7 @@ def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
-    with watched(top, Limit(MIB)) as (watching, _):
+    with watched(top, FolderQuota(MIB)) as (watching, _):
         settled(watching)
         top.rmdir()
         time.sleep(0.2)
@@ -219,14 +219,14 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
             raise OSError("was moved while it was read")
 
     monkeypatch.setattr(monitor, "Walk", Moving)
-    with watched(tmp_path, Limit(MIB)) as (watching, ended):
+    with watched(tmp_path, FolderQuota(MIB)) as (watching, ended):
         assert "cannot be measured" in exceeds(watching, ended)
 
 
 def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "FIRST_LOOK", 0)
     monkeypatch.setattr(monitor, "Walk", None)
-    with watched(tmp_path, Limit(MIB)) as (watching, ended):
+    with watched(tmp_path, FolderQuota(MIB)) as (watching, ended):
         assert "the quotas cannot be measured" in exceeds(watching, ended)
 
 
@@ -240,11 +240,11 @@ package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
 from imgkit.vm.shares import monitor
-from imgkit.vm.shares.quotas import Limit
+from imgkit.vm.shares.quotas import FolderQuota
 monitor.INTERVAL = 0.02
 top = Path(sys.argv[2])
 ended = threading.Event()
-watching = monitor.Watcher([monitor.Area("share", top, Limit(4 << 20), "share")])
+watching = monitor.UsageMonitor([monitor.MonitoredFolder("share", top, FolderQuota(4 << 20), "share")])
 time.sleep(0.05)
 with watching.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
@@ -272,25 +272,25 @@ with watching.running(lambda: None, ended.set):
 def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
     """QEMU's temporary file is one, and so is what a guest unlinks and keeps open."""
     need("/proc", Path("/proc/self/fd").is_dir())
-    before = unlinked([os.getpid()])
+    before = unlinked_bytes([os.getpid()])
     named = tmp_path / "named"
     with tempfile.TemporaryFile(dir=tmp_path) as first, named.open("wb") as second:
         for sink in (first, second):
             sink.write(os.urandom(3 * MIB))
             sink.flush()
             os.fsync(sink.fileno())
-        assert 2 * MIB < unlinked([os.getpid()]) - before < 4 * MIB
-        check = disk_limit(before + 2 * MIB, lambda: [os.getpid()], [])
+        assert 2 * MIB < unlinked_bytes([os.getpid()]) - before < 4 * MIB
+        check = disk_check(before + 2 * MIB, lambda: [os.getpid()], [])
         with pytest.raises(QuotaError, match="to its disk, and may add"):
             check()
-        disk_limit(None, lambda: [os.getpid()], [])()
-    assert unlinked([os.getpid(), 1 << 22]) == before
+        disk_check(None, lambda: [os.getpid()], [])()
+    assert unlinked_bytes([os.getpid(), 1 << 22]) == before
 
 
 def test_a_writable_image_counts_by_what_it_grew(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(3 * MIB))
-    check = disk_limit(2 * MIB, list, [image, tmp_path / "missing"])
+    check = disk_check(2 * MIB, list, [image, tmp_path / "missing"])
     check()
     image.write_bytes(os.urandom(8 * MIB))
     with pytest.raises(QuotaError):
@@ -301,7 +301,7 @@ def test_processes_that_a_process_started() -> None:
     need("/proc/PID/task/TID/children", Path(f"/proc/self/task/{os.getpid()}/children").exists())
     with subprocess.Popen(["/bin/sh", "-c", "sleep 30 & wait"]) as child:
         deadline = time.monotonic() + HANG
-        while len(members := family(child.pid)) < 2 and time.monotonic() < deadline:
+        while len(members := process_tree(child.pid)) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert members[0] == child.pid
         assert len(members) == 2
@@ -315,7 +315,7 @@ def test_words_of_the_command_line() -> None:
     with pytest.raises(UsageError, match=r"--quota disk=1\.5: not a number"):
         parse(words)
     words[5] = "disk=2TiB"
-    assert parse(words) == Quotas(Limit(5, 6), Limit(8 << 30, None), 2 << 40, 9)
+    assert parse(words) == Quotas(FolderQuota(5, 6), FolderQuota(8 << 30, None), 2 << 40, 9)
     assert parse(["disk=none", "time=none"]) == Quotas(disk=None)
 
 
@@ -350,4 +350,4 @@ def test_the_default_lets_the_longest_stream_pass() -> None:
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 MiB"), (1, "1 MiB"), (MIB + 1, "2 MiB"), (3 << 29, "1.5 GiB")])
 def test_sizes_for_people(size: int, text: str) -> None:
-    assert show(size) == text
+    assert format_size(size) == text

@@ -55,17 +55,17 @@ OnHostTool: TypeAlias = Callable[[HostToolRequest], HostToolAnswer]
 Send: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 
-def refuse(question: PermissionRequest) -> Permission:
+def deny_permission(question: PermissionRequest) -> Permission:
     """The answer where nobody is there to be asked."""
     return Permission(False, f"nobody to ask about {question.tool_name[:_NAME]}")
 
 
-def no_tool(question: HostToolRequest) -> HostToolAnswer:
+def reject_host_tool(question: HostToolRequest) -> HostToolAnswer:
     """The answer where the host offers no tools."""
     return HostToolAnswer(False, error=f"the host has no tool {question.tool_name[:_NAME]}")
 
 
-def permit(question: PermissionRequest, callback: OnPermission, send: Send) -> None:
+def answer_permission(question: PermissionRequest, callback: OnPermission, send: Send) -> None:
     """Send the answer of ``callback``. Whatever goes wrong, a denial is sent before the error is raised.
 
     Raises:
@@ -79,7 +79,7 @@ def permit(question: PermissionRequest, callback: OnPermission, send: Send) -> N
         raise
 
 
-def use_tool(question: HostToolRequest, callback: OnHostTool, send: Send) -> None:
+def answer_host_tool(question: HostToolRequest, callback: OnHostTool, send: Send) -> None:
     """Send the answer of ``callback``. Whatever goes wrong, a failure is sent before the error is raised.
 
     Raises:

@@ -9,17 +9,17 @@ from typing import Any
 
 from imgkit.errors import GuestError, HostError, UsageError
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Heartbeat, parse_heartbeat
-from imgkit.vm.shares.folder import Folder, ShareError
+from imgkit.vm.shares.folder import SharedFolder, ShareError
 
 FOLDERS = ("requests", "streams", "responses")
 _CHUNK = 1 << 20
 
 
-class FileMode:
+class FileTransport:
     """A transport (:class:`imgkit.vm.agent.requests.Transport`) over a folder that is the guest's
     ``/workspace/ipc``."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: SharedFolder) -> None:
         """Make the folder tree; a heartbeat of an earlier machine is removed, so that none can be taken for new."""
         self._folder = folder
         self._offsets: dict[str, int] = {}

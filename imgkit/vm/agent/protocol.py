@@ -116,7 +116,7 @@ class Garbage:
 Event: TypeAlias = Output | AgentEvent | PermissionRequest | HostToolRequest | AgentResult | Garbage
 
 
-class Lines:
+class LineSplitter:
     """Cuts a stream of bytes into lines, whatever the pieces it comes in; a line of more than ``limit`` is skipped."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:

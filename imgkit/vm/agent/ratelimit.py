@@ -15,7 +15,7 @@ QUESTIONS, QUESTIONS_PER_SECOND = 1_000, 100
 
 
 @dataclass
-class Rate:
+class RateLimit:
     """An allowance of ``first`` and of ``per_second`` in every second since it was made."""
 
     what: str
@@ -40,12 +40,12 @@ class Rate:
             )
 
 
-class Flow:
+class StreamRateLimit:
     """The allowances of a stream of lines."""
 
     def __init__(self) -> None:
-        self._lines = Rate("lines", LINES, LINES_PER_SECOND)
-        self._bytes = Rate("bytes", BYTES, BYTES_PER_SECOND)
+        self._lines = RateLimit("lines", LINES, LINES_PER_SECOND)
+        self._bytes = RateLimit("bytes", BYTES, BYTES_PER_SECOND)
 
     def count(self, data: bytes) -> None:
         """Count ``data`` before anything is done with it.

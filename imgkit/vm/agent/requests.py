@@ -16,18 +16,18 @@ from typing import Any, Protocol
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import callbacks, protocol, ratelimit
-from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, no_tool, refuse
+from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
 from imgkit.vm.agent.protocol import (
     AgentResult,
     Event,
     Garbage,
     Heartbeat,
     HostToolRequest,
-    Lines,
+    LineSplitter,
     Output,
     PermissionRequest,
 )
-from imgkit.vm.agent.ratelimit import Flow, Rate
+from imgkit.vm.agent.ratelimit import RateLimit, StreamRateLimit
 from imgkit.vm.failures import RequestError
 
 POLL = 0.05
@@ -124,8 +124,8 @@ class AgentRequest:
         transport: Transport,
         body: Mapping[str, Any],
         *,
-        on_permission: OnPermission = refuse,
-        on_host_tool: OnHostTool = no_tool,
+        on_permission: OnPermission = deny_permission,
+        on_host_tool: OnHostTool = reject_host_tool,
         timeout: float | None = None,
         alive: Callable[[], None] = lambda: None,
         late: str = "a longer timeout= of the request",
@@ -151,11 +151,11 @@ class AgentRequest:
         self._looked = 0.0
         self._gone: tuple[float, GuestError] | None = None
         self._in_time = False  # the result is among the lines that wait
-        self._lines = Lines()
+        self._lines = LineSplitter()
         self._waiting: deque[bytes | Garbage] = deque()  # lines; what becomes of one takes much more memory
         self._received = 0
-        self._flow = Flow()
-        self._questions = Rate("questions", ratelimit.QUESTIONS, ratelimit.QUESTIONS_PER_SECOND)
+        self._flow = StreamRateLimit()
+        self._questions = RateLimit("questions", ratelimit.QUESTIONS, ratelimit.QUESTIONS_PER_SECOND)
         self._answered: set[str] = set()
         self._over = False
         transport.submit(self.id, body)
@@ -255,9 +255,9 @@ class AgentRequest:
             raise RequestError(f"the agent asked more than {MAX_QUESTIONS} questions")
         self._answered.add(event.request_id)
         if isinstance(event, PermissionRequest):
-            callbacks.permit(event, self._on_permission, self._transport.permission)
+            callbacks.answer_permission(event, self._on_permission, self._transport.permission)
         else:
-            callbacks.use_tool(event, self._on_host_tool, self._transport.host_tool)
+            callbacks.answer_host_tool(event, self._on_host_tool, self._transport.host_tool)
 
 
 def _is_result(line: bytes | Garbage) -> bool:

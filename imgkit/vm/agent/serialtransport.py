@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Garbage, Heartbeat, Lines, parse_heartbeat, parse_object
-from imgkit.vm.agent.ratelimit import Flow
-from imgkit.vm.shares.folder import ShareError, parts
+from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Garbage, Heartbeat, LineSplitter, parse_heartbeat, parse_object
+from imgkit.vm.agent.ratelimit import StreamRateLimit
+from imgkit.vm.shares.folder import ShareError, split_path
 
 CHUNK = 512 << 10
 MAX_FILE = 100 << 20
@@ -51,7 +51,7 @@ class _Transfer:
         return sum(map(len, self.chunks.values())) + len(self.path) + _ENTRY * (1 + len(self.chunks))
 
 
-class SerialMode:
+class SerialTransport:
     """A transport (:class:`imgkit.vm.agent.requests.Transport`) over a connected socket.
 
     ``files`` has the files that the guest reported as changed, by their path relative to the project folder; who
@@ -62,8 +62,8 @@ class SerialMode:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._socket.setblocking(False)
-        self._lines = Lines()
-        self._flow = Flow()
+        self._lines = LineSplitter()
+        self._flow = StreamRateLimit()
         self._backlog: deque[bytes | Garbage] = deque()  # lines that were received and not looked at yet
         self._unsent = bytearray()
         self._stuck: float | None = None  # since when the guest takes nothing
@@ -128,7 +128,7 @@ class SerialMode:
         Raises:
             ShareError: the path leaves its folder. UsageError: too much data. GuestError: the guest does not listen.
         """
-        parts(path)
+        split_path(path)
         if len(data) > MAX_FILE:
             raise UsageError(f"{path}: files of more than {MAX_FILE >> 20} MiB cannot be pushed")
         where = {"basePath": base, "path": path}
@@ -248,7 +248,7 @@ class SerialMode:
     def _keep(self, path: object, data: bytes) -> None:
         if not isinstance(path, str):
             raise ValueError("file without a path")
-        parts(path)
+        split_path(path)
         self.files[path] = data
 
     def _note(self, garbage: Garbage) -> None:

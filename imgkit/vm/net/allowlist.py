@@ -39,12 +39,12 @@ class Allowlist:
 
     def knows(self, name: str) -> bool:
         """Whether any port of ``name`` may be reached. Case and a final dot make no difference."""
-        name = plain(name)
+        name = normalized(name)
         return any(name == known for known, _ in self.names) or any(_below(name, top) for top, _ in self.below)
 
     def allows(self, name: str, port: int) -> bool:
         """Whether ``port`` of ``name`` may be reached."""
-        name = plain(name)
+        name = normalized(name)
         return (name, port) in self.names or any(_below(name, top) and port == theirs for top, theirs in self.below)
 
     def literal(self, seen: IPv4Address, port: int) -> IPv4Address | None:
@@ -76,19 +76,19 @@ def parse(words: Iterable[str]) -> Allowlist:
     return Allowlist(frozenset(names), frozenset(below), frozenset(addresses))
 
 
-def plain(name: str) -> str:
+def normalized(name: str) -> str:
     """``name`` as the rules have it."""
     return name.lower().removesuffix(".")
 
 
-def public(address: Address) -> bool:
+def is_public(address: Address) -> bool:
     """Whether a name may lead to ``address``: one of the Internet, not of the host or of a network around it."""
     if isinstance(address, IPv6Address):
         inside = address.ipv4_mapped or address.sixtofour
         if inside is None and address in _NAT64:
             inside = IPv4Address(int(address) & 0xFFFFFFFF)
         if inside is not None:
-            return public(inside)
+            return is_public(inside)
         if address.is_site_local:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_link_local)
@@ -127,7 +127,7 @@ def _address(word: str, host: str) -> IPv4Address | None:
     Raises:
         UsageError: resolvers would take it for an address, or it is one that cannot be meant.
     """
-    if not _NUMBER.fullmatch(plain(host).rpartition(".")[2]):
+    if not _NUMBER.fullmatch(normalized(host).rpartition(".")[2]):
         return None
     try:
         address = IPv4Address(host)
@@ -147,7 +147,7 @@ def _address(word: str, host: str) -> IPv4Address | None:
 def _name(word: str, host: str, least: int = 1) -> str:
     """``host`` in the letters that are looked up."""
     try:
-        name = plain(host if host.isascii() else host.encode("idna").decode())
+        name = normalized(host if host.isascii() else host.encode("idna").decode())
     except UnicodeError:
         raise UsageError(f"--allow {word}: not the name of a host") from None
     labels = name.split(".")

@@ -21,7 +21,7 @@ _NO_ERROR, _FORMAT_ERROR, _FAILURE, _NO_NAME = 0, 1, 2, 3
 _LABEL = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 
 
-def dhcp(request: bytes) -> bytes | None:
+def dhcp_reply(request: bytes) -> bytes | None:
     """The answer to a DHCP message: always the same address, with gateway and name server."""
     if len(request) < 240 or request[:3] != b"\x01\x01\x06" or request[236:240] != _COOKIE:
         return None
@@ -55,7 +55,7 @@ def _kind(options: bytes) -> int:
     return 0
 
 
-def dns(query: bytes, knows: Callable[[str], bool], address: Callable[[str], IPv4Address | None]) -> bytes | None:
+def dns_reply(query: bytes, knows: Callable[[str], bool], address: Callable[[str], IPv4Address | None]) -> bytes | None:
     """The answer to a DNS query.
 
     Args:

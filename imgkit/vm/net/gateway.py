@@ -29,7 +29,7 @@ MAX_NAMES = 4096
 _TOLD = 20
 
 
-class Told:
+class RefusalLog:
     """What was said about refusals: each of them once, and 20 at most, as a guest may try without end."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Gateway:
         send: Callable[[bytes], None],
         connect: Callable[[Target, int, Connection], bool],
         clock: Callable[[], float],
-        told: Told | None = None,
+        told: RefusalLog | None = None,
     ) -> None:
         """Begin with no connections.
 
@@ -94,7 +94,7 @@ class Gateway:
         self._names = GuestNames(frozenset(address for address, _ in rules.addresses))
         self._connections: dict[tuple[int, IPv4Address, int], Connection] = {}
         self._touched: set[Connection] = set()
-        self._told = told or Told()
+        self._told = told or RefusalLog()
 
     def frame(self, frame: bytes) -> None:
         """The guest sent this. :meth:`settle` must follow, once for several of them."""
@@ -133,12 +133,12 @@ class Gateway:
             return
         source, target, data = parts
         if (source, target) == (68, 67):
-            answer = dhcpdns.dhcp(data)
+            answer = dhcpdns.dhcp_reply(data)
             if answer is not None:
                 everybody = IPv4Address("255.255.255.255")
                 self._reply(datagram, packets.udp_packet((GATEWAY, 67), (everybody, 68), answer))
         elif (datagram.target, target) == (NAMESERVER, 53) and datagram.source == GUEST:
-            answer = dhcpdns.dns(data, self._rules.knows, self._names.address)
+            answer = dhcpdns.dns_reply(data, self._rules.knows, self._names.address)
             if answer is not None:
                 self._reply(datagram, packets.udp_packet((NAMESERVER, 53), (GUEST, source), answer))
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from imgkit.vm.net.allowlist import Address, Allowlist, public
-from imgkit.vm.net.gateway import Gateway, Target, Told
+from imgkit.vm.net.allowlist import Address, Allowlist, is_public
+from imgkit.vm.net.gateway import Gateway, RefusalLog, Target
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 log = logging.getLogger("imgkit.vm")
@@ -67,7 +67,7 @@ class _Relay(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rules: Allowlist) -> None:
         self._loop = loop
-        self._told = Told()
+        self._told = RefusalLog()
         self._gateway = Gateway(rules, send=self._send, connect=self._connect, clock=loop.time, told=self._told)
         self._link: asyncio.Transport | None = None
         self._received = bytearray()
@@ -167,7 +167,7 @@ class _Relay(asyncio.Protocol):
             return [target]
         async with self._lookups:
             addresses = await _look_up(self._loop, target, port)
-        usable = [address for address in addresses if public(address) and not own(address)]
+        usable = [address for address in addresses if is_public(address) and not is_own(address)]
         if not usable:
             self._tell(target, addresses)
         return usable
@@ -207,7 +207,7 @@ class _Upstream(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._connection.drained()
 
-    # ---- imgkit.vm.net.tcp.Far ---------------------------------------------------------------------------------------
+    # ---- imgkit.vm.net.tcp.Upstream ----------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -263,7 +263,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, name: str, port: int) -> lis
     return await future
 
 
-def own(address: Address) -> bool:
+def is_own(address: Address) -> bool:
     """Whether ``address`` is one of this host's own. Nothing is sent.
 
     A socket can be bound to no other, unless ``ip_nonlocal_bind`` is set (Linux, ip-sysctl). There IPv4 sockets can
@@ -271,7 +271,7 @@ def own(address: Address) -> bool:
     this very address to come from (RFC 6724, section 5, rule 1).
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return own(address.ipv4_mapped)
+        return is_own(address.ipv4_mapped)
     if address.is_loopback or address.is_unspecified:
         return True
     if address.version == 4:

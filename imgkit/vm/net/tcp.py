@@ -24,7 +24,7 @@ _TRIES = 8
 _MODULUS = 1 << 32
 
 
-class Far(Protocol):
+class Upstream(Protocol):
     """The other side: whom the guest talks to."""
 
     def write(self, data: bytes) -> None:
@@ -78,7 +78,7 @@ class Connection:
         self._ports = (syn.target, syn.source)
         self._send = send
         self._clock = clock
-        self._far: Far | None = None
+        self._far: Upstream | None = None
         self._syn = syn.seq
         self._scale = (0, 0) if syn.scale is None else (_SHIFT, syn.scale)  # ours, the guest's
         self._scaled = syn.scale is not None
@@ -96,7 +96,7 @@ class Connection:
 
     # ---- what the other side does ------------------------------------------------------------------------------------
 
-    def accept(self, far: Far) -> None:
+    def accept(self, far: Upstream) -> None:
         """The other side is there."""
         self._far = far
         self._hello()

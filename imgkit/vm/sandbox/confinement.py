@@ -22,8 +22,8 @@ from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.qemu.machines import machine
 from imgkit.vm.sandbox import landlock, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.sandbox.seccomp import Filter
-from imgkit.vm.sandbox.supervisor import Arbiter, Line
+from imgkit.vm.sandbox.seccomp import SeccompFilter
+from imgkit.vm.sandbox.supervisor import ListenerChannel, Supervisor
 
 log = logging.getLogger("imgkit.vm")
 
@@ -43,7 +43,7 @@ def _library() -> ctypes.CDLL | None:
 
 _LIBC = _library()
 _MACHINE = os.uname().machine
-_CALLS = seccomp.CALLS.get(_MACHINE, seccomp.CALLS["x86_64"])  # never used where there is no filter
+_CALLS = seccomp.SYSCALL_TABLES.get(_MACHINE, seccomp.SYSCALL_TABLES["x86_64"])  # never used where there is no filter
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Confinement:
 
     user: Identity | None
     ruleset: int | None
-    calls: Filter | None
-    asking: Filter | None = None
-    line: Line | None = None
+    calls: SeccompFilter | None
+    asking: SeccompFilter | None = None
+    line: ListenerChannel | None = None
 
     def __call__(self) -> None:
         """Confine this process.
@@ -88,21 +88,21 @@ class Confinement:
         if self.line is None:
             yield
             return
-        with supervisor.answering(self.line.receive(), Arbiter(_CALLS, self.user)):
+        with supervisor.supervising(self.line.receive(), Supervisor(_CALLS, self.user)):
             yield
 
 
-def filters_calls() -> bool:
+def filters_system_calls() -> bool:
     """Whether this host refuses special modes and device nodes at the source."""
     return _LIBC is not None and seccomp.available(_LIBC)
 
 
-def asks() -> bool:
+def supports_notifications() -> bool:
     """Whether this host lets folders be set-group-id, as those of teams are, and still refuses it for files."""
-    return filters_calls() and _LIBC is not None and supervisor.available(_LIBC, _CALLS)
+    return filters_system_calls() and _LIBC is not None and supervisor.available(_LIBC, _CALLS)
 
 
-def limits_files() -> int:
+def landlock_version() -> int:
     """The version of Landlock that confines QEMU here; 0 if none does."""
     known = 0 if _LIBC is None else landlock.version(_LIBC)
     return known if known >= landlock.MINIMUM else 0
@@ -128,8 +128,10 @@ def confined(
         return
     families = (seccomp.INET if spec.network else ()) + ((seccomp.UNIX,) if spec.extra else ())
     processes = _starts_processes(spec)
-    code = seccomp.program(_MACHINE, families, processes=processes) if filters_calls() else None
-    asking = seccomp.program(_MACHINE, families, ask=True, processes=processes) if asks() else None
+    code = seccomp.filter_program(_MACHINE, families, processes=processes) if filters_system_calls() else None
+    asking = (
+        seccomp.filter_program(_MACHINE, families, ask=True, processes=processes) if supports_notifications() else None
+    )
     allowed = rules(spec, writable, anywhere=anywhere or _is_elsewhere(spec))
     with ExitStack() as stack:
         try:
@@ -139,14 +141,14 @@ def confined(
             raise HostError(f"QEMU cannot be confined: {cause.strerror}") from cause
         if code is None or ruleset is None:
             log.debug("this kernel confines QEMU without %s", "a filter of calls" if code is None else "Landlock")
-        line = None if asking is None else Line()
+        line = None if asking is None else ListenerChannel()
         if line is not None:
             stack.callback(line.close)
         yield Confinement(user, ruleset, _filter(code), _filter(asking), line)
 
 
-def _filter(code: bytes | None) -> Filter | None:
-    return None if code is None else Filter(code)
+def _filter(code: bytes | None) -> SeccompFilter | None:
+    return None if code is None else SeccompFilter(code)
 
 
 def rules(spec: VmSpec, writable: Sequence[Path], *, anywhere: bool) -> list[tuple[Path, int]]:

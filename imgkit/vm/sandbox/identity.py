@@ -75,7 +75,7 @@ def is_root() -> bool:
     return sys.platform == "linux" and os.geteuid() == 0
 
 
-def may_change() -> bool:
+def can_switch_user() -> bool:
     """Whether this process is a root that can start programs as other users, and end them.
 
     Some containers' root is one by name only: without capabilities, or with no other user in its namespace. Such a
@@ -95,14 +95,14 @@ def is_nobody(user: Identity) -> bool:
     return user.uid == _nobody().uid
 
 
-def choose(work: Path | None, *, device: Path | None = None) -> Identity | None:
+def choose_user(work: Path | None, *, device: Path | None = None) -> Identity | None:
     """The user that QEMU shall run as, None for whoever this process is.
 
     Args:
         work: the folder to work in.
         device: the accelerator's device; whoever it is open to by its group gets that group, and no other.
     """
-    if not may_change():
+    if not can_switch_user():
         if is_root():
             log.debug("this root has not the capabilities to start QEMU as another user")
         return None
@@ -114,7 +114,7 @@ def choose(work: Path | None, *, device: Path | None = None) -> Identity | None:
     return replace(chosen, groups=tuple(sorted({*_team(status, chosen), *_groups(device)})))
 
 
-def may_open(user: Identity, path: Path) -> bool:
+def can_open(user: Identity, path: Path) -> bool:
     """Whether ``user`` can open the file or device for reading and writing; it is tried. For root only."""
     command = ["/bin/sh", "-c", ': <>"$1"', "sh", str(path)]
     quiet = subprocess.DEVNULL

@@ -42,7 +42,7 @@ _Step = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Calls:
+class SyscallTable:
     """The numbers of one machine's system calls.
 
     Attributes:
@@ -74,8 +74,8 @@ _FCHMODAT2, _OPENAT2, _IO_URING_SETUP, _CLONE3 = 452, 437, 425, 435
 # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, mount_setattr: one number everywhere.
 _NEWER = (428, 429, 430, 431, 432, 433, 438, 442)
 
-CALLS = {
-    "x86_64": Calls(
+SYSCALL_TABLES = {
+    "x86_64": SyscallTable(
         audit=0xC000003E,
         modes=((90, 1), (91, 1), (268, 2), (_FCHMODAT2, 2)),  # chmod fchmod fchmodat fchmodat2
         fchmod=91,
@@ -95,7 +95,7 @@ CALLS = {
             *_NEWER,
         ),
     ),
-    "aarch64": Calls(
+    "aarch64": SyscallTable(
         audit=0xC00000B7,
         modes=((52, 1), (53, 2), (_FCHMODAT2, 2)),
         fchmod=52,
@@ -118,7 +118,9 @@ CALLS = {
 }
 
 
-def program(machine: str, families: Sequence[int], *, ask: bool = False, processes: bool = False) -> bytes | None:
+def filter_program(
+    machine: str, families: Sequence[int], *, ask: bool = False, processes: bool = False
+) -> bytes | None:
     """The filter as an array of struct sock_filter; None for a machine whose calls are not known here.
 
     Args:
@@ -127,7 +129,7 @@ def program(machine: str, families: Sequence[int], *, ask: bool = False, process
         families: families of sockets that may be made (socket(2)); pairs and inherited ones are not concerned.
         processes: other processes may be started.
     """
-    calls = CALLS.get(machine)
+    calls = SYSCALL_TABLES.get(machine)
     if calls is None:
         return None
     absent = _answer(errno.ENOSYS)
@@ -178,7 +180,7 @@ def _no_devices(index: int) -> list[_Step]:
     return [*kind, (_EQUAL, 1, 0, _CHARACTER), (_EQUAL, 0, 1, _BLOCK), _answer(errno.EPERM)]
 
 
-def _threads_only(calls: Calls) -> list[_Step]:
+def _threads_only(calls: SyscallTable) -> list[_Step]:
     """Neither processes nor namespaces. Where there is no clone3, whose flags are in memory, libraries use clone."""
     refused = _answer(errno.EPERM)
     judged = [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refused, (_ANY_BIT, 1, 0, _THREAD), refused]
@@ -192,12 +194,12 @@ def _only(index: int, values: Sequence[int]) -> list[_Step]:
 
 def available(libc: ctypes.CDLL) -> bool:
     """Whether this kernel takes filters from this process, and they are known for this machine; changes nothing."""
-    known = sys.platform == "linux" and os.uname().machine in CALLS
+    known = sys.platform == "linux" and os.uname().machine in SYSCALL_TABLES
     # seccomp(2): a filter at an address that is none ends in EFAULT where filters are possible.
     return known and libc.prctl(_SET_SECCOMP, _FILTER_MODE, None, 0, 0) == -1 and ctypes.get_errno() == errno.EFAULT
 
 
-class Filter:
+class SeccompFilter:
     """A program, laid out in memory before any fork, so that :meth:`apply` has nothing to allocate."""
 
     def __init__(self, code: bytes) -> None:

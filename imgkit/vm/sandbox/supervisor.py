@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.vm.sandbox.identity import Identity, may_change
-from imgkit.vm.sandbox.seccomp import Calls
+from imgkit.vm.sandbox.identity import Identity, can_switch_user
+from imgkit.vm.sandbox.seccomp import SyscallTable
 
 log = logging.getLogger("imgkit.vm")
 
@@ -43,7 +43,7 @@ _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Arbiter:
+class Supervisor:
     """Answers for one QEMU.
 
     Attributes:
@@ -51,7 +51,7 @@ class Arbiter:
         user: whom QEMU runs as, if not as this process: it gets no more than that user could do.
     """
 
-    calls: Calls
+    calls: SyscallTable
     user: Identity | None
 
     def decide(self, pid: int, number: int, arguments: tuple[int, ...], valid: Callable[[], bool]) -> int:
@@ -111,7 +111,7 @@ def _text(pid: int, address: int) -> bytes:
         return memory.read(_LONGEST).partition(b"\0")[0]
 
 
-class Line:
+class ListenerChannel:
     """How the descriptor of a filter's questions comes from the process that becomes QEMU to this one."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Line:
 
 
 @contextmanager
-def answering(listener: int | None, arbiter: Arbiter) -> Iterator[None]:
+def supervising(listener: int | None, arbiter: Supervisor) -> Iterator[None]:
     """Answer for the length of the block; to what is asked later the answer is ENOSYS."""
     if listener is None:
         yield
@@ -152,7 +152,7 @@ def answering(listener: int | None, arbiter: Arbiter) -> Iterator[None]:
         os.close(wake)
 
 
-def _serve(listener: int, wake: int, arbiter: Arbiter) -> None:
+def _serve(listener: int, wake: int, arbiter: Supervisor) -> None:
     """Until the last process with the filter is gone, or ``wake`` is closed."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
@@ -167,7 +167,7 @@ def _serve(listener: int, wake: int, arbiter: Arbiter) -> None:
         os.close(listener)  # whoever still waits gets ENOSYS
 
 
-def _answer_one(listener: int, arbiter: Arbiter) -> None:
+def _answer_one(listener: int, arbiter: Supervisor) -> None:
     question = bytearray(_QUESTION.size)
     try:
         fcntl.ioctl(listener, _RECEIVE, question)
@@ -191,7 +191,7 @@ def _answer_one(listener: int, arbiter: Arbiter) -> None:
         fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(identity, 0, -error, 0)))
 
 
-def blinded(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | None = None) -> str:
+def obstacle(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | None = None) -> str:
     """Why this process may not read the names that QEMU's calls are about, as a phrase; empty if it may.
 
     Set-group-id is refused for folders as well then. Linux' security module Yama (admin-guide/LSM/Yama) lets only a
@@ -210,10 +210,12 @@ def blinded(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | Non
         capable = bool(int(facts["CapEff"], 16) & _SYS_PTRACE)
     if level >= 3 or (level == 2 and not capable):
         return f"kernel.yama.ptrace_scope is {level}"
-    return "" if capable or not (may_change() if changes is None else changes) else "this root has not CAP_SYS_PTRACE"
+    return (
+        "" if capable or not (can_switch_user() if changes is None else changes) else "this root has not CAP_SYS_PTRACE"
+    )
 
 
-def available(libc: ctypes.CDLL, calls: Calls) -> bool:
+def available(libc: ctypes.CDLL, calls: SyscallTable) -> bool:
     """Whether this kernel's filters can ask (5.0): SECCOMP_GET_ACTION_AVAIL, seccomp(2)."""
     action = struct.pack("=I", 0x7FC00000)  # SECCOMP_RET_USER_NOTIF
     return int(libc.syscall(ctypes.c_long(calls.seccomp), ctypes.c_long(2), ctypes.c_long(0), action)) == 0

@@ -1,8 +1,8 @@
 """Folders shared with a guest, handled as hostile ground.
 
 The guest can put anything into a share at any moment: links to the host's own files, FIFOs, enormous files, a link
-where a folder was. So host code reaches into one only through :class:`Folder`: every step is an open relative to a
-descriptor that does not follow links, only regular files are read, and sizes are bounded.
+where a folder was. So host code reaches into one only through :class:`SharedFolder`: every step is an open relative to
+a descriptor that does not follow links, only regular files are read, and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ShareError(GuestError):
     """Something in a share is not what it must be: a link, a device, too big, a path that leaves the share."""
 
 
-def parts(path: str) -> list[str]:
+def split_path(path: str) -> list[str]:
     """The parts of a relative path, each a plain name.
 
     Raises:
@@ -46,7 +46,7 @@ def _made(name: str, parent: int) -> bool:
     return False
 
 
-class Folder:
+class SharedFolder:
     """One shared folder. Paths given to its methods are relative to it and use ``/``."""
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class Folder:
     @contextmanager
     def _parent(self, path: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
         """A descriptor of the folder that ``path`` is in, reached without following a link, and the last name."""
-        *folders, name = parts(path)
+        *folders, name = split_path(path)
         here = os.dup(self._top)
         try:
             for folder in folders:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgkit.host import process
-from imgkit.vm.sandbox.identity import Identity, is_nobody, may_change
+from imgkit.vm.sandbox.identity import Identity, can_switch_user, is_nobody
 
 log = logging.getLogger("imgkit.vm")
 
@@ -37,7 +37,7 @@ _RDONLY, _NOSUID, _NODEV, _IDMAP = 1, 2, 4, 0x00100000  # MOUNT_ATTR_…
 _HOLDER = "import ctypes, sys; print(ctypes.CDLL(None).unshare(0x10000000), flush=True); sys.stdin.read()"
 
 
-def exchanged(one: int, other: int) -> str:
+def swapped_ids(one: int, other: int) -> str:
     """A uid_map (user_namespaces(7)) that leaves every id as it is, but for two that change places."""
     low, high = sorted((one, other))
     extents = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1)]
@@ -48,7 +48,7 @@ def exchanged(one: int, other: int) -> str:
 
 
 @contextmanager
-def apart(user: Identity) -> Iterator[Identity]:
+def in_user_namespace(user: Identity) -> Iterator[Identity]:
     """``user`` in a user namespace of its own, in which nobody is uid and gid 1000; as it is, where there is none.
 
     What other processes of that user may do to one inside ends with signals: they have no rights in the namespace, so
@@ -65,14 +65,14 @@ def apart(user: Identity) -> Iterator[Identity]:
 
 
 @contextmanager
-def view(folder: Path, user: Identity, *, read_only: bool = False) -> Iterator[int | None]:
+def idmapped_view(folder: Path, user: Identity, *, read_only: bool = False) -> Iterator[int | None]:
     """A descriptor of root's ``folder`` in which root is ``user``, and the other way round.
 
     None where that is not possible, and for folders of other owners: of those ``user`` may do what their modes say. The
     same goes for a user who is somebody: root's rights are lent to nobody only, and not without a namespace.
     """
     status = folder.stat()
-    if status.st_uid != 0 or not may_change() or user.namespace is None or not is_nobody(user):
+    if status.st_uid != 0 or not can_switch_user() or user.namespace is None or not is_nobody(user):
         yield None
         return
     with ExitStack() as stack:
@@ -107,8 +107,8 @@ def _namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
         if holder.stdout is None or holder.stdout.readline() != b"0\n":
             raise OSError("no user namespace can be made")
         proc = Path(f"/proc/{holder.pid}")
-        (proc / "uid_map").write_text(exchanged(*uids))
-        (proc / "gid_map").write_text(exchanged(*gids))
+        (proc / "uid_map").write_text(swapped_ids(*uids))
+        (proc / "gid_map").write_text(swapped_ids(*gids))
         descriptor = os.open(proc / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor

@@ -22,7 +22,7 @@ from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares.quotas import Limit, Quotas, show
+from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size
 
 INTERVAL = 1.0
 """Seconds between the end of one look at a folder and the begin of the next."""
@@ -38,19 +38,19 @@ _LOST = 10  # looks in a row that were cut short by folders that were moved
 
 
 @dataclass(frozen=True)
-class Area:
+class MonitoredFolder:
     """A folder with a quota; ``name`` is what messages call it, ``option`` what the command line does."""
 
     name: str
     path: Path
-    limit: Limit
+    limit: FolderQuota
     option: str
 
 
 class _Meter:
     """Looks at an area again and again, a slice at a time."""
 
-    def __init__(self, area: Area, owners: Collection[int]) -> None:
+    def __init__(self, area: MonitoredFolder, owners: Collection[int]) -> None:
         self.area = area
         self._owners = owners
         self._since = float("inf")  # when the machine is started: nothing is newer before
@@ -129,17 +129,17 @@ class _Meter:
     def _judge(self, size: int, files: int) -> None:
         limit, where = self.area.limit, f"the {self.area.name} ({self.area.path})"
         if limit.size is not None and size > limit.size:
-            raise _over(f"the guest added {show(size)} to {where}", show(limit.size), self.area.option)
+            raise _over(f"the guest added {format_size(size)} to {where}", format_size(limit.size), self.area.option)
         if limit.files is not None and files > limit.files:
             raise _over(f"the guest added {files} files to {where}", str(limit.files), f"{self.area.option}-files")
         if self._lost >= _LOST:
             raise QuotaError(f"{where} cannot be measured: the guest moves its folders all the time")
 
 
-class Watcher:
+class UsageMonitor:
     """A thread that measures what a machine takes, and ends it when that is too much."""
 
-    def __init__(self, areas: Sequence[Area], owners: Collection[int] = ()) -> None:
+    def __init__(self, areas: Sequence[MonitoredFolder], owners: Collection[int] = ()) -> None:
         """Made before the machine is started: what is in the folders then does not count.
 
         A look at them takes up to :data:`FIRST_LOOK` seconds. What was not seen by then counts from when it is.
@@ -162,7 +162,7 @@ class Watcher:
     @contextmanager
     def running(
         self, disk: Callable[[], None], end: Callable[[], None], console: Callable[[], None] = lambda: None
-    ) -> Iterator[Watcher]:
+    ) -> Iterator[UsageMonitor]:
         """Measure during the block, in which the machine runs.
 
         Args:
@@ -220,26 +220,26 @@ def _pause(worked: float, passed: float) -> float:
     return max(worked / SHARE_OF_TIME, passed / SHARE_OF_WAITING - passed)
 
 
-def watcher_of(spec: VmSpec, quotas: Quotas, user: Identity | None) -> Watcher:
+def monitor_for(spec: VmSpec, quotas: Quotas, user: Identity | None) -> UsageMonitor:
     """The watcher of a machine that is about to be started, as ``user`` or as this process's own."""
     areas = []
     for share in spec.shares:
         limit = quotas.ipc if share.tag == "ipc" else quotas.share
-        if not share.read_only and limit != Limit():
+        if not share.read_only and limit != FolderQuota():
             name = "request share" if share.tag == "ipc" else f"share {share.tag}"
-            areas.append(Area(name, share.path, limit, "ipc" if share.tag == "ipc" else "share"))
-    return Watcher(areas, () if user is None else (user.uid,))
+            areas.append(MonitoredFolder(name, share.path, limit, "ipc" if share.tag == "ipc" else "share"))
+    return UsageMonitor(areas, () if user is None else (user.uid,))
 
 
 @contextmanager
-def watching(
-    watcher: Watcher,
+def monitored(
+    watcher: UsageMonitor,
     spec: VmSpec,
     limit: int | None,
     child: Popen[bytes],
     stderr: Path,
     console: Callable[[], None] = lambda: None,
-) -> Iterator[Watcher]:
+) -> Iterator[UsageMonitor]:
     """Measure during the block.
 
     Args:
@@ -255,25 +255,25 @@ def watching(
             with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    with watcher.running(disk_limit(limit, lambda: family(child.pid), files), end, console):
+    with watcher.running(disk_check(limit, lambda: process_tree(child.pid), files), end, console):
         yield watcher
 
 
-def disk_limit(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:
+def disk_check(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:
     """A function that raises QuotaError when the temporary files of ``processes``, and ``files``, grew too big."""
     before = {path: _size_of(path) for path in files}
 
     def check() -> None:
         if limit is None:
             return
-        size = unlinked(processes()) + sum(max(0, _size_of(path) - old) for path, old in before.items())
+        size = unlinked_bytes(processes()) + sum(max(0, _size_of(path) - old) for path, old in before.items())
         if size > limit:
-            raise _over(f"the guest wrote {show(size)} to its disk", show(limit), "disk")
+            raise _over(f"the guest wrote {format_size(size)} to its disk", format_size(limit), "disk")
 
     return check
 
 
-def unlinked(processes: Sequence[int]) -> int:
+def unlinked_bytes(processes: Sequence[int]) -> int:
     """Bytes of the files without a name that processes have open: QEMU's ``snapshot=on`` (proc(5), Linux only)."""
     sizes: dict[tuple[int, int], int] = {}
     for pid in processes:
@@ -290,7 +290,7 @@ def _is_memory(pid: int, name: str) -> bool:
     return os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:")  # noqa: PTH115
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and all that descend from it (Linux; elsewhere the process alone): QEMU may be run by a sandbox."""
     members = [pid]
     for member in members:

@@ -16,7 +16,7 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Limit:
+class FolderQuota:
     """Bytes on the disk, and files and folders; None is no limit. Only what is added after the start counts."""
 
     size: int | None = None
@@ -34,8 +34,8 @@ class Quotas:
         seconds: of one request, where it has no shorter time of its own.
     """
 
-    ipc: Limit = Limit(2 << 30, 10_000)
-    share: Limit = Limit(64 << 30, 2_000_000)
+    ipc: FolderQuota = FolderQuota(2 << 30, 10_000)
+    share: FolderQuota = FolderQuota(64 << 30, 2_000_000)
     disk: int | None = 64 << 30
     seconds: float | None = None
 
@@ -76,6 +76,6 @@ def _size(word: str, value: str) -> int | None:
     return size
 
 
-def show(size: int) -> str:
+def format_size(size: int) -> str:
     """``size`` bytes for people."""
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{-(-size // (1 << 20))} MiB"

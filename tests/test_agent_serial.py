@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import serialtransport
 from imgkit.vm.agent.callbacks import HostToolAnswer
+from imgkit.vm.agent.filesync import CHUNK, MAX_FILE
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
-from imgkit.vm.agent.serialtransport import CHUNK, SerialTransport
+from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
 from tests.test_agent_client import NEARLY, RESULT, ask, output
@@ -112,7 +113,7 @@ def test_serial_push(port: tuple[SerialTransport, socket.socket]) -> None:
         with pytest.raises(ShareError):
             mode.push_file("/w", path, b"")
     with pytest.raises(UsageError):
-        mode.push_file("/w", "x", bytes(serialtransport.MAX_FILE + 1))
+        mode.push_file("/w", "x", bytes(MAX_FILE + 1))
 
 
 def sync(kind: str, **fields: Any) -> dict[str, Any]:

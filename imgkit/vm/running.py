@@ -338,7 +338,7 @@ class VM:
             on_permission=on_permission,
             on_host_tool=on_host_tool,
             timeout=seconds,
-            late=late,
+            timeout_hint=late,
             alive=self.check,
         )
 

@@ -1,7 +1,15 @@
-"""The host's answers to the agent's questions: may I, and please do.
+"""Answer the agent's questions by calling the host's callbacks, and check what they return.
 
-Only a clear yes is a yes. Whatever else a callback gives back (a mapping in the contract's own shape, a text, None, the
-coroutine of an ``async`` function) refuses and is an error of whoever wrote the callback.
+The agent asks for two things: permission to use a tool of its own, and the use of a tool of the host. A permission is
+granted only if the callback returns True or a :class:`Permission` whose ``allow`` is True::
+
+    def on_permission(question: PermissionRequest) -> Permission:
+        return Permission(question.tool_name == "Read", "only reading is allowed")
+
+    vm.request(prompt="…", on_permission=on_permission)
+
+Any other return value (a mapping in the contract's own form, a string, None, the coroutine of an ``async`` function)
+denies the permission and raises UsageError, because the callback is at fault.
 """
 
 from __future__ import annotations
@@ -15,19 +23,25 @@ from typing import Any, TypeAlias
 from imgkit.errors import UsageError
 from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 
-_NAME = 100  # characters of a tool's name that an answer repeats: the name is the guest's
+_SHOWN_NAME = 100  # characters of a tool's name that an answer repeats, because the guest chooses the name
 
 
 @dataclass(frozen=True)
 class Permission:
-    """Answer to a :class:`PermissionRequest`."""
+    """Answer to a :class:`PermissionRequest`.
+
+    Attributes:
+        allow: whether the agent may use the tool.
+        message: reason that the agent is given, or None.
+        updated_input: JSON value that replaces the tool's input; None keeps the input.
+    """
 
     allow: bool
     message: str | None = None
     updated_input: Any = None
 
     def body(self) -> dict[str, Any]:
-        """As the contract has it."""
+        """Return the JSON object that the agentd contract defines for the answer."""
         answer: dict[str, Any] = {"behavior": "allow" if self.allow is True else "deny"}
         if self.message is not None:
             answer["message"] = self.message
@@ -38,14 +52,20 @@ class Permission:
 
 @dataclass(frozen=True)
 class HostToolAnswer:
-    """Answer to a :class:`HostToolRequest`."""
+    """Answer to a :class:`HostToolRequest`.
+
+    Attributes:
+        success: whether the tool did what the agent asked for.
+        text: result of the tool.
+        error: reason of a failure, or None.
+    """
 
     success: bool
     text: str = ""
     error: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """As the contract has it."""
+        """Return the JSON object that the agentd contract defines for the answer."""
         answer: dict[str, Any] = {"type": "host_tool_response", "success": self.success is True, "text": self.text}
         return answer if self.error is None else {**answer, "error": self.error}
 
@@ -53,26 +73,27 @@ class HostToolAnswer:
 OnPermission: TypeAlias = Callable[[PermissionRequest], "Permission | bool"]
 OnHostTool: TypeAlias = Callable[[HostToolRequest], HostToolAnswer]
 Send: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Sends an answer, given the id of the question and the JSON object of the answer."""
 
 
 def deny_permission(question: PermissionRequest) -> Permission:
-    """The answer where nobody is there to be asked."""
-    return Permission(False, f"nobody to ask about {question.tool_name[:_NAME]}")
+    """Deny permission: the default callback."""
+    return Permission(False, f"nobody to ask about {question.tool_name[:_SHOWN_NAME]}")
 
 
 def reject_host_tool(question: HostToolRequest) -> HostToolAnswer:
-    """The answer where the host offers no tools."""
-    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name[:_NAME]}")
+    """Answer that the host has no such tool: the default callback."""
+    return HostToolAnswer(False, error=f"the host has no tool {question.tool_name[:_SHOWN_NAME]}")
 
 
 def answer_permission(question: PermissionRequest, callback: OnPermission, send: Send) -> None:
-    """Send the answer of ``callback``. Whatever goes wrong, a denial is sent before the error is raised.
+    """Ask ``callback`` and send its answer. If anything fails, send a denial before the error is raised.
 
     Raises:
-        UsageError: the callback returned something else than a :class:`Permission` or a bool.
+        UsageError: the callback returned neither a valid :class:`Permission` nor a bool.
     """
     try:
-        send(question.request_id, _permission(callback(question)).body())
+        send(question.request_id, _checked_permission(callback(question)).body())
     except BaseException:
         with suppress(Exception):
             send(question.request_id, Permission(False, "the host could not decide").body())
@@ -80,43 +101,44 @@ def answer_permission(question: PermissionRequest, callback: OnPermission, send:
 
 
 def answer_host_tool(question: HostToolRequest, callback: OnHostTool, send: Send) -> None:
-    """Send the answer of ``callback``. Whatever goes wrong, a failure is sent before the error is raised.
+    """Ask ``callback`` and send its answer. If anything fails, send a failure before the error is raised.
 
     Raises:
-        UsageError: the callback returned something else than a :class:`HostToolAnswer`.
+        UsageError: the callback did not return a valid :class:`HostToolAnswer`.
     """
     try:
-        send(question.request_id, _tool_answer(callback(question)).body())
+        send(question.request_id, _checked_tool_answer(callback(question)).body())
     except BaseException:
         with suppress(Exception):
             send(question.request_id, HostToolAnswer(False, error="the host's tool failed").body())
         raise
 
 
-def _permission(answer: object) -> Permission:
+def _checked_permission(answer: object) -> Permission:
     if isinstance(answer, bool):
         return Permission(answer)
-    if isinstance(answer, Permission) and isinstance(answer.allow, bool) and _is_text(answer.message):
+    if isinstance(answer, Permission) and isinstance(answer.allow, bool) and _is_optional_text(answer.message):
         return answer
-    raise _wrong("on_permission", answer, "a Permission, True or False")
+    raise _wrong_answer("on_permission", answer, "a Permission, True or False")
 
 
-def _tool_answer(answer: object) -> HostToolAnswer:
-    right = isinstance(answer, HostToolAnswer) and isinstance(answer.success, bool) and isinstance(answer.text, str)
-    if isinstance(answer, HostToolAnswer) and right and _is_text(answer.error):
+def _checked_tool_answer(answer: object) -> HostToolAnswer:
+    if not isinstance(answer, HostToolAnswer):
+        raise _wrong_answer("on_host_tool", answer, "a HostToolAnswer")
+    if isinstance(answer.success, bool) and isinstance(answer.text, str) and _is_optional_text(answer.error):
         return answer
-    raise _wrong("on_host_tool", answer, "a HostToolAnswer")
+    raise _wrong_answer("on_host_tool", answer, "a HostToolAnswer")
 
 
-def _is_text(value: object) -> bool:
+def _is_optional_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _wrong(callback: str, answer: object, wanted: str) -> UsageError:
-    """The error for an answer that is none. What would have become of an ``async`` callback is given up."""
+def _wrong_answer(callback: str, answer: object, wanted: str) -> UsageError:
+    """Return the error for a return value that is not a valid answer. The coroutine of an async callback is closed."""
     name = type(answer).__name__
     if inspect.iscoroutine(answer):
-        answer.close()  # or Python warns that nobody awaited it
+        answer.close()  # otherwise Python warns that it was never awaited
         return UsageError(f"{callback} is an async function, whose answer nobody waits for", hint=f"return {wanted}")
     if isinstance(answer, (Permission, HostToolAnswer)):
         return UsageError(

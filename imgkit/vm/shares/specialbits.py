@@ -1,6 +1,7 @@
-"""What a guest left in a share that would give rights, taken away afterwards.
+"""Remove set-user-id bits, set-group-id bits and device nodes that a guest left in a share.
 
-It is for hosts where it cannot be prevented (:mod:`imgkit.vm.sandbox.seccomp`), and runs when the guest is gone.
+Hosts with a seccomp filter prevent them from being created (:mod:`imgkit.vm.sandbox.seccomp`). On other hosts they are
+removed by this module when the machine has ended.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ _SPECIAL = stat.S_ISUID | stat.S_ISGID
 
 
 def drop_special_bits(folder: Path, *, since: float) -> list[Path]:
-    """Take set-user-id and set-group-id from files, and device nodes away, if they changed after ``since`` (Unix time).
+    """Remove device nodes, and clear the set-user-id and set-group-id bits of files, that changed since a time.
 
-    Folders that changed since then, and that their owner may not read, are opened to the owner.
+    Folders that changed since then, and that lack permissions for their owner, get them, so that they can be searched.
+
+    Args:
+        folder: the shared folder.
+        since: Unix time in seconds. One second is allowed for the resolution of the filesystem's times.
 
     Returns:
-        What was changed or removed.
+        The paths that were changed or removed, except folders.
 
     Raises:
-        OSError: ``folder`` cannot be read, or somebody moved a part of it away meanwhile.
+        OSError: ``folder`` cannot be read, or a part of it was moved meanwhile.
     """
     changed = []
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        tree = Walk(top)
+        tree = Walk(descriptor)
         for entry in tree:
-            if entry.status.st_ctime >= since - 1 and _defused(entry):
+            if entry.status.st_ctime >= since - 1 and _clear(entry):
                 changed.append(folder / tree.path(entry.name))
     finally:
-        os.close(top)
+        os.close(descriptor)
     return changed
 
 
-def _defused(entry: FolderEntry) -> bool:
+def _clear(entry: FolderEntry) -> bool:
+    """Remove a device node or special mode bits. Return whether there were any."""
     mode = entry.status.st_mode
     with suppress(OSError):
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):

@@ -14,7 +14,7 @@ import pytest
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, consolelog
 from imgkit.vm.consolelog import ConsoleLog
-from imgkit.vm.shares import monitor
+from imgkit.vm.shares import usage
 from imgkit.vm.shares.monitor import UsageMonitor
 from tests.conftest import need_program
 
@@ -156,7 +156,7 @@ def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
-    monkeypatch.setattr(monitor, "INTERVAL", 0.02)
+    monkeypatch.setattr(usage, "INTERVAL", 0.02)
     path = tmp_path / "console"
     path.write_text("earlier\n")
     with closing(ConsoleLog(path)) as log:
@@ -177,7 +177,7 @@ def test_a_machines_console_that_nobody_reads_stays_short(
 ) -> None:
     need_program("qemu-system-x86_64")
     monkeypatch.setattr(consolelog, "MAX_FILE", 20)
-    monkeypatch.setattr(monitor, "INTERVAL", 0.02)
+    monkeypatch.setattr(usage, "INTERVAL", 0.02)
     console = tmp_path / "console"
     console.write_text("earlier\n")
     with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:

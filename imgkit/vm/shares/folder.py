@@ -102,7 +102,7 @@ class SharedFolder:
             os.close(current)
 
     def _change_owner(self, descriptor: int) -> None:
-        """Give what root made to the owner of the shared folder, as QEMU runs as the owner and must be able to read it."""
+        """Give what root made to the owner of the shared folder: QEMU runs as the owner and must be able to read it."""
         if self._owner is not None:
             with suppress(PermissionError):  # this root lacks the capability, as in some containers
                 os.fchown(descriptor, *self._owner)
@@ -147,8 +147,8 @@ class SharedFolder:
     def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Write a file atomically: write a new file under a temporary name, and rename it to ``path``.
 
-        The folders above are made if they are missing. A file or link at ``path`` is replaced. The temporary name starts
-        with a dot and does not end in ``.json``, so that agentd does not take it for a request.
+        The folders above are made if they are missing. A file or link at ``path`` is replaced. The temporary name
+        starts with a dot and does not end in ``.json``, so that agentd does not take it for a request.
 
         Raises:
             ShareError: a link is on the way, or a folder is in the place of the file.

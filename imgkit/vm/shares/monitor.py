@@ -1,205 +1,120 @@
-"""A thread that measures what a machine takes of the host's disk, and ends it when that is more than its quotas.
+"""Monitor the disk usage of a machine in a thread, and end the machine when it exceeds its quotas.
 
-No system call limits a folder. So the thread looks at all files again and again: it may be late by a second or, for
-folders of very many files, by as long as one look takes. Quotas keep a guest from filling the disk, they do not count
-every byte.
+No system call limits the size of a folder, so the thread scans all files again and again. It may notice an excess a
+second late, or, in folders of very many files, as late as one scan takes. The quotas keep a guest from filling the
+host's disk; they are not exact to the byte.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
-from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size
+from imgkit.vm.shares import usage
+from imgkit.vm.shares.diskfiles import disk_check, process_tree
+from imgkit.vm.shares.quotas import FolderQuota, Quotas
+from imgkit.vm.shares.usage import FolderMeter, MonitoredFolder
 
-INTERVAL = 1.0
-"""Seconds between the end of one look at a folder and the begin of the next."""
-SHARE_OF_TIME = 0.05
-"""How much of a processor the measuring takes at most, as long as the host's disk does not fill up quickly."""
-SHARE_OF_WAITING = 0.25
-"""How much of the time it is at work at most, then: a filesystem of the network's makes it wait, and has others."""
-FIRST_LOOK = 2.0
-"""Seconds for a look at all folders before the machine is started."""
-_SLICE = 1000  # files between two looks at the clock
-_PATIENCE = 5.0  # seconds for the thread to end
-_LOST = 10  # looks in a row that were cut short by folders that were moved
-
-
-@dataclass(frozen=True)
-class MonitoredFolder:
-    """A folder with a quota; ``name`` is what messages call it, ``option`` what the command line does."""
-
-    name: str
-    path: Path
-    limit: FolderQuota
-    option: str
+PROCESSOR_SHARE = 0.05
+"""Share of a processor's time that scanning takes, unless a meter is urgent."""
+WORKING_SHARE = 0.25
+"""Share of the time that passes while scanning, unless a meter is urgent: a network filesystem makes the thread wait,
+and has other users."""
+FIRST_SCAN_TIMEOUT = 2.0
+"""Seconds for scanning all folders before the machine is started."""
+_JOIN_TIMEOUT = 5.0  # seconds for the thread to end
 
 
-class _Meter:
-    """Looks at an area again and again, a slice at a time."""
-
-    def __init__(self, area: MonitoredFolder, owners: Collection[int]) -> None:
-        self.area = area
-        self._owners = owners
-        self._since = float("inf")  # when the machine is started: nothing is newer before
-        self._before: tuple[int, int] | None = None  # bytes and files that were there already
-        self._free = _free(area.path)
-        self._steps: Iterator[None] | None = None
-        self._due = 0.0
-        self._lost = 0
-
-    @property
-    def hurry(self) -> bool:
-        """Whether to spend all time on it: the first look is not over, or the disk has lost more than the quota."""
-        if self._before is None:
-            return True  # what the guest changes before it is seen cannot be told from what it adds
-        size = self.area.limit.size
-        with suppress(OSError):
-            return size is not None and self._taken()[0] > size
-        return False
-
-    def look_first(self, until: float) -> None:
-        """Look, before the machine is started, at as much as can be seen ``until`` then (monotonic clock)."""
-        with suppress(OSError):  # a folder that is gone: it is looked at again
-            while self._before is None and time.monotonic() < until and self.advance():
-                pass
-        self._since, self._free = time.time(), _free(self.area.path)
-
-    def advance(self) -> bool:
-        """Look at the next slice; False while the area is to be left alone.
-
-        Raises:
-            QuotaError: the guest took too much.
-        """
-        if self._steps is None and time.monotonic() < self._due:
-            return False
-        self._steps = self._steps or self._look()
-        try:
-            next(self._steps)
-        except StopIteration:
-            self._steps, self._due = None, time.monotonic() + INTERVAL
-        return True
-
-    def _look(self) -> Iterator[None]:
-        """One look at the whole area; the first one also sees what was there before."""
-        size = files = new_size = new_files = 0
-        seen: set[tuple[int, int]] = set()  # files of several names
-        with _opened(self.area.path) as top:
-            steps = Walk(top, self._owners)
-            try:
-                for entry in steps:
-                    blocks = _blocks(entry.status, seen)
-                    size, files = size + blocks, files + 1
-                    if self._before is None and entry.status.st_ctime >= self._since:
-                        new_size, new_files = new_size + blocks, new_files + 1
-                    if files % _SLICE == 0:
-                        yield
-                self._lost = 0
-            except OSError:
-                self._lost += 1
-            hidden = steps.newest_unread >= self._since
-        taken = self._taken()
-        # Until one look is over, who changed a byte of a big file cannot be told from who added it. But what was added
-        # is lost to the disk.
-        before = self._before or (size - min(new_size, taken[0]), files - min(new_files, taken[1]))
-        if not self._lost:
-            self._before = before
-        if hidden:  # in folders that nobody may read: as much as the disk has lost
-            size = max(size, before[0] + taken[0])
-            files = max(files, before[1] + taken[1])
-        self._judge(size - before[0], files - before[1])
-
-    def _taken(self) -> tuple[int, int]:
-        """Bytes and files that the disk has lost since the machine was started, whoever took them."""
-        free = _free(self.area.path)
-        return max(0, self._free[0] - free[0]), max(0, self._free[1] - free[1])
-
-    def _judge(self, size: int, files: int) -> None:
-        limit, where = self.area.limit, f"the {self.area.name} ({self.area.path})"
-        if limit.size is not None and size > limit.size:
-            raise _over(f"the guest added {format_size(size)} to {where}", format_size(limit.size), self.area.option)
-        if limit.files is not None and files > limit.files:
-            raise _over(f"the guest added {files} files to {where}", str(limit.files), f"{self.area.option}-files")
-        if self._lost >= _LOST:
-            raise QuotaError(f"{where} cannot be measured: the guest moves its folders all the time")
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class UsageMonitor:
-    """A thread that measures what a machine takes, and ends it when that is too much."""
+    """A thread that measures what a machine adds to folders and to its disk, and ends it when that is too much.
 
-    def __init__(self, areas: Sequence[MonitoredFolder], owners: Collection[int] = ()) -> None:
-        """Made before the machine is started: what is in the folders then does not count.
+    Attributes:
+        failure: why the machine was ended, or None.
+    """
 
-        A look at them takes up to :data:`FIRST_LOOK` seconds. What was not seen by then counts from when it is.
+    def __init__(self, folders: Sequence[MonitoredFolder], owners: Collection[int] = ()) -> None:
+        """Scan the folders for up to :data:`FIRST_SCAN_TIMEOUT` seconds, before the machine is started.
+
+        What is in the folders then does not count. What was not scanned in time is told from what the guest adds by its
+        time of change and by the space that the disk has lost.
 
         Args:
-            areas: folders with quotas.
-            owners: uids, besides this process's, whose closed folders the guest may hide something in.
+            folders: the folders that have quotas.
+            owners: uids, besides that of this process, in whose unreadable folders the guest may hide files.
         """
         self.failure: QuotaError | None = None
-        until = time.monotonic() + FIRST_LOOK
-        self._meters = [_Meter(area, {os.geteuid(), *owners}) for area in areas]
+        deadline = time.monotonic() + FIRST_SCAN_TIMEOUT
+        self._meters = [FolderMeter(folder, {os.geteuid(), *owners}) for folder in folders]
         for meter in self._meters:
-            meter.look_first(until)
-        self._disk: Callable[[], None] = lambda: None
-        self._console: Callable[[], None] = lambda: None
-        self._end: Callable[[], None] = lambda: None
+            meter.scan_before_start(deadline)
+        self._check_disk: Callable[[], None] = _nothing
+        self._trim_console: Callable[[], None] = _nothing
+        self._end: Callable[[], None] = _nothing
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imgkit-quotas", daemon=True)
 
     @contextmanager
     def running(
-        self, disk: Callable[[], None], end: Callable[[], None], console: Callable[[], None] = lambda: None
+        self, check_disk: Callable[[], None], end: Callable[[], None], trim_console: Callable[[], None] = _nothing
     ) -> Iterator[UsageMonitor]:
         """Measure during the block, in which the machine runs.
 
         Args:
-            disk: raises QuotaError when the machine's temporary files are too big.
+            check_disk: raises QuotaError when the machine has written too much to its disk.
             end: ends the machine.
-            console: keeps the file of the console short.
+            trim_console: keeps the file of the machine's console short.
         """
-        self._disk, self._end, self._console = disk, end, console
+        self._check_disk, self._end, self._trim_console = check_disk, end, trim_console
         self._thread.start()
         try:
             yield self
         finally:
             self._stop.set()
-            self._thread.join(_PATIENCE)  # a filesystem that does not answer must not hold up the end
+            self._thread.join(_JOIN_TIMEOUT)  # a filesystem may not answer, which must not delay the end for ever
 
     def check(self) -> None:
-        """Raises QuotaError: the machine was ended because of it."""
+        """Raise the QuotaError for which the machine was ended, if it was."""
         if self.failure is not None:
             raise self.failure
 
     def _run(self) -> None:
         due = pause = 0.0
         while not self._stop.wait(pause):
-            began, begin = time.thread_time(), time.monotonic()
+            processor_begin, begin = time.thread_time(), time.monotonic()
             try:
-                busy = [meter for meter in self._meters if _quietly(meter.advance)]
+                busy = [meter for meter in self._meters if _advance(meter)]
                 if time.monotonic() >= due:
-                    due = time.monotonic() + INTERVAL
-                    _quietly(self._disk)
-                    _quietly(self._console)
-                hurry = any(meter.hurry for meter in busy)
+                    due = time.monotonic() + usage.INTERVAL
+                    self._check_files()
+                urgent = any(meter.urgent for meter in busy)
             except Exception as failure:  # noqa: BLE001 - a machine must not go on without its quotas
                 self._fail(failure)
                 return
-            pause = _pause(time.thread_time() - began, time.monotonic() - begin) if busy else INTERVAL / 4
-            if hurry:
+            if urgent:
                 pause = 0.0
+            elif busy:
+                pause = _pause(time.thread_time() - processor_begin, time.monotonic() - begin)
+            else:
+                pause = usage.INTERVAL / 4
+
+    def _check_files(self) -> None:
+        """Check the disk's quota and trim the console. A file or process that is gone is not an error."""
+        for action in (self._check_disk, self._trim_console):
+            with suppress(OSError):
+                action()
 
     def _fail(self, failure: Exception) -> None:
         if not isinstance(failure, QuotaError):
@@ -208,45 +123,54 @@ class UsageMonitor:
         self._end()
 
 
-def _quietly(measure: Callable[[], bool | None]) -> bool:
-    """Measure; a folder or process that is gone is nobody's fault."""
+def _advance(meter: FolderMeter) -> bool:
+    """Scan a slice. Return whether there was something to do; a folder that is gone is not an error."""
     with suppress(OSError):
-        return bool(measure())
+        return meter.advance()
     return False
 
 
-def _pause(worked: float, passed: float) -> float:
-    """Seconds to leave the folders alone after so much time of the processor, and of the clock."""
-    return max(worked / SHARE_OF_TIME, passed / SHARE_OF_WAITING - passed)
+def _pause(processor_time: float, elapsed: float) -> float:
+    """Return the seconds to pause after scanning for ``elapsed`` seconds, of which the processor worked some."""
+    return max(processor_time / PROCESSOR_SHARE, elapsed / WORKING_SHARE - elapsed)
 
 
 def monitor_for(spec: VmSpec, quotas: Quotas, user: Identity | None) -> UsageMonitor:
-    """The watcher of a machine that is about to be started, as ``user`` or as this process's own."""
-    areas = []
+    """Make the monitor of a machine that is about to be started.
+
+    Args:
+        spec: the machine, whose writable shares are monitored.
+        quotas: the machine's quotas.
+        user: the user that QEMU runs as, or None for the user of this process.
+    """
+    folders = []
     for share in spec.shares:
-        limit = quotas.ipc if share.tag == "ipc" else quotas.share
+        is_ipc = share.tag == "ipc"
+        limit = quotas.ipc if is_ipc else quotas.share
         if not share.read_only and limit != FolderQuota():
-            name = "request share" if share.tag == "ipc" else f"share {share.tag}"
-            areas.append(MonitoredFolder(name, share.path, limit, "ipc" if share.tag == "ipc" else "share"))
-    return UsageMonitor(areas, () if user is None else (user.uid,))
+            name = "request share" if is_ipc else f"share {share.tag}"
+            folders.append(MonitoredFolder(name, share.path, limit, "ipc" if is_ipc else "share"))
+    return UsageMonitor(folders, () if user is None else (user.uid,))
 
 
 @contextmanager
 def monitored(
-    watcher: UsageMonitor,
+    monitor: UsageMonitor,
     spec: VmSpec,
-    limit: int | None,
+    disk_limit: int | None,
     child: Popen[bytes],
     stderr: Path,
-    console: Callable[[], None] = lambda: None,
+    trim_console: Callable[[], None] = _nothing,
 ) -> Iterator[UsageMonitor]:
     """Measure during the block.
 
     Args:
-        limit: bytes that the guest may change on its disk, None for any number.
+        monitor: the machine's monitor.
+        spec: the machine.
+        disk_limit: bytes that the guest may change on its disk; None for no limit.
         child: the machine's process.
-        stderr: the file of its standard error.
-        console: keeps the file of its console short.
+        stderr: the file of the process's standard error, which counts as part of the disk.
+        trim_console: keeps the file of the machine's console short.
     """
     files = [stderr] + ([spec.disk.path] if spec.disk is not None and spec.disk.writable else [])
 
@@ -255,82 +179,5 @@ def monitored(
             with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    with watcher.running(disk_check(limit, lambda: process_tree(child.pid), files), end, console):
-        yield watcher
-
-
-def disk_check(limit: int | None, processes: Callable[[], Sequence[int]], files: Sequence[Path]) -> Callable[[], None]:
-    """A function that raises QuotaError when the temporary files of ``processes``, and ``files``, grew too big."""
-    before = {path: _size_of(path) for path in files}
-
-    def check() -> None:
-        if limit is None:
-            return
-        size = unlinked_bytes(processes()) + sum(max(0, _size_of(path) - old) for path, old in before.items())
-        if size > limit:
-            raise _over(f"the guest wrote {format_size(size)} to its disk", format_size(limit), "disk")
-
-    return check
-
-
-def unlinked_bytes(processes: Sequence[int]) -> int:
-    """Bytes of the files without a name that processes have open: QEMU's ``snapshot=on`` (proc(5), Linux only)."""
-    sizes: dict[tuple[int, int], int] = {}
-    for pid in processes:
-        with suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names are all that is wanted
-                with suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116 - hot
-                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not _is_memory(pid, name):
-                        sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values())
-
-
-def _is_memory(pid: int, name: str) -> bool:
-    return os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:")  # noqa: PTH115
-
-
-def process_tree(pid: int) -> list[int]:
-    """A process and all that descend from it (Linux; elsewhere the process alone): QEMU may be run by a sandbox."""
-    members = [pid]
-    for member in members:
-        with suppress(OSError):
-            for task in Path(f"/proc/{member}/task").iterdir():
-                members += [int(word) for word in (task / "children").read_text().split()]
-    return members
-
-
-def _over(what: str, limit: str, option: str) -> QuotaError:
-    return QuotaError(f"{what}, and may add {limit}", hint=f"--quota {option}=… allows more, --quota {option}=none all")
-
-
-def _blocks(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
-    """Bytes that a file takes on the disk, the first time that it is seen."""
-    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-        identity = status.st_dev, status.st_ino
-        if identity in seen:
-            return 0
-        seen.add(identity)
-    return status.st_blocks * 512
-
-
-def _free(path: Path) -> tuple[int, int]:
-    """Bytes and files that the filesystem of ``path`` has room for."""
-    status = os.statvfs(path)
-    return status.f_bfree * status.f_frsize, status.f_ffree
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_blocks * 512
-    except OSError:
-        return 0
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with monitor.running(disk_check(disk_limit, lambda: process_tree(child.pid), files), end, trim_console):
+        yield monitor

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from imgkit.errors import UsageError
+from imgkit.vm.failures import QuotaError
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -84,6 +85,18 @@ def _size(word: str, value: str) -> int | None:
     if not size:
         raise UsageError(f"--quota {word}: at least 1", hint="none is no limit; --share TAG=DIR:ro is for reading only")
     return size
+
+
+def exceeded(usage: str, limit: str, option: str) -> QuotaError:
+    """Return the error for a quota that is exceeded.
+
+    Args:
+        usage: what the guest took, as a sentence without its end.
+        limit: what it may take.
+        option: name of the quota in the argument of ``--quota``.
+    """
+    hint = f"--quota {option}=… allows more, --quota {option}=none removes the limit"
+    return QuotaError(f"{usage}, and may add {limit}", hint=hint)
 
 
 def format_size(size: int) -> str:

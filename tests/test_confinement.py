@@ -112,7 +112,7 @@ def attempts(spec: VmSpec, folder: Path, *names: str, user: Identity | None = No
     with (
         confinement.confined(spec, user, [folder], anywhere=True) as prepare,
         process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         printed, _ = child.communicate(timeout=30)
         assert child.returncode == 0
@@ -176,7 +176,7 @@ def test_folders_of_others_are_not_changed_for_a_qemu_that_is_nobody(tmp_path: P
     with (
         confinement.confined(shared(folder), user, [folder], anywhere=True) as prepare,
         process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         assert child.communicate(timeout=30)[0].split() == [REFUSED.encode(), b"fine"]
     assert folder.stat().st_mode & 0o7777 == 0o777
@@ -190,13 +190,13 @@ def test_without_an_answer_nobody_waits_for_ever(tmp_path: Path) -> None:
         confinement.confined(shared(tmp_path), None, [tmp_path], anywhere=True) as prepare,
         process.start(argv, stderr=subprocess.PIPE, prepare=prepare) as child,
     ):
-        with prepare.attended():
+        with prepare.supervised():
             pass
         assert b"Function not implemented" in child.communicate(timeout=20)[1]
 
 
 def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> None:
-    """As in containers whose manager looks after some calls: a process has one asking filter at most."""
+    """As in containers whose manager looks after some calls: a process has at most one filter with notifications."""
     need("a kernel whose filters can ask", confinement.supports_notifications())
     script = "import os, sys; os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
     argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
@@ -211,8 +211,8 @@ def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> N
 
         with (
             process.start(argv, stderr=subprocess.PIPE, prepare=both) as child,
-            outer.attended(),
-            inner.attended(),
+            outer.supervised(),
+            inner.supervised(),
         ):
             assert b"Operation not permitted" in child.communicate(timeout=20)[1]
 
@@ -233,7 +233,7 @@ def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) ->
     with (
         confinement.confined(shared(tmp_path), user, [], anywhere=True) as prepare,
         process.start(argv, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         assert child.wait(20) == 0
     assert [(tmp_path / name).stat().st_mode & 0o7777 for name in ("own", "team", "other")] == [0o2775, 0o2775, 0o775]
@@ -341,7 +341,7 @@ def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch
     with (
         confinement.confined(shared(tmp_path / "share"), None, []) as prepare,
         process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         printed, said = child.communicate(timeout=30)
     assert printed == b"one\nthird\n"

@@ -66,8 +66,8 @@ class Here:
     def hear(self, *frames: bytes) -> list[bytes]:
         """The answers to these frames, all of them for the guest's card."""
         for frame in frames:
-            self.gateway.frame(frame)
-        self.gateway.settle()
+            self.gateway.receive(frame)
+        self.gateway.flush()
         answers, self.frames[:] = list(self.frames), []
         assert all(answer[:12] == OWN + gateway.MAC for answer in answers)
         return answers
@@ -250,8 +250,8 @@ def test_no_frame_makes_it_fall_or_reach_elsewhere(frame: bytes, changes: list[t
     for at, value in changes:
         changed[at % len(changed)] = value
     for each in (changed, changed[:length]):  # the answer goes to whoever asked, whatever his card's address
-        here.gateway.frame(bytes(each))
-    here.gateway.settle()
+        here.gateway.receive(bytes(each))
+    here.gateway.flush()
     assert set(here.asked) <= {(IPv4Address("192.0.2.7"), 80), ("a.example", 443)}
 
 
@@ -561,9 +561,9 @@ def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
 
 
 def test_at_most_twenty_refusals_are_told_of_whoever_tells(caplog: pytest.LogCaptureFixture) -> None:
-    told = RefusalLog()
+    refusals = RefusalLog()
     for number in range(30):
-        told.say(logging.WARNING, f"refusal {number}", number)
-        told.say(logging.WARNING, f"refusal {number}", number)
-        told.say(logging.WARNING, f"name {number}", str(number))
+        refusals.log(logging.WARNING, f"refusal {number}", number)
+        refusals.log(logging.WARNING, f"refusal {number}", number)
+        refusals.log(logging.WARNING, f"name {number}", str(number))
     assert caplog.messages == [f"{kind} {number}" for number in range(10) for kind in ("refusal", "name")]

@@ -1,14 +1,24 @@
-"""A filter of system calls for QEMU: what a guest writes into a share never gets rights on the host.
+"""Filter the system calls of QEMU with seccomp, so that nothing a guest writes into a share has rights on the host.
 
-Over 9p a guest chooses the modes of files and makes device nodes. The modes are plain numbers among the arguments of
-the system calls, so a filter of the kernel (seccomp(2)) can judge each of them where it happens: nothing has to be
-looked for afterwards, and no link, rename or race gets around it. It is inherited by whatever QEMU starts.
+Over 9p a guest chooses the modes of files and creates device nodes. Modes are plain numbers among the arguments of the
+system calls, so a filter in the kernel (seccomp(2)) can check each of them. Nothing has to be searched for afterwards,
+and links, renames and races do not get around it. Whatever QEMU starts inherits the filter.
 
-Refused with EPERM, which QEMU hands on to the guest: set-user-id and set-group-id in any mode, device nodes, sockets
-of families that the machine has no use for, new processes (threads are none), and calls by which a program that was
-taken over would reach further. Refused with ENOSYS, as kernels without them do: what takes modes or flags from memory
-or does its work out of sight (openat2, clone3, io_uring), and the calls of other architectures that this kernel knows
-as well. execve cannot be refused, as QEMU itself is started by it; it ends the program that calls it.
+Three kinds of calls are refused:
+
+* with EPERM, which QEMU passes on to the guest: modes with the set-user-id or set-group-id bit, device nodes, new
+  processes (threads are allowed), and calls by which a program that was taken over could reach further. Sockets of
+  families that the machine does not need are refused with EAFNOSUPPORT.
+* with ENOSYS, as by a kernel that does not have them: calls that take modes or flags from memory or work out of sight
+  of the filter (openat2, clone3, io_uring), and the calls of other architectures that this kernel supports.
+* execve cannot be refused, because QEMU itself is started by it. A program that calls it ends, and is replaced by
+  another program under the same filter.
+
+A filter is prepared before any fork and applied in the child process::
+
+    code = filter_program("x86_64", INET)
+    if code is not None:
+        SeccompFilter(code).apply(libc)
 """
 
 from __future__ import annotations
@@ -21,39 +31,44 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# linux/bpf_common.h: load a word of the call; jump if equal, if greater or equal, if any bit is set; and; return.
+# linux/bpf_common.h: load a word of seccomp_data; jump if equal, if greater or equal, if any bit is set; and; return.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_ALLOW, _ASK, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000  # linux/seccomp.h
+_ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000  # linux/seccomp.h
 _NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _SET_SECCOMP, _NO_NEW_PRIVILEGES, _FILTER_MODE = 22, 38, 2  # linux/prctl.h, linux/seccomp.h
 
 _SET_USER, _SET_GROUP = 0o4000, 0o2000
 SPECIAL = _SET_USER | _SET_GROUP
+"""The mode bits that a guest must not set on the host."""
 _KIND, _CHARACTER, _BLOCK = 0o170000, 0o020000, 0o060000
-_MAKES_FILE = 0o100 | 0o20000000  # O_CREAT and the bit of O_TMPFILE, the same on both machines
-_WHITEOUT = 4  # RENAME_WHITEOUT leaves a device node
+_MAKES_FILE = 0o100 | 0o20000000  # O_CREAT and the bit of O_TMPFILE, the same on both architectures
+_WHITEOUT = 4  # RENAME_WHITEOUT, which creates a device node
 _SET_FILTER, _NEW_LISTENER = 1, 8  # linux/seccomp.h
 _THREAD, _NEW_NAMESPACES = 0x10000, 0x7E020000  # linux/sched.h: CLONE_THREAD; CLONE_NEWNS, CGROUP, UTS, IPC, USER ...
-_X32 = 0x40000000  # where x86_64 has the calls of a third ABI
-INET = (2, 10)  # AF_INET, AF_INET6
+_X32 = 0x40000000  # lowest number of the calls of the x32 ABI on x86_64
+INET = (2, 10)
+"""The socket families AF_INET and AF_INET6."""
 UNIX = 1
+"""The socket family AF_UNIX."""
 
-_Step = tuple[int, int, int, int]
+_Instruction = tuple[int, int, int, int]
+"""A struct sock_filter: operation, instructions to skip if true, instructions to skip if false, operand."""
 
 
 @dataclass(frozen=True)
 class SyscallTable:
-    """The numbers of one machine's system calls.
+    """The numbers of the system calls of one architecture. Arguments of a call are counted from 0.
 
     Attributes:
-        audit: how the kernel names the machine in a filter (linux/audit.h).
-        modes: (number, argument with a mode) of the calls that change one; fchmod: the one of them with a descriptor.
-        creates: the same of a call that makes a file.
-        opens: (number, argument with flags, argument with a mode).
-        nodes: (number, argument with a mode and a kind).
-        renameat2, socket, seccomp, clone: these.
-        starts: other calls that make a process, or put a program into one in an unusual way.
-        forbidden: calls that QEMU has no use for.
+        audit: the number of the architecture in a filter (AUDIT_ARCH_… of linux/audit.h).
+        modes: (number, index of the mode) of the calls that change the mode of a file.
+        fchmod: the one of ``modes`` that takes a descriptor.
+        creates: (number, index of the mode) of other calls that create a file.
+        opens: (number, index of the flags, index of the mode) of the calls that open a file.
+        nodes: (number, index of the mode, which has the type of the file) of the calls that create a node.
+        renameat2, socket, seccomp, clone: numbers of the calls of these names.
+        starts: other calls that create a process, or execute a program in an unusual way.
+        forbidden: calls that QEMU does not need.
     """
 
     audit: int
@@ -119,118 +134,144 @@ SYSCALL_TABLES = {
 
 
 def filter_program(
-    machine: str, families: Sequence[int], *, ask: bool = False, processes: bool = False
+    machine: str, families: Sequence[int], *, notify: bool = False, processes: bool = False
 ) -> bytes | None:
-    """The filter as an array of struct sock_filter; None for a machine whose calls are not known here.
+    """Compose the filter as an array of struct sock_filter.
 
     Args:
-        machine: as ``uname -m`` names it.
-        ask: set-group-id for what is there already is not refused, but asked for (:mod:`imgkit.vm.sandbox.supervisor`).
-        families: families of sockets that may be made (socket(2)); pairs and inherited ones are not concerned.
-        processes: other processes may be started.
+        machine: name of the architecture, as ``uname -m`` prints it.
+        families: socket families that may be used (socket(2)). Socket pairs and inherited sockets are not affected.
+        notify: whether calls that set the set-group-id bit of an existing file are passed to a supervisor
+            (:mod:`imgkit.vm.sandbox.supervisor`) instead of being refused.
+        processes: whether other processes may be started.
+
+    Returns:
+        The program, or None for an architecture that is not in :data:`SYSCALL_TABLES`.
     """
     calls = SYSCALL_TABLES.get(machine)
     if calls is None:
         return None
-    absent = _answer(errno.ENOSYS)
-    steps: list[_Step] = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, calls.audit), absent]
+    absent = _fail(errno.ENOSYS)
+    program: list[_Instruction] = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, calls.audit), absent]
     if machine == "x86_64":
-        steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), absent]
+        program += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), absent]
     for number in (_OPENAT2, _IO_URING_SETUP):
-        steps += _for(number, [absent])
+        program += _for(number, [absent])
     for number in (*calls.forbidden, *(() if processes else calls.starts)):
-        steps += _for(number, [_answer(errno.EPERM)])
-    steps += [] if processes else _threads_only(calls)
+        program += _for(number, [_fail(errno.EPERM)])
+    program += [] if processes else _threads_only(calls)
     for number, mode in calls.modes:
-        asked = [(_ANY_BIT, 0, 1, _SET_GROUP), (_RETURN, 0, 0, _ASK)] if ask else []
-        steps += _for(number, [*_no_bits(mode, _SET_USER if ask else SPECIAL), *asked])
+        notification = [(_ANY_BIT, 0, 1, _SET_GROUP), (_RETURN, 0, 0, _NOTIFY)] if notify else []
+        program += _for(number, [*_no_bits(mode, _SET_USER if notify else SPECIAL), *notification])
     for number, mode in calls.creates:
-        steps += _for(number, _no_bits(mode, SPECIAL))
+        program += _for(number, _no_bits(mode, SPECIAL))
     for number, flags, mode in calls.opens:
-        judged = _no_bits(mode, SPECIAL)
-        steps += _for(number, [_argument(flags), (_ANY_BIT, 0, len(judged), _MAKES_FILE), *judged])
+        check = _no_bits(mode, SPECIAL)
+        program += _for(number, [_argument(flags), (_ANY_BIT, 0, len(check), _MAKES_FILE), *check])
     for number, mode in calls.nodes:
-        steps += _for(number, [*_no_bits(mode, SPECIAL), *_no_devices(mode)])
-    steps += _for(calls.renameat2, _no_bits(4, _WHITEOUT))
-    steps += _for(calls.socket, _only(0, families))
-    steps += [(_RETURN, 0, 0, _ALLOW)]
-    return b"".join(struct.pack("HBBI", *step) for step in steps)
+        program += _for(number, [*_no_bits(mode, SPECIAL), *_no_devices(mode)])
+    program += _for(calls.renameat2, _no_bits(4, _WHITEOUT))
+    program += _for(calls.socket, _only(0, families))
+    program += [(_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
-def _for(number: int, body: Sequence[_Step]) -> list[_Step]:
-    """``body`` for one system call; jumps count the instructions that they leave out."""
+def _for(number: int, body: Sequence[_Instruction]) -> list[_Instruction]:
+    """Return instructions that execute ``body`` for the system call ``number`` only."""
     return [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, len(body), number), *body]
 
 
-def _argument(index: int) -> _Step:
-    """Load the lower half of an argument, all that the kernel looks at of modes, flags and families."""
+def _argument(index: int) -> _Instruction:
+    """Return the instruction that loads the lower half of an argument.
+
+    The kernel uses no more than the lower half of modes, flags and families.
+    """
     return (_LOAD, 0, 0, _ARGUMENTS + 8 * index)
 
 
-def _answer(number: int) -> _Step:
+def _fail(number: int) -> _Instruction:
+    """Return the instruction by which the call fails with an error number."""
     return (_RETURN, 0, 0, _ERRNO | number)
 
 
-def _no_bits(index: int, bits: int) -> list[_Step]:
-    return [_argument(index), (_ANY_BIT, 0, 1, bits), _answer(errno.EPERM)]
+def _no_bits(index: int, bits: int) -> list[_Instruction]:
+    """Return instructions that refuse a call if any of ``bits`` is set in the argument ``index``."""
+    return [_argument(index), (_ANY_BIT, 0, 1, bits), _fail(errno.EPERM)]
 
 
-def _no_devices(index: int) -> list[_Step]:
-    kind: list[_Step] = [_argument(index), (_AND, 0, 0, _KIND)]
-    return [*kind, (_EQUAL, 1, 0, _CHARACTER), (_EQUAL, 0, 1, _BLOCK), _answer(errno.EPERM)]
+def _no_devices(index: int) -> list[_Instruction]:
+    """Return instructions that refuse a call whose argument ``index`` is the mode of a device node."""
+    kind: list[_Instruction] = [_argument(index), (_AND, 0, 0, _KIND)]
+    return [*kind, (_EQUAL, 1, 0, _CHARACTER), (_EQUAL, 0, 1, _BLOCK), _fail(errno.EPERM)]
 
 
-def _threads_only(calls: SyscallTable) -> list[_Step]:
-    """Neither processes nor namespaces. Where there is no clone3, whose flags are in memory, libraries use clone."""
-    refused = _answer(errno.EPERM)
-    judged = [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refused, (_ANY_BIT, 1, 0, _THREAD), refused]
-    return [*_for(_CLONE3, [_answer(errno.ENOSYS)]), *_for(calls.clone, judged)]
+def _threads_only(calls: SyscallTable) -> list[_Instruction]:
+    """Return instructions that refuse new processes and namespaces.
+
+    clone3 takes its flags from memory. Where it is missing, C libraries use clone.
+    """
+    refuse = _fail(errno.EPERM)
+    check = [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse, (_ANY_BIT, 1, 0, _THREAD), refuse]
+    return [*_for(_CLONE3, [_fail(errno.ENOSYS)]), *_for(calls.clone, check)]
 
 
-def _only(index: int, values: Sequence[int]) -> list[_Step]:
-    matches: list[_Step] = [(_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
-    return [_argument(index), *matches, _answer(errno.EAFNOSUPPORT)]
+def _only(index: int, values: Sequence[int]) -> list[_Instruction]:
+    """Return instructions that refuse a call whose argument ``index``, a socket family, is none of ``values``."""
+    matches: list[_Instruction] = [(_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+    return [_argument(index), *matches, _fail(errno.EAFNOSUPPORT)]
 
 
 def available(libc: ctypes.CDLL) -> bool:
-    """Whether this kernel takes filters from this process, and they are known for this machine; changes nothing."""
+    """Return whether this process can apply a filter that is known for its architecture. Nothing is changed."""
     known = sys.platform == "linux" and os.uname().machine in SYSCALL_TABLES
-    # seccomp(2): a filter at an address that is none ends in EFAULT where filters are possible.
+    # Where filters are possible, one at an invalid address fails with EFAULT (seccomp(2)).
     return known and libc.prctl(_SET_SECCOMP, _FILTER_MODE, None, 0, 0) == -1 and ctypes.get_errno() == errno.EFAULT
 
 
 class SeccompFilter:
-    """A program, laid out in memory before any fork, so that :meth:`apply` has nothing to allocate."""
+    """A filter that is laid out in memory before the fork, so that applying it in the child allocates nothing."""
 
     def __init__(self, code: bytes) -> None:
+        """Lay out ``code``, the result of :func:`filter_program`."""
         self._code = ctypes.create_string_buffer(code, len(code))
         self._header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(self._code))
 
     def apply(self, libc: ctypes.CDLL) -> None:
-        """Confine this process and all that it will start, for good.
+        """Apply the filter to this process and to all that it will start. It cannot be undone.
 
         Raises:
             OSError: the kernel refuses.
         """
         forbid_new_privileges(libc)
         if libc.prctl(_SET_SECCOMP, _FILTER_MODE, self._header, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "no filter of system calls")
+            raise OSError(ctypes.get_errno(), "the seccomp filter cannot be applied")
 
-    def apply_asking(self, libc: ctypes.CDLL, number: int) -> int:
-        """The same, of a filter that asks; a descriptor of its questions, which ends with the next exec.
+    def apply_with_listener(self, libc: ctypes.CDLL, number: int) -> int:
+        """Apply a filter with notifications, as :meth:`apply` does.
 
         Args:
-            number: the system call seccomp of this machine.
+            libc: the C library.
+            number: number of the system call seccomp on this architecture.
+
+        Returns:
+            The descriptor from which a supervisor receives the notifications. The next exec closes it.
+
+        Raises:
+            OSError: the kernel refuses, for example because another filter with notifications is in force already.
         """
         forbid_new_privileges(libc)
         words = (ctypes.c_long(word) for word in (number, _SET_FILTER, _NEW_LISTENER))
         listener = int(libc.syscall(*words, self._header))
         if listener < 0:
-            raise OSError(ctypes.get_errno(), "no filter of system calls")
+            raise OSError(ctypes.get_errno(), "the seccomp filter cannot be applied")
         return listener
 
 
 def forbid_new_privileges(libc: ctypes.CDLL) -> None:
-    """No program that is started from here on gets rights by set-user-id or file capabilities (PR_SET_NO_NEW_PRIVS)."""
+    """Set ``no_new_privs``: programs that are started from now on gain no rights by set-user-id or file capabilities.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs")

@@ -1,10 +1,15 @@
-"""Set-group-id, decided case by case: folders may have it, files may not.
+"""Supervise QEMU's seccomp filter: decide whether a call may set the set-group-id bit. Folders may have it, files not.
 
-A folder of a team's is set-group-id, so that what is made in it belongs to the team, and Linux' 9p client asks for the
-same bit for every folder that is made in such a folder. A filter (:mod:`imgkit.vm.sandbox.seccomp`) sees the bit,
-but not what it is for. So it holds the call, and this process answers: it takes the very object by a descriptor, sees
-if it is a folder, and changes the mode itself. QEMU's own call is never carried out, so nothing can be exchanged
-between the look and the deed. Where it cannot be decided, the answer is EPERM.
+A team's folder has the set-group-id bit, so that what is created in it belongs to the team. Linux' 9p client requests
+the same bit for every folder that is created in such a folder. A filter sees the bit, but not whether the call is about
+a folder or a file. So it suspends the call and notifies this process (seccomp_unotify(2)), which opens the very object
+by a descriptor, checks that it is a folder, and changes the mode itself. QEMU's own call is never executed, so the
+object cannot be exchanged between the check and the change. Where there is any doubt, the call fails with EPERM::
+
+    channel = ListenerChannel()
+    ...  # the child process applies the filter and calls channel.send(listener)
+    with supervising(channel.receive(), Supervisor(table, user)):
+        ...  # QEMU runs
 """
 
 from __future__ import annotations
@@ -30,12 +35,13 @@ from imgkit.vm.sandbox.seccomp import SyscallTable
 
 log = logging.getLogger("imgkit.vm")
 
-# linux/seccomp.h: struct seccomp_notif with struct seccomp_data, struct seccomp_notif_resp, and the calls for them.
-_QUESTION, _ANSWER = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")
-_RECEIVE, _SEND, _VALID = 0xC0502100, 0xC0182101, 0x80082102  # the last as before Linux 5.17, and since
+# linux/seccomp.h: struct seccomp_notif, which includes struct seccomp_data; struct seccomp_notif_resp; their ioctls.
+_NOTIFICATION, _RESPONSE = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")
+_RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x80082102  # the last is the old number, which all kernels accept
 _OWN_DESCRIPTOR = re.compile(rb"/proc/self/fd/([0-9]{1,7})")
 _NAME = re.compile(rb"[^/\0]{1,255}")
-_LONGEST = 256
+_MAX_PATH = 256  # bytes of a path that are read from memory
+_JOIN_TIMEOUT = 5.0  # seconds for the thread to end
 _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _STATUS = Path("/proc/self/status")
 _SYS_PTRACE = 1 << 19  # linux/capability.h
@@ -44,27 +50,31 @@ _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Supervisor:
-    """Answers for one QEMU.
+    """Decides on the calls of one QEMU.
 
     Attributes:
-        calls: this machine's numbers.
-        user: whom QEMU runs as, if not as this process: it gets no more than that user could do.
+        calls: numbers of the system calls of this architecture.
+        user: the user that QEMU runs as, or None for the user of this process. Only what this user could do is done.
     """
 
     calls: SyscallTable
     user: Identity | None
 
     def decide(self, pid: int, number: int, arguments: tuple[int, ...], valid: Callable[[], bool]) -> int:
-        """Carry out one call if it is about a folder; 0, or the number of an error.
+        """Execute a call that changes a mode if it is about a folder.
 
         Args:
-            pid: the thread that made the call.
-            number, arguments: the call.
-            valid: whether the thread still waits, so that ``pid`` is still the one.
+            pid: id of the thread that made the call.
+            number: number of the system call.
+            arguments: its six arguments.
+            valid: returns whether the thread still waits for the decision. Otherwise its id may be another thread's.
+
+        Returns:
+            0, or the number of the error with which the call fails.
         """
         mode = arguments[dict(self.calls.modes)[number]] & 0o7777
         try:
-            descriptor = self._target(pid, number, arguments)
+            descriptor = self._open_target(pid, number, arguments)
         except (OSError, ValueError):
             return errno.EPERM
         try:
@@ -73,29 +83,34 @@ class Supervisor:
                 return errno.EPERM
             if self.user is not None and status.st_uid != self.user.uid:
                 return errno.EPERM
-            Path(f"/proc/self/fd/{descriptor}").chmod(mode if self._may_keep(status) else mode & ~stat.S_ISGID)
+            Path(f"/proc/self/fd/{descriptor}").chmod(mode if self._keeps_group_bit(status) else mode & ~stat.S_ISGID)
         except OSError as error:
             return error.errno or errno.EPERM
         finally:
             os.close(descriptor)
         return 0
 
-    def _may_keep(self, status: os.stat_result) -> bool:
-        """Whether set-group-id stays; of other groups' folders the kernel silently leaves it out (chmod(2))."""
+    def _keeps_group_bit(self, status: os.stat_result) -> bool:
+        """Return whether the user may set set-group-id; otherwise the kernel would silently clear it (chmod(2))."""
         if self.user is None or status.st_mode & stat.S_ISGID:
             return True
         return status.st_gid in (self.user.gid, *self.user.groups)
 
-    def _target(self, pid: int, number: int, arguments: tuple[int, ...]) -> int:
-        """What the call is about, held by a descriptor of this process's; OSError or ValueError if it is not clear."""
+    def _open_target(self, pid: int, number: int, arguments: tuple[int, ...]) -> int:
+        """Open what the call is about (O_PATH).
+
+        Raises:
+            OSError: it cannot be opened.
+            ValueError: the path is neither a single name nor that of a descriptor of QEMU.
+        """
         index = dict(self.calls.modes)[number]
         if number == self.calls.fchmod:
             return os.open(f"/proc/{pid}/fd/{arguments[0] & 0x7FFFFFFF}", _PATH)
-        text = _text(pid, arguments[index - 1])
-        own = _OWN_DESCRIPTOR.fullmatch(text)
-        if own is not None:
-            return os.open(f"/proc/{pid}/fd/{int(own[1])}", _PATH)
-        if index < 2 or not _NAME.fullmatch(text) or text == b"..":  # chmod has no folder to start at
+        text = _read_string(pid, arguments[index - 1])
+        by_descriptor = _OWN_DESCRIPTOR.fullmatch(text)
+        if by_descriptor is not None:
+            return os.open(f"/proc/{pid}/fd/{int(by_descriptor[1])}", _PATH)
+        if index < 2 or not _NAME.fullmatch(text) or text == b"..":  # chmod takes no descriptor of a folder
             raise ValueError(text)
         folder = os.open(f"/proc/{pid}/fd/{arguments[0] & 0x7FFFFFFF}", _PATH | os.O_DIRECTORY)
         try:
@@ -104,56 +119,62 @@ class Supervisor:
             os.close(folder)
 
 
-def _text(pid: int, address: int) -> bytes:
-    """A string of another process's memory. It may change at any time, which is no matter: it is read once."""
+def _read_string(pid: int, address: int) -> bytes:
+    """Read a string from another process's memory. It is read once, so it does not matter if it changes later."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         memory.seek(address)
-        return memory.read(_LONGEST).partition(b"\0")[0]
+        return memory.read(_MAX_PATH).partition(b"\0")[0]
 
 
 class ListenerChannel:
-    """How the descriptor of a filter's questions comes from the process that becomes QEMU to this one."""
+    """Carries the descriptor of a filter's notifications from the process that becomes QEMU to this process."""
 
     def __init__(self) -> None:
-        self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        """Connect the two ends. The child process inherits them by the fork."""
+        self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def send(self, listener: int) -> None:
-        """Called by the process that becomes QEMU."""
-        socket.send_fds(self.far, [b"."], [listener])
+        """Send the descriptor; called by the process that becomes QEMU."""
+        socket.send_fds(self._sender, [b"."], [listener])
 
     def receive(self) -> int | None:
-        """The descriptor, when the program has been started; None if none came."""
-        self.far.close()
+        """Return the descriptor after QEMU has been started; None if the child process sent none."""
+        self._sender.close()
         with suppress(OSError):
-            descriptors = socket.recv_fds(self.near, 1, 1)[1]
+            descriptors = socket.recv_fds(self._receiver, 1, 1)[1]
             return descriptors[0] if descriptors else None
         return None
 
     def close(self) -> None:
-        """Give back what was not used."""
-        self.near.close()
-        self.far.close()
+        """Close both ends. They may be closed already."""
+        self._receiver.close()
+        self._sender.close()
 
 
 @contextmanager
-def supervising(listener: int | None, arbiter: Supervisor) -> Iterator[None]:
-    """Answer for the length of the block; to what is asked later the answer is ENOSYS."""
+def supervising(listener: int | None, supervisor: Supervisor) -> Iterator[None]:
+    """Respond to notifications during the block, in a thread. Later calls of this kind fail with ENOSYS.
+
+    Args:
+        listener: descriptor of the notifications, which is closed at the end; None does nothing.
+        supervisor: decides on the calls.
+    """
     if listener is None:
         yield
         return
     wake, stop = os.pipe()
-    thread = threading.Thread(target=_serve, args=(listener, wake, arbiter), name="imgkit-arbiter", daemon=True)
+    thread = threading.Thread(target=_serve, args=(listener, wake, supervisor), name="imgkit-supervisor", daemon=True)
     thread.start()
     try:
         yield
     finally:
         os.close(stop)
-        thread.join(5)
+        thread.join(_JOIN_TIMEOUT)
         os.close(wake)
 
 
-def _serve(listener: int, wake: int, arbiter: Supervisor) -> None:
-    """Until the last process with the filter is gone, or ``wake`` is closed."""
+def _serve(listener: int, wake: int, supervisor: Supervisor) -> None:
+    """Respond until the last process with the filter is gone, or the other end of ``wake`` is closed."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(wake, select.POLLIN)
@@ -162,60 +183,63 @@ def _serve(listener: int, wake: int, arbiter: Supervisor) -> None:
             ready = dict(poll.poll())
             if wake in ready or ready.get(listener, 0) & ~select.POLLIN:
                 return
-            _answer_one(listener, arbiter)
+            _respond(listener, supervisor)
     finally:
-        os.close(listener)  # whoever still waits gets ENOSYS
+        os.close(listener)  # calls that still wait fail with ENOSYS
 
 
-def _answer_one(listener: int, arbiter: Supervisor) -> None:
-    question = bytearray(_QUESTION.size)
+def _respond(listener: int, supervisor: Supervisor) -> None:
+    """Receive one notification and send the response."""
+    notification = bytearray(_NOTIFICATION.size)
     try:
-        fcntl.ioctl(listener, _RECEIVE, question)
-    except OSError:  # the thread that asked was killed meanwhile
+        fcntl.ioctl(listener, _RECEIVE, notification)
+    except OSError:  # the thread that made the call was killed meanwhile
         return
-    identity, pid, _, number, _, _, *arguments = _QUESTION.unpack(question)
+    identity, pid, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
 
     def valid() -> bool:
         try:
-            fcntl.ioctl(listener, _VALID, struct.pack("=Q", identity))
+            fcntl.ioctl(listener, _ID_VALID, struct.pack("=Q", identity))
         except OSError:
             return False
         return True
 
     try:
-        error = arbiter.decide(pid, number, tuple(arguments), valid)
-    except Exception:  # the guest must not wait for ever
-        log.exception("set-group-id was not decided")
+        error = supervisor.decide(pid, number, tuple(arguments), valid)
+    except Exception:  # otherwise the guest would wait for ever
+        log.exception("the supervisor of the seccomp filter failed")
         error = errno.EPERM
     with suppress(OSError):
-        fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(identity, 0, -error, 0)))
+        fcntl.ioctl(listener, _SEND, bytearray(_RESPONSE.pack(identity, 0, -error, 0)))
 
 
 def obstacle(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | None = None) -> str:
-    """Why this process may not read the names that QEMU's calls are about, as a phrase; empty if it may.
+    """Return why this process may not read QEMU's memory, as a phrase; empty if it may.
 
-    Set-group-id is refused for folders as well then. Linux' security module Yama (admin-guide/LSM/Yama) lets only a
-    process with CAP_SYS_PTRACE look into its children at 2, and nobody at 3; into those of another user only a process
-    with that capability may ever look (ptrace(2)).
+    If it may not, it cannot read the paths of QEMU's calls, so that set-group-id is refused for folders as well. At
+    level 2, Linux' security module Yama (admin-guide/LSM/Yama) lets only a process with CAP_SYS_PTRACE read the memory
+    of its children, and at level 3 no process. The memory of another user's process can only be read with that
+    capability (ptrace(2)).
 
     Args:
-        scope, status: Yama's setting and the facts about this process (proc(5)).
-        changes: whether QEMU is started as another user; None looks.
+        scope: file with Yama's level.
+        status: file with the capabilities of this process (proc(5)).
+        changes: whether QEMU is started as another user; None finds out.
     """
     level, capable = 0, False
-    with suppress(OSError, ValueError):  # a kernel without it
+    with suppress(OSError, ValueError):  # a kernel without Yama
         level = int(scope.read_text())
     with suppress(OSError, ValueError, KeyError):
-        facts = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        capable = bool(int(facts["CapEff"], 16) & _SYS_PTRACE)
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        capable = bool(int(fields["CapEff"], 16) & _SYS_PTRACE)
     if level >= 3 or (level == 2 and not capable):
         return f"kernel.yama.ptrace_scope is {level}"
-    return (
-        "" if capable or not (can_switch_user() if changes is None else changes) else "this root has not CAP_SYS_PTRACE"
-    )
+    switches = can_switch_user() if changes is None else changes
+    return "this root has not CAP_SYS_PTRACE" if switches and not capable else ""
 
 
 def available(libc: ctypes.CDLL, calls: SyscallTable) -> bool:
-    """Whether this kernel's filters can ask (5.0): SECCOMP_GET_ACTION_AVAIL, seccomp(2)."""
+    """Return whether this kernel's filters can notify a supervisor, as since Linux 5.0 (seccomp(2))."""
+    # SECCOMP_GET_ACTION_AVAIL
     action = struct.pack("=I", 0x7FC00000)  # SECCOMP_RET_USER_NOTIF
     return int(libc.syscall(ctypes.c_long(calls.seccomp), ctypes.c_long(2), ctypes.c_long(0), action)) == 0

@@ -1,12 +1,17 @@
-"""Root's folders, as QEMU and its guest see them when they are shared.
+"""Share folders of root with a QEMU that does not run as root, by idmapped mounts and user namespaces.
 
-With 9p's ``security_model=none`` the guest's kernel checks rights against the owners that the host reports, and what is
-written belongs to whoever runs QEMU. The agent takes over the uid of the owner of the folder it works in
-(docs/agentd.md), but never root's, and QEMU is never root where that can be helped (:mod:`imgkit.vm.sandbox.identity`).
+With 9p's ``security_model=none`` the guest's kernel checks permissions against the owners that the host reports, and
+what the guest writes belongs to the user that runs QEMU. In the guest, the agent takes over the uid of the owner of the
+folder it works in (docs/agentd.md), but never root's. QEMU does not run as root where that can be avoided
+(:mod:`imgkit.vm.sandbox.identity`).
 
-Where this process may (Linux, as root), a QEMU that is nobody gets a view of root's folders in which root and nobody
-have changed places: an idmapped mount (mount_setattr(2)), attached nowhere and gone with the last descriptor of it.
-QEMU is in a user namespace, in which nobody, which is an account of the guest as well, is uid 1000, the agent.
+If this process is root on Linux and QEMU runs as ``nobody``, QEMU gets a view of root's folders in which root and
+nobody have changed places: an idmapped mount (mount_setattr(2)), which is attached nowhere and disappears with its last
+descriptor. QEMU itself runs in a user namespace in which nobody is uid 1000, the agent's, because nobody is an account
+of the guest as well::
+
+    with in_user_namespace(nobody) as user, idmapped_view(folder, user) as descriptor:
+        ...  # share /proc/self/fd/DESCRIPTOR instead of the folder if it is not None
 """
 
 from __future__ import annotations
@@ -28,37 +33,40 @@ log = logging.getLogger("imgkit.vm")
 
 AGENT = 1000
 """The agent's uid and gid (the agentd contract)."""
-_IDS = 2**32 - 1  # the last one means "none"
-# System calls of Linux since they have one number on all architectures (asm-generic/unistd.h); flags of linux/mount.h.
+_IDS = 2**32 - 1  # number of ids; the last 32-bit number means "no id"
+# Numbers of system calls that are the same on all architectures (asm-generic/unistd.h), and flags of linux/mount.h.
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442
 _OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH = 1, -100, 0x1000
 _RDONLY, _NOSUID, _NODEV, _IDMAP = 1, 2, 4, 0x00100000  # MOUNT_ATTR_…
-# A process in a user namespace of its own, for as long as its standard input is open.
+# Source of a process that makes a user namespace and stays in it until its standard input is closed.
 _HOLDER = "import ctypes, sys; print(ctypes.CDLL(None).unshare(0x10000000), flush=True); sys.stdin.read()"
 
 
-def swapped_ids(one: int, other: int) -> str:
-    """A uid_map (user_namespaces(7)) that leaves every id as it is, but for two that change places."""
-    low, high = sorted((one, other))
-    extents = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1)]
-    extents += [(high, low, 1), (high + 1, high + 1, _IDS - high - 1)] if low != high else []
-    if low == high:
-        extents = [(0, 0, _IDS)]
+def swapped_ids(first: int, second: int) -> str:
+    """Return the uid_map (user_namespaces(7)) in which two ids have changed places and all others are unchanged."""
+    low, high = sorted((first, second))
+    extents = [(0, 0, _IDS)]
+    if low != high:
+        extents = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1)]
+        extents += [(high, low, 1), (high + 1, high + 1, _IDS - high - 1)]
     return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in extents if count > 0)
 
 
 @contextmanager
 def in_user_namespace(user: Identity) -> Iterator[Identity]:
-    """``user`` in a user namespace of its own, in which nobody is uid and gid 1000; as it is, where there is none.
+    """Put ``user`` into a new user namespace, in which nobody has uid and gid 1000 and other users keep their ids.
 
-    What other processes of that user may do to one inside ends with signals: they have no rights in the namespace, so
-    they cannot read its memory, or use what it holds open.
+    Other processes of the same user have no capabilities in the namespace. They can send signals to a process in it,
+    but cannot read its memory or use its open files.
+
+    Yields:
+        The user in the namespace; ``user`` itself where no namespace can be made.
     """
     inside = (AGENT, AGENT) if is_nobody(user) else (user.uid, user.gid)
     with ExitStack() as stack:
         try:
             namespace = stack.enter_context(_namespace((user.uid, inside[0]), (user.gid, inside[1])))
-            user = user.seen(namespace, inside)
+            user = user.in_namespace(namespace, inside)
         except OSError as cause:
             log.debug("%s has no user namespace of its own: %s", user, cause)
         yield user
@@ -66,10 +74,18 @@ def in_user_namespace(user: Identity) -> Iterator[Identity]:
 
 @contextmanager
 def idmapped_view(folder: Path, user: Identity, *, read_only: bool = False) -> Iterator[int | None]:
-    """A descriptor of root's ``folder`` in which root is ``user``, and the other way round.
+    """Mount a view of root's ``folder`` in which root and ``user`` have changed places.
 
-    None where that is not possible, and for folders of other owners: of those ``user`` may do what their modes say. The
-    same goes for a user who is somebody: root's rights are lent to nobody only, and not without a namespace.
+    Root's rights to the folder are given to ``nobody`` only, and only to a ``nobody`` in its own user namespace. Any
+    other user may do in the folder what its owner and mode allow, and so may everybody in folders of other owners.
+
+    Args:
+        folder: the folder.
+        user: the user that QEMU runs as.
+        read_only: whether the view may not be written to.
+
+    Yields:
+        A descriptor of the view, or None if there is none, for one of these reasons or because the kernel refuses.
     """
     status = folder.stat()
     if status.st_uid != 0 or not can_switch_user() or user.namespace is None or not is_nobody(user):
@@ -87,7 +103,11 @@ def idmapped_view(folder: Path, user: Identity, *, read_only: bool = False) -> I
 
 @contextmanager
 def _mapped(folder: Path, namespace: int, *, read_only: bool) -> Iterator[int]:
-    """Raises OSError: the kernel, the filesystem or our rights do not allow it."""
+    """Yield a descriptor of an idmapped mount of ``folder``, with the map of a user namespace.
+
+    Raises:
+        OSError: the kernel or the filesystem does not support it, or this process lacks the rights.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     tree = _call(libc, _OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     try:
@@ -101,7 +121,11 @@ def _mapped(folder: Path, namespace: int, *, read_only: bool) -> Iterator[int]:
 
 @contextmanager
 def _namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
-    """A descriptor of a user namespace in which two uids and two gids have changed places."""
+    """Yield a descriptor of a new user namespace in which two uids, and two gids, have changed places.
+
+    Raises:
+        OSError: the namespace cannot be made.
+    """
     argv = [sys.executable, "-I", "-S", "-c", _HOLDER]
     with process.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as holder:
         if holder.stdout is None or holder.stdout.readline() != b"0\n":
@@ -117,8 +141,9 @@ def _namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
 
 
 def _call(libc: ctypes.CDLL, number: int, *arguments: int | bytes) -> int:
-    wide = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
-    result = int(libc.syscall(ctypes.c_long(number), *wide))
+    """Make a system call. Raises OSError if it fails."""
+    words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
+    result = int(libc.syscall(ctypes.c_long(number), *words))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

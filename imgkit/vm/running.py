@@ -18,15 +18,15 @@ from imgkit.errors import UsageError
 from imgkit.host import process
 from imgkit.vm import bootspec, console
 from imgkit.vm.agent import requests
-from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
+from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import KernelPanicError
-from imgkit.vm.net import restricted, rules
+from imgkit.vm.net import allowlist, restricted
 from imgkit.vm.qemu import argv, launch, machines, probe
 from imgkit.vm.qemu.launch import Running
 from imgkit.vm.qemu.privatefolder import private_folder
@@ -34,10 +34,10 @@ from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.rootport import RootCompleted, RootPort
 from imgkit.vm.sandbox import confinement, identity
-from imgkit.vm.shares import ownership, sweep
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares import idmap, specialbits
+from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.monitor import UsageMonitor, monitor_for, monitored
 from imgkit.vm.shares.quotas import Quotas
-from imgkit.vm.shares.watcher import Watcher, watcher_of, watching
 
 log = logging.getLogger("imgkit.vm")
 
@@ -58,7 +58,9 @@ _LOOKS = 100  # of a MiB each: more than a console file has
 class VM:
     """A running machine. Made by :meth:`boot`; over when that block ends."""
 
-    def __init__(self, what: Boot, running: Running, verdict: Accelerator, log_: ConsoleLog, watcher: Watcher) -> None:
+    def __init__(
+        self, what: Boot, running: Running, verdict: Accelerator, log_: ConsoleLog, watcher: UsageMonitor
+    ) -> None:
         self.what = what
         self.verdict = verdict
         self.memory_mib = running.spec.memory_mib
@@ -72,7 +74,7 @@ class VM:
         self._looked = 0.0
         self._off = False
         self._stack = ExitStack()
-        self._folders: dict[str, Folder] = {}
+        self._folders: dict[str, SharedFolder] = {}
         self._transport = self._connect()
         self._root = RootPort(running.ports[argv.ROOT_PORT], self.check) if what.root_port else None
 
@@ -291,7 +293,7 @@ class VM:
         """The newest heartbeat."""
         return self._transport.heartbeat()
 
-    def share(self, tag: str) -> Folder:
+    def share(self, tag: str) -> SharedFolder:
         """A shared folder, for reading and writing without being led astray by what the guest puts there."""
         return self._folders[tag]
 
@@ -305,8 +307,8 @@ class VM:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         mounts: Mapping[str, Mapping[str, str]] | None = None,
-        on_permission: OnPermission = refuse,
-        on_host_tool: OnHostTool = no_tool,
+        on_permission: OnPermission = deny_permission,
+        on_host_tool: OnHostTool = reject_host_tool,
         auto_approve: bool = False,
         timeout: float | None = None,
         extra: Mapping[str, Any] | None = None,
@@ -336,7 +338,7 @@ class VM:
             on_permission=on_permission,
             on_host_tool=on_host_tool,
             timeout=seconds,
-            late=late,
+            timeout_hint=late,
             alive=self.check,
         )
 
@@ -372,13 +374,13 @@ class VM:
         return self._root.run(words, stdin=stdin, timeout=timeout)
 
     @property
-    def serial(self) -> SerialMode:
+    def serial(self) -> SerialTransport:
         """The serial transport, for pushing and receiving files.
 
         Raises:
             UsageError: the machine was booted in file mode.
         """
-        if not isinstance(self._transport, SerialMode):
+        if not isinstance(self._transport, SerialTransport):
             raise UsageError("files go through shares in file mode", hint="boot with ipc='serial'")
         return self._transport
 
@@ -411,11 +413,11 @@ class VM:
 
     def _connect(self) -> Transport:
         for share in self._running.spec.shares:
-            self._folders[share.tag] = folder = Folder(share.path)
+            self._folders[share.tag] = folder = SharedFolder(share.path)
             self._stack.callback(folder.close)
         if self.what.ipc == "serial":
-            return SerialMode(self._running.ports[argv.IPC_PORT])
-        return FileMode(self._folders["ipc"])
+            return SerialTransport(self._running.ports[argv.IPC_PORT])
+        return FileTransport(self._folders["ipc"])
 
     def close(self) -> None:
         """Give back descriptors; :meth:`boot` calls it."""
@@ -440,29 +442,29 @@ def _sooner(own: float | None, quota: float | None) -> tuple[float | None, str]:
 def _user(what: Boot, verdict: Accelerator, stack: ExitStack) -> identity.Identity | None:
     """Whom QEMU runs as, where root starts it."""
     device = probe.KVM if verdict.accelerator == "kvm" else None
-    user = identity.choose(what.shares.get("work"), device=device)
+    user = identity.choose_user(what.shares.get("work"), device=device)
     if user is None:
         return None
     log.debug("QEMU runs as %s", user)
-    return stack.enter_context(ownership.apart(user))
+    return stack.enter_context(idmap.in_user_namespace(user))
 
 
 def _shown(share: argv.Share, user: identity.Identity | None, private: Path, stack: ExitStack) -> argv.Share:
     """A share as QEMU sees it: a QEMU that is nobody may do in root's folders what root may."""
-    if not share.read_only and not confinement.filters_calls():
+    if not share.read_only and not confinement.filters_system_calls():
         stack.callback(_swept, share.path, time.time())
     if user is None:
         return share
     if share.path.parent == private:
         os.chown(share.path, user.uid, user.gid)
         return share
-    return replace(share, view=stack.enter_context(ownership.view(share.path, user, read_only=share.read_only)))
+    return replace(share, view=stack.enter_context(idmap.idmapped_view(share.path, user, read_only=share.read_only)))
 
 
 def _swept(folder: Path, since: float) -> None:
     """What a kernel without filters let through does not stay."""
     try:
-        changed = sweep.drop_special_bits(folder, since=since)
+        changed = specialbits.drop_special_bits(folder, since=since)
     except OSError as cause:
         log.warning("%s: not looked through for set-user-id programs of the guest: %s", folder, cause.strerror or cause)
         return
@@ -483,18 +485,18 @@ def _machine(what: Boot, verdict: Accelerator) -> Iterator[VM]:
         spec = replace(spec, accelerator=verdict.argument, cpu=what.cpu or verdict.cpu)
         spec = replace(spec, shares=tuple(_shown(share, user, folder.resolve(), stack) for share in spec.shares))
         if what.network == "restricted":
-            spec = replace(spec, link=stack.enter_context(restricted.network(rules.parse(what.allow))))
+            spec = replace(spec, link=stack.enter_context(restricted.network(allowlist.parse(what.allow))))
         ports = [argv.IPC_PORT] if what.ipc == "serial" else []
         ports += [argv.ROOT_PORT] if what.root_port else []
         memory = launch.MEMORY_STEPS if what.memory_mib is None else (what.memory_mib,)
         if what.ipc == "file":  # before the guest can see it
-            ipc = Folder(next(share.path for share in spec.shares if share.tag == "ipc"))
-            FileMode(ipc).close()
+            ipc = SharedFolder(next(share.path for share in spec.shares if share.tag == "ipc"))
+            FileTransport(ipc).close()
         log_ = stack.enter_context(closing(ConsoleLog(spec.console, anew=spec.style == "host-app")))
         spec = replace(spec, log=log_.writing)
-        watcher = watcher_of(spec, what.quotas, user)
+        watcher = monitor_for(spec, what.quotas, user)
         running = stack.enter_context(launch.launched(spec, folder, memory=memory, ports=ports, user=user))
-        measured = watching(watcher, spec, what.quotas.disk, running.child, running.stderr, log_.shorten)
+        measured = monitored(watcher, spec, what.quotas.disk, running.child, running.stderr, log_.shorten)
         stack.enter_context(measured)
         vm = VM(what, running, verdict, log_, watcher)
         stack.callback(vm.close)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imgkit.cli import main as cli
+from imgkit.cli.main import main as imgkit
 
 OLD = '{"lock": 1, "architectures": {}}'
 """The lock that is there before each run."""
@@ -105,7 +105,7 @@ def run(words: list[str], said: Path, disk: Disk | None = None) -> tuple[int, in
                 os.dup2(sink.fileno(), descriptor)
         if disk is not None:
             disk.install()
-        status = cli.main(words)
+        status = imgkit(words)
         os.write(writing, str(disk.taken if disk else 0).encode())
         os._exit(status)
     os.close(writing)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.cli import machineoptions
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.errors import InputError
 from imgkit.image.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
 from imgkit.vm.agent.protocol import Heartbeat
@@ -65,7 +65,7 @@ def nothing() -> None:
 
 def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     during(nothing)
-    assert cli.main(["boot", str(image)]) == 0
+    assert main(["boot", str(image)]) == 0
     assert capsys.readouterr() == (f"{image}: agent ready after 9.5 s (tcg)\n", "")
     record = json.loads((image.parent / "linux-amd64.boot.json").read_text())
     time = record["boots"]["bios"].pop("time")
@@ -96,13 +96,13 @@ def test_boots_with_several_firmwares_gather(image: Path, during: Callable[..., 
     initramfs.write_bytes(b"i")
     for firmware, files in (("bios", ()), ("direct", (kernel, initramfs))):
         during(nothing, firmware, files)
-        assert cli.main(["boot", str(image)]) == 0
+        assert main(["boot", str(image)]) == 0
     boots = json.loads(path_of(image).read_text())["boots"]
     assert set(boots) == {"bios", "direct"}
     assert (boots["direct"]["kernel"], boots["direct"]["initramfs"]) == (facts(kernel), facts(initramfs))
     image.write_bytes(b"QFI\xfb rebuilt")
     during(nothing, "uefi")
-    assert cli.main(["boot", str(image)]) == 0
+    assert main(["boot", str(image)]) == 0
     record = json.loads(path_of(image).read_text())
     assert set(record["boots"]) == {"uefi"}, "boots of other bytes are forgotten"
     assert record["image"] == facts(image)
@@ -128,7 +128,7 @@ def test_an_image_that_changed_meanwhile_is_not_proved(
     change: Callable[[Path], None], image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     during(lambda: change(image))
-    assert cli.main(["boot", str(image)]) == 0
+    assert main(["boot", str(image)]) == 0
     assert not path_of(image).exists()
     said = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
     assert capsys.readouterr().err == said
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_is_no_failed_boot(
     descriptor = os.open(image, os.O_RDONLY)
     try:
         path = f"/proc/self/fd/{descriptor}"
-        assert cli.main(["boot", path]) == 0
+        assert main(["boot", path]) == 0
     finally:
         os.close(descriptor)
     (line,) = capsys.readouterr().err.splitlines()
@@ -166,7 +166,7 @@ def test_a_raw_image_has_no_record(
     """It may be tens of gigabytes of nothing, and is not what is published."""
     image.write_bytes(bytes(512))
     during(nothing)
-    assert cli.main(["boot", str(image)]) == 0
+    assert main(["boot", str(image)]) == 0
     assert capsys.readouterr().err == ""
     assert not path_of(image).exists()
 
@@ -175,7 +175,7 @@ def test_a_record_lies_beside_the_name_that_was_given(image: Path, tmp_path: Pat
     link = tmp_path / "linux-amd64.qcow2"
     link.symlink_to(image)
     during(nothing)
-    assert cli.main(["boot", str(link)]) == 0
+    assert main(["boot", str(link)]) == 0
     assert read(tmp_path / "linux-amd64.boot.json") is not None
     assert not path_of(image).exists()
 
@@ -184,12 +184,12 @@ def test_a_published_folder_stays_as_it_is(
     tmp_path: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, target = proved(tmp_path / "out", "amd64"), tmp_path / "publish"
-    assert cli.main(["publish", "v1", "--from", str(out), "--to", str(target)]) == 0
+    assert main(["publish", "v1", "--from", str(out), "--to", str(target)]) == 0
     before = {path.name: path.read_bytes() for path in (target / "v1").iterdir()}
     during(nothing, "uefi")
     capsys.readouterr()
     image = target / "v1/image-linux-amd64.qcow2"
-    assert cli.main(["boot", str(image)]) == 0
+    assert main(["boot", str(image)]) == 0
     assert "is part of a publication" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (target / "v1").iterdir()} == before
 

@@ -14,7 +14,7 @@ from fixtures import apkbuild
 from fixtures.apkbuild import Apk, Entry
 from fixtures.keys import Keys, load, new_rsa
 from fixtures.server import HTML, NOT_FOUND, Fault, Site
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.fetch.http import Http
 from imgkit.rootfs.binaries.examine import Findings, Lacking
 from imgkit.vm.qemu.machines import host_arch
@@ -56,7 +56,7 @@ class Builder:
         for name, value in self.here.environment.items():
             self._patch.setenv(name, value)
         self._patch.setattr("tempfile.tempdir", str(self.here.tmp))
-        status = cli.main([str(word) for word in self.words(*more, recipe=recipe, mirror=mirror)])
+        status = main([str(word) for word in self.words(*more, recipe=recipe, mirror=mirror)])
         return Ran(status, *self._capsys.readouterr())
 
     def fails(self, status: int, error: str, hint: str | None = None, **how: str) -> Ran:

@@ -14,7 +14,7 @@ from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
 from imgkit.apk import branches
 from imgkit.apk.branches import branch_of, end_of
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
@@ -59,7 +59,7 @@ class Attack:
             for name, value in {**self.here.environment, **environment}.items():
                 patch.setenv(name, value)
             patch.setattr("tempfile.tempdir", str(self.here.tmp))
-            status = cli.main([str(word) for word in command])
+            status = main([str(word) for word in command])
         return Ran(status, *self._capsys.readouterr())
 
     @property

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.apk.index import format_record
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.errors import InputError, RecipeError
 from imgkit.host.jsonfile import DEEPEST, parse_json, read_json
 from imgkit.image import bootrecord
@@ -245,11 +245,11 @@ def test_commands_call_it_bad_input(attack: str, tmp_path: Path, capsys: pytest.
     recipe.write_text(SMALL_RECIPE)
     recipe.with_suffix(".lock").write_bytes(data)
     words = ["build", str(recipe), "--locked", "--arch", "amd64", "--offline", "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 4
+    assert main(words) == 4
     image = tmp_path / "linux-amd64.qcow2"
     image.write_bytes(b"QFI\xfb" + bytes(100))
     image.with_suffix(".manifest.json").write_bytes(data)
-    assert cli.main(["publish", "v1", "--from", str(tmp_path), "--to", str(tmp_path / "publish")]) == 4
+    assert main(["publish", "v1", "--from", str(tmp_path), "--to", str(tmp_path / "publish")]) == 4
     assert "bug" not in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import pycdlib
 import pytest
 
 from imgkit.cli import machineoptions
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from tests.conftest import need_program
 from tests.publications import facts
 
@@ -57,13 +57,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_whether_the_guest_is_waited_for(
     words: list[str], settle: bool, image: Path, asked: list[dict[str, Any]]
 ) -> None:
-    assert cli.main(["boot", str(image), *words]) == 0
+    assert main(["boot", str(image), *words]) == 0
     assert [call["settle"] for call in asked] == [settle]
 
 
 def test_a_direct_boot_is_a_record_of_all_three_files(image: Path, asked: list[dict[str, Any]]) -> None:
     kernel, initramfs = (image.with_name(f"{what}-virt-amd64") for what in ("vmlinuz", "initramfs"))
-    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 0
+    assert main(["boot", str(image), "--firmware", "direct"]) == 0
     assert [(call["kernel"], call["initrd"]) for call in asked] == [(kernel, initramfs)]
     record = json.loads(image.with_suffix(".boot.json").read_text())
     assert record["image"] == facts(image)
@@ -80,18 +80,18 @@ def test_a_direct_boot_takes_what_the_manifest_names(
     boot = {"kernel": facts(kernel), "initramfs": facts(initramfs)}
     manifest = image.with_suffix(".manifest.json")
     manifest.write_text(json.dumps({"manifest": 1, "files": {}, "boot": boot}))
-    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 0
+    assert main(["boot", str(image), "--firmware", "direct"]) == 0
     assert [(call["kernel"], call["initrd"]) for call in asked] == [(kernel, initramfs)]
     kernel.unlink()
-    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 4
+    assert main(["boot", str(image), "--firmware", "direct"]) == 4
     assert "vmlinuz-virt-amd64: not there" in capsys.readouterr().err
     manifest.write_text("{}")
-    assert cli.main(["boot", str(image), "--firmware", "direct"]) == 4
+    assert main(["boot", str(image), "--firmware", "direct"]) == 4
     assert len(asked) == 1
 
 
 def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list[dict[str, Any]]) -> None:
-    assert cli.main(["boot", str(image), "--firmware", "uefi"]) == 0
+    assert main(["boot", str(image), "--firmware", "uefi"]) == 0
     assert [(call["kernel"], call["initrd"]) for call in asked] == [(None, None)]
     assert {"kernel", "initramfs"}.isdisjoint(json.loads(image.with_suffix(".boot.json").read_text())["boots"]["uefi"])
 
@@ -110,7 +110,7 @@ def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list
     ],
 )
 def test_networks(words: list[str], network: str, allow: list[str], image: Path, asked: list[dict[str, Any]]) -> None:
-    assert cli.main(["boot", str(image), *words]) == 0
+    assert main(["boot", str(image), *words]) == 0
     assert [(call["network"], call["allow"]) for call in asked] == [(network, allow)]
 
 
@@ -126,7 +126,7 @@ def test_networks(words: list[str], network: str, allow: list[str], image: Path,
 def test_networks_that_make_no_sense(
     words: list[str], message: str, image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["boot", str(image), *words]) == 2
+    assert main(["boot", str(image), *words]) == 2
     assert message in capfd.readouterr().err
     assert asked == []
 
@@ -154,7 +154,7 @@ def test_a_file_of_variables(
     monkeypatch.setenv("HOST_HAS", "here")
     monkeypatch.delenv("HOST_LACKS", raising=False)
     words = ["--env", "C=6", "--env-file", str(one), "--env-file", str(other)]
-    assert cli.main(["boot", str(image), *words]) == 0
+    assert main(["boot", str(image), *words]) == 0
     assert variables(asked) == {
         "A": "2",
         "B": "4",
@@ -193,7 +193,7 @@ def test_a_wrong_line_is_named_and_never_its_value(
 ) -> None:
     path = tmp_path / "a.env"
     path.write_bytes(b"OK=1\n" + line + b"\n")
-    assert cli.main(["boot", str(image), "--env-file", str(path)]) == 2
+    assert main(["boot", str(image), "--env-file", str(path)]) == 2
     said = capfd.readouterr().err
     assert f"error: --env-file {path}: line 2: " in said
     assert what in said
@@ -207,7 +207,7 @@ def test_files_that_cannot_be_read(
     big = tmp_path / "big"
     big.write_bytes(b"#" * ((4 << 20) + 1))
     for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (big, "larger than 4 MiB")):
-        assert cli.main(["boot", str(image), "--env-file", str(path)]) == 2
+        assert main(["boot", str(image), "--env-file", str(path)]) == 2
         assert f"error: --env-file {path}: {why}" in capfd.readouterr().err
     assert asked == []
 
@@ -216,7 +216,7 @@ def test_shares_for_reading_only(image: Path, asked: list[dict[str, Any]], tmp_p
     for name in ("a", "b", "c:ro", "d:x"):
         (tmp_path / name).mkdir()
     words = [f"a={tmp_path}/a:ro", f"b={tmp_path}/b:rw", f"c={tmp_path}/c:ro:rw", f"d={tmp_path}/d:x"]
-    assert cli.main(["boot", str(image), *(part for word in words for part in ("--share", word))]) == 0
+    assert main(["boot", str(image), *(part for word in words for part in ("--share", word))]) == 0
     (call,) = asked
     assert call["shares"] == {tag: tmp_path / name for tag, name in zip("abcd", ("a", "b", "c:ro", "d:x"), strict=True)}
     assert call["read_only"] == {"a"}
@@ -224,5 +224,5 @@ def test_shares_for_reading_only(image: Path, asked: list[dict[str, Any]], tmp_p
 
 @pytest.mark.parametrize("word", ["a=:ro", "a=/none:ro", "a:ro"])
 def test_no_folder_before_the_mode(word: str, image: Path, asked: list[dict[str, Any]]) -> None:
-    assert cli.main(["boot", str(image), "--share", word]) == 2
+    assert main(["boot", str(image), "--share", word]) == 2
     assert asked == []

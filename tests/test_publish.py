@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fixtures.server import Fault, Site, serve
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.host import interrupts
 from tests import hostdownload
 from tests.conftest import need_program
@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish(*words: str) -> int:
-    return cli.main(["publish", *words])
+    return main(["publish", *words])
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.cli import main as cli
 from imgkit.cli import several
 from imgkit.cli.commands import inspect, run
 from imgkit.cli.hostchecks import HostCheck
+from imgkit.cli.main import main
 from imgkit.errors import GuestError, InputError
 from imgkit.host import terminal
 from imgkit.host.progress import bar
@@ -143,7 +143,7 @@ def test_errors(
     error: Exception, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fails(monkeypatch, error)
-    assert cli.main(["doctor", *words]) != 0
+    assert main(["doctor", *words]) != 0
     written = capfd.readouterr()
     assert "nice" in written.err
     assert obeyed(written.err) == []
@@ -154,14 +154,14 @@ def test_the_findings_of_the_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     finding = HostCheck(HOSTILE, ok=False, detail=HOSTILE, purpose=HOSTILE, fix=HOSTILE)
     monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda _: [finding])
     for words in ([], ["--json"]):
-        cli.main(["doctor", *words])
+        main(["doctor", *words])
         assert obeyed(capfd.readouterr().out) == []
 
 
 def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda _: [])
     monkeypatch.setattr("imgkit.cli.commands.doctor.table", lambda _: logging.getLogger("imgkit").warning(LOGGED))
-    cli.main(["doctor"])
+    main(["doctor"])
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", screen)
@@ -228,7 +228,7 @@ def test_the_result_of_a_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert obeyed(written.removeprefix("\x1b[1mbold")) == []
     for result in (AgentResult("error", LOGGED, exit_code=127), AgentResult("error", LOGGED)):
         ends_with(monkeypatch, result)
-        cli.main(["run", "x.qcow2", "--", "true"])
+        main(["run", "x.qcow2", "--", "true"])
         written = capfd.readouterr().err
         assert "nice" in written
         assert obeyed(written) == []

@@ -15,7 +15,7 @@ from fixtures.apkbuild import Apk
 from fixtures.keys import new_rsa
 from fixtures.server import Site
 from imgkit import recipe
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, hash_file
 from imgkit.planning import lockfile
@@ -64,7 +64,7 @@ def locked(here: Place, small: Small, site: Site, monkeypatch: pytest.MonkeyPatc
         for name, value in here.environment.items():
             patch.setenv(name, value)
         words = ["lock", here.recipe, "--mirror", site.url, "--release-key", small.release_key]
-        assert cli.main([str(word) for word in words]) == 0
+        assert main([str(word) for word in words]) == 0
     return made
 
 
@@ -153,5 +153,5 @@ def test_the_command_checks_it(
     monkeypatch.setattr("tempfile.tempdir", str(locked.here.tmp))
     words = ["build", locked.here.recipe, "--locked", "--mirror", locked.site.url, "--arch", "all"]
     words += ["--release-key", small.release_key, "--out", locked.here.out]
-    ran = Ran(cli.main([str(word) for word in words]), *capsys.readouterr())
+    ran = Ran(main([str(word) for word in words]), *capsys.readouterr())
     check_failure(ran, locked.here, 4, "hello-1.0-r0.apk: is in none of the indexes that the lock names", "lock file")

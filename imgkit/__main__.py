@@ -1,31 +1,25 @@
-"""``python -m imgkit``, and the console script."""
+"""``python -m imgkit``, and the console script.
 
-import os
-import signal
+Signals are handled from the first line on, before the other modules are imported, which takes a while; see
+:mod:`imgkit.host.interrupts`.
+"""
+
 import sys
-from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from imgkit.host import interrupts
+
+INTERRUPTED = 130  # imgkit.errors.INTERRUPTED, which is not imported yet
 
 
 def program() -> NoReturn:
-    """Run the command line as a program: from its first line to its last a signal ends it with status 130."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, leave)
+    """Run the command line as a program. A signal ends it with status 130 at any time, from first to last."""
+    interrupts.exit_on_signals(INTERRUPTED)
     from imgkit.cli.main import main
 
     status = main()
-    for number in SIGNALS:  # the interpreter's own end would take the handlers away, but lets this be
-        signal.signal(number, signal.SIG_IGN)
+    interrupts.ignore()  # the interpreter resets handlers when it ends, but not to ignore a signal
     sys.exit(status)
-
-
-def leave(_number: int, _frame: FrameType | None) -> None:
-    """Before the first line of work and after the last one there is nothing to clean up."""
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,33 @@
-"""What can go wrong, by whose fault it is.
+"""The errors of imgkit, by whose fault a failure is, and the exit statuses of the program.
 
-Every error is one line that names the thing, and where there is something to do about it one hint. The command line
-prints them in one place (:func:`imgkit.cli.main.main`) and turns the class into the exit status. Whatever else escapes
-is a bug in imgkit (status 70).
+Every error is one line that names the thing, and a hint if there is something to do about it. The command line prints
+both in one place (:func:`imgkit.cli.main.main`) and leaves with the ``exit_status`` of the class:
+
+======  =======================  ==================================================================================
+status  class                    cause
+======  =======================  ==================================================================================
+0       none                     The command is done. A reader that closes our output early is not a failure.
+2       :class:`UsageError`      The command line or an environment variable is wrong.
+3       :class:`RecipeError`     The recipe is wrong.
+4       :class:`InputError`      An input is missing or cannot be trusted; or an image differs from its manifest.
+5       :class:`HostError`       This host lacks something; or ``imgkit doctor`` misses something that is required.
+6       :class:`GuestError`      The guest failed.
+70      anything else            A bug in imgkit, the only failure with a traceback (``--debug`` prints one for all).
+130     KeyboardInterrupt        Ctrl-C, SIGTERM or SIGHUP.
+======  =======================  ==================================================================================
+
+``imgkit run`` leaves with the status of the guest's command instead; 128 and more stand for a signal there.
+
+Packages that know more of a cause have subclasses for it, so that a caller can catch what it can deal with:
+:mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.failures` for disks and images, and
+:mod:`imgkit.vm.failures` for guests::
+
+    try:
+        build(request)
+    except MissingProgramError as error:
+        install(error.program)
+    except ImgkitError as error:
+        print(error, error.hint)
 """
 
 from __future__ import annotations
@@ -11,14 +36,23 @@ from collections.abc import Sequence
 
 from imgkit.host import terminal
 
+BUG = 70
+"""Exit status for an exception that is not one of these."""
+INTERRUPTED = 130
+"""Exit status after a signal that ends the program."""
+
 
 class ImgkitError(Exception):
-    """Base of all expected failures. ``exit_status`` is what the command line leaves with.
+    """Base class of all expected failures.
 
-    ``message`` is as it was given. It may quote a mirror, a guest or a file name: ``str()`` is fit for a terminal.
+    Attributes:
+        message: one line that names the thing. It may quote a mirror, a guest or a file name as it is; ``str()`` of the
+            error has control characters escaped and can be printed to a terminal.
+        hint: what to do about it, in one line; None if there is nothing to advise.
+        exit_status: what the command line leaves with.
     """
 
-    exit_status = 70
+    exit_status = BUG
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -36,7 +70,7 @@ class UsageError(ImgkitError):
 
 
 class RecipeError(ImgkitError):
-    """The recipe is wrong. ``problems`` holds every fault found, each one line."""
+    """The recipe is wrong. ``problems`` holds every fault that was found, each as one line."""
 
     exit_status = 3
 
@@ -46,7 +80,7 @@ class RecipeError(ImgkitError):
 
 
 class InputError(ImgkitError):
-    """An input (download, package, signature, payload) could not be had or cannot be trusted."""
+    """An input (download, package, signature, payload, image) is missing or cannot be trusted."""
 
     exit_status = 4
 
@@ -58,6 +92,6 @@ class HostError(ImgkitError):
 
 
 class GuestError(ImgkitError):
-    """The guest failed: the image does not boot, the agent does not answer, a request went wrong."""
+    """The guest failed: the image does not boot, the agent does not answer, or a request went wrong."""
 
     exit_status = 6

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.cli import main as cli
+from imgkit.cli.command import Invocation
 from imgkit.cli.commands import COMMANDS, build
+from imgkit.cli.main import main
+from imgkit.cli.parser import parse
 from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
 from imgkit.host import interrupts, scratch
 from imgkit.recipe import load
@@ -30,7 +32,7 @@ NOWHERE = "http://127.0.0.1:9/"
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     """Status and lines of stderr of a command that says nothing on stdout."""
-    status = cli.main(words)
+    status = main(words)
     out, err = capsys.readouterr()
     assert out == ""
     return status, err.splitlines()
@@ -145,7 +147,7 @@ def test_wrong_variables(
 
 
 def options(*words: str) -> argparse.Namespace:
-    return cli.parser().parse_args(["build", "recipe.py", *words])
+    return parse(["build", "recipe.py", *words])
 
 
 def test_an_option_beats_a_variable_and_a_variable_beats_the_recipe(tmp_path: Path) -> None:
@@ -186,9 +188,7 @@ def test_lock_takes_no_option_that_would_do_nothing(capsys: pytest.CaptureFixtur
 
 def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--version"], ["--help"], *([command.NAME, "--help"] for command in COMMANDS)):
-        with pytest.raises(SystemExit) as left:
-            cli.main(words)
-        assert left.value.code == 0
+        assert main(words) == 0
         out, err = capsys.readouterr()
         assert out
         assert not err
@@ -200,7 +200,7 @@ def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
     """Words of a command that raises ``error``."""
 
-    def raises(_options: argparse.Namespace) -> int:
+    def raises(_options: argparse.Namespace, _invocation: Invocation) -> int:
         raise error
 
     monkeypatch.setattr("imgkit.cli.commands.doctor.run", raises)
@@ -248,7 +248,7 @@ def test_messages_stay_on_their_line_and_give_terminals_no_orders(
 
 def test_failures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     error = RecipeError("r.py: 2 faults: a; b", hint="do", problems=["a", "b"])
-    assert cli.main([*failing(monkeypatch, error), "--json"]) == 3
+    assert main([*failing(monkeypatch, error), "--json"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out) == {
         "error": {"status": 3, "message": "r.py: 2 faults", "hint": "do", "problems": ["a", "b"], "console": ""},
@@ -258,7 +258,7 @@ def test_failures_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_wrong_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["boot", "--json"]) == 2
+    assert main(["boot", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["status"] == 2
 
 
@@ -333,9 +333,9 @@ def test_output_that_cannot_be_written(here: Place) -> None:
 WAITS = """
 import imgkit.cli.commands.doctor as doctor, sys, time
 from pathlib import Path
-from imgkit.cli import main as cli
+from imgkit.cli.main import main
 from imgkit.host import scratch
-def run(options):
+def run(options, invocation):
     with scratch.folder(Path.cwd(), ".imgkit-"):
         try:
             print("ready", flush=True)
@@ -344,7 +344,7 @@ def run(options):
             print("cleaning", flush=True)
             time.sleep(0.5)
 doctor.run = run
-sys.exit(cli.main(["doctor"]))
+sys.exit(main(["doctor"]))
 """
 
 
@@ -429,14 +429,14 @@ def test_a_signal_just_before_or_after_the_work(
 
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     monkeypatch.setattr(place, name, interrupted)
-    assert cli.main(["build", "/nowhere.py"]) == 130
+    assert main(["build", "/nowhere.py"]) == 130
     assert capsys.readouterr().err.endswith("error: interrupted\n")
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
 
 def test_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
-    assert cli.main(["build", "/nowhere.py"]) == 3
+    assert main(["build", "/nowhere.py"]) == 3
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from imgkit import __main__ as program
+from imgkit import errors
+from imgkit.cli.parser import parsers
 from script import reference
 
 ROOT = Path(__file__).parents[1]
@@ -19,13 +22,60 @@ def test_the_reference_is_current() -> None:
     assert reference.PAGE.read_text() == reference.page(), "python -m script.reference makes it anew"
 
 
+def test_the_manual_page_is_current() -> None:
+    assert reference.MAN_PAGE.read_text() == reference.man_page(), "python -m script.reference --man makes it anew"
+
+
+def test_the_manual_page_has_every_command_option_and_variable() -> None:
+    page = reference.man_page()
+    _, commands = parsers()
+    for name, command in commands.items():
+        assert f".SS imgkit {name}\n" in page
+        for option in command._option_string_actions:
+            assert reference.roff(option) in page
+    for names, _ in reference.VARIABLES:
+        assert f".B {names.replace('`', '')}\n" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--share TAG=DIR[:ro]", "\\-\\-share TAG=DIR[:ro]"),
+        (".hidden", "\\&.hidden"),
+        ("'quoted' \\x", "\\(aqquoted\\(aq \\ex"),
+        ("COMMAND…", "COMMAND..."),
+        ("… é", "\\&... \\[u00E9]"),
+    ],
+)
+def test_text_in_the_manual_page_is_no_request(text: str, expected: str) -> None:
+    assert reference.roff(text) == expected
+
+
+def test_the_manual_page_has_no_warnings() -> None:
+    """groff, where there is one, reads the page without a complaint, and shows an option as it is typed."""
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    argv = ["groff", "-man", "-Tascii", "-ww", str(reference.MAN_PAGE)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--allow-stale-mirror" in re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout)
+
+
+def test_exit_statuses_are_those_of_the_errors() -> None:
+    kinds = (errors.UsageError, errors.RecipeError, errors.InputError, errors.HostError, errors.GuestError)
+    expected = [0, *(kind.exit_status for kind in kinds), errors.BUG, errors.INTERRUPTED]
+    assert [int(status) for status, _ in reference.STATUSES] == expected
+    assert [int(status) for status in re.findall(r"^([0-9]+) ", str(errors.__doc__), re.MULTILINE)] == expected
+    assert program.INTERRUPTED == errors.INTERRUPTED
+
+
 def test_the_reference_knows_every_variable() -> None:
     text = "\n".join(path.read_text() for path in sorted((ROOT / "imgkit").rglob("*.py")))
     read = set(re.findall(r"environ(?:ment)?(?:\.get\(|\[)\"([A-Z_]+)\"", text)) | set(
         re.findall(r"\"((?:IMGKIT|ALPINE|IMAGE|AGENT_RUNNER)_[A-Z_]+)\"", text)
     )
     assert {"OUT_DIR", "IMGKIT_CACHE", "ALPINE_MIRROR", "IMGKIT_FIRMWARE_ROOT"} <= read
-    named = set(re.findall(r"[A-Z_]{4,}", reference.TAIL))
+    named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in reference.VARIABLES)))
     assert read - named == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_BUILD_ID"} & read
 
 

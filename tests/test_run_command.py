@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from imgkit.cli import machineoptions
+from imgkit.cli.command import Invocation
 from imgkit.cli.commands import run
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.protocol import AgentResult, parse_event
@@ -51,7 +52,7 @@ def test_how_a_request_can_end(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert run.run(ended(monkeypatch, **event)) == status
+    assert run.run(ended(monkeypatch, **event), Invocation()) == status
     assert "".join(caplog.messages) == said
 
 
@@ -72,17 +73,17 @@ def test_without_the_wait_the_request_says_so(no_wait: bool, monkeypatch: pytest
         yield SimpleNamespace(request=request, kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    assert run.run(options) == 0
+    assert run.run(options, Invocation()) == 0
     assert sent == [{"awaitSystem": False} if no_wait else None]
 
 
 def test_an_error_without_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuestError, match="no agent is configured"):
-        run.run(ended(monkeypatch, subtype="error", exitCode=None, result="no agent is configured"))
+        run.run(ended(monkeypatch, subtype="error", exitCode=None, result="no agent is configured"), Invocation())
 
 
 def test_an_unset_variable_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ended(monkeypatch, subtype="success")
     options.work = ""
     with pytest.raises(UsageError, match="--work: no folder"):
-        run.run(options)
+        run.run(options, Invocation())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.cli import several
+from imgkit.cli.buildreport import BuildReport, StepReport
 from imgkit.errors import HostError, InputError, RecipeError
 
 # $0 is sys.executable; the last word is the architecture, whose script says what becomes of it.
@@ -29,7 +31,25 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def good(arch: str, before: str = "") -> str:
-    return f"{before}\necho 'plan …' >&2\necho 'total  1.0 s' >&2\n" + f"""echo '[{{"arch": "{arch}"}}]'\n"""
+    told = json.dumps([report(arch).to_json()])
+    return f"{before}\necho 'plan …' >&2\necho 'total  1.0 s' >&2\necho '{told}'\n"
+
+
+def report(arch: str) -> BuildReport:
+    """What a build of ``arch`` reports."""
+    steps = (StepReport("plan", 0.0, 1.0), StepReport("write", 1.0, 0.5))
+    return BuildReport(
+        arch=arch,
+        image=f"out/linux-{arch}.qcow2",
+        kernel=f"out/vmlinuz-{arch}",
+        initramfs=f"out/initramfs-{arch}",
+        manifest=f"out/linux-{arch}.manifest.json",
+        buildId="id",
+        size=3,
+        seconds=1.5,
+        peakMemory=4096,
+        steps=steps,
+    )
 
 
 def test_the_results_come_with_messages_that_say_whose_they_are(
@@ -38,7 +58,7 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
     for arch in ("amd64", "arm64"):
         (scripts / arch).write_text(good(arch, before="sleep 2" if arch == "amd64" else ""))
     words = ["build", "recipe.py", "--arch", "all", "--out", "x"]
-    assert list(several.build_all(words, ["amd64", "arm64"], 2)) == [{"arch": "arm64"}, {"arch": "amd64"}]
+    assert list(several.build_all(words, ["amd64", "arm64"], 2)) == [report("arm64"), report("amd64")]
     said = capsys.readouterr().err.splitlines()
     assert sorted(said) == [f"{arch}: {text}" for arch in ("amd64", "arm64") for text in ("plan …", "total  1.0 s")]
     assert (scripts / "words-arm64").read_text() == "-m imgkit build recipe.py --out x --json --arch arm64\n"
@@ -47,7 +67,7 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
 def test_no_more_run_at_once_than_asked_for(scripts: Path) -> None:
     for arch in ("a", "b", "c"):
         (scripts / arch).write_text(good(arch, before="mkdir alone || exit 9\nsleep 0.1\nrmdir alone"))
-    assert [result["arch"] for result in several.build_all(["build"], ["a", "b", "c"], 1)] == ["a", "b", "c"]
+    assert [built.arch for built in several.build_all(["build"], ["a", "b", "c"], 1)] == ["a", "b", "c"]
     for arch in ("a", "b", "c"):
         (scripts / arch).write_text(good(arch, before="mkdir alone || exit 9\nsleep 20\nrmdir alone"))
     with pytest.raises(HostError, match=r"its build failed with status 9"):
@@ -84,7 +104,9 @@ def test_every_fault_of_a_recipe_is_kept(scripts: Path) -> None:
     [
         ("kill -9 $$", HostError, "bad: its build was killed by SIGKILL"),
         ("exit 130", KeyboardInterrupt, "^$"),
-        (failing(70), RuntimeError, "bad: it is bad"),
+        (failing(70), RuntimeError, "^bad: it is bad$"),
+        ("echo '[]'", HostError, "^bad: its build ended without a report$"),
+        ("echo '{}'; exit 4", HostError, "^bad: its build failed with status 4$"),
     ],
 )
 def test_other_endings(scripts: Path, script: str, kind: type[BaseException], message: str) -> None:
@@ -97,7 +119,7 @@ def test_whoever_stops_listening_leaves_nothing_behind(scripts: Path) -> None:
     (scripts / "slow").write_text("echo $$ >pid; sleep 60")
     (scripts / "quick").write_text(good("quick", before="until [ -s pid ]; do sleep 0.05; done"))
     builds = several.build_all(["build"], ["slow", "quick"], 2)
-    assert next(iter(builds)) == {"arch": "quick"}
+    assert next(iter(builds)) == report("quick")
     del builds
     pid = int((scripts / "pid").read_text())
     deadline = time.monotonic() + 10

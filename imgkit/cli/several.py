@@ -1,7 +1,7 @@
-"""Several architectures in one go: each is built by a process of its own, started as a user would start it.
+"""Build several architectures side by side, each in a process of its own that is started as a user would start it.
 
-Threads would not do. Composing is work of Python itself, of which one process does one thing at a time; and a signal
-reaches the main thread only, while the others would have to be waited for.
+Threads would not do: composing a root filesystem is work of the Python interpreter, which runs one thread at a time;
+and a signal reaches the main thread only, which would have to wait for the others.
 """
 
 from __future__ import annotations
@@ -12,38 +12,47 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO
 
-from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
+from imgkit.cli.buildreport import BuildReport, parse_report
+from imgkit.errors import (
+    INTERRUPTED,
+    GuestError,
+    HostError,
+    ImgkitError,
+    InputError,
+    RecipeError,
+    UsageError,
+)
 from imgkit.host import process, terminal
 
-_POLL = 0.1
-_PATIENCE = 15.0  # seconds that a build gets to clean up behind itself
-_INTERRUPTED = 130
+_POLL = 0.1  # seconds between two looks at the running builds
+_END_TIMEOUT = 15.0  # seconds that a build gets to clean up after itself
 _KINDS = {kind.exit_status: kind for kind in (UsageError, RecipeError, InputError, HostError, GuestError)}
-_writing = threading.Lock()
+_stderr_lock = threading.Lock()
 
 
 def at_once() -> int:
-    """How many builds this host runs side by side: one a core. Each keeps between one and two of them busy."""
+    """How many builds this host runs side by side: one per processor that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """Build every architecture, ``jobs`` at a time, and yield the results as they are ready.
+def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterator[BuildReport]:
+    """Build every architecture, ``jobs`` at a time, and yield the reports as they are ready.
 
     Args:
         words: the command line that asked for all of them.
-        arches: their names, which no longer come from ``words``.
+        arches: the architectures; those that ``words`` names are not looked at.
 
     Raises:
-        ImgkitError: of the first build that failed; the others are ended then.
-        KeyboardInterrupt: one of them was interrupted.
+        ImgkitError: the first build that failed, as the error that it reported. The other builds are ended.
+        KeyboardInterrupt: one of the builds was interrupted.
+        RuntimeError: a build failed because of a bug in imgkit.
     """
     waiting = list(arches)
     running: list[_Build] = []
@@ -52,13 +61,13 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
             while waiting and len(running) < jobs:
                 running.append(stack.enter_context(_started(words, waiting.pop(0))))
             time.sleep(_POLL)
-            for build in [each for each in running if each.child.poll() is not None]:
+            for build in [build for build in running if build.child.poll() is not None]:
                 running.remove(build)
-                yield build.result()
+                yield build.report()
 
 
 def words_for(words: Sequence[str], arch: str) -> list[str]:
-    """The command line for one architecture alone, with its result as JSON."""
+    """The command line for one architecture alone, with its report as JSON."""
     kept = [word for word in words if not word.startswith("--arch=")]
     while "--arch" in kept:
         at = kept.index("--arch")
@@ -68,15 +77,15 @@ def words_for(words: Sequence[str], arch: str) -> list[str]:
 
 @dataclass
 class _Build:
-    """A running build. Its messages are passed on, line by line, with the architecture in front."""
+    """A running build. Its messages are passed on line by line, with the architecture in front."""
 
     arch: str
     child: subprocess.Popen[bytes]
-    printed: bytearray = field(default_factory=bytearray)
+    output: bytearray = field(default_factory=bytearray)
     readers: list[threading.Thread] = field(default_factory=list)
 
     def follow(self) -> None:
-        """Begin to read what it writes."""
+        """Begin to read what the build writes, in two threads."""
         assert self.child.stdout is not None
         assert self.child.stderr is not None
         for target, pipe in ((self._collect, self.child.stdout), (self._pass_on, self.child.stderr)):
@@ -84,44 +93,51 @@ class _Build:
             self.readers[-1].start()
 
     def _collect(self, source: IO[bytes]) -> None:
-        with suppress(ValueError, OSError):  # closed under us
-            while piece := os.read(source.fileno(), 1 << 16):
-                self.printed += piece
+        with suppress(ValueError, OSError):  # the pipe was closed while it was read
+            while data := os.read(source.fileno(), 1 << 16):
+                self.output += data
 
     def _pass_on(self, source: IO[bytes]) -> None:
-        """Whole lines that came together stay together: tables. What follows ``error:`` is told by this process."""
-        pending, silent = b"", False
+        """Pass messages on. Lines that came together (a table) stay together.
+
+        From the first ``error:`` line on nothing is passed on: this process raises the error, and reports it once.
+        """
+        pending, failed = b"", False
         with suppress(ValueError, OSError):
-            while piece := os.read(source.fileno(), 1 << 16):
-                whole, _, pending = (pending + piece).rpartition(b"\n")
-                text = whole.decode(errors="replace")
-                lines = [line for line in text.split("\n") if line and not (silent := silent or _is_error(line))]
-                with _writing:
+            while data := os.read(source.fileno(), 1 << 16):
+                complete, _, pending = (pending + data).rpartition(b"\n")
+                text = complete.decode(errors="replace")
+                lines = [line for line in text.split("\n") if line and not (failed := failed or _is_error(line))]
+                with _stderr_lock:
                     sys.stderr.write("".join(f"{self.arch}: {terminal.line(line)}\n" for line in lines))
                     sys.stderr.flush()
 
-    def result(self) -> dict[str, Any]:
-        """The result of a build that has ended."""
+    def report(self) -> BuildReport:
+        """The report of a build that has ended.
+
+        Raises:
+            ImgkitError, KeyboardInterrupt, RuntimeError: as :func:`build_all`.
+        """
         for reader in self.readers:
-            reader.join(_PATIENCE)
+            reader.join(_END_TIMEOUT)
         status = self.child.returncode
-        if status == _INTERRUPTED:
+        if status == INTERRUPTED:
             raise KeyboardInterrupt
         try:
-            answer = json.loads(self.printed)
-        except ValueError:
-            raise HostError(f"{self.arch}: its build {process.ending(status)}") from None
-        if status != 0:
-            raise _failure(self.arch, answer["error"])
-        (result,) = answer
-        return dict(result)
+            if status == 0:
+                return parse_report(bytes(self.output))
+            error = json.loads(self.output)["error"]
+        except (ValueError, LookupError, TypeError):
+            how = process.ending(status) if status else "ended without a report"
+            raise HostError(f"{self.arch}: its build {how}") from None
+        raise _failure(self.arch, error)
 
     def end(self) -> None:
-        """Ask it to stop, and let it clean up."""
+        """Ask the build to stop if it still runs, and give it time to clean up."""
         if self.child.poll() is None:
             self.child.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.child.wait(_PATIENCE)
+                self.child.wait(_END_TIMEOUT)
 
 
 @contextmanager
@@ -140,14 +156,20 @@ def _is_error(line: str) -> bool:
     return line.startswith("error: ")
 
 
-def _failure(arch: str, error: dict[str, Any]) -> ImgkitError:
-    """The error that a build reported, once more."""
+def _failure(arch: str, error: Mapping[str, object]) -> Exception:
+    """The exception for an error that a build reported with ``--json``."""
     message = f"{arch}: {error['message']}"
-    kind = _KINDS.get(error["status"])
+    hint = None if error["hint"] is None else str(error["hint"])
+    kind: type[ImgkitError] | None = _KINDS.get(_integer(error["status"]))
     if kind is None:
-        raise RuntimeError(message)
-    if kind is RecipeError:
-        problems = error["problems"]
-        whole = "; ".join([f"{message}: {problems[0]}", *problems[1:]]) if problems else message
-        return RecipeError(whole, hint=error["hint"], problems=problems)
-    return kind(message, hint=error["hint"])
+        return RuntimeError(message)
+    problems = error["problems"]
+    if kind is RecipeError and isinstance(problems, list):
+        listed = [str(problem) for problem in problems]
+        text = "; ".join([f"{message}: {listed[0]}", *listed[1:]]) if listed else message
+        return RecipeError(text, hint=hint, problems=listed)
+    return kind(message, hint=hint)
+
+
+def _integer(value: object) -> int:
+    return value if isinstance(value, int) else -1

@@ -1,24 +1,52 @@
 """Ctrl-C, SIGTERM and a closed terminal end imgkit in the same way: through every context manager, once.
 
-The first signal raises KeyboardInterrupt in the main thread. Those that follow shortly are the same wish: they must not
-cut the cleaning up short.
+The command line is run by :func:`run`, which changes what a signal does as the work goes on::
+
+    exit_on_signals()    a signal ends the process with status 130: there is nothing to clean up yet
+           │
+           ▼
+    run() ─► work() ───► a signal raises KeyboardInterrupt in the main thread. Further signals within the
+           │  │  ▲       next 15 seconds do nothing, so that they do not cut short what the context
+           │  │  │       managers of the work clean up
+           │  ▼  │
+           │  postponed() and held_back(): a signal is remembered; check() raises KeyboardInterrupt for it
+           │
+           ├─ the work returned ──────────────────────┐
+           ├─ KeyboardInterrupt ─► interrupted() ─────┤ signals are ignored from here on
+           ▼                                          ▼
+    clean_up(), the previous handlers are restored, and run() returns the result
+           │
+           ▼
+    ignore()             the interpreter ends: signals stay ignored
+
+Signals that the parent process had ignored when it started imgkit (as nohup(1) does) stay ignored throughout.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 15.0  # seconds that the cleaning up may take before a further signal cuts it short
+_CLEANUP_TIME = 15.0  # seconds that cleaning up may take before a further signal interrupts it
+
+Result = TypeVar("Result")
 
 
 class _Handler:
-    """Raises for the first signal, and again only when that had no effect for long."""
+    """Raises KeyboardInterrupt for a signal, and again only if that has had no effect for a long time.
+
+    Attributes:
+        last: when the last signal that counted came, in the time of :func:`time.monotonic`.
+        held: whether signals are remembered instead of raised.
+        pending: whether one was remembered.
+    """
 
     def __init__(self) -> None:
         self.last = float("-inf")
@@ -26,7 +54,7 @@ class _Handler:
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self.last < _PATIENCE:
+        if now - self.last < _CLEANUP_TIME:
             return
         self.last = now
         if not self.held:
@@ -37,30 +65,77 @@ class _Handler:
 _handler = _Handler()
 
 
+def exit_on_signals(status: int) -> None:
+    """Let a signal end the process at once with ``status``. For the time in which modules are imported."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: os._exit(status))
+
+
+def run(work: Callable[[], Result], *, interrupted: Callable[[], Result], clean_up: Callable[[], object]) -> Result:
+    """Run ``work`` so that a signal interrupts it in an orderly way; see the diagram in the module's docstring.
+
+    Args:
+        work: called with signals raising KeyboardInterrupt. It must not raise anything else.
+        interrupted: called if a signal came before the work was done, with signals ignored.
+        clean_up: called last, with signals ignored.
+
+    Returns:
+        What ``work`` or ``interrupted`` returned.
+    """
+    with _installed():
+        try:
+            _release()
+            result = work()
+            ignore()
+        except KeyboardInterrupt:
+            ignore()
+            result = interrupted()
+        finally:
+            clean_up()
+    return result
+
+
 @contextmanager
 def raised() -> Iterator[None]:
-    """Let the signals raise KeyboardInterrupt in the block; those that the caller ignores (nohup) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():  # only there can Python handle signals
+    """Let signals raise KeyboardInterrupt in the block, but for those that the parent process had ignored."""
+    with _installed():
+        _release()
+        yield
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Install the handler for the block. It holds signals back until :func:`_release`."""
+    if not _in_main_thread():  # Python delivers signals to the main thread only
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _handler.last, _handler.held, _handler.pending = float("-inf"), False, False
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    _handler.last, _handler.held, _handler.pending = float("-inf"), True, False
     try:
-        for number, old in before.items():
-            if old is not signal.SIG_IGN:
+        for number, handler in previous.items():
+            if handler is not signal.SIG_IGN:
                 signal.signal(number, _handler)
         yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, old if old is not None else signal.SIG_DFL)
+        _handler.held = False
+        for number, handler in previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _release() -> None:
+    """Let signals raise from now on, and raise for one that came since :func:`_installed`."""
+    if _in_main_thread():
+        _handler.held = False
+        check()
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let a few quick lines be done altogether or not at all: a signal that comes meanwhile raises after them.
+    """Let a few quick steps be done all together: a signal that comes in the block raises at its end.
 
     Raises:
-        KeyboardInterrupt: there was one, and nothing else was raised.
+        KeyboardInterrupt: a signal came, and the block itself raised nothing.
     """
     with postponed():
         yield
@@ -70,7 +145,7 @@ def held_back() -> Iterator[None]:
 @contextmanager
 def postponed() -> Iterator[None]:
     """Let a signal that comes in the block wait for :func:`check`."""
-    if threading.current_thread() is not threading.main_thread():  # which is the only one that signals interrupt
+    if not _in_main_thread():  # signals interrupt no other thread
         yield
         return
     before, _handler.held = _handler.held, True
@@ -84,20 +159,21 @@ def check() -> None:
     """Raise for a signal that was postponed.
 
     Raises:
-        KeyboardInterrupt: there was one.
+        KeyboardInterrupt: a signal came while signals were postponed.
     """
-    if _handler.pending and not _handler.held and threading.current_thread() is threading.main_thread():
+    if _handler.pending and not _handler.held and _in_main_thread():
         _handler.pending = False
         raise KeyboardInterrupt
 
 
 def prefer(error: BaseException) -> None:
-    """What goes wrong because of an interrupt is the interrupt: cleaning up cut short, a program ended under our hands.
+    """Raise KeyboardInterrupt in place of an error that an interrupt has caused.
 
-    (The interpreter itself makes a SystemError of two signals that come close enough together.)
+    Cleaning up that was interrupted fails in other ways, and so does a program that got the same signal. (The
+    interpreter itself makes a SystemError of two signals that come close enough together.)
 
     Raises:
-        KeyboardInterrupt: ``error`` happened in the course of one.
+        KeyboardInterrupt: ``error`` was raised while a KeyboardInterrupt was handled, or because of one.
     """
     link: BaseException | None = error
     for _ in range(50):  # chains can be circular
@@ -109,7 +185,11 @@ def prefer(error: BaseException) -> None:
 
 
 def ignore() -> None:
-    """Ignore them from now on, to the end of the block of :func:`raised`."""
-    if threading.current_thread() is threading.main_thread():
+    """Ignore the signals from now on: to the end of :func:`run` or :func:`raised`, or of the process."""
+    if _in_main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -12,6 +12,7 @@ from typing import Any
 
 from imgkit import __version__
 from imgkit.cli import machineoptions
+from imgkit.cli.command import Invocation
 from imgkit.host import terminal
 from imgkit.image import bootrecord
 from imgkit.vm.agent.protocol import Heartbeat
@@ -23,11 +24,12 @@ log = logging.getLogger("imgkit")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     machineoptions.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     with bootrecord.Evidence() as evidence:
         with machineoptions.boot(options, before=evidence.hold) as vm:
             ready = datetime.now(timezone.utc)

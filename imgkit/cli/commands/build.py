@@ -9,20 +9,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from imgkit.cli import several
+from imgkit.cli.buildreport import BuildReport, report_of
+from imgkit.cli.command import Invocation
 from imgkit.cli.readoptions import appliance_options
-from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import terminal
 from imgkit.host.sourcedate import source_date
-from imgkit.image.assemble import BuildRequest, BuildResult, build
+from imgkit.image.assemble import BuildRequest, build
 from imgkit.planning import lockfile
 from imgkit.recipe import Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
@@ -31,7 +30,7 @@ NAME = "build"
 HELP = "build the images of a recipe"
 log = logging.getLogger("imgkit")
 
-# field of the recipe → option
+# field of the recipe → the option that sets it
 OPTIONS = {
     "release_key": "--release-key",
     "agent_runner": "--agent-runner",
@@ -39,7 +38,7 @@ OPTIONS = {
     "compression": "--format",
 }
 
-# environment variable → field of the recipe
+# environment variable → the field of the recipe that it sets
 VARIABLES = {
     "ALPINE_MIRROR": "mirror",
     "ALPINE_BRANCH": "branch",
@@ -50,6 +49,7 @@ VARIABLES = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     recipe_arguments(parser, default="this host's")
     parser.add_argument("--agent-runner", type=Path, metavar="DIR", help="payload that replaces /opt/agent-runner")
     parser.add_argument(
@@ -62,7 +62,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """What every command takes that reads a recipe and a mirror. ``default`` says which architectures it takes."""
+    """Add the options of every command that reads a recipe and a mirror.
+
+    Args:
+        default: for the help, which architectures are taken if none is given.
+    """
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a Python module, such as recipes/alpine.py")
     parser.add_argument(
         "--arch",
@@ -83,22 +87,26 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, invocation: Invocation) -> int:
+    """Build every architecture that was asked for, side by side if the host has the processors for it."""
     recipe = load_recipe(options, os.environ)
     arches = architectures(options, recipe, os.environ, default=host_arch())
     jobs = min(len(arches), several.at_once())
-    options.done = []  # told even if a later one fails
-    for result in several.build_all(options.words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches):
-        options.done.append(result)
+    words = invocation.words
+    reports = several.build_all(words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches)
+    finished: dict[str, BuildReport] = {}
+    for report in reports:
+        finished[report.arch] = report
+        invocation.done.append(report.to_json())
         if not options.json:
-            terminal.say_path(result["image"])
+            terminal.say_path(report.image)
     if options.json:
-        print(terminal.as_json(sorted(options.done, key=lambda result: arches.index(result["arch"]))))
+        print(terminal.as_json([finished[arch].to_json() for arch in arches]))
     return 0
 
 
-def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Build in this process; results as :func:`as_json` has them."""
+def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[BuildReport]:
+    """Build the architectures in this process, one after the other."""
     epoch = source_date(os.environ)
     out = options.out or Path(os.environ.get("OUT_DIR") or "out")
     work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
@@ -110,78 +118,57 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
         if not options.quiet:
             print(terminal.block(result.steps.table()), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
-        yield as_json(arch, result)
+        yield report_of(arch, result)
 
 
 def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Recipe:
-    """The recipe that the options name, with what they and the environment set. Raises RecipeError, UsageError."""
+    """Load the recipe that the options name, with the fields that they and the environment set.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        UsageError: an option or a variable has a wrong value.
+    """
     return load(options.recipe, *overrides(options, environ))
 
 
 def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:
-    """The fields of the recipe that options or the environment set, and what each was set by.
+    """The fields of the recipe that options or the environment set.
+
+    Returns:
+        The values by field, and by field the option or variable that set it, for messages.
 
     Raises:
-        UsageError: ``--set`` names no field.
+        UsageError: a word of ``--set`` is not of the form NAME=VALUE.
     """
-    found: dict[str, tuple[object, str]] = {
+    overridden: dict[str, tuple[object, str]] = {
         field: (environ[variable], variable) for variable, field in VARIABLES.items() if environ.get(variable)
     }
     for text in options.set:
         name, value = parse_setting(text)
-        found[name] = (value, f"--set {name}")
+        overridden[name] = (value, f"--set {name}")
     for field, option in OPTIONS.items():
         given = getattr(options, option[2:].replace("-", "_"), None)  # not every command has all of them
         if given is not None:
-            found[field] = (given.absolute() if isinstance(given, Path) else given, option)
-    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
+            overridden[field] = (given.absolute() if isinstance(given, Path) else given, option)
+    return (
+        {field: value for field, (value, _) in overridden.items()},
+        {field: origin for field, (_, origin) in overridden.items()},
+    )
 
 
 def architectures(
     options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str], *, default: str
 ) -> list[str]:
-    """The architectures that are meant, each once: by option, by ``ARCHS``, or ``default`` ("all": the recipe's).
+    """The architectures to work on, each once: those of ``--arch``, of ``ARCHS``, or ``default``.
+
+    The word "all" stands for every architecture of the recipe, in the order of their names.
 
     Raises:
         UsageError: the recipe does not have one of them.
     """
-    asked = options.arch or environ.get("ARCHS", "").replace(",", " ").split() or [default]
-    if "all" in asked:
+    requested = options.arch or environ.get("ARCHS", "").replace(",", " ").split() or [default]
+    if "all" in requested:
         return sorted(recipe.architectures)
-    for name in asked:
+    for name in requested:
         recipe.architecture(name)
-    if not asked:
-        raise UsageError("no architecture to build")
-    return list(dict.fromkeys(asked))
-
-
-def peak_memory() -> int:
-    """The most memory that this process has had so far, in bytes.
-
-    Linux's ``ru_maxrss`` is at least what the parent had when it started this process; ``VmHWM`` begins with exec.
-    """
-    try:
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-    return int(line.split()[1]) * 1024
-
-
-def as_json(arch: str, result: BuildResult) -> dict[str, Any]:
-    """A result for machines."""
-    return {
-        "arch": arch,
-        "image": str(result.image),
-        "kernel": str(result.kernel),
-        "initramfs": str(result.initramfs),
-        "manifest": str(result.manifest),
-        "buildId": result.build_id,
-        "size": result.size,
-        "seconds": round(result.steps.elapsed, 2),
-        "peakMemory": peak_memory(),
-        "steps": [
-            {"name": step.name, "start": round(step.start, 3), "seconds": round(step.seconds, 3)}
-            for step in result.steps.finished
-        ],
-    }
+    return list(dict.fromkeys(requested))

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from imgkit.cli.command import Invocation
 from imgkit.cli.hostchecks import HostCheck, examine
 from imgkit.host import terminal
 
@@ -14,11 +15,12 @@ HELP = "what this host can do, what is missing, the command that fixes it"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where builds would write to")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Status 0 when nothing that is required is missing, else 5."""
     findings = examine(options.out)
     if options.json:

@@ -9,6 +9,7 @@ from typing import Any
 
 from imgkit.apk.database import parse_installed
 from imgkit.cli import readoptions
+from imgkit.cli.command import Invocation
 from imgkit.engines.guestfs.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.errors import InputError
@@ -22,12 +23,13 @@ _MOST_LINES = 1 << 20  # all packages of a branch of Alpine together have about 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     readoptions.limit_arguments(parser, size="64M of its package database")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     size, seconds = readoptions.given_limits(options)
     limits = Limits(size or DEFAULT_SIZE, seconds or DEFAULT_SECONDS)
     with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from imgkit.cli.command import Invocation
 from imgkit.cli.commands.build import architectures, load_recipe, recipe_arguments
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import scratch, terminal
@@ -19,10 +20,11 @@ HELP = "write a recipe's lock file: exact URLs, sizes, hashes"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     recipe_arguments(parser, default="all of the recipe")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Lock every architecture that was asked for, all of the recipe's by default."""
     recipe = load_recipe(options, os.environ)
     asked = architectures(options, recipe, os.environ, default="all")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+from imgkit.cli.command import Invocation
 from imgkit.errors import UsageError
 from imgkit.host import terminal
 from imgkit.host.sourcedate import source_date
@@ -28,6 +29,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     parser.add_argument(
         "version", nargs="?", metavar="VERSION", help="such as v0.1.5 (default: COWORK_SANDBOX_IMAGE_VERSION)"
     )
@@ -55,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     request = _request(options, os.environ)
     result = publish(request)
     for each in result.publication.architectures:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from imgkit.cli import machineoptions
+from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
@@ -23,13 +24,14 @@ log = logging.getLogger("imgkit")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     machineoptions.arguments(parser)
     parser.add_argument("--work", metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if bool(options.guest_command) == bool(options.prompt):
         what = "give a command or a prompt" + (", not both" if options.prompt else "")
         raise UsageError(what, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")

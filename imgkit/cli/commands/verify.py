@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgkit.cli import readoptions
+from imgkit.cli.command import Invocation
 from imgkit.engines.guestfs.limits import Limits
 from imgkit.engines.guestfs.readback import ImageInfo, ImageReader, image_info, open_image
 from imgkit.errors import InputError
@@ -28,12 +29,13 @@ SHOWN = 50  # differences that are listed
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="default: IMAGE with .manifest.json")
     readoptions.limit_arguments(parser, size="twice what was built, 1G at least")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Status 0 when everything is as the manifest says, 4 when something is not."""
     size, seconds = readoptions.given_limits(options)
     info = image_info(options.image)

@@ -1,0 +1,92 @@
+"""What ``imgkit build --json`` prints of each image, and what a process that builds one image tells its parent."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from imgkit.image.assemble import BuildResult
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step of a build; times in seconds since the beginning of the build."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """One image that was built. The fields have the names of the JSON object.
+
+    Attributes:
+        image, kernel, initramfs, manifest: paths of the files.
+        size: bytes of the image file.
+        seconds: how long the build took.
+        peakMemory: the most memory that the process had, in bytes.
+    """
+
+    arch: str
+    image: str
+    kernel: str
+    initramfs: str
+    manifest: str
+    buildId: str  # noqa: N815 - as it is in the JSON
+    size: int
+    seconds: float
+    peakMemory: int  # noqa: N815 - as it is in the JSON
+    steps: tuple[StepReport, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The report as a value for :func:`json.dumps`."""
+        return asdict(self)
+
+
+def report_of(arch: str, result: BuildResult) -> BuildReport:
+    """The report of a build that this process has just finished."""
+    return BuildReport(
+        arch=arch,
+        image=str(result.image),
+        kernel=str(result.kernel),
+        initramfs=str(result.initramfs),
+        manifest=str(result.manifest),
+        buildId=result.build_id,
+        size=result.size,
+        seconds=round(result.steps.elapsed, 2),
+        peakMemory=peak_memory(),
+        steps=tuple(
+            StepReport(step.name, round(step.start, 3), round(step.seconds, 3)) for step in result.steps.finished
+        ),
+    )
+
+
+def parse_report(text: bytes) -> BuildReport:
+    """Read what ``imgkit build --json`` printed of one image.
+
+    Raises:
+        ValueError: this is not JSON, or not the list with one report.
+    """
+    try:
+        (body,) = json.loads(text)
+        steps = tuple(StepReport(**step) for step in body.pop("steps"))
+        return BuildReport(**body, steps=steps)
+    except (TypeError, LookupError, AttributeError) as cause:
+        raise ValueError(f"not the report of a build: {cause}") from cause
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in bytes.
+
+    Linux's ``ru_maxrss`` is at least what the parent had when it started this process; ``VmHWM`` begins with exec.
+    """
+    try:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return int(line.split()[1]) * 1024

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.disk import diskimage
-from imgkit.engines.guestfs.readback import image_info
+from imgkit.engines.imagefile import image_info
 from imgkit.errors import HostError, ImgkitError, InputError
 from imgkit.vm import VM
 from tests.conftest import need_program

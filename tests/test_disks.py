@@ -15,7 +15,7 @@ import pytest
 
 from fixtures.ext4 import read_tree
 from imgkit.disk.regions import chunk_at, parse_map
-from imgkit.engines.guestfs.limits import Limits
+from imgkit.engines.limits import Limits
 from imgkit.rootfs.digest import differences, records
 from imgkit.verification.disk import compare_disk
 from tests.conftest import need_program

@@ -24,7 +24,8 @@ from imgkit.engines.convert import convert
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs import feed, quickstart, scripts
 from imgkit.engines.guestfs.channel import Options
-from imgkit.engines.guestfs.readback import image_info, open_image, parse_os_release
+from imgkit.engines.guestfs.readback import open_image, parse_os_release
+from imgkit.engines.imagefile import image_info
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.progress import Steps
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree

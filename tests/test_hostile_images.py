@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from imgkit.disk.regions import regions_of
+from imgkit.engines.chunks import map_disk
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs.channel import Options
-from imgkit.engines.guestfs.chunks import map_disk
-from imgkit.engines.guestfs.limits import Limits
-from imgkit.engines.guestfs.readback import ImageReader, image_info, open_image
+from imgkit.engines.guestfs.readback import ImageReader, open_image
+from imgkit.engines.imagefile import image_info
+from imgkit.engines.limits import Limits
 from imgkit.errors import InputError
 from imgkit.host.progress import Steps
 from imgkit.rootfs.digest import records

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from imgkit.disk import ext4, gpt
 from imgkit.disk.layout import SECTOR
 from imgkit.disk.regions import BACKUP, BOOT_SECTOR, ESP, ROOT, TABLE, DiskMap, MapError, chunk_at, parse_map
-from imgkit.engines.guestfs.chunks import chunks, map_disk
-from imgkit.engines.guestfs.limits import Limits
-from imgkit.engines.guestfs.rawcopy import oddities, raw_disk
-from imgkit.engines.guestfs.readback import image_info
+from imgkit.engines.chunks import chunks, map_disk
+from imgkit.engines.imagefile import image_info
+from imgkit.engines.limits import Limits
+from imgkit.engines.rawcopy import oddities, raw_disk
 from imgkit.errors import HostError, InputError
 from imgkit.verification.disk import TAIL, DiskReport, compare_disk
 from tests.conftest import need_program
@@ -254,7 +254,7 @@ def make_bomb(image: Path, size: int) -> None:
 
 
 def test_no_room_for_the_copy(qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgkit.engines.guestfs.rawcopy._SPARE", 1 << 60)
+    monkeypatch.setattr("imgkit.engines.rawcopy._SPARE", 1 << 60)
     with pytest.raises(HostError, match="free, and reading the image takes"):
         raw_disk(qcow2, image_info(qcow2), tmp_path, Limits(1 << 30))
 

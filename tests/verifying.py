@@ -17,7 +17,7 @@ from typing import Any
 from imgkit.disk import gpt
 from imgkit.disk.layout import SECTOR, make_layout
 from imgkit.disk.regions import TABLE_END, DiskMap, regions_of
-from imgkit.engines.guestfs.chunks import map_disk
+from imgkit.engines.chunks import map_disk
 from tests.layouts import SPECS
 
 MIB = 1 << 20

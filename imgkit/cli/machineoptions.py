@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from imgkit.cli import envfile
-from imgkit.engines.guestfs.readback import image_info
+from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive

@@ -17,10 +17,10 @@ from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, partition_specs
 from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
+from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs.channel import Options
-from imgkit.engines.guestfs.chunks import map_disk
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 
 from imgkit.disk.regions import CHUNK, ESP, ROOT
 from imgkit.disk.size import show_size
-from imgkit.engines.guestfs.limits import DEFAULT_SECONDS, Limits
-from imgkit.engines.guestfs.rawcopy import oddities, raw_disk
-from imgkit.engines.guestfs.readback import Archive, ImageInfo, ImageReader, Mounted
+from imgkit.engines.guestfs.readback import Archive, ImageReader, Mounted
+from imgkit.engines.imagefile import ImageInfo
+from imgkit.engines.limits import DEFAULT_SECONDS, Limits
+from imgkit.engines.rawcopy import oddities, raw_disk
 from imgkit.errors import InputError
 from imgkit.rootfs.digest import Record
 from imgkit.verification.beside import compare_boot_files, is_as_built

@@ -10,8 +10,8 @@ from pathlib import Path
 from imgkit.disk import ext4, gpt
 from imgkit.disk.layout import SECTOR
 from imgkit.disk.regions import BACKUP, BOOT_SECTOR, ROOT, TABLE, TABLE_END, Chunk, DiskMap, Region, chunk_at
-from imgkit.engines.guestfs.chunks import chunks
-from imgkit.engines.guestfs.limits import Limits
+from imgkit.engines.chunks import chunks
+from imgkit.engines.limits import Limits
 
 TAIL = "behind the disk that was built"
 

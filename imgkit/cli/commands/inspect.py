@@ -10,8 +10,8 @@ from typing import Any
 from imgkit.apk.database import parse_installed
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
-from imgkit.engines.guestfs.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
 from imgkit.engines.guestfs.readback import open_image
+from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
 from imgkit.errors import InputError
 from imgkit.host import scratch, terminal
 

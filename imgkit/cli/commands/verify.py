@@ -14,8 +14,9 @@ from pathlib import Path
 
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
-from imgkit.engines.guestfs.limits import Limits
-from imgkit.engines.guestfs.readback import ImageInfo, ImageReader, image_info, open_image
+from imgkit.engines.guestfs.readback import ImageReader, open_image
+from imgkit.engines.imagefile import ImageInfo, image_info
+from imgkit.engines.limits import Limits
 from imgkit.errors import InputError
 from imgkit.host import scratch, terminal
 from imgkit.image.manifest import read_manifest

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from imgkit.disk.size import show_size
-from imgkit.engines.guestfs.limits import Limits
-from imgkit.engines.guestfs.readback import ImageInfo
+from imgkit.engines.imagefile import ImageInfo
+from imgkit.engines.limits import Limits
 from imgkit.errors import HostError, InputError
 from imgkit.host import process
 

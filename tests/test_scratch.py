@@ -145,7 +145,7 @@ def test_what_cannot_be_removed_is_said_once(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.count("could not be removed") == 1
-    assert float(done.stdout) < 2 * scratch._PATIENCE
+    assert float(done.stdout) < 2 * scratch._REMOVAL_TIMEOUT
 
 
 def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
-"""Folders for scratch files, which go away with their work, however that ends.
+"""Folders for scratch files, which are removed when the work in them ends, in whatever way it ends::
 
-A folder that its block could not remove (an interrupt can strike in the middle of any cleaning up) is removed by
-:func:`remove_all` at the end of the process. What a process leaves that was killed outright is removed by the next one
-of the same user that wants scratch space in the same place: whoever lives holds a lock on its folder, and the kernel
-takes that back.
+    with scratch.folder(out, ".imgkit-") as work:
+        (work / "disk.raw").write_bytes(data)
+
+A block may fail to remove its folder, since an interrupt can come in the middle of any cleanup; :func:`remove_all`
+removes what is left at the end of the process. If a process is killed outright, its folders are removed by the next
+process of the same user that makes a scratch folder in the same place: a living process holds a lock on each of its
+folders, and the kernel gives the locks of a dead one back.
 
 The place may be ``/tmp``, where other users make what they like: links, folders of the same name, locks that they never
-give back. So nothing here waits for a lock of the place, a folder is looked at through a descriptor that followed no
-link, and only what belongs to this user is removed.
+give back. For that reason nothing here waits long for a lock of the place, a folder is looked at through a descriptor
+that was opened without following links, and only what belongs to this user is removed.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -24,30 +26,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgkit.errors import HostError
-from imgkit.host import walk
+from imgkit.host import locks, walk
 
 log = logging.getLogger("imgkit")
 
-_PATIENCE = 2.0  # seconds to wait for the lock of a place; whoever holds it longer is not one of us
-_TRIES = 10  # names that are tried for a new folder
+_LOCK_TIMEOUT = 2.0  # seconds to wait for the lock of a place; no process of imgkit holds it longer
+_REMOVAL_TIMEOUT = 2.0  # seconds to repeat the removal of a folder that something still writes to
+_ATTEMPTS = 10  # names that are tried for a new folder
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_folders: dict[Path, int | None] = {}  # those of this process, each with the descriptor that holds its lock
-_removed: list[Path] = []  # those that were this process's
-_parents: list[Path] = []  # made by this process, outermost first
+_folders: dict[Path, int | None] = {}  # scratch folders of this process, each with the descriptor that holds its lock
+_removed: list[Path] = []  # former scratch folders of this process
+_parents: list[Path] = []  # folders that :func:`parents` has made, outermost first
 
 
 @contextmanager
 def folder(place: Path | None = None, prefix: str = "imgkit-") -> Iterator[Path]:
-    """A new folder in ``place`` that only this user may enter, removed when the block ends.
+    """Make a folder in ``place`` that only this user may enter, and remove it when the block ends.
 
     Args:
-        place: an existing folder; None is that for temporary files.
-        prefix: how the names of such folders begin; those of dead processes in ``place`` are removed.
+        place: an existing folder; None takes the one for temporary files.
+        prefix: how the name of the folder begins. Folders in ``place`` with the same prefix whose process is dead are
+            removed.
 
     Raises:
         HostError: there is no folder for temporary files.
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     place = temporary() if place is None else place
     path = None
@@ -61,13 +65,14 @@ def folder(place: Path | None = None, prefix: str = "imgkit-") -> Iterator[Path]
 
 
 def _make(place: Path, prefix: str) -> Path:
-    """A new folder whose lock this process holds.
+    """Make a folder whose lock this process holds.
 
-    Between its making and its locking another process may take it for a dead one's: then there is another try.
+    Before the new folder is locked another process may take it for one of a dead process, and remove it. Then the next
+    name is tried.
     """
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         path = place / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
-        _folders[path] = None  # known before it is there: an interrupt may come in between
+        _folders[path] = None  # noted before it exists, since an interrupt may come in between
         try:
             path.mkdir(mode=0o700)
             _folders[path] = descriptor = _claim(path)
@@ -86,16 +91,16 @@ def _make(place: Path, prefix: str) -> Path:
 
 
 def temporary() -> Path:
-    """The folder for temporary files: as :func:`tempfile.gettempdir` chooses it, but from what may be written to.
+    """The folder for temporary files, chosen as :func:`tempfile.gettempdir` does, but without writing to it.
 
-    That function makes a file in each folder to try it, which a process that is killed leaves there, and ends up in the
-    current folder when the disk is full.
+    That function makes a file in each candidate to try it. A process that is killed leaves that file behind, and on a
+    full disk the function chooses the current folder.
 
     Raises:
-        HostError: there is none that this user may write to.
+        HostError: this user may write to none of the candidates.
     """
-    named = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
-    for place in (*named, "/tmp", "/var/tmp"):  # noqa: S108 - only folders with names that nobody guesses are made there
+    candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+    for place in (*candidates, "/tmp", "/var/tmp"):  # noqa: S108 - the names of the folders that are made there cannot be guessed
         if place and Path(place).is_dir() and os.access(place, os.W_OK | os.X_OK):
             return Path(place).absolute()
     raise HostError("no folder for temporary files may be written to", hint="set TMPDIR to one that may")
@@ -103,8 +108,12 @@ def temporary() -> Path:
 
 @contextmanager
 def alone(place: Path) -> Iterator[bool]:
-    """Hold the lock of the folder ``place`` for a moment; False where that cannot be had, which must do no harm."""
-    descriptor = _locked(place, patience=_PATIENCE)
+    """Hold the lock of the folder ``place`` for a short block.
+
+    Yields:
+        Whether the lock could be taken. The block must do no harm without it.
+    """
+    descriptor = _locked(place)
     try:
         yield descriptor is not None
     finally:
@@ -113,13 +122,13 @@ def alone(place: Path) -> Iterator[bool]:
 
 @contextmanager
 def parents(path: Path) -> Iterator[None]:
-    """Have the folder ``path`` during the block. If it was made here and is empty at the end, it goes again.
+    """Make the folder ``path`` and its parents for the block; those that are new and empty at its end are removed.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: a folder cannot be made.
     """
     path = path.absolute()
-    missing = [one for one in (path, *path.parents) if not one.exists()][::-1]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
     _parents.extend(missing)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -129,10 +138,10 @@ def parents(path: Path) -> Iterator[None]:
 
 
 def remove_all() -> None:
-    """Remove every folder of this process that is still there. For the very end of a process."""
+    """Remove every scratch folder of this process that still exists. To be called at the end of a process."""
     for path in list(_folders):
         _remove(path)
-    for path in _removed:  # what came back since then, or could not be removed and was named in a warning
+    for path in _removed:  # a folder that could not be removed, or that something has made again
         if _is_ours(path):
             walk.remove(path)
     _removed.clear()
@@ -140,13 +149,14 @@ def remove_all() -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of this user's with all that is in it; see :func:`imgkit.host.walk.remove`.
+    """Remove a folder of this user with everything in it; see :func:`imgkit.host.walk.remove`.
 
-    What still writes to it (a download that was given up) must end soon. What cannot be removed is logged.
+    The removal is repeated for two seconds, for a folder that something still writes to (a download that was given up).
+    A folder that cannot be removed is logged.
     """
     if walk.remove(path):
         return
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _REMOVAL_TIMEOUT
     while time.monotonic() < deadline:
         time.sleep(0.05)
         if walk.remove(path):
@@ -162,7 +172,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether there is such a folder and it is this user's. Whoever took the name since then keeps what is theirs."""
+    """Whether the folder exists and belongs to this user. Another user may have taken the name in the meantime."""
     try:
         return path.lstat().st_uid == os.geteuid()
     except OSError:
@@ -171,17 +181,17 @@ def _is_ours(path: Path) -> bool:
 
 def _remove_empty(folders: list[Path]) -> None:
     for path in reversed(folders):
-        with suppress(OSError):  # others have put something there, or it was never made
+        with suppress(OSError):  # it has something in it, or was never made
             path.rmdir()
         with suppress(ValueError):
             _parents.remove(path)
 
 
 def _remove_dead(place: Path, prefix: str) -> None:
-    """Remove the folders in ``place`` whose process is no more, as far as they are this user's."""
-    ours = re.compile(re.escape(prefix) + r"[0-9]+-[0-9a-f]{8}")
+    """Remove those scratch folders of this user in ``place`` whose process is dead."""
+    scratch_name = re.compile(re.escape(prefix) + r"[0-9]+-[0-9a-f]{8}")
     with suppress(OSError), os.scandir(place) as entries:
-        names = [entry.name for entry in entries if ours.fullmatch(entry.name)]
+        names = [entry.name for entry in entries if scratch_name.fullmatch(entry.name)]
         for name in names:
             if place / name not in _folders:
                 with suppress(OSError):
@@ -189,14 +199,18 @@ def _remove_dead(place: Path, prefix: str) -> None:
 
 
 def _remove_if_dead(place: Path, name: str) -> None:
-    """Raises OSError: it is a link, a file, or another process has its lock."""
+    """Remove one scratch folder if its process is dead.
+
+    Raises:
+        OSError: the name is that of a link or a file, or another process holds the lock of the folder.
+    """
     above = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         folder = os.open(name, _FOLDER, dir_fd=above)
         try:
             if os.fstat(folder).st_uid != os.geteuid():
                 return
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.acquire(folder, timeout=0)
             log.info("%s: left by a process that was killed, removed", place / name)
             walk.empty(folder)
             os.rmdir(name, dir_fd=above)
@@ -207,14 +221,15 @@ def _remove_if_dead(place: Path, name: str) -> None:
 
 
 def _claim(path: Path) -> int | None:
-    """A descriptor that holds the lock of a new folder, or None where there are no locks.
+    """A descriptor that holds the lock of a new folder, or None if the filesystem has no locks.
 
     Raises:
-        BlockingIOError: another process has the lock. FileNotFoundError: the folder is gone.
+        BlockingIOError: another process has the lock.
+        FileNotFoundError: the folder is gone.
     """
     descriptor = os.open(path, _FOLDER)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.acquire(descriptor, timeout=0)
     except BlockingIOError:
         os.close(descriptor)
         raise
@@ -224,22 +239,18 @@ def _claim(path: Path) -> int | None:
     return descriptor
 
 
-def _locked(path: Path, patience: float = 0) -> int | None:
-    """A descriptor that holds the lock of a folder, or None where another has it or there are no locks."""
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a folder; None if another process keeps it or there are no locks."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
-        time.sleep(0.02)
+    try:
+        locks.acquire(descriptor, timeout=_LOCK_TIMEOUT)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _unlock(descriptor: int | None) -> None:

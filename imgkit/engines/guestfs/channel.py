@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
+from imgkit.engines.guestfs import quickstart
 from imgkit.errors import HostError, ImgkitError
 from imgkit.host import process
 from imgkit.host.scratch import folder
@@ -282,7 +283,7 @@ def wait(channel: Channel, deadline: float, options: Options) -> dict[str, Any]:
             hint="libguestfs-test-tool shows where it hangs",
         ) from None
     except ApplianceError as cause:
-        if note.startswith("supermin: program not found"):
+        if note.startswith(quickstart.NO_SUPERMIN):
             raise process.missing("supermin") from cause
         raise launch_error(cause) from cause
 

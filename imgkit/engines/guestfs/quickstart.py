@@ -1,21 +1,20 @@
 """A libguestfs appliance that starts in a third of the time.
 
-The stock appliance spends its start under emulation on inflating the kernel, on modules and device managers that
-imgkit has no use for, and on scans for LVM, MD and Windows disks. This module has supermin (libguestfs' own builder)
-make the same appliance from the same packages of this host with three changes:
+Under emulation the stock appliance spends its start on unpacking the kernel, on modules and device managers that imgkit
+does not need, and on scans for LVM, MD and Windows disks. This module lets supermin (libguestfs' own builder) make the
+same appliance from the same packages of this host with three changes:
 
 * the kernel is stored unpacked (an ELF with a PVH entry, which QEMU starts directly),
 * ``/init`` mounts what is needed and starts the libguestfs daemon,
 * the list of modules to load is cut; a later cpio in the same initrd replaces the file.
 
 libguestfs supports such ready-made appliances (``guestfs-building(1)``, "fixed appliance"). The result is kept in a
-cache folder and remade when supermin says that the host's packages or kernel changed. Standard library only: this is
-imported in the process that holds libguestfs.
+cache folder and made again when supermin says that the host's packages or kernel changed. This module is imported in
+the process that holds libguestfs, so it imports little.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import lzma
 import os
@@ -25,16 +24,18 @@ import struct
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgkit.host import wholefile
+from imgkit.host import locks, wholefile
+from imgkit.rootfs.initramfs.cpio import Member, write_newc
+from imgkit.tree import File, Inline
 
-VERSION = "1"  # part of the cache key: raise it when the appliance's making changes
+VERSION = "1"  # part of the cache key: raise it when this module makes another appliance
 SUPERMIN_FOLDERS = ("/usr/lib/*/guestfs/supermin.d", "/usr/lib64/guestfs/supermin.d", "/usr/lib/guestfs/supermin.d")
 
-# Packages of libguestfs' list that no call made here needs; leaving them out makes the first build quicker.
+# Packages of libguestfs' list that imgkit's calls do not need; without them the first build is quicker.
 _UNNEEDED_PACKAGES = """\
     binutils bsdextrautils btrfs-progs clevis-luks cryptsetup cryptsetup-bin curl debootstrap exfatprogs extlinux
     f2fs-tools gawk grub grub2 grub2-common hfsplus iproute2 iputils isc-dhcp-client jfsutils kpartx ldmtool less
@@ -49,7 +50,7 @@ _UNNEEDED_MODULES = """\
     crc-itu-t
 """
 
-# Device names follow no order when disks are probed in parallel; the daemon sorts the links of by-path.
+# Disks are probed in parallel, so their names are in no order; the daemon sorts the links of by-path.
 # memcpy through "rep movsb" is emulated byte by byte, hence the tunables (see also ARGUMENTS).
 _INIT = """\
 #!/bin/bash
@@ -82,28 +83,32 @@ sleep 60
 """
 
 
+NO_SUPERMIN = "supermin: program not found"
+"""What UnavailableError says if supermin is not on PATH."""
+
+
 class UnavailableError(Exception):
-    """There is no quick appliance on this host, and why. The stock one may still work."""
+    """This host cannot make a quick appliance; the message says why. The stock appliance may still work."""
 
 
 @contextmanager
 def appliance(cache: Path) -> Iterator[Path]:
-    """The folder of a ready appliance, made if need be and locked against removal while the block runs.
+    """The folder of an appliance that is ready to start. It is made if necessary, and stays during the block.
 
     Args:
-        cache: folder of this user that may be deleted at any time between builds.
+        cache: a folder of this user, which may be deleted at any time between builds.
 
     Raises:
-        UnavailableError: supermin is missing or failed, or libguestfs' files are not where they are known to be.
+        UnavailableError: supermin is missing or failed, or libguestfs' files are not in one of the known places.
     """
     source = _supermin_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / "lock", fcntl.LOCK_EX):
+        with locks.locked(cache / "lock"):
             _run_supermin(source, cache)
             ready = _finish(cache)
-            # Taken before the other is given up, so that no one can clean up in between.
-            held = _open_lock(ready / "in-use", fcntl.LOCK_SH)
+            # Taken before the other lock is given back, so that no process can remove the appliance in between.
+            held = locks.lock_file(ready / "in-use", shared=True)
     except OSError as cause:
         raise UnavailableError(f"{cache}: {cause.strerror or cause}") from cause
     try:
@@ -120,47 +125,32 @@ def _supermin_folder() -> Path:
     raise UnavailableError("libguestfs' supermin.d folder was not found")
 
 
-def _open_lock(path: Path, kind: int) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, kind)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
-    descriptor = _open_lock(path, kind)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _run_supermin(source: Path, cache: Path) -> None:
-    """Have supermin build ``cache/base`` unless it is newer than the host's packages and kernel."""
+    """Let supermin build ``cache/base``, unless that is newer than the host's packages and kernel.
+
+    Raises:
+        UnavailableError: supermin is missing, or failed.
+    """
     recipe = cache / f"supermin.d-{VERSION}"
     if not recipe.exists():
         _write_recipe(source, recipe)
-    for left_over in cache.glob("base.*"):  # of a supermin that was killed; the lock says that none runs now
+    for left_over in cache.glob("base.*"):  # of a supermin that was killed; none runs now, since the lock is held
         shutil.rmtree(left_over, ignore_errors=True)
     argv = ["supermin", "--build", "--if-newer", "--copy-kernel", "-f", "ext2"]
     argv += ["--host-cpu", platform.machine(), str(recipe), "-o", str(cache / "base")]
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        finished = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except FileNotFoundError as cause:
-        raise UnavailableError("supermin: program not found") from cause
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise UnavailableError(NO_SUPERMIN) from cause
+    if finished.returncode:
+        last = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise UnavailableError(f"supermin failed: {last}")
-    # The kernel is a copy with its old date, which supermin would take for an appliance that is out of date.
+    # The copied kernel keeps its old date; supermin would conclude that the appliance is out of date.
     os.utime(cache / "base" / "kernel")
 
 
 def _write_recipe(source: Path, recipe: Path) -> None:
-    """A supermin.d folder that is libguestfs' own but for ``/init`` and the unneeded packages."""
+    """Make a supermin.d folder like libguestfs' own, with another ``/init`` and without the unneeded packages."""
     temporary = recipe.with_suffix(".new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -177,10 +167,13 @@ def _write_recipe(source: Path, recipe: Path) -> None:
 
 
 def _finish(cache: Path) -> Path:
-    """Turn what supermin made into a fixed appliance beside it; the folder's name says which it belongs to."""
+    """Turn what supermin built into a fixed appliance beside it, and return its folder.
+
+    The name of the folder identifies the build of supermin that it was made from.
+    """
     base = cache / "base"
-    made = (base / "root").stat()
-    ready = cache / f"ready-{VERSION}-{made.st_mtime_ns:x}-{made.st_ino:x}"
+    root = (base / "root").stat()
+    ready = cache / f"ready-{VERSION}-{root.st_mtime_ns:x}-{root.st_ino:x}"
     if ready.exists():
         return ready
     _remove_old(cache)
@@ -201,15 +194,15 @@ def _remove_old(cache: Path) -> None:
     """Remove finished appliances that no running build uses."""
     for old in cache.glob("ready-*"):
         try:
-            descriptor = _open_lock(old / "in-use", fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # someone's appliance starts from it right now
+            descriptor = locks.lock_file(old / "in-use", timeout=0)
+        except OSError:  # a build uses it right now
             continue
         shutil.rmtree(old, ignore_errors=True)
         os.close(descriptor)
 
 
 def unpack_kernel(image: bytes) -> bytes | None:
-    """The ELF inside an x86 bzImage, or None where it is of another kind, packed in an unknown way or without PVH.
+    """The ELF inside an x86 bzImage; None if it is of another kind, packed in an unknown way, or without PVH entry.
 
     Format: Linux, Documentation/x86/boot.rst (setup_sects at 0x1F1, payload_offset and payload_length at 0x248).
     """
@@ -227,7 +220,7 @@ def unpack_kernel(image: bytes) -> bytes | None:
 
 
 def _unxz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(payload)  # its length follows the stream, which is ignored
+    return lzma.LZMADecompressor().decompress(payload)  # the length that follows the stream is ignored
 
 
 def _gunzip(payload: bytes) -> bytes:
@@ -235,7 +228,7 @@ def _gunzip(payload: bytes) -> bytes:
 
 
 def _unzstd(payload: bytes) -> bytes:
-    """With the zstd program, where there is one; the standard library reads zstd from Python 3.14 on only."""
+    """Unpack with the program zstd: the standard library reads zstd from Python 3.14 on only."""
     argv = ["zstd", "-dcq"]
     return subprocess.run(argv, input=payload[:-4], capture_output=True, check=True).stdout
 
@@ -249,12 +242,14 @@ def _has_pvh(kernel: bytes) -> bool:
 
 
 def _shorter_list(initrd: bytes) -> bytes:
-    """A cpio with a new ``modules`` file without the unneeded ones, or nothing if there is no such list."""
+    """A cpio archive with a new ``modules`` file that lacks the unneeded modules; empty if the initrd has no list."""
     listed = next((data for name, data in read_cpio(initrd) if name == "modules"), None)
     if listed is None:
         return b""
     names = [name for name in listed.decode().split() if name.partition(".ko")[0] not in _UNNEEDED_MODULES.split()]
-    return write_cpio("modules", "".join(f"{name}\n" for name in names).encode())
+    archive = io.BytesIO()
+    write_newc(archive, [Member("modules", File(content=Inline("".join(f"{name}\n" for name in names).encode())))])
+    return archive.getvalue()
 
 
 def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -269,14 +264,3 @@ def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
             return
         yield name, data[begin : begin + size]
         at = begin + (size + 3) // 4 * 4
-
-
-def write_cpio(name: str, content: bytes) -> bytes:
-    """A "newc" archive with one regular file."""
-    return _record(name, content, 0o100644) + _record("TRAILER!!!", b"", 0)
-
-
-def _record(name: str, content: bytes, mode: int) -> bytes:
-    fields: Sequence[int] = (1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-    head = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
-    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)

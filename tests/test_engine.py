@@ -26,6 +26,7 @@ from imgkit.engines.guestfs import feed, quickstart, scripts
 from imgkit.engines.guestfs.channel import Options
 from imgkit.engines.guestfs.readback import open_image, parse_os_release
 from imgkit.engines.imagefile import image_info
+from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.progress import Steps
 from imgkit.rootfs.initramfs.cpio import Member, write_newc
@@ -319,7 +320,7 @@ def test_another_layout_than_the_prepared_one_is_a_bug(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layout of"):
         engine.prepare(replace(LAYOUT, size_bytes=LAYOUT.size_bytes + 512))
     engine._prepared = (replace(LAYOUT, disk_guid="another"), True)
-    with pytest.raises(ValueError, match="another layout"):
+    with pytest.raises(ValueError, match="not the layout that was prepared"):
         engine.write(small_tree(), LAYOUT, BOOT, Steps())
 
 
@@ -412,7 +413,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, options: Options) -> tuple[guestfs.Written, Path]:
+def written(tmp_path_factory: pytest.TempPathFactory, options: Options) -> tuple[guestfs.GuestfsDisk, Path]:
     """The small Tree on a disk, and the same disk as a qcow2."""
     scratch = tmp_path_factory.mktemp("scratch")
     with guestfs.launch(scratch, LAYOUT.size_bytes, options) as engine:
@@ -425,7 +426,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, options: Options) -> tuple
 
 @pytest.mark.vm
 def test_partitions_and_filesystems_satisfy_their_own_checkers(
-    written: tuple[guestfs.Written, Path], tmp_path: Path
+    written: tuple[guestfs.GuestfsDisk, Path], tmp_path: Path
 ) -> None:
     disk = written[0].disk
     need_program("sgdisk")
@@ -453,15 +454,15 @@ def test_partitions_and_filesystems_satisfy_their_own_checkers(
 
 @pytest.mark.vm
 def test_every_file_comes_back_as_it_was(
-    written: tuple[guestfs.Written, Path], options: Options, tmp_path: Path
+    written: tuple[guestfs.GuestfsDisk, Path], options: Options, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     archive = tmp_path / "back.tar"
     with open_image(written[1], scratch, options) as reader:
         with archive.open("wb") as sink:
-            found = reader.archive()
-            assert (sum(map(sink.write, found.pieces())), found.whole, found.said) == (found.size, True, "")
+            tar = reader.archive()
+            assert (sum(map(sink.write, tar.pieces())), tar.complete, tar.complaints) == (tar.size, True, "")
         description = reader.describe()
     assert not list(scratch.glob("*.raw"))
     back, wanted = tree_from_tar(archive), small_tree()
@@ -478,18 +479,17 @@ def as_found(tree: Tree, path: str) -> Node | None:
     return replace(node, content=Inline(node.content.read())) if isinstance(node, File) else node
 
 
-def check_description(found: dict[str, object]) -> None:
-    partitions = found["partitions"]
-    assert isinstance(partitions, list)
-    assert [(part["number"], part["start"], part["size"]) for part in partitions] == [
+def check_description(image: ImageDescription) -> None:
+    partitions = image.partitions
+    assert [(part.number, part.start, part.size) for part in partitions] == [
         (part.number, part.start, part.size) for part in LAYOUT.partitions
     ]
-    assert partitions[2]["fs_uuid"] == LAYOUT.root.fs_uuid
-    assert partitions[1]["fs_uuid"] == LAYOUT.partitions[1].fs_uuid
-    assert found["os_release"] == {"NAME": "Alpine Linux", "ID": "alpine"}
-    assert found["kernels"] == ["6.1-virt"]
-    assert found["apk_installed"] == "P:busybox\n"
-    assert found["disk_guid"] == LAYOUT.disk_guid
+    assert partitions[2].fs_uuid == LAYOUT.root.fs_uuid
+    assert partitions[1].fs_uuid == LAYOUT.partitions[1].fs_uuid
+    assert image.os_release == {"NAME": "Alpine Linux", "ID": "alpine"}
+    assert image.kernels == ("6.1-virt",)
+    assert image.apk_installed == "P:busybox\n"
+    assert image.disk_guid == LAYOUT.disk_guid
 
 
 @pytest.mark.vm

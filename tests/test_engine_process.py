@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.engines.guestfs import channel, hostkernel
+from imgkit.engines.guestfs import channel, hostkernel, starting
 from imgkit.engines.guestfs.channel import Channel, Drive, Options
 from imgkit.errors import HostError
 from tests.processes import gone
@@ -64,7 +64,7 @@ def set_launch(path: Path, body: str) -> None:
 def attempt(scratch: Path, seconds: float = 30) -> None:
     options = Options(launch_timeout=seconds)
     with channel.opened(scratch, [], options) as link:
-        channel.wait(link, time.monotonic() + seconds, options)
+        starting.wait(link, time.monotonic() + seconds, options)
 
 
 def pid_in(path: Path) -> int:
@@ -79,8 +79,8 @@ def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, t
     set_launch(bindings, "pass")
     options = Options()
     with channel.opened(tmp_path, [Drive(Path("/disk"))], options) as link:
-        started = channel.wait(link, time.monotonic() + 30, options)
-        assert started["appliance"] == "stock"
+        started = starting.wait(link, time.monotonic() + 30, options)
+        assert started.appliance == "stock"
         assert "'/disk'" in link.shell("true")
         assert "'cachemode': 'unsafe'" in link.shell("true")
         assert link.call("read_file", "x") == {"base64": "/w=="}
@@ -115,7 +115,7 @@ def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch
         pytest.raises(HostError, match="supermin: program not found") as e,
         channel.opened(tmp_path, [], options) as link,
     ):
-        channel.wait(link, time.monotonic() + 30, options)
+        starting.wait(link, time.monotonic() + 30, options)
     assert e.value.hint == "apt-get install supermin"
 
 
@@ -126,7 +126,7 @@ def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp
     with channel.opened(tmp_path, [], options) as link:
         helper = pid_in(note)
         with pytest.raises(HostError, match="did not start within 2 s"):
-            channel.wait(link, time.monotonic() + 2, options)
+            starting.wait(link, time.monotonic() + 2, options)
     assert gone(helper, 30)
 
 
@@ -167,7 +167,7 @@ def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) 
         thread = threading.Thread(target=start)
         thread.start()
         thread.join()
-        assert channel.wait(links[0], time.monotonic() + 30, Options())["appliance"] == "stock"
+        assert starting.wait(links[0], time.monotonic() + 30, Options()).appliance == "stock"
 
 
 def host_with(tmp_path: Path, kernels: dict[str, int]) -> tuple[Path, Path]:
@@ -213,11 +213,11 @@ def test_no_kernel_or_none_that_can_be_read(not_root: None, tmp_path: Path) -> N
 
 def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:
     cause = channel.ApplianceError("kernel", "/boot/vmlinuz-6 is not readable", "")
-    error = channel.launch_error(cause)
+    error = starting.launch_error(cause)
     assert error.message == "libguestfs needs a kernel, and /boot/vmlinuz-6 is not readable by this user"
     assert "chmod 0644" in str(error.hint)
     assert "SUPERMIN_KERNEL" in str(error.hint)
-    none = channel.launch_error(channel.ApplianceError("kernel", "no kernel in /boot", ""))
+    none = starting.launch_error(channel.ApplianceError("kernel", "no kernel in /boot", ""))
     assert "linux-image" in str(none.hint)
 
 
@@ -229,7 +229,7 @@ def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:
     ],
 )
 def test_missing_programs_are_named(message: str, program: str) -> None:
-    error = channel.launch_error(channel.ApplianceError("launch", message, ""))
+    error = starting.launch_error(channel.ApplianceError("launch", message, ""))
     assert error.message == f"{program}: program not found"
     assert "apt-get install" in str(error.hint)
 

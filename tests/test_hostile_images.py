@@ -16,7 +16,7 @@ from imgkit.disk.regions import regions_of
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs.channel import Options
-from imgkit.engines.guestfs.readback import ImageReader, open_image
+from imgkit.engines.guestfs.readback import GuestfsReader, open_image
 from imgkit.engines.imagefile import image_info
 from imgkit.engines.limits import Limits
 from imgkit.errors import InputError
@@ -79,7 +79,7 @@ def verdict_on(disk: Path, stated: Statement, options: Options, limits: Limits |
     scratch.mkdir()
 
     @contextmanager
-    def opener(raw: Path, within: Limits) -> Iterator[ImageReader]:
+    def opener(raw: Path, within: Limits) -> Iterator[GuestfsReader]:
         with open_image(raw, scratch, options, within, info=image_info(raw)) as reader:
             yield reader
 
@@ -255,5 +255,5 @@ def test_links_do_not_lead_out_of_the_image(disk: Path, options: Options, tmp_pa
     commands += ["cd /lib", "rmdir modules/6.1-virt", "rmdir modules", "symlink modules /proc/self/root/lib/modules"]
     debugfs(disk, *commands)
     with open_image(disk, tmp_path, options, Limits(4 * MIB, 100)) as reader:
-        found = reader.describe()
-    assert (found["os_release"], found["kernels"], found["apk_installed"]) == ({}, [], "")
+        image = reader.describe()
+    assert (image.os_release, image.kernels, image.apk_installed) == ({}, (), "")

@@ -23,6 +23,7 @@ from imgkit.cli import several
 from imgkit.cli.commands import inspect, run
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.main import main
+from imgkit.engines.reading import FilesystemUsage, ImageDescription, PartitionDescription
 from imgkit.errors import GuestError, InputError
 from imgkit.host import terminal
 from imgkit.host.progress import bar
@@ -173,18 +174,20 @@ def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_what_an_image_says_of_itself() -> None:
-    part = {"number": 1, "name": HOSTILE, "filesystem": HOSTILE, "start": 0, "size": 1, "fs_uuid": HOSTILE}
-    found = {
-        "format": "qcow2",
-        "virtual_size": 1,
-        "file_size": 1,
-        "os_release": {"PRETTY_NAME": HOSTILE},
-        "kernels": [HOSTILE],
-        "root": {"used": 1, "size": 1, "inodes_used": 1},
-        "partitions": [part],
-        "packages": [{"name": HOSTILE, "version": HOSTILE, "size": 1}],
-    }
-    shown = terminal.block(inspect.text(Path(HOSTILE), found))
+    partition = PartitionDescription(1, HOSTILE, HOSTILE, HOSTILE, 0, 1, HOSTILE, HOSTILE, HOSTILE)
+    image = ImageDescription(
+        format="qcow2",
+        virtual_size=1,
+        file_size=1,
+        disk_guid=HOSTILE,
+        partitions=(partition,),
+        root=FilesystemUsage(size=1, used=1, free=0, inodes=1, inodes_used=1),
+        os_release={"PRETTY_NAME": HOSTILE},
+        kernels=(HOSTILE,),
+        apk_installed="",
+    )
+    package = inspect.InstalledPackage(HOSTILE, HOSTILE, 1)
+    shown = terminal.block(inspect.text(Path(HOSTILE), image, [package]))
     assert obeyed(shown) == []
     assert shown.count("nice") == 8
 

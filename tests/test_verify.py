@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imgkit.engines.guestfs.readback import BENEATH
+from imgkit.engines.guestfs.lookscripts import BENEATH
 from imgkit.errors import InputError
 from imgkit.image.manifest import MAX_SIZE, read_manifest
 from imgkit.rootfs.digest import Record, differences, records

@@ -1,11 +1,11 @@
 """Files of environment variables, as ``docker run --env-file`` reads them.
 
-A line is ``NAME=VALUE``, or ``NAME`` alone for the value that it has here (left out if it has none). White space at the
-beginning of a line is dropped; empty lines and lines that begin with ``#`` are skipped. A ``#`` further on is part of
-the value, and so are quotes and spaces. A later line beats an earlier one. The text is UTF-8; a byte order mark is
-removed.
+A line is ``NAME=VALUE``. ``NAME`` alone stands for the value that the variable has in this process; without one the
+line sets nothing. White space at the beginning of a line is dropped; empty lines and lines that begin with ``#`` are
+skipped. A ``#`` further on is part of the value, and so are quotes and spaces. If a name occurs more than once, the
+last line wins. The text is UTF-8; a byte order mark is removed.
 
-Source: docker/cli, ``opts/envfile.go`` and ``pkg/kvfile``. Names follow :mod:`imgkit.vm.configdrive`.
+Source: docker/cli, ``opts/envfile.go`` and ``pkg/kvfile``. Which names are valid says :mod:`imgkit.vm.configdrive`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from imgkit.errors import UsageError
 from imgkit.vm import configdrive
 
 MAX_FILE = 4 << 20
-"""Bytes of one file."""
+"""Bytes that a file may have."""
 
 
 def read(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the file ``path`` sets.
+    """Read the variables that the file ``path`` sets.
 
     Args:
         path: a regular file, or anything else that ends (a pipe).
-        environ: where the values of bare names come from.
+        environ: the source of the values of names without one.
 
     Raises:
-        UsageError: it cannot be read, or a line is wrong. No value is part of the message.
+        UsageError: the file cannot be read, or a line is wrong. The message quotes no value, which may be a secret.
     """
     try:
         with path.open("rb") as source:
@@ -47,7 +47,7 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _variable(line: bytes, where: str) -> tuple[str, str | None]:
-    """Name and value; no name for a line that sets nothing, None for a name without a value."""
+    """The name and value of a line: no name if the line sets nothing, None as the value if it has only a name."""
     try:
         text = line.removesuffix(b"\r").decode().lstrip()
     except UnicodeDecodeError:

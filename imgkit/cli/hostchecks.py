@@ -1,4 +1,4 @@
-"""What this host can do, what is missing, and the command that fixes it."""
+"""Look at what this host can do, what is missing, and the command that fixes it: the checks of ``imgkit doctor``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ from imgkit.rootfs.npm import npmbox
 from imgkit.vm.qemu import firmware, probe
 from imgkit.vm.sandbox import confinement, identity, supervisor
 
-SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
+SPACE = 2 << 30
+"""Bytes that a build of the default recipe needs in its output folder."""
 
 
 @dataclass(frozen=True)
 class HostCheck:
-    """One look at the host. ``purpose`` is what fails without it: build, boot, or a special case of these."""
+    """The result of one check.
+
+    Attributes:
+        name: what was looked at.
+        ok: whether it is there and works.
+        detail: what was found, or what is wrong.
+        purpose: what fails without it, as ``needed to …``.
+        fix: a command, or advice.
+        required: whether imgkit is of no use without it; otherwise only something special fails.
+    """
 
     name: str
     ok: bool
@@ -32,7 +42,7 @@ class HostCheck:
 
 
 def examine(out: Path) -> list[HostCheck]:
-    """Everything that building into ``out`` and booting need, looked at one after the other; changes nothing."""
+    """Check everything that building into ``out`` and booting need. Changes nothing."""
     return [
         HostCheck("python", True, f"{sys.version.split()[0]} ({sys.executable})", "build"),
         _bindings(),
@@ -47,11 +57,11 @@ def examine(out: Path) -> list[HostCheck]:
 
 
 def _bindings() -> HostCheck:
-    found = importlib.util.find_spec("guestfs") is not None
+    installed = importlib.util.find_spec("guestfs") is not None
     return HostCheck(
         "libguestfs bindings",
-        found,
-        "importable" if found else f"{sys.executable} cannot import guestfs",
+        installed,
+        "importable" if installed else f"{sys.executable} cannot import guestfs",
         "build",
         "apt-get install python3-guestfs, and a virtual environment of the distribution's Python made with "
         "--system-site-packages",
@@ -74,7 +84,7 @@ def _programs() -> Iterator[HostCheck]:
 
 
 def _version(name: str) -> str:
-    """The first line that ``name --version`` prints, as far as its end makes sense in a table."""
+    """The first line that ``name --version`` prints, cut so that it fits into a table; or why it could not be run."""
     try:
         return run([name, "--version"], timeout=10).decode(errors="replace").partition("\n")[0][:60]
     except ImgkitError as error:
@@ -82,7 +92,7 @@ def _version(name: str) -> str:
 
 
 def _kernel() -> HostCheck:
-    """The kernel that supermin puts into the appliance: any in /boot with its modules, if it may be read."""
+    """Whether there is a kernel for the appliance: supermin takes one in /boot that this user may read."""
     named = os.environ.get("SUPERMIN_KERNEL")
     kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
     readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
@@ -107,13 +117,13 @@ def _space(out: Path) -> HostCheck:
 def _firmware() -> Iterator[HostCheck]:
     for arch in ("amd64", "arm64"):
         try:
-            found = firmware.find(arch)
+            files = firmware.find(arch)
         except ImgkitError as error:
             yield HostCheck(
                 f"UEFI {arch}", False, error.message, f"boot {arch} by UEFI", error.hint or "", required=False
             )
         else:
-            yield HostCheck(f"UEFI {arch}", True, str(found.code), f"boot {arch} by UEFI")
+            yield HostCheck(f"UEFI {arch}", True, str(files.code), f"boot {arch} by UEFI")
 
 
 def _accelerators() -> Iterator[HostCheck]:
@@ -130,13 +140,13 @@ def _accelerators() -> Iterator[HostCheck]:
 
 
 def _confinement() -> HostCheck:
-    """What keeps a guest's QEMU from the rest of this host, besides what QEMU does itself."""
+    """What keeps the QEMU of a guest from the rest of this host, besides what QEMU does itself."""
     version, filters = confinement.landlock_version(), confinement.filters_system_calls()
     parts = [f"files: Landlock {version}" if version else "files: as its user may"]
     parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
-    blinded = supervisor.obstacle()
-    if filters and blinded:
-        parts += [f"set-group-id for folders: refused, as {blinded}"]
+    obstacle = supervisor.obstacle()
+    if filters and obstacle:
+        parts += [f"set-group-id for folders: refused, as {obstacle}"]
     if identity.is_root():
         user = identity.choose_user(None)
         parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
@@ -145,7 +155,7 @@ def _confinement() -> HostCheck:
 
 
 def _sandbox() -> HostCheck:
-    """Which isolation npm gets when it installs a payload's packages."""
+    """How npm is isolated when it installs the packages of a payload."""
     problem = npmbox.problem()
     detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
     fix = (

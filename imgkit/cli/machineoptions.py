@@ -1,4 +1,4 @@
-"""What ``boot`` and ``run`` share: the options that describe a machine, and the machine that they describe."""
+"""The options of ``boot`` and ``run`` that describe a machine, and the machine that they describe."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from imgkit.vm.shares import quotas
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe a machine."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--arch", choices=sorted(MACHINES), help="architecture (default: from the image's name)")
     parser.add_argument("--firmware", choices=["bios", "uefi", "direct"], help="default: bios on amd64, uefi on arm64")
@@ -87,18 +88,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
-    """Words of the form ``K=V`` as a mapping; ``form`` is what the help of ``option`` calls that.
+    """Parse words of the form ``K=V``.
+
+    Args:
+        words: the values of ``option``, which messages name.
+        form: what the help of the option calls its form.
 
     Raises:
-        UsageError: one has no ``=`` or no name.
+        UsageError: a word has no ``=`` or no name.
     """
-    found = {}
+    values = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise UsageError(f"{option} {word}: not of the form {form}")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def boot(
@@ -110,13 +115,14 @@ def boot(
     """The machine that ``options`` describe, ready when the block begins.
 
     Args:
+        shares: folders that other options share, by their tags.
         before: called with the files that will be booted, before any program opens them: the image, and for a direct
             boot the kernel and the initramfs.
 
     Raises:
-        UsageError: options contradict one another.
+        UsageError: an option is wrong, or two options contradict one another.
         InputError: the image or a file beside it is missing or damaged.
-        HostError: this host cannot run it.
+        HostError: this host cannot run the machine.
         BootError: the guest did not come up.
     """
     _check(options)
@@ -152,34 +158,42 @@ def boot(
 
 
 def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
-    """``--share`` and the shares that other options made, each tag once, and the tags of those for reading only.
+    """The shared folders by their tags, and the tags of those that are read-only.
 
-    ``:ro`` or ``:rw`` at the end of a word is never part of the folder's name: one that ends so itself needs another.
+    ``:ro`` or ``:rw`` at the end of a word is never part of the folder's name. For a folder whose name ends like that,
+    one of them has to follow.
+
+    Args:
+        words: the values of ``--share``.
+        shares: folders that other options share.
 
     Raises:
-        UsageError: a tag is there twice, or a folder does not exist.
+        UsageError: a tag occurs twice, or a folder does not exist.
     """
-    found, read_only = dict(shares), set()
+    folders, read_only = dict(shares), set()
     for word in words:
         ((tag, given),) = pairs([word], "--share", "TAG=DIR[:ro]").items()
         folder, colon, mode = given.rpartition(":")
         if not colon or mode not in ("ro", "rw"):
             folder, mode = given, "rw"
-        if tag in found:
+        if tag in folders:
             raise UsageError(f"--share {word}: there is a share {tag} already")
         if not folder:
             raise UsageError(f"--share {word}: no folder")
-        found[tag] = Path(folder)
+        folders[tag] = Path(folder)
         if mode == "ro":
             read_only.add(tag)
-    for path in found.values():
+    for path in folders.values():
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
-    return found, read_only
+    return folders, read_only
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be known before anything is started. An image that names other files would show them to its guest."""
+    """Check what can be checked before anything is started.
+
+    An image that refers to other files of the host is refused: QEMU would show them to the guest.
+    """
     allowlist.parse(options.allow)
     network_kind(network=options.network, allow=options.allow)
     image_info(options.image)
@@ -196,10 +210,10 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
     Raises:
         InputError: one is missing, or the manifest beside the image is damaged.
     """
-    found = boot_files(image, arch)
+    files = boot_files(image, arch)
     kernel, initramfs = (
-        found.get(role, image.parent / f"{what}-*-{arch}")
-        for role, what in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
+        files.get(role, image.parent / f"{prefix}-*-{arch}")
+        for role, prefix in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
     )
     for path in (kernel, initramfs):
         if not path.exists():
@@ -208,7 +222,7 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """``--env-file`` and ``--env``, which beats it."""
+    """The variables of ``--env-file`` and of ``--env``, which beats it."""
     variables: dict[str, str] = {}
     for path in options.env_file:
         variables |= envfile.read(path, os.environ)
@@ -216,6 +230,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _secrets(words: list[str]) -> dict[str, bytes]:
+    """The values of ``--secret``, read from their files."""
     values = {}
     for name, path in pairs(words, "--secret", "K=FILE").items():
         try:

@@ -1,4 +1,4 @@
-"""What the commands share that look into an image."""
+"""Options of the commands that start an appliance, and of those that read an image with it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from imgkit.vm.qemu.probe import probe
 
 
 def appliance_options() -> Options:
-    """How an appliance runs on this host: accelerated if the probe says so, from the cache of quick appliances."""
+    """How an appliance runs on this host: accelerated if the probe has found that this works, and quick.
+
+    Raises:
+        UsageError: ``IMGKIT_LAUNCH_TIMEOUT`` is not a number of seconds.
+    """
     accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).accelerator == "kvm" else "tcg"
     return Options(accelerator=accelerator, cache=default_folder() / "appliance", launch_timeout=_launch_timeout())
 
 
 def limit_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
-    """The options that raise the limits of reading an image; ``size`` says what the default of the first is."""
+    """Add the options that raise the limits of reading an image.
+
+    Args:
+        size: for the help, the default of ``--limit``.
+    """
     parser.add_argument("--limit", metavar="SIZE", help=f"read so much of the image at most (default: {size})")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds to read it in (default: 900)")
 
 
 def given_limits(options: argparse.Namespace) -> tuple[int | None, float | None]:
-    """Bytes and seconds that :func:`limit_arguments` were given, None for the default.
+    """The limits that were given by the options of :func:`limit_arguments`: bytes and seconds, None for a default.
 
     Raises:
-        UsageError: one makes no sense.
+        UsageError: a value is not a size, or not a number of seconds.
     """
     if options.timeout is not None and not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")

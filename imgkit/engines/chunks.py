@@ -1,4 +1,4 @@
-"""Hash the chunks of a raw disk, holes skipped."""
+"""Read and hash the chunks of a raw disk. Holes are skipped, so that a sparse disk is read quickly."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imgkit.disk.regions import CHUNK, Chunk, DiskMap, Region, chunk_at
-from imgkit.errors import InputError
+from imgkit.engines.failures import LimitError
+from imgkit.engines.limits import MORE_BYTES, MORE_TIME
 
 _ZEROS = bytes(CHUNK)
 _SEEK_DATA: int | None = getattr(os, "SEEK_DATA", None)  # Linux, macOS
 
 
 def map_disk(path: Path, regions: Sequence[Region]) -> DiskMap:
-    """The map of a raw disk.
+    """Make the map of a raw disk.
 
     Args:
-        regions: of the whole disk, in order.
+        regions: the regions of the whole disk, in order.
     """
     hashes = {chunk.start: hashlib.sha256(data).hexdigest() for chunk, data in chunks(path, regions)}
     return DiskMap(tuple(regions), hashes)
@@ -32,12 +33,12 @@ def chunks(
     """Each chunk of a raw disk that is not all zeros, in order, with its bytes.
 
     Args:
-        regions: what lies where, in order; what is behind them is not read.
-        most: bytes of such chunks at most.
+        regions: the regions of the disk, in order. Bytes behind the last one are not read.
+        most: how many bytes such chunks may have altogether.
         deadline: in the time of :func:`time.monotonic`.
 
     Raises:
-        InputError: there is more on the disk than ``most``, or it took too long.
+        LimitError: there is more on the disk than ``most``, or reading took too long.
     """
     size, at = 0, 0
     with path.open("rb", buffering=0) as source:
@@ -46,17 +47,17 @@ def chunks(
             data = os.pread(source.fileno(), chunk.end - chunk.start, chunk.start)
             at = chunk.end
             if deadline is not None and time.monotonic() > deadline:
-                raise InputError(f"{path}: could not be read in time", hint="--timeout gives it more")
+                raise LimitError(f"{path}: could not be read in time", hint=MORE_TIME)
             if data == _ZEROS[: len(data)]:
                 continue
             size += len(data)
             if most is not None and size > most:
-                raise InputError(f"{path}: more than {most} bytes of data", hint="--limit reads more")
+                raise LimitError(f"{path}: more than {most} bytes of data", hint=MORE_BYTES)
             yield chunk, data
 
 
 def _next_data(descriptor: int, at: int, end: int) -> int:
-    """The first byte from ``at`` on that is not in a hole; ``end`` if there is none before it."""
+    """The offset of the first byte from ``at`` on that is not in a hole; ``end`` if there is none before it."""
     if _SEEK_DATA is None:
         return at
     try:
@@ -64,4 +65,4 @@ def _next_data(descriptor: int, at: int, end: int) -> int:
     except OSError as cause:
         if cause.errno == errno.ENXIO:
             return end
-        return at  # a filesystem that does not know: everything is read
+        return at  # the filesystem does not know of holes, so everything is read

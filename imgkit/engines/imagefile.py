@@ -9,7 +9,8 @@ from typing import Literal
 
 from imgkit.disk import diskimage
 from imgkit.disk.layout import SECTOR
-from imgkit.errors import HostError, InputError
+from imgkit.engines.failures import UnreadableImageError
+from imgkit.errors import HostError
 from imgkit.host import process
 
 _MEMORY = 1 << 30  # bytes of address space for qemu-img, which reads what the author of an image wrote
@@ -19,7 +20,13 @@ _USABLE = "give it the qcow2 file that a build made, or a raw copy of it"
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What qemu-img says: format, bytes of the virtual disk and bytes that the file takes."""
+    """What qemu-img reports of an image.
+
+    Attributes:
+        format: the format of the file.
+        virtual_size: bytes of the disk that a guest sees.
+        file_size: bytes that the file takes on the host's disk.
+    """
 
     format: Literal["raw", "qcow2"]
     virtual_size: int
@@ -27,34 +34,37 @@ class ImageInfo:
 
 
 def image_info(image: Path) -> ImageInfo:
-    """Format and size of an image, refused when it is not one file of its own.
+    """The format and size of an image that consists of one file.
 
     Raises:
-        InputError: it is missing, damaged, no disk, of an unsupported format, or refers to other files of this host.
+        UnreadableImageError: the image is missing, damaged, no disk, of an unsupported format, or refers to other files
+            of this host.
+        MissingProgramError: qemu-img is missing.
     """
     if not image.is_file():
-        raise InputError(f"{image}: no such image")
+        raise UnreadableImageError(f"{image}: no such image")
     try:
         kind = diskimage.format_of(image)
         diskimage.check(image, kind)
         argv: list[str | Path] = ["qemu-img", "info", "-f", kind, "--output=json", image.absolute()]
         info = json.loads(process.run(argv, timeout=_TIMEOUT, prepare=process.bounded(_MEMORY, _TIMEOUT)))
+    except process.MissingProgramError:
+        raise
     except HostError as cause:
-        if "program not found" in cause.message:
-            raise
-        raise InputError(f"{image}: {cause.message}") from cause
+        raise UnreadableImageError(f"{image}: {cause.message}") from cause
     specific = info.get("format-specific", {}).get("data", {})
     if info.get("backing-filename") or specific.get("data-file"):
-        raise InputError(f"{image}: refers to another file of this host, which is not followed")
+        raise UnreadableImageError(f"{image}: refers to another file of this host, which is not followed")
     if info["format"] not in ("raw", "qcow2"):
-        raise InputError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
+        raise UnreadableImageError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
     if info["format"] == "raw" and not _is_disk(image):
-        raise InputError(f"{image}: no disk image: it has neither a boot sector nor a partition table", hint=_USABLE)
+        message = f"{image}: no disk image: it has neither a boot sector nor a partition table"
+        raise UnreadableImageError(message, hint=_USABLE)
     return ImageInfo(info["format"], info["virtual-size"], info["actual-size"])
 
 
 def _is_disk(image: Path) -> bool:
-    """Whether a file that qemu-img calls raw, which is any that it knows nothing else of, can be a disk.
+    """Whether a raw file can be a disk. For qemu-img every file of an unknown format is raw.
 
     Boot sectors and partition tables, GPT's with its protective MBR too, end their first sector with 55 AA (UEFI
     specification 5.2).

@@ -1,4 +1,4 @@
-"""What reading an image may take: images come from strangers, and some are made to fill a disk or to hang."""
+"""Limits of reading an image: images come from strangers, and some are made to fill a disk or to take forever."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import time
 from dataclasses import dataclass, field
 
 DEFAULT_SECONDS = 900.0
-"""How long an image may be read, from the first question to the last. Emulated appliances read 100 MB in 20 s."""
+"""How long reading an image may take altogether. An emulated appliance reads 100 MB in 20 s."""
 
 DEFAULT_SIZE = 64 << 20
-"""Bytes that are read of a single file of an image: the package database of a thousand packages has 8 MiB."""
+"""Bytes that are read of a single file of an image. The database of a thousand packages has 8 MiB."""
+
+MORE_BYTES = "--limit reads more"
+MORE_TIME = "--timeout gives it more"
+"""Hints for an image that exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading an image may take.
+    """Limits of reading one image. The time begins when the object is made.
 
     Attributes:
-        size: bytes that are read of it at most.
-        seconds: how long it may take from now on.
+        size: bytes that are read of the image at most.
+        seconds: how long reading may take.
     """
 
     size: int = DEFAULT_SIZE
@@ -27,7 +31,7 @@ class Limits:
 
     @property
     def deadline(self) -> float:
-        """When the time is over, in the time of :func:`time.monotonic`."""
+        """When the time is up, in the time of :func:`time.monotonic`."""
         return self._start + self.seconds
 
     @property

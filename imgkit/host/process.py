@@ -1,7 +1,14 @@
-"""The one door through which imgkit starts other programs.
+"""Start other programs. All programs that imgkit starts are started here.
 
-Arguments are lists, the environment is explicit, and every command is logged so that it can be pasted into a shell
-(``-v`` shows them). A program that is missing, dies of a signal or fails has a sentence of its own.
+Arguments are lists, the environment is explicit, and every command is logged in a form that can be pasted into a shell
+(``-v`` shows them). There is one exception for each way in which a program fails::
+
+    try:
+        output = process.run(["qemu-img", "info", path], timeout=20)
+    except process.MissingProgramError as error:
+        print(error.program, "is not installed;", error.hint)
+    except process.ProgramError as error:
+        print(error.last_line)
 """
 
 from __future__ import annotations
@@ -23,7 +30,6 @@ from imgkit.host import interrupts
 
 log = logging.getLogger("imgkit.host.process")
 
-# Debian and Ubuntu package of each program that imgkit may start.
 PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -34,16 +40,46 @@ PACKAGES = {
     "node": "nodejs",
     "bwrap": "bubblewrap",
 }
+"""Program → the package of Debian and Ubuntu that has it."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# In front of a program whose whole process group is to end with this process: a shell of that group waits for the end
-# of a pipe of which nobody else has the other end. Being of the group it keeps the group's number from being given
-# away, and takes itself along.
-_WATCH = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec "$@"'
+# Runs before a program whose whole process group is to end with this process. A shell of the group waits until a pipe
+# is closed whose other end only this process has, and then kills the group, itself included. While it lives, the number
+# of the group cannot be used for another one.
+_WATCHDOG = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec "$@"'
+
+
+class MissingProgramError(HostError):
+    """A program is not on PATH. ``program`` is what was to be started, ``hint`` names the package that has it."""
+
+    def __init__(self, program: str) -> None:
+        name = Path(program).name
+        package = PACKAGES.get(name)
+        hint = f"apt-get install {package}" if package else f"install {name} or put it on PATH"
+        super().__init__(f"{program}: program not found", hint=hint)
+        self.program = program
+
+
+class ProgramError(HostError):
+    """A program failed or was killed.
+
+    Attributes:
+        status: as in :attr:`subprocess.Popen.returncode`: negative for a signal.
+        last_line: what it wrote last to standard error; empty if it wrote nothing.
+    """
+
+    def __init__(self, program: str, status: int, last_line: str) -> None:
+        super().__init__(f"{Path(program).name} {ending(status)}" + (f": {last_line}" if last_line else ""))
+        self.status = status
+        self.last_line = last_line
+
+
+class ProgramTimeoutError(HostError):
+    """A program did not end in time, and was killed."""
 
 
 def _libc() -> ctypes.CDLL | None:
-    """The C library, loaded before any fork: loading it in a child that threads left behind could deadlock."""
+    """The C library. It is loaded before any fork: in the child of a process with threads, loading could deadlock."""
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -51,55 +87,48 @@ _LIBC = _libc()
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent goes, however it goes (SIGKILL included)."""
+    """Ask the kernel to kill this process when its parent ends, in whatever way (SIGKILL included)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _prepared(prepare: Callable[[], object] | None) -> Callable[[], None]:
-    """What a child does before it executes its program."""
+def _before_exec(prepare: Callable[[], object] | None) -> Callable[[], None]:
+    """What a child does between fork and exec."""
 
     def run() -> None:
         if prepare is not None:
             prepare()
-        _die_with_parent()  # last: becoming another user takes it back
+        _die_with_parent()  # last, because becoming another user resets it
 
     return run
 
 
 def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
-    """For a program that reads hostile files: what it gets at the most.
+    """Limits for a program that reads hostile files, as the argument ``prepare`` of :func:`run`.
 
     Args:
-        memory: bytes of address space (macOS does not hold a process to them).
-        seconds: of all processors together.
-        largest: bytes of a file that it writes.
+        memory: bytes of address space (macOS does not enforce this limit).
+        seconds: processor time, of all processors together.
+        largest: bytes of a file that the program writes.
     """
 
     def limit() -> None:
-        for what, most in (
+        for kind, most in (
             (resource.RLIMIT_AS, memory),
             (resource.RLIMIT_CPU, seconds),
             (resource.RLIMIT_FSIZE, largest),
         ):
-            hard = resource.getrlimit(what)[1]
-            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            with suppress(OSError, ValueError):  # a limit of this system's own
-                resource.setrlimit(what, (least, least))
+            hard = resource.getrlimit(kind)[1]
+            value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with suppress(OSError, ValueError):  # the system enforces a limit of its own
+                resource.setrlimit(kind, (value, value))
 
     return limit
 
 
-def missing(program: str) -> HostError:
-    """The error for a program that is not on PATH, naming the package that has it."""
-    package = PACKAGES.get(Path(program).name)
-    hint = f"apt-get install {package}" if package else f"install {Path(program).name} or put it on PATH"
-    return HostError(f"{program}: program not found", hint=hint)
-
-
-def paste(argv: Sequence[str]) -> str:
-    """``argv`` as one line for a shell."""
-    return shlex.join(argv)
+def missing(program: str) -> MissingProgramError:
+    """The error for a program that is not on PATH."""
+    return MissingProgramError(program)
 
 
 def run(
@@ -123,18 +152,20 @@ def run(
         good: exit statuses that are no failure.
 
     Raises:
-        HostError: it is missing, failed, died of a signal or took too long; the last line it wrote to standard error
-            is part of the message.
+        MissingProgramError: the program is not on PATH.
+        ProgramError: the program failed or was killed.
+        ProgramTimeoutError: the program took longer than ``timeout``.
+        HostError: the program cannot be executed; see :func:`start`.
     """
     pipe = subprocess.PIPE
     with start(argv, env=env, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, prepare=prepare) as child:
         try:
             stdout, stderr = child.communicate(stdin or b"", timeout=timeout)
         except subprocess.TimeoutExpired as late:
-            raise HostError(f"{argv[0]}: no result within {timeout:g} s") from late
+            raise ProgramTimeoutError(f"{argv[0]}: no result within {timeout:g} s") from late
     if child.returncode not in good:
-        last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise HostError(f"{Path(argv[0]).name} {ending(child.returncode)}" + (f": {last}" if last else ""))
+        last_line = stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ProgramError(str(argv[0]), child.returncode, last_line)
     return bytes(stdout)
 
 
@@ -157,22 +188,23 @@ def start_family(
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """As :func:`start`, for a program that starts others: its whole group ends when this process is killed outright.
+    """Start a program that starts others, so that all of them end even if this process is killed.
 
-    What left the group for a session of its own (setsid(1)) goes on, then as at the end of the block.
+    It is :func:`start` in every other respect. A process that has left the group for a session of its own (setsid(1))
+    is not ended, neither then nor at the end of the block.
 
     Args:
-        argv: an existing program's path, and arguments.
+        argv: the path of an existing program, and its arguments.
         env, cwd, stdout, stderr: as for :func:`start`; standard input is empty.
 
     Raises:
         HostError: there is no shell, or no folder ``cwd``.
     """
-    reading, writing = os.pipe()  # the latter is not inherited
+    reading, writing = os.pipe()  # only this process has the writing end: it is not inherited
     try:
         with start(argv, env=env, cwd=cwd, stdout=stdout, stderr=stderr, watched=reading) as child:
             yield child
-    finally:  # the group is gone
+    finally:  # the group has ended
         os.close(reading)
         os.close(writing)
 
@@ -190,27 +222,28 @@ def start(
     prepare: Callable[[], object] | None = None,
     watched: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program in a process group of its own, and end that whole group when the block ends.
+    """Start a program in a process group of its own, and end the whole group when the block ends.
 
-    Nothing outlives the block: whatever is still running in the group is killed, and when this process itself is
-    killed the kernel takes the program with it (Linux). What the program started is :func:`start_family`'s.
+    Nothing in the group outlives the block. If this process itself is killed, the kernel kills the program (Linux), but
+    not what the program has started; :func:`start_family` does that.
 
     Args:
         argv, env, cwd, stdin, stdout, stderr, pass_fds: as for :class:`subprocess.Popen`.
-        prepare: called between fork and exec, where it may make system calls of a library that is loaded already, and
+        prepare: called between fork and exec. It may make system calls of a library that is loaded already, and do
             little else.
-        watched: a pipe at whose end the whole group is killed; see :func:`start_family`.
+        watched: a pipe; when its other end is closed, the whole group is killed. See :func:`start_family`.
 
     Raises:
-        HostError: there is no such program, or ``prepare`` failed.
+        MissingProgramError: there is no such program.
+        HostError: the program may not be executed, or ``prepare`` failed.
     """
     words = [str(word) for word in argv]
-    log.debug("%s", paste(words))
+    log.debug("%s", shlex.join(words))
     if watched is not None:
-        words, stdin = ["/bin/sh", "-c", _WATCH, "imgkit-watch", *words], watched
+        words, stdin = ["/bin/sh", "-c", _WATCHDOG, "imgkit-watch", *words], watched
     try:
-        with interrupts.postponed():  # Python forgets what is raised while it forks
-            child = subprocess.Popen(  # the block below is the lifetime
+        with interrupts.postponed():  # Python drops an exception that is raised while it forks
+            child = subprocess.Popen(  # ended by the block below
                 words,
                 env=dict(env) if env is not None else None,
                 cwd=cwd,
@@ -219,7 +252,7 @@ def start(
                 stderr=stderr,
                 pass_fds=pass_fds,
                 start_new_session=True,
-                preexec_fn=_prepared(prepare),  # noqa: PLW1509 - only calls through an already loaded library
+                preexec_fn=_before_exec(prepare),  # noqa: PLW1509 - calls functions of a loaded library only
             )
     except FileNotFoundError as cause:
         raise missing(words[0]) from cause
@@ -236,8 +269,8 @@ def start(
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the child's process group and reap the child."""
-    with suppress(ProcessLookupError, PermissionError):  # all gone already (macOS: EPERM for a group of zombies)
+    """Kill every process that is left in the child's group, and reap the child."""
+    with suppress(ProcessLookupError, PermissionError):  # all have ended (macOS: EPERM for a group of zombies)
         os.killpg(child.pid, signal.SIGKILL)
     for pipe in (child.stdin, child.stdout, child.stderr):
         if pipe is not None:

@@ -19,8 +19,7 @@ from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
-from imgkit.engines.guestfs import engine as guestfs
-from imgkit.engines.guestfs.channel import Options
+from imgkit.engines.engine import LaunchEngine
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
@@ -49,7 +48,7 @@ class BuildRequest:
     Attributes:
         out: folder of the results.
         work: folder for scratch files; None makes one in ``out``.
-        appliance: how the appliance runs.
+        engine: starts the engine that writes the disk.
         locked: build exactly this plan; None makes one.
         allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
         epoch: seconds since 1970 for what a build generates (SOURCE_DATE_EPOCH); None takes the plan's.
@@ -59,7 +58,7 @@ class BuildRequest:
     arch: str
     out: Path
     cache: Cache
-    appliance: Options
+    engine: LaunchEngine
     work: Path | None = None
     locked: Plan | None = None
     allow_stale: bool = False
@@ -89,7 +88,7 @@ def build(request: BuildRequest) -> BuildResult:
     size = parse_size(recipe.size)
     _check_programs()
     with _workspace(request) as work, ExitStack() as stack:
-        engine = stack.enter_context(guestfs.launch(_folder(work, "disk"), size, request.appliance))
+        engine = stack.enter_context(request.engine(_folder(work, "disk"), size))
         with steps.step("plan"):
             stale = request.allow_stale
             base = fetch_base(

@@ -1,1 +1,1 @@
-"""Compare an image with its manifest: every file beside it, every byte of the disk, every path."""
+"""Compare an image with its manifest: the files of the build, every byte of the disk, every path."""

@@ -1,4 +1,4 @@
-"""Compare the files of a build with their manifest: the image itself, and the kernel and the initramfs beside it."""
+"""Compare the files of a build with the manifest: the image itself, and the kernel and the initramfs beside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PREFIX = {"kernel": "vmlinuz", "initramfs": "initramfs"}
 
 
 def is_as_built(path: Path, stated: StatedFile) -> bool:
-    """Whether a file is the one that was built. One of another size is not read.
+    """Whether a file is the one that was built. A file of another size is not read.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         status = path.stat()
@@ -39,26 +39,26 @@ def manifest_of(image: Path) -> Path:
 def boot_files(image: Path, arch: str) -> dict[str, Path]:
     """What a direct boot starts from: "kernel" and "initramfs" → file beside the image, which may be missing.
 
-    Their names are those in the manifest beside the image. Without one, the last name that fits is taken; a role of
-    which there is no such file is left out.
+    Their names are those in the manifest beside the image. Without a manifest, the last name in the alphabet that fits
+    is taken; if there is no such file, the role is left out.
 
     Raises:
         InputError: the manifest is damaged.
     """
     path = manifest_of(image)
-    there = path.exists() or path.is_symlink()
-    stated = statement.parse(read_manifest(path), path).boot if there else {}
-    chosen = {role: _last(image.parent, role, arch) for role in _PREFIX}
-    found = {role: image.parent / file for role, file in chosen.items() if file}
-    return {**found, **{role: image.parent / file.name for role, file in stated.items()}}
+    has_manifest = path.exists() or path.is_symlink()
+    stated = statement.parse(read_manifest(path), path).boot if has_manifest else {}
+    names = {role: _last(image.parent, role, arch) for role in _PREFIX}
+    by_name = {role: image.parent / name for role, name in names.items() if name}
+    return {**by_name, **{role: image.parent / file.name for role, file in stated.items()}}
 
 
 def compare_boot_files(image: Path, stated: Statement) -> tuple[list[str], list[str]]:
-    """Compare what ``imgkit boot --firmware direct`` would start from beside the image.
+    """Compare the files beside the image that ``imgkit boot --firmware direct`` would start from.
 
     Returns:
-        The names of those that are as they were built, and one line for each fault. A file that is not there is
-        neither: an image is often kept without them.
+        The names of the files that are as they were built, and one line for each fault. A file that is not there is no
+        fault: an image is often kept without them.
 
     Raises:
         InputError: a file cannot be read.
@@ -77,20 +77,20 @@ def compare_boot_files(image: Path, stated: Statement) -> tuple[list[str], list[
 
 
 def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
-    """Files that a direct boot takes in place of the one that was built, whether or not that is there.
+    """One line for each file that a direct boot may take in place of the one that was built.
 
-    It goes by the manifest beside the image, which need not be the one that is believed here, and by the names of the
-    files once there is none. So both are asked.
+    A direct boot goes by the manifest beside the image, which may be another one than is compared with here; and by the
+    names of the files if there is no manifest. Both ways are looked at.
     """
-    chosen = {_last(image.parent, role, arch)}
-    with suppress(InputError):  # a damaged manifest boots nothing
-        found = boot_files(image, arch)
-        chosen |= {found[role].name} if role in found and found[role].exists() else set()
-    for other in sorted(chosen - {name, ""}):
+    candidates = {_last(image.parent, role, arch)}
+    with suppress(InputError):  # with a damaged manifest nothing is booted
+        booted = boot_files(image, arch)
+        candidates |= {booted[role].name} if role in booted and booted[role].exists() else set()
+    for other in sorted(candidates - {name, ""}):
         yield f"{other}: not in the manifest, and taken for the {role} by a direct boot"
 
 
 def _last(folder: Path, role: str, arch: str) -> str:
-    """The last of all names that fit; empty if none does."""
+    """The last name in the alphabet that fits a role; empty if none does."""
     names = [path.name for path in folder.glob(f"{_PREFIX[role]}-*-{arch}")] if arch.isalnum() else []
     return max(names, default="")

@@ -1,8 +1,14 @@
-"""Compare an image with its manifest, the quick way first.
+"""Compare an image with its manifest, in three stages from quick to slow:
 
-1. The files: equal SHA-256 means the very file that was built.
-2. Where the image's differs, the disk that a guest sees, byte by byte. This needs no appliance.
-3. Where parts of that differ which hold files, the files, so that the difference gets names.
+1. The files of the build. If the SHA-256 of the image is that of the manifest, it is the very file that was built.
+2. If it is another file: the disk that a guest sees, byte by byte. This needs no appliance.
+3. If the disk differs in a part that holds files: the files, so that the difference can be named.
+
+::
+
+    result = verify(Subject(image, image_info(image), scratch), statement, limits, open_disk)
+    for line in result.faults:
+        print(line)
 """
 
 from __future__ import annotations
@@ -13,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from imgkit.disk.regions import CHUNK, ESP, ROOT
 from imgkit.disk.size import show_size
-from imgkit.engines.guestfs.readback import Archive, ImageReader, Mounted
 from imgkit.engines.imagefile import ImageInfo
 from imgkit.engines.limits import DEFAULT_SECONDS, Limits
 from imgkit.engines.rawcopy import oddities, raw_disk
+from imgkit.engines.reading import Archive, Filesystem, ImageReader
 from imgkit.errors import InputError
 from imgkit.rootfs.digest import Record
 from imgkit.verification.beside import compare_boot_files, is_as_built
@@ -29,21 +36,22 @@ from imgkit.verification.statement import Statement
 
 log = logging.getLogger("imgkit")
 
-Opener = Callable[[Path, Limits], AbstractContextManager[ImageReader]]
-"""Starts an appliance that sees a raw disk: disk, limits → reader."""
+OpenDisk: TypeAlias = Callable[[Path, Limits], AbstractContextManager[ImageReader]]
+"""Opens a raw disk for reading: disk, limits → reader."""
 
-_LEAST = 1 << 30
+_LEAST_LIMIT = 1 << 30  # bytes
 _HEADERS = 4096  # bytes of a path in an archive besides its content
-_SAID = 5  # complaints of tar that are repeated
+_MOST_RANGES = 10  # of a region, that are listed
+_MOST_COMPLAINTS = 5  # of tar, that are repeated
 
 
 @dataclass
 class Verification:
-    """What came out.
+    """The result of a comparison.
 
     Attributes:
         proved: sentences about what is as it was built.
-        faults: one line for each thing that is not; the image is as it was built where there are none.
+        faults: one line for each thing that is not; empty if the image is as it was built.
     """
 
     proved: list[str] = field(default_factory=list)
@@ -52,7 +60,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared: the image, what is known of its file, and a folder for scratch files."""
+    """What is compared: an image, what is known of its file, and a folder for scratch files."""
 
     image: Path
     info: ImageInfo
@@ -60,56 +68,67 @@ class Subject:
 
 
 def limits_for(stated: Statement, size: int | None, seconds: float | None) -> Limits:
-    """Limits of reading an image of which this is stated, unless they are given: twice what was built."""
+    """The limits for reading an image with this manifest. By default they are twice what was built, and 900 s.
+
+    Args:
+        size, seconds: limits that the user has given; None takes the default.
+    """
     disk = len(stated.disk.hashes) * CHUNK if stated.disk else 0
     files = sum(_size_of(record) + _HEADERS for record in stated.files.values())
-    return Limits(size or max(_LEAST, 2 * disk, 2 * files), seconds or DEFAULT_SECONDS)
+    return Limits(size or max(_LEAST_LIMIT, 2 * disk, 2 * files), seconds or DEFAULT_SECONDS)
 
 
 def _size_of(record: Record) -> int:
+    """Bytes of a file, from a record that anybody may have written."""
     size = record.get("size", 0)
     return size if type(size) is int and size > 0 else 0
 
 
-def verify(subject: Subject, stated: Statement, limits: Limits, opener: Opener) -> Verification:
-    """Compare an image, and what lies beside it, with its manifest.
+def verify(subject: Subject, stated: Statement, limits: Limits, open_disk: OpenDisk) -> Verification:
+    """Compare an image, and the kernel and initramfs beside it, with its manifest.
+
+    Args:
+        open_disk: called for a disk whose files have to be compared.
 
     Raises:
-        InputError: it cannot be read, or takes more than ``limits`` allow.
+        InputError: the image cannot be read (UnreadableImageError), or reading it exceeds ``limits`` (LimitError).
         HostError: the host lacks something.
     """
-    verdict = Verification()
+    result = Verification()
     same, faults = compare_boot_files(subject.image, stated)
-    verdict.faults += faults
+    result.faults += faults
     if stated.image is not None and is_as_built(subject.image, stated.image):
-        verdict.proved.append(f"{subject.image}: the very file that was built")
+        result.proved.append(f"{subject.image}: the very file that was built")
     else:
-        _compare_disk(subject, stated, limits, opener, verdict)
-    verdict.proved += [f"{name}: the very file that was built" for name in same]
-    return verdict
+        _compare_disk(subject, stated, limits, open_disk, result)
+    result.proved += [f"{name}: the very file that was built" for name in same]
+    return result
 
 
-def _compare_disk(subject: Subject, stated: Statement, limits: Limits, opener: Opener, verdict: Verification) -> None:
+def _compare_disk(
+    subject: Subject, stated: Statement, limits: Limits, open_disk: OpenDisk, result: Verification
+) -> None:
     log.info("%s: not the very file that was built, so its disk is compared", subject.image)
-    verdict.faults += oddities(subject.image, subject.info, limits)
+    result.faults += oddities(subject.image, subject.info, limits)
     raw = raw_disk(subject.image, subject.info, subject.scratch, limits)
     if stated.disk is None:
-        verdict.faults.append(
+        result.faults.append(
             "the manifest is of an earlier imgkit and has no map of the disk: boot sector, partition table, boot"
             " loader, EFI system partition and everything outside of files could not be compared"
         )
-        _compare_files(raw, stated, limits, opener, verdict, esp=False, pending=True)
+        _compare_files(raw, stated, limits, open_disk, result, esp=False, pending=True)
         return
     report = compare_disk(raw, subject.info.virtual_size, stated.disk, limits)
-    verdict.proved += [f"{subject.image}: {line}" for line in _proved(report)]
-    verdict.faults += _located(report)
+    result.proved += [f"{subject.image}: {line}" for line in _proved(report)]
+    result.faults += _located(report)
     files = report.touches(ROOT) or bool(report.pending)
     if files or report.touches(ESP):
         esp = report.touches(ESP)
-        _compare_files(raw, stated, limits, opener, verdict, esp=esp, pending=bool(report.pending), root=files)
+        _compare_files(raw, stated, limits, open_disk, result, esp=esp, pending=bool(report.pending), root=files)
 
 
 def _proved(report: DiskReport) -> Iterator[str]:
+    """Sentences about a disk without a difference."""
     if report.differences or report.pending:
         return
     grown = report.size != report.built
@@ -124,14 +143,15 @@ def _proved(report: DiskReport) -> Iterator[str]:
 
 
 def _located(report: DiskReport) -> Iterator[str]:
+    """One line for each region of the disk that differs, with the ranges of bytes."""
     if report.pending:
         yield f"root filesystem: {report.pending}"
-    regions = list(dict.fromkeys(each.region for each in report.differences))
+    regions = dict.fromkeys(difference.region for difference in report.differences)
     for region in regions:
-        ranges = [(each.start, each.end) for each in report.differences if each.region == region]
+        ranges = [(part.start, part.end) for part in report.differences if part.region == region]
         size = sum(end - start for start, end in ranges)
-        shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:10])
-        rest = f" and {len(ranges) - 10} more" if len(ranges) > 10 else ""
+        shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:_MOST_RANGES])
+        rest = f" and {len(ranges) - _MOST_RANGES} more" if len(ranges) > _MOST_RANGES else ""
         yield f"{region}: differs within {size} bytes of the disk, at {shown}{rest}"
 
 
@@ -142,61 +162,68 @@ def _compare_files(
     raw: Path,
     stated: Statement,
     limits: Limits,
-    opener: Opener,
-    verdict: Verification,
+    open_disk: OpenDisk,
+    result: Verification,
     *,
     esp: bool,
     pending: bool,
     root: bool = True,
 ) -> None:
-    """Name the files that differ. One that is wrong before the journal is replayed is what the boot loader reads."""
+    """Name the files that differ.
+
+    Args:
+        esp, root: which filesystems are compared.
+        pending: whether the journal of the root filesystem has to be replayed. Then the filesystem is compared without
+            replaying it as well, since that is what the boot loader reads.
+    """
     expected = {**LOST_AND_FOUND, **stated.files}
-    with opener(raw, limits) as reader:
-        # Replaying writes to the appliance's overlay, so what there is without comes first.
-        unplayed = _compared(reader, "root", expected, limits, replay=False) if root and pending else []
+    with open_disk(raw, limits) as reader:
+        # Replaying the journal writes to the overlay of the appliance, so that this comes first.
+        not_replayed = _compared(reader, "root", expected, limits, replay=False) if root and pending else []
         if root:
             lines = _compared(reader, "root", expected, limits)
-            verdict.faults += lines
-            verdict.faults += [f"{line} (before the journal is replayed)" for line in unplayed if line not in lines]
+            result.faults += lines
+            result.faults += [f"{line} (before the journal is replayed)" for line in not_replayed if line not in lines]
         if esp:
-            verdict.faults += _compared(reader, "esp", _on_esp(stated), limits)
+            result.faults += _compared(reader, "esp", _on_esp(stated), limits)
 
 
 def _on_esp(stated: Statement) -> dict[str, Record]:
-    """The files of the EFI system partition and their folders, owned as the appliance mounts it."""
+    """Records of the files of the EFI system partition and their folders, owned as the appliance mounts it."""
     owner = {"mode": "0755", "uid": 0, "gid": 0}
     files = {
-        "/" + name: {"type": "file", "size": each.size, "sha256": each.sha256, **owner}
-        for name, each in stated.esp.items()
+        "/" + name: {"type": "file", "size": file.size, "sha256": file.sha256, **owner}
+        for name, file in stated.esp.items()
     }
     folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} | {"/"}
     return {**{path: {"type": "directory", **owner} for path in folders}, **files}
 
 
 def _compared(
-    reader: ImageReader, kind: Mounted, expected: Mapping[str, Record], limits: Limits, *, replay: bool = True
+    reader: ImageReader, filesystem: Filesystem, expected: Mapping[str, Record], limits: Limits, *, replay: bool = True
 ) -> list[str]:
     """One line for each path of a filesystem that is not as expected, or one that says that all are."""
-    name = {"root": ROOT, "esp": ESP}[kind]
+    name = {"root": ROOT, "esp": ESP}[filesystem]
     try:
-        archive = reader.archive(kind, replay=replay)
+        archive = reader.archive(filesystem, replay=replay)
     except InputError as cause:
         return [f"{name}: {cause.message}"]
     contents = compare_archive(archive.pieces(), expected, limits.deadline)
-    prefix = f"{name}: " if kind == "esp" else ""
+    prefix = f"{name}: " if filesystem == "esp" else ""
     lines = [prefix + line for line in contents.lines]
     lines += [f"{name}: {line}" for line in _unread(archive, contents, limits)]
     return lines or [f"{name}: all {contents.paths} paths are as the manifest says: what differs is outside of files"]
 
 
 def _unread(archive: Archive, contents: Contents, limits: Limits) -> Iterator[str]:
+    """One line for each thing that could not be compared."""
     if contents.more:
         yield f"{contents.more} further paths are not in the manifest"
-    if not archive.whole:
+    if not archive.complete:
         yield f"more than {show_size(limits.size)} in files; what is behind that was not compared"
     elif contents.fault:
         yield contents.fault
-    said = archive.said.splitlines() if archive.whole else []
-    yield from (re.sub(r"^tar: ", "", line) for line in said[:_SAID])
-    if len(said) > _SAID:
-        yield f"{len(said) - _SAID} further complaints about what could not be read"
+    complaints = archive.complaints.splitlines() if archive.complete else []
+    yield from (re.sub(r"^tar: ", "", line) for line in complaints[:_MOST_COMPLAINTS])
+    if len(complaints) > _MOST_COMPLAINTS:
+        yield f"{len(complaints) - _MOST_COMPLAINTS} further complaints about what could not be read"

@@ -1,7 +1,7 @@
-"""Compare an archive of a filesystem with what a manifest lists, member by member.
+"""Compare a tar archive of a filesystem with the files that a manifest lists, member by member.
 
-The archive may be of a hostile image: a million files, names with control characters, an end in the middle. What is
-kept in memory is bounded by the manifest.
+The archive may come from a hostile image: it may have a million files, names with control characters, or end in the
+middle. How much is kept in memory depends on the manifest only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from imgkit.apk import tarstream
 from imgkit.apk.tarstream import Header, TarError, TarStream
-from imgkit.errors import InputError
+from imgkit.engines.failures import LimitError
+from imgkit.engines.limits import MORE_TIME
 from imgkit.rootfs.digest import Record, differences
 from imgkit.tree import xattrs_of
 
@@ -27,19 +28,19 @@ _KINDS = {
     tarstream.FIFO: "device",
 }
 _DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
-_KEPT = 10_000  # paths that are not in the manifest and are still looked at
+_MOST_UNEXPECTED = 10_000  # paths that are not in the manifest and are listed
 LOST_AND_FOUND: Mapping[str, Record] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
-"""What mke2fs makes besides the files of the manifest."""
+"""The folder that mke2fs makes, which is not in the manifest."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What an archive was found to hold.
+    """The result of comparing an archive.
 
     Attributes:
-        lines: one for each path that is not as it should be, sorted; of unexpected ones the first 10,000.
-        paths: how many there are in the archive.
-        more: unexpected paths that are not in ``lines``.
+        lines: one line for each path that is not as expected, sorted; of unexpected paths the first 10,000.
+        paths: how many paths the archive has.
+        more: how many unexpected paths are not in ``lines``.
         fault: why the archive could not be read to its end; empty if it could.
     """
 
@@ -50,55 +51,59 @@ class Contents:
 
 
 def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, Record], deadline: float) -> Contents:
-    """Compare a tar archive with ``expected``: path → record, as :func:`imgkit.rootfs.digest.records` makes them.
+    """Compare a tar archive with the records of a manifest.
 
     Args:
+        pieces: the bytes of the archive.
+        expected: path → record, as :func:`imgkit.rootfs.digest.records` makes them.
         deadline: in the time of :func:`time.monotonic`.
 
     Raises:
-        InputError: it took too long.
+        LimitError: the comparison took too long.
     """
-    found: dict[str, Record] = {}
-    paths = strangers = 0
+    records: dict[str, Record] = {}
+    paths = unexpected = 0
     fault = ""
     stream = TarStream(iter(pieces))
     try:
         for header in stream:
             if time.monotonic() > deadline:
-                raise InputError("the files of the image could not be compared in time", hint="--timeout gives more")
+                raise LimitError("the files of the image could not be compared in time", hint=MORE_TIME)
             path = _path(header.name)
             paths += 1
-            strangers += path not in expected
-            if path in expected or strangers <= _KEPT:
-                found[path] = _record(header, stream, found)
+            unexpected += path not in expected
+            if path in expected or unexpected <= _MOST_UNEXPECTED:
+                records[path] = _record(header, stream, records)
     except TarError as cause:
         fault = f"the archive of its files {cause}"
-    lines = differences(with_one_leader(expected), with_one_leader(found))
-    return Contents(tuple(lines), paths, max(0, strangers - _KEPT), fault)
+    lines = differences(with_one_leader(expected), with_one_leader(records))
+    return Contents(tuple(lines), paths, max(0, unexpected - _MOST_UNEXPECTED), fault)
 
 
 def _path(name: str) -> str:
+    """The path of a member in the filesystem, as the manifest has it."""
     inside = name.removeprefix("./").strip("/")
     return "/" if inside == "." else "/" + inside
 
 
-def _record(header: Header, stream: TarStream, found: Mapping[str, Record]) -> Record:
+def _record(header: Header, stream: TarStream, records: Mapping[str, Record]) -> Record:
+    """The record of a member. ``records`` has those of the members before it, which a hard link refers to."""
     if header.kind == tarstream.HARD_LINK:
         target = _path(header.link)
-        first = found.get(target, {"type": "file"})
+        first = records.get(target, {"type": "file"})
         return {**first, "link": first.get("link", target)}
     owner = {"mode": f"{header.mode:04o}", "uid": header.uid, "gid": header.gid}
-    facts: dict[str, Any] = {"type": _KINDS[header.kind], **owner}
+    record: dict[str, Any] = {"type": _KINDS[header.kind], **owner}
     if header.kind == tarstream.REGULAR:
-        facts |= {"size": header.size, "sha256": _sha256(stream.content())}
+        record |= {"size": header.size, "sha256": _sha256(stream.content())}
     elif header.kind == tarstream.SYMLINK:
-        facts["target"] = header.link
+        record["target"] = header.link
     elif header.kind in _DEVICES:
-        facts["device"] = _device(header)
+        record["device"] = _device(header)
     xattrs = xattrs_of(header.pax)
     if xattrs:
-        facts["xattrs"] = {name: value.hex() for name, value in sorted(xattrs.items())}
-    return facts
+        record["xattrs"] = {name: value.hex() for name, value in sorted(xattrs.items())}
+    return record
 
 
 def _device(header: Header) -> str:
@@ -113,7 +118,10 @@ def _sha256(pieces: Iterator[memoryview]) -> str:
 
 
 def with_one_leader(records: Mapping[str, Record]) -> dict[str, Record]:
-    """The same records, but of all names of one file the first in the alphabet is the one that the others link to."""
+    """The same records, with hard links in one form: the other names of a file link to its first name in the alphabet.
+
+    An archive may have the names in any order.
+    """
     groups: dict[str, list[str]] = {}
     for path, record in records.items():
         if isinstance(record.get("link"), str):

@@ -1,4 +1,4 @@
-"""Compare a raw disk with the map in its manifest, byte by byte; reads it once, from beginning to end."""
+"""Compare a raw disk with the map in its manifest, byte by byte. The disk is read once, from beginning to end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from imgkit.engines.chunks import chunks
 from imgkit.engines.limits import Limits
 
 TAIL = "behind the disk that was built"
+"""The name of the region by which a disk was enlarged."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Somewhere from byte ``start`` to ``end`` (not included) the disk is not as it was built."""
+    """A range of bytes in which the disk is not as it was built: from ``start`` to before ``end``."""
 
     region: str
     start: int
@@ -27,13 +28,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class DiskReport:
-    """What a disk was found to be.
+    """The result of comparing a disk.
 
     Attributes:
-        built, size: bytes that the disk had when it was built, and has.
+        built: bytes of the disk when it was built.
+        size: bytes of the disk now.
         differences: in their order on the disk.
-        moved: the partition table was adapted to another size of the disk, and is otherwise the one that was built.
-        pending: what mounting the root filesystem changes, in words; empty if nothing.
+        moved: whether the partition table was adapted to another size of the disk, and is otherwise as it was built.
+        pending: in words, what mounting the root filesystem would change; empty if nothing.
     """
 
     built: int
@@ -44,14 +46,14 @@ class DiskReport:
 
     def touches(self, region: str) -> bool:
         """Whether anything differs in the region of this name."""
-        return any(each.region == region for each in self.differences)
+        return any(difference.region == region for difference in self.differences)
 
 
 def compare_disk(path: Path, size: int, stated: DiskMap, limits: Limits) -> DiskReport:
     """Compare the raw disk at ``path``, of ``size`` bytes, with the map of the one that was built.
 
     Raises:
-        InputError: it holds more data than ``limits`` allow, or took too long.
+        LimitError: the disk holds more data than ``limits`` allow, or reading it took too long.
     """
     wrong = {chunk.start: chunk for chunk in _wrong(path, size, stated, limits)}
     moved = False
@@ -62,12 +64,13 @@ def compare_disk(path: Path, size: int, stated: DiskMap, limits: Limits) -> Disk
 
 
 def _regions(size: int, stated: DiskMap) -> list[Region]:
+    """The regions of the map, and one more for what was added to the disk."""
     behind = [Region(TAIL, stated.size, size - stated.size)] if size > stated.size else []
     return [*stated.regions, *behind]
 
 
 def _wrong(path: Path, size: int, stated: DiskMap, limits: Limits) -> Iterator[Chunk]:
-    """The chunks that differ, those that are only missing last."""
+    """The chunks that differ. Those that the map has, and of which the disk has nothing but zeros, come last."""
     regions = _regions(size, stated)
     left = dict(stated.hashes)
     for chunk, data in chunks(path, regions, most=limits.size, deadline=limits.deadline):
@@ -80,10 +83,10 @@ def _wrong(path: Path, size: int, stated: DiskMap, limits: Limits) -> Iterator[C
 
 
 def _excuse_growth(path: Path, size: int, stated: DiskMap, wrong: dict[int, Chunk]) -> bool:
-    """Take out of ``wrong`` what moving the backup table to the end of an enlarged disk changes, and only that.
+    """Remove from ``wrong`` the changes that moving the backup table to the end of an enlarged disk makes.
 
     Returns:
-        Whether the table was moved.
+        Whether the table was moved, and the rest of it is as it was built.
     """
     with path.open("rb") as source:
         head = source.read(TABLE_END)
@@ -121,7 +124,11 @@ def _read(path: Path, place: Chunk | Region) -> bytes:
 
 
 def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
-    """Whether all of the old backup table is zero, or (parted) its header, with the entries of the head ``built``."""
+    """Whether the old backup table was cleared: all of it, or (as parted does) its header only.
+
+    Args:
+        built: the head of the disk as it was built, which has the same entries.
+    """
     if region.size > TABLE_END:
         return False
     data = _read(path, region)
@@ -129,7 +136,7 @@ def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
 
 
 def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
-    """The zeros of a chunk with those ``parts`` of the disk that lie in it."""
+    """A chunk of zeros with those ``parts`` of the disk (offset → bytes) that lie in it."""
     data = bytearray(chunk.end - chunk.start)
     for start, part in parts.items():
         for place, byte in enumerate(part, start - chunk.start):
@@ -139,7 +146,7 @@ def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
 
 
 def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
-    """Neighbours of one region as one difference."""
+    """The chunks as differences; neighbours in the same region become one."""
     last: Difference | None = None
     for chunk in wrong:
         if last is not None and (last.region, last.end) == (chunk.region.name, chunk.start):
@@ -153,6 +160,7 @@ def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
 
 
 def _pending(path: Path, stated: DiskMap) -> str:
+    """In words, what mounting the root filesystem would change; see :func:`imgkit.disk.ext4.pending`."""
     root = stated.named(ROOT)
     if root is None:
         return ""

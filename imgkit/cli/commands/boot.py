@@ -30,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
+    """Boot the image, print how long it took, and keep the boot record."""
     with bootrecord.Evidence() as evidence:
         with machineoptions.boot(options, before=evidence.hold) as vm:
             ready = datetime.now(timezone.utc)
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         }
         _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
     if options.json:
-        # The guest's words first: ours hold.
+        # What the guest says comes first, so that it cannot replace our own facts.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
         ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
@@ -56,18 +57,19 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def _extra(beat: Heartbeat | None) -> dict[str, Any]:
+    """What the agent says of itself."""
     return dict(beat.extra) if beat else {}
 
 
 def _about(beat: Heartbeat | None, ready: datetime) -> dict[str, Any]:
-    """The part of a boot record that says who answered and when."""
+    """The part of a boot record that says which agent answered, and when."""
     agent = bootrecord.guest_facts(_extra(beat))
     time = ready.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"time": time, "imgkit": __version__, "buildId": agent.get("buildId"), "agent": agent}
 
 
 def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm: VM, facts: dict[str, Any]) -> None:
-    """Write the boot record of a qcow2 image. The boot is no less a success where that cannot be done."""
+    """Write the boot record of a qcow2 image. The boot has succeeded even if that fails, so a warning is enough."""
     try:
         if not evidence.publishable:
             return

@@ -10,14 +10,17 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from imgkit.cli import several
 from imgkit.cli.buildreport import BuildReport, report_of
 from imgkit.cli.command import Invocation
 from imgkit.cli.readoptions import appliance_options
+from imgkit.engines.engine import LaunchEngine
+from imgkit.engines.guestfs import engine as guestfs
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import terminal
 from imgkit.host.sourcedate import source_date
@@ -48,6 +51,14 @@ VARIABLES = {
 }
 
 
+def _guestfs() -> LaunchEngine:
+    return partial(guestfs.launch, options=appliance_options())
+
+
+ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": _guestfs}
+"""The values of ``--engine``, each with a function that makes the engine ready for this host."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     recipe_arguments(parser, default="this host's")
@@ -56,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
-    parser.add_argument("--engine", choices=["guestfs"], default="guestfs", help="what makes the disk")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="guestfs", help="what makes the disk")
     parser.add_argument("--locked", action="store_true", help="build exactly what the recipe's lock file says")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
@@ -113,7 +124,8 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
     cache = Cache(default_folder(), offline=options.offline)
     for arch in arches:
         locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
-        request = BuildRequest(recipe, arch, out, cache, appliance_options(), work=work, locked=locked, epoch=epoch)
+        engine = ENGINES[options.engine]()
+        request = BuildRequest(recipe, arch, out, cache, engine, work=work, locked=locked, epoch=epoch)
         result = build(replace(request, allow_stale=options.allow_stale_mirror))
         if not options.quiet:
             print(terminal.block(result.steps.table()), file=sys.stderr)

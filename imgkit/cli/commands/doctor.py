@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from imgkit.cli.command import Invocation
 from imgkit.cli.hostchecks import HostCheck, examine
+from imgkit.errors import HostError
 from imgkit.host import terminal
 
 NAME = "doctor"
@@ -21,22 +23,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
-    """Status 0 when nothing that is required is missing, else 5."""
-    findings = examine(options.out)
+    """Print the checks. The status is 5 if something that is required is missing, else 0."""
+    checks = examine(options.out)
     if options.json:
-        print(terminal.as_json([asdict(finding) for finding in findings]))
+        print(terminal.as_json([asdict(check) for check in checks]))
     else:
-        print(terminal.block(table(findings)))
-    return 0 if all(finding.ok or not finding.required for finding in findings) else 5
+        print(terminal.block(table(checks)))
+    missing = any(check.required and not check.ok for check in checks)
+    return HostError.exit_status if missing else 0
 
 
-def table(findings: list[HostCheck]) -> str:
-    """One line a finding; what is wrong is followed by its fix."""
-    width = max(len(finding.name) for finding in findings)
+def table(checks: Sequence[HostCheck]) -> str:
+    """One line for each check; what is missing is followed by its fix."""
+    width = max(len(check.name) for check in checks)
     lines = []
-    for finding in findings:
-        mark = "ok     " if finding.ok else "MISSING" if finding.required else "missing"
-        lines.append(f"{mark}  {finding.name:<{width}}  {finding.detail}")
-        if not finding.ok:
-            lines.append(f"{'':<{width + 9}}  needed to {finding.purpose}; fix: {finding.fix}")
+    for check in checks:
+        mark = "ok     " if check.ok else "MISSING" if check.required else "missing"
+        lines.append(f"{mark}  {check.name:<{width}}  {check.detail}")
+        if not check.ok:
+            lines.append(f"{'':<{width + 9}}  needed to {check.purpose}; fix: {check.fix}")
     return "\n".join(lines)

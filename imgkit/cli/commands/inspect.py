@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from imgkit.apk.database import parse_installed
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
+from imgkit.engines.failures import LimitError
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
-from imgkit.errors import InputError
+from imgkit.engines.reading import ImageDescription
 from imgkit.host import scratch, terminal
 
 NAME = "inspect"
@@ -20,6 +22,15 @@ HELP = "what is in an image: partitions, packages, sizes"
 
 _FILE_LINES = re.compile(r"^(?:[FMRaZ]:.*\n)+", re.MULTILINE)
 _MOST_LINES = 1 << 20  # all packages of a branch of Alpine together have about half as many
+
+
+@dataclass(frozen=True)
+class InstalledPackage:
+    """A package of the image; ``size`` is that of its files, in bytes."""
+
+    name: str
+    version: str
+    size: int
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,55 +41,66 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
+    """Print what is in the image, as tables or as JSON."""
     size, seconds = readoptions.given_limits(options)
     limits = Limits(size or DEFAULT_SIZE, seconds or DEFAULT_SECONDS)
     with (
         scratch.folder() as folder,
         open_image(options.image, folder, readoptions.appliance_options(), limits) as reader,
     ):
-        found = reader.describe()
-    records = parse_installed(_heads(options.image, found.pop("apk_installed")))
-    found["packages"] = [
-        {"name": one.package.name, "version": one.package.version, "size": one.package.installed_size}
-        for one in records
+        image = reader.describe()
+    packages = [
+        InstalledPackage(record.package.name, record.package.version, record.package.installed_size)
+        for record in parse_installed(_without_files(options.image, image.apk_installed))
     ]
-    print(terminal.as_json(found) if options.json else terminal.block(text(options.image, found)))
+    if options.json:
+        print(terminal.as_json(as_json(image, packages)))
+    else:
+        print(terminal.block(text(options.image, image, packages)))
     return 0
 
 
-def _heads(image: Path, database: str) -> str:
+def _without_files(image: Path, database: str) -> str:
     """A package database without its lists of files, which are most of it.
 
     Raises:
-        InputError: what is left is more than the packages of any image.
+        LimitError: what is left is more than the packages of any image.
     """
-    heads = _FILE_LINES.sub("", database)
-    if heads.count("\n") > _MOST_LINES:
-        raise InputError(f"{image}: its package database has more than {_MOST_LINES} lines besides lists of files")
-    return heads
+    records = _FILE_LINES.sub("", database)
+    if records.count("\n") > _MOST_LINES:
+        raise LimitError(f"{image}: its package database has more than {_MOST_LINES} lines besides lists of files")
+    return records
 
 
-def text(image: Path, found: dict[str, Any]) -> str:
-    """The findings as tables."""
-    system, root = found["os_release"], found["root"]
+def as_json(image: ImageDescription, packages: Sequence[InstalledPackage]) -> dict[str, object]:
+    """What ``--json`` prints: the description, with the packages in place of the text of their database."""
+    value: dict[str, object] = asdict(image)
+    del value["apk_installed"]
+    return {**value, "packages": [asdict(package) for package in packages]}
+
+
+def text(path: Path, image: ImageDescription, packages: Sequence[InstalledPackage]) -> str:
+    """The description as tables."""
+    root = image.root
     lines = [
-        f"{image}: {found['format']}, {_mib(found['virtual_size'])} MiB, {_mib(found['file_size'])} MiB on disk",
-        f"system     {system.get('PRETTY_NAME', 'unknown')}",
-        f"kernel     {', '.join(found['kernels']) or 'none'}",
-        f"root       {_mib(root['used'])} MiB of {_mib(root['size'])} MiB used, {root['inodes_used']} inodes",
+        f"{path}: {image.format}, {_mib(image.virtual_size)} MiB, {_mib(image.file_size)} MiB on disk",
+        f"system     {image.os_release.get('PRETTY_NAME', 'unknown')}",
+        f"kernel     {', '.join(image.kernels) or 'none'}",
+        f"root       {_mib(root.used)} MiB of {_mib(root.size)} MiB used, {root.inodes_used} inodes",
         "",
         f"{'nr':>3}  {'name':<12} {'filesystem':<10} {'start':>9}  {'size':>9}  uuid",
     ]
-    for part in found["partitions"]:
+    for partition in image.partitions:
         lines.append(
-            f"{part['number']:>3}  {part['name']:<12} {part['filesystem'] or '-':<10} {_mib(part['start']):>5} MiB"
-            f"  {_mib(part['size']):>5} MiB  {part['fs_uuid'] or part['uuid']}"
+            f"{partition.number:>3}  {partition.name:<12} {partition.filesystem or '-':<10}"
+            f" {_mib(partition.start):>5} MiB  {_mib(partition.size):>5} MiB  {partition.fs_uuid or partition.uuid}"
         )
-    lines += ["", f"{len(found['packages'])} packages, the largest first"]
-    for one in sorted(found["packages"], key=lambda one: (-one["size"], one["name"])):
-        lines.append(f"{one['size'] / 1e6:9.1f} MB  {one['name']}-{one['version']}")
+    lines += ["", f"{len(packages)} packages, the largest first"]
+    for package in sorted(packages, key=lambda package: (-package.size, package.name)):
+        lines.append(f"{package.size / 1e6:9.1f} MB  {package.name}-{package.version}")
     return "\n".join(lines)
 
 
 def _mib(size: int) -> int:
+    """Bytes as MiB, rounded up."""
     return -(-size // (1 << 20))

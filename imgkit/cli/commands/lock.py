@@ -25,14 +25,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
-    """Lock every architecture that was asked for, all of the recipe's by default."""
+    """Lock every architecture that was asked for; by default all of the recipe."""
     recipe = load_recipe(options, os.environ)
-    asked = architectures(options, recipe, os.environ, default="all")
+    requested = architectures(options, recipe, os.environ, default="all")
     path = lockfile.path_of(options.recipe)
-    kept = lockfile.others(path, recipe, asked)
+    kept = lockfile.others(path, recipe, requested)
     cache = Cache(default_folder(), offline=options.offline)
     plans: dict[str, Plan] = {}
-    for arch in asked:
+    for arch in requested:
         with scratch.folder() as folder:
             stale = options.allow_stale_mirror
             base = fetch_base(recipe, arch, cache, folder / "minirootfs", allow_stale=stale)

@@ -58,18 +58,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
+    """Publish the images, and print the folder of the version, or as JSON its index."""
     request = _request(options, os.environ)
     result = publish(request)
-    for each in result.publication.architectures:
-        proved = f"proved with {', '.join(each.firmwares)}" if each.firmwares else "not proved"
-        log.info("%s: %.0f MB, build %s, %s", each.image.name, each.image.size / 1e6, each.build_id, proved)
+    for published in result.publication.architectures:
+        proof = f"proved with {', '.join(published.firmwares)}" if published.firmwares else "not proved"
+        image = published.image
+        log.info("%s: %.0f MB, build %s, %s", image.name, image.size / 1e6, published.build_id, proof)
     if result.publication.base_url is None:
         log.warning("the addresses in %s are incomplete without --base-url", result.folder)
     if not result.changed:
         log.info("%s: was published already, nothing has changed", result.folder)
     if options.json:
-        about = {"folder": str(result.folder), "changed": result.changed}
-        print(terminal.as_json({**about, **publication.index(result.publication)}))
+        outcome = {"folder": str(result.folder), "changed": result.changed}
+        print(terminal.as_json({**outcome, **publication.index(result.publication)}))
     else:
         terminal.say_path(result.folder)
     return 0
@@ -79,7 +81,8 @@ def _request(options: argparse.Namespace, environ: Mapping[str, str]) -> Publish
     """What the options and the environment ask for.
 
     Raises:
-        UsageError: one of them is wrong. InputError: there is nothing to publish.
+        UsageError: an option or a variable is wrong, or there is no version.
+        InputError: there is nothing to publish.
     """
     version = options.version if options.version is not None else environ.get("COWORK_SANDBOX_IMAGE_VERSION")
     if not version:
@@ -100,10 +103,10 @@ def _request(options: argparse.Namespace, environ: Mapping[str, str]) -> Publish
 
 
 def _target(given: str | None, environ: Mapping[str, str]) -> Path:
-    """The folder to publish to. Other targets will have a scheme.
+    """The folder to publish to. A name with a scheme (``s3://…``) is kept for other kinds of targets.
 
     Raises:
-        UsageError: it is not a folder's name.
+        UsageError: this is not the name of a folder.
     """
     text = given if given is not None else environ.get("OUTPUT_BASE") or "publish"
     if not text or _SCHEME.match(text):

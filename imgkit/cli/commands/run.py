@@ -32,10 +32,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
+    """Run one request. The exit status is that of the command, or of the agent.
+
+    Raises:
+        GuestError: the agent failed without a status of its own.
+    """
     if bool(options.guest_command) == bool(options.prompt):
-        what = "give a command or a prompt" + (", not both" if options.prompt else "")
-        raise UsageError(what, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
-    if options.work == "":  # an unset variable of a script must not share the current folder
+        message = "give a command or a prompt" + (", not both" if options.prompt else "")
+        raise UsageError(message, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
+    if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder")
     shares = {} if options.work is None else {"work": Path(options.work)}
     with machineoptions.boot(options, shares) as vm:
@@ -46,12 +51,16 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if not result.ok and result.signal is None and result.exit_code in (None, 0):
         raise GuestError(result.text or "the agent failed without saying why")
     if not result.ok and result.text and not result.text.startswith("the agent "):
-        log.error("%s", result.text)  # agentd's own words: there was no agent to say anything
+        log.error("%s", result.text)  # agentd reports it, since no agent was started
     return status(result)
 
 
 def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
-    """Show what comes until the result does, and return that. A command has output only, an agent also ``events``."""
+    """Show the events of a request until its result comes, and return that.
+
+    Args:
+        events: whether more than output is shown; a command has output only.
+    """
     for event in request:
         if isinstance(event, AgentResult):
             return event
@@ -61,7 +70,7 @@ def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
 
 
 def _show(event: Event) -> None:
-    """Output goes where it went in the guest, byte for byte, as ssh has it; what an agent reports is a line of JSON."""
+    """Print an event: output byte for byte to the same stream as in the guest, an agent's report as a line of JSON."""
     if isinstance(event, Output):
         stream = sys.stdout if event.stream == "stdout" else sys.stderr
         stream.buffer.write(event.data)

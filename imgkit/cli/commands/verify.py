@@ -14,9 +14,10 @@ from pathlib import Path
 
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
-from imgkit.engines.guestfs.readback import ImageReader, open_image
+from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import Limits
+from imgkit.engines.reading import ImageReader
 from imgkit.errors import InputError
 from imgkit.host import scratch, terminal
 from imgkit.image.manifest import read_manifest
@@ -26,7 +27,7 @@ from imgkit.verification.check import Subject, Verification, limits_for, verify
 
 NAME = "verify"
 HELP = "compare an image with its manifest"
-SHOWN = 50  # differences that are listed
+_MOST_LISTED = 50  # differences
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,44 +38,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
-    """Status 0 when everything is as the manifest says, 4 when something is not."""
-    size, seconds = readoptions.given_limits(options)
-    info = image_info(options.image)
-    path = options.manifest or manifest_of(options.image)
-    stated = statement.parse(read_manifest(path), path)
-    near = options.image.parent  # where there was room for the image there is room for its files
-    with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
-        verdict = verify(Subject(options.image, info, work), stated, limits_for(stated, size, seconds), _opened)
-    _report(options.image, path, verdict)
-    return 0
-
-
-@contextmanager
-def _opened(disk: Path, limits: Limits) -> Iterator[ImageReader]:
-    with (
-        scratch.folder(disk.parent if os.access(disk.parent, os.W_OK) else None, ".imgkit-") as folder,
-        open_image(disk, folder, readoptions.appliance_options(), limits, info=_raw(disk)) as reader,
-    ):
-        yield reader
-
-
-def _raw(disk: Path) -> ImageInfo:
-    status = disk.stat()
-    return ImageInfo("raw", status.st_size, status.st_blocks * 512)
-
-
-def _report(image: Path, manifest: Path, verdict: Verification) -> None:
-    """Print what came out.
+    """Print what is as it was built, or what is not.
 
     Raises:
         InputError: something is not as the manifest says.
     """
-    if verdict.faults:
-        for line in verdict.faults[:SHOWN]:
+    size, seconds = readoptions.given_limits(options)
+    info = image_info(options.image)
+    path = options.manifest or manifest_of(options.image)
+    stated = statement.parse(read_manifest(path), path)
+    near = options.image.parent  # a filesystem that has room for the image has room for its files
+    with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
+        result = verify(Subject(options.image, info, work), stated, limits_for(stated, size, seconds), _open_disk)
+    _report(options.image, path, result)
+    return 0
+
+
+@contextmanager
+def _open_disk(disk: Path, limits: Limits) -> Iterator[ImageReader]:
+    """Open a raw disk for reading, with scratch files beside it if that is possible."""
+    with (
+        scratch.folder(disk.parent if os.access(disk.parent, os.W_OK) else None, ".imgkit-") as folder,
+        open_image(disk, folder, readoptions.appliance_options(), limits, info=_info_of_raw(disk)) as reader,
+    ):
+        yield reader
+
+
+def _info_of_raw(disk: Path) -> ImageInfo:
+    status = disk.stat()
+    return ImageInfo("raw", status.st_size, status.st_blocks * 512)
+
+
+def _report(image: Path, manifest: Path, result: Verification) -> None:
+    """Print the result of the comparison.
+
+    Raises:
+        InputError: something is not as the manifest says.
+    """
+    if result.faults:
+        for line in result.faults[:_MOST_LISTED]:
             print(terminal.line(line))
-        if len(verdict.faults) > SHOWN:
-            print(terminal.line(f"… and {len(verdict.faults) - SHOWN} more"))
-        count = f"{len(verdict.faults)} differences" if len(verdict.faults) > 1 else "1 difference"
+        if len(result.faults) > _MOST_LISTED:
+            print(terminal.line(f"… and {len(result.faults) - _MOST_LISTED} more"))
+        count = f"{len(result.faults)} differences" if len(result.faults) > 1 else "1 difference"
         raise InputError(f"{image}: is not as {manifest} says: {count}")
-    for line in verdict.proved:
+    for line in result.proved:
         print(terminal.line(line))

@@ -1,14 +1,16 @@
 """The process that holds libguestfs: ``python -m imgkit.engines.guestfs.appliance``.
 
-It talks JSON lines: one request a line on standard input, one answer a line on standard output, in order. A crash or
-a hang in C code stays in here, and when the other side goes away (end of input), however that happened, this process
-kills its whole group, QEMU included. Imports nothing heavy.
+It answers requests, in order: each is one line of JSON on standard input, each answer one line of JSON on standard
+output. A crash of the C library, or a call that hangs, affects this process only. When its input ends, because the
+parent has closed it or has died, this process kills its whole group, QEMU included. It imports little, so that it
+starts quickly.
 
     {"op": "launch", "drives": […], …}        → {"result": {"seconds": 4.2}}
     {"op": "call", "name": "…", "args": […]}  → {"result": …}     any method of the libguestfs handle
     {"op": "sh", "script": "…"}               → {"result": "what it printed"}
     {"op": "close"}                           → {"result": null}
-    anything that fails                       → {"error": "…", "kind": "bindings" | "kernel" | "launch" | "call", …}
+    a request that fails                      → {"error": "…", "kind": "bindings" | "kernel" | "launch" | "call",
+                                                 "console": "the last output of the appliance"}
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ from typing import Any, TextIO
 from imgkit.engines.guestfs import hostkernel, quickstart
 
 _PR_SET_PDEATHSIG = 1
-_CONSOLE_KEPT = 4000  # characters of the appliance's console that are kept for error messages
+_MOST_CONSOLE = 4000  # characters of the appliance's console that are kept for error messages
 
-# Under emulation every "rep movsb" runs byte by byte, and the kernel prefers it when the processor claims ERMS or
-# FSRM (feature words 9 and 18 of the kernel's cpufeatures.h): without them copying is four times faster.
+# Under emulation "rep movsb" runs byte by byte, and the kernel prefers it if the processor has the features ERMS or
+# FSRM (words 9 and 18 of the kernel's cpufeatures.h). Without them copying is four times faster.
 _X86_TCG_ARGUMENTS = "clearcpuid=297,580"
 _ARGUMENTS = "mitigations=off lsm=capability"
 
 
 class ApplianceRequestError(Exception):
-    """A request failed; ``kind`` says where."""
+    """A request failed. ``kind`` says at what: see the module's docstring."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -49,7 +51,7 @@ class ApplianceRequestError(Exception):
 
 
 class Holder:
-    """The libguestfs handle and what it needs."""
+    """The libguestfs handle, and what has to be given back with it. ``console`` is the appliance's last output."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -57,7 +59,14 @@ class Holder:
         self.console = ""
 
     def launch(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Start an appliance, the quick one if that is asked for; answer with the seconds it took."""
+        """Start an appliance, and return the seconds that it took.
+
+        Args:
+            request: as ``channel._launch_request`` makes it; ``quick`` asks for the quick appliance.
+
+        Raises:
+            ApplianceRequestError: the bindings or a kernel are missing, or the start failed.
+        """
         started = time.monotonic()
         _bindings()
         if not request["fixed"]:
@@ -108,23 +117,31 @@ class Holder:
 
     def _on_console(self, _event: int, _number: int, text: Any, _array: Any) -> None:
         line = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-        self.console = (self.console + line)[-_CONSOLE_KEPT:]
+        self.console = (self.console + line)[-_MOST_CONSOLE:]
 
     def call(self, name: str, arguments: list[Any]) -> Any:
-        """A method of the handle."""
+        """Call a method of the handle.
+
+        Raises:
+            ApplianceRequestError: no appliance is running, or the call failed.
+        """
         if self._handle is None:
             raise ApplianceRequestError("call", "there is no appliance")
         try:
             return getattr(self._handle, name)(*arguments)
-        except (RuntimeError, UnicodeDecodeError) as cause:  # the bindings decode what an image holds
+        except (RuntimeError, UnicodeDecodeError) as cause:  # the bindings decode text that an image holds
             raise ApplianceRequestError("call", str(cause)) from cause
 
     def shell(self, script: str) -> Any:
-        """A script for the appliance's own bash (with the appliance's, not the image's, programs)."""
+        """Run a script in the bash of the appliance, with the programs of the appliance, and return its output."""
         return self.call("debug", ["sh", ["bash -c " + shlex.quote(script)]])
 
     def close(self) -> None:
-        """Shut the appliance down; errors of the last writes come out here."""
+        """Shut the appliance down.
+
+        Raises:
+            ApplianceRequestError: the last writes failed.
+        """
         handle, self._handle = self._handle, None
         if handle is not None:
             try:
@@ -136,7 +153,11 @@ class Holder:
                 self._stack.close()
 
     def answer(self, request: dict[str, Any]) -> Any:
-        """Do what a request says."""
+        """Do what a request asks for.
+
+        Raises:
+            ApplianceRequestError: it failed, or there is no such operation.
+        """
         operation = request["op"]
         if operation == "launch":
             return self.launch(request)
@@ -158,22 +179,23 @@ def _bindings() -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: bytes become base64."""
+    """A value that JSON does not have, as one that it has: bytes become base64."""
     return {"base64": base64.b64encode(value).decode()}
 
 
 def _own_socket_folders() -> set[Path]:
-    """The folders of the sockets that this process has open: for root libguestfs puts them into ``/tmp``."""
-    mine = set()
+    """The folders of the sockets that this process has open. For root, libguestfs puts them into ``/tmp``."""
+    own = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            mine.add(str(descriptor.readlink()))
+            own.add(str(descriptor.readlink()))
     lines = Path("/proc/net/unix").read_text().splitlines()
     sockets = [line.split() for line in lines if line.endswith("/guestfsd.sock")]
-    return {Path(words[-1]).parent for words in sockets if f"socket:[{words[-2]}]" in mine}
+    return {Path(words[-1]).parent for words in sockets if f"socket:[{words[-2]}]" in own}
 
 
 def _end_everything() -> None:
+    """Remove the folders of our sockets, and kill the whole process group."""
     with suppress(OSError):
         for folder in _own_socket_folders():
             if folder.name.startswith("libguestfs"):
@@ -203,13 +225,13 @@ def _serve(answers: TextIO) -> None:
 def main() -> None:
     """Serve requests until the input ends.
 
-    The kernel's own "kill me when my parent dies" is switched off again: it would spare QEMU, and it watches the
-    thread that started this process, which may end long before its process does.
+    The parent has asked the kernel to kill this process when the parent dies. That is switched off here: it would not
+    kill QEMU, and it applies when the thread ends that started this process, which may be long before the parent does.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else writes to standard output must not get between the answers
+    os.dup2(2, 1)  # other output of this process must not come between the answers
     _serve(answers)
 
 

@@ -1,6 +1,7 @@
-"""The default engine: a Tree and a Layout become a raw disk through one start of the libguestfs appliance.
+"""The default engine: it writes a disk in the libguestfs appliance, which is started once per image.
 
 The appliance starts in the background as soon as the size of the disk is known, while the Tree is still being made.
+What the methods do, and what they raise, is specified in :mod:`imgkit.engines.engine`.
 """
 
 from __future__ import annotations
@@ -17,33 +18,38 @@ from pathlib import Path
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
+from imgkit.engines.engine import Script, WrittenDisk
+from imgkit.engines.failures import EndlessScriptError, NoSpaceError, ScriptError
 from imgkit.engines.guestfs import scripts
-from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, check, opened, wait
-from imgkit.engines.guestfs.feed import Feed, Script, feed_bytes, write_feed
-from imgkit.errors import HostError, ImgkitError, InputError, RecipeError
+from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, opened
+from imgkit.engines.guestfs.feed import Feed, feed_bytes, write_feed
+from imgkit.engines.guestfs.starting import check, wait
+from imgkit.errors import HostError, ImgkitError
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
 
 log = logging.getLogger("imgkit.engines")
 
-_FEED_EXTRA = 256 << 20  # the feed can be this much larger than the disk: alignment, tar headers
-_GRACE = 60.0  # seconds that the appliance has to end a script whose time is up
-_SPARE = 64 << 20  # bytes that must stay free on the host; QEMU halts for good on a full disk, so stop before that
+_FEED_EXTRA = 256 << 20  # bytes by which the feed can be larger than the disk, for alignment and tar headers
+_END_TIMEOUT = 60.0  # seconds that the appliance has to end a script whose time is up
+_SPARE = 64 << 20  # bytes that must stay free on the host, since QEMU halts for good when its disk is full
 
 
 @dataclass(frozen=True)
-class Written:
-    """What came out: the raw disk, bytes used and free in its root filesystem, and how the appliance started."""
+class GuestfsDisk(WrittenDisk):
+    """A disk that this engine has written.
 
-    disk: Path
-    used: int
-    free: int
+    Attributes:
+        appliance: which one wrote it, "quick" or "stock".
+        launch_seconds: how long that took to start.
+    """
+
     appliance: str
     launch_seconds: float
 
 
 class GuestfsEngine:
-    """One appliance and the scratch disk that it writes. Made by :func:`launch`; good for one :meth:`write`."""
+    """One appliance and the scratch disk that it writes. Made by :func:`launch`; can :meth:`write` once."""
 
     def __init__(self, channel: Channel, scratch: Path, disk_size: int, options: Options) -> None:
         self._channel = channel
@@ -51,13 +57,13 @@ class GuestfsEngine:
         self._disk_size = disk_size
         self._options = options
         self._deadline = time.monotonic() + options.launch_timeout
-        self._prepared: tuple[Layout, bool] | None = None  # what was asked for, and of which appliance
+        self._prepared: tuple[Layout, bool] | None = None  # the layout, and whether the quick appliance was asked
 
     def prepare(self, layout: Layout) -> None:
-        """Ask for partitions and filesystems, made as soon as the appliance is up; returns at once.
+        """Ask for partitions and filesystems, which are made as soon as the appliance is up; returns at once.
 
-        Worth calling as early as the layout is known, while the Tree is still being made. :meth:`write` does it
-        otherwise.
+        Raises:
+            ValueError: the layout is of another size than the disk.
         """
         if layout.size_bytes != self._disk_size:
             raise ValueError(f"layout of {layout.size_bytes} bytes for a disk of {self._disk_size}")
@@ -69,7 +75,7 @@ class GuestfsEngine:
         """Raise now what :meth:`write` would raise later: that no appliance can start on this host.
 
         Raises:
-            HostError: the bindings or a kernel are missing, or the stock appliance has failed already.
+            EngineStartError: the bindings or a kernel are missing, or the stock appliance has failed already.
         """
         check(self._channel)
 
@@ -80,16 +86,13 @@ class GuestfsEngine:
         boot: BootFiles,
         steps: Steps,
         run_scripts: Sequence[Script] = (),
-    ) -> Written:
+    ) -> GuestfsDisk:
         """Partition, format and fill the disk, make it boot, and shut the appliance down.
 
-        Raises:
-            RecipeError: the Tree does not fit, one of ``run_scripts`` failed.
-            InputError: one of ``run_scripts`` does not end.
-            HostError: the appliance cannot be started or failed, the host's disk is full.
+        Arguments and errors are those of :meth:`imgkit.engines.engine.Engine.write`.
         """
         if self._prepared is not None and self._prepared[0] != layout:
-            raise ValueError("another layout than the one that was prepared")
+            raise ValueError("this is not the layout that was prepared")
         check_fits(tree, layout.root.size, layout.size_bytes)
         self._check_space(feed_bytes(tree, boot, run_scripts) + tree.content_size)
         if self._prepared is None:
@@ -97,17 +100,17 @@ class GuestfsEngine:
         with steps.step("feed the appliance"):
             feed = self._feed(tree, boot, run_scripts)
         with steps.step("wait for the appliance"):
-            started = wait(self._channel, self._deadline, self._options)
-        log.info("%s appliance after %.1f s", started["appliance"], started["seconds"])
-        if started["note"]:
-            log.warning("no quick appliance: %s", started["note"])
-        if self._prepared != (layout, self._channel.quick):  # the one that was asked did not start
+            start = wait(self._channel, self._deadline, self._options)
+        log.info("%s appliance after %.1f s", start.appliance, start.seconds)
+        if start.quick_failure:
+            log.warning("no quick appliance: %s", start.quick_failure)
+        if self._prepared != (layout, self._channel.quick):  # the appliance that was asked did not start
             self.prepare(layout)
         try:
             used, free = self._work(layout, boot, feed, steps, run_scripts)
         except ApplianceError as cause:
             raise self._failure(cause, tree, layout) from cause
-        return Written(self.disk, used, free, started["appliance"], started["seconds"])
+        return GuestfsDisk(self.disk, used, free, start.appliance, start.seconds)
 
     @property
     def disk(self) -> Path:
@@ -130,9 +133,9 @@ class GuestfsEngine:
             for _ in range(2):
                 self._channel.take(watch=self._watch_space)
         with steps.step("populate"):
-            said = " ".join(self._shell(scripts.populate_script(feed)).split())
-            if said:  # tar only warns of extended attributes that it could not set
-                raise HostError(f"unpacking into the image: {said[:500]}")
+            complaints = " ".join(self._shell(scripts.populate_script(feed)).split())
+            if complaints:  # tar only warns if it cannot set an extended attribute
+                raise HostError(f"unpacking into the image: {complaints[:500]}")
         for number, script in enumerate(run_scripts):
             with steps.step(f"run {script.package}.{script.kind}"):
                 self._run(script, scripts.chroot_script(feed, number))
@@ -148,18 +151,22 @@ class GuestfsEngine:
         return self._channel.shell(script, self._watch_space)
 
     def _run(self, script: Script, text: str) -> None:
-        """Run a package's script, which ends in time even if the appliance does not know of time any more."""
+        """Run a package's script. It ends in time even if it has stopped the appliance, which should end it.
+
+        Args:
+            text: the script for the appliance's shell that runs it.
+        """
         name = f"{script.package}.{script.kind}"
         hint = f"if it need not run: skip_scripts = ['{script.package}']"
         try:
-            self._channel.shell(text, self._watch_space, time.monotonic() + scripts.SCRIPT_SECONDS + _GRACE)
+            self._channel.shell(text, self._watch_space, time.monotonic() + scripts.SCRIPT_SECONDS + _END_TIMEOUT)
         except ApplianceError as cause:
-            said = cause.message.strip().rpartition("\n")[2]
-            if said.endswith(scripts.ENDLESS):
-                raise InputError(f"{name}: the script has {scripts.ENDLESS}", hint=hint) from cause
-            raise RecipeError(f"{script.package}: its {script.kind} script failed: {said}") from cause
+            last_line = cause.message.strip().rpartition("\n")[2]
+            if last_line.endswith(scripts.ENDLESS):
+                raise EndlessScriptError(f"{name}: the script has {scripts.ENDLESS}", hint=hint) from cause
+            raise ScriptError(f"{script.package}: its {script.kind} script failed: {last_line}") from cause
         except TimeoutError:
-            raise InputError(f"{name}: the script has stopped the appliance", hint=hint) from None
+            raise EndlessScriptError(f"{name}: the script has stopped the appliance", hint=hint) from None
 
     def _check_space(self, needed: int) -> None:
         free = _free(self._scratch)
@@ -175,17 +182,18 @@ class GuestfsEngine:
         if "No space left on device" in cause.message:
             others = layout.size_bytes - layout.root.size
             return too_small(layout.size_bytes, others + needed_root_bytes(tree) * 11 // 10)
-        said = re.sub(r"\s+", " ", cause.message).strip()
-        return HostError(f"writing the disk in the libguestfs appliance failed: {said}")
+        message = re.sub(r"\s+", " ", cause.message).strip()
+        return HostError(f"writing the disk in the libguestfs appliance failed: {message}")
 
 
 def _free(folder: Path) -> int:
+    """Bytes that this user may still write to the filesystem of ``folder``."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
 
 
-def _no_space(folder: Path, free: int, needed: int) -> HostError:
-    return HostError(
+def _no_space(folder: Path, free: int, needed: int) -> NoSpaceError:
+    return NoSpaceError(
         f"{folder}: only {show_size(free)} free, and writing the disk needs {show_size(needed)}",
         hint="make room, or point WORK_DIR at a larger disk",
     )
@@ -193,10 +201,12 @@ def _no_space(folder: Path, free: int, needed: int) -> HostError:
 
 @contextmanager
 def launch(scratch: Path, disk_size: int, options: Options) -> Iterator[GuestfsEngine]:
-    """Begin to start the appliance and return at once. Nothing of it is left when the block ends, but ``disk.raw``.
+    """Begin to start the appliance, and return at once. With ``options`` bound, this is a ``LaunchEngine``.
+
+    When the block ends, only ``disk.raw`` is left in the scratch folder.
 
     Args:
-        scratch: an empty folder of the caller's, beside the output; takes the disk and all temporary files.
+        scratch: an empty folder beside the output, for the disk and all temporary files.
         disk_size: bytes, a multiple of 512.
         options: how the appliance runs.
 

@@ -1,15 +1,15 @@
 """The feed: a raw drive through which the content of the image reaches the appliance.
 
-libguestfs' own upload goes through a serial line and is slow under emulation. A second drive is read by DMA, and it
-can be filled while the appliance starts: QEMU reads through the host's page cache, and nothing in the appliance looks
-at the drive beyond its first MiB (where partition tables would be) before it is told to.
+libguestfs uploads through a serial line, which is slow under emulation. A second drive is read by DMA, and it can be
+filled while the appliance starts: QEMU reads through the host's page cache, and nothing in the appliance reads the
+drive beyond its first MiB (where partition tables would be) before it is asked to.
 
-    0       nothing
+    0       zeros
     1 MiB   core image of GRUB | files of the ESP (tar) | scripts to be run (tar) | large files
             | everything else of the root filesystem (tar)
 
-Each part starts at a multiple of 1 MiB. Large files are left out of the tar (an empty one stands there) so that the
-appliance can move them by direct I/O, without one copy by its emulated processor.
+Each part starts at a multiple of 1 MiB. Large files are empty in the tar and lie beside it, so that the appliance can
+move their contents by direct I/O, without a copy by its emulated processor.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from imgkit.disk.grub import BootFiles
+from imgkit.engines.engine import Script
 from imgkit.tree import File, HardLink, Inline, Tree
 
 ALIGNMENT = 1 << 20
+"""Bytes; every part of the feed begins at a multiple."""
 LARGE = 4 << 20
+"""Bytes from which on a file lies outside the tar."""
 _SPECIAL_BITS = 0o7000
 
 
@@ -45,29 +48,24 @@ class Part:
 
 @dataclass(frozen=True)
 class LargeFile:
-    """A file whose content lies outside the tar. ``mtime`` is set again after it was written."""
+    """A file whose content lies outside the tar. ``mtime`` is set again after the content was written."""
 
     path: str
     mtime: int
     part: Part
 
 
-class Script(Protocol):
-    """A package's script that could not be computed and is run in the image's root file system."""
-
-    @property
-    def package(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def args(self) -> Sequence[str]: ...
-
-
 @dataclass(frozen=True)
 class Feed:
-    """What lies where. ``scripts`` has the folders ``0``, ``1`` …, each with ``script`` and ``arguments``."""
+    """Where each part of the feed lies.
+
+    Attributes:
+        core: the core image of GRUB.
+        esp: a tar with the files of the EFI system partition.
+        scripts: a tar with the folders ``0``, ``1`` …, each with the files ``script`` and ``arguments``.
+        large: the files of the root filesystem that lie outside its tar.
+        root: a tar with the root filesystem.
+    """
 
     core: Part
     esp: Part
@@ -77,13 +75,16 @@ class Feed:
 
 
 def is_large(path: str, node: File) -> bool:
-    """Whether a file travels outside the tar. Writing later would clear set-id bits and capabilities: those do not."""
+    """Whether a file lies outside the tar.
+
+    Files with set-id bits or capabilities do not: the kernel clears those when the content is written later.
+    """
     plain = not node.xattrs and not node.mode & _SPECIAL_BITS
     return node.content.size >= LARGE and plain and path.isascii()
 
 
 def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles, run_scripts: Sequence[Script] = ()) -> Feed:
-    """Write the feed into a file of zeros and say what lies where."""
+    """Write the feed into a file of zeros."""
     core = _write(sink, ALIGNMENT, io.BytesIO(boot.core))
     esp = _write(sink, _after(core), io.BytesIO(_files_tar(boot.esp)))
     scripts = _write(sink, _after(esp), io.BytesIO(_files_tar(_script_files(run_scripts))))
@@ -101,7 +102,7 @@ def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles, run_scripts: Sequenc
 
 
 def feed_bytes(tree: Tree, boot: BootFiles, run_scripts: Sequence[Script] = ()) -> int:
-    """About how many bytes :func:`write_feed` will write (never less)."""
+    """How many bytes :func:`write_feed` will write at the most; a little more than it does."""
     large = sum(1 for path, node in tree.items() if isinstance(node, File) and is_large(path, node))
     headers = len(tree) * 2048 + sum(sum(map(len, node.xattrs.values())) for _, node in tree.items())
     boot_bytes = len(boot.core) + sum(map(len, boot.esp.values()))
@@ -120,7 +121,7 @@ def _write(sink: BinaryIO, offset: int, source: BinaryIO) -> Part:
 
 
 def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
-    """The texts of scripts, and their arguments, each ended by a NUL, which no argument can hold."""
+    """The texts and arguments of scripts. Each argument ends with a NUL, which no argument can contain."""
     files = {}
     for number, script in enumerate(run_scripts):
         files[f"{number}/script"] = script.text.encode(errors="surrogateescape")
@@ -129,7 +130,7 @@ def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
 
 
 def _files_tar(files: Mapping[str, bytes]) -> bytes:
-    """Files as a tar with their folders."""
+    """A tar of the files and their folders."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
@@ -145,7 +146,7 @@ def _files_tar(files: Mapping[str, bytes]) -> bytes:
 
 
 def _without(tree: Tree, paths: set[str]) -> Tree:
-    """A copy of the Tree in which these files are empty."""
+    """A copy of the Tree in which the files at ``paths`` are empty."""
     copy = Tree()
     links = []
     for path, node in tree.items():

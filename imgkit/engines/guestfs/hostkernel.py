@@ -1,7 +1,8 @@
-"""Which of this host's kernels the appliance can be made from.
+"""Choose the kernel of this host that the appliance is made from.
 
-Ubuntu, and newer kernels elsewhere, make ``/boot/vmlinuz-*`` readable for root only, and supermin takes the newest
-kernel whether it can read it or not. Standard library only: imported in the process that holds libguestfs.
+Ubuntu, and newer kernels of other distributions, make ``/boot/vmlinuz-*`` readable for root only, and supermin takes
+the newest kernel whether it can read it or not. This module is imported in the process that holds libguestfs, so it
+needs the standard library only.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ MODULES = Path("/lib/modules")
 
 
 class NoKernelError(Exception):
-    """There is none that this user can read."""
+    """There is no kernel with modules, or none that this user can read."""
 
 
 def choice(environment: Mapping[str, str], boot: Path = BOOT, modules: Path = MODULES) -> dict[str, str]:
-    """Variables for supermin that make it take a kernel it can read; none where it will do so by itself.
+    """The environment variables that make supermin take a kernel that this user can read.
+
+    Args:
+        environment: SUPERMIN_KERNEL in it is respected.
+        boot, modules: folders of the kernels and of their modules.
+
+    Returns:
+        No variables if supermin takes such a kernel by itself.
 
     Raises:
-        NoKernelError: no kernel with modules, or none that is readable.
+        NoKernelError: no kernel has modules, or none of those is readable.
     """
     named = environment.get("SUPERMIN_KERNEL")
     if named:
@@ -43,12 +51,12 @@ def choice(environment: Mapping[str, str], boot: Path = BOOT, modules: Path = MO
 
 
 def _kernels(boot: Path, modules: Path) -> Sequence[tuple[Path, Path]]:
-    """Kernels with their module folders, oldest version first."""
-    found = [(path, modules / path.name.partition("-")[2]) for path in boot.glob("vmlinu[xz]-*")]
-    found += [(path, path.parent) for path in modules.glob("*/vmlinuz")]
-    return sorted((pair for pair in found if pair[1].is_dir()), key=lambda pair: _version(pair[1].name))
+    """Kernels with the folders of their modules, the oldest version first."""
+    kernels = [(path, modules / path.name.partition("-")[2]) for path in boot.glob("vmlinu[xz]-*")]
+    kernels += [(path, path.parent) for path in modules.glob("*/vmlinuz")]
+    return sorted((pair for pair in kernels if pair[1].is_dir()), key=lambda pair: _version(pair[1].name))
 
 
 def _version(release: str) -> tuple[tuple[int, str], ...]:
-    """For sorting: 6.1.0-9 before 6.1.0-10."""
+    """A key for sorting releases: 6.1.0-9 comes before 6.1.0-10."""
     return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"[0-9]+|[a-z]+", release))

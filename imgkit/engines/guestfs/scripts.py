@@ -1,7 +1,7 @@
-"""What the appliance is told to do, as texts for its shell. Pure: values in, text out.
+"""Shell texts for writing a disk in the appliance. Values in, text out.
 
-The appliance is the host distribution's own user land (util-linux, e2fsprogs, dosfstools, GNU tar); nothing of the
-image runs, except in :func:`chroot_script`.
+The programs in the appliance are those of the host's distribution (util-linux, e2fsprogs, dosfstools, GNU tar). No
+program of the image runs, except in :func:`chroot_script`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from imgkit.disk.layout import SECTOR, Layout, Partition
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, INODE_SIZE, journal_mib
 from imgkit.engines.guestfs.feed import ALIGNMENT, Feed, Part
 
-# What every GRUB since 2.04 and Linux since 4.x reads. Left out on purpose: metadata_csum_seed and orphan_file (on by
-# default in newer e2fsprogs; older GRUB refuses the file system), inline_data, casefold, encrypt, verity.
+# What every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and orphan_file,
+# which are on by default in newer e2fsprogs (older versions of GRUB refuse the file system), inline_data, casefold,
+# encrypt, verity.
 EXT4_FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
@@ -21,11 +22,12 @@ EXT4_FEATURES = (
 SCRIPT_SECONDS = 600
 """Seconds that a script of a package may take in the appliance, whose processor may be an emulated one."""
 ENDLESS = f"no end after {SCRIPT_SECONDS} s"
+"""The last line of output if a script took longer."""
 _SCRIPTS = "/tmp/scripts"  # noqa: S108 - a folder of the appliance
-_SAID = 4096  # bytes of what a script says that are kept, its last ones
-_GROWTH_BLOCKS = (1 << 40) // BLOCK  # descriptors are reserved for a file system grown to 1 TiB
+_MOST_OUTPUT = 4096  # bytes of the output of a script that are kept, the last ones
+_GROWTH_BLOCKS = (1 << 40) // BLOCK  # group descriptors are reserved for growth to 1 TiB
 
-# Names of disks follow no order (they are probed in parallel); SCSI targets do: drive N is target N.
+# Disks are probed in parallel, so their names are in no order. SCSI targets are: drive N is target N.
 PRELUDE = """\
 set -eu -o pipefail
 exec 2>&1
@@ -42,7 +44,7 @@ drive() {
 
 
 def partition_script(layout: Layout) -> str:
-    """Write the partition table (drive 0) and make the kernel read it."""
+    """Write the partition table of drive 0, and make the kernel read it."""
     lines = [f"label: gpt\nlabel-id: {layout.disk_guid}\nunit: sectors\nfirst-lba: 2048"]
     lines += [
         f"{part.number} : start={part.start_lba}, size={part.sectors}, type={part.type_guid}, uuid={part.uuid},"
@@ -80,8 +82,8 @@ def _mke2fs(root: Partition) -> str:
         f"mke2fs -q -F -t ext4 -b {BLOCK} -I {INODE_SIZE} -i {BYTES_PER_INODE} -m 0 -J size={journal_mib(root.size)}"
         f" -O none,{EXT4_FEATURES} -U {root.fs_uuid} -L {root.label} -E {options}"
     )
-    # The disk is new and reads as zeros, so inode tables need no writing, neither now nor by the kernel at first boot.
-    # e2fsprogs before 1.47 cannot be told; there they are written.
+    # The disk is new and reads as zeros, so that the inode tables need not be written, neither by mke2fs now nor by the
+    # kernel at the first boot. e2fsprogs before 1.47 has no option for that; there mke2fs writes them.
     return f"""
 root="${{disk}}{root.number}"
 {make},assume_storage_prezeroed=1 "$root" 2>/dev/null || {make},lazy_itable_init=0 "$root"
@@ -89,12 +91,12 @@ mount -t ext4 -o noatime,noload,nobarrier,noauto_da_alloc "$root" /sysroot
 """
 
 
-# Time stamps may lie in the appliance's future (its clock is the host's) or far in the past: no warnings of those.
+# Time stamps may lie in the future of the appliance, whose clock is the host's, or far in the past: no warnings.
 _ROOT_OPTIONS = "-p --same-owner --xattrs --xattrs-include='*' --delay-directory-restore --warning=no-timestamp"
 
 
 def populate_script(feed: Feed) -> str:
-    """Unpack the feed (drive 1) into the root file system. Whatever this prints is something that went wrong."""
+    """Unpack the feed (drive 1) into the root file system. Everything that the script prints is a failure."""
     text = f"""{PRELUDE}
 feed=$(drive 1)
 blockdev --flushbufs "$feed"
@@ -113,7 +115,7 @@ large() {{
 
 
 def boot_script(layout: Layout, feed: Feed, code: bytes) -> str:
-    """Put GRUB in its places: boot code, core image, files of the ESP."""
+    """Install GRUB: its boot code, its core image, and the files of the ESP."""
     text = PRELUDE + "disk=$(drive 0)\nfeed=$(drive 1)\n"
     if layout.get("esp") is not None:
         text += _untar(feed.esp, "/tmp/esp", "--no-same-owner") + "\n"  # noqa: S108 - a folder of the appliance
@@ -140,10 +142,14 @@ echo "$(($1 * ($2 - $3))) $(($1 * $3))"
 
 
 def chroot_script(feed: Feed, number: int) -> str:
-    """Run one of the image's own scripts in the image's root file system, as its package manager would.
+    """Run a script of a package in the root file system of the image, as the package manager would.
 
-    The script and its arguments come as files of the feed, so nothing in them is read by this shell. The script has
-    processes and mounts of its own, which end with it or with its time (:data:`SCRIPT_SECONDS`), whatever it started.
+    The script and its arguments are files of the feed, so that the shell of the appliance interprets nothing in them.
+    The script runs in namespaces of its own for processes and mounts, which end when it ends or its time is up
+    (:data:`SCRIPT_SECONDS`), with everything that it has started.
+
+    Args:
+        number: of the script in the feed.
     """
     folder = f"{_SCRIPTS}/{number}"
     limits = f"timeout --signal=KILL {SCRIPT_SECONDS} unshare --mount --pid --fork --kill-child"
@@ -160,7 +166,7 @@ mount -t proc proc /sysroot/proc
 mount --bind /dev /sysroot/dev
 exec chroot /sysroot {environment} /.script "$@"'
 status=0
-{limits} bash -eu -c "$inside" bash "${{arguments[@]}}" </dev/null 2>&1 | tail -c {_SAID} || status=$?
+{limits} bash -eu -c "$inside" bash "${{arguments[@]}}" </dev/null 2>&1 | tail -c {_MOST_OUTPUT} || status=$?
 rm -rf /sysroot/.script
 if [ $SECONDS -ge {SCRIPT_SECONDS} ]; then echo; echo "{ENDLESS}"; fi
 exit $status
@@ -169,5 +175,5 @@ exit $status
 
 def _untar(part: Part, folder: str, options: str) -> str:
     where = part.offset // ALIGNMENT
-    seek = f"dd bs={ALIGNMENT} skip={where} count=0 status=none"  # leaves the position of standard input there
+    seek = f"dd bs={ALIGNMENT} skip={where} count=0 status=none"  # leaves standard input at that position
     return f'{{ {seek}; tar -b 1024 --numeric-owner {options} -xf - -C {folder}; }} <"$feed"'

@@ -1,0 +1,109 @@
+"""What an engine is: the part that turns a Tree and a Layout into a disk image, and reads images back.
+
+Each engine is a package beside this module, with a function of type :data:`LaunchEngine` to write disks, and one that
+opens images as an :class:`~imgkit.engines.reading.ImageReader`. The rest of imgkit knows engines by these types only; a
+build chooses one in :mod:`imgkit.cli.commands.build`::
+
+    with launch(scratch, layout.size_bytes) as engine:
+        engine.prepare(layout)                        # as early as possible
+        tree, boot = …                                # the long work
+        disk = engine.write(tree, layout, boot, steps).disk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from imgkit.disk.grub import BootFiles
+from imgkit.disk.layout import Layout
+from imgkit.host.progress import Steps
+from imgkit.tree import Tree
+
+
+class Script(Protocol):
+    """A package's script whose effects could not be computed, so that it runs in the image's root filesystem."""
+
+    @property
+    def package(self) -> str:
+        """The name of the package."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """When the script runs, such as ``post-install``."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The script. Bytes that are not UTF-8 are surrogates (:func:`os.fsdecode`)."""
+        ...
+
+    @property
+    def args(self) -> Sequence[str]:
+        """Its arguments, such as the version of the package."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrittenDisk:
+    """A disk that an engine has written.
+
+    Attributes:
+        disk: the raw disk image.
+        used, free: bytes of the root filesystem.
+    """
+
+    disk: Path
+    used: int
+    free: int
+
+
+class Engine(Protocol):
+    """Writes one disk. It may start in the background, while the Tree is still being made."""
+
+    def prepare(self, layout: Layout) -> None:
+        """Ask for the partitions and filesystems of ``layout``; returns at once.
+
+        Calling it is optional: :meth:`write` does the same, later.
+
+        Raises:
+            ValueError: the layout is of another size than the disk that the engine was launched for.
+        """
+
+    def check(self) -> None:
+        """Raise now what :meth:`write` would raise later, as far as it is known already.
+
+        Raises:
+            EngineStartError: the engine cannot work on this host.
+        """
+
+    def write(
+        self, tree: Tree, layout: Layout, boot: BootFiles, steps: Steps, run_scripts: Sequence[Script] = ()
+    ) -> WrittenDisk:
+        """Partition, format and fill the disk, and make it boot. Can be called once.
+
+        Args:
+            tree: the root filesystem.
+            boot: the boot loader: its boot code, core image, and the files of the EFI system partition.
+            steps: takes the times of what is done.
+            run_scripts: scripts that are run in the root filesystem when it is complete, in this order.
+
+        Raises:
+            RecipeError: the Tree does not fit, or one of ``run_scripts`` failed (:class:`ScriptError`).
+            EndlessScriptError: one of ``run_scripts`` does not end.
+            HostError: the engine cannot be started (:class:`EngineStartError`) or failed, or the host's disk is full
+                (:class:`NoSpaceError`).
+            ValueError: another layout was prepared.
+        """
+        ...
+
+
+LaunchEngine: TypeAlias = Callable[[Path, int], AbstractContextManager[Engine]]
+"""Starts an engine: an empty scratch folder and the size of the disk in bytes → the engine, for a ``with`` block.
+
+The written disk lies in the scratch folder and stays when the block ends; nothing else does.
+"""

@@ -1,11 +1,11 @@
-"""JSON files that somebody else may have written: read within limits, or refused as bad input.
+"""Read JSON files that somebody else may have written: within limits, or not at all::
 
-Python's parser takes what no honest file has, or fails with errors of its own kind on it: a size that fills the memory,
-nesting that ends in RecursionError, numbers of so many digits that Python does not convert them, NaN, names that occur
-twice in an object (the last one counts, other programs take the first), and halves of UTF-16 surrogate pairs, which no
-text file can hold::
+    lock = checked(Lock, read_json(path, 1 << 20), path, what="a lock file of imgkit")
 
-    lock = checked(Lock, read_json(path, 1 << 20), path)
+Python's parser accepts things that no valid file of imgkit has, or raises exceptions of various kinds for them: files
+that fill the memory, nesting that ends in RecursionError, numbers with more digits than Python converts, NaN, names
+that occur twice in an object (Python takes the last one, other programs the first), and halves of UTF-16 surrogate
+pairs, which cannot be written as UTF-8. All of these are an InputError here.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from imgkit.errors import InputError
 Model = TypeVar("Model", bound=BaseModel)
 
 DEEPEST = 64
-"""Levels of objects and lists in one another."""
-_MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes a hundred and more in memory
+"""How many levels of objects and lists may lie in one another."""
+_MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes more than a hundred in memory
 _MOST_DIGITS = 19  # of a number: those of 2^63
-_MOST_FAULTS = 3  # that a message names
-_MOST_SHOWN = 60  # characters of a name in a message
+_MOST_FAULTS = 3  # named in a message
+_MOST_SHOWN = 60  # characters of a name that are shown in a message
 
 
 def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: bool = False) -> Any:
-    """The value in a JSON file.
+    """Read the value in a JSON file.
 
     Args:
         limit: bytes that the file may have.
-        raw_names: bytes of file names that are not UTF-8 may be in it, as :func:`os.fsdecode` has them.
         hint: what to do about a file that is missing or wrong.
+        raw_names: whether texts may contain bytes that are not UTF-8, as surrogates of :func:`os.fsdecode`.
 
     Raises:
         InputError: the file is missing, is no regular file, is too large, or is not JSON within the limits.
@@ -48,10 +48,15 @@ def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: boo
 
 
 def read_bytes(path: Path, limit: int, *, hint: str | None = None, name: object = None) -> bytes:
-    """The bytes of a regular file that has at most ``limit``. Messages call it ``name``, by default its path.
+    """Read a regular file.
+
+    Args:
+        limit: bytes that the file may have.
+        hint: what to do about a file that is missing or wrong.
+        name: what messages call the file; by default its path.
 
     Raises:
-        InputError: the file is missing, is no regular file, or is larger.
+        InputError: the file is missing, is no regular file, or is larger than ``limit``.
     """
     name = path if name is None else name
     try:
@@ -63,10 +68,13 @@ def read_bytes(path: Path, limit: int, *, hint: str | None = None, name: object 
 
 
 def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names: bool = False) -> Any:
-    """The value in the text of a JSON file, which messages call ``name``; see :func:`read_json`.
+    """Parse the text of a JSON file; see :func:`read_json`.
+
+    Args:
+        name: what messages call the file.
 
     Raises:
-        InputError: it is not JSON within the limits.
+        InputError: the text is not JSON within the limits.
     """
     try:
         if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
@@ -87,14 +95,14 @@ def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names:
 
 
 def checked(model: type[Model], value: object, name: object, *, what: str, hint: str | None = None) -> Model:
-    """``value`` as ``model`` has it.
+    """Validate ``value`` as an instance of ``model``.
 
     Args:
         name: what messages call the file.
-        what: what it should be, such as ``a lock file of imgkit``.
+        what: what the file should be, such as ``a lock file of imgkit``.
 
     Raises:
-        InputError: it is of another shape. The first few faults are named.
+        InputError: the value does not fit the model. The message names the first three faults.
     """
     try:
         return model.model_validate(value)
@@ -106,7 +114,12 @@ def checked(model: type[Model], value: object, name: object, *, what: str, hint:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. Opening a FIFO would wait for whoever writes into it."""
+    """The bytes of a regular file. It is opened without waiting: opening a FIFO would wait for a writer.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no regular file, or larger than ``limit``.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -119,6 +132,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which each name occurs once."""
     value = dict(pairs)
     if len(value) < len(pairs):
         times = Counter(name for name, _ in pairs)
@@ -128,12 +142,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
+    """An integer of at most as many digits as 64 bits have."""
     if len(digits.lstrip("-")) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def _float(text: str) -> float:
+    """A finite number."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number that is too large")
@@ -145,12 +161,15 @@ def _constant(name: str) -> float:
 
 
 def _check(value: object, errors: str) -> None:
-    """Look through all of ``value``, without recursion. ``errors`` is what encodes its texts.
+    """Check every part of ``value``, without recursion.
+
+    Args:
+        errors: how texts are encoded, as for :meth:`str.encode`.
 
     Raises:
-        ValueError: it is nested too deeply, or has text in it that cannot be written as UTF-8.
+        ValueError: the value is nested too deeply, or has a text that cannot be written as UTF-8.
     """
-    containers: list[Any] = [[value]]
+    containers: list[dict[str, object] | list[object]] = [[value]]
     for _ in range(DEEPEST + 1):
         parts = [part for container in containers for part in _parts(container)]
         for part in parts:
@@ -162,8 +181,8 @@ def _check(value: object, errors: str) -> None:
     raise ValueError(f"nested deeper than {DEEPEST} levels")
 
 
-def _parts(container: Any) -> Iterator[object]:
-    """What is directly in an object or a list, names included."""
+def _parts(container: dict[str, object] | list[object]) -> Iterator[object]:
+    """The names and values of an object, or the items of a list."""
     yield from container
     if isinstance(container, dict):
         yield from container.values()
@@ -177,11 +196,11 @@ def _check_text(text: str, errors: str) -> None:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    """Where in a file a fault is (``architectures.amd64.size``), and which."""
-    where = _shown(".".join(map(str, place)))[1:-1] or "the whole"
-    return f"{where}: {message.removeprefix('Value error, ')}"
+    """Where in the file a fault is, such as ``architectures.amd64.size``, and what is wrong there."""
+    location = _shown(".".join(map(str, place)))[1:-1] or "the whole"
+    return f"{location}: {message.removeprefix('Value error, ')}"
 
 
 def _shown(text: str) -> str:
-    """The start of a text that anybody may have written, in quotes, and harmless to a terminal."""
+    """The beginning of a text that anybody may have written, in quotes and in ASCII."""
     return ascii(text[:_MOST_SHOWN])

@@ -1,6 +1,9 @@
-"""What a person at a terminal sees while work goes on: bars, steps, times. Everything goes to stderr.
+"""What a person at a terminal sees while imgkit works: progress bars, steps, times. All of it goes to standard error.
 
-Bars vanish when stderr is no terminal; the table of steps at the end does not.
+Bars are shown on a terminal only; the table of steps at the end is always written::
+
+    with steps.step("compress"), bar(size, "compress") as progress:
+        progress.update(1024)
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ log = logging.getLogger("imgkit")
 
 
 def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
-    """A progress bar for ``total`` units of work, gone when it is closed and silent when stderr is no terminal.
+    """A progress bar for ``total`` units of work. It disappears when it is closed.
 
     Args:
-        total: how many units there are, None where that is not known.
+        total: how many units there are; None if that is not known.
         description: a few words in front of the bar.
-        unit: "B" for bytes (scaled), or the name of whatever is counted.
+        unit: "B" for bytes (shown as KiB, MiB …), or the name of the things that are counted.
     """
     return tqdm(
         total=total,
@@ -46,7 +49,13 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. ``start`` and ``seconds`` count from the creation of its :class:`Steps`."""
+    """One finished step.
+
+    Attributes:
+        start: seconds from the creation of the :class:`Steps` to the beginning of the step.
+        seconds: how long it took.
+        detail: a remark in the table.
+    """
 
     name: str
     start: float
@@ -56,7 +65,7 @@ class Step:
 
 @dataclass
 class Steps:
-    """The timed steps of one build, recorded in order of their start; safe to use from several threads."""
+    """The timed steps of one build. Several threads may record steps."""
 
     finished: list[Step] = field(default_factory=list)
     _origin: float = field(default_factory=time.monotonic)
@@ -64,7 +73,7 @@ class Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time the block as ``name``. A block that raises is recorded too: the table then shows where time went."""
+        """Time the block as the step ``name``. A block that raises is recorded as well, for the table."""
         start = time.monotonic()
         log.info("%s …", name)
         try:
@@ -73,7 +82,7 @@ class Steps:
             self.record(name, start - self._origin, time.monotonic() - start)
 
     def record(self, name: str, start: float, seconds: float, detail: str = "") -> None:
-        """Record a step that was timed elsewhere (in the engine's process)."""
+        """Record a step that was timed elsewhere; arguments as in :class:`Step`."""
         with self._lock:
             self.finished.append(Step(name, start, seconds, detail))
 
@@ -83,7 +92,7 @@ class Steps:
         return time.monotonic() - self._origin
 
     def table(self) -> str:
-        """The steps with their times, one a line. They overlap, so the sum can exceed the total in the last line."""
+        """The steps with their times, one per line, and the total, which overlapping steps can exceed together."""
         steps = sorted(self.finished, key=lambda step: step.start)
         width = max([len(step.name) for step in steps] + [5])
         lines = [f"{step.name:<{width}}  {step.seconds:6.1f} s   {step.detail}".rstrip() for step in steps]

@@ -1,4 +1,4 @@
-"""The time of what a build or a publication generates, where whoever runs it wants it to be always the same."""
+"""The time of what a build or a publication generates, if the user wants it to be the same each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def source_date(environ: Mapping[str, str]) -> int | None:
         Seconds since 1970, or None if the variable is not set or empty.
 
     Raises:
-        UsageError: it is no number of seconds.
+        UsageError: the variable is not a number of seconds.
     """
     text = environ.get("SOURCE_DATE_EPOCH")
     if not text:

@@ -1,13 +1,14 @@
-"""Text of others on a terminal: what images, guests, mirrors and file names say is shown, and never obeyed.
+"""Print text that comes from images, guests, mirrors and file names so that a terminal does not obey it::
 
     print(terminal.line(f"system     {pretty_name}"))
     print(terminal.block(console_text))
     print(terminal.as_json({"path": path}))
 
-A terminal obeys control characters: it can be told to hide a line, to change its title, or to answer as if somebody had
-typed. Others deceive the reader: directions that turn text around, characters without a mark of their own, accents that
-are piled up until they cover other lines. All of them come out as visible escapes (``\\x1b``, ``\\u202e``), and so do
-bytes outside UTF-8 (``\\xff``), which Python keeps as surrogates. Two accents on one character are left as they are.
+A terminal obeys control characters: they can make it hide a line, change its title, or send input as if the user had
+typed it. Other characters deceive the reader: marks that reverse the direction of text, characters that are invisible,
+accents that are piled up until they cover other lines. All of them are printed as visible escapes (``\\x1b``,
+``\\u202e``), and so are bytes that are not UTF-8 (``\\xff``), which Python keeps as surrogates. Up to two accents on
+one character are left as they are.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 MAX_LINE = 4000
-"""Characters of one line. A longer one would push the lines above it off the screen."""
+"""Characters of one line. A longer line would push the lines above it off the screen."""
 MAX_LOGGED = 1 << 16
-"""Characters of one line of the log: commands that are to be pasted into a shell can be long."""
-_MOST_MARKS = 2  # accents and the like on one character
+"""Characters of one line of the log. Commands that are to be pasted into a shell can be long."""
+_MOST_MARKS = 2  # combining marks on one character
 
-# Characters that leave no mark of their own though Python counts them as printable: fillers, joiners and selectors of
+# Characters that are invisible, although Python counts them as printable: fillers, joiners and selectors of
 # Unicode's property Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the empty Braille pattern.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
@@ -35,32 +36,37 @@ _INVISIBLE = re.compile(
 
 
 def line(text: object, limit: int = MAX_LINE) -> str:
-    """``text`` as one line of at most ``limit`` characters in which nothing is left that a terminal would obey.
+    """Escape ``text`` as one line, and cut it after ``limit`` characters.
 
-    Line breaks are escaped, too: a name must not be able to begin a line of its own.
+    Line breaks are escaped as well, so that a name cannot begin a line of its own.
     """
-    whole = str(text)
-    shown = whole[:limit]
+    full = str(text)
+    shown = full[:limit]
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(map(_visible, _without_piles(shown)))
-    return shown if len(whole) <= limit else f"{shown} … ({len(whole) - limit} characters more)"
+    return shown if len(full) <= limit else f"{shown} … ({len(full) - limit} characters more)"
 
 
 def block(text: object, limit: int = MAX_LINE) -> str:
-    """The same for text of several lines, which stay; ``limit`` is for each of them. A tab becomes a space."""
-    return "\n".join(line(each, limit) for each in str(text).replace("\t", " ").split("\n"))
+    """Escape text of several lines as :func:`line` does, but keep its line breaks. A tab becomes a space.
+
+    Args:
+        limit: characters of each line.
+    """
+    return "\n".join(line(part, limit) for part in str(text).replace("\t", " ").split("\n"))
 
 
 def as_json(value: Any, *, indent: int | None = 2) -> str:
-    """``value`` as JSON in printable ASCII. It means the same as it would without the escapes."""
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")  # json escapes all others of them
+    """``value`` as JSON in printable ASCII. A parser reads the same value as from JSON without the escapes."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")  # json escapes the rest
 
 
 def _without_piles(text: str) -> Iterator[str]:
-    """The characters of ``text``; marks that would cover others of it come as escapes.
+    """The characters of ``text``, with combining marks escaped that would cover other text.
 
-    A mark is drawn over the character before it. :data:`_MOST_MARKS` stay, as words of living languages have them; more
-    would cover the lines above and below, and one at the start what stands before the text.
+    A mark is drawn over the character before it. Up to :data:`_MOST_MARKS` of them are kept, as living languages need
+    them; more would cover the lines above and below. A mark at the beginning would cover what is printed before the
+    text.
     """
     marks = _MOST_MARKS
     for character in text:
@@ -73,6 +79,7 @@ def _without_piles(text: str) -> Iterator[str]:
 
 
 def _visible(character: str) -> str:
+    """The character, or its escape if it has no visible form. Escapes are passed through."""
     if len(character) > 1 or (character.isprintable() and not _INVISIBLE.match(character)):
         return character
     return _escape(character)
@@ -80,13 +87,13 @@ def _visible(character: str) -> str:
 
 def _escape(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode: a byte that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a surrogate of os.fsdecode, for a byte that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def say_path(path: os.PathLike[str] | str) -> None:
-    """Print a path that is the result of a command: escaped on a terminal, else byte for byte, for scripts."""
+    """Print a path that is the result of a command: escaped on a terminal, and byte for byte otherwise, for scripts."""
     if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
         sys.stdout.write(line(os.fspath(path)) + "\n")
         sys.stdout.flush()
@@ -97,15 +104,15 @@ def say_path(path: os.PathLike[str] | str) -> None:
 
 
 def tolerate(*streams: TextIO) -> None:
-    """Let ``streams`` write every text: what their encoding lacks (``LANG=C``) is escaped instead of raising."""
+    """Let ``streams`` escape characters that their encoding lacks (``LANG=C``), where they would raise an error."""
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 class Formatter(logging.Formatter):
-    """Formats records as :func:`line` does, tracebacks as :func:`block` does."""
+    """A formatter of log records that escapes them: as :func:`line`, or as :func:`block` if they have a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text that a terminal can be given."""
+        """Format a record as text that is safe on a terminal."""
         return (block if record.exc_info else line)(super().format(record), MAX_LOGGED)

@@ -1,13 +1,15 @@
-"""Trees of folders that somebody else made, walked and removed by descriptors and without recursion.
+"""Walk and remove trees of folders that somebody else has made, by descriptors and without recursion::
+
+    for entry in Walk(descriptor):
+        print(entry.name, entry.status.st_size)
 
 A guest, or another user of the host, may leave a tree that is 100,000 folders deep, that has folders without
-permissions or links to the host's own files in it, or that is moved while it is walked. So every step is an open
-relative to a descriptor that does not follow links; no path is ever put together (a path has at most 4,096 bytes); the
-way back up is the folder's own ``..``, compared with the folder that was left; and at most :data:`HELD` folders are
-open at a time.
+permissions or links to files of the host, or that is moved while it is walked. For that reason each step opens a folder
+relative to the descriptor of the one above, without following links; no path is put together, since a path has at most
+4,096 bytes; the way up is ``..`` of the folder, which is compared with the folder that was left; and at most
+:data:`HELD` folders are open at a time.
 
-This module can be run as a program (``python -I walk.py FOLDER``), which removes the folder: it imports nothing of
-imgkit.
+The module can be run as a program (``python -I walk.py FOLDER``) that removes the folder; it imports nothing of imgkit.
 """
 
 from __future__ import annotations
@@ -22,17 +24,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 HELD = 32
-"""Folders above the current one that are held open; from further below the way up is ``..``."""
-_BATCH = 4096  # names that are read before they are dealt with
+"""How many folders above the current one are kept open. Further up, ``..`` is opened."""
+_BATCH = 4096  # names that are read before they are removed
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class MovedError(OSError):
-    """A folder was moved while it was walked, so that the way back up is lost."""
+    """A folder was moved while the tree was walked, so that the way up is lost."""
 
 
 class FolderEntry(NamedTuple):
-    """Something in a folder: ``folder`` is a descriptor (valid until the next step), ``status`` the name's own."""
+    """An entry of a folder.
+
+    Attributes:
+        folder: a descriptor of the folder, which is valid until the next step.
+        name: the name in the folder.
+        status: of the entry itself, also if it is a link.
+    """
 
     folder: int
     name: str
@@ -40,16 +48,16 @@ class FolderEntry(NamedTuple):
 
 
 class _Place:
-    """A position in a tree of folders, moved one step at a time."""
+    """A position in a tree of folders, which is moved one step at a time."""
 
     def __init__(self, top: int) -> None:
         self.descriptor = os.open(".", _FOLDER, dir_fd=top)
         self.names: list[str] = []
         self._identities: list[tuple[int, int]] = []  # of the folders above
-        self._held: deque[int] = deque()  # descriptors of the nearest of them, the nearest last
+        self._held: deque[int] = deque()  # descriptors of the nearest folders above, the nearest last
 
     def enter(self, descriptor: int, name: str) -> None:
-        """Go to the folder ``name``, which is open as ``descriptor``."""
+        """Go down to the folder ``name``, which is open as ``descriptor``."""
         self._identities.append(_identity(self.descriptor))
         self._held.append(self.descriptor)
         self.names.append(name)
@@ -61,7 +69,7 @@ class _Place:
         """Go up, and return the name of the folder that was left.
 
         Raises:
-            MovedError: the folder above is another one than before.
+            MovedError: the folder above is not the one that was entered from.
         """
         expected = self._identities.pop()
         above = self._held.pop() if self._held else os.open("..", _FOLDER, dir_fd=self.descriptor)
@@ -72,7 +80,7 @@ class _Place:
         return self.names.pop()
 
     def close(self) -> None:
-        """Give all descriptors back."""
+        """Close all descriptors."""
         while self._held:
             os.close(self._held.pop())
         descriptor, self.descriptor = self.descriptor, -1
@@ -81,26 +89,38 @@ class _Place:
 
 
 class Walk:
-    """Everything below a folder: iterate once for an :class:`FolderEntry` each, folders before what is in them.
+    """Everything below a folder. It can be iterated once, for one :class:`FolderEntry` each; folders come first.
 
-    Mount points are crossed, links are not followed. ``unread`` counts the folders that could not be read, and
-    ``newest_unread`` is when the last of them, of those of ``owners``, was changed (Unix time).
+    Mount points are crossed, and links are not followed.
+
+    Attributes:
+        unread: how many folders could not be read.
+        newest_unread: when a folder of ``owners`` that could not be read was last changed (Unix time).
     """
 
     def __init__(self, top: int, owners: Collection[int] | None = None) -> None:
-        """``top`` is a descriptor of the folder, which is left open; ``owners`` are uids, None for everybody's."""
+        """Begin a walk.
+
+        Args:
+            top: a descriptor of the folder, which is left open.
+            owners: uids whose folders count for ``newest_unread``; None for all.
+        """
         self.unread = 0
         self._owners = owners
         self.newest_unread = float("-inf")
         self._place = _Place(top)
 
     def path(self, name: str) -> str:
-        """The path, relative to the top, of ``name`` in the current folder. It may be longer than any call takes."""
+        """The path of ``name``, in the current folder, from the top. It may be longer than a system call accepts."""
         return "/".join((*self._place.names, name))
 
     def __iter__(self) -> Iterator[FolderEntry]:
-        """Raises MovedError; what was yielded before counts."""
-        waiting: list[list[str]] = []  # folders still to be entered, one list a level
+        """Yield the entries.
+
+        Raises:
+            MovedError: a folder was moved. The entries that were yielded before are valid.
+        """
+        waiting: list[list[str]] = []  # folders still to be entered, one list for each level
         try:
             while True:
                 folders: list[str] = []
@@ -115,17 +135,17 @@ class Walk:
             self._place.close()
 
     def _entries(self, folders: list[str]) -> Iterator[FolderEntry]:
-        """What is in the current folder; its folders are added to ``folders``."""
+        """The entries of the current folder. The names of its folders are added to ``folders``."""
         here = self._place.descriptor
         try:
             with os.scandir(here) as entries:
                 for entry in entries:
                     try:
                         status = entry.stat(follow_symlinks=False)
-                    except PermissionError:  # a folder may be listed, and not searched
+                    except PermissionError:  # the folder may be listed, but not searched
                         self._note(os.fstat(here))
                         continue
-                    except OSError:  # gone meanwhile
+                    except OSError:  # it has been removed
                         continue
                     if stat.S_ISDIR(status.st_mode):
                         folders.append(entry.name)
@@ -134,12 +154,13 @@ class Walk:
             self._note(os.fstat(here))
 
     def _note(self, status: os.stat_result) -> None:
+        """Count a folder that could not be read."""
         self.unread += 1
         if self._owners is None or status.st_uid in self._owners:
             self.newest_unread = max(self.newest_unread, status.st_ctime)
 
     def _enter(self, folders: list[str]) -> bool:
-        """Enter the next of ``folders`` that can be; False if there is none."""
+        """Enter the next of ``folders`` that can be opened, and return False if there is none."""
         while folders:
             name = folders.pop()
             try:
@@ -156,10 +177,13 @@ class Walk:
 
 
 def remove(path: Path) -> bool:
-    """Remove a folder of this user's with all that is in it; True if it is gone.
+    """Remove a folder of this user with everything in it.
 
-    Folders without permissions get them, links are removed and not followed, and what is mounted somewhere in the tree
-    stays as it is. Raises nothing: what cannot be removed stays.
+    Folders without permissions are given them; links are removed, and not followed. What is mounted in the tree, and
+    what cannot be removed, stays.
+
+    Returns:
+        Whether the folder is gone. No exception is raised.
     """
     try:
         above = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -184,7 +208,11 @@ def remove(path: Path) -> bool:
 
 
 def empty(top: int) -> bool:
-    """Remove everything in the folder that is open as ``top``, as :func:`remove` does; True if nothing is left."""
+    """Remove everything in the folder that is open as ``top``, as :func:`remove` does.
+
+    Returns:
+        Whether nothing is left in it.
+    """
     try:
         _make_usable(top)
         return _Emptying(top).run()
@@ -193,16 +221,16 @@ def empty(top: int) -> bool:
 
 
 class _Level:
-    """A folder that is being emptied."""
+    """A folder that is being emptied, on the way to the current one."""
 
     def __init__(self) -> None:
         self.folders: list[str] = []  # still to be entered
-        self.more = True  # there may be names that were not read yet
+        self.more = True  # whether there may be names that have not been read
         self.stuck: set[str] = set()  # names that cannot be removed
 
 
 class _Emptying:
-    """The removal of all that is in one folder."""
+    """The removal of everything in one folder."""
 
     def __init__(self, top: int) -> None:
         self._place = _Place(top)
@@ -210,7 +238,12 @@ class _Emptying:
         self._levels = [_Level()]
 
     def run(self) -> bool:
-        """Whether nothing is left. Raises MovedError, and OSError if there are no descriptors."""
+        """Remove everything, and return whether nothing is left.
+
+        Raises:
+            MovedError: a folder was moved.
+            OSError: no more descriptors can be opened.
+        """
         try:
             while True:
                 level = self._levels[-1]
@@ -226,7 +259,7 @@ class _Emptying:
             self._place.close()
 
     def _clear(self, level: _Level) -> None:
-        """Remove the files among the next names, and note the folders. Nothing is removed while names are read."""
+        """Remove the files among the next names, and note the folders. Names are read first, and removed afterwards."""
         names: list[tuple[str, bool]] = []
         level.more = False
         with suppress(OSError), os.scandir(self._place.descriptor) as entries:
@@ -246,6 +279,7 @@ class _Emptying:
                 level.stuck.add(name)
 
     def _enter(self, name: str, level: _Level) -> None:
+        """Enter a folder, unless something is mounted there."""
         descriptor = -1
         try:
             descriptor = _open_up(name, self._place.descriptor)
@@ -260,6 +294,7 @@ class _Emptying:
         self._levels.append(_Level())
 
     def _leave(self) -> None:
+        """Go up, and remove the folder that was left."""
         self._levels.pop()
         name = self._place.leave()
         try:
@@ -276,27 +311,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
+    """What identifies an open folder on this host: device and inode."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
 
 def _mount(descriptor: int) -> tuple[int, bytes]:
-    """What tells mounts apart: the device and, on Linux, the mount's id (proc(5)): a device can be mounted twice."""
-    facts = b""
+    """What identifies a mount: the device and, on Linux, the number of the mount (proc(5)).
+
+    The same device can be mounted twice.
+    """
+    fdinfo = b""
     with suppress(OSError):
         source = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            facts = os.read(source, 512)
+            fdinfo = os.read(source, 512)
         finally:
             os.close(source)
-    return os.fstat(descriptor).st_dev, facts.partition(b"mnt_id:")[2].partition(b"\n")[0].strip()
+    return os.fstat(descriptor).st_dev, fdinfo.partition(b"mnt_id:")[2].partition(b"\n")[0].strip()
 
 
 def _open_up(name: str, above: int) -> int:
-    """A descriptor of the folder ``name``, which gets all permissions for its owner.
+    """Open the folder ``name``, and give its owner all permissions.
 
     Raises:
-        OSError: it is not a folder, is not there, or belongs to somebody else.
+        OSError: there is no such folder, it is no folder, or it belongs to another user.
     """
     try:
         descriptor = os.open(name, _FOLDER, dir_fd=above)
@@ -308,23 +347,23 @@ def _open_up(name: str, above: int) -> int:
 
 
 def change_mode(name: str, mode: int, above: int) -> None:
-    """Set the mode of a file or folder that may not be readable, but never through a link.
+    """Set the mode of a file or folder, which need not be readable. Links are not followed.
 
     Raises:
-        OSError: it is a link, is not there, or belongs to somebody else.
+        OSError: the name is that of a link, does not exist, or belongs to another user.
     """
     if not hasattr(os, "O_PATH"):
         os.chmod(name, mode, dir_fd=above, follow_symlinks=False)
         return
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
-        Path(f"/proc/self/fd/{descriptor}").chmod(mode)  # fchmod(2) does not take such a descriptor
+        Path(f"/proc/self/fd/{descriptor}").chmod(mode)  # fchmod(2) does not accept such a descriptor
     finally:
         os.close(descriptor)
 
 
 def _make_usable(descriptor: int) -> None:
-    """Give the owner of an open folder all permissions; others' folders stay as they are."""
+    """Give the owner of an open folder all permissions. Folders of other users stay as they are."""
     if os.fstat(descriptor).st_mode & stat.S_IRWXU != stat.S_IRWXU:
         with suppress(OSError):
             os.fchmod(descriptor, 0o700)

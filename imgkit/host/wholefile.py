@@ -1,9 +1,11 @@
-"""Files that appear as a whole or not at all, whatever becomes of this process, and of the machine.
+"""Write files so that they appear complete or not at all, even if this process is killed or the power fails::
 
-A file is written under another name in the same filesystem and renamed. A rename alone is enough for a process that is
-killed; after a loss of power a filesystem may have kept the new name and not the bytes, so these are made to reach the
-disk first (fsync(2)), and the folder with the new name in it afterwards. On macOS the disk's own cache is left out of
-that (it would take ``F_FULLFSYNC``).
+    wholefile.write(out / "linux.lock", text.encode())
+
+A file is written under another name in the same filesystem, and renamed. That alone protects from a process that is
+killed. After a power failure a filesystem may have the new name without the bytes; so the bytes are written to the disk
+first (fsync(2)), and after the rename the folder is. On macOS the disk may still keep them in its own cache, for which
+``F_FULLFSYNC`` would be needed.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from pathlib import Path
 
 from imgkit.host import scratch
 
-_PREFIX = ".imgkit-"  # how the names of scratch folders beside a file begin
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # filesystems that have no fsync for folders
+_PREFIX = ".imgkit-"  # of the names of scratch folders beside a file
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # from filesystems that have no fsync for folders
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write the file ``path``: afterwards it has ``data``, or, whatever goes wrong, what it had before.
+    """Write ``data`` to the file ``path``, which keeps its old contents if that fails.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with scratch.folder(path.parent, _PREFIX) as near:
         (near / path.name).write_bytes(data)
@@ -32,32 +34,36 @@ def write(path: Path, data: bytes) -> None:
 
 
 def place(moves: Mapping[Path, Path]) -> None:
-    """Rename files or folders to their places, in this order, once all of their bytes are on the disk.
+    """Write the bytes of files or folders to the disk, and then rename them in order.
 
-    What is in a place is replaced; folders may only replace empty ones.
+    Args:
+        moves: path → its new path. Existing files are replaced; a folder can replace an empty folder only.
 
     Raises:
-        OSError: something cannot be written or renamed. What comes before it may be in its place.
+        OSError: something cannot be written or renamed. What comes before it may have been renamed.
     """
     settle(moves)
     rename(moves)
 
 
 def settle(paths: Mapping[Path, Path]) -> None:
-    """Wait until the bytes of ``paths`` (the keys), files or folders with all that is in them, are on the disk.
+    """Wait until the bytes of files, and of folders with everything in them, are on the disk.
+
+    Args:
+        paths: a mapping with the paths as its keys, as for :func:`rename`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the bytes cannot be written.
     """
     for path in paths:
         _sync_all(path)
 
 
 def rename(moves: Mapping[Path, Path]) -> None:
-    """Rename what has been settled to its places.
+    """Rename files or folders that have been settled, and write the names to the disk; see :func:`place`.
 
     Raises:
-        OSError: see :func:`place`.
+        OSError: something cannot be renamed.
     """
     for source, target in moves.items():
         source.replace(target)
@@ -66,19 +72,20 @@ def rename(moves: Mapping[Path, Path]) -> None:
 
 
 def rename_together(moves: Mapping[Path, Path]) -> None:
-    """Rename settled files that belong together, so that the last of them is never seen beside older ones.
+    """Rename settled files that belong together, so that the last one is never seen beside older ones.
 
-    Its place is emptied first. If one cannot be renamed, none of the places has a file afterwards.
+    The old file in the place of the last one is removed first. If a file cannot be renamed, the files in all the places
+    are removed.
 
     Raises:
-        OSError: one cannot be renamed.
+        OSError: a file cannot be renamed.
     """
     list(moves.values())[-1].unlink(missing_ok=True)
     try:
         rename(moves)
     except OSError:
         for target in moves.values():
-            with suppress(OSError):  # a folder is there
+            with suppress(OSError):  # it is a folder
                 target.unlink(missing_ok=True)
         raise
 

@@ -1,7 +1,10 @@
-"""A folder as the target of a publication: nothing shows there before it is complete, and no published file changes.
+"""Publish images to a folder. No file appears there before it is complete, and no published file changes::
 
-A new version is made in a scratch folder beside its place and renamed. What is added to a version that exists (another
-architecture, a further boot) is renamed into it file by file: the index comes last.
+    result = publish(PublishRequest(images, base, "v0.1.5", base_url, generated_at))
+    print(result.folder)
+
+A new version is made in a scratch folder beside its place, and renamed. What is added to an existing version (another
+architecture, another boot) is renamed into it file by file, and the index comes last.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from imgkit.errors import HostError, InputError, UsageError
 from imgkit.fetch.cache import hash_file
@@ -24,7 +28,7 @@ from imgkit.publish.sources import Staged
 log = logging.getLogger("imgkit")
 
 _SCRATCH = ".imgkit-"
-_MOST_BYTES = 1 << 20  # of an index; two architectures take 3 KiB
+_MOST_BYTES = 1 << 20  # of an index; with two architectures it has 3 KiB
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class PublishRequest:
     """What to publish, and where to.
 
     Attributes:
-        images: architecture → image, with the rest of the build beside it.
+        images: architecture → image. The other files of the build lie beside it.
         base: folder of the versions.
-        base_url: its address; None keeps that of an earlier publication of the version.
+        base_url: its address; None keeps the address of an earlier publication of the version.
         generated_at: see :class:`Publication`.
-        unproved: publish images that no boot has proved.
+        unproved: whether images are published that no boot has proved.
     """
 
     images: Mapping[str, Path]
@@ -49,7 +53,7 @@ class PublishRequest:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What is published now. ``changed`` is False if all of it was there already."""
+    """What is published now. ``changed`` is False if all of it had been published before."""
 
     folder: Path
     publication: Publication
@@ -60,8 +64,8 @@ def publish(request: PublishRequest) -> PublishResult:
     """Publish images to a folder.
 
     Raises:
-        InputError: an image is not fit to be published; or what lies in the version's folder is not a publication.
-        UsageError: the version has another file under one of the names.
+        InputError: an image cannot be published, or the folder of the version holds something else.
+        UsageError: another file is published under one of the names.
         HostError: the folder cannot be written.
     """
     base, target = request.base, request.base / request.version
@@ -72,27 +76,31 @@ def publish(request: PublishRequest) -> PublishResult:
             staged = [
                 sources.stage(arch, image, staging, unproved=request.unproved) for arch, image in request.images.items()
             ]
-            same = _identical(target, staging, {})
+            states = _identical(target, staging, {})
             with scratch.alone(base):
-                return _place(request, target, staging, staged, same)
+                return _place(request, target, staging, staged, states)
     except OSError as cause:
         hint = "choose another folder with --to"
         raise HostError(f"{cause.filename or base}: {cause.strerror}", hint=hint) from cause
 
 
 def _place(
-    request: PublishRequest, target: Path, staging: Path, staged: Sequence[Staged], same: dict[str, object]
+    request: PublishRequest, target: Path, staging: Path, staged: Sequence[Staged], states: Mapping[str, _FileState]
 ) -> PublishResult:
-    """Put the staged files into place. The lock of the folder is held."""
+    """Move the staged files into place. The caller holds the lock of the folder.
+
+    Args:
+        states: what :func:`_identical` returned before the lock was taken.
+    """
     names = _names(staging)
     old = _published(target, names)
-    same = _identical(target, staging, same)
-    new = [name for name in names if name not in same]
-    publication = _combined(request, old, [_with_record(each, target, staging) for each in staged])
+    identical = _identical(target, staging, states)
+    new = [name for name in names if name not in identical]
+    publication = _combined(request, old, [_with_record(arch, target, staging) for arch in staged])
     written = _write_texts(texts(publication), target, staging)
-    records = [each.record.name for each in publication.architectures if each.record]
+    records = [arch.record.name for arch in publication.architectures if arch.record]
     changed = [*new, *(name for name in records if (staging / name).exists()), *written]
-    moves = {staging: target}  # an empty folder may be there
+    moves = {staging: target}  # the target may be an empty folder
     if old is not None:
         moves = {staging / name: target / name for name in changed}
     wholefile.settle(moves)
@@ -105,16 +113,23 @@ def _names(staging: Path) -> list[str]:
     return sorted(path.name for path in staging.iterdir())
 
 
-def _identical(target: Path, staging: Path, known: Mapping[str, object]) -> dict[str, object]:
-    """The staged names that exist in ``target`` with the same bytes, each with the state of the file there.
+_FileState: TypeAlias = tuple[int, int, int]
+"""Inode, size and time of change (ns) of a file, which say whether it is still the same."""
+
+
+def _identical(target: Path, staging: Path, known: Mapping[str, _FileState]) -> dict[str, _FileState]:
+    """The staged files that exist in ``target`` with the same bytes.
 
     Args:
-        known: what this function said before; files in that state are not read again.
+        known: what this function returned before; files in that state are not read again.
+
+    Returns:
+        Name → state of the file in ``target``.
 
     Raises:
-        UsageError: a name exists there with other bytes.
+        UsageError: a file in ``target`` has other bytes.
     """
-    found: dict[str, object] = {}
+    identical: dict[str, _FileState] = {}
     for name in _names(staging):
         path = target / name
         if not path.exists():
@@ -126,22 +141,22 @@ def _identical(target: Path, staging: Path, known: Mapping[str, object]) -> dict
                 f"{path}: another file is published under this name",
                 hint="programs keep what they downloaded of a version: publish it as a new version",
             )
-        found[name] = state
-    return found
+        identical[name] = state
+    return identical
 
 
-def _equal(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and hash_file(one) == hash_file(other)
+def _equal(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and hash_file(first) == hash_file(second)
 
 
 def _published(target: Path, staged: Sequence[str]) -> Publication | None:
-    """What the version consists of so far, None if it does not exist.
+    """The version as it is published so far; None if it does not exist.
 
     Args:
-        staged: names of files that are about to be put there.
+        staged: names of files that will be moved there, and may be missing now.
 
     Raises:
-        InputError: the folder holds something else, or lacks a file.
+        InputError: the folder holds something else, or lacks a file that its index lists.
     """
     index = target / INDEX
     if index.is_file():
@@ -158,51 +173,54 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
     return None
 
 
-def _with_record(each: Staged, target: Path, staging: Path) -> PublishedArchitecture:
-    """The architecture with its boot record: the published one, and boots with other firmware than those in it.
+def _with_record(staged: Staged, target: Path, staging: Path) -> PublishedArchitecture:
+    """The architecture with its boot record: the published one, extended by boots with other firmware.
 
     A record that has to be written is put into ``staging``.
     """
-    name = f"{Path(each.what.image.name).stem}.boot.json"
+    name = f"{Path(staged.published.image.name).stem}.boot.json"
     published = bootrecord.read(target / name)
-    if published is not None and published.sha256 != each.what.image.sha256:
+    if published is not None and published.sha256 != staged.published.image.sha256:
         published = None
-    record = _merged(published, each.record)
+    record = _merged(published, staged.record)
     if record is None:
-        return each.what
+        return staged.published
     path = target / name
     if record != published:
         path = staging / name
         path.write_text(record.text())
     file = PublishedFile(name, hash_file(path), path.stat().st_size)
-    return replace(each.what, record=file, firmwares=tuple(sorted(record.boots)))
+    return replace(staged.published, record=file, firmwares=tuple(sorted(record.boots)))
 
 
-def _merged(published: Record | None, fresh: Record | None) -> Record | None:
-    if published is None or fresh is None:
-        return published or fresh
-    return published if set(fresh.boots) <= set(published.boots) else published.with_boots(fresh)
+def _merged(published: Record | None, new: Record | None) -> Record | None:
+    """The published record, with the boots of the new one if it has a firmware more."""
+    if published is None or new is None:
+        return published or new
+    return published if set(new.boots) <= set(published.boots) else published.with_boots(new)
 
 
-def _combined(request: PublishRequest, old: Publication | None, fresh: Sequence[PublishedArchitecture]) -> Publication:
-    """The publication after this run; only a change of something else changes its time."""
-    arches = {each.arch: each for each in (old.architectures if old else ())}
-    for each in fresh:
-        arches[each.arch] = _complete(each, arches.get(each.arch))
+def _combined(request: PublishRequest, old: Publication | None, new: Sequence[PublishedArchitecture]) -> Publication:
+    """The publication after this run. It keeps its time if nothing else in it has changed."""
+    arches = {published.arch: published for published in (old.architectures if old else ())}
+    for published in new:
+        arches[published.arch] = _complete(published, arches.get(published.arch))
     base_url = request.base_url or (old.base_url if old else None)
-    made = Publication(request.version, base_url, request.generated_at, tuple(arches[arch] for arch in sorted(arches)))
-    return old if old is not None and replace(made, generated_at=old.generated_at) == old else made
+    architectures = tuple(arches[arch] for arch in sorted(arches))
+    publication = Publication(request.version, base_url, request.generated_at, architectures)
+    unchanged = old is not None and replace(publication, generated_at=old.generated_at) == old
+    return old if old is not None and unchanged else publication
 
 
-def _complete(fresh: PublishedArchitecture, old: PublishedArchitecture | None) -> PublishedArchitecture:
-    """With what was published earlier and is missing this time, for the same image."""
+def _complete(new: PublishedArchitecture, old: PublishedArchitecture | None) -> PublishedArchitecture:
+    """The architecture, with the files of the same image that were published earlier and are missing this time."""
     if old is None:
-        return fresh
-    return replace(fresh, kernel=fresh.kernel or old.kernel, initramfs=fresh.initramfs or old.initramfs)
+        return new
+    return replace(new, kernel=new.kernel or old.kernel, initramfs=new.initramfs or old.initramfs)
 
 
 def _write_texts(wanted: Mapping[str, str], target: Path, staging: Path) -> list[str]:
-    """Write those texts into ``staging`` that ``target`` lacks or has otherwise; returns their names."""
+    """Write the texts into ``staging`` that ``target`` lacks or has in another form, and return their names."""
     written = []
     for name, text in wanted.items():
         path = target / name

@@ -1,6 +1,6 @@
-"""What a publication consists of, as values: names, addresses, and the text of every file that lists others.
+"""What a publication consists of, as values: names, addresses, and the texts of the files that list other files.
 
-The names and variables are those that the host application's downloader and its two publishing scripts use.
+The names and variables are those that the downloader of the host application and its two publishing scripts use.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ VERSION = 1
 INDEX = "index.json"
 ARCHES = ("amd64", "arm64")
 ALIASES = {"amd64": ("x64",), "arm64": ()}
-"""Further names of an architecture in names of images: the application asks for Node's ``process.arch``."""
+"""Other names of an architecture in the names of images: the application asks for Node's ``process.arch``."""
 
 _VERSION = re.compile(r"(?=.*[0-9])[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
-"""What Windows takes for a device, whatever follows the first dot (Naming Files, Paths, and Namespaces)."""
+"""Names of devices on Windows, with any extension (Naming Files, Paths, and Namespaces)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_URL = re.compile(r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+")  # nothing that a shell reading publish.env would act upon
+_URL = re.compile(
+    r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+"
+)  # without characters that have a meaning for a shell that reads publish.env
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PublishedArchitecture:
     """What is published of one architecture.
 
     Attributes:
-        firmwares: those with which the image was seen to boot; empty for an unproved image.
+        firmwares: the kinds of firmware that have booted the image; empty for an image that is not proved.
     """
 
     arch: str
@@ -68,8 +70,8 @@ class Publication:
     """One version.
 
     Attributes:
-        base_url: address of the folder that holds the versions, without a slash at the end; None if it is not known.
-        generated_at: as JavaScript's ``Date.toISOString`` writes it.
+        base_url: address of the folder of the versions, without a slash at the end; None if it is not known.
+        generated_at: time of the publication, as JavaScript's ``Date.toISOString`` writes it.
         architectures: in the order of their names.
     """
 
@@ -79,33 +81,33 @@ class Publication:
     architectures: tuple[PublishedArchitecture, ...]
 
     def url(self, file: PublishedFile) -> str:
-        """The address of ``file``; relative to the folder that holds the versions where its address is not known."""
+        """The address of ``file``, relative to the folder of the versions if the address of that is not known."""
         return f"{self.base_url}/{self.version}/{file.name}" if self.base_url else f"{self.version}/{file.name}"
 
     def files(self) -> list[PublishedFile]:
         """Every file with a checksum, in the order of the names."""
-        return sorted((file for each in self.architectures for file in each.files()), key=lambda file: file.name)
+        return sorted((file for arch in self.architectures for file in arch.files()), key=lambda file: file.name)
 
 
 def check_version(text: str) -> str:
-    """A version is a folder's name, on Windows too, and a part of addresses, and has a digit in it.
+    """Check that ``text`` can be a version: the name of a folder, on Windows as well, and a part of addresses.
 
     Raises:
-        UsageError: ``text`` is not one.
+        UsageError: ``text`` cannot be a version.
     """
     if not _VERSION.fullmatch(text) or ".." in text:
-        what = "letters, digits, '.', '_', '-' and '+' with at least one digit, the first and last no sign, no '..'"
-        raise UsageError(f"{text!r} is not a version", hint=f"such as v0.1.5: {what}")
+        rule = "letters, digits, '.', '_', '-' and '+' with at least one digit, the first and last no sign, no '..'"
+        raise UsageError(f"{text!r} is not a version", hint=f"such as v0.1.5: {rule}")
     if _DEVICE.match(text):
         raise UsageError(f"{text!r} is the name of a device on Windows", hint="such as v0.1.5")
     return text
 
 
 def check_base_url(text: str) -> str:
-    """An address under which the versions will be found, without slashes at the end.
+    """Check the address of the folder of the versions, and return it without slashes at the end.
 
     Raises:
-        UsageError: it cannot be written into ``publish.env``, or is not an address.
+        UsageError: ``text`` is not an address, or cannot be written into ``publish.env``.
     """
     hint = "such as https://images.example/sandbox: http or https, no user, no question mark, other signs as %XX"
     try:
@@ -123,7 +125,7 @@ def image_name(arch: str) -> str:
 
 
 def texts(publication: Publication) -> dict[str, str]:
-    """Files about other files, by name and in the order in which they are to be replaced: the index comes last."""
+    """The files that list other files, by name and in the order in which they are replaced: the index comes last."""
     files = publication.files()
     return {
         **{f"{file.name}.sha256": _sum(file) for file in files},
@@ -144,41 +146,42 @@ def _json(body: Mapping[str, Any]) -> str:
 
 
 def upload_manifest(publication: Publication) -> dict[str, Any]:
-    """What the application's own upload tool writes."""
+    """The same as the upload tool of the application writes."""
     return {
         "version": publication.version,
         "generatedAt": publication.generated_at,
         "images": {
-            each.arch: {
-                "url": publication.url(each.image),
-                "sha256": each.image.sha256,
-                "fileName": each.image.name,
+            published.arch: {
+                "url": publication.url(published.image),
+                "sha256": published.image.sha256,
+                "fileName": published.image.name,
             }
-            for each in publication.architectures
+            for published in publication.architectures
         },
     }
 
 
 def environment(publication: Publication) -> str:
-    """The variables that the application reads, one a line, for shells, systemd and ``--env-file``."""
+    """The variables that the application reads, one per line, for shells, systemd and ``--env-file``."""
     lines = [f"# Version {publication.version}, for the environment of the host application."]
     if publication.base_url:
         lines.append(f"COWORK_SANDBOX_BASE_URL={publication.base_url}")
     else:
         lines.append("# The addresses are missing: publish again with --base-url or COWORK_SANDBOX_BASE_URL.")
     lines.append(f"COWORK_SANDBOX_IMAGE_VERSION={publication.version}")
-    for each in publication.architectures:
-        lines += _variables(publication, each)
+    for published in publication.architectures:
+        lines += _variables(publication, published)
     return "\n".join(lines) + "\n"
 
 
-def _variables(publication: Publication, each: PublishedArchitecture) -> Iterator[str]:
-    arch = each.arch.upper()
-    yield f"COWORK_SANDBOX_IMAGE_SHA256_{arch}={each.image.sha256}"
+def _variables(publication: Publication, published: PublishedArchitecture) -> Iterator[str]:
+    arch = published.arch.upper()
+    yield f"COWORK_SANDBOX_IMAGE_SHA256_{arch}={published.image.sha256}"
     if publication.base_url:
-        for what, file in (("IMAGE", each.image), ("KERNEL", each.kernel), ("INITRD", each.initramfs)):
+        files = (("IMAGE", published.image), ("KERNEL", published.kernel), ("INITRD", published.initramfs))
+        for role, file in files:
             if file is not None:
-                yield f"COWORK_SANDBOX_{what}_URL_{arch}={publication.url(file)}"
+                yield f"COWORK_SANDBOX_{role}_URL_{arch}={publication.url(file)}"
 
 
 _ROLES = ("image", "kernel", "initramfs", "manifest", "record")
@@ -192,13 +195,13 @@ def index(publication: Publication) -> dict[str, Any]:
         "generatedAt": publication.generated_at,
         "baseUrl": publication.base_url,
         "architectures": {
-            each.arch: {
-                "buildId": each.build_id,
-                "provedWith": list(each.firmwares),
-                "imageNames": [image_name(name) for name in (each.arch, *ALIASES[each.arch])],
-                **{role: _entry(publication, getattr(each, role)) for role in _ROLES if getattr(each, role)},
+            published.arch: {
+                "buildId": published.build_id,
+                "provedWith": list(published.firmwares),
+                "imageNames": [image_name(name) for name in (published.arch, *ALIASES[published.arch])],
+                **{role: _entry(publication, getattr(published, role)) for role in _ROLES if getattr(published, role)},
             }
-            for each in publication.architectures
+            for published in publication.architectures
         },
     }
 
@@ -208,21 +211,22 @@ def _entry(publication: Publication, file: PublishedFile) -> dict[str, Any]:
 
 
 def parse_index(data: bytes, where: object) -> Publication:
-    """The publication that an index describes.
+    """Parse an index.
 
     Args:
-        where: the index, for the message.
+        where: what messages call the index.
 
     Raises:
-        InputError: it is not an index of this version.
+        InputError: ``data`` is not an index of this version of its format.
     """
     try:
         body = parse_json(data, where)
         if body["index"] != VERSION:
             raise ValueError(f"version {body['index']}")
-        found = [_architecture(arch, body["architectures"][arch]) for arch in sorted(body["architectures"])]
+        architectures = [_architecture(arch, body["architectures"][arch]) for arch in sorted(body["architectures"])]
         base_url = check_base_url(body["baseUrl"]) if body["baseUrl"] is not None else None
-        return Publication(check_version(body["version"]), base_url, str(body["generatedAt"]), tuple(found))
+        version = check_version(body["version"])
+        return Publication(version, base_url, str(body["generatedAt"]), tuple(architectures))
     except (InputError, ValueError, LookupError, TypeError, AttributeError, UsageError) as cause:
         hint = "choose another version, or remove that folder"
         raise InputError(f"{where}: not an index that this imgkit can add to", hint=hint) from cause

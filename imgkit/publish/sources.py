@@ -1,4 +1,4 @@
-"""What a build left, to be published: found, copied, hashed, and checked against manifest and boot record."""
+"""Find the files of a build, and copy them for a publication: hashed, and checked with manifest and boot record."""
 
 from __future__ import annotations
 
@@ -28,44 +28,51 @@ _BOOT_FILES = {"kernel": "vmlinuz", "initramfs": "initramfs"}
 
 @dataclass(frozen=True)
 class Staged:
-    """One architecture whose files lie in the staging folder. ``record`` is kept apart: it may have to be merged."""
+    """One architecture whose files lie in the staging folder.
 
-    what: PublishedArchitecture
+    Attributes:
+        published: the files. The boot record is not one of them: it may have to be merged with a published one.
+        record: the boot record; None if no boot has proved the image.
+    """
+
+    published: PublishedArchitecture
     record: Record | None
 
 
 def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
-    """The images of a build that are there: architecture → file.
+    """Find the images of a build: architecture → file.
 
     Args:
-        folder: where the build put them.
-        name: the recipe's name.
-        arches: those that must be there; none asks for whatever is.
+        folder: where the build has put them.
+        name: the name of the recipe.
+        arches: the architectures that must be there; if it is empty, those that are there are taken.
 
     Raises:
-        InputError: one that was asked for is missing, or all of them.
+        InputError: an image that must be there is missing, or there is none at all.
     """
     paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
-    found = {arch: path for arch, path in paths.items() if path.is_file()}
-    missing = [str(path) for arch, path in paths.items() if arch not in found]
-    if missing and (arches or not found):
+    existing = {arch: path for arch, path in paths.items() if path.is_file()}
+    missing = [str(path) for arch, path in paths.items() if arch not in existing]
+    if missing and (arches or not existing):
         hint = "imgkit build RECIPE makes them" + (
             "" if folder.is_dir() else "; --from or INPUT_DIR says where they are"
         )
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:
         log.info("%s: not there, so it is not published", path)
-    return found
+    return existing
 
 
 def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     """Copy the files of one architecture into ``folder``, and check the copies.
 
-    Copies, because a published file must not change when somebody later writes into the one that was built.
+    A published file must not change if somebody writes to the built file later; so it is a copy, and no link.
+
+    Args:
+        unproved: whether an image is accepted that no boot has proved.
 
     Raises:
-        InputError: a file is missing, does not fit the manifest, or no boot has proved the image (not with
-            ``unproved``).
+        InputError: a file is missing or differs from the manifest, or no boot has proved the image.
     """
     path = image.with_suffix(".manifest.json")
     manifest = read_manifest(path)
@@ -79,7 +86,7 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
         _without_proof(image, allowed=unproved)
     for alias in ALIASES[arch]:
         _second_name(folder / published.name, folder / image_name(alias))
-    what = PublishedArchitecture(
+    architecture = PublishedArchitecture(
         arch,
         str(manifest.get("buildId")),
         image=published,
@@ -87,14 +94,14 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
         kernel=boot_files["kernel"],
         initramfs=boot_files["initramfs"],
     )
-    return Staged(what, record)
+    return Staged(architecture, record)
 
 
 def _check(source: Path, file: PublishedFile, stated: Any, manifest: Path) -> None:
     """Compare a copied file with what the manifest says of it.
 
     Raises:
-        InputError: it is another one.
+        InputError: the SHA-256 differs.
     """
     wanted = stated.get("sha256") if isinstance(stated, dict) else None
     if wanted != file.sha256:
@@ -105,10 +112,10 @@ def _check(source: Path, file: PublishedFile, stated: Any, manifest: Path) -> No
 
 
 def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], folder: Path) -> PublishedFile | None:
-    """Copy the kernel or the initramfs, if it is there.
+    """Copy the kernel or the initramfs; None if there is none.
 
     Raises:
-        InputError: it does not belong to the image.
+        InputError: the manifest does not name it, or the file is not the one of the manifest.
     """
     boot = manifest.get("boot")
     stated = boot.get(role) if isinstance(boot, dict) else None
@@ -125,7 +132,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
 
 
 def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, PublishedFile | None]) -> Record | None:
-    """The boot record of these very bytes, without direct boots of another kernel or initramfs."""
+    """The boot record of this image, without direct boots of another kernel or initramfs; None if nothing is left."""
     record = bootrecord.read(bootrecord.path_of(image))
     if record is None or record.sha256 != published.sha256:
         return None
@@ -138,11 +145,11 @@ def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, Publi
 
 
 def _proves(firmware: str, booted: Any, file: PublishedFile | None) -> bool:
-    """Whether a boot was one of this kernel or initramfs. Only a direct boot takes them from beside the image.
+    """Whether a boot has proved this kernel or initramfs. Only a direct boot takes them from beside the image.
 
     Args:
         booted: what the record says of the file that was booted; None if it says nothing.
-        file: the one that is published, if any.
+        file: the file that is published; None if none is.
     """
     if booted is None:
         return firmware != "direct"
@@ -150,34 +157,40 @@ def _proves(firmware: str, booted: Any, file: PublishedFile | None) -> bool:
 
 
 def _without_proof(image: Path, *, allowed: bool) -> None:
+    """Warn of an image that no boot has proved.
+
+    Raises:
+        InputError: such an image is not ``allowed``.
+    """
     path = bootrecord.path_of(image)
     if not path.exists():
-        why = "no boot has proved it"
+        reason = "no boot has proved it"
     elif bootrecord.read(path) is None:
-        why = f"{path} is not a boot record"
+        reason = f"{path} is not a boot record"
     else:
-        why = f"{path} is about another image, kernel or initramfs: no boot has proved this one"
+        reason = f"{path} is about another image, kernel or initramfs: no boot has proved this one"
     if not allowed:
         hint = f"imgkit boot {image}, and publish again; --unproved publishes it as it is"
-        raise InputError(f"{image}: {why}", hint=hint)
-    log.warning("%s: %s; published because of --unproved", image, why)
+        raise InputError(f"{image}: {reason}", hint=hint)
+    log.warning("%s: %s; published because of --unproved", image, reason)
 
 
 def _copy(source: Path, target: Path) -> PublishedFile:
-    """Copy a file, hashing what is written.
+    """Copy a file, and hash what is written.
 
     Raises:
         InputError: ``source`` cannot be read.
+        OSError: ``target`` cannot be written.
     """
     try:
         reader = source.open("rb")
     except OSError as cause:
         raise InputError(f"{source}: {cause.strerror}") from cause
     with reader, target.open("xb") as sink:
-        return _pump(reader, sink, target.name)
+        return _copy_bytes(reader, sink, target.name)
 
 
-def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> PublishedFile:
+def _copy_bytes(reader: BinaryIO, sink: BinaryIO, name: str) -> PublishedFile:
     digest, size = hashlib.sha256(), 0
     with bar(os.fstat(reader.fileno()).st_size, f"publish {name}") as progress:
         while chunk := reader.read(_CHUNK):
@@ -189,9 +202,9 @@ def _pump(reader: BinaryIO, sink: BinaryIO, name: str) -> PublishedFile:
 
 
 def _second_name(path: Path, name: Path) -> None:
-    """Give a file a second name: a hard link, which every server and every copying program takes for a file.
+    """Give a file a second name: a hard link, which servers and copying programs treat as a file of its own.
 
-    Where the filesystem has no links it is a copy.
+    If the filesystem has no hard links, the file is copied.
     """
     with suppress(OSError):
         name.hardlink_to(path)

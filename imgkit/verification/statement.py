@@ -1,4 +1,4 @@
-"""What a manifest states of an image, checked: it comes from a file that may hold anything."""
+"""The statements of a manifest about an image. They are checked, since the file may have been written by anybody."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROLES = ("kernel", "initramfs")
 
 @dataclass(frozen=True)
 class StatedFile:
-    """A file and what is in it. ``name`` is empty for the image, which may have any."""
+    """A file: its name (empty for the image, which may be renamed), its SHA-256 and its size in bytes."""
 
     name: str
     sha256: str
@@ -28,13 +28,14 @@ class StatedFile:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a manifest says.
+    """What a manifest says of an image.
 
     Attributes:
-        image: the qcow2 file that was built; None in manifests that do not say.
-        boot: "kernel" and "initramfs" → what lies beside the image.
+        arch: the architecture.
+        image: the qcow2 file that was built; None if the manifest does not say (as in earlier versions).
+        boot: "kernel" and "initramfs" → the file beside the image.
         files: path → record, of the root filesystem.
-        disk: what every byte of the disk is; None in manifests of earlier versions.
+        disk: the hashes of every part of the disk; None in manifests of earlier versions.
         esp: path → file, of the EFI system partition.
     """
 
@@ -47,13 +48,13 @@ class Statement:
 
 
 def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
-    """What the manifest that was read from ``path`` states.
+    """Check a manifest that was read from ``path``.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the manifest is damaged.
     """
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(each, dict) for each in files.values()):
+    if not isinstance(files, dict) or not all(isinstance(record, dict) for record in files.values()):
         raise _bad(path, "its list of files is none")
     try:
         disk = parse_map(manifest["map"]) if "map" in manifest else None
@@ -67,7 +68,7 @@ def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
         boot={role: _named(boot[role], path) for role in _ROLES if role in boot},
         files=files,
         disk=disk,
-        esp={name: _file(each, name, path) for name, each in _table(manifest.get("esp", {}), path).items()},
+        esp={name: _file(body, name, path) for name, body in _table(manifest.get("esp", {}), path).items()},
     )
 
 
@@ -92,5 +93,5 @@ def _file(body: object, name: str, path: Path) -> StatedFile:
     raise _bad(path, "a file in it has no SHA-256 or no size")
 
 
-def _bad(path: Path, what: str) -> InputError:
-    return InputError(f"{path}: not a manifest of imgkit: {what}", hint="a build makes it, beside the image")
+def _bad(path: Path, fault: str) -> InputError:
+    return InputError(f"{path}: not a manifest of imgkit: {fault}", hint="a build makes it, beside the image")

@@ -26,9 +26,8 @@ _DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
 """Names of devices on Windows, with any extension (Naming Files, Paths, and Namespaces)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_URL = re.compile(
-    r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+"
-)  # without characters that have a meaning for a shell that reads publish.env
+_URL = re.compile(r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+")
+"""Addresses without characters that a shell, which may read publish.env, interprets."""
 
 
 @dataclass(frozen=True)

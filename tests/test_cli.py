@@ -391,14 +391,41 @@ def test_what_the_caller_ignores_stays_ignored(here: Place) -> None:
 
 def test_a_signal_before_the_first_line_of_work(here: Place) -> None:
     """While modules are imported there is nothing to clean up, and nothing to say."""
-    statuses = set()
     for delay in (0.02, 0.1, 0.2):
         with here.running("doctor") as child:
             time.sleep(delay)
             child.send_signal(signal.SIGTERM)
-            statuses.add(child.wait(timeout=20))
+            status = child.wait(timeout=20)
         assert "Traceback" not in here.log()
-    assert statuses <= {130, -signal.SIGTERM, 0, 5}  # the very first moments belong to the interpreter
+        assert status in (130, -signal.SIGTERM), "the very first moments belong to the interpreter"
+        assert here.log() in ("", "error: interrupted\n")
+
+
+PROGRAM = """
+import signal, sys, types
+sys.argv = ["imgkit", *sys.argv[1:]]
+from imgkit import __main__ as program
+at = sys.argv.pop(1)
+def main():
+    signal.raise_signal(signal.SIGTERM) if at == "import" else None
+    return 3
+module = types.ModuleType("imgkit.cli.main")
+module.main = main
+sys.modules["imgkit.cli.main"] = module
+real = sys.exit
+def leave(status):
+    signal.raise_signal(signal.SIGTERM)
+    real(status)
+sys.exit = leave
+program.program()
+"""
+
+
+@pytest.mark.parametrize(("at", "status"), [("import", 130), ("end", 3)])
+def test_a_signal_outside_of_the_work(at: str, status: int) -> None:
+    """Before the work it ends the process at once; when the work is done it changes nothing."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, at], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
 
 
 def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
@@ -408,7 +435,9 @@ def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None
             if here.log():  # it has begun to speak, so it is about to end
                 child.send_signal(signal.SIGINT)
             time.sleep(0.001)
-        assert child.returncode in (3, 130)
+        said = {3: "error: /nowhere.py: no such recipe", 130: "error: interrupted"}
+        errors = [line for line in here.log().splitlines() if line.startswith("error: ")]
+        assert errors[-1] == said[child.returncode], "the status is that of the last thing that was said"
     assert "Traceback" not in here.log()
 
 

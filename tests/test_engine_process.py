@@ -39,9 +39,9 @@ class GuestFS:
     def debug(self, command, arguments):
         if "fail" in arguments[0]:
             raise RuntimeError("debug: no such thing")
-        return repr(self.drives)
-    def read_file(self, path):
-        return b"\\xff"
+        if "binary" in arguments[0]:
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "invalid start byte")
+        return repr((self.drives, command, arguments))
     def shutdown(self): pass
     def close(self): pass
 """
@@ -83,11 +83,17 @@ def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, t
         assert started.appliance == "stock"
         assert "'/disk'" in link.shell("true")
         assert "'cachemode': 'unsafe'" in link.shell("true")
-        assert link.call("read_file", "x") == {"base64": "/w=="}
         with pytest.raises(channel.ApplianceError, match="no such thing") as e:
             link.shell("fail")
         assert e.value.kind == "call"
+        with pytest.raises(channel.ApplianceError, match="invalid start byte"):
+            link.shell("binary")
+        assert "bash -c" in link.shell("true"), "it goes on"
         link.close()
+        with pytest.raises(channel.ApplianceError, match="there is no appliance"):
+            link.shell("true")
+        with pytest.raises(channel.ApplianceError, match="dance: no such operation"):
+            link.ask({"op": "dance"})
 
 
 def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path) -> None:

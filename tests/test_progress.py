@@ -7,14 +7,36 @@ import pytest
 from imgkit.host.progress import Steps, bar
 
 
-def test_steps_are_timed_and_listed_in_order_of_their_start() -> None:
-    steps = Steps()
-    with steps.step("outer"), steps.step("inner"):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of each look at the clock, one after the other."""
+    times: list[float] = []
+    monkeypatch.setattr("time.monotonic", lambda: times.pop(0))
+    return times
+
+
+def test_steps_are_timed_and_listed_in_order_of_their_start(clock: list[float]) -> None:
+    clock += [101.0, 102.5, 103.0, 104.25, 110.0]
+    steps = Steps(_origin=100.0)
+    with steps.step("outer"), steps.step("a longer name"):
         pass
-    steps.record("elsewhere", 0.0, 2.25, "detail")
-    table = steps.table().splitlines()
-    assert [line.split()[0] for line in table] == ["elsewhere", "outer", "inner", "total"]
-    assert "2.2 s   detail" in table[0]
+    assert [(step.name, step.start, step.seconds) for step in steps.finished] == [
+        ("a longer name", 2.5, 0.5),
+        ("outer", 1.0, 3.25),
+    ]
+    assert steps.table().splitlines() == [
+        "outer             3.2 s",
+        "a longer name     0.5 s",
+        "total            10.0 s",
+    ]
+
+
+def test_the_table_is_as_wide_as_its_last_line(clock: list[float]) -> None:
+    clock += [0.0, 1.0, 1.0]
+    steps = Steps(_origin=0.0)
+    with steps.step("a"):
+        pass
+    assert steps.table().splitlines() == ["a         1.0 s", "total     1.0 s"]
 
 
 def test_a_step_that_fails_is_in_the_table_too() -> None:

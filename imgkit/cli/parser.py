@@ -25,6 +25,11 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError where argparse would print its usage and end the process."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message of argparse.
+
+        Raises:
+            UsageError: always. :func:`parse` adds the hint.
+        """
         raise UsageError(message)
 
 

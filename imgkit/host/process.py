@@ -95,12 +95,12 @@ def _die_with_parent() -> None:
 def _before_exec(prepare: Callable[[], object] | None) -> Callable[[], None]:
     """What a child does between fork and exec."""
 
-    def run() -> None:
+    def before_exec() -> None:
         if prepare is not None:
             prepare()
         _die_with_parent()  # last, because becoming another user resets it
 
-    return run
+    return before_exec
 
 
 def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:

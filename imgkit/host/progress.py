@@ -54,13 +54,11 @@ class Step:
     Attributes:
         start: seconds from the creation of the :class:`Steps` to the beginning of the step.
         seconds: how long it took.
-        detail: a remark in the table.
     """
 
     name: str
     start: float
     seconds: float
-    detail: str = ""
 
 
 @dataclass
@@ -79,12 +77,8 @@ class Steps:
         try:
             yield
         finally:
-            self.record(name, start - self._origin, time.monotonic() - start)
-
-    def record(self, name: str, start: float, seconds: float, detail: str = "") -> None:
-        """Record a step that was timed elsewhere; arguments as in :class:`Step`."""
-        with self._lock:
-            self.finished.append(Step(name, start, seconds, detail))
+            with self._lock:
+                self.finished.append(Step(name, start - self._origin, time.monotonic() - start))
 
     @property
     def elapsed(self) -> float:
@@ -95,5 +89,5 @@ class Steps:
         """The steps with their times, one per line, and the total, which overlapping steps can exceed together."""
         steps = sorted(self.finished, key=lambda step: step.start)
         width = max([len(step.name) for step in steps] + [5])
-        lines = [f"{step.name:<{width}}  {step.seconds:6.1f} s   {step.detail}".rstrip() for step in steps]
+        lines = [f"{step.name:<{width}}  {step.seconds:6.1f} s" for step in steps]
         return "\n".join([*lines, f"{'total':<{width}}  {self.elapsed:6.1f} s"])

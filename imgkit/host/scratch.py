@@ -148,7 +148,7 @@ def remove_all() -> None:
     _remove_empty(list(_parents))
 
 
-def remove_tree(path: Path) -> None:
+def _remove_tree(path: Path) -> None:
     """Remove a folder of this user with everything in it; see :func:`imgkit.host.walk.remove`.
 
     The removal is repeated for two seconds, for a folder that something still writes to (a download that was given up).
@@ -166,7 +166,7 @@ def remove_tree(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     if _is_ours(path):
-        remove_tree(path)
+        _remove_tree(path)
     _unlock(_folders.pop(path, None))
     _removed.append(path)
 

@@ -219,10 +219,10 @@ def _complete(new: PublishedArchitecture, old: PublishedArchitecture | None) -> 
     return replace(new, kernel=new.kernel or old.kernel, initramfs=new.initramfs or old.initramfs)
 
 
-def _write_texts(wanted: Mapping[str, str], target: Path, staging: Path) -> list[str]:
+def _write_texts(texts: Mapping[str, str], target: Path, staging: Path) -> list[str]:
     """Write the texts into ``staging`` that ``target`` lacks or has in another form, and return their names."""
     written = []
-    for name, text in wanted.items():
+    for name, text in texts.items():
         path = target / name
         if not path.is_file() or path.read_text(errors="replace") != text:
             (staging / name).write_text(text)

@@ -97,16 +97,16 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     return Staged(architecture, record)
 
 
-def _check(source: Path, file: PublishedFile, stated: Any, manifest: Path) -> None:
+def _check(source: Path, file: PublishedFile, stated: object, manifest: Path) -> None:
     """Compare a copied file with what the manifest says of it.
 
     Raises:
         InputError: the SHA-256 differs.
     """
-    wanted = stated.get("sha256") if isinstance(stated, dict) else None
-    if wanted != file.sha256:
+    expected = stated.get("sha256") if isinstance(stated, dict) else None
+    if expected != file.sha256:
         raise InputError(
-            f"{source}: is not the one of {manifest}: SHA-256 {file.sha256} instead of {wanted}",
+            f"{source}: is not the one of {manifest}: SHA-256 {file.sha256} instead of {expected}",
             hint="it was changed after the build, or comes from another one: build it again",
         )
 
@@ -144,7 +144,7 @@ def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, Publi
     return Record(record.image, record.sha256, record.size, record.arch, boots) if boots else None
 
 
-def _proves(firmware: str, booted: Any, file: PublishedFile | None) -> bool:
+def _proves(firmware: str, booted: object, file: PublishedFile | None) -> bool:
     """Whether a boot has proved this kernel or initramfs. Only a direct boot takes them from beside the image.
 
     Args:

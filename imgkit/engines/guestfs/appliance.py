@@ -6,7 +6,6 @@ parent has closed it or has died, this process kills its whole group, QEMU inclu
 starts quickly.
 
     {"op": "launch", "drives": […], …}        → {"result": {"seconds": 4.2}}
-    {"op": "call", "name": "…", "args": […]}  → {"result": …}     any method of the libguestfs handle
     {"op": "sh", "script": "…"}               → {"result": "what it printed"}
     {"op": "close"}                           → {"result": null}
     a request that fails                      → {"error": "…", "kind": "bindings" | "kernel" | "launch" | "call",
@@ -15,7 +14,6 @@ starts quickly.
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import json
 import os
@@ -119,22 +117,18 @@ class Holder:
         line = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
         self.console = (self.console + line)[-_MOST_CONSOLE:]
 
-    def call(self, name: str, arguments: list[Any]) -> Any:
-        """Call a method of the handle.
+    def shell(self, script: str) -> str:
+        """Run a script in the bash of the appliance, with the programs of the appliance, and return its output.
 
         Raises:
-            ApplianceRequestError: no appliance is running, or the call failed.
+            ApplianceRequestError: no appliance is running, or the script failed.
         """
         if self._handle is None:
             raise ApplianceRequestError("call", "there is no appliance")
         try:
-            return getattr(self._handle, name)(*arguments)
+            return str(self._handle.debug("sh", ["bash -c " + shlex.quote(script)]))
         except (RuntimeError, UnicodeDecodeError) as cause:  # the bindings decode text that an image holds
             raise ApplianceRequestError("call", str(cause)) from cause
-
-    def shell(self, script: str) -> Any:
-        """Run a script in the bash of the appliance, with the programs of the appliance, and return its output."""
-        return self.call("debug", ["sh", ["bash -c " + shlex.quote(script)]])
 
     def close(self) -> None:
         """Shut the appliance down.
@@ -161,8 +155,6 @@ class Holder:
         operation = request["op"]
         if operation == "launch":
             return self.launch(request)
-        if operation == "call":
-            return self.call(request["name"], request["args"])
         if operation == "sh":
             return self.shell(request["script"])
         if operation == "close":
@@ -176,11 +168,6 @@ def _bindings() -> Any:
     except ImportError as cause:
         raise ApplianceRequestError("bindings", str(cause)) from cause
     return guestfs
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON does not have, as one that it has: bytes become base64."""
-    return {"base64": base64.b64encode(value).decode()}
 
 
 def _own_socket_folders() -> set[Path]:
@@ -219,7 +206,7 @@ def _serve(answers: TextIO) -> None:
             answer: dict[str, Any] = {"result": holder.answer(request)}
         except ApplianceRequestError as cause:
             answer = {"error": str(cause), "kind": cause.kind, "console": holder.console}
-        print(json.dumps(answer, default=_plain), file=answers, flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def main() -> None:

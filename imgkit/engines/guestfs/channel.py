@@ -178,10 +178,6 @@ class Channel:
         self.post(request)
         return self.take(deadline, watch)
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the libguestfs handle, and return its result."""
-        return self.ask({"op": "call", "name": name, "args": list(arguments)})
-
     def shell(self, script: str, watch: Callable[[], None] | None = None, deadline: float | None = None) -> str:
         """Run a script in the bash of the appliance, and return what it printed.
 

@@ -157,8 +157,8 @@ def _write_recipe(source: Path, recipe: Path) -> None:
     for path in source.iterdir():
         if path.name not in ("init.tar.gz", "packages"):
             (temporary / path.name).symlink_to(path)
-    wanted = [name for name in (source / "packages").read_text().split() if name not in _UNNEEDED_PACKAGES.split()]
-    (temporary / "packages").write_text("\n".join(wanted) + "\n")
+    needed = [name for name in (source / "packages").read_text().split() if name not in _UNNEEDED_PACKAGES.split()]
+    (temporary / "packages").write_text("\n".join(needed) + "\n")
     with tarfile.open(temporary / "init.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("init")
         member.mode, member.size = 0o755, len(_INIT)

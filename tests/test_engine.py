@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout
 from imgkit.engines.convert import convert
+from imgkit.engines.failures import NoSpaceError
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs import feed, quickstart, scripts
 from imgkit.engines.guestfs.channel import Options
@@ -28,6 +29,7 @@ from imgkit.engines.guestfs.readback import open_image, parse_os_release
 from imgkit.engines.imagefile import image_info
 from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
+from imgkit.host.process import ProgramError
 from imgkit.host.progress import Steps
 from imgkit.rootfs.initramfs.cpio import Member, write_newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
@@ -356,9 +358,21 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     raw, target = tmp_path / "disk.raw", tmp_path / "out.qcow2"
     raw.write_bytes(b"x")
-    with pytest.raises(HostError, match=rf"{target}: no space left on device \(\d+ MiB free"):
+    with pytest.raises(NoSpaceError, match=rf"{target}: no space left on device \(\d+ MiB free") as caught:
         convert(raw, target)
+    assert caught.value.hint == "make room, or choose another folder with --out"
     assert not target.exists()
+
+
+def test_another_failure_of_a_conversion_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "qemu-img"
+    program.write_text('#!/bin/bash\necho part >"${@: -1}"; echo "bad sector" >&2; exit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "disk.raw").write_bytes(b"x")
+    with pytest.raises(ProgramError, match=r"^qemu-img failed with status 1: bad sector$"):
+        convert(tmp_path / "disk.raw", tmp_path / "out.qcow2")
+    assert not (tmp_path / "out.qcow2").exists()
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:

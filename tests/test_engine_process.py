@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from imgkit.engines.failures import EngineStartError
 from imgkit.engines.guestfs import channel, hostkernel, starting
 from imgkit.engines.guestfs.channel import Channel, Drive, Options
 from imgkit.errors import HostError
@@ -123,6 +125,71 @@ def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch
     ):
         starting.wait(link, time.monotonic() + 30, options)
     assert e.value.hint == "apt-get install supermin"
+
+
+@pytest.mark.parametrize(
+    ("cause", "failure"),
+    [
+        (TimeoutError(), "nothing within 7 s"),
+        (HostError("the process died"), "the process died"),
+        (channel.ApplianceError("launch", "no KVM", ""), "no KVM"),
+    ],
+)
+def test_a_quick_appliance_that_fails_is_replaced(cause: Exception, failure: str) -> None:
+    link = FakeLink([cause, {"seconds": 2.5}])
+    start = starting.wait(cast(Channel, link), time.monotonic(), Options(launch_timeout=7))
+    assert start == starting.Start("stock", 2.5, failure)
+    assert link.restarted
+    assert link.deadlines[1] > link.deadlines[0], "the second start has a time of its own"
+
+
+@pytest.mark.parametrize("kind", ["bindings", "kernel"])
+def test_what_no_appliance_can_do_without_is_an_error_at_once(kind: str) -> None:
+    link = FakeLink([channel.ApplianceError(kind, "is not there", "")])
+    with pytest.raises(EngineStartError, match="is not there"):
+        starting.wait(cast(Channel, link), 0.0, Options())
+    assert not link.restarted
+
+
+def test_a_quick_appliance_that_starts() -> None:
+    link = FakeLink([{"seconds": 1.5}])
+    assert starting.wait(cast(Channel, link), 0.0, Options()) == starting.Start("quick", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "quick", "raises"),
+    [("kernel", True, True), ("bindings", True, True), ("launch", True, False), ("launch", False, True)],
+)
+def test_a_look_at_a_start_that_is_under_way(kind: str, quick: bool, raises: bool) -> None:
+    link = FakeLink([])
+    link.quick, link.failed = quick, channel.ApplianceError(kind, "it is broken", "")
+    with pytest.raises(EngineStartError, match="it is broken") if raises else nullcontext():
+        starting.check(cast(Channel, link))
+    link.failed = None
+    starting.check(cast(Channel, link))
+
+
+class FakeLink:
+    """A channel whose answers, and failures, are known from the start."""
+
+    def __init__(self, answers: list[object]) -> None:
+        self.quick, self.restarted = True, False
+        self.failed: channel.ApplianceError | None = None
+        self.deadlines: list[float] = []
+        self._answers = answers
+
+    def take(self, deadline: float) -> object:
+        self.deadlines.append(deadline)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def restart_stock(self) -> None:
+        self.quick, self.restarted = False, True
+
+    def failure(self) -> channel.ApplianceError | None:
+        return self.failed
 
 
 def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp_path: Path) -> None:

@@ -36,31 +36,81 @@ def test_the_environment_is_what_it_is_said_to_be() -> None:
 
 def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(HostError, match="qemu-img: program not found") as caught:
+    with pytest.raises(process.MissingProgramError) as caught:
         process.run(["qemu-img"])
-    assert "qemu-utils" in str(caught.value.hint)
+    assert (caught.value.message, caught.value.program) == ("qemu-img: program not found", "qemu-img")
+    assert caught.value.hint == "apt-get install qemu-utils"
+
+
+def test_a_missing_program_of_no_known_package_has_a_hint_too() -> None:
+    with pytest.raises(process.MissingProgramError, match=r"^/nowhere/tool: program not found$") as caught:
+        process.run(["/nowhere/tool"])
+    assert caught.value.hint == "install tool or put it on PATH"
 
 
 def test_a_failure_has_the_last_line_of_what_was_said(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"^tool failed with status 3: and then this$"):
+    with pytest.raises(process.ProgramError, match=r"^tool failed with status 3: and then this$") as caught:
         process.run([script(tmp_path, "tool", "echo first >&2; echo and then this >&2; exit 3")])
+    assert (caught.value.status, caught.value.last_line) == (3, "and then this")
+
+
+def test_a_failure_without_a_word(tmp_path: Path) -> None:
+    with pytest.raises(process.ProgramError, match=r"^tool failed with status 1$") as caught:
+        process.run([script(tmp_path, "tool", "exit 1")])
+    assert caught.value.last_line == ""
+
+
+def test_a_status_that_is_no_failure(tmp_path: Path) -> None:
+    tool = script(tmp_path, "tool", "echo out; exit 3")
+    assert process.run([tool], good=(0, 3)) == b"out\n"
+    with pytest.raises(process.ProgramError, match="failed with status 3"):
+        process.run([tool], good=(0, 2))
+
+
+def test_limits_are_those_of_the_program_and_not_ours(tmp_path: Path) -> None:
+    tool = script(tmp_path, "tool", "ulimit -v; ulimit -t; head -c 3000 /dev/zero >big; echo $?")
+    limit = process.bounded(memory=1 << 30, seconds=7, largest=2048)
+    memory, seconds, status = process.run([tool], cwd=tmp_path, prepare=limit).decode().split()
+    assert (memory, seconds) == (str(1 << 20), "7")
+    assert status != "0"
+    assert (tmp_path / "big").stat().st_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(3, "failed with status 3"), (-9, "was killed by SIGKILL"), (-99, "was killed by signal 99")],
+)
+def test_endings_in_words(status: int, words: str) -> None:
+    assert process.ending(status) == words
 
 
 def test_a_signal_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="was killed by SIGSEGV"):
+    with pytest.raises(process.ProgramError, match=r"^tool was killed by SIGSEGV$"):
         process.run([script(tmp_path, "tool", "kill -SEGV $$")])
 
 
 def test_a_file_that_is_no_program(tmp_path: Path) -> None:
     path = tmp_path / "tool"
     path.write_text("")
-    with pytest.raises(HostError, match="may not be executed"):
+    with pytest.raises(HostError, match=r"tool: may not be executed$") as caught:
         process.run([path])
+    assert caught.value.hint is None
+    with pytest.raises(HostError, match=r"tool: may not be executed$") as caught:
+        process.run([path], prepare=lambda: None)
+    assert caught.value.hint == "its folders are closed to the user that it is to run as"
+
+
+def test_a_program_that_cannot_be_prepared() -> None:
+    def refuse() -> None:
+        raise OSError(1, "not permitted")
+
+    with pytest.raises(HostError, match=r"^true: cannot be confined, the kernel refuses what it offered$"):
+        process.run(["true"], prepare=refuse)
 
 
 def test_too_slow(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
-    with pytest.raises(HostError, match="no result within 3 s"):
+    with pytest.raises(process.ProgramTimeoutError, match=r"no result within 3 s$"):
         process.run([script(tmp_path, "tool", f"echo $$ > {marker}; sleep 60")], timeout=3)
     assert gone(int(marker.read_text()), 10)
 

@@ -29,7 +29,7 @@ from imgkit.engines.guestfs.readback import open_image, parse_os_release
 from imgkit.engines.imagefile import image_info
 from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
-from imgkit.host.process import ProgramError
+from imgkit.host.process import MissingProgramError, ProgramError
 from imgkit.host.progress import Steps
 from imgkit.rootfs.initramfs.cpio import Member, write_newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
@@ -357,11 +357,21 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     raw, target = tmp_path / "disk.raw", tmp_path / "out.qcow2"
-    raw.write_bytes(b"x")
-    with pytest.raises(NoSpaceError, match=rf"{target}: no space left on device \(\d+ MiB free") as caught:
+    with raw.open("wb") as file:  # 3 MiB and a hole
+        file.write(os.urandom(3 * MIB))
+        os.fsync(file.fileno())
+        file.truncate(64 * MIB)
+    message = rf"^{target}: no space left on device \(\d+ MiB free; the image needs up to 3 MiB\)$"
+    with pytest.raises(NoSpaceError, match=message) as caught:
         convert(raw, target)
     assert caught.value.hint == "make room, or choose another folder with --out"
     assert not target.exists()
+
+
+def test_a_conversion_without_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingProgramError, match=r"^qemu-img: program not found$"):
+        convert(tmp_path / "disk.raw", tmp_path / "out.qcow2")
 
 
 def test_another_failure_of_a_conversion_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

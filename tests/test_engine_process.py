@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, nullcontext
@@ -224,6 +225,21 @@ def test_nothing_outlives_a_killed_build(bindings: Path, tmp_path: Path, number:
         build.send_signal(number)
         build.wait(60)
     assert gone(helper, 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_the_folders_of_its_sockets_go_with_it(bindings: Path, tmp_path: Path) -> None:
+    """For root libguestfs makes them in /tmp. The process has time to remove them before it is killed."""
+    with tempfile.TemporaryDirectory(prefix="ik-") as short:
+        body = f'import socket, tempfile; self.folder = tempfile.mkdtemp(prefix="libguestfs", dir={short!r}); '
+        body += 'self.socket = socket.socket(socket.AF_UNIX); self.socket.bind(self.folder + "/guestfsd.sock")'
+        set_launch(bindings, body)
+        other = Path(short) / "libguestfsother"
+        other.mkdir()
+        with channel.opened(tmp_path, [], Options()) as link:
+            starting.wait(link, time.monotonic() + 30, Options())
+            assert len(list(Path(short).iterdir())) == 2
+        assert list(Path(short).iterdir()) == [other], "that of somebody else stays"
 
 
 def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The door for subprocesses: what a failure says, and that nothing outlives its block."""
+"""Other programs: what a failure says, and that nothing that was started outlives its block."""
 
 from __future__ import annotations
 

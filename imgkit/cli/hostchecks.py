@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgkit.engines.guestfs.starting import BINDINGS_FIX, KERNEL_FIX
 from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmbox
@@ -63,8 +64,7 @@ def _bindings() -> HostCheck:
         installed,
         "importable" if installed else f"{sys.executable} cannot import guestfs",
         "build",
-        "apt-get install python3-guestfs, and a virtual environment of the distribution's Python made with "
-        "--system-site-packages",
+        BINDINGS_FIX,
     )
 
 
@@ -103,7 +103,7 @@ def _kernel() -> HostCheck:
     if kernels:
         fix = f"sudo chmod 0644 {kernels[-1]}"
         return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
-    return HostCheck("kernel", False, "none in /boot", "build", "apt-get install linux-image-amd64 (Ubuntu: -virtual)")
+    return HostCheck("kernel", False, "none in /boot", "build", KERNEL_FIX)
 
 
 def _space(out: Path) -> HostCheck:

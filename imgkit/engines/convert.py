@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from imgkit.engines.failures import NoSpaceError
+from imgkit.engines.failures import MAKE_ROOM, NoSpaceError
 from imgkit.host import process
 
 Compression: TypeAlias = Literal["zstd", "zlib"]
@@ -48,5 +48,5 @@ def _no_space(raw: Path, target: Path) -> NoSpaceError:
     most = raw.stat().st_blocks * 512 >> 20
     return NoSpaceError(
         f"{target}: no space left on device ({free} MiB free; the image needs up to {most} MiB)",
-        hint="make room, or choose another folder with --out",
+        hint=MAKE_ROOM,
     )

@@ -20,6 +20,7 @@ from imgkit.disk.size import too_small
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
 from imgkit.engines.engine import LaunchEngine
+from imgkit.engines.failures import MAKE_ROOM
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
@@ -178,7 +179,7 @@ def _host_faults(folder: Path) -> Iterator[None]:
             raise
         what = "no space left" if no_room(cause) else cause.strerror
         where = cause.filename or folder
-        raise HostError(f"{where}: {what}", hint="make room, or choose another folder with --out") from cause
+        raise HostError(f"{where}: {what}", hint=MAKE_ROOM) from cause
 
 
 def _check_programs() -> None:

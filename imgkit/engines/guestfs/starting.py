@@ -13,6 +13,13 @@ from imgkit.engines.guestfs.channel import ApplianceError, Channel, Options
 from imgkit.errors import HostError
 from imgkit.host import process
 
+BINDINGS_FIX = (
+    "apt-get install python3-guestfs, and make the virtual environment with the distribution's own python3 and"
+    " --system-site-packages"
+)
+KERNEL_FIX = "apt-get install linux-image-amd64 (Ubuntu: linux-image-generic, arm64: linux-image-arm64)"
+"""What to do about missing bindings, and about a missing kernel."""
+
 _FINAL_KINDS = ("bindings", "kernel")  # kinds of failures that the quick and the stock appliance have in common
 _MOST_CONSOLE = 200  # characters of the appliance's last line that a message quotes
 
@@ -86,8 +93,7 @@ def launch_error(cause: ApplianceError) -> HostError:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return EngineStartError(
             f"libguestfs' Python bindings cannot be imported by {sys.executable} (Python {version}): {cause.message}",
-            hint="apt-get install python3-guestfs, and make the virtual environment with the distribution's own"
-            " python3 and --system-site-packages",
+            hint=BINDINGS_FIX,
         )
     if cause.kind == "kernel":
         return _kernel_error(cause.message)
@@ -111,5 +117,5 @@ def _kernel_error(message: str) -> EngineStartError:
         )
     return EngineStartError(
         f"libguestfs needs a kernel: {message}",
-        hint="apt-get install linux-image-amd64 (Ubuntu: linux-image-generic, arm64: linux-image-arm64)",
+        hint=KERNEL_FIX,
     )

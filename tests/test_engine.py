@@ -328,10 +328,21 @@ def test_another_layout_than_the_prepared_one_is_a_bug(tmp_path: Path) -> None:
 
 def test_a_host_that_fills_up_meanwhile_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_at(tmp_path, LAYOUT)
+    monkeypatch.setattr(guestfs, "_free", lambda folder: 8 * MIB)
     engine._watch_space()
-    monkeypatch.setattr(guestfs, "_free", lambda folder: MIB)
-    with pytest.raises(HostError, match="only 1 MiB free"):
+    monkeypatch.setattr(guestfs, "_free", lambda folder: 8 * MIB - 1)
+    with pytest.raises(NoSpaceError) as caught:
         engine._watch_space()
+    assert caught.value.message == f"{tmp_path}: only 8 MiB free, and writing the disk needs 64 MiB"
+    assert caught.value.hint == "make room, or point WORK_DIR at a larger disk"
+
+
+def test_the_space_that_writing_needs_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_at(tmp_path, LAYOUT)
+    monkeypatch.setattr(guestfs, "_free", lambda folder: 100 * MIB)
+    engine._check_space(36 * MIB)
+    with pytest.raises(NoSpaceError, match=r"only 100 MiB free, and writing the disk needs 101 MiB"):
+        engine._check_space(36 * MIB + 1)
 
 
 # ---- converting and reading ----------------------------------------------------------------------------------------

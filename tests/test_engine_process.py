@@ -99,6 +99,47 @@ def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, t
             link.ask({"op": "dance"})
 
 
+def test_the_environment_of_the_process(bindings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that chooses another backend is left out; those that name the user's own programs are kept."""
+    monkeypatch.setenv("LIBGUESTFS_BACKEND", "libvirt")
+    monkeypatch.setenv("LIBGUESTFS_HV", "/opt/qemu")
+    set_launch(bindings, "self.drives.append((sorted(os.environ.items()), {}))")
+    with channel.opened(tmp_path, [], Options()) as link:
+        starting.wait(link, time.monotonic() + 30, Options())
+        environment = link.shell("true")
+    assert "('LIBGUESTFS_HV', '/opt/qemu')" in environment
+    assert "LIBGUESTFS_BACKEND" not in environment
+    assert "('LC_ALL', 'C.UTF-8')" in environment
+    assert f"('TMPDIR', '{tmp_path}')" in environment
+    assert f"('PYTHONPATH', '{Path(channel.__file__).parents[3]}{os.pathsep}{bindings.parent}')" in environment
+
+
+@pytest.mark.parametrize(
+    ("cache", "variable", "value", "quick"),
+    [
+        (True, "IMGKIT_APPLIANCE", "", True),
+        (True, "IMGKIT_APPLIANCE", "stock", False),
+        (True, "LIBGUESTFS_PATH", "/opt/appliance", False),
+        (False, "IMGKIT_APPLIANCE", "", False),
+    ],
+)
+def test_whether_the_quick_appliance_is_asked_for(
+    cache: bool,
+    variable: str,
+    value: str,
+    quick: bool,
+    bindings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("IMGKIT_APPLIANCE", "LIBGUESTFS_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    set_launch(bindings, "pass")
+    with channel.opened(tmp_path, [], Options(cache=tmp_path / "cache" if cache else None)) as link:
+        assert link.quick is quick
+
+
 def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path) -> None:
     bindings.write_text("raise ImportError('wrong ELF class')")
     with pytest.raises(HostError, match=f"bindings cannot be imported by {sys.executable}.*wrong ELF class") as e:

@@ -32,7 +32,8 @@ log = logging.getLogger("imgkit.engines")
 
 _FEED_EXTRA = 256 << 20  # bytes by which the feed can be larger than the disk, for alignment and tar headers
 _END_TIMEOUT = 60.0  # seconds that the appliance has to end a script whose time is up
-_SPARE = 64 << 20  # bytes that must stay free on the host, since QEMU halts for good when its disk is full
+_SPARE = 64 << 20  # bytes that must be free on the host besides what writing the disk needs
+_LEAST_FREE = 8 << 20  # bytes with which the work is stopped, since QEMU halts for good when its disk is full
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class GuestfsEngine:
 
     def _watch_space(self) -> None:
         free = _free(self._scratch)
-        if free < _SPARE // 8:
+        if free < _LEAST_FREE:
             raise _no_space(self._scratch, free, _SPARE)
 
     def _failure(self, cause: ApplianceError, tree: Tree, layout: Layout) -> ImgkitError:

@@ -263,7 +263,7 @@ fi
 def test_the_quick_appliance_is_made_once_and_remade_when_supermin_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = fake_supermin(tmp_path, MAKE_BASE, monkeypatch)
+    cache = fake_supermin(tmp_path, MAKE_BASE, monkeypatch) / "made/with its parents"
     initrd = cpio("modules", b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n")
     (tmp_path / "bin/supermin.initrd").write_bytes(initrd)
     with quickstart.appliance(cache) as first, quickstart.appliance(cache) as second:

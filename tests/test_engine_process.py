@@ -328,6 +328,17 @@ def test_the_newest_kernel_that_can_be_read_is_taken(not_root: None, tmp_path: P
     assert hostkernel.choice({}, boot, modules) == {}, "it has no modules"
 
 
+def test_a_kernel_that_lies_with_its_modules(not_root: None, tmp_path: Path) -> None:
+    """As Fedora has them."""
+    boot, modules = host_with(tmp_path, {"6.1.0-9": 0o644, "6.1.0-11": 0o600})
+    (modules / "6.1.0-10").mkdir()
+    (modules / "6.1.0-10/vmlinuz").touch(0o644)
+    assert hostkernel.choice({}, boot, modules) == {
+        "SUPERMIN_KERNEL": str(modules / "6.1.0-10/vmlinuz"),
+        "SUPERMIN_MODULES": str(modules / "6.1.0-10"),
+    }
+
+
 def test_no_kernel_or_none_that_can_be_read(not_root: None, tmp_path: Path) -> None:
     boot, modules = host_with(tmp_path, {})
     with pytest.raises(hostkernel.NoKernelError, match="no kernel in"):

@@ -266,9 +266,15 @@ def test_the_quick_appliance_is_made_once_and_remade_when_supermin_says_so(
     cache = fake_supermin(tmp_path, MAKE_BASE, monkeypatch) / "made/with its parents"
     initrd = cpio("modules", b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n")
     (tmp_path / "bin/supermin.initrd").write_bytes(initrd)
+    source = tmp_path / "lib/supermin.d"
+    (source / "daemon.tar.gz").write_bytes(b"libguestfs' own")
     with quickstart.appliance(cache) as first, quickstart.appliance(cache) as second:
         assert first == second
         assert (first / "README.fixed").exists()
+        recipe = cache / f"supermin.d-{quickstart.VERSION}"
+        assert (recipe / "daemon.tar.gz").readlink() == source / "daemon.tar.gz", "the rest is libguestfs' own"
+        assert not (recipe / "init.tar.gz").is_symlink()
+        assert (first / "kernel").read_bytes() == b"kernel\n", "of an unknown kind, so it stays as it is"
         assert (first / "root").read_text() == "bash\ntar\n"
         made = (first / "initrd").read_bytes()
         assert made.startswith(initrd)

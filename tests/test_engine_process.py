@@ -350,6 +350,9 @@ def test_no_kernel_or_none_that_can_be_read(not_root: None, tmp_path: Path) -> N
         hostkernel.choice({}, boot, modules)
     (other / "mine").touch(0o644)
     assert hostkernel.choice({"SUPERMIN_KERNEL": str(other / "mine")}, boot, modules) == {}, "the user knows"
+    (other / "mine").chmod(0o600)
+    with pytest.raises(hostkernel.NoKernelError, match=r"mine \(SUPERMIN_KERNEL\) is not readable$"):
+        hostkernel.choice({"SUPERMIN_KERNEL": str(other / "mine")}, boot, modules)
 
 
 def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
 
 
 def test_liveness_is_looked_at_though_the_guest_talks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_DRAIN", 0.5)
+    monkeypatch.setattr(requests, "_DRAIN_TIMEOUT", 0.5)
 
     def gone() -> None:
         raise QemuDiedError("QEMU was killed by SIGKILL")

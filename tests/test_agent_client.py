@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import protocol, requests
+from imgkit.vm.agent import completed, protocol, requests
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import (
@@ -297,7 +297,12 @@ def test_a_request_goes_before_its_stream(tmp_path: Path, monkeypatch: pytest.Mo
     assert transport.read("r") == b"x\n"
     removed: list[str] = []
     remove = folder.remove
-    monkeypatch.setattr(folder, "remove", lambda path: (removed.append(path), remove(path)))
+
+    def record(path: str) -> None:
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(folder, "remove", record)
     transport.forget("r")
     assert removed == ["requests/r.json", "streams/r.log"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -344,19 +349,19 @@ def test_collect(tmp_path: Path) -> None:
         guest.say({"type": "sdk_event", "event": {"type": "result", "subtype": "error", "exitCode": 3}})
 
     with FileGuest(tmp_path, play).running() as mode:
-        done = requests.collect(ask(mode))
+        done = completed.collect(ask(mode))
     assert (done.status, done.stdout, done.stderr) == (3, b"out\xff\0", b"e")
     with pytest.raises(GuestError, match="failed with status 3: e"):
         done.check()
 
 
 def test_collect_keeps_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(completed, "MAX_OUTPUT", 10)
     with (
         FileGuest(tmp_path, lambda guest, request: guest.say(output("x" * 11), RESULT)).running() as mode,
         pytest.raises(RequestError, match="wrote more than"),
     ):
-        requests.collect(ask(mode))
+        completed.collect(ask(mode))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +384,7 @@ def test_status(event: dict[str, Any], status: int) -> None:
     line = json.dumps({"type": "sdk_event", "event": {"type": "result", **event}}).encode()
     result = protocol.parse_event(line)
     assert isinstance(result, AgentResult)
-    assert requests.status(result) == status
+    assert completed.exit_status(result) == status
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from pathlib import Path
 from imgkit.cli import machineoptions
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
+from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
-from imgkit.vm.agent.requests import AgentRequest, status
+from imgkit.vm.agent.requests import AgentRequest
 
 NAME = "run"
 HELP = "run one command in an image"
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         raise GuestError(result.text or "the agent failed without saying why")
     if not result.ok and result.text and not result.text.startswith("the agent "):
         log.error("%s", result.text)  # agentd's own words: there was no agent to say anything
-    return status(result)
+    return exit_status(result)
 
 
 def _follow(request: AgentRequest, *, events: bool) -> AgentResult:

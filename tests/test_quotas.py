@@ -378,7 +378,7 @@ def test_the_hint_names_the_quotas() -> None:
 
 
 def test_the_quota_that_was_exceeded_is_named_with_its_option(tmp_path: Path) -> None:
-    """Bytes and files of a folder have quotas of their own names, and the hint says how to raise the one in question."""
+    """Bytes and files of a folder have quotas of their own names; the hint says how to raise the one in question."""
     for quota, option in ((FolderQuota(size=MIB), "share"), (FolderQuota(files=1), "share-files")):
         with monitored(tmp_path, quota) as (monitoring, ended):
             settled(monitoring)

@@ -178,6 +178,9 @@ def test_only_regular_files_have_a_size(ipc: Path, secret: Path) -> None:
     os.mkfifo(ipc / "fifo")
     (ipc / "file").write_bytes(b"12345")
     assert [folder.size(name) for name in ("folder", "link", "fifo", "none", "file")] == [None, None, None, None, 5]
+    for name in ("folder", "link", "fifo"):
+        with pytest.raises(ShareError, match=f"{name}: not a regular file"):
+            folder.read(name, limit=9)
     (ipc / "away").symlink_to(secret.parent)
     with pytest.raises(ShareError, match="away/secret: a link or file is where a folder must be"):
         folder.size("away/secret")

@@ -87,18 +87,18 @@ def test_an_answer_with_an_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "options", "status"),
+    ("asked", "is_known", "address", "status"),
     [
-        (question(b"a", b"b", kind=28), {}, 0),
-        (question(b"a", b"b", group=3), {}, 0),
-        (question(b"a", b"b"), {"is_known": False}, 3),
-        (question(b"a", b"c"), {}, 3),
-        (question(b"a", b"b"), {"address": None}, 2),
+        (question(b"a", b"b", kind=28), True, TARGET, 0),
+        (question(b"a", b"b", group=3), True, TARGET, 0),
+        (question(b"a", b"b"), False, TARGET, 3),
+        (question(b"a", b"c"), True, TARGET, 3),
+        (question(b"a", b"b"), True, None, 2),
     ],
 )
-def test_answers_without_an_address(asked: bytes, options: dict[str, bool], status: int) -> None:
+def test_answers_without_an_address(asked: bytes, is_known: bool, address: IPv4Address | None, status: int) -> None:
     header = struct.pack("!HHHHHH", 0x1234, 0x8180 | status, 1, 0, 0, 0)
-    assert answer(query(asked), **options) == header + asked
+    assert answer(query(asked), is_known=is_known, address=address) == header + asked
 
 
 @pytest.mark.parametrize(

@@ -443,11 +443,11 @@ def test_pauses() -> None:
 def test_all_time_goes_to_a_folder_whose_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "_free", lambda _: (100, 100))
     (meter,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(10), "share")])._meters
-    assert not meter.urgent
-    monkeypatch.setattr(usage, "_free", lambda _: (90, 100))
-    assert not meter.urgent
-    monkeypatch.setattr(usage, "_free", lambda _: (89, 100))
-    assert meter.urgent
+    urgent = {}
+    for free in (100, 90, 89):
+        monkeypatch.setattr(usage, "_free", lambda _, free=free: (free, 100))
+        urgent[free] = meter.urgent
+    assert urgent == {100: False, 90: False, 89: True}
     (unlimited,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(), "share")])._meters
     monkeypatch.setattr(usage, "_free", lambda _: (0, 100))
     assert not unlimited.urgent

@@ -31,11 +31,10 @@ def decide(code: bytes, machine: int, number: int, *arguments: int) -> str | int
         elif operation == 0x54:
             accumulator &= operand
         elif operation == 0x06:
-            action = {0x7FFF0000: ALLOW, 0x7FC00000: NOTIFY}.get(operand)
-            if action is None:
-                assert operand & 0xFFFF0000 == 0x00050000, "an error"
-                return operand & 0xFFFF
-            return action
+            if operand in (0x7FFF0000, 0x7FC00000):
+                return ALLOW if operand == 0x7FFF0000 else NOTIFY
+            assert operand & 0xFFFF0000 == 0x00050000, "an error"
+            return int(operand & 0xFFFF)
         else:
             jumps = {0x15: accumulator == operand, 0x35: accumulator >= operand, 0x45: bool(accumulator & operand)}
             position += if_true if jumps[operation] else if_false

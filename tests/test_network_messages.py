@@ -83,6 +83,7 @@ def test_an_answer_with_an_address() -> None:
     record = b"\xc0\x0c" + b"\0\1" + b"\0\1" + b"\0\0\0\x3c" + b"\0\4" + TARGET.packed
     assert answer(query(asked)) == b"\x12\x34\x81\x80\0\1\0\1\0\0\0\0" + asked + record
     assert answer(query(asked, flags=0)) == b"\x12\x34\x80\x80\0\1\0\1\0\0\0\0" + asked + record
+    assert answer(query(asked, flags=0x01FF & ~0x80)) == answer(query(asked)), "only the wish for recursion is repeated"
     assert answer(query(asked) + b"more") == answer(query(asked)), "what follows the question is left out"
 
 
@@ -239,6 +240,11 @@ def test_tcp() -> None:
 def test_options_of_tcp(options: bytes, mss: int | None, scale: int | None) -> None:
     header = struct.pack("!HHIIBBHHH", 1, 2, 3, 4, (20 + len(options)) << 2, SYN, 5, 0, 0)
     assert packets.tcp(header + options + b"x") == TcpSegment(1, 2, 3, 4, SYN, 5, b"x", mss, scale)
+
+
+def test_flags_of_tcp() -> None:
+    """RFC 9293, section 3.1."""
+    assert (packets.FIN, SYN, packets.RST, packets.PSH, ACK) == (0x01, 0x02, 0x04, 0x08, 0x10)
 
 
 def test_headers_of_tcp() -> None:

@@ -111,6 +111,11 @@ def test_only_false_says_that_the_share_is_not_mounted(mounted: object, expected
     assert heartbeat.ipc_mounted is expected
 
 
+def test_the_size_of_a_heartbeat() -> None:
+    """docs/limits.md."""
+    assert protocol.MAX_HEARTBEAT == 65536
+
+
 def test_fields_of_other_types_and_lengths() -> None:
     heartbeat = beat(pid="x", uptime=[1], ipcMode="m" * 50)
     assert heartbeat is not None

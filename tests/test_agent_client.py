@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import protocol, requests
+from imgkit.vm.agent import completed, protocol, requests
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import (
@@ -288,6 +288,58 @@ def test_a_stream_that_shrinks_is_an_error(tmp_path: Path) -> None:
             next(request)
 
 
+def test_a_request_goes_before_its_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that restarts between the two takes a request without a stream for a new one."""
+    folder = SharedFolder(tmp_path)
+    transport = FileTransport(folder)
+    transport.submit("r", {})
+    (tmp_path / "streams/r.log").write_bytes(b"x\n")
+    assert transport.read("r") == b"x\n"
+    removed: list[str] = []
+    remove = folder.remove
+
+    def record(path: str) -> None:
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(folder, "remove", record)
+    transport.forget("r")
+    assert removed == ["requests/r.json", "streams/r.log"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    transport.close()
+
+
+def test_files_in_the_share_are_for_the_owner_alone(tmp_path: Path) -> None:
+    transport = FileTransport(SharedFolder(tmp_path))
+    transport.submit("r", {"prompt": "p"})
+    transport.permission("p", {"behavior": "deny"})
+    transport.host_tool("h", {"success": True})
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {"r.json": 0o600, "p.json": 0o600, "h.host-tool.json": 0o600}
+    transport.cancel("r")
+    assert (tmp_path / "requests/r.cancel").stat().st_mode & 0o777 == 0o600
+    transport.close()
+
+
+def test_a_stream_is_read_in_pieces_of_a_mebibyte(tmp_path: Path) -> None:
+    transport = FileTransport(SharedFolder(tmp_path))
+    transport.submit("r", {})
+    assert transport.read("r") == b""
+    contents = bytes(index % 251 for index in range((1 << 20) + 10))
+    (tmp_path / "streams/r.log").write_bytes(contents)
+    pieces = [transport.read("r") for _ in range(3)]
+    assert [len(piece) for piece in pieces] == [1 << 20, 10, 0]
+    assert b"".join(pieces) == contents
+    transport.close()
+
+
+def test_a_message_that_is_no_json_is_the_callers_error(tmp_path: Path) -> None:
+    transport = FileTransport(SharedFolder(tmp_path))
+    with pytest.raises(UsageError, match="message to the guest cannot be written as JSON"):
+        transport.submit("r", {"x": {1}})
+    transport.close()
+
+
 def test_collect(tmp_path: Path) -> None:
     def play(guest: FileGuest, request: dict[str, Any]) -> None:
         binary = {"type": "output", "stream": "stdout", "data": base64.b64encode(b"\xff\0").decode()}
@@ -297,19 +349,19 @@ def test_collect(tmp_path: Path) -> None:
         guest.say({"type": "sdk_event", "event": {"type": "result", "subtype": "error", "exitCode": 3}})
 
     with FileGuest(tmp_path, play).running() as mode:
-        done = requests.collect(ask(mode))
+        done = completed.collect(ask(mode))
     assert (done.status, done.stdout, done.stderr) == (3, b"out\xff\0", b"e")
     with pytest.raises(GuestError, match="failed with status 3: e"):
         done.check()
 
 
 def test_collect_keeps_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(completed, "MAX_OUTPUT", 10)
     with (
         FileGuest(tmp_path, lambda guest, request: guest.say(output("x" * 11), RESULT)).running() as mode,
         pytest.raises(RequestError, match="wrote more than"),
     ):
-        requests.collect(ask(mode))
+        completed.collect(ask(mode))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +384,7 @@ def test_status(event: dict[str, Any], status: int) -> None:
     line = json.dumps({"type": "sdk_event", "event": {"type": "result", **event}}).encode()
     result = protocol.parse_event(line)
     assert isinstance(result, AgentResult)
-    assert requests.status(result) == status
+    assert completed.exit_status(result) == status
 
 
 @pytest.mark.parametrize(

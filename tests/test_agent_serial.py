@@ -19,7 +19,7 @@ from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import serialtransport
 from imgkit.vm.agent.callbacks import HostToolAnswer
 from imgkit.vm.agent.filesync import CHUNK, MAX_FILE
-from imgkit.vm.agent.protocol import Output, PermissionRequest
+from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.rootport import RootPort
@@ -140,6 +140,79 @@ def test_serial_push_that_is_refused(port: tuple[SerialTransport, socket.socket]
     tell(guest, {"type": "push_error", "path": "a", "error": "no space left"})
     mode.pump()
     assert mode.refused == [("a", "no space left")]
+
+
+def test_serial_notes_have_bounds(port: tuple[SerialTransport, socket.socket]) -> None:
+    """What a guest says about refused pushes, and lines without sense, are kept a hundred times each."""
+    mode, guest = port
+    for number in range(101):
+        tell(
+            guest,
+            {"type": "push_error", "path": "p" * 5000, "error": f"{number}" + "e" * 2000},
+            b"garbage %d\n" % number,
+        )
+        mode.pump()
+    assert len(mode.refused) == len(mode.garbage) == 100
+    assert mode.refused[0] == ("p" * 4096, "1" + "e" * 999)
+    assert mode.refused[-1][1].startswith("100e")
+    assert (mode.garbage[0].line, mode.garbage[-1].line) == (b"garbage 1", b"garbage 100")
+
+
+def test_serial_garbage_says_what_is_wrong(port: tuple[SerialTransport, socket.socket]) -> None:
+    mode, guest = port
+    tell(guest, {"type": "x" * 50}, b"y" * 300 + b"\n", sync("file_sync", path="/" + "z" * 300, data=b""))
+    tell(guest, {"type": "stream", "requestId": "r"}, {"type": "stream", "line": "x"}, b"  \n", b"\n")
+    mode.pump()
+    reasons = [garbage.reason for garbage in mode.garbage]
+    assert reasons[0] == "unknown type '" + "x" * 40 + "'"
+    assert reasons[1].startswith("Expecting value")
+    assert mode.garbage[1].line == b"y" * 200
+    assert reasons[2] == repr("/" + "z" * 199)[:200]
+    assert reasons[3:] == ["stream without requestId and line"] * 2
+
+
+def test_serial_heartbeats_that_are_none_change_nothing(port: tuple[SerialTransport, socket.socket]) -> None:
+    mode, guest = port
+    tell(guest, {"type": "heartbeat", "timestamp": 1000})
+    assert mode.heartbeat() is not None
+    tell(guest, {"type": "heartbeat"}, {"type": "heartbeat", "timestamp": 2000, "x": "y" * MAX_HEARTBEAT})
+    beat = mode.heartbeat()
+    while mode._splitter._pending:
+        beat = mode.heartbeat()
+    assert beat is not None
+    assert beat.timestamp == 1.0
+    assert [garbage.reason for garbage in mode.garbage] == ["unknown type 'heartbeat'"]
+
+
+def test_serial_lines_of_a_stream(port: tuple[SerialTransport, socket.socket]) -> None:
+    """A line stays one line, and a request that is over gets none."""
+    mode, guest = port
+    mode.submit("r", {})
+    tell(
+        guest,
+        {"type": "stream", "requestId": "r", "line": "a\nb\n\n"},
+        {"type": "stream", "requestId": "r", "line": "é"},
+    )
+    assert mode.read("r") == b"a b\n" + "é\n".encode()
+    assert mode.read("r") == b""
+    tell(guest, {"type": "stream", "requestId": "r", "line": "more"})
+    mode.pump()
+    mode.forget("r")
+    tell(guest, {"type": "stream", "requestId": "r", "line": "late"})
+    mode.pump()
+    assert mode.read("r") == b""
+
+
+def test_serial_messages_that_are_no_json(port: tuple[SerialTransport, socket.socket]) -> None:
+    mode, _ = port
+    with pytest.raises(UsageError, match="message to the guest cannot be written as JSON"):
+        mode.submit("r", {"x": {1, 2}})
+
+
+def test_serial_cancel_of_a_guest_that_is_gone(port: tuple[SerialTransport, socket.socket]) -> None:
+    mode, guest = port
+    guest.close()
+    mode.cancel("r")
 
 
 @pytest.mark.parametrize(

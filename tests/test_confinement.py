@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from imgkit.cli import hostchecks
+from imgkit.errors import HostError
 from imgkit.host import process
 from imgkit.vm.qemu.argv import Share, VmSpec
-from imgkit.vm.sandbox import confinement, identity, seccomp, supervisor
+from imgkit.vm.sandbox import confinement, identity, landlock, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import idmap
 from tests.conftest import need, need_program
@@ -424,6 +425,29 @@ def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
     assert done.stdout == "True None\n"
 
 
+@pytest.mark.parametrize("missing", ["chown", "dac_override", "fowner", "setgid", "setuid", "kill"])
+def test_a_root_that_lacks_one_capability_starts_qemu_as_itself(missing: str) -> None:
+    """It could not give files away, become the other user, or end its processes."""
+    need("root", identity.can_switch_user())
+    need("setpriv", Path("/usr/bin/setpriv").exists())
+    script = "from imgkit.vm.sandbox import identity; print(identity.can_switch_user())"
+    argv = ["setpriv", f"--bounding-set=-{missing}", f"--inh-caps=-{missing}", sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_root_that_lacks_other_capabilities_starts_qemu_as_another_user() -> None:
+    """Whatever the name of its own process is, which is among the facts that are read."""
+    need("root", identity.can_switch_user())
+    need("setpriv", Path("/usr/bin/setpriv").exists())
+    script = "from pathlib import Path; Path('/proc/self/comm').write_text('a:b:c'); "
+    script += "from imgkit.vm.sandbox import identity; print(identity.can_switch_user())"
+    drop = "-dac_read_search,-fsetid,-setpcap,-mknod,-sys_chroot"
+    argv = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 _TRACER = "CapEff:\t0000000000080000\n"
 
 
@@ -497,3 +521,85 @@ bpf perf_event_open kexec_load kexec_file_load init_module finit_module delete_m
 add_key request_key keyctl swapon swapoff reboot acct syslog quotactl
 open_tree move_mount fsopen fsconfig fsmount fspick pidfd_getfd mount_setattr
 """
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("network", [False, True])
+def test_both_filters_are_for_what_the_machine_needs(
+    processes: bool, network: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is used where a container's manager has a filter with notifications as well as the usual one."""
+    asked: list[tuple[object, ...]] = []
+
+    def record(machine: str, families: tuple[int, ...], *, notify: bool = False, processes: bool = False) -> None:
+        asked.append((machine, tuple(families), notify, processes))
+
+    monkeypatch.setattr(seccomp, "filter_program", record)
+    monkeypatch.setattr(confinement, "filters_system_calls", lambda: True)
+    monkeypatch.setattr(confinement, "supports_notifications", lambda: True)
+    monkeypatch.setattr(confinement, "_starts_processes", lambda _: processes)
+    with confinement.confined(replace(SPEC, network=network), None, [tmp_path]) as prepare:
+        assert (prepare.plain_filter, prepare.notifying_filter, prepare.channel) == (None, None, None)
+    families = seccomp.INET if network else ()
+    assert asked == [(os.uname().machine, families, notify, processes) for notify in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("filters", "files", "message"),
+    [
+        (True, True, []),
+        (False, True, ["this kernel confines QEMU without a seccomp filter"]),
+        (True, False, ["this kernel confines QEMU without Landlock"]),
+    ],
+)
+def test_what_the_kernel_lacks_is_logged(
+    filters: bool,
+    files: bool,
+    message: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    need("a kernel with filters of calls", confinement.filters_system_calls())
+    need("Landlock", confinement.landlock_version())
+    caplog.set_level("DEBUG", "imgkit.vm")
+    if not filters:
+        monkeypatch.setattr(seccomp, "available", lambda _: False)
+    if not files:
+        monkeypatch.setattr(landlock, "version", lambda _: 1)
+        assert confinement.landlock_version() == 0
+    with confinement.confined(SPEC, None, [tmp_path]) as prepare:
+        assert (prepare.plain_filter is not None, prepare.ruleset is not None) == (filters, files)
+    assert caplog.messages == message
+
+
+def test_a_kernel_that_refuses_a_rule_is_an_error_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("Landlock", confinement.landlock_version())
+    monkeypatch.setattr(landlock, "_ADD_RULE", 100_000)
+    with (
+        pytest.raises(HostError, match="QEMU cannot be confined: landlock: ENOSYS"),
+        confinement.confined(SPEC, None, [tmp_path]),
+    ):
+        pytest.fail("it is not confined")
+
+
+def test_the_files_of_a_machine(tmp_path: Path) -> None:
+    """What it reads, what it writes, and nothing else of the folder that they are in."""
+    names = {name: tmp_path / name for name in ("kernel", "initrd", "config", "console", "private", "work", "data")}
+    spec = replace(
+        SPEC,
+        kernel=names["kernel"],
+        initrd=names["initrd"],
+        config=names["config"],
+        console=names["console"],
+        shares=(Share("work", names["work"]), Share("data", names["data"], read_only=True)),
+    )
+    rules = confinement.rules(spec, [names["private"]], anywhere=False)
+    rights = {path.name: right for path, right in rules if path.is_relative_to(tmp_path)}
+    written = dict.fromkeys(("console", "private", "work"), landlock.WRITE)
+    assert rights == {**dict.fromkeys(("kernel", "initrd", "config", "data"), landlock.READ), **written}
+    assert Path("/") not in dict(rules)
+    assert dict(rules)[Path("/usr")] == landlock.RUN
+    assert dict(rules)[Path("/dev/null")] == landlock.DEVICE
+    assert dict(rules)[Path("/etc/passwd")] == landlock.READ
+    assert (Path("/"), landlock.RUN) in confinement.rules(spec, [], anywhere=True)

@@ -17,10 +17,11 @@ import pytest
 from imgkit.errors import GuestError
 from imgkit.vm import VM
 from imgkit.vm.agent import protocol, ratelimit, requests
+from imgkit.vm.agent.completed import collect
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import AgentResult, Garbage, LineSplitter, Output
 from imgkit.vm.agent.ratelimit import RateLimit
-from imgkit.vm.agent.requests import AgentRequest, Transport, collect
+from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import FloodError, QemuDiedError, RequestError
@@ -95,7 +96,7 @@ def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
 
 
 def test_liveness_is_looked_at_though_the_guest_talks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_DRAIN", 0.5)
+    monkeypatch.setattr(requests, "_DRAIN_TIMEOUT", 0.5)
 
     def gone() -> None:
         raise QemuDiedError("QEMU was killed by SIGKILL")

@@ -61,6 +61,32 @@ def test_root_is_nobody_in_the_view(tmp_path: Path, nobody: Identity) -> None:
     assert not seen.exists()
 
 
+def test_a_view_that_cannot_be_made_is_missing_and_the_reason_is_logged(
+    tmp_path: Path, nobody: Identity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel says what is wrong, here that there is no such system call."""
+    caplog.set_level("DEBUG", "imgkit.vm")
+    monkeypatch.setattr(idmap, "_OPEN_TREE", 100_000)
+    with idmap.idmapped_view(tmp_path, nobody) as view:
+        assert view is None
+    assert caplog.messages == [f"{tmp_path}: its owner cannot be mapped: [Errno 38] Function not implemented"]
+
+
+def test_without_namespaces_the_user_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "imgkit.vm")
+    monkeypatch.setattr(idmap, "_HOLDER", "print(-1)")
+    with idmap.in_user_namespace(SOMEBODY) as user:
+        assert user == SOMEBODY
+    (message,) = caplog.messages
+    assert message.endswith("has no user namespace of its own: no user namespace can be made")
+
+
+def test_nobody_is_the_agent_in_its_namespace(nobody: Identity) -> None:
+    assert nobody.inside == (1000, 1000)
+
+
 def test_a_read_only_view_is_read_only_for_root_too(tmp_path: Path, nobody: Identity) -> None:
     with idmap.idmapped_view(tmp_path, nobody, read_only=True) as view:
         need("idmapped mounts", view is not None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imgkit.errors import UsageError
 from imgkit.vm.net.allowlist import GATEWAY, is_public, parse
-from imgkit.vm.net.restricted import is_own
+from imgkit.vm.net.hostaddresses import is_own
 from tests.conftest import need, need_program
 
 
@@ -90,6 +90,7 @@ def test_addresses() -> None:
         "10.0.2.15:80",
         "0.0.0.0:80",
         "224.0.0.1:80",
+        "240.0.0.0:80",
         "255.255.255.255:80",
         "2130706433:80",
         "0x7f.1:80",
@@ -210,7 +211,7 @@ def test_the_hosts_own_addresses_where_sockets_can_be_bound_to_any(nonlocal_bind
     """Two addresses of one network each: the second of IPv4's is never the source of anything by itself."""
     need_program("unshare")
     need_program("ip")
-    script = "import sys; from ipaddress import ip_address; from imgkit.vm.net.restricted import is_own; "
+    script = "import sys; from ipaddress import ip_address; from imgkit.vm.net.hostaddresses import is_own; "
     script += "print(*(is_own(ip_address(text)) for text in sys.argv[1:]))"
     addresses = ["10.9.8.5", "10.9.8.6", "fd77::5", "fd77::6", "::ffff:10.9.8.6", "10.9.8.7", "1.1.1.1", "fd77::7"]
     addresses += ["2606:4700::1111", "::ffff:1.1.1.1"]

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ import pytest
 from imgkit.errors import UsageError
 from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
+from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import monitor, usage
 from imgkit.vm.shares.diskfiles import disk_check, process_tree, unlinked_bytes
 from imgkit.vm.shares.monitor import UsageMonitor
@@ -241,6 +243,8 @@ sys.path.insert(0, sys.argv[1])
 package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
+from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import monitor, usage
 from imgkit.vm.shares.quotas import FolderQuota
 usage.INTERVAL = 0.02
@@ -353,3 +357,130 @@ def test_the_default_lets_the_longest_stream_pass() -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0 MiB"), (1, "1 MiB"), (MIB + 1, "2 MiB"), (3 << 29, "1.5 GiB")])
 def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+def test_sizes_at_the_change_of_the_unit() -> None:
+    assert (format_size(1 << 30), format_size((1 << 30) - 1), format_size(MIB)) == ("1.0 GiB", "1024 MiB", "1 MiB")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("2k", 2 << 10), ("3M", 3 << 20), ("4GB", 4 << 30), ("5TiB", 5 << 40), ("6b", 6)]
+)
+def test_units_of_the_command_line(text: str, size: int) -> None:
+    assert parse([f"ipc={text}"]).ipc == FolderQuota(size, Quotas().ipc.files)
+    assert parse([f"disk={text}"]).disk == size
+
+
+def test_the_hint_names_the_quotas() -> None:
+    with pytest.raises(UsageError, match="--quota work=5: no such quota") as raised:
+        parse(["work=5"])
+    assert raised.value.hint == "ipc, ipc-files, share, share-files, disk, time"
+
+
+def test_the_quota_that_was_exceeded_is_named_with_its_option(tmp_path: Path) -> None:
+    """Bytes and files of a folder have quotas of their own names; the hint says how to raise the one in question."""
+    for quota, option in ((FolderQuota(size=MIB), "share"), (FolderQuota(files=1), "share-files")):
+        with monitored(tmp_path, quota) as (monitoring, ended):
+            settled(monitoring)
+            for number in range(2):
+                (tmp_path / f"{option} {number}").write_bytes(os.urandom(MIB))
+            exceeds(monitoring, ended)
+        assert monitoring.failure is not None
+        hint = f"--quota {option}=… allows more, --quota {option}=none removes the limit"
+        assert monitoring.failure.hint == hint
+
+
+def spec(tmp_path: Path, *shares: Share) -> VmSpec:
+    return VmSpec(arch="amd64", disk=None, console=tmp_path / "console", shares=shares)
+
+
+def test_the_shares_that_are_monitored(tmp_path: Path) -> None:
+    """Those that the guest may write to and that have a quota; the request share has one of its own."""
+    shares = [Share("ipc", tmp_path), Share("work", tmp_path), Share("data", tmp_path, read_only=True)]
+    quotas = Quotas(ipc=FolderQuota(1, 2), share=FolderQuota(None, 4))
+    monitoring = monitor.monitor_for(spec(tmp_path, *shares), quotas, None)
+    assert [meter.folder for meter in monitoring._meters] == [
+        MonitoredFolder("request share", tmp_path, FolderQuota(1, 2), "ipc"),
+        MonitoredFolder("share work", tmp_path, FolderQuota(None, 4), "share"),
+    ]
+    assert {frozenset(meter._owners) for meter in monitoring._meters} == {frozenset({os.geteuid()})}
+    quotas = Quotas(ipc=FolderQuota(), share=FolderQuota(5))
+    (meter,) = monitor.monitor_for(spec(tmp_path, *shares), quotas, Identity(4711, 4711))._meters
+    assert meter.folder.name == "share work"
+    assert meter._owners == {os.geteuid(), 4711}
+
+
+def test_the_machine_is_killed_with_its_group(tmp_path: Path) -> None:
+    """What QEMU's own output takes counts as its disk."""
+    stderr = tmp_path / "stderr"
+    stderr.write_bytes(os.urandom(4 * MIB))
+    trimmed = threading.Event()
+    command = ["/bin/sh", "-c", "sleep 60 & wait"]
+    with subprocess.Popen(command, start_new_session=True) as child:
+        monitoring = UsageMonitor([])
+        with monitor.monitored(monitoring, spec(tmp_path), 2 * MIB, child, stderr, trimmed.set):
+            assert trimmed.wait(HANG)
+            time.sleep(0.1)
+            assert child.poll() is None, "what was there before does not count"
+            stderr.write_bytes(os.urandom(8 * MIB))
+            assert child.wait(HANG) == -9
+        with pytest.raises(QuotaError, match=r"the guest wrote .* to its disk, and may add 2 MiB"):
+            monitoring.check()
+    deadline = time.monotonic() + HANG
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(child.pid, 0)
+            time.sleep(0.01)
+    assert time.monotonic() < deadline, "a process that the machine started goes with it"
+
+
+def test_pauses() -> None:
+    """A twentieth of a processor, or a quarter of the time that passes while the filesystem is waited for."""
+    assert monitor._pause(1.0, 1.0) == pytest.approx(20.0)
+    assert monitor._pause(0.0, 1.0) == pytest.approx(3.0)
+
+
+def test_all_time_goes_to_a_folder_whose_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "_free", lambda _: (100, 100))
+    (meter,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(10), "share")])._meters
+    urgent = {}
+    for free in (100, 90, 89):
+        monkeypatch.setattr(usage, "_free", lambda _, free=free: (free, 100))
+        urgent[free] = meter.urgent
+    assert urgent == {100: False, 90: False, 89: True}
+    (unlimited,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(), "share")])._meters
+    monkeypatch.setattr(usage, "_free", lambda _: (0, 100))
+    assert not unlimited.urgent
+    monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", 0)
+    (unknown,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(), "share")])._meters
+    assert unknown.urgent, "nothing is known before the first scan"
+
+
+def test_exactly_the_quota_is_allowed(tmp_path: Path) -> None:
+    (meter,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(MIB, 3), "share")])._meters
+    meter._judge(MIB, 3)
+    with pytest.raises(QuotaError, match="the guest added 2 MiB to the share"):
+        meter._judge(MIB + 1, 3)
+    with pytest.raises(QuotaError, match=r"the guest added 4 files to the share .* and may add 3"):
+        meter._judge(MIB, 4)
+    meter._interrupted = 9
+    meter._judge(0, 0)
+    meter._interrupted = 10
+    with pytest.raises(QuotaError, match="cannot be measured: the guest moves its folders all the time"):
+        meter._judge(0, 0)
+
+
+def test_exactly_the_quota_of_the_disk_is_allowed(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    check = disk_check(8192, list, [image])
+    image.write_bytes(os.urandom(8192))
+    with image.open("r+b") as sink:
+        os.fsync(sink.fileno())
+    need("blocks of 4096 bytes", image.stat().st_blocks == 16)
+    check()
+    with image.open("ab") as sink:
+        sink.write(b"x")
+        os.fsync(sink.fileno())
+    with pytest.raises(QuotaError, match="the guest wrote 1 MiB to its disk, and may add 1 MiB"):
+        check()

@@ -16,6 +16,7 @@ from imgkit.errors import HostError
 from imgkit.vm.agent import protocol
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.shares.folder import SharedFolder, ShareError
+from tests.conftest import need
 
 # ---- the share as hostile ground ---------------------------------------------------------------------------------
 
@@ -158,4 +159,133 @@ def test_folder_round_trip(ipc: Path) -> None:
     folder.remove("a/b/c.txt")
     assert folder.size("a/b/c.txt") is None
     folder.close()
+    folder.close()
+
+
+def test_the_longest_path(ipc: Path) -> None:
+    folder = SharedFolder(ipc)
+    assert folder.read("a/" * 2047 + "bc", limit=1) is None
+    with pytest.raises(ShareError, match="is not a path inside the share") as raised:
+        folder.read("a/" * 2048 + "b", limit=1)
+    assert repr("a/" * 100) in raised.value.message
+    folder.close()
+
+
+def test_only_regular_files_have_a_size(ipc: Path, secret: Path) -> None:
+    folder = SharedFolder(ipc)
+    (ipc / "folder").mkdir()
+    (ipc / "link").symlink_to(secret)
+    os.mkfifo(ipc / "fifo")
+    (ipc / "file").write_bytes(b"12345")
+    assert [folder.size(name) for name in ("folder", "link", "fifo", "none", "file")] == [None, None, None, None, 5]
+    for name in ("folder", "link", "fifo"):
+        with pytest.raises(ShareError, match=f"{name}: not a regular file"):
+            folder.read(name, limit=9)
+    (ipc / "away").symlink_to(secret.parent)
+    with pytest.raises(ShareError, match="away/secret: a link or file is where a folder must be"):
+        folder.size("away/secret")
+    folder.close()
+
+
+def test_modes_of_files_and_folders(ipc: Path) -> None:
+    previous = os.umask(0o022)
+    try:
+        folder = SharedFolder(ipc)
+        folder.write("a/plain", b"x")
+        folder.write("a/private", b"x", mode=0o600)
+        folder.mkdir("b/c")
+    finally:
+        os.umask(previous)
+    modes = {str(path.relative_to(ipc)): path.stat().st_mode & 0o777 for path in ipc.rglob("*")}
+    assert modes == {"a": 0o755, "a/plain": 0o644, "a/private": 0o600, "b": 0o755, "b/c": 0o755}
+    folder.close()
+
+
+def test_nothing_is_left_of_a_write_that_failed(ipc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SharedFolder(ipc)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.write("file", b"x")
+    assert _names(ipc) == []
+    folder.close()
+
+
+def test_the_temporary_name_is_no_request(ipc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """agentd takes every ``*.json`` in the folder for a request."""
+    names: list[str] = []
+    rename = os.rename
+
+    def record(source: str, target: str, **folders: int) -> None:
+        names.append(source)
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", record)
+    folder = SharedFolder(ipc)
+    folder.write("requests/r.json", b"{}")
+    folder.write("requests/r.json", b"{}")
+    assert len(set(names)) == 2
+    assert all(name.startswith(".") and name.endswith(".tmp") for name in names)
+    folder.close()
+
+
+def test_what_root_makes_belongs_to_the_owner_of_the_share(ipc: Path) -> None:
+    """QEMU runs as that user, and could not read the requests of root. What is there already keeps its owner."""
+    need("root", os.geteuid() == 0)
+    (ipc / "old").mkdir()
+    os.chown(ipc, 4711, 4712)
+    folder = SharedFolder(ipc)
+    folder.write("old/file", b"x", mode=0o600)
+    folder.write("new/file", b"x")
+    owners = {str(path.relative_to(ipc)): (path.stat().st_uid, path.stat().st_gid) for path in ipc.rglob("*")}
+    given = (4711, 4712)
+    assert owners == {"old": (0, 0), "old/file": given, "new": given, "new/file": given}
+    folder.close()
+
+
+def test_no_descriptor_is_left_open(ipc: Path, secret: Path) -> None:
+    """Whatever happens to it: a machine may run for weeks."""
+    need("/proc", Path("/proc/self/fd").is_dir())
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number matters
+    folder = SharedFolder(ipc)
+    (ipc / "away").symlink_to(secret.parent)
+    (ipc / "inner").mkdir()
+    for _ in range(20):
+        folder.write("a/b/c", b"x")
+        assert folder.read("a/b/c", limit=9) == b"x"
+        assert folder.size("a/b/c") == 1
+        for path in ("away/secret", "inner"):
+            with pytest.raises(ShareError):
+                folder.read(path, limit=9)
+            with pytest.raises(ShareError):
+                folder.write(path, b"x")
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
+    folder.close()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_what_cannot_be_shared(ipc: Path) -> None:
+    for path in (ipc / "none", ipc / "file"):
+        (ipc / "file").touch()
+        with pytest.raises(HostError, match=r"cannot be shared: (No such file|Not a directory)"):
+            SharedFolder(path)
+    (ipc / "link").symlink_to(ipc)
+    folder = SharedFolder(ipc / "link")
+    assert folder.size("file") == 0
+    folder.close()
+
+
+def test_a_folder_and_links_on_the_way_survive_a_removal(ipc: Path, secret: Path) -> None:
+    folder = SharedFolder(ipc)
+    (ipc / "folder").mkdir()
+    (ipc / "away").symlink_to(secret.parent)
+    folder.remove("folder")
+    folder.remove("away/secret")
+    folder.remove("../outside/secret")
+    assert secret.exists()
+    folder.remove("away")
+    assert _names(ipc) == ["folder"]
     folder.close()

@@ -27,6 +27,36 @@ def test_special_bits_of_what_changed_are_dropped(tmp_path: Path) -> None:
     assert other.stat().st_mode & 0o7777 == 0o6755, "links are not followed"
 
 
+def test_either_bit_is_enough_and_folders_keep_theirs(tmp_path: Path) -> None:
+    for name, mode in (("user", 0o4755), ("group", 0o2755), ("sticky", 0o1755)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team").chmod(0o2775)
+    changed = drop_special_bits(tmp_path, since=time.time() - 60)
+    assert sorted(changed) == [tmp_path / "group", tmp_path / "user"]
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in tmp_path.iterdir()}
+    assert modes == {"user": 0o755, "group": 0o755, "sticky": 0o1755, "team": 0o2775}
+
+
+def test_the_second_before_the_start_counts(tmp_path: Path) -> None:
+    """The times of a filesystem may be coarse. What is older stays as the user has it."""
+    tool = tmp_path / "tool"
+    tool.touch()
+    tool.chmod(0o4755)
+    changed = tool.stat().st_ctime
+    assert drop_special_bits(tmp_path, since=changed + 1.1) == []
+    assert tool.stat().st_mode & 0o4000
+    assert drop_special_bits(tmp_path, since=changed + 1) == [tool]
+
+
+def test_a_folder_that_its_owner_could_not_search_is_opened(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o300)
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == []
+    assert closed.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_nobody_may_read_is_seen_to(tmp_path: Path) -> None:
     """By root, and by a user without root's rights, who may not list the folder as it is."""
     closed = tmp_path / "closed"

@@ -295,8 +295,8 @@ def test_a_path_is_for_scripts_or_for_a_terminal() -> None:
 
 
 def test_a_guests_last_words() -> None:
+    from imgkit.vm.agent.completed import Completed
     from imgkit.vm.agent.protocol import AgentResult
-    from imgkit.vm.agent.requests import Completed
 
     done = Completed(1, b"", HOSTILE.encode(errors="surrogatepass"), AgentResult("error"))
     with pytest.raises(GuestError) as caught:

@@ -19,9 +19,10 @@ from imgkit.host import process
 from imgkit.vm import bootspec, console
 from imgkit.vm.agent import requests
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
+from imgkit.vm.agent.completed import Completed, collect
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import Heartbeat
-from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
+from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import Boot
 from imgkit.vm.consolelog import ConsoleLog
@@ -360,7 +361,7 @@ class VM:
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout)
-        return requests.collect(request)
+        return collect(request)
 
     def root(self, command: Sequence[str] | str, *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
         """Run a command as root, where the image under test has the helper of :mod:`imgkit.vm.rootport`.

@@ -15,8 +15,9 @@ from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
+from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
-from imgkit.vm.agent.requests import AgentRequest, status
+from imgkit.vm.agent.requests import AgentRequest
 
 NAME = "run"
 HELP = "run one command in an image"
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         raise GuestError(result.text or "the agent failed without saying why")
     if not result.ok and result.text and not result.text.startswith("the agent "):
         log.error("%s", result.text)  # agentd reports it, since no agent was started
-    return status(result)
+    return exit_status(result)
 
 
 def _follow(request: AgentRequest, *, events: bool) -> AgentResult:

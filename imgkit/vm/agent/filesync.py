@@ -42,6 +42,7 @@ class IncomingFiles:
     """Files that the guest reported. The contents of ``files`` are theirs, by path relative to the project folder."""
 
     def __init__(self) -> None:
+        """Begin with no files."""
         self.files: dict[str, bytes] = {}
         self._transfers: dict[str, _Transfer] = {}
 

@@ -56,6 +56,7 @@ class StreamRateLimit:
     """The limits of one stream of lines: of its bytes and of its lines."""
 
     def __init__(self) -> None:
+        """Begin with nothing counted."""
         self._lines = RateLimit("lines", LINES, LINES_PER_SECOND)
         self._bytes = RateLimit("bytes", BYTES, BYTES_PER_SECOND)
 

@@ -16,10 +16,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address
 
 from imgkit.vm.net.allowlist import Address, Allowlist, is_public
 from imgkit.vm.net.gateway import Gateway, RefusalLog, Target
+from imgkit.vm.net.hostaddresses import is_own, look_up
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 log = logging.getLogger("imgkit.vm")
@@ -30,8 +31,6 @@ _CONNECT_TIMEOUT = 20.0  # seconds for looking up a name and connecting
 _MAX_LOOKUPS = 8  # at a time
 _TICK = 0.1  # seconds
 _JOIN_TIMEOUT = 5.0  # seconds for the thread to end
-_DISCARD = 9  # a port, which does not matter, as nothing is sent
-_UNASSIGNED = IPv6Address("2001:db8::1")  # an address of no host: the range is for documentation (RFC 3849)
 _MAX_FRAME = 1 << 16  # bytes
 _MAX_WAITING = 4 << 20  # bytes of frames that the guest has not taken; further frames are dropped, as in any network
 
@@ -176,7 +175,7 @@ class _Relay(asyncio.Protocol):
         if isinstance(target, IPv4Address):
             return [target]
         async with self._lookups:
-            addresses = await _look_up(self._loop, target, port)
+            addresses = await look_up(self._loop, target, port)
         usable = [address for address in addresses if is_public(address) and not is_own(address)]
         if not usable:
             self._log_private(target, addresses)
@@ -253,75 +252,3 @@ class _Upstream(asyncio.Protocol):
     def room(self) -> int:
         """Return the number of bytes that the buffer has room for."""
         return BUFFER if self._transport is None else BUFFER - self._transport.get_write_buffer_size()
-
-
-async def _look_up(loop: asyncio.AbstractEventLoop, name: str, port: int) -> list[Address]:
-    """Look up the addresses of ``name``, in the order in which to try them.
-
-    This is done in a daemon thread, so that a resolver that does not answer cannot delay the end of the program.
-
-    Raises:
-        OSError: the name has no address, or is not a valid name.
-    """
-    future: asyncio.Future[list[Address]] = loop.create_future()
-
-    def settle(addresses: list[Address], error: OSError | None) -> None:
-        if not future.done():
-            future.set_result(addresses) if error is None else future.set_exception(error)
-
-    def work() -> None:
-        addresses, error = [], None
-        try:
-            infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-            addresses = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
-        except OSError as cause:
-            error = cause
-        except ValueError:  # UnicodeError: a label is too long or empty
-            error = OSError(f"{name} is no name")
-        with suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(settle, addresses, error)
-
-    threading.Thread(target=work, name="look up a name", daemon=True).start()
-    return await future
-
-
-def is_own(address: Address) -> bool:
-    """Return whether ``address`` is an address of this host. Nothing is sent.
-
-    A socket can be bound to an address of the host only, unless ``ip_nonlocal_bind`` is set (Linux, ip-sysctl). If it
-    is set, an IPv4 socket still cannot be connected from an address that is not the host's, and IPv6 chooses an address
-    of the host as the source for this very address (RFC 6724, section 5, rule 1).
-    """
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return is_own(address.ipv4_mapped)
-    if address.is_loopback or address.is_unspecified:
-        return True
-    if address.version == 4:
-        return _source(address, address) is not None
-    return _binds(address) and (not _binds(_UNASSIGNED) or _source(address) == str(address))
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
-def _binds(address: Address) -> bool:
-    """Return whether a socket can be bound to ``address``."""
-    try:
-        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False
-    return True
-
-
-def _source(target: Address, source: Address | None = None) -> str | None:
-    """Return the source address of datagrams to ``target``; None if there is none, or ``source`` is not possible."""
-    try:
-        with socket.socket(_family(target), socket.SOCK_DGRAM) as probe:
-            if source is not None:
-                probe.bind((str(source), 0))
-            probe.connect((str(target), _DISCARD))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None

@@ -50,8 +50,8 @@ function splitLines(text) {
 /** Without blanks and tabs at both ends. A regular expression takes quadratic time for this, trim() removes more. */
 function trim(text) {
   let [start, end] = [0, text.length];
-  while (start < end && isBlank(text[start])) start += 1;
-  while (end > start && isBlank(text[end - 1])) end -= 1;
+  while (isBlank(text[start])) start += 1;
+  while (isBlank(text[end - 1])) end -= 1;
   return text.slice(start, end);
 }
 
@@ -193,7 +193,7 @@ function closingQuote(text, quote) {
 
 function unescape(escape, line) {
   if (escape[0] === '\n') return escape.slice(1); // an escaped end of line joins two lines, empty ones still count
-  const code = escape.length > 1 ? parseInt(escape.slice(1), 16) : NaN;
+  const code = parseInt(escape.slice(1), 16); // NaN if the escape is one character
   if (code <= 0x10ffff) return String.fromCodePoint(code);
   return ESCAPES.get(escape) ?? refuse(line, 'an escape in the quotes is not understood');
 }

@@ -65,6 +65,21 @@ test('control-plane values never reach the agent, other secrets do, and nothing 
   assert.doesNotMatch(log, /hidden|sk-123|plain/);
 });
 
+test("the result's text is what the agent has written to stdout as text", async (t) => {
+  for (const [id, body, text] of [
+    ['t1', 'echo out; echo err >&2', 'out\n'],
+    ['t2', "echo '{\"type\":\"note\",\"stream\":\"stdout\",\"data\":\"event\"}'; echo out", 'out\n'],
+    ['t3', "printf '\\377\\376'", 'the agent ended with status 0'],
+    ['t4', 'echo err >&2', 'the agent ended with status 0'],
+  ]) {
+    const guest = makeGuest(t);
+    guest.config.choices = { AGENT_COMMAND: agentScript(guest, body) };
+    const host = await startHost(t, { guest });
+    const result = await host.run(id, { prompt: '' });
+    assert.deepEqual([result.subtype, result.result], ['success', text], id);
+  }
+});
+
 test('the config drive has an object of values, or none', (t) => {
   const { config } = makeGuest(t);
   assert.deepEqual(readDrive(config.configDir), {});

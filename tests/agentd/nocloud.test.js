@@ -376,6 +376,9 @@ test('a drive that is too large, or no drive, is refused', (t) => {
   t.after(() => fs.rmSync(drive, { recursive: true }));
   fs.writeFileSync(path.join(drive, 'meta-data'), 'local-hostname: x\n');
   fs.writeFileSync(path.join(drive, 'user-data'), '');
+  fs.writeFileSync(path.join(drive, 'user-data'), '#cloud-config\n#');
+  fs.truncateSync(path.join(drive, 'user-data'), 16 << 20);
+  apply(drive, drive, drive);
   fs.truncateSync(path.join(drive, 'user-data'), (16 << 20) + 1);
   assert.throws(() => apply(drive, drive, drive), /user-data: more than 16 MiB/);
   fs.rmSync(path.join(drive, 'user-data'));

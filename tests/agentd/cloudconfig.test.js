@@ -15,6 +15,8 @@ const TEXTS = {
   // Plain text, and what ends it.
   'a: b # c # d': 'b',
   'a: x#y': 'x#y',
+  'a: b #c': 'b',
+  'a: x# y': 'x# y',
   'a: -x': '-x',
   'a: ?x': '?x',
   'a: :x': ':x',

@@ -1,4 +1,4 @@
-"""Scripts of the overlay, run on this host with programs that only note how they were called."""
+"""Scripts of the overlay, run on this host with fake programs that record their command lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTE = '#!/bin/sh\necho "${0##*/} $*" >>"$NOTES"\n'
 
 
 def programs(folder: Path, endings: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which these programs note how they were called in ``folder``/notes, and end so."""
+    """Return an environment in which these programs write their command lines to ``folder``/notes, and end as given."""
     for name, ending in endings.items():
         program = folder / name
         program.write_text(NOTE + ending)
@@ -40,7 +40,7 @@ def test_what_agentd_needs_is_fetched_and_nobody_waits(status: int, tmp_path: Pa
         [script], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        assert child.communicate(timeout=30)[0] == b"", "nothing is said, and no pipe is kept open"
+        assert child.communicate(timeout=30)[0] == b"", "nothing is printed, and no pipe is kept open"
         assert child.returncode == 0
         deadline = time.monotonic() + 30
         while len(fetched := [line for line in noted(notes) if not line.startswith(("sysctl ", "mount "))]) < len(
@@ -66,7 +66,7 @@ SETTINGS = f". {IMGKIT}/kernel-settings.sh; "
 
 @pytest.fixture
 def system(tmp_path: Path) -> Path:
-    """The root of a system whose kernel protects links, and which has settings in every place."""
+    """The root of a system whose kernel protects links, with a file of settings in every folder that may have one."""
     root = tmp_path / "root"
     kernel = root / "proc/sys/fs"
     kernel.mkdir(parents=True)
@@ -105,18 +105,18 @@ def test_settings_bring_proc_where_nobody_has_mounted_it(system: Path, tmp_path:
 @pytest.mark.parametrize("name", ["protected_hardlinks", "protected_symlinks"])
 @pytest.mark.parametrize("value", ["0", "", "x", "-1", None])
 def test_links_are_protected_only_if_the_kernel_says_so(name: str, value: str | None, system: Path) -> None:
-    said = f'links_are_protected "{system}"'
-    assert shell(said, os.environ) == 0
+    check = f'links_are_protected "{system}"'
+    assert shell(check, os.environ) == 0
     setting = system / "proc/sys/fs" / name
     if value is None:
         setting.unlink()
     else:
         setting.write_text(value)
-    assert shell(said, os.environ) != 0
+    assert shell(check, os.environ) != 0
 
 
 def test_init_waits_for_the_settings(tmp_path: Path) -> None:
-    """The earliest script ends when the settings have been written, not before."""
+    """The script that init runs first ends only when the settings have been applied."""
     env = programs(tmp_path, dict.fromkeys(("hostname", "ip", "modprobe", "cat"), "exit 0"))
     shutil.copy(IMGKIT / "ahead", tmp_path / "ahead")
     slow = 'apply_settings() { sleep 0.3; echo "written $*" >>"$NOTES"; }\n'
@@ -139,7 +139,7 @@ apply_settings() { echo "applied $*" >>"$NOTES"; [ ! -e "$NOTES.works" ] || : >"
 
 
 def service(words: str, folder: Path, endings: Mapping[str, str]) -> list[str]:
-    """The notes of ``words`` run with the functions of /etc/init.d/agentd, whose workspace is ``folder``/work."""
+    """Run ``words`` with the functions of /etc/init.d/agentd and the workspace ``folder``/work; return the notes."""
     script = (ROOT / "etc/init.d/agentd").read_text().replace("/usr/local/lib/imgkit/", f"{IMGKIT}/")
     (folder / "agentd").write_text(script)
     env = {**programs(folder, endings), "AGENTD_WORKDIR": str(folder / "work")}
@@ -150,7 +150,7 @@ def service(words: str, folder: Path, endings: Mapping[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("state", ["protected", "works", "neither"])
 def test_the_service_does_not_start_unless_links_are_protected(state: str, tmp_path: Path) -> None:
-    """Whatever the payload is: agentd's own question to the kernel comes later, and is the payload's business."""
+    """This holds for every payload: agentd checks the kernel as well, but later, and another payload need not."""
     (tmp_path / "entry").touch()
     (tmp_path / f"notes.{state}").touch()
     words = f"AGENTD_ENTRY={tmp_path}/entry; mount_ipc() {{ :; }}; start_pre"
@@ -169,7 +169,7 @@ OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,access=0,nosuid,nodev,noex
 
 
 def mounting(folder: Path, mount: str = "exit 0") -> list[str]:
-    """The notes of mounting the request share where nothing is mounted; ``mount`` is how that program ends."""
+    """Mount the request share where nothing is mounted, and return the notes; ``mount`` is how that program ends."""
     programs_ = {"mountpoint": "exit 1", "mount": MOUNTS + mount, "umount": "exit 0"}
     return [line.replace(str(folder), "") for line in service("mount_ipc", folder, programs_)]
 
@@ -179,7 +179,7 @@ MOUNTED = [f"mount -t 9p -o {OPTIONS} ipc /proc/self/cwd", "in /work/ipc"]
 
 @pytest.mark.parametrize("present", ["nothing", "folder", "link"])
 def test_the_request_share_is_mounted_on_the_folder_itself(present: str, tmp_path: Path) -> None:
-    """Never where a link leads that was planted at an earlier boot."""
+    """It is never mounted where a link leads that was made at an earlier boot."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "work").mkdir()
     if present == "folder":
@@ -191,7 +191,7 @@ def test_the_request_share_is_mounted_on_the_folder_itself(present: str, tmp_pat
 
 
 def test_the_request_share_is_taken_away_where_its_folder_was_moved(tmp_path: Path) -> None:
-    """By whatever agents have left running, while the service is started again."""
+    """Processes that agents left running can move it while the service is started again."""
     (tmp_path / "work").mkdir()
     race = f"mv {tmp_path}/work/ipc {tmp_path}/work/mine; ln -s /etc {tmp_path}/work/ipc"
     notes = mounting(tmp_path, race)
@@ -206,7 +206,7 @@ def test_the_request_share_is_not_mounted_through_a_link_that_came_in_time(tmp_p
     again = f'/bin/rm "$@"; ln -s {tmp_path}/elsewhere {tmp_path}/work/ipc'
     notes = service("mount_ipc", tmp_path, {"mountpoint": "exit 1", "rm": again, "mount": "exit 0"})
     assert not [line for line in notes if line.startswith("mount ")]
-    assert notes[-1] == "status 0", "agentd looks after it, and says so"
+    assert notes[-1] == "status 0", "agentd tries again, and reports it"
 
 
 def test_the_request_share_may_be_missing(tmp_path: Path) -> None:

@@ -108,6 +108,24 @@ def test_links_of_the_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def missing_paths(text: str) -> list[str]:
+    """Return the files and folders of the repository that a page names and that do not exist."""
+    named = re.findall(r"`((?:imgkit|tests|fuzz|fixtures|script|overlay|benchmarks)/[\w./-]*)`", text)
+    return [path for path in named if not (ROOT / path.replace("TARGET/", "")).exists()]
+
+
+def test_the_pages_name_files_that_exist() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    assert {str(page): missing for page in pages if (missing := missing_paths(page.read_text()))} == {}
+
+
+def test_a_page_that_names_no_file_is_noticed() -> None:
+    assert missing_paths("`imgkit/recipe.py`, `imgkit/none.py`, `tests/` and `tests/none/`") == [
+        "imgkit/none.py",
+        "tests/none/",
+    ]
+
+
 def test_a_missing_tool_is_a_failure_in_ci(tmp_path: Path) -> None:
     """``.ci/run`` sets what :func:`tests.conftest.need` looks at."""
     for folder in (".ci", "script"):

@@ -7,7 +7,7 @@ const { execFileSync } = require('node:child_process');
 const { test } = require('node:test');
 const { FakeSystem, LIMITS, FAST, payload, startHost, makeGuest, until } = require('./helpers');
 const { launcher } = payload('agent');
-const { splitArguments, splitWords } = payload('environment');
+const { readDrive, splitArguments, splitWords } = payload('environment');
 const { findUser } = payload('users');
 
 const sh = (script, ...words) => ['/bin/sh', '-c', script, 'sh', ...words];
@@ -63,6 +63,30 @@ test('control-plane values never reach the agent, other secrets do, and nothing 
   const log = host.log.lines.join('\n');
   assert.match(log, /SESSION_TOKEN present, CONTROL_PLANE_URL present, SESSION_ID present/);
   assert.doesNotMatch(log, /hidden|sk-123|plain/);
+});
+
+test("the result's text is what the agent has written to stdout as text", async (t) => {
+  for (const [id, body, text] of [
+    ['t1', 'echo out; echo err >&2', 'out\n'],
+    ['t2', "echo '{\"type\":\"note\",\"stream\":\"stdout\",\"data\":\"event\"}'; echo out", 'out\n'],
+    ['t3', "printf '\\377\\376'", 'the agent ended with status 0'],
+    ['t4', 'echo err >&2', 'the agent ended with status 0'],
+  ]) {
+    const guest = makeGuest(t);
+    guest.config.choices = { AGENT_COMMAND: agentScript(guest, body) };
+    const host = await startHost(t, { guest });
+    const result = await host.run(id, { prompt: '' });
+    assert.deepEqual([result.subtype, result.result], ['success', text], id);
+  }
+});
+
+test('the config drive has an object of values, or none', (t) => {
+  const { config } = makeGuest(t);
+  assert.deepEqual(readDrive(config.configDir), {});
+  for (const text of ['["x"]', '"x"', '1', 'null', '{', '']) {
+    fs.writeFileSync(path.join(config.configDir, 'env.json'), text);
+    assert.throws(() => readDrive(config.configDir), { name: 'RequestError', message: 'config drive: env.json is not a JSON object' }, text);
+  }
 });
 
 test('a user that is missing or root is an error, never a fallback', async (t) => {

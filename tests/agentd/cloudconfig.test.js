@@ -15,6 +15,8 @@ const TEXTS = {
   // Plain text, and what ends it.
   'a: b # c # d': 'b',
   'a: x#y': 'x#y',
+  'a: b #c': 'b',
+  'a: x# y': 'x# y',
   'a: -x': '-x',
   'a: ?x': '?x',
   'a: :x': ':x',
@@ -135,6 +137,8 @@ const REFUSED = {
   '- a: b': [1, 'not "key: value"'],
   '---\na: b\n---\na: c': [3, 'not "key: value"'],
   'a: b\n...\nb: c': [3, 'text goes on after the end of the document'],
+  'a: b\n...b\n...': [2, 'not "key: value"'],
+  'a: b\n... b': [2, 'not "key: value"'],
   'list: x': [1, 'not an item of the list'],
   'list:\n  x: y': [2, 'not an item of the list'],
   'list:\n  - x\n  y: z': [3, 'not an item of the list'],

@@ -4,7 +4,8 @@ const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
 const { test } = require('node:test');
-const { makeGuest, makeLog, payload } = require('./helpers');
+const { makeGuest, makeLog, payload, startHost } = require('./helpers');
+const { loadConfig } = payload('config');
 const { Mounter, findMount, isShare } = payload('mounts');
 const { findLink, isId, isInside, joinInside } = payload('paths');
 const { Log } = payload('log');
@@ -66,4 +67,41 @@ test('the serial port is found by the name that the kernel knows', (t) => {
   assert.equal(findPort('ipc.0', root, '/dev'), '/dev/vport0p2');
   assert.equal(findPort('none', root), undefined);
   assert.equal(findPort('ipc.0', path.join(root, 'missing')), undefined);
+});
+
+test('the settings come from the service, and where it says nothing from here', () => {
+  const { times, limits, ...config } = loadConfig({});
+  assert.deepEqual(config, {
+    workspace: '/workspace', ipcDir: '/workspace/ipc', runDir: '/run/agentd', configDir: '/run/imgkit', releaseFile: '/etc/imgkit-release',
+    passwdFile: '/etc/passwd', groupFile: '/etc/group', kernelSettings: '/proc/sys/fs', scratchFolders: ['/tmp', '/var/tmp', '/dev/shm'],
+    consoleFile: '/dev/console', logFile: '/var/log/agentd.log', portName: 'ipc.0', choices: {},
+  }); // prettier-ignore
+  const chosen = loadConfig({ AGENTD_WORKDIR: '/srv/work/', AGENTD_LOG: '/tmp/log', AGENT_COMMAND: 'x y', AGENT_ARGS: '', AGENT_USER: 'u', HOME: '/h' });
+  assert.deepEqual([chosen.workspace, chosen.ipcDir, chosen.logFile], ['/srv/work', '/srv/work/ipc', '/tmp/log']);
+  assert.deepEqual(chosen.choices, { AGENT_COMMAND: 'x y', AGENT_USER: 'u' });
+});
+
+test('times and limits are those that docs/agentd.md promises', () => {
+  const { times, limits } = loadConfig({});
+  assert.ok(times.poll <= 300 && times.rescan <= 2000);
+  assert.deepEqual([times.heartbeat, times.answer, times.garbage, times.kill, times.drain, times.stall, times.settle], [5000, 60_000, 30_000, 5000, 1000, 60_000, 30_000]);
+  assert.deepEqual([times.retry, times.portSearch], [500, 120_000]);
+  const MIB = 2 ** 20;
+  assert.deepEqual(limits, { request: 64 * MIB, answer: 4 * MIB, chunk: 65_536, jsonLine: MIB, resultText: 65_536, backlog: MIB, queue: 16, log: MIB });
+});
+
+test('processes that an earlier agentd left are ended and reported', async (t) => {
+  const users = payload('users');
+  for (const [left, expected] of [[3, ['restarted; 3 processes of agents killed']], [0, []]]) {
+    const end = t.mock.method(users, 'endAgents', async () => left);
+    const { log } = await startHost(t);
+    assert.deepEqual(log.lines.filter((line) => line.includes('restarted')), expected); // prettier-ignore
+    end.mock.restore();
+  }
+  const broken = t.mock.method(users, 'endAgents', async () => {
+    throw new Error('processes of uid 7 cannot be ended');
+  });
+  const { log } = await startHost(t);
+  assert.ok(log.lines.includes('processes of uid 7 cannot be ended'));
+  broken.mock.restore();
 });

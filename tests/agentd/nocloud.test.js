@@ -241,6 +241,23 @@ write_files:
   assert.equal(mode('etc/one'), 0o644);
 });
 
+test('a file is for root alone until it is complete, and is closed if that fails', (t) => {
+  const { carryOut, content, system } = makeDrive(t);
+  const descriptors = () => fs.readdirSync('/proc/self/fd').length;
+  const before = descriptors();
+  const chown = t.mock.method(fs, 'fchownSync', () => {
+    throw new Error('no');
+  });
+  const user = '#cloud-config\nwrite_files:\n- path: /secret\n  content: x\n  permissions: "0666"\n';
+  assert.throws(() => carryOut({ 'user-data': user }), { message: 'no' });
+  assert.equal(fs.statSync(path.join(system, 'secret')).mode & 0o777, 0o600);
+  assert.equal(descriptors(), before);
+  chown.mock.restore();
+  carryOut({ 'user-data': user });
+  assert.equal(fs.statSync(path.join(system, 'secret')).mode & 0o777, 0o666);
+  assert.equal(content('secret'), 'x');
+});
+
 test('files and keys get their owners', (t) => {
   const { carryOut, system } = makeDrive(t);
   t.mock.method(process, 'getuid', () => 0);
@@ -359,6 +376,9 @@ test('a drive that is too large, or no drive, is refused', (t) => {
   t.after(() => fs.rmSync(drive, { recursive: true }));
   fs.writeFileSync(path.join(drive, 'meta-data'), 'local-hostname: x\n');
   fs.writeFileSync(path.join(drive, 'user-data'), '');
+  fs.writeFileSync(path.join(drive, 'user-data'), '#cloud-config\n#');
+  fs.truncateSync(path.join(drive, 'user-data'), 16 << 20);
+  apply(drive, drive, drive);
   fs.truncateSync(path.join(drive, 'user-data'), (16 << 20) + 1);
   assert.throws(() => apply(drive, drive, drive), /user-data: more than 16 MiB/);
   fs.rmSync(path.join(drive, 'user-data'));

@@ -3,7 +3,7 @@
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 const { LIMITS, payload } = require('./helpers');
-const { OutputSplitter } = payload('output');
+const { OutputSplitter, cutPoint } = payload('output');
 
 /** All events of `bytes`, pushed in pieces of the given sizes (again and again). */
 function split(bytes, sizes, events = true, limits = LIMITS) {
@@ -87,4 +87,13 @@ test('a question without a newline is shown when the agent falls silent', () => 
   assert.deepEqual(seen, []);
   splitter.idle();
   assert.equal(seen[0].data, 'Name? ');
+});
+
+test('a cut goes back by three bytes at most, and only to the start of a character', () => {
+  const bytes = (...values) => Buffer.from(values);
+  assert.equal(cutPoint(Buffer.from('aé'), 2), 1);
+  assert.equal(cutPoint(Buffer.from('a🎉'), 4), 1);
+  assert.equal(cutPoint(Buffer.from('ab'), 2), 2);
+  assert.equal(cutPoint(bytes(0x41, 0x41, 0x80, 0x80, 0x80, 0x80), 5), 5, 'no character is that long');
+  assert.equal(cutPoint(bytes(0x80, 0x80, 0x80), 2), 2, 'there is no start');
 });

@@ -4,6 +4,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { CHOICE_NAMES, CONTROL_NAMES } = require('./config');
 const { RequestError } = require('./errors');
+const { parseObject } = require('./files');
 const { findUser } = require('./users');
 
 const PATH = '/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin';
@@ -16,12 +17,9 @@ const MAX_VALUE = 128 * 1024 - 256;
  * @throws {RequestError} if env.json is not a JSON object
  */
 function readDrive(configDir) {
-  const values = {};
-  try {
-    Object.assign(values, JSON.parse(fs.readFileSync(path.join(configDir, 'env.json'), 'utf8')));
-  } catch (error) {
-    if (error.code !== 'ENOENT') throw new RequestError('config drive: env.json is not a JSON object');
-  }
+  const file = path.join(configDir, 'env.json');
+  const values = fs.existsSync(file) ? parseObject(fs.readFileSync(file, 'utf8')) : {};
+  if (!values) throw new RequestError('config drive: env.json is not a JSON object');
   const secrets = path.join(configDir, 'secrets');
   for (const name of fs.existsSync(secrets) ? fs.readdirSync(secrets) : []) {
     values[name] = fs.readFileSync(path.join(secrets, name), 'utf8');

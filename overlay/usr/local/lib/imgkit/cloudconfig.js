@@ -13,7 +13,7 @@ const ESCAPES = new Map(Object.entries({ 0: '\0', a: '\x07', b: '\b', t: '\t', '
 const ESCAPE = /\\(\n+|x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}|[^])|\n+/g;
 const KEY = /^(?:"([^"\\]*)"|'([^']*)'|([\w.-]+))[ \t]*:(?:[ \t]+([^]*))?$/;
 const DASH = /^-(?:[ \t]|$)/;
-const BEHIND_KEY = /^(?:-(?:[ \t]|$)|[\]}])/; // what may stand in the column of the key that it belongs to
+const BEHIND_KEY = /^(?:-(?:[ \t]|$)|[\]}])/; // lines that belong to a key although they begin in its column
 const NULLS = ['', '~', 'null', 'Null', 'NULL'];
 
 /**
@@ -35,12 +35,13 @@ function documentLines(text) {
   const lines = splitLines(text);
   const start = lines.findIndex(hasContent);
   if (start >= 0 && withoutComment(lines[start].text) === '---') lines.splice(0, start + 1);
-  const end = lines.findIndex(({ raw }) => raw.startsWith('...'));
+  const end = lines.findIndex(({ raw }) => withoutComment(raw) === '...');
   if (end < 0) return lines;
   const after = lines.splice(end).slice(1).find(hasContent);
   return after ? refuse(after, 'text goes on after the end of the document') : lines;
 }
 
+/** Lines as {raw, indent, text, number}: the whole line, its leading blanks, the line without blanks around it. */
 function splitLines(text) {
   const raws = text.split(/\r\n?|\n/);
   if (raws.at(-1) === '') raws.pop(); // what follows the last line's end is no line
@@ -50,8 +51,8 @@ function splitLines(text) {
 /** Without blanks and tabs at both ends. A regular expression takes quadratic time for this, trim() removes more. */
 function trim(text) {
   let [start, end] = [0, text.length];
-  while (start < end && isBlank(text[start])) start += 1;
-  while (end > start && isBlank(text[end - 1])) end -= 1;
+  while (isBlank(text[start])) start += 1;
+  while (isBlank(text[end - 1])) end -= 1;
   return text.slice(start, end);
 }
 
@@ -67,6 +68,7 @@ function withoutComment(text) {
   return text;
 }
 
+/** True if a line is neither empty nor a comment. */
 function hasContent({ text }) {
   return withoutComment(text) !== '';
 }
@@ -75,7 +77,10 @@ function refuse(line, reason) {
   throw new ConfigError(`line ${line.number}: ${reason}`);
 }
 
-/** A node is the indentation of what it belongs to, and its lines; its first line may have begun behind a key or a dash. */
+/**
+ * Read a node in the given shape. A node has the lines of a value, the first of which may begin behind a key or a dash, and
+ * the indentation of that key or dash.
+ */
 function readNode(node, shape, name, unknown) {
   if (shape === 'text') return readText(node);
   const first = node.lines.find(hasContent);
@@ -193,7 +198,7 @@ function closingQuote(text, quote) {
 
 function unescape(escape, line) {
   if (escape[0] === '\n') return escape.slice(1); // an escaped end of line joins two lines, empty ones still count
-  const code = escape.length > 1 ? parseInt(escape.slice(1), 16) : NaN;
+  const code = parseInt(escape.slice(1), 16); // NaN if the escape is one character
   if (code <= 0x10ffff) return String.fromCodePoint(code);
   return ESCAPES.get(escape) ?? refuse(line, 'an escape in the quotes is not understood');
 }

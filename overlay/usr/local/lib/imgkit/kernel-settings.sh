@@ -1,9 +1,9 @@
-# To be sourced. Puts the kernel's settings into force before OpenRC's service "sysctl" does, which comes in runlevel boot
-# only: agentd takes requests in sysinit, and until then links to files of root's could be made in folders of the agent's.
-# The functions take the root of the system as their argument, which is empty but in tests.
+# To be sourced. Applies the kernel's settings earlier than OpenRC's service "sysctl", which runs in the runlevel boot:
+# agentd takes requests in sysinit, and without the settings an agent could make links to root's files in its folders.
+# The functions take the root of the system as their argument, which is empty except in tests.
 
-# Write what the files say that the service reads, in its order (OpenRC's /etc/init.d/sysctl). That service still comes:
-# for /run/sysctl.d, and for what only exists once its module is loaded, which is why unknown names are no fault here.
+# Apply the files that the service reads, in its order (OpenRC's /etc/init.d/sysctl). The service still runs later, for
+# /run/sysctl.d and for settings of modules that are not loaded yet. Unknown names are therefore no error here.
 apply_settings() {
 	local root="$1" file
 	[ -d "$root/proc/sys/fs" ] || mount -n -t proc -o nosuid,nodev,noexec proc "$root/proc"
@@ -19,13 +19,13 @@ apply_settings() {
 	return 0
 }
 
-# Whether the two settings are in force without which root is not safe in folders of the agent's. The kernel itself is
-# asked; a file that says so proves nothing. With the shell's own means: a process costs more than all of it.
+# Succeed if the two settings are in force without which root is not safe in folders of the agent's. This reads the kernel's
+# own values, because a file in /etc proves nothing. It starts no process, which would cost more than all of it.
 links_are_protected() {
 	local name value
 	for name in hardlinks symlinks; do
 		value=
-		read -r value <"$1/proc/sys/fs/protected_$name" # fails: all that the kernel gives is one byte, no end of line
+		read -r value <"$1/proc/sys/fs/protected_$name" # fails, because the kernel gives one byte without an end of line, but sets the value
 		[ "$value" -ge 1 ] || return 1
 	done 2>/dev/null
 }

@@ -1,5 +1,6 @@
-# To be sourced. Makes the root writable for what starts before the service "root": the journal has been replayed, and
-# there is no check to wait for (fstab). Looks with the shell's own means, a process costs more than all of it.
+# To be sourced. Makes the root writable for services that start before the service "root". The journal has been replayed,
+# and fstab asks for no check that would have to come first. Reading the mounts starts no process, which would cost more than
+# all of it.
 writable_root() {
 	local where options rest
 	while read -r rest where options; do

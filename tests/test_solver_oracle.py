@@ -65,11 +65,11 @@ def _text(archive: tarfile.TarFile, path: str) -> str:
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
 def test_the_image_would_be_installed_again_in_the_same_order(mirror: Mirror, arch: str) -> None:
     made = image(mirror, arch)
-    names = [str(one) for one in solve(made.world, made.packages, arch=arch).packages]
+    names = [str(one) for one in solve(made.world, made.packages, arch=arch)]
     assert sorted(names) == sorted(map(str, made.packages))
     assert [name for name in names if name in made.log] == [*made.log]
     base = {one.name: one for one in made.packages if str(one) not in made.log}
-    upon = solve(made.world, made.packages, arch=arch, installed=base).packages
+    upon = solve(made.world, made.packages, arch=arch, installed=base)
     assert [str(one) for one in upon if one.name not in base] == [*made.log]
 
 
@@ -144,7 +144,7 @@ def machine(mirror: Mirror) -> str:
 
 def ours(world: Sequence[str], packages: Sequence[Package], arch: str) -> list[str] | None:
     try:
-        return [str(one) for one in solve(world, packages, arch=arch).packages]
+        return [str(one) for one in solve(world, packages, arch=arch)]
     except (UnknownPackage, Unsatisfiable):
         return None
 

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from imgkit.apk.candidates import Catalog, Claim, claimed, conditions_of, dependencies_of
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a package is there. ``package`` is who asked first, None for the world; ``text`` is what it said.
-
-    For a package that came through its install_if, ``text`` is that rule and ``package`` the one that completed it.
-    """
-
-    package: Package | None
-    text: str
-    conditional: bool = False
 
 
 class Selection:
@@ -137,16 +124,16 @@ def _comes(package: Package, reached: Selection, selection: Selection) -> bool:
     return bool(package.install_if) and reached.invited(package) and selection.invited(package)
 
 
-def ordered(selection: Selection, world: Sequence[Dependency]) -> list[tuple[Package, Reason]]:
-    """The packages in the order in which apk installs them, each with the reason why it is there.
+def ordered(selection: Selection, world: Sequence[Dependency]) -> tuple[Package, ...]:
+    """Put the packages of a selection into the order in which apk installs them.
 
     Depth first over the sorted world: what a package depends on in the order of its record, then the package, then
-    what its arrival brings forward (:meth:`_Walk._forward`). A circle is broken where it closes.
+    what its arrival brings forward (:meth:`_Walk._brought_forward`). A circle is broken where it closes.
     """
-    walk = _Walk(selection, world)
+    walk = _Walk(selection)
     for wanted in sorted(world, key=world_order):
-        walk.follow(wanted, None)
-    return walk.done
+        walk.follow(wanted)
+    return tuple(walk.installed)
 
 
 def world_order(dependency: Dependency) -> tuple[str, str, str]:
@@ -155,18 +142,16 @@ def world_order(dependency: Dependency) -> tuple[str, str, str]:
 
 
 class _Walk:
-    """The state of one walk. Not recursive: a chain of dependencies may be longer than Python's stack."""
+    """The state of one walk. It does not recurse: a chain of dependencies may be longer than Python's stack."""
 
-    def __init__(self, selection: Selection, world: Sequence[Dependency]) -> None:
+    def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._world = world
-        self._seen: set[str] = set()  # names that were looked at, or that a package has which was looked at
-        self._begun: dict[str, None] = {}
-        self.done: list[tuple[Package, Reason]] = []
+        self._seen: set[str] = set()  # names that were looked at, and all names of the packages that were visited
+        self.installed: list[Package] = []
 
-    def follow(self, dependency: Dependency, asker: Package | None) -> None:
+    def follow(self, dependency: Dependency) -> None:
         """Install what satisfies ``dependency``, and all that has to come before it and with it."""
-        visits = [self._provider(dependency, asker)]
+        visits = [self._provider(dependency)]
         while visits:
             inner = next(visits[-1], None)
             if inner is None:
@@ -174,7 +159,7 @@ class _Walk:
             else:
                 visits.append(inner)
 
-    def _provider(self, dependency: Dependency, asker: Package | None) -> Iterator[_Visit]:
+    def _provider(self, dependency: Dependency) -> Iterator[_Visit]:
         """Visit what satisfies a dependency, or what has the name in a version that a conflict does not hit."""
         if dependency.name in self._seen:
             return
@@ -183,45 +168,36 @@ class _Walk:
             package = self._selection.owner(dependency.name)
         else:
             package = self._selection.provider(dependency)
-        if package is not None and package.name not in self._begun:
-            yield self._visit(package, Reason(asker, str(dependency)))
+        if package is not None:
+            yield self._visit(package)
 
-    def _visit(self, package: Package, reason: Reason) -> Iterator[_Visit]:
-        self._begun[package.name] = None
+    def _visit(self, package: Package) -> Iterator[_Visit]:
+        """Install a package that was not visited yet: its dependencies, itself, then what it brings forward."""
         self._seen.update(name for name, _ in claimed(package))
         for dependency in dependencies_of(package):
-            yield self._provider(dependency, package)
-        self.done.append((package, reason))
+            yield self._provider(dependency)
+        self.installed.append(package)
         for name, _ in claimed(package):
-            for other in self._forward(name):
-                text = " ".join(other.install_if)
-                invited = Reason(package, text, conditional=True)
-                yield self._visit(other, invited if text else self._reason(other, package))
+            for following in self._brought_forward(name):
+                yield self._visit(following)
 
-    def _forward(self, name: str) -> Iterator[Package]:
-        """What comes right behind a package that has ``name``, which is a condition of others.
+    def _brought_forward(self, name: str) -> Iterator[Package]:
+        """Find what comes right behind a package that has ``name``, which is a condition of others.
 
-        That is the conditional package itself as soon as all its conditions are met, but also, with no condition to
+        That is the conditional package itself as soon as all its conditions are met. It is also, with no condition to
         wait for, another package that was chosen for a name which the conditional one provides too.
         """
-        for other in self._selection.completed(name):
-            package = None if other in self._seen else self._selection.owner(other)
-            if package is not None and package.name not in self._begun and self._due(package):
+        for conditional in self._selection.completed(name):
+            package = None if conditional in self._seen else self._selection.owner(conditional)
+            if package is not None and self._conditions_met(package):
                 yield package
 
-    def _due(self, package: Package) -> bool:
+    def _conditions_met(self, package: Package) -> bool:
+        """Whether everything is installed by now that the package's install_if asks for."""
         return all(
-            self._selection.permits(one, package) and (one.conflict or one.name in self._seen)
-            for one in conditions_of(package)
+            self._selection.permits(condition, package) and (condition.conflict or condition.name in self._seen)
+            for condition in conditions_of(package)
         )
-
-    def _reason(self, package: Package, completer: Package) -> Reason:
-        """The first demand for a package that comes behind ``completer`` without a rule of its own."""
-        for asker in (None, *(self._selection.packages[name] for name in self._begun)):
-            for dependency in self._world if asker is None else dependencies_of(asker):
-                if not dependency.conflict and self._selection.provider(dependency) is package:
-                    return Reason(asker, str(dependency))
-        return Reason(completer, package.name)
 
 
 _Visit: TypeAlias = "Iterator[_Visit]"

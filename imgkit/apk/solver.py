@@ -10,14 +10,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from imgkit.apk import explain
 from imgkit.apk.candidates import Catalog, conditions_of, dependencies_of
 from imgkit.apk.deduction import DeadEnd, deduce
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
-from imgkit.apk.order import Reason, Selection, needed, ordered, world_order
+from imgkit.apk.order import Selection, needed, ordered, world_order
 from imgkit.apk.reach import Reach
 from imgkit.apk.search import Found, NoSolution, extend, search
 from imgkit.errors import RecipeError
@@ -31,26 +31,6 @@ class Unsatisfiable(RecipeError):  # noqa: N818
     """There is no set of packages that gives the recipe what it wants."""
 
 
-@dataclass(frozen=True)
-class Solution:
-    """``packages`` in install order, and by name the reason why each is there. Those installed already are included."""
-
-    packages: tuple[Package, ...]
-    reasons: Mapping[str, Reason]
-
-    def chain(self, name: str) -> str:
-        """Why a package is there, back to the recipe: ``zlib: needed by git, wanted by the recipe``."""
-        words: list[str] = []
-        at = name
-        while True:
-            reason = self.reasons[at]
-            if reason.package is None:
-                return f"{name}: {', '.join([*words, 'wanted by the recipe'])}"
-            how = f"installed with {reason.text}, completed by" if reason.conditional else "needed by"
-            words.append(f"{how} {reason.package.name}")
-            at = reason.package.name
-
-
 def solve(
     world: Sequence[str],
     packages: Iterable[Package],
@@ -58,8 +38,8 @@ def solve(
     arch: str,
     installed: Mapping[str, Package] | None = None,
     standing: Iterable[str] = (),
-) -> Solution:
-    """The packages that satisfy ``world`` (dependencies as in a world file) and nothing else.
+) -> tuple[Package, ...]:
+    """Choose the packages that satisfy ``world``, and nothing else.
 
     Args:
         world: dependencies, conflicts and repository tags as in ``/etc/apk/world``, in any order.
@@ -67,6 +47,9 @@ def solve(
         arch: Alpine's name of the architecture (``x86_64``, ``aarch64``).
         standing: further entries, which the system's world has already: names in ``world`` are decided before these.
         installed: by name what the system has already; such versions are preferred, and gone if nothing needs them.
+
+    Returns:
+        The packages in the order in which apk installs them, those that are installed already included.
 
     Raises:
         RecipeError: an entry of the world is no dependency, or has a tag that no repository has.
@@ -80,8 +63,7 @@ def solve(
         catalog = Catalog(packages, arch, installed)
         _check_tags(wanted, catalog)
         _check_names(wanted, catalog)
-        order = ordered(_selected(catalog, wanted, first), wanted)
-    return Solution(tuple(package for package, _ in order), {package.name: reason for package, reason in order})
+        return ordered(_selected(catalog, wanted, first), wanted)
 
 
 @contextmanager
@@ -115,7 +97,7 @@ def _deduced(catalog: Catalog, wanted: Sequence[Dependency], first: Container[st
     choices = deduce(catalog, wanted, first)
     packages = {package.name: package for package in choices.values()}
     selection = Selection(catalog, packages, choices)
-    for asker in (None, *(package for package, _ in ordered(selection, wanted))):
+    for asker in (None, *ordered(selection, wanted)):
         for dependency in wanted if asker is None else dependencies_of(asker):
             if not selection.permits(dependency, asker):
                 raise DeadEnd(dependency.name, asker)

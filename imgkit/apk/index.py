@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide, is_package_name, is_package_version
+from imgkit.apk.numbers import parse_number
 from imgkit.errors import InputError
 
 
@@ -178,9 +179,10 @@ def _package(
 
 
 def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    number = parse_number(text)
+    if number is None:
         raise InputError(f"{what}: {text[:40]!r} is not a number")
-    return int(text)
+    return number
 
 
 def _fault(values: dict[str, str]) -> str:

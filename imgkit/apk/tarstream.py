@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from imgkit.apk.numbers import parse_number
+
 BLOCK = 512
 # Extended headers are gathered until the member that they are about comes, so they are counted together. A filesystem
 # takes 64 KiB of attributes of a file (XATTR_SIZE_MAX, XATTR_LIST_MAX of Linux) and paths of 4 KiB.
@@ -256,9 +258,10 @@ def _owner(pax: str | None, raw: bytes, what: str) -> int:
 
 
 def _decimal(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    number = parse_number(text)
+    if number is None:
         raise TarError(f"is damaged (an extended header has {text[:40]!r} as {what})")
-    return int(text)
+    return number
 
 
 def _time(text: str) -> int:

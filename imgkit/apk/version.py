@@ -87,16 +87,6 @@ def is_valid(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
 
 
-def compare(a: str, b: str) -> int:
-    """-1, 0 or 1: version ``a`` is less than, equal to or greater than ``b``.
-
-    Raises:
-        ValueError: one of them is no valid version.
-    """
-    left, right = Version.parse(a), Version.parse(b)
-    return (left > right) - (left < right)
-
-
 @lru_cache(maxsize=4096)
 def _lenient(text: str) -> Version:
     match = _VERSION.match(text)

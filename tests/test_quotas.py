@@ -251,7 +251,7 @@ time.sleep(0.05)
 with monitoring.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
     os.chmod(top / "hidden", 0o300)
-    (top / "hidden" / "file").write_bytes(noise(64 << 20))
+    (top / "hidden" / "file").write_bytes(b"x" * (64 << 20))
     os.chmod(top / "hidden", 0)
     assert ended.wait(60)
 """

@@ -11,7 +11,7 @@ import pytest
 
 from imgkit.apk.dependency import Provide
 from imgkit.apk.index import Package
-from imgkit.apk.solver import UnknownPackage, solve
+from imgkit.apk.solver import UnknownPackageError, solve
 from imgkit.recipe import Recipe, load
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
@@ -106,7 +106,7 @@ def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...
     assert not {"mount", "umount"} & names
     willing = solve([name for name in world if name not in UNWANTED], real, arch="aarch64")
     assert {package.name for package in willing} - names == {"mount", "umount"}
-    with pytest.raises(UnknownPackage, match="ripgrep"):
+    with pytest.raises(UnknownPackageError, match="ripgrep"):
         solve([*world, "ripgrep"], real, arch="aarch64")
 
 

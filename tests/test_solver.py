@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imgkit.apk.candidates import claimed, conditions_of, dependencies_of
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package, Repository
-from imgkit.apk.solver import UnknownPackage, Unsatisfiable, solve
+from imgkit.apk.solver import UnknownPackageError, UnsatisfiableError, solve
 from imgkit.errors import RecipeError
 
 EDGE = Repository(1, "edge", "edge")
@@ -49,7 +49,7 @@ def order(world: str, *packages: str, edge: Sequence[str] = ()) -> str:
 
 
 def refusal(world: str, *packages: str, edge: Sequence[str] = ()) -> str:
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved(world, *packages, edge=edge)
     assert "\n" not in caught.value.message
     return caught.value.message
@@ -147,7 +147,7 @@ def test_virtual_names_need_a_priority_or_an_other_reason() -> None:
 
 
 def test_a_virtual_name_nobody_selects_lists_the_providers() -> None:
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved("x", "x 1 D:y", "y 1 D:n", "q 1 p:n", "p 1 p:n")
     assert (
         caught.value.message == "x (wanted by the recipe) needs y, which needs n, which no package provides by default"
@@ -324,7 +324,7 @@ def test_tagged_repositories_are_for_those_who_ask() -> None:
     assert order("n@edge", "n 2", edge=["n 1"]) == "n-1"
     assert order("n@edge", "n 2", edge=["m 3"]) == "n-2"
     assert order("n", "n 2", edge=["n 3"]) == "n-2"
-    with pytest.raises(Unsatisfiable, match="@edge") as caught:
+    with pytest.raises(UnsatisfiableError, match="@edge") as caught:
         solved("n", "x 2", edge=["n 3"])
     assert caught.value.hint is not None
     assert "n@edge" in caught.value.hint
@@ -352,10 +352,10 @@ def test_install_if_honours_tags() -> None:
 
 def test_foreign_and_broken_packages_do_not_exist() -> None:
     foreign = Package(name="n", version="1", arch="riscv64", identity="Q1n")
-    with pytest.raises(Unsatisfiable, match="n-1 is not installable: it is built for riscv64, not x86_64"):
+    with pytest.raises(UnsatisfiableError, match="n-1 is not installable: it is built for riscv64, not x86_64"):
         solve(["n"], [foreign], arch="x86_64")
     broken = Package(name="n", version="1", identity="Q1n", fault="its record is broken: 'm>v'")
-    with pytest.raises(Unsatisfiable, match="its record is broken"):
+    with pytest.raises(UnsatisfiableError, match="its record is broken"):
         solve(["n"], [broken], arch="x86_64")
 
 
@@ -384,7 +384,7 @@ def test_what_is_added_is_decided_before_what_the_world_has_already() -> None:
 
 
 def test_unknown_names_are_reported_together_with_near_misses() -> None:
-    with pytest.raises(UnknownPackage) as caught:
+    with pytest.raises(UnknownPackageError) as caught:
         solved("nodjs zzz", "nodejs 1")
     assert caught.value.problems == ("package nodjs is in no repository", "package zzz is in no repository")
     assert caught.value.hint == "did you mean nodejs instead of nodjs?"
@@ -398,7 +398,7 @@ def test_a_missing_dependency_names_the_chain() -> None:
 
 
 def test_all_missing_dependencies_are_reported() -> None:
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved("x y z", "x 1 D:a", "y 1 D:b", "z 1")
     assert len(caught.value.problems) == 2
 
@@ -413,7 +413,7 @@ def test_a_virtual_name_without_a_default_is_named_at_once_wherever_it_is_needed
     """Without the rule this is 20 times 20 choices, and 20 more for each name further."""
     libraries = [f"lib{number} 1 p:{name}={number} D:/bin/sh" for number in range(20) for name in "uvw"]
     shells = ["bash 1 p:/bin/sh", "dash 1 p:/bin/sh"]
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved("u v w", *libraries, *shells)
     assert caught.value.problems[0] == (
         "u (lib0) (wanted by the recipe) needs /bin/sh, which no package provides by default"
@@ -436,7 +436,7 @@ def test_what_apk_refuses_is_searched_for() -> None:
 
 def test_giving_up_names_where_choosing_without_a_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 1)
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved("n y", "n 1", "n 2 D:m", "m 1 D:k", "k 1 D:!y", "y 1")
     assert caught.value.message == (
         "m (needed by n, wanted by the recipe) needs k, and no package that has this name goes with the others"
@@ -446,7 +446,7 @@ def test_giving_up_names_where_choosing_without_a_search_ends(monkeypatch: pytes
 
 def test_giving_up_lists_the_providers_of_a_virtual_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 1)
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solved("x y", "x 1 D:n", "p 1 p:n", "q 1 p:n", "y 1 D:m", "w 1 p:m=1 D:p", "v 1 p:m=2")
     assert caught.value.message == "x (wanted by the recipe) needs n, which no package provides by default"
     assert caught.value.hint == "add one of these to the packages of the recipe: p, q"
@@ -557,7 +557,7 @@ def attempt(world: Sequence[str], packages: Sequence[Package]) -> tuple[Package,
     """The solver's answer, None if it says that there is none."""
     try:
         return solve(world, packages, arch="x86_64")
-    except (UnknownPackage, Unsatisfiable) as refused:
+    except (UnknownPackageError, UnsatisfiableError) as refused:
         assert refused.message, "a refusal has words"  # noqa: PT017
         return None
 
@@ -662,7 +662,7 @@ def test_real_index_without_a_default_shell(real: tuple[Package, ...], monkeypat
     """As in 3.16. It is found out without a search: one round would be too many."""
     monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 0)
     shells = [replace(one, provider_priority=0) if "/bin/sh" in one.provides else one for one in real]
-    with pytest.raises(Unsatisfiable) as caught:
+    with pytest.raises(UnsatisfiableError) as caught:
         solve(["so:librelp.so.0", "cmd:psql"], shells, arch="aarch64")
     assert caught.value.message == (
         "cmd:psql (postgresql14-client) (wanted by the recipe) needs postgresql-common, which needs /bin/sh, "
@@ -673,7 +673,7 @@ def test_real_index_without_a_default_shell(real: tuple[Package, ...], monkeypat
 
 
 def test_real_near_miss(real: tuple[Package, ...]) -> None:
-    with pytest.raises(UnknownPackage) as caught:
+    with pytest.raises(UnknownPackageError) as caught:
         solve(["nodjs"], real, arch="aarch64")
     assert caught.value.hint is not None
     assert "nodejs" in caught.value.hint

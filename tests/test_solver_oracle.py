@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkit.apk.index import Package, format_record, parse_record
-from imgkit.apk.solver import UnknownPackage, Unsatisfiable, solve
+from imgkit.apk.solver import UnknownPackageError, UnsatisfiableError, solve
 from imgkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def machine(mirror: Mirror) -> str:
 def ours(world: Sequence[str], packages: Sequence[Package], arch: str) -> list[str] | None:
     try:
         return [str(one) for one in solve(world, packages, arch=arch)]
-    except (UnknownPackage, Unsatisfiable):
+    except (UnknownPackageError, UnsatisfiableError):
         return None
 
 

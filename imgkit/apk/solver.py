@@ -23,11 +23,11 @@ from imgkit.apk.search import Found, NoSolution, extend, search
 from imgkit.errors import RecipeError
 
 
-class UnknownPackage(RecipeError):  # noqa: N818 - a name for who reads it, as the others of imgkit.errors
+class UnknownPackageError(RecipeError):
     """The recipe wants packages that no repository has."""
 
 
-class Unsatisfiable(RecipeError):  # noqa: N818
+class UnsatisfiableError(RecipeError):
     """There is no set of packages that gives the recipe what it wants."""
 
 
@@ -53,8 +53,8 @@ def solve(
 
     Raises:
         RecipeError: an entry of the world is no dependency, or has a tag that no repository has.
-        UnknownPackage: nothing has the name of an entry; all such names are reported at once.
-        Unsatisfiable: there is no solution; the message says who needs what.
+        UnknownPackageError: nothing has the name of an entry; all such names are reported at once.
+        UnsatisfiableError: there is no solution; the message says who needs what.
     """
     added = _parsed(world)
     wanted = sorted(dict.fromkeys([*_parsed([*standing]), *added]), key=world_order)
@@ -108,7 +108,7 @@ def _searched(catalog: Catalog, wanted: Sequence[Dependency], dead_end: DeadEnd)
     """A choice that apk, which stopped at ``dead_end``, does not find.
 
     Raises:
-        Unsatisfiable: there is none.
+        UnsatisfiableError: there is none.
     """
     positive = [one for one in wanted if not one.conflict]
     reach = Reach(catalog, positive)
@@ -117,7 +117,7 @@ def _searched(catalog: Catalog, wanted: Sequence[Dependency], dead_end: DeadEnd)
         found = search(reach, wanted)
     except NoSolution as failure:
         conflict = explain.Conflict(failure, dead_end, reach, wanted)
-        raise Unsatisfiable(conflict.message, hint=conflict.hint) from failure
+        raise UnsatisfiableError(conflict.message, hint=conflict.hint) from failure
     return _complete(catalog, wanted, found)
 
 
@@ -153,7 +153,7 @@ def _check_names(wanted: Sequence[Dependency], catalog: Catalog) -> None:
         if close:
             hints.append(f"did you mean {' or '.join(close)} instead of {one.name}?")
     if problems:
-        raise UnknownPackage("; ".join(problems), problems=problems, hint=" ".join(hints) or None)
+        raise UnknownPackageError("; ".join(problems), problems=problems, hint=" ".join(hints) or None)
 
 
 def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
@@ -166,7 +166,7 @@ def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
     if lacks:
         problems = [lack.message for lack in lacks]
         hints = dict.fromkeys(lack.hint for lack in lacks if lack.hint)
-        raise Unsatisfiable("; ".join(problems), problems=problems, hint="; ".join(hints) or None)
+        raise UnsatisfiableError("; ".join(problems), problems=problems, hint="; ".join(hints) or None)
 
 
 def _complete(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Selection:

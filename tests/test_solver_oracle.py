@@ -11,7 +11,7 @@ import re
 import subprocess
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ import pytest
 from imgkit.apk.index import Package, format_record, parse_record
 from imgkit.apk.solver import UnknownPackageError, UnsatisfiableError, solve
 from imgkit.errors import RecipeError
+from tests.test_solver import AS_APK, package
 
 if TYPE_CHECKING:
     from fixtures.mirror import Mirror
@@ -242,6 +243,19 @@ def _strained(dice: random.Random, name: str, version: str | None) -> str:
     if version is not None and dice.random() < 0.06:
         return name + dice.choice(["=", ">=", "<", "<=", ">", "~"]) + version
     return "!" + name if dice.random() < 0.04 else name
+
+
+def test_pinned_worlds_come_out_with_apk_as_the_fast_tests_say(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
+    for title, (world, packages, expected) in AS_APK.items():
+        apk.publish([_indexed(package(text)) for text in packages])
+        assert apk.order(world.split()) == expected.split(), title
+
+
+def _indexed(package: Package) -> Package:
+    """The package with an identity that apk can read, and sizes."""
+    digest = base64.b64encode(hashlib.sha1(package.identity.encode()).digest()).decode()
+    return replace(package, identity=f"Q1{digest}", size=1, installed_size=1000)
 
 
 def test_apk_refuses_an_unknown_tag_too(mirror: Mirror, machine: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a set of packages amounts to: whether it is complete, what in it is superfluous, in which order it goes in."""
+"""Sets of packages: whether one is complete, which packages in it nothing asks for, and the order of installation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from imgkit.apk.index import Package
 
 
 class Selection:
-    """Packages by name with the choices made among them, and the questions about them that the rules of apk answer.
+    """A set of packages, and apk's answers to questions about it.
 
-    ``choices`` has the package that is to satisfy dependencies on a name which several packages could.
+    Attributes:
+        packages: the packages by name.
+        choices: by name the package that satisfies dependencies on a name which several packages have.
     """
 
     def __init__(
@@ -27,11 +29,11 @@ class Selection:
         return self.packages.get(package.name) is package
 
     def claims(self, dependency: Dependency) -> list[Claim]:
-        """The claims of selected packages that satisfy a dependency (or that a conflict hits)."""
+        """Return the claims of selected packages that satisfy a dependency, or violate a conflict."""
         return [claim for claim in self._catalog.matching(dependency) if claim.package in self]
 
     def provider(self, dependency: Dependency) -> Package | None:
-        """The package that satisfies a dependency: the chosen one, else one of that very name, else the first."""
+        """Return the package that satisfies a dependency: the chosen one, else one of that name, else the first."""
         packages = [claim.package for claim in self.claims(dependency)]
         chosen = self.choices.get(dependency.name)
         if any(package is chosen for package in packages):
@@ -40,30 +42,30 @@ class Selection:
         return next(named, packages[0] if packages else None)
 
     def owner(self, name: str) -> Package | None:
-        """The package that has a name: the chosen one, else one of that very name, else the first."""
+        """Return the package that has a name: the chosen one, else one of that name, else the first."""
         return self.provider(Dependency(name))
 
     def permits(self, dependency: Dependency, asker: Package | None) -> bool:
-        """Whether whoever has the name satisfies a dependency, or is not hit by a conflict (of another package)."""
+        """Whether the owner of the name satisfies a dependency, or does not violate a conflict of another package."""
         owner = self.owner(dependency.name)
         if owner is None or (dependency.conflict and owner is asker):
             return dependency.conflict
         return any(claim.package is owner for claim in self.claims(dependency)) != dependency.conflict
 
     def holds(self, dependency: Dependency) -> bool:
-        """Whether a condition is met: something satisfies it, or nothing does if it is a conflict."""
+        """Whether a condition is met: a package satisfies it, or, for a conflict, none violates it."""
         return bool(self.claims(dependency)) != dependency.conflict
 
     def conditional(self, name: str) -> Sequence[Package]:
-        """The packages (of the whole catalog) that have ``name`` among the conditions of their install_if."""
+        """Return the packages of the whole catalog that have ``name`` among the conditions of their install_if."""
         return self._catalog.conditional.get(name, ())
 
     def completed(self, name: str) -> Sequence[str]:
-        """The names of those packages."""
+        """Return the names that these packages claim, in apk's order."""
         return self._catalog.completed(name)
 
     def triggered(self) -> Iterator[Package]:
-        """Packages that are not selected although the conditions of their install_if hold."""
+        """Yield packages that are not selected although the conditions of their install_if hold."""
         seen: set[int] = set()
         for package in list(self.packages.values()):
             for name, _ in claimed(package):
@@ -73,27 +75,27 @@ class Selection:
                     seen.add(id(other))
 
     def invited(self, package: Package) -> bool:
-        """Whether the conditions of the package's install_if hold, one of them by something that is there."""
+        """Whether the conditions of the package's install_if hold, and not all of them are conflicts."""
         conditions = conditions_of(package)
-        return any(not one.conflict for one in conditions) and all(self.holds(one) for one in conditions)
+        return any(not condition.conflict for condition in conditions) and all(map(self.holds, conditions))
 
     def tolerates(self, package: Package) -> bool:
-        """Whether a package could come to these as far as names and its own conflicts go (not theirs with it)."""
+        """Whether names and its own conflicts allow a package beside the selected ones. Theirs are not considered."""
         if package in self:
             return True
         for name, version in claimed(package):
-            there = [claim for claim in self._catalog.claims(name) if claim.package in self]
-            if any(version is not None or claim.version is not None for claim in there):
+            selected = [claim for claim in self._catalog.claims(name) if claim.package in self]
+            if any(version is not None or claim.version is not None for claim in selected):
                 return False
-        return not any(self.claims(one) for one in dependencies_of(package) if one.conflict)
+        return not any(self.claims(dependency) for dependency in dependencies_of(package) if dependency.conflict)
 
     def only(self, packages: Mapping[str, Package]) -> Selection:
-        """This selection with just these of its packages."""
+        """Return this selection reduced to some of its packages."""
         return Selection(self._catalog, packages, self.choices)
 
 
 def needed(selection: Selection, world: Sequence[Dependency]) -> Selection:
-    """The selection without what nothing asks for: not a dependency, as the choices are, nor an install_if."""
+    """Remove the packages that neither a dependency (with these choices) nor an install_if asks for."""
     while True:
         reached = _reached(selection, world)
         if len(reached.packages) == len(selection.packages):
@@ -102,7 +104,7 @@ def needed(selection: Selection, world: Sequence[Dependency]) -> Selection:
 
 
 def _reached(selection: Selection, world: Sequence[Dependency]) -> Selection:
-    """What the world leads to through dependencies and install_if."""
+    """Return what the world leads to through dependencies and install_if."""
     reached = selection.only({})
     waiting = list(world)
     while True:
@@ -112,7 +114,11 @@ def _reached(selection: Selection, world: Sequence[Dependency]) -> Selection:
             if package is not None and package not in reached:
                 reached.packages[package.name] = package
                 waiting += dependencies_of(package)
-        invited = [one for one in selection.packages.values() if one not in reached and _comes(one, reached, selection)]
+        invited = [
+            package
+            for package in selection.packages.values()
+            if package not in reached and reached.invited(package) and selection.invited(package)
+        ]
         if not invited:
             return reached
         for package in invited:
@@ -120,15 +126,11 @@ def _reached(selection: Selection, world: Sequence[Dependency]) -> Selection:
             waiting += dependencies_of(package)
 
 
-def _comes(package: Package, reached: Selection, selection: Selection) -> bool:
-    return bool(package.install_if) and reached.invited(package) and selection.invited(package)
-
-
 def ordered(selection: Selection, world: Sequence[Dependency]) -> tuple[Package, ...]:
     """Put the packages of a selection into the order in which apk installs them.
 
-    Depth first over the sorted world: what a package depends on in the order of its record, then the package, then
-    what its arrival brings forward (:meth:`_Walk._brought_forward`). A circle is broken where it closes.
+    The order is depth first over the sorted world: the dependencies of a package in the order of its record, then the
+    package, then what its arrival brings forward (:meth:`_Walk._brought_forward`). A circle is broken where it closes.
     """
     walk = _Walk(selection)
     for wanted in sorted(world, key=world_order):
@@ -137,7 +139,10 @@ def ordered(selection: Selection, world: Sequence[Dependency]) -> tuple[Package,
 
 
 def world_order(dependency: Dependency) -> tuple[str, str, str]:
-    """Sorts a world as apk does: by name, without regard to case, then by bytes; the version does not matter to apk."""
+    """Return the key by which apk sorts a world: by name without regard to case, then by bytes.
+
+    apk ignores the rest of an entry; here it makes the order of several entries for one name unambiguous.
+    """
     return (dependency.name.lower(), dependency.name, str(dependency))
 
 

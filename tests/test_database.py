@@ -344,10 +344,17 @@ def test_a_line_out_of_place_is_refused(lines: str) -> None:
         parse_installed(f"P:demo\nV:1\nF:a\n{lines}\n\n")
 
 
-@pytest.mark.parametrize("text", ["0:0", "0:0:9", "a:0:7", "-1:0:7", "0:0:", "", "0:0:1_0"])
+@pytest.mark.parametrize(
+    "text", ["0:0", "0:0:9", "0:0:8", "a:0:7", "-1:0:7", "0:0:", "", "0:0:1_0", "0:000000000001:7"]
+)
 def test_odd_attributes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not uid:gid:mode"):
+    with pytest.raises(InputError, match=f"^installed database: a: '{text}' is not uid:gid:mode$"):
         parse_installed(f"P:a\nV:1\nF:x\nM:{text}\n\n")
+
+
+def test_attributes_of_eleven_digits_are_read() -> None:
+    (package,) = parse_installed("P:a\nV:1\nF:x\nM:00000000017:4294967295:00000000755:Q1x\n\n")
+    assert package.directories[0].attributes == Attributes(17, 4294967295, 0o755, "Q1x")
 
 
 def test_a_path_cannot_forge_a_line() -> None:

@@ -428,6 +428,23 @@ def test_what_is_kept_of_extended_headers_has_a_limit(tmp_path: Path, monkeypatc
         made(files, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pax", "cost"),
+    [
+        ({"SCHILY.xattr.user.a": "vv"}, len("SCHILY.xattr.user.a") + len("vv") + 256),
+        ({"path": "p" * 150, "linkpath": "l" * 20, "uname": "u" * 3, "gname": "g" * 4}, 177),
+        ({"comment": "c" * 100, "mtime": "5"}, 0),
+    ],
+)
+def test_what_an_extended_header_costs(pax: dict[str, str], cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = apkbuild.tar_stream([Entry(name=f"f{n}", checksum="", pax=pax) for n in range(3)], end=True)
+    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost)
+    assert len(list(TarStream(iter([raw])))) == 3
+    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost - 1)
+    with pytest.raises(TarError, match=r"of long names and attributes in extended headers$"):
+        list(TarStream(iter([raw])))
+
+
 @given(
     several=st.lists(
         st.dictionaries(

@@ -56,23 +56,17 @@ class Selection:
         """Whether a condition is met: a package satisfies it, or, for a conflict, none violates it."""
         return bool(self.claims(dependency)) != dependency.conflict
 
-    def conditional(self, name: str) -> Sequence[Package]:
-        """Return the packages of the whole catalog that have ``name`` among the conditions of their install_if."""
-        return self._catalog.conditional.get(name, ())
-
     def completed(self, name: str) -> Sequence[str]:
-        """Return the names that these packages claim, in apk's order."""
+        """Return the names of all packages that have ``name`` among their conditions, as :meth:`Catalog.completed`."""
         return self._catalog.completed(name)
 
     def triggered(self) -> Iterator[Package]:
-        """Yield packages that are not selected although the conditions of their install_if hold."""
-        seen: set[int] = set()
-        for package in list(self.packages.values()):
-            for name, _ in claimed(package):
-                for other in self.conditional(name):
-                    if id(other) not in seen and other.name not in self.packages and self.invited(other):
-                        yield other
-                    seen.add(id(other))
+        """Yield packages that are not selected, in any version, although the conditions of their install_if hold."""
+        names = [name for package in self.packages.values() for name, _ in claimed(package)]
+        conditional = {id(package): package for name in names for package in self._catalog.conditional.get(name, ())}
+        for package in conditional.values():
+            if package.name not in self.packages and self.invited(package):
+                yield package
 
     def invited(self, package: Package) -> bool:
         """Whether the conditions of the package's install_if hold, and not all of them are conflicts."""
@@ -80,9 +74,7 @@ class Selection:
         return any(not condition.conflict for condition in conditions) and all(map(self.holds, conditions))
 
     def tolerates(self, package: Package) -> bool:
-        """Whether names and its own conflicts allow a package beside the selected ones. Theirs are not considered."""
-        if package in self:
-            return True
+        """Whether its names and conflicts allow another package beside the selected ones. Theirs are not considered."""
         for name, version in claimed(package):
             selected = [claim for claim in self._catalog.claims(name) if claim.package in self]
             if any(version is not None or claim.version is not None for claim in selected):

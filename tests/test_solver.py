@@ -346,6 +346,25 @@ def test_install_if_gives_way_to_everything_else() -> None:
     assert order("x", "x 1", "z 1 i:x D:nothere", "w 1 i:x") == "x-1 w-1"
 
 
+@pytest.mark.parametrize(
+    ("installed", "preferred", "expected"),
+    [
+        ("y 1", "p 2 p:v=2", "p-2"),
+        ("y 1", "p 2 p:v=2 y=1", "q-1"),
+        ("y 1", "p 2 p:v=2 D:!y", "q-1"),
+        ("y 1 p:w", "p 2 p:v=2 w", "p-2"),
+        ("y 1 p:w=1", "p 2 p:v=2 w", "q-1"),
+        ("y 1 p:w", "p 2 p:v=2 w=1", "q-1"),
+    ],
+)
+def test_what_an_install_if_brings_fits_beside_what_was_searched_for(
+    installed: str, preferred: str, expected: str
+) -> None:
+    searched = ("n 1", "n 2 D:m", "m 1 D:k", "k 1 D:!y")  # apk's own pass ends with n-2
+    text = order("n y", *searched, installed, "z 1 i:n D:v", preferred, "q 1 p:v=1")
+    assert sorted(text.split()) == sorted(["n-1", "y-1", "z-1", expected])
+
+
 def test_a_broken_install_if_is_no_rule() -> None:
     assert order("x", "x 1", "n 1 i:x>v") == "x-1"
 

@@ -20,25 +20,20 @@ class Agenda:
         self._selectable: list[tuple[int, Name]] = []
         self._others: list[tuple[int, Name]] = []
 
-    def put(self, name: Name, *, again: bool = False) -> None:
-        """Enter a name that is wanted.
-
-        A name that waits already moves to the first queue if it has no choice left. It moves between the other two only
-        if ``again`` is set.
-        """
+    def put(self, name: Name) -> None:
+        """Enter a name that is wanted. One that waits already moves to the queue where it belongs now."""
         if name.decided or name.queue is self._clear:
             return
-        clear = name.last_user and name.demands > 0 and name.selectable and not name.several
-        if name.queue is None:
-            if not (name.demands or name.invited or name.open_rule):
-                return
-        elif not (clear or again):
+        if name.queue is None and not (name.demands or name.invited or name.open_rule):
             return
+        clear = name.last_user and name.demands > 0 and name.selectable and not name.several
         if clear:
             name.queue = self._clear
             self._clear.append(name)
-        else:
-            name.queue = queue = self._selectable if name.selectable else self._others
+            return
+        queue = self._selectable if name.selectable else self._others
+        if name.queue is not queue:
+            name.queue = queue
             heapq.heappush(queue, (-name.rank, name))
 
     def take(self) -> Name | None:

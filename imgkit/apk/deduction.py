@@ -131,9 +131,9 @@ class _Deduction:
     def _reconsider(self, name: Name) -> None:
         """Draw conclusions after something near a name has changed."""
         candidates = self._candidates(name)
-        selectable = any(option.invited or (name.demands and self._selectable(claim)) for option, claim in candidates)
-        moved = selectable != name.selectable
-        name.selectable = selectable
+        name.selectable = any(
+            option.invited or (name.demands > 0 and self._selectable(claim)) for option, claim in candidates
+        )
         name.invited = any(option.invited for option, _ in candidates)
         name.uninvited = all(option.uninvited for option, _ in candidates)
         for option, _ in name.options:
@@ -145,7 +145,7 @@ class _Deduction:
                 option.grouped = option.compared
             self._conclude(name, candidates)
         name.last_user = all(dependent.decided for dependent in name.dependents)
-        self._agenda.put(name, again=moved)
+        self._agenda.put(name)
 
     def _candidates(self, name: Name) -> list[tuple[Option, Claim]]:
         """Return the options of a name that are still usable, after checking their needs and rules if that is due."""

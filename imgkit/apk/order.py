@@ -75,11 +75,14 @@ class Selection:
 
     def tolerates(self, package: Package) -> bool:
         """Whether its names and conflicts allow another package beside the selected ones. Theirs are not considered."""
-        for name, version in claimed(package):
-            selected = [claim for claim in self._catalog.claims(name) if claim.package in self]
-            if any(version is not None or claim.version is not None for claim in selected):
-                return False
-        return not any(self.claims(dependency) for dependency in dependencies_of(package) if dependency.conflict)
+        virtual = all(
+            version is None and claim.version is None
+            for name, version in claimed(package)
+            for claim in self._catalog.claims(name)
+            if claim.package in self
+        )
+        conflicts = (dependency for dependency in dependencies_of(package) if dependency.conflict)
+        return virtual and not any(map(self.claims, conflicts))
 
     def only(self, packages: Mapping[str, Package]) -> Selection:
         """Return this selection reduced to some of its packages."""

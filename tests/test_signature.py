@@ -181,10 +181,28 @@ def test_an_unknown_key_is_named_with_those_that_are_trusted() -> None:
     assert "trusted keys: none" in str(caught.value.hint)
 
 
-def test_an_index_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgkit.apk.signature._LIMIT_INDEX", 1 << 16)
-    with pytest.raises(InputError, match="inflates to more than 65536 bytes"):
-        verify_index(signed(index_member("x" * (1 << 20))), keyring())
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_index_that_inflates_without_end_is_refused(whole: bool) -> None:
+    endless = apkbuild.gzip_member(bytes((64 << 20) + 1))
+    data, limit = (signed(endless), 64 << 20) if whole else (endless, 1 << 20)
+    with pytest.raises(InputError) as caught:
+        verify_index(data, keyring())
+    assert caught.value.message == f"{NAME}: inflates to more than {limit} bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "kind"),
+    [
+        ("test-1.rsa.pub", 1 << 16, BadSignatureError),
+        ("test-1.rsa.pub", (1 << 16) + 1, UnsignedError),
+        ("../test-1.rsa.pub", 256, UnsignedError),
+    ],
+)
+def test_signatures_that_apk_passes_over_are_none(name: str, size: int, kind: type[InputError]) -> None:
+    data = signature_member({f".SIGN.RSA.{name}": b"x" * size}) + MEMBER
+    with pytest.raises(InputError) as caught:
+        verify_index(data, keyring())
+    assert type(caught.value) is kind
 
 
 @given(st.data())

@@ -54,7 +54,7 @@ def main() -> None:
     print(f"{'unpack and decode':<28} {len(packages):>8} {median(lambda: read(path)) * 1000:>11.0f} ms")
     print(f"{'parse':<28} {len(packages):>8} {median(lambda: parse_index(text, Repository())) * 1000:>11.0f} ms")
     for name, world in WORLDS.items():
-        count = len(solve(world.split(), packages, arch=arch).packages)
+        count = len(solve(world.split(), packages, arch=arch))
         seconds = median(lambda world=world: solve(world.split(), packages, arch=arch))  # type: ignore[misc]
         print(f"{'solve ' + name:<28} {count:>8} {seconds * 1000:>11.0f} ms")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")

@@ -13,8 +13,8 @@ from imgkit.apk.container import members_of
 from imgkit.apk.database import read_database, write_database
 from imgkit.apk.dependency import Dependency, Provide
 from imgkit.apk.index import Repository, parse_index
-from imgkit.apk.package import metadata, open_package
-from imgkit.apk.signature import read_signatures
+from imgkit.apk.package import open_package
+from imgkit.apk.signature import Keyring, read_signatures
 from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.apk.version import Version
 from imgkit.errors import InputError
@@ -43,8 +43,14 @@ def _open(control: bytes, data: bytes) -> None:
     identity = "Q1" + base64.b64encode(hashlib.sha1(raw).digest()).decode()
     with scratch() as folder:
         (folder / "x.apk").write_bytes(raw + data)
-        package = open_package(folder / "x.apk", spool=folder / "spool", max_installed=MAX_INSTALLED, expected=identity)
-        metadata(package)
+        package = open_package(
+            folder / "x.apk",
+            expected=identity,
+            keyring=Keyring(),
+            spool=folder / "spool",
+            max_installed=MAX_INSTALLED,
+            name="x.apk",
+        )
         assert package.triggers is not None
 
 

@@ -47,9 +47,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     _own_temporary_folder(os.environ["PYTEST_XDIST_WORKER"])
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
-if not CI:  # where hypothesis has a profile of its own; a laptop may be slow as well
-    hypothesis.settings.register_profile("patient", deadline=None)
-    hypothesis.settings.load_profile("patient")
+# CI tries the same examples in every run; a laptop tries new ones, and may be slow. A failure prints what repeats it.
+hypothesis.settings.register_profile("patient", deadline=None, print_blob=True, derandomize=False)
+hypothesis.settings.register_profile("same", deadline=None, print_blob=True, derandomize=True, database=None)
+hypothesis.settings.load_profile("same" if CI else "patient")
 
 
 def need(ability: str, present: object) -> None:

@@ -1,9 +1,10 @@
-"""Real Alpine files that tests may use, a short question about files, and trees that are deeper than paths."""
+"""Real Alpine files that tests may use, noise, a short question about files, and trees that are deeper than paths."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "share
 """Files of Alpine's own beside the repository; tests skip where they are not there."""
 REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
 """The signed index of a release's main repository: 5,004 packages."""
+
+
+def noise(size: int) -> bytes:
+    """Bytes that do not compress and are never zero for long. They are the same in every run."""
+    return random.Random(size).randbytes(size)
 
 
 def digest(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import socket
 import threading
 import time
@@ -24,6 +23,7 @@ from imgkit.vm.agent.requests import compose
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
+from tests.files import noise
 from tests.test_agent_client import NEARLY, RESULT, ask, output
 
 # ---- serial mode -------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_serial_push(port: tuple[SerialTransport, socket.socket]) -> None:
     said = hear(guest)
     assert (said["type"], said["basePath"], said["path"]) == ("push_file", "/workspace/project", "a/b")
     assert base64.b64decode(said["data"]) == b"\0small"
-    big = os.urandom(CHUNK * 2 + 5)
+    big = noise(CHUNK * 2 + 5)
     sender = threading.Thread(target=mode.push_file, args=("/w", "big", big))
     sender.start()
     reader = guest.makefile("rb")

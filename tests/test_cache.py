@@ -268,7 +268,7 @@ def test_from_a_mirror_and_its_keys_to_verified_packages(mirror: Mirror, folder:
             assert verify_detached(archive, voucher, certificate) == certificate.fingerprint
             base = site.url + "v3.23/main/aarch64/"
             index = cache.fetch(Wanted(url=base + "APKINDEX.tar.gz", max_bytes=64 << 20, gzip=True))
-            records = parse_index(verify_index(index.read_bytes(), keys).text, Repository(url=base))
+            records = parse_index(verify_index(index.read_bytes(), keys, name="index").text, Repository(url=base))
             small = [record for record in records if record.size < LIMIT]
             paths = cache.fetch_all([_package(base, record) for record in small])
             assert [path.stat().st_size for path in paths] == [record.size for record in small]

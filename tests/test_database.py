@@ -31,7 +31,7 @@ from imgkit.apk.database import (
     write_database,
 )
 from imgkit.apk.index import Package, parse_index
-from imgkit.apk.package import SCRIPT_TYPES, open_package
+from imgkit.apk.package import SCRIPT_TYPES, open_package, signer_of
 from imgkit.apk.signature import Keyring, verify_index
 from imgkit.apk.stored_scripts import format_scripts, parse_scripts
 from imgkit.errors import InputError
@@ -148,7 +148,7 @@ def test_packages_of_the_mirror_give_the_records_of_the_real_system(mirror: Mirr
     real = {package.package.name: package for package in read_database(files["installed"])}
     folder = mirror.root / "v3.23" / "main" / "x86_64"
     keys = Keyring.from_files({mirror.rsa_key_name: mirror.rsa_public.read_bytes()})
-    index = verify_index((folder / "APKINDEX.tar.gz").read_bytes(), keys)
+    index = verify_index((folder / "APKINDEX.tar.gz").read_bytes(), keys, name="index")
     assert index.key == mirror.rsa_key_name
     seen = 0
     for record in parse_index(index.text, PACKAGE.repository):
@@ -156,12 +156,13 @@ def test_packages_of_the_mirror_give_the_records_of_the_real_system(mirror: Mirr
             continue
         found = open_package(
             folder / f"{record}.apk",
-            spool=tmp_path / "spool",
-            max_installed=1 << 30,
             expected=record.identity,
             keyring=keys,
+            spool=tmp_path / "spool",
+            max_installed=1 << 30,
+            name=str(record),
         )
-        assert found.signed_by == mirror.rsa_key_name
+        assert signer_of(folder / f"{record}.apk", keys, str(record)) == mirror.rsa_key_name
         made = directories_of(found.entries, lambda entry: (entry.node.uid, entry.node.gid))
         assert _without_owners(made) == _without_owners(real[record.name].directories)
         seen += 1
@@ -239,7 +240,9 @@ def test_directories_of_a_package(tmp_path: Path) -> None:
     apk = apkbuild.build({"pkgname": "a", "pkgver": "1", "arch": "noarch"}, entries)
     path = tmp_path / "a.apk"
     path.write_bytes(apk.blob)
-    package = open_package(path, spool=tmp_path / "s", max_installed=100, expected=apk.identity)
+    package = open_package(
+        path, expected=apk.identity, keyring=Keyring(), spool=tmp_path / "s", max_installed=100, name="a"
+    )
     found = directories_of(package.entries, lambda entry: (0, 42 if entry.gname == "shadow" else 0))
     shadow, empty = (_q1(data) for data in (b"x", b""))
     xattrs = b"\0\0\0\x06user.a\0\0\0\x0211\0\0\0\x06user.b\0\0\0\x012"
@@ -341,10 +344,17 @@ def test_a_line_out_of_place_is_refused(lines: str) -> None:
         parse_installed(f"P:demo\nV:1\nF:a\n{lines}\n\n")
 
 
-@pytest.mark.parametrize("text", ["0:0", "0:0:9", "a:0:7", "-1:0:7", "0:0:", "", "0:0:1_0"])
+@pytest.mark.parametrize(
+    "text", ["0:0", "0:0:9", "0:0:8", "a:0:7", "-1:0:7", "0:0:", "", "0:0:1_0", "0:000000000001:7"]
+)
 def test_odd_attributes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not uid:gid:mode"):
+    with pytest.raises(InputError, match=f"^installed database: a: '{text}' is not uid:gid:mode$"):
         parse_installed(f"P:a\nV:1\nF:x\nM:{text}\n\n")
+
+
+def test_attributes_of_eleven_digits_are_read() -> None:
+    (package,) = parse_installed("P:a\nV:1\nF:x\nM:00000000017:4294967295:00000000755:Q1x\n\n")
+    assert package.directories[0].attributes == Attributes(17, 4294967295, 0o755, "Q1x")
 
 
 def test_a_path_cannot_forge_a_line() -> None:

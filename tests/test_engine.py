@@ -34,13 +34,14 @@ from imgkit.host.progress import Steps
 from imgkit.rootfs.initramfs.cpio import Member, write_newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
+from tests.files import noise
 from tests.layouts import SPECS
 from tests.trees import tree_from_tar
 
 MIB = 1 << 20
 SEED = uuid.UUID(int=3)
 LAYOUT = make_layout(SPECS["amd64"], 256 * MIB, SEED)
-LARGE = Inline(os.urandom(1000) * 5000 + b"end")
+LARGE = Inline(noise(1000) * 5000 + b"end")
 BOOT = BootFiles(b"\xeb\x63" + b"c" * 438, b"core" * 512, {"EFI/BOOT/BOOTX64.EFI": b"efi", "startup.nsh": b"x"})
 
 CAPABILITY = struct.pack("<IIIII", 0x02000000, 1 << 10, 0, 0, 0)  # linux/capability.h, revision 2: bind to low ports

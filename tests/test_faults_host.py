@@ -19,7 +19,7 @@ from fixtures.keys import Keys
 from fixtures.server import Fault, Site, serve
 from tests.commandline import ROOT, Place, check_failure, path_without, place
 from tests.conftest import need, need_program
-from tests.files import public
+from tests.files import noise, public
 from tests.mirrors import RECIPE, ROOTFS, Small, minimal, package
 
 pytestmark = pytest.mark.vm  # nothing boots here, but QEMU, libguestfs and GRUB must be there to be taken away
@@ -140,7 +140,7 @@ def tiny(here: Place) -> Iterator[Path]:
 def test_no_space_left(full: str, here: Place, small: Small, tiny: Path) -> None:
     """The minirootfs has 16 MiB: too much for the cache, and unpacked too much for the work."""
     tree = minimal(small.keys)
-    tree.write("noise", os.urandom(8 << 20) + bytes(8 << 20), mtime=0)
+    tree.write("noise", noise(8 << 20) + bytes(8 << 20), mtime=0)
     small.write(tree)
     variables = {
         "out": {"OUT_DIR": str(tiny / "out")},

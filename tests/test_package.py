@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import random
+import re
 import resource
 import tarfile
 import tracemalloc
@@ -22,8 +23,8 @@ from hypothesis import strategies as st
 from fixtures import apkbuild
 from fixtures.apkbuild import Entry
 from imgkit.apk.container import members_of
-from imgkit.apk.package import PackageFile, check_identity, check_package, metadata, open_package, parse_pkginfo
-from imgkit.apk.signature import Keyring
+from imgkit.apk.package import IdentityError, PackageFile, check_identity, check_package, open_package, signer_of
+from imgkit.apk.signature import BadSignatureError, Keyring
 from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
@@ -31,6 +32,7 @@ from imgkit.tree import Directory, File, HardLink, Symlink
 from tests.files import ALPINE
 from tests.test_signature import keyring, real_keyring, signing_key
 
+NAME = "demo-1.2-r3.apk"
 INFO: apkbuild.PkgInfo = {
     "pkgname": "demo",
     "pkgver": "1.2-r3",
@@ -68,13 +70,20 @@ def opened(
     blob: bytes,
     folder: Path,
     *,
-    expected: str | None,
+    expected: str,
     keys: Keyring | None = None,
     max_installed: int = 1 << 20,
 ) -> PackageFile:
-    path = folder / "demo-1.2-r3.apk"
+    path = folder / NAME
     path.write_bytes(blob)
-    return open_package(path, spool=folder / "spool", max_installed=max_installed, expected=expected, keyring=keys)
+    return open_package(
+        path,
+        expected=expected,
+        keyring=keys or Keyring(),
+        spool=folder / "spool",
+        max_installed=max_installed,
+        name=NAME,
+    )
 
 
 def made(entries: Sequence[Entry], folder: Path, **options: int) -> PackageFile:
@@ -89,8 +98,6 @@ def made(entries: Sequence[Entry], folder: Path, **options: int) -> PackageFile:
 def test_everything_in_a_package_comes_out(tmp_path: Path) -> None:
     apk = good_apk()
     found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring())
-    assert (str(found), found.identity) == ("demo-1.2-r3", apk.identity)
-    assert found.signed_by == "test-1.rsa.pub"
     assert dict(found.scripts) == SCRIPTS
     assert found.triggers == ("/usr/lib/*", "/etc")
     assert (found.replaces, found.replaces_priority) == (("old", "older<2"), 5)
@@ -120,22 +127,23 @@ def test_packages_share_a_spool(tmp_path: Path) -> None:
     assert (tmp_path / "spool").read_bytes() == b"firstsecond"
 
 
-def test_a_package_without_signature_is_fine_where_the_index_vouches(tmp_path: Path) -> None:
+def test_a_package_without_a_known_signature_is_fine_because_the_index_vouches(tmp_path: Path) -> None:
     apk = apkbuild.build(INFO, GOOD)
-    found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring())
-    assert (found.signed_by, found.signers) == (None, ())
-
-
-def test_an_unknown_key_is_noted_where_the_index_vouches(tmp_path: Path) -> None:
+    assert opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring()).entries
+    assert signer_of(tmp_path / NAME, keyring(), NAME) is None
     apk = good_apk()
-    found = opened(apk.blob, tmp_path, expected=apk.identity, keys=keyring(signing_key("other.rsa.pub")))
-    assert (found.signed_by, found.signers) == (None, ("test-1.rsa.pub",))
+    others = keyring(signing_key("other.rsa.pub"))
+    assert opened(apk.blob, tmp_path, expected=apk.identity, keys=others).entries
+    assert signer_of(tmp_path / NAME, others, NAME) is None
+    assert signer_of(tmp_path / NAME, keyring(), NAME) == "test-1.rsa.pub"
 
 
 def test_the_identity_may_be_a_sha256(tmp_path: Path) -> None:
     apk = good_apk()
     expected = "Q2" + base64.b64encode(hashlib.sha256(_control_member()).digest()).decode()
-    assert opened(apk.blob, tmp_path, expected=expected).identity == apk.identity
+    assert opened(apk.blob, tmp_path, expected=expected).entries
+    with pytest.raises(IdentityError, match=re.escape(f"the index names ({expected} instead of Q2{'A' * 43}=)")):
+        opened(apk.blob, tmp_path, expected=f"Q2{'A' * 43}=")
 
 
 def _control_member() -> bytes:
@@ -144,40 +152,26 @@ def _control_member() -> bytes:
     return apkbuild.control_segment(apkbuild.pkginfo_text(info), SCRIPTS, mtime=1700000000)
 
 
-def test_a_stand_alone_package_needs_a_trusted_signature(tmp_path: Path) -> None:
-    apk = good_apk()
-    assert opened(apk.blob, tmp_path, expected=None, keys=keyring()).signed_by == "test-1.rsa.pub"
-    with pytest.raises(InputError, match=r"signed by an unknown key: test-1\.rsa\.pub"):
-        opened(apk.blob, tmp_path, expected=None, keys=keyring(signing_key("other.rsa.pub")))
-    with pytest.raises(InputError, match="unknown key"):
-        opened(apk.blob, tmp_path, expected=None)
-    with pytest.raises(InputError, match="is not signed"):
-        opened(apkbuild.build(INFO, GOOD).blob, tmp_path, expected=None, keys=keyring())
-
-
-def test_metadata_of_a_package_that_no_index_knows(tmp_path: Path) -> None:
-    record = metadata(opened(good_apk().blob, tmp_path, expected=None, keys=keyring()), size=99)
-    assert (record.name, record.version, record.arch, record.size) == ("demo", "1.2-r3", "x86_64", 99)
-    assert record.depends == ("so:libc.musl-x86_64.so.1", "/bin/sh")
-    assert (record.replaces, record.replaces_priority) == (("old", "older<2"), 5)
-    assert (record.build_time, record.description) == (1700000000, "A demo")
-
-
 REAL = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the real package of Alpine beside the repository")
-def test_a_real_package_is_vouched_for_by_its_own_signature_alone(tmp_path: Path) -> None:
+def test_a_real_package(tmp_path: Path) -> None:
     """The file is really version 3.2.0-r23 under a newer name: the index of 3.17 must refuse it."""
-    package = open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, keyring=real_keyring())
+
+    def real(expected: str) -> PackageFile:
+        return open_package(
+            REAL, expected=expected, keyring=real_keyring(), spool=tmp_path / "spool", max_installed=1 << 20, name=NAME
+        )
+
+    assert signer_of(REAL, real_keyring(), NAME) == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
+    with pytest.raises(IdentityError, match="is not the package that the index names") as caught:
+        real(_identity_in_index())
+    package = real(caught.value.message.partition("(")[2].partition(" ")[0])
     with tarfile.open(REAL) as archive:  # sees all three members as one archive
         names = [member.name for member in archive if not member.name.startswith(".")]
-    assert str(package) == "alpine-baselayout-3.2.0-r23"
-    assert package.signed_by == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
     assert [entry.path for entry in package.entries] == names
     assert set(package.scripts) == {"pre-install", "pre-upgrade", "post-upgrade", "post-install"}
-    with pytest.raises(InputError, match="is not the package that the index names"):
-        open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, expected=_identity_in_index())
 
 
 def _identity_in_index() -> str:
@@ -191,25 +185,27 @@ def _identity_in_index() -> str:
 
 def test_another_package_is_refused(tmp_path: Path) -> None:
     other = apkbuild.build({**INFO, "pkgver": "9"}, GOOD)
-    with pytest.raises(InputError, match=r"demo-1.2-r3.apk: is not the package that the index names \(Q1"):
+    with pytest.raises(IdentityError, match=r"demo-1.2-r3.apk: is not the package that the index names \(Q1"):
         opened(good_apk().blob, tmp_path, expected=other.identity)
 
 
 def test_other_data_is_refused_by_both_checks(tmp_path: Path) -> None:
     apk = good_apk()
     blob = apk.blob[: -len(apkbuild.data_segment(GOOD))] + apkbuild.data_segment(GOOD[:2])
-    with pytest.raises(InputError, match="its files are not what it was signed with"):
+    with pytest.raises(IdentityError, match="its files are not what it was signed with"):
         opened(blob, tmp_path, expected=apk.identity)
-    with pytest.raises(InputError, match="its files are not what it was signed with"):
-        check_package(tmp_path / "demo-1.2-r3.apk", apk.identity)
+    with pytest.raises(IdentityError, match="its files are not what it was signed with"):
+        check_package(tmp_path / NAME, apk.identity, name=NAME)
     assert not (tmp_path / "spool").exists()
 
 
 def test_a_bad_signature_by_a_trusted_key_is_refused_even_when_the_index_vouches(tmp_path: Path) -> None:
     apk = apkbuild.build(INFO, GOOD)
     blob = apkbuild.signature_segment(b"something else", signing_key()) + apk.blob
-    with pytest.raises(InputError, match="bad signature"):
+    with pytest.raises(BadSignatureError, match=f"^{NAME}: bad signature: it is not what test-1.rsa.pub signed$"):
         opened(blob, tmp_path, expected=apk.identity, keys=keyring())
+    with pytest.raises(BadSignatureError, match="bad signature"):
+        signer_of(tmp_path / NAME, keyring(), NAME)
 
 
 @pytest.mark.parametrize(
@@ -432,6 +428,23 @@ def test_what_is_kept_of_extended_headers_has_a_limit(tmp_path: Path, monkeypatc
         made(files, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pax", "cost"),
+    [
+        ({"SCHILY.xattr.user.a": "vv"}, len("SCHILY.xattr.user.a") + len("vv") + 256),
+        ({"path": "p" * 150, "linkpath": "l" * 20, "uname": "u" * 3, "gname": "g" * 4}, 177),
+        ({"comment": "c" * 100, "mtime": "5"}, 0),
+    ],
+)
+def test_what_an_extended_header_costs(pax: dict[str, str], cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = apkbuild.tar_stream([Entry(name=f"f{n}", checksum="", pax=pax) for n in range(3)], end=True)
+    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost)
+    assert len(list(TarStream(iter([raw])))) == 3
+    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost - 1)
+    with pytest.raises(TarError, match=r"of long names and attributes in extended headers$"):
+        list(TarStream(iter([raw])))
+
+
 @given(
     several=st.lists(
         st.dictionaries(
@@ -587,19 +600,38 @@ def test_contents_that_are_not_read_are_skipped() -> None:
 # ---- small parts ----------------------------------------------------------------------------------------------------
 
 
-def test_pkginfo() -> None:
-    text = "# pkgname = comment\npkgname = a\ndepend = b\ndepend = c=1 d\npkgdesc = x = y\nodd\nempty = \n"
-    assert parse_pkginfo(text) == {
-        "pkgname": ("a",),
-        "depend": ("b", "c=1 d"),
-        "pkgdesc": ("x = y",),
-        "empty": ("",),
-    }
+def described(text: str, folder: Path) -> PackageFile:
+    """A package without files whose ``.PKGINFO`` has ``text`` too."""
+    data = apkbuild.data_segment([])
+    head = f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n"
+    control = apkbuild.control_segment(head + text)
+    return opened(control + data, folder, expected=apkbuild.identity(control))
 
 
-@given(st.text())
-def test_any_text_is_read_as_pkginfo_without_a_crash(text: str) -> None:
-    assert all(key == key.strip() for key in parse_pkginfo(text))
+@pytest.mark.parametrize(
+    ("text", "triggers", "replaces", "priority"),
+    [
+        ("", (), (), 0),
+        ("triggers = /a /b\ntriggers = /c\n", ("/a", "/b", "/c"), (), 0),
+        ("# replaces = comment\nreplaces=no\nodd\nreplaces =  x=1 \nreplaces = \n", (), ("x=1",), 0),
+        ("replaces = x = y\n", (), ("x", "=", "y"), 0),
+        ("replaces_priority = 7\nreplaces_priority = 8\n", (), (), 7),
+        ("replaces_priority = many\n", (), (), 0),
+        (f"replaces_priority = {'9' * 19}\n", (), (), int("9" * 19)),
+        (f"replaces_priority = {'9' * 20}\n", (), (), 0),
+    ],
+)
+def test_pkginfo(
+    text: str, triggers: tuple[str, ...], replaces: tuple[str, ...], priority: int, tmp_path: Path
+) -> None:
+    package = described(text, tmp_path)
+    assert (package.triggers, package.replaces, package.replaces_priority) == (triggers, replaces, priority)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_is_read_as_pkginfo_without_a_crash(tmp_path: Path, text: str) -> None:
+    assert described(text, tmp_path).entries == ()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from imgkit.vm.shares.monitor import UsageMonitor
 from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size, parse
 from imgkit.vm.shares.usage import MonitoredFolder
 from tests.conftest import need
-from tests.files import nest
+from tests.files import nest, noise
 
 MIB = 1 << 20
 HANG = 60.0
@@ -73,11 +73,11 @@ def test_bytes_that_are_added_end_the_machine(tmp_path: Path) -> None:
         settled(monitoring)
         monitoring.check()
         (tmp_path / "deep").mkdir()
-        (tmp_path / "deep/file").write_bytes(os.urandom(MIB))
+        (tmp_path / "deep/file").write_bytes(noise(MIB))
         settled(monitoring)
         monitoring.check()
         assert not ended.is_set()
-        (tmp_path / "deep/more").write_bytes(os.urandom(3 * MIB))
+        (tmp_path / "deep/more").write_bytes(noise(3 * MIB))
         message = exceeds(monitoring, ended)
     assert "MiB to the share work" in message
     assert str(tmp_path) in message
@@ -101,7 +101,7 @@ def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch:
     folder, ended = MonitoredFolder("share work", tmp_path, FolderQuota(2 * MIB), "share"), threading.Event()
     monitoring = UsageMonitor([folder])
     time.sleep(0.05)  # the clock of a filesystem is a little late
-    (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
+    (tmp_path / "file").write_bytes(noise(3 * MIB))
     monkeypatch.setattr(usage, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
     with monitoring.running(lambda: None, ended.set):
         exceeds(monitoring, ended)
@@ -113,7 +113,7 @@ def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", seconds)
     monkeypatch.setattr(usage, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
     file = tmp_path / "file"
-    file.write_bytes(os.urandom(32 * MIB))
+    file.write_bytes(noise(32 * MIB))
     with file.open("r+b") as sink:
         os.fsync(sink.fileno())
     time.sleep(0.05)  # the clock of a filesystem is a little late
@@ -127,7 +127,7 @@ def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytes
         monitoring.check()
         assert not ended.is_set()
         with file.open("ab") as sink:
-            sink.write(os.urandom(16 * MIB))
+            sink.write(noise(16 * MIB))
         message = exceeds(monitoring, ended)
     assert re.search(r"added 1[2-6] MiB to the share work", message), message  # it may be seen while it is written
 
@@ -177,21 +177,21 @@ def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
     """Sparse files, further names of a file, links to what lies outside, and files that went."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "big").write_bytes(os.urandom(4 * MIB))
+    (outside / "big").write_bytes(noise(4 * MIB))
     top = tmp_path / "top"
     top.mkdir()
     with monitored(top, FolderQuota(2 * MIB)) as (monitoring, _):
         with (top / "sparse").open("wb") as sink:
             sink.truncate(1 << 40)
-        (top / "file").write_bytes(os.urandom(MIB))
+        (top / "file").write_bytes(noise(MIB))
         for number in range(10):
             os.link(top / "file", top / f"name {number}")
         (top / "link").symlink_to(outside)
         settled(monitoring)
-        (top / "passing").write_bytes(os.urandom(MIB // 2))
+        (top / "passing").write_bytes(noise(MIB // 2))
         settled(monitoring)
         (top / "passing").unlink()
-        (top / "another").write_bytes(os.urandom(MIB // 2))
+        (top / "another").write_bytes(noise(MIB // 2))
         settled(monitoring)
         monitoring.check()
 
@@ -204,7 +204,7 @@ def test_a_folder_that_is_gone_ends_nothing(tmp_path: Path) -> None:
         top.rmdir()
         time.sleep(0.2)
         top.mkdir()
-        (top / "file").write_bytes(os.urandom(2 * MIB))
+        (top / "file").write_bytes(noise(2 * MIB))
         settled(monitoring)
         with pytest.raises(QuotaError):
             monitoring.check()
@@ -255,7 +255,7 @@ time.sleep(0.05)
 with monitoring.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
     os.chmod(top / "hidden", 0o300)
-    (top / "hidden" / "file").write_bytes(os.urandom(64 << 20))
+    (top / "hidden" / "file").write_bytes(b"x" * (64 << 20))
     os.chmod(top / "hidden", 0)
     assert ended.wait(60)
 """
@@ -282,7 +282,7 @@ def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
     named = tmp_path / "named"
     with tempfile.TemporaryFile(dir=tmp_path) as first, named.open("wb") as second:
         for sink in (first, second):
-            sink.write(os.urandom(3 * MIB))
+            sink.write(noise(3 * MIB))
             sink.flush()
             os.fsync(sink.fileno())
         assert 2 * MIB < unlinked_bytes([os.getpid()]) - before < 4 * MIB
@@ -295,10 +295,10 @@ def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
 
 def test_a_writable_image_counts_by_what_it_grew(tmp_path: Path) -> None:
     image = tmp_path / "image"
-    image.write_bytes(os.urandom(3 * MIB))
+    image.write_bytes(noise(3 * MIB))
     check = disk_check(2 * MIB, list, [image, tmp_path / "missing"])
     check()
-    image.write_bytes(os.urandom(8 * MIB))
+    image.write_bytes(noise(8 * MIB))
     with pytest.raises(QuotaError):
         check()
 

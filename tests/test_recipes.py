@@ -11,7 +11,7 @@ import pytest
 
 from imgkit.apk.dependency import Provide
 from imgkit.apk.index import Package
-from imgkit.apk.solver import UnknownPackage, solve
+from imgkit.apk.solver import UnknownPackageError, solve
 from imgkit.recipe import Recipe, load
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
@@ -97,16 +97,16 @@ def test_a_package_that_disappears_or_appears_is_noticed(real: tuple[Package, ..
 
 def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...]) -> None:
     world = [*MINIROOTFS, *(name for name in wanted() if name not in ELSEWHERE)]
-    packages = solve(world, real, arch="aarch64").packages
+    packages = solve(world, real, arch="aarch64")
     names = {package.name for package in packages}
     assert faults(world, packages) == []
     assert superfluous(world, packages) == []
     assert {"openssh-client-default", "util-linux-misc", "lsblk"} <= names, "a chosen provider, parts by install_if"
     assert not {"openssh-client-krb5", "util-linux-login", "util-linux-doc"} & names
     assert not {"mount", "umount"} & names
-    willing = solve([name for name in world if name not in UNWANTED], real, arch="aarch64").packages
+    willing = solve([name for name in world if name not in UNWANTED], real, arch="aarch64")
     assert {package.name for package in willing} - names == {"mount", "umount"}
-    with pytest.raises(UnknownPackage, match="ripgrep"):
+    with pytest.raises(UnknownPackageError, match="ripgrep"):
         solve([*world, "ripgrep"], real, arch="aarch64")
 
 
@@ -121,4 +121,4 @@ def test_the_real_apk_chooses_the_same(real: tuple[Package, ...], mirror: Mirror
     apk = Apk(mirror, tmp_path, machine=machine, arch="aarch64")
     apk.publish(packages)
     assert apk.order([*world, "ripgrep"]) is None, "the oracle can say no"
-    assert apk.order(world) == [str(package) for package in solve(world, packages, arch="aarch64").packages]
+    assert apk.order(world) == [str(package) for package in solve(world, packages, arch="aarch64")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import tarfile
 from pathlib import Path
 
@@ -15,14 +16,21 @@ from hypothesis import strategies as st
 
 from fixtures import apkbuild
 from fixtures.apkbuild import Entry, SigningKey
+from imgkit.apk import signature
 from imgkit.apk.branches import branch_of
-from imgkit.apk.signature import Keyring, SignedIndex, verify_index
+from imgkit.apk.signature import BadSignatureError, Keyring, SignedIndex, UnknownKeyError, UnsignedError
 from imgkit.errors import InputError
+from imgkit.fetch.checks import Version3Error
 from tests.files import ALPINE, REAL_INDEX
 
 REAL_KEYS = ALPINE / "v3.20/releases/aarch64/alpine-minirootfs-3.20.3-aarch64.tar.gz"
+NAME = "http://mirror/APKINDEX.tar.gz"
 RECORDS = ("C:Q1AAAA\nP:one\nV:1", "C:Q1BBBB\nP:two\nV:2\nm:Jöran")
 TEXT = "".join(record + "\n\n" for record in RECORDS)
+
+
+def verify_index(data: bytes, keys: Keyring) -> SignedIndex:
+    return signature.verify_index(data, keys, name=NAME)
 
 
 @functools.cache
@@ -52,6 +60,16 @@ def signed(member: bytes) -> bytes:
     return apkbuild.signature_segment(member, signing_key()) + member
 
 
+def renamed(old: str, new: str) -> bytes:
+    """The signature of the good index by one algorithm, which says that it is by another."""
+    segment = gzip.decompress(apkbuild.signature_segment(index_member(), signing_key(), old))
+    name = f".SIGN.{old}.test-1.rsa.pub"
+    with tarfile.open(fileobj=io.BytesIO(segment)) as archive:
+        content = archive.extractfile(name)
+        assert content is not None
+        return signature_member({name.replace(old, new): content.read()})
+
+
 @pytest.mark.parametrize("algorithm", ["RSA", "RSA256", "RSA512"])
 def test_a_signed_index_gives_its_text_and_the_key_that_vouched(algorithm: str) -> None:
     data = apkbuild.build_index(RECORDS, signing_key(), description="v3.23.6-1-gabc", algorithm=algorithm)
@@ -75,7 +93,7 @@ def test_the_real_index_is_vouched_for_by_the_real_key() -> None:
     assert found.text.count("\nP:") == 5004
     assert (found.date, branch_of(found.description)) == (1685173753, "v3.17")
     others = Keyring({name: key for name, key in keys.keys.items() if name != found.key})
-    with pytest.raises(InputError, match="unknown key"):
+    with pytest.raises(UnknownKeyError, match="unknown key"):
         verify_index(REAL_INDEX.read_bytes(), others)
 
 
@@ -96,31 +114,55 @@ def test_names_of_keys_may_have_dots_and_unknown_algorithms_are_passed_over() ->
 
 
 MEMBER = index_member()
-FAULTS = {
-    "unsigned": (MEMBER, "APKINDEX.tar.gz: is not signed"),
-    "web page": (b"\n<!DOCTYPE html><html>login</html>", "is a web page"),
-    "empty": (b"", "is empty"),
-    "not gzip": (b"hello", "is not gzip data"),
-    "version 3": (b"ADBdxxxx", r"format version 3 \(ADB\)"),
-    "version 3 stored": (b"ADB.schm", r"format version 3 \(ADB\)"),
-    "only a signature": (signed(b""), "is truncated: nothing follows"),
-    "not a tar": (signed(apkbuild.gzip_member(b"x" * 512)), "is not a package index: it is not a tar archive"),
-    "without APKINDEX": (signed(index_member(name="OTHER")), "there is no APKINDEX in it"),
-    "three members": (signed(MEMBER)[: -len(MEMBER)] + MEMBER + MEMBER, "bad signature"),
+BAD = "bad signature: it is not what test-1.rsa.pub signed"
+FAULTS: dict[str, tuple[bytes, type[InputError], str]] = {
+    "unsigned": (MEMBER, UnsignedError, "is not signed"),
+    "web page": (b"\n<!DOCTYPE html><html>login</html>", InputError, "is a web page"),
+    "empty": (b"", InputError, "is empty"),
+    "not gzip": (b"hello", InputError, "is not gzip data"),
+    "version 3": (b"ADBdxxxx", Version3Error, "is in format version 3 (ADB), which imgkit does not read"),
+    "version 3 stored": (b"ADB.schm", Version3Error, "is in format version 3 (ADB), which imgkit does not read"),
+    "only a signature": (signed(b""), InputError, "is truncated: nothing follows the signature"),
+    "not a tar": (
+        signed(apkbuild.gzip_member(b"x" * 512)),
+        InputError,
+        "is not a package index: it is not a tar archive (a header lacks the ustar magic)",
+    ),
+    "without APKINDEX": (
+        signed(index_member(name="OTHER")),
+        InputError,
+        "is not a package index: there is no APKINDEX in it",
+    ),
+    "three members": (signed(MEMBER)[: -len(MEMBER)] + MEMBER + MEMBER, BadSignatureError, BAD),
     "not signed by this key": (
         signature_member({".SIGN.RSA.test-1.rsa.pub": b"x" * 256}) + MEMBER,
-        "bad signature: it is not what test-1.rsa.pub signed",
+        BadSignatureError,
+        BAD,
     ),
-    "signature of another length": (signature_member({".SIGN.RSA.test-1.rsa.pub": b""}) + MEMBER, "bad signature"),
-    "signature over something else": (signed(MEMBER)[: -len(MEMBER)] + index_member("P:evil"), "bad signature"),
+    "signature of another length": (
+        signature_member({".SIGN.RSA.test-1.rsa.pub": b""}) + MEMBER,
+        BadSignatureError,
+        BAD,
+    ),
+    "signature over something else": (
+        signed(MEMBER)[: -len(MEMBER)] + index_member("P:evil"),
+        BadSignatureError,
+        BAD,
+    ),
+    "another algorithm": (
+        renamed("RSA", "RSA256") + MEMBER,
+        BadSignatureError,
+        BAD,
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_trusted_is_refused(fault: str) -> None:
-    data, message = FAULTS[fault]
-    with pytest.raises(InputError, match=message):
+    data, kind, message = FAULTS[fault]
+    with pytest.raises(InputError) as caught:
         verify_index(data, keyring())
+    assert (type(caught.value), caught.value.message) == (kind, f"{NAME}: {message}")
 
 
 def test_a_third_member_is_refused_even_when_it_is_signed() -> None:
@@ -130,19 +172,37 @@ def test_a_third_member_is_refused_even_when_it_is_signed() -> None:
 
 def test_an_unknown_key_is_named_with_those_that_are_trusted() -> None:
     data = apkbuild.build_index(RECORDS, signing_key("evil.rsa.pub"))
-    with pytest.raises(InputError, match=r"unknown key: evil\.rsa\.pub \(RSA\)") as caught:
-        verify_index(data, keyring(), name="http://mirror/APKINDEX.tar.gz")
+    with pytest.raises(UnknownKeyError, match=r"unknown key: evil\.rsa\.pub \(RSA\)") as caught:
+        verify_index(data, keyring())
     assert "test-1.rsa.pub" in str(caught.value.hint)
     assert caught.value.message.startswith("http://mirror/APKINDEX.tar.gz: ")
-    with pytest.raises(InputError, match="unknown key") as caught:
+    with pytest.raises(UnknownKeyError, match="unknown key") as caught:
         verify_index(data, Keyring())
     assert "trusted keys: none" in str(caught.value.hint)
 
 
-def test_an_index_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgkit.apk.signature._LIMIT_INDEX", 1 << 16)
-    with pytest.raises(InputError, match="inflates to more than 65536 bytes"):
-        verify_index(signed(index_member("x" * (1 << 20))), keyring())
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_index_that_inflates_without_end_is_refused(whole: bool) -> None:
+    endless = apkbuild.gzip_member(bytes((64 << 20) + 1))
+    data, limit = (signed(endless), 64 << 20) if whole else (endless, 1 << 20)
+    with pytest.raises(InputError) as caught:
+        verify_index(data, keyring())
+    assert caught.value.message == f"{NAME}: inflates to more than {limit} bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "kind"),
+    [
+        ("test-1.rsa.pub", 1 << 16, BadSignatureError),
+        ("test-1.rsa.pub", (1 << 16) + 1, UnsignedError),
+        ("../test-1.rsa.pub", 256, UnsignedError),
+    ],
+)
+def test_signatures_that_apk_passes_over_are_none(name: str, size: int, kind: type[InputError]) -> None:
+    data = signature_member({f".SIGN.RSA.{name}": b"x" * size}) + MEMBER
+    with pytest.raises(InputError) as caught:
+        verify_index(data, keyring())
+    assert type(caught.value) is kind
 
 
 @given(st.data())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.mirror
 
 NAME = "hello-1.0-r0.apk"
+ANY = f"Q1{'A' * 27}="
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_an_index_is_refused(repository: Path) -> None:
 def test_a_package_is_refused(repository: Path, tmp_path: Path) -> None:
     path = repository / NAME
     with pytest.raises(Version3Error, match=rf"^{NAME}: is in format version 3 \(ADB\)") as caught:
-        open_package(path, spool=tmp_path / "spool", max_installed=1 << 20)
+        open_package(path, expected=ANY, keyring=Keyring(), spool=tmp_path / "spool", max_installed=1 << 20, name=NAME)
     assert caught.value.exit_status == 4
     with pytest.raises(Version3Error):
-        check_package(path, "Q1" + "A" * 27 + "=")
+        check_package(path, ANY, name=NAME)

@@ -18,17 +18,13 @@ from imgkit.disk import gpt
 from imgkit.disk.layout import SECTOR, make_layout
 from imgkit.disk.regions import TABLE_END, DiskMap, regions_of
 from imgkit.engines.chunks import map_disk
+from tests.files import noise
 from tests.layouts import SPECS
 
 MIB = 1 << 20
 SIZE = 64 * MIB
 LAYOUT = make_layout(SPECS["amd64"], SIZE, uuid.UUID(int=5))
 REGIONS = regions_of(LAYOUT)
-
-
-def noise(size: int) -> bytes:
-    """The same bytes each time, none of them zero for long."""
-    return random.Random(size).randbytes(size)
 
 
 def head() -> bytes:

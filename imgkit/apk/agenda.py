@@ -1,4 +1,4 @@
-"""In which order names are decided (:mod:`imgkit.apk.deduction` says why)."""
+"""The order in which names are decided. :mod:`imgkit.apk.deduction` describes the rules behind it."""
 
 from __future__ import annotations
 
@@ -11,48 +11,47 @@ from imgkit.apk.network import Name
 class Agenda:
     """The names that wait to be decided, in three queues.
 
-    First come those without a choice, in the order of their arrival; then those that have a selectable candidate; then
-    the others. In these two the greatest rank comes first.
+    Names without a choice come first, in the order of their arrival; then names that have a selectable candidate; then
+    all others. In the second and the third queue the greatest rank comes first.
     """
 
     def __init__(self) -> None:
-        self._at_once: deque[Name] = deque()
+        self._clear: deque[Name] = deque()
         self._selectable: list[tuple[int, Name]] = []
-        self._open: list[tuple[int, Name]] = []
+        self._others: list[tuple[int, Name]] = []
 
-    def put(self, name: Name, *, again: bool = False) -> None:
-        """Enter a name that is wanted; one that waits already moves only up, or where it belongs now (``again``)."""
-        if name.decided or name.queue is self._at_once:
+    def put(self, name: Name) -> None:
+        """Enter a name that is wanted. One that waits already moves to the queue where it belongs now."""
+        if name.decided or name.queue is self._clear:
+            return
+        if name.queue is None and not (name.demands or name.invited or name.open_rule):
             return
         clear = name.last_user and name.demands > 0 and name.selectable and not name.several
-        if name.queue is None:
-            if not (name.demands or name.invited or name.open_rule):
-                return
-        elif not (clear or again):
-            return
         if clear:
-            name.queue = self._at_once
-            self._at_once.append(name)
-        else:
-            name.queue = queue = self._selectable if name.selectable else self._open
+            name.queue = self._clear
+            self._clear.append(name)
+            return
+        queue = self._selectable if name.selectable else self._others
+        if name.queue is not queue:
+            name.queue = queue
             heapq.heappush(queue, (-name.rank, name))
 
     def take(self) -> Name | None:
-        """The next name to decide."""
-        while self._at_once:
-            name = self._at_once.popleft()
-            if self._is_next(name, self._at_once):
+        """Remove and return the next name to decide; None if there is none."""
+        while self._clear:
+            name = self._clear.popleft()
+            if self._leaves(name, self._clear):
                 return name
-        for queue in (self._selectable, self._open):
+        for queue in (self._selectable, self._others):
             while queue:
                 _, name = heapq.heappop(queue)
-                if self._is_next(name, queue):
+                if self._leaves(name, queue):
                     return name
         return None
 
     @staticmethod
-    def _is_next(name: Name, queue: object) -> bool:
-        """Whether an entry of a queue still holds: those of names that moved or were decided stay where they are."""
+    def _leaves(name: Name, queue: object) -> bool:
+        """Take a name out of its queue. Returns False for an outdated entry, whose name moved or was decided."""
         if name.decided or name.queue is not queue:
             return False
         name.queue = None

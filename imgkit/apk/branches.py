@@ -1,4 +1,4 @@
-"""Branches of Alpine: which one a release or an index is of, and until when it gets security fixes."""
+"""Branches of Alpine: which branch a release or an index belongs to, and until when it gets security fixes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from datetime import date
 
 EDGE = "edge"
 LATEST = "latest-stable"
-"""A link that mirrors move to the next branch with each release."""
+"""A link on mirrors, which moves to the next branch with each release."""
 
-# "End of support" of https://alpinelinux.org/releases/ (eol_date of its releases.json, which mirrors do not have).
+# "End of support" in https://alpinelinux.org/releases/ (eol_date in its releases.json, which mirrors do not have).
 _END = {
     "v3.16": date(2024, 5, 23),
     "v3.17": date(2024, 11, 22),
@@ -25,12 +25,15 @@ _SNAPSHOT = re.compile(r"20[0-9]{6}(?![0-9])")
 
 
 def branch_of(version: str) -> str | None:
-    """The branch of a release, or None if ``version`` does not say.
+    """Find the branch of a release or of an index.
 
     Args:
-        version: the text of ``/etc/alpine-release`` (``3.20.3``, ``3.24.0_alpha20260127``), or with a ``v`` before it
-            the description of an index, which is what git-describe says of Alpine's package sources
-            (``v3.17.3-216-g54a39ace82a``; those of edge have tags that are dates).
+        version: the text of ``/etc/alpine-release`` (``3.20.3``, ``3.24.0_alpha20260127``), or the description of an
+            index, which is the output of git-describe for Alpine's package sources (``v3.17.3-216-g54a39ace82a``; the
+            tags of edge are dates, ``v20260127``).
+
+    Returns:
+        ``v3.20`` or ``edge``; None if ``version`` is of another form.
     """
     text = version.removeprefix("v")
     if _SNAPSHOT.match(text):
@@ -42,9 +45,9 @@ def branch_of(version: str) -> str | None:
 
 
 def end_of(branch: str) -> date | None:
-    """The last day of a branch's support; None where it is not known.
+    """Return the last day of a branch's support; None if it is not known.
 
-    Branches that are older than all known ones ended no later than the first of those.
+    For a branch that is older than all known ones, this is the last day of the oldest known one.
     """
     if branch in _END:
         return _END[branch]
@@ -53,6 +56,6 @@ def end_of(branch: str) -> date | None:
 
 
 def order(branch: str) -> int:
-    """A number that is larger for later branches (``v3.23``)."""
+    """Return a number that is larger for later branches (``v3.23``)."""
     major, minor = branch[1:].split(".")
     return int(major) * 10_000 + int(minor)

@@ -1,7 +1,7 @@
-"""Who provides what: the packages of all repositories, seen by name.
+"""Which packages provide a name: the packages of all repositories and of the system, by the names that they claim.
 
 The rules are those of apk-tools 3. A package claims its own name and the names it provides. A claim with a version is
-a full one: nothing else may then have that name. Claims without a version ("virtual" names) may coexist.
+a full one: no other selected package may then claim the name. Claims without a version ("virtual" names) may coexist.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ from imgkit.apk.version import Version
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``package`` has a name in this ``version``, or as a virtual name (None)."""
+    """A name that ``package`` has, with a ``version`` or as a virtual name (None)."""
 
     package: Package
     version: str | None
 
     def satisfies(self, dependency: Dependency) -> bool:
-        """Whether it does, its name being that of ``dependency``; for a conflict: whether it is hit."""
+        """Whether a claim on the dependency's name satisfies it; for a conflict: whether it violates it."""
         return dependency.matches(self.version, self.package.identity)
 
     @property
     def rank(self) -> Version:
-        """The version of the claim, for comparisons."""
+        """The version as apk compares it."""
         return Version.lenient(self.version)
 
     @property
     def auto_selectable(self) -> bool:
-        """Whether a dependency on the name alone may bring the package in (virtual names need a priority for that)."""
+        """Whether a dependency on the name alone may select the package. Virtual names need a priority for that."""
         return self.version is not None or self.package.provider_priority > 0
 
 
 class Catalog:
-    """All packages of some repositories and of the system by name, arranged once for any number of questions.
+    """All packages of the repositories and of the system, by the names that they claim.
 
-    Packages that can never be installed (broken record, foreign architecture) claim nothing; ``refused`` has them
-    with the reason, by name. ``tags`` are those of all repositories.
+    Attributes:
+        installed: by name the packages that the system has.
+        refused: by name the packages that can never be installed (broken record, foreign architecture), which claim
+            nothing, with the reason.
+        tags: those of all repositories.
+        conditional: the packages that have a name among the conditions of their install_if, by that name.
     """
 
     def __init__(self, packages: Iterable[Package], arch: str, installed: Mapping[str, Package] | None = None) -> None:
@@ -67,7 +71,7 @@ class Catalog:
                 self._add(package, names)
 
     def _distinct(self, packages: Iterable[Package]) -> Iterator[Package]:
-        """What is installed, and all else but its copies in the repositories."""
+        """Yield the installed packages, then those of the repositories that are not copies of them."""
         yield from self.installed.values()
         for package in packages:
             same = self.installed.get(package.name)
@@ -82,46 +86,46 @@ class Catalog:
             self.conditional[condition.name].append(package)
 
     def claimed(self, package: Package) -> tuple[tuple[str, str | None], ...]:
-        """As :func:`claimed`, for a package that can be installed."""
+        """Return the names of an installable package with their versions, as :func:`claimed` does."""
         return self._names[id(package)]
 
     def claims(self, name: str) -> tuple[Claim, ...]:
-        """All claims on a name, in the order of the repositories."""
+        """Return all claims on a name, in the order of the repositories."""
         return tuple(self._claims.get(name, ()))
 
     def completed(self, name: str) -> tuple[str, ...]:
-        """The names of all packages that have ``name`` among the conditions of their install_if, in apk's order."""
+        """Return all names claimed by packages whose install_if has ``name`` among its conditions, in apk's order."""
         if name not in self.conditional:
             return ()
         names = self._completed.get(name)
         if names is None:
-            all_names = {claim for package in self.conditional[name] for claim, _ in claimed(package)}
-            names = self._completed[name] = tuple(sorted(all_names, key=lambda one: (bucket(one), one)))
+            claims = {text for package in self.conditional[name] for text, _ in claimed(package)}
+            names = self._completed[name] = tuple(sorted(claims, key=lambda text: (bucket(text), text)))
         return names
 
     def names(self) -> Iterable[str]:
-        """Every name that somebody claims."""
+        """Return every name that is claimed."""
         return self._claims.keys()
 
     def matching(self, dependency: Dependency) -> tuple[Claim, ...]:
-        """The claims that satisfy a dependency, or that a conflict hits; tags are not looked at."""
-        found = self._matching.get(dependency)
-        if found is None:
-            found = tuple(claim for claim in self._claims.get(dependency.name, ()) if claim.satisfies(dependency))
-            self._matching[dependency] = found
-        return found
+        """Return the claims that satisfy a dependency, or violate a conflict. Repository tags are not considered."""
+        claims = self._matching.get(dependency)
+        if claims is None:
+            claims = tuple(claim for claim in self._claims.get(dependency.name, ()) if claim.satisfies(dependency))
+            self._matching[dependency] = claims
+        return claims
 
     def is_installed(self, package: Package) -> bool:
-        """Whether this very record is that of an installed package."""
+        """Whether this record itself, not an equal one, describes an installed package."""
         return self.installed.get(package.name) is package
 
     def position(self, package: Package) -> int:
-        """Place among all packages: earlier repositories first, then as the index has it."""
+        """Return the place among all packages: by repository, then by the order of its index."""
         return self._position[id(package)]
 
 
 def claimed(package: Package) -> Iterator[tuple[str, str | None]]:
-    """The names of a package with their versions, its own one first."""
+    """Yield the names of a package with their versions, its own name first."""
     yield package.name, package.version
     for word in package.provides:
         provide = Provide.parse(word)
@@ -129,12 +133,12 @@ def claimed(package: Package) -> Iterator[tuple[str, str | None]]:
 
 
 def dependencies_of(package: Package) -> tuple[Dependency, ...]:
-    """What a package (not a broken one) needs and what it conflicts with, in the order of its record."""
+    """Return the dependencies and conflicts of a package without a fault, in the order of its record."""
     return tuple(Dependency.parse(word) for word in package.depends)
 
 
 def conditions_of(package: Package) -> tuple[Dependency, ...]:
-    """The conditions under which a package is installed by itself; none if there are none, or one cannot be read."""
+    """Return the conditions of a package's install_if; none if one of them is not valid, as apk drops the rule then."""
     try:
         return tuple(Dependency.parse(word) for word in package.install_if)
     except ValueError:
@@ -142,7 +146,7 @@ def conditions_of(package: Package) -> tuple[Dependency, ...]:
 
 
 def _refusal(package: Package, arch: str, names: tuple[tuple[str, str | None], ...]) -> str:
-    """Why a package can never be installed here, empty if it can."""
+    """Return why a package can never be installed on ``arch``, empty if it can."""
     if package.fault:
         return package.fault
     if package.arch not in (arch, "noarch", ""):
@@ -152,5 +156,5 @@ def _refusal(package: Package, arch: str, names: tuple[tuple[str, str | None], .
     versions = defaultdict(list)
     for name, version in names:
         versions[name].append(version)
-    twice = next((name for name, list_ in versions.items() if len(list_) > 1 and any(list_)), None)
+    twice = next((name for name, several in versions.items() if len(several) > 1 and any(several)), None)
     return f"it conflicts with itself, providing {twice} twice" if twice else ""

@@ -1,8 +1,12 @@
-"""A file that is several gzip members in a row: packages and package indexes of format version 2.
+"""Read files that are several gzip members in a row: packages and package indexes of format version 2.
 
-The members of such a file are inflated one after the other, each with a limit of its own, and the raw (compressed)
-bytes of each are handed to whoever hashes them: signatures and identities of Alpine cover raw members, never what is
-in them. Boundaries are where a member's own trailer ends (RFC 1952, section 2.3).
+The members are inflated one after the other, each with a limit of its own. The raw (compressed) bytes of each can be
+passed to a hash, since signatures and identities of Alpine cover raw members, never their contents. A member ends where
+its own trailer ends (RFC 1952, section 2.3)::
+
+    members = GzipMembers(file, "a.apk")
+    while members.more():
+        contents = members.read_member(limit=1 << 20)
 """
 
 from __future__ import annotations
@@ -17,16 +21,17 @@ from imgkit.fetch.checks import looks_like_html, refuse_version_3
 
 _CHUNK = 1 << 18  # bytes read at a time
 _PIECE = 1 << 20  # bytes inflated at a time, so that a bomb costs no memory
-_GZIP = 16 + zlib.MAX_WBITS  # header and trailer with its checksum are zlib's work
+_GZIP = 16 + zlib.MAX_WBITS  # zlib reads the header, and checks the trailer's checksum
 
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 def refuse_foreign(head: bytes, name: str) -> None:
-    """Refuse, by its first bytes, what can be no package or index of format version 2.
+    """Refuse a file whose first bytes are not those of a package or index of format version 2.
 
     Raises:
-        InputError: a web page, the format of version 3, nothing at all, or something that is not gzip.
+        Version3Error: it is in the format of version 3.
+        InputError: it is a web page, empty, or not gzip data.
     """
     if head.startswith(GZIP_MAGIC):
         return
@@ -37,11 +42,11 @@ def refuse_foreign(head: bytes, name: str) -> None:
 
 
 class GzipMembers:
-    """The gzip members of ``source``, one after the other.
+    """A reader of the gzip members of ``source``, one after the other.
 
     Args:
-        source: an open binary file; it is read from where it stands.
-        name: what the messages call it.
+        source: an open binary file; it is read from its current position.
+        name: what messages call it.
     """
 
     def __init__(self, source: BinaryIO, name: str) -> None:
@@ -57,18 +62,18 @@ class GzipMembers:
 
     @property
     def offset(self) -> int:
-        """Where in ``source`` the next member starts; only to be asked between members."""
+        """Where in ``source`` the next member starts. It is valid between members only."""
         return self._source.tell() - len(self._pending)
 
     def member(self, limit: int, raw: Callable[[bytes], object] | None = None) -> Iterator[bytes]:
-        """Inflate the next member in pieces of at most 1 MiB. It has to be read to its end.
+        """Inflate the next member in pieces of at most 1 MiB. The caller has to read it to its end.
 
         Args:
             limit: bytes that it may inflate to.
-            raw: is given the compressed bytes of the member as they are read.
+            raw: called with the compressed bytes of the member as they are read.
 
         Raises:
-            InputError: it is truncated, damaged, not gzip at all, or inflates to more than ``limit`` bytes.
+            InputError: the member is truncated, damaged or not gzip, or inflates to more than ``limit`` bytes.
         """
         inflater = zlib.decompressobj(_GZIP)
         total = 0
@@ -87,7 +92,7 @@ class GzipMembers:
                 yield piece
 
     def read_member(self, limit: int, raw: Callable[[bytes], object] | None = None) -> bytes:
-        """All of the next member; see :meth:`member`."""
+        """Inflate all of the next member; arguments and errors are those of :meth:`member`."""
         return b"".join(self.member(limit, raw))
 
     def _inflate(self, inflater: zlib._Decompress, fed: bytes) -> bytes:
@@ -98,5 +103,5 @@ class GzipMembers:
 
 
 def members_of(data: bytes, name: str) -> GzipMembers:
-    """The members of a file that is in memory."""
+    """Return a reader of the members of a file that is in memory."""
     return GzipMembers(io.BytesIO(data), name)

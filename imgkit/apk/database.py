@@ -1,10 +1,14 @@
-"""The installed database of apk: ``lib/apk/db/{installed,triggers,scripts.tar.gz}``.
+"""Read and write the installed database of apk: ``lib/apk/db/{installed,triggers,scripts.tar.gz}``.
 
 ``installed`` has a record for each package, sorted by name without regard to case: its fields as in an index (with r
 and q), then for each directory ``F:`` with ``M:uid:gid:mode`` unless that is 0:0:755, and for each file in it ``R:``
-with ``a:uid:gid:mode`` unless that is 0:0:644 and ``Z:`` with its checksum. Everything describes what the package
-ships, not what scripts made of it. Layout and order are those of apk-tools 3 (apk(8), the database's writer), checked
-byte for byte against databases that it wrote.
+with ``a:uid:gid:mode`` unless that is 0:0:644 and ``Z:`` with its checksum. All of it describes what the package ships,
+not what scripts changed later. Layout and order are those of apk-tools 3 (apk(8), the writer of the database), compared
+byte for byte with databases that it wrote::
+
+    packages = read_database(installed, triggers, scripts)
+    for name, contents in write_database([*packages, another]).files.items():
+        ...
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ FOLDER = "lib/apk/db"
 
 @dataclass(frozen=True)
 class Attributes:
-    """Owner and mode; ``xattrs`` is the checksum (``Q1…``) over extended attributes, empty where there are none."""
+    """Owner and mode; ``xattrs`` is the checksum (``Q1…``) over the extended attributes, empty if there are none."""
 
     uid: int = 0
     gid: int = 0
@@ -41,7 +45,7 @@ FILE_DEFAULT = Attributes(mode=0o644)
 
 @dataclass(frozen=True)
 class InstalledFile:
-    """A file, symbolic link or hard link of a directory. ``checksum`` is ``Q1…``, empty where none is recorded."""
+    """A file, symbolic link or hard link in a directory. ``checksum`` is ``Q1…``, empty if none is recorded."""
 
     name: str
     checksum: str = ""
@@ -50,7 +54,7 @@ class InstalledFile:
 
 @dataclass(frozen=True)
 class InstalledDirectory:
-    """A directory of a package (the empty path is the root) and what the package has in it."""
+    """A directory of a package (the empty path is the root) with the package's files in it."""
 
     path: str
     attributes: Attributes = DIRECTORY_DEFAULT
@@ -59,16 +63,17 @@ class InstalledDirectory:
 
 @dataclass(frozen=True)
 class InstalledPackage:
-    """One record of the database, with its triggers and scripts, which are kept in files of their own.
+    """One record of the database, with the package's triggers and scripts from their own files.
 
     Attributes:
         package: the metadata. Its ``repository.tag`` is not written; ``repository_tag`` is.
         directories: in the order of the package.
-        triggers: globs of directories; empty where there is no trigger.
+        triggers: globs of directories; empty if there is no trigger.
         scripts: type (``post-install``) → contents.
-        tags: the ``g:`` line (apk 3).
-        repository_tag: the tag of the repository that it came from, without ``@``.
-        flags: of the ``f:`` line: f broken files, s broken script, x broken attributes, S checksums are cut SHA-256.
+        tags: the value of the ``g:`` line (apk 3).
+        repository_tag: the tag of the repository that the package came from, without ``@``.
+        flags: the value of the ``f:`` line: f broken files, s broken script, x broken attributes, S checksums are
+            truncated SHA-256.
     """
 
     package: Package
@@ -82,7 +87,7 @@ class InstalledPackage:
 
 @dataclass(frozen=True)
 class Database:
-    """The three files as they are written: names below ``lib/apk/db`` are the attributes' with dots."""
+    """The contents of the three files."""
 
     installed: bytes
     triggers: bytes
@@ -95,10 +100,12 @@ class Database:
 
 
 def read_database(installed: bytes, triggers: bytes = b"", scripts: bytes = b"") -> tuple[InstalledPackage, ...]:
-    """All packages with their triggers and scripts.
+    """Read all packages with their triggers and scripts.
 
     Args:
-        scripts: ``scripts.tar`` or ``scripts.tar.gz``.
+        installed: the contents of ``installed``.
+        triggers: the contents of ``triggers``.
+        scripts: the contents of ``scripts.tar`` or ``scripts.tar.gz``.
 
     Raises:
         InputError: one of the files is malformed.
@@ -116,7 +123,7 @@ def read_database(installed: bytes, triggers: bytes = b"", scripts: bytes = b"")
 
 
 def write_database(packages: Iterable[InstalledPackage]) -> Database:
-    """The files that apk would write; equal packages make equal bytes, in whatever order they come."""
+    """Return the files that apk would write. The order of the packages makes no difference."""
     ordered = sorted(packages, key=_order)
     return Database(
         installed=format_installed(ordered).encode(errors="surrogateescape"),
@@ -128,11 +135,11 @@ def write_database(packages: Iterable[InstalledPackage]) -> Database:
 def directories_of(
     entries: Iterable[PackageEntry], owner: Callable[[PackageEntry], tuple[int, int]]
 ) -> tuple[InstalledDirectory, ...]:
-    """What the database says about the contents of a package, in the order of the package.
+    """Return what the database records about the contents of a package, in the order of the package.
 
     Args:
-        entries: of the package.
-        owner: the uid and gid that an entry gets in this root filesystem.
+        entries: those of the package.
+        owner: returns the uid and gid that an entry gets in this root filesystem.
     """
     folders: dict[str, Attributes] = {}
     files: dict[str, list[InstalledFile]] = {}
@@ -146,23 +153,25 @@ def directories_of(
             continue
         folders.setdefault(folder, DIRECTORY_DEFAULT)
         files.setdefault(folder, []).append(InstalledFile(name, _checksum(entry.checksum), attributes))
-    return tuple(InstalledDirectory(path, found, tuple(files.get(path, ()))) for path, found in folders.items())
+    return tuple(
+        InstalledDirectory(path, attributes, tuple(files.get(path, ()))) for path, attributes in folders.items()
+    )
 
 
 # ---- installed ------------------------------------------------------------------------------------------------------
 
 
 def parse_installed(text: str) -> tuple[InstalledPackage, ...]:
-    """The records of ``installed``, without triggers and scripts.
+    """Parse the records of ``installed``, without triggers and scripts.
 
     Raises:
-        InputError: a line is none of a record.
+        InputError: a line does not belong to a record.
     """
     return tuple(_parse_package(block.split("\n")) for part in text.split("\n\n") if (block := part.strip("\n")))
 
 
 def format_installed(packages: Iterable[InstalledPackage]) -> str:
-    """The text of ``installed``, sorted.
+    """Return the text of ``installed``, sorted.
 
     Raises:
         ValueError: a path has a line break in it, which would forge a line.
@@ -258,21 +267,21 @@ def _checksum(raw: bytes | None) -> str:
 
 
 def _xattr_checksum(xattrs: Mapping[str, bytes]) -> str:
-    """SHA-1 over the attributes sorted by name: each name and value behind its length, 32 bits big-endian."""
+    """Return the SHA-1 of the attributes sorted by name: each name and value after its length, 32 bits big-endian."""
     if not xattrs:
         return ""
-    found = hashlib.sha1()  # noqa: S324 - the format's choice
+    digest = hashlib.sha1()  # noqa: S324 - the format's choice
     for name, value in sorted(xattrs.items()):
         for part in (name.encode(errors="surrogateescape"), value):
-            found.update(struct.pack(">I", len(part)) + part)
-    return _checksum(found.digest())
+            digest.update(struct.pack(">I", len(part)) + part)
+    return _checksum(digest.digest())
 
 
 # ---- triggers -------------------------------------------------------------------------------------------------------
 
 
 def parse_triggers(text: str) -> dict[str, tuple[str, ...]]:
-    """Identity of a package → the globs of its trigger.
+    """Parse the ``triggers`` file: identity of a package → the globs of its trigger.
 
     Raises:
         InputError: a line does not start with an identity.
@@ -282,7 +291,7 @@ def parse_triggers(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def format_triggers(packages: Iterable[InstalledPackage]) -> str:
-    """The ``triggers`` file: one line for each package that has globs, in the order of the database."""
+    """Return the text of ``triggers``: one line for each package that has globs, in the order of the database."""
     return "".join(
         " ".join([package.package.identity, *package.triggers]) + "\n"
         for package in sorted(packages, key=_order)

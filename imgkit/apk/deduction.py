@@ -1,18 +1,18 @@
-"""The choice of packages that apk makes: one pass over the names, without ever going back.
+"""Choose packages as apk does: in one pass over the names, without ever going back.
 
-Rules (apk-tools 3, checked against its answers to more than ten thousand worlds):
+Rules (apk-tools 3, compared with its answers to more than ten thousand worlds):
 
-* Whatever becomes known is used at once. A package whose dependency cannot be met any more, that a constraint does not
-  accept, or that claims a name which somebody else has got, is not usable. What all candidates for a name depend on
-  is wanted even before the choice between them, and a package that claims a name which all of them claim has to be
+* Every conclusion is drawn at once. A package is not usable any more when one of its dependencies cannot be met, when a
+  constraint excludes it, or when a name that it claims went to another package. What all candidates for a name depend
+  on is wanted even before the choice between them, and a package that claims a name which all of them claim has to be
   one of them.
-* Names without a choice are decided first, then those that have a selectable candidate, last the others; among these
-  by :attr:`imgkit.apk.network.Name.rank`. A package that is chosen gets all names that it claims.
-* Which candidate is the best: :meth:`_Deduction._better`.
-* An install_if is looked at when one of the names in it is decided.
+* Names without a choice are decided first, then names that have a selectable candidate, last the others; within these
+  groups :attr:`imgkit.apk.network.Name.rank` decides. A package that is chosen gets all names that it claims.
+* :meth:`_Deduction._better` says which candidate is the best.
+* An install_if is evaluated when one of the names in it is decided.
 
-The pass fails where a wanted name has no usable candidate. Another order of choices might have led to a solution: that
-is for :mod:`imgkit.apk.search` to find out.
+The pass fails when a wanted name has no usable candidate. Another order of choices might have led to a solution, which
+:mod:`imgkit.apk.search` then looks for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from imgkit.apk.network import Name, Network, Option
 from imgkit.apk.version import Version
 
 
-class DeadEnd(Exception):  # noqa: N818 - an answer, which the solver words
-    """Where the pass could not go on: nothing usable has ``name``. ``package`` is the best of the unusable, if any."""
+class DeadEnd(Exception):  # noqa: N818 - a result that the solver handles, not an error for users
+    """The pass cannot go on: no usable package has ``name``. ``package`` is the best unusable one, if there is one."""
 
     def __init__(self, name: str, package: Package | None) -> None:
         super().__init__(name)
@@ -38,11 +38,16 @@ class DeadEnd(Exception):  # noqa: N818 - an answer, which the solver words
 
 
 def deduce(catalog: Catalog, world: Sequence[Dependency], first: Container[str]) -> Mapping[str, Package]:
-    """The package that each name is decided for, as apk chooses for a sorted world; names without one are left out.
+    """Choose a package for each name, as apk chooses for a sorted world.
 
-    ``first`` has the names that ``apk add`` is called with, in a world that has more.
+    Args:
+        catalog: all packages.
+        world: the sorted world.
+        first: the names that are decided before all others: those that ``apk add`` is called with, in a larger world.
 
-    Packages that nothing leads to may be among them: choices that turned out not to be needed.
+    Returns:
+        Name → package; names for which no package was chosen are left out. Packages that nothing depends on may be
+        among them: choices that turned out not to be needed.
 
     Raises:
         DeadEnd: apk would refuse this world.
@@ -62,7 +67,7 @@ class _Deduction:
         self._changed: deque[Name] = deque()
 
     def run(self, world: Sequence[Dependency]) -> None:
-        """Decide everything that ``world`` asks for. The result is in the network."""
+        """Decide everything that ``world`` asks for. The network holds the result."""
         for wanted in world:
             self._constrain(self._network.name(wanted.name), wanted, None, {wanted.tag})
         while True:
@@ -76,10 +81,10 @@ class _Deduction:
                 return
             self._decide(following)
 
-    # ---- what becomes known ----------------------------------------------------------------------------------------
+    # ---- conclusions spread ----------------------------------------------------------------------------------------
 
     def _constrain(self, name: Name, dependency: Dependency, asker: Option | None, tags: set[str | None]) -> None:
-        """Use a dependency or conflict that has to hold. ``tags`` are those of the repositories that it allows."""
+        """Apply a dependency or conflict that has to hold. ``tags`` are those of the repositories that it allows."""
         if not dependency.conflict:
             name.demands += 1
             if name.demands == 1:
@@ -124,11 +129,11 @@ class _Deduction:
     # ---- one name --------------------------------------------------------------------------------------------------
 
     def _reconsider(self, name: Name) -> None:
-        """Draw conclusions from what has changed around a name."""
+        """Draw conclusions after something near a name has changed."""
         candidates = self._candidates(name)
-        selectable = any(option.invited or (name.demands and self._selectable(one)) for option, one in candidates)
-        moved = selectable != name.selectable
-        name.selectable = selectable
+        name.selectable = any(
+            option.invited or (name.demands > 0 and self._selectable(claim)) for option, claim in candidates
+        )
         name.invited = any(option.invited for option, _ in candidates)
         name.uninvited = all(option.uninvited for option, _ in candidates)
         for option, _ in name.options:
@@ -140,15 +145,15 @@ class _Deduction:
                 option.grouped = option.compared
             self._conclude(name, candidates)
         name.last_user = all(dependent.decided for dependent in name.dependents)
-        self._agenda.put(name, again=moved)
+        self._agenda.put(name)
 
     def _candidates(self, name: Name) -> list[tuple[Option, Claim]]:
-        """The options of a name that are still usable; their rules have been looked at if that was due."""
+        """Return the options of a name that are still usable, after checking their needs and rules if that is due."""
         recheck_needs, name.recheck_needs = name.recheck_needs, False
         recheck_rules, name.recheck_rules = name.recheck_rules, False
         candidates = []
         for option, claim in name.options:
-            if recheck_needs and option.usable and not all(self._satisfiable(option, *one) for one in option.needs):
+            if recheck_needs and option.usable and not all(self._satisfiable(option, *need) for need in option.needs):
                 self._disqualify(option)
             if option.usable:
                 if recheck_rules:
@@ -158,7 +163,7 @@ class _Deduction:
 
     @staticmethod
     def _satisfiable(asker: Option, name: Name, dependency: Dependency) -> bool:
-        """Whether a dependency can still be met, or a conflict be avoided."""
+        """Whether a dependency can still be met, or a conflict avoided."""
         if name.decided:
             return _provided(dependency, name.chosen, asker)
         if dependency.conflict and not name.demands:
@@ -166,7 +171,7 @@ class _Deduction:
         return any(option.usable and _provided(dependency, claim, asker) for option, claim in name.options)
 
     def _weigh(self, option: Option) -> None:
-        """Look at the install_if of a package."""
+        """Evaluate the install_if of a package."""
         if not option.invited and not option.uninvited:
             option.invited = True
             for name, condition in option.conditions:
@@ -188,9 +193,11 @@ class _Deduction:
         return claim.auto_selectable or self._network.name(claim.package.name).demands > 0
 
     def _conclude(self, name: Name, candidates: Sequence[tuple[Option, Claim]]) -> None:
-        """Use what all candidates of a name have in common: what they depend on, and what they claim."""
+        """Apply what all candidates of a name have in common: what they depend on, and what they claim."""
         first = candidates[0][0]
-        common = _common({needed for needed, one in option.needs if not one.conflict} for option, _ in candidates)
+        common = _common(
+            {needed for needed, dependency in option.needs if not dependency.conflict} for option, _ in candidates
+        )
         for needed, dependency in first.needs:
             if needed not in common:
                 continue
@@ -209,17 +216,22 @@ class _Deduction:
                 self._exclude(claimed, name, virtual=_claimed_virtually(claimed, candidates))
 
     def _exclude(self, claimed: Name, owner: Name, *, virtual: bool) -> None:
-        """Rule out packages that claim a name without claiming ``owner`` too, which whoever gets the name will have."""
+        """Rule out packages that claim a name but not ``owner``: the package that gets the name will have both."""
         for option, claim in claimed.options:
             if not option.usable or (virtual and claim.version is None):
                 continue
-            if any(one is owner or (virtual and version is None) for one, version in option.names):
+            if any(name is owner or (virtual and version is None) for name, version in option.names):
                 continue
             self._disqualify(option)
 
     # ---- choices ---------------------------------------------------------------------------------------------------
 
     def _decide(self, name: Name) -> None:
+        """Choose a package for a name, or none if only a conflict or a rule asks for the name.
+
+        Raises:
+            DeadEnd: nothing usable has the name, or the chosen package claims a name that is taken.
+        """
         best = self._best(name)
         if best is None:
             if name.demands:
@@ -229,11 +241,11 @@ class _Deduction:
         option = self._network.option(best.package)
         if not option.usable or not option.allowed:
             raise DeadEnd(name.name, option.package)
-        for one, version in option.names:
-            if not one.decided:
-                self._assign(one, Claim(option.package, version))
-            elif version is not None or one.chosen is None or one.chosen.version is not None:
-                raise DeadEnd(one.name, option.package)
+        for claimed, version in option.names:
+            if not claimed.decided:
+                self._assign(claimed, Claim(option.package, version))
+            elif version is not None or claimed.chosen is None or claimed.chosen.version is not None:
+                raise DeadEnd(claimed.name, option.package)
         for needed, dependency in option.needs:
             self._constrain(needed, dependency, option, option.tags)
 
@@ -246,29 +258,30 @@ class _Deduction:
                 best = option, claim
         return best[1] if best else None
 
-    def _better(self, option: Option, claim: Claim, other: Option, than: Claim) -> bool:
-        """Whether a claim beats another one on the same name; the first difference decides.
+    def _better(self, option: Option, claim: Claim, other: Option, other_claim: Claim) -> bool:
+        """Whether a claim is preferred to another one on the same name. The first difference decides.
 
-        Usable; among the last candidates that were compared; repository tag allowed; preferred; installed (not between
-        virtual claims of two packages); version of the name in question; version of the package (if it is the same
-        one); provider priority; installed; repository; place in the index.
+        The criteria: usable; among the last candidates that were compared; repository tag allowed; preferred;
+        installed (not between virtual claims of two packages); version of the name in question; version of the package
+        (for two versions of one package); provider priority; installed; repository; place in the index.
         """
-        one, two = option.package, other.package
-        same = one.name == two.name
-        real = same or claim.version is not None or than.version is not None
-        mine = (option.usable, option.grouped, option.allowed, option.favoured, real and option.installed)
-        theirs = (other.usable, other.grouped, other.allowed, other.favoured, real and other.installed)
-        if mine != theirs:
-            return mine > theirs
-        if claim.rank != than.rank:
-            return claim.rank > than.rank
-        if same and (version := Version.lenient(one.version)) != (less := Version.lenient(two.version)):
-            return version > less
-        late = (one.provider_priority, option.installed, -one.repository.position)
-        return late > (two.provider_priority, other.installed, -two.repository.position)
+        package, rival = option.package, other.package
+        same = package.name == rival.name
+        real = same or claim.version is not None or other_claim.version is not None
+        early = (option.usable, option.grouped, option.allowed, option.favoured, real and option.installed)
+        early_other = (other.usable, other.grouped, other.allowed, other.favoured, real and other.installed)
+        if early != early_other:
+            return early > early_other
+        if claim.rank != other_claim.rank:
+            return claim.rank > other_claim.rank
+        version, other_version = Version.lenient(package.version), Version.lenient(rival.version)
+        if same and version != other_version:
+            return version > other_version
+        late = (package.provider_priority, option.installed, -package.repository.position)
+        return late > (rival.provider_priority, other.installed, -rival.repository.position)
 
     def _assign(self, name: Name, claim: Claim | None) -> None:
-        """Give a name to a claim, or to nothing, for good."""
+        """Decide a name for a claim, or for nothing. The decision is final."""
         name.decided = True
         name.chosen = claim
         chosen = self._network.option(claim.package) if claim else None
@@ -286,7 +299,7 @@ class _Deduction:
 
 
 def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None) -> bool:
-    """Whether a dependency or conflict holds if ``claim`` gets its name. Packages do not conflict with themselves."""
+    """Whether a dependency or conflict holds if ``claim`` gets its name. A package never conflicts with itself."""
     if claim is None:
         return dependency.conflict
     if dependency.conflict and asker is not None and claim.package is asker.package:
@@ -295,10 +308,10 @@ def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None)
 
 
 def _common(sets: Iterable[set[Name]]) -> set[Name]:
-    """What is in all of at least one sets."""
+    """Return what all sets have in common; there has to be at least one."""
     first, *others = sets
     return first.intersection(*others)
 
 
 def _claimed_virtually(name: Name, candidates: Sequence[tuple[Option, Claim]]) -> bool:
-    return any(one is name and version is None for option, _ in candidates for one, version in option.names)
+    return any(claimed is name and version is None for option, _ in candidates for claimed, version in option.names)

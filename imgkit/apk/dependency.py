@@ -1,4 +1,4 @@
-"""Dependencies and provides as they stand in an index, in the installed database and in a world file.
+"""Parse and compare dependencies and provides, as written in an index, the installed database and a world file.
 
 Source of the syntax: apk-world(5) and apk-package(5) of apk-tools 3. A dependency is
 ``[!]name[@tag][operator version]``, a provide is ``name[=version]``.
@@ -13,36 +13,37 @@ from functools import lru_cache
 from imgkit.apk.version import Version, is_valid
 
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]*")
-# so:, cmd:, pc:, paths … are ordinary names; apk takes any text that has no operator in it.
+# so:, cmd:, pc: and paths are ordinary names: apk takes any text without an operator in it.
 _NAME = r"[^\s\x00-\x1f\x7f<>=~@!][^\s\x00-\x1f\x7f<>=~@]*"
 _DEPENDENCY = re.compile(
     rf"(?P<conflict>!?)(?P<name>{_NAME})(?:@(?P<tag>[A-Za-z0-9_.-]+))?(?:(?P<operator>[<>=~]+)(?P<version>\S+))?"
 )
 _PROVIDE = re.compile(rf"(?P<name>{_NAME})(?:=(?P<version>\S+))?")
 
-IDENTITY = "><"
-
-
 _PACKAGE_VERSION = re.compile(r"[A-Za-z0-9._~+-]+")
+_IDENTITY = "><"
 
 
 def is_package_version(text: str) -> bool:
-    """Whether ``text`` can be a version in a file name; real indexes have some that break the grammar of versions."""
+    """Whether ``text`` can be a version in a file name. Real indexes have some that break the grammar of versions."""
     return _PACKAGE_VERSION.fullmatch(text) is not None
 
 
 def is_package_name(text: str) -> bool:
-    """Whether ``text`` can be the name of a package (a name is part of URLs and file names, so no slash in it)."""
+    """Whether ``text`` can be the name of a package. It must not have a slash, since it is part of file names."""
     return _PACKAGE_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
 class Dependency:
-    """One dependency.
+    """One dependency, or a conflict.
 
-    ``operator`` has one spelling for each meaning: ``= < <= > >= ~ <~ >~ ><``; it is None without a version. ``><``
-    compares with a package's identity (``Q1…``), which is then what ``version`` holds. ``tag`` names the
-    repository that the package may come from; it is legal in a world only.
+    Attributes:
+        name: a name that a package has or provides.
+        operator: one spelling for each meaning: ``= < <= > >= ~ <~ >~ ><``; None without a version.
+        version: the version to compare with; for ``><`` the identity of a package (``Q1…``).
+        conflict: whether nothing may satisfy it (``!name``).
+        tag: the tag of the repository that the package may come from; it is allowed in a world only.
     """
 
     name: str
@@ -53,24 +54,24 @@ class Dependency:
 
     @classmethod
     def parse(cls, text: str) -> Dependency:
-        """The dependency that ``text`` is.
+        """Parse ``[!]name[@tag][operator version]``.
 
         Raises:
-            ValueError: the syntax or the version in it is wrong.
+            ValueError: the syntax or the version is wrong.
         """
         return _parse_dependency(text)
 
     def matches(self, version: str | None, identity: str | None = None) -> bool:
-        """Whether something of this name satisfies the name, operator and version; ``conflict`` is left to the caller.
+        """Whether a package or provide of this name satisfies operator and version. ``conflict`` is not considered.
 
         Args:
-            version: that of the package or of its provide, None for a provide without one (which is then less than
-                any version).
-            identity: ``Q1…`` text of the package.
+            version: that of the package or of its provide; None for a provide without one, which is less than any
+                version.
+            identity: that of the package (``Q1…``).
         """
         if self.operator is None or self.version is None:
             return True
-        if self.operator == IDENTITY:
+        if self.operator == _IDENTITY:
             return identity == self.version
         return self._compare(Version.lenient(version), Version.parse(self.version), self.operator)
 
@@ -90,16 +91,16 @@ class Dependency:
 
 @dataclass(frozen=True)
 class Provide:
-    """A name that a package has besides its own: with a version a full claim on that name, without one a virtual."""
+    """A name that a package has besides its own: with a version a full claim on the name, without one a virtual one."""
 
     name: str
     version: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Provide:
-        """The provide that ``text`` is.
+        """Parse ``name[=version]``.
 
-        A version that breaks the grammar is kept, real indexes have some: see :meth:`Version.lenient`.
+        A version that breaks the grammar is kept, since real indexes have some: see :meth:`Version.lenient`.
 
         Raises:
             ValueError: the syntax is wrong.
@@ -121,16 +122,16 @@ def _parse_dependency(text: str) -> Dependency:
     operator, version = match["operator"], match["version"]
     if operator is not None:
         operator = _canonical(operator)
-        if operator != IDENTITY and not is_valid(version):
+        if operator != _IDENTITY and not is_valid(version):
             raise ValueError(f"{text!r} has an invalid version")
     return Dependency(match["name"], operator, version, bool(match["conflict"]), match["tag"])
 
 
 def _canonical(operator: str) -> str:
-    """The one spelling of an operator, which is any run of its four signs."""
+    """Return the one spelling of an operator, which may be written as any run of its signs."""
     signs = frozenset(operator)
     if signs == {"<", ">"}:
-        return IDENTITY
+        return _IDENTITY
     if "~" in signs:  # a prefix match includes equality
         signs -= {"="}
     return "".join(sign for sign in "<>=~" if sign in signs)

@@ -1,4 +1,4 @@
-"""Sentences about why a world cannot be installed. Nothing here decides anything."""
+"""Write the sentences that say why a world cannot be installed. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ _WANTED = "wanted by the recipe"
 
 
 def near_misses(name: str, catalog: Catalog) -> list[str]:
-    """Up to three names in the catalog that look like ``name``; names of packages before provided ones."""
-    return difflib.get_close_matches(name, [one for one in catalog.names() if ":" not in one], n=3, cutoff=0.75)
+    """Return up to three names in the catalog that look like ``name``, the most similar one first."""
+    candidates = [candidate for candidate in catalog.names() if ":" not in candidate]
+    return difflib.get_close_matches(name, candidates, n=3, cutoff=0.75)
 
 
 class Lack:
-    """What is wrong with an entry of the world that nothing usable satisfies: a sentence, and what to do if known."""
+    """Why no usable package satisfies an entry of the world.
+
+    Attributes:
+        message: one line, with the chain of packages down to what is missing.
+        hint: what to do about it, if that is known.
+    """
 
     def __init__(self, wanted: Dependency, reach: Reach) -> None:
         self._catalog = reach.catalog
@@ -34,14 +40,14 @@ class Lack:
             package = claims[0].package
             clauses.append(_through(dependency, package))
             dependency = reach.lacking[id(package)]
-        missing = f"{dependency}, {self._nobody(dependency)}"
+        missing = f"{dependency}, {self._why_missing(dependency)}"
         if not clauses:
             self.message = f"the recipe wants {missing}"
         else:
             clauses[0] += f" ({_WANTED}) needs " + ", which needs ".join([*clauses[1:], missing])
             self.message = clauses[0]
 
-    def _nobody(self, dependency: Dependency) -> str:
+    def _why_missing(self, dependency: Dependency) -> str:
         claims = self._catalog.claims(dependency.name)
         if self._catalog.matching(dependency):
             self.hint = choose_hint(claims)
@@ -57,7 +63,7 @@ class Lack:
 
 
 def choose_hint(claims: Iterable[Claim]) -> str:
-    """What to do about a virtual name that has no default."""
+    """Return the hint for a virtual name that has no default provider."""
     providers = sorted({claim.package.name for claim in claims})
     return f"add one of these to the packages of the recipe: {', '.join(providers)}"
 
@@ -67,38 +73,43 @@ def _through(dependency: Dependency, package: Package) -> str:
 
 
 class Chains:
-    """Who needs a package, traced back to the world along the shortest way through everything that could be chosen."""
+    """Which packages need a package, along the shortest way from the world through everything that could be chosen."""
 
     def __init__(self, reach: Reach, world: Sequence[Dependency]) -> None:
-        self._asker: dict[int, Package | None] = {}
-        self._askers: dict[str, Package | None] = {}
-        waiting: deque[tuple[Package | None, Dependency]] = deque((None, one) for one in world)
+        self._package_askers: dict[int, Package | None] = {}
+        self._name_askers: dict[str, Package | None] = {}
+        waiting: deque[tuple[Package | None, Dependency]] = deque((None, wanted) for wanted in world)
         while waiting:
             asker, dependency = waiting.popleft()
-            self._askers.setdefault(dependency.name, asker)
+            self._name_askers.setdefault(dependency.name, asker)
             for claim in () if dependency.conflict else reach.catalog.matching(dependency):
-                if id(claim.package) in self._asker:
+                if id(claim.package) in self._package_askers:
                     continue
-                self._asker[id(claim.package)] = asker
-                waiting.extend((claim.package, one) for one in reach.needs(claim.package))
+                self._package_askers[id(claim.package)] = asker
+                waiting.extend((claim.package, needed) for needed in reach.needs(claim.package))
 
     def asker(self, name: str) -> str:
-        """Who asks for a name first, and the verb: ``git (wanted by the recipe) needs``."""
-        package = self._askers.get(name)
+        """Return the first package that asks for a name, and a verb: ``git (wanted by the recipe) needs``."""
+        package = self._name_askers.get(name)
         return "the recipe wants" if package is None else f"{self.describe(package)} needs"
 
     def describe(self, package: Package) -> str:
-        """The package with who needs it in brackets: ``c (needed by b, needed by a, wanted by the recipe)``."""
+        """Return a package with its chain in brackets: ``c (needed by b, needed by a, wanted by the recipe)``."""
         words = []
         asker: Package | None = package
         while asker is not None:
-            asker = self._asker[id(asker)]
+            asker = self._package_askers[id(asker)]
             words.append(f"needed by {asker.name}" if asker else _WANTED)
         return f"{package.name} ({', '.join(words)})"
 
 
 class Conflict:
-    """The last failure of a search in words: ``message`` is one line, ``hint`` what to do, if that is known."""
+    """The reason why a search failed.
+
+    Attributes:
+        message: one line.
+        hint: what to do about it, if that is known.
+    """
 
     def __init__(self, failure: NoSolution, dead_end: DeadEnd, reach: Reach, world: Sequence[Dependency]) -> None:
         self._reach = reach
@@ -112,7 +123,7 @@ class Conflict:
             return self._gave_up(self._dead_end.name)
         for cause in failure.causes:
             if isinstance(cause.requirement, Unselected):
-                return self._virtual(cause.requirement)
+                return self._undecided(cause.requirement.name)
         for cause in failure.causes:
             masked = self._masked(cause)
             if masked:
@@ -121,22 +132,19 @@ class Conflict:
         return "these cannot be had together: " + "; ".join(clauses)
 
     def _gave_up(self, name: str) -> str:
-        """What stopped the pass without a search, which is what apk says too."""
+        """Describe where the pass without a search ended, which is what apk reports too."""
         claims = self._reach.claims(name)
         if claims and not any(claim.auto_selectable for claim in claims):
             return self._undecided(name)
         self.hint = "name the versions or providers that you want in the recipe"
         return f"{self._chains.asker(name)} {name}, and no package that has this name goes with the others"
 
-    def _virtual(self, requirement: Unselected) -> str:
-        return self._undecided(requirement.name)
-
     def _undecided(self, name: str) -> str:
         self.hint = choose_hint(self._reach.claims(name))
         return f"{self._chains.asker(name)} {name}, which no package provides by default"
 
     def _masked(self, cause: Cause) -> str | None:
-        """The sentence for a dependency that only a repository with a tag could satisfy, if that is what this is."""
+        """Return the sentence for a dependency that only a repository with a tag could satisfy, None for others."""
         need = cause.requirement
         if not isinstance(need, Need):
             return None
@@ -149,11 +157,11 @@ class Conflict:
 
     def _clause(self, cause: Cause) -> str:
         requirement, parent = cause.requirement, cause.parent
-        who = self._chains.describe(parent.package) if parent and parent.package else "the recipe"
+        asker = self._chains.describe(parent.package) if parent and parent.package else "the recipe"
         if isinstance(requirement, Need):
-            return f"{who} {'needs' if parent else 'wants'} {requirement.dependency}"
+            return f"{asker} {'needs' if parent else 'wants'} {requirement.dependency}"
         if isinstance(requirement, Ban):
-            return f"{who} {'conflicts with' if parent else 'excludes'} {str(requirement.dependency)[1:]}"
+            return f"{asker} {'conflicts with' if parent else 'excludes'} {str(requirement.dependency)[1:]}"
         if isinstance(requirement, (Only, Present)) and parent and parent.slot == requirement.package.name:
-            return f"{who} provides {requirement.slot}"
-        return f"{parent.slot} is to come from {who}" if parent else ""
+            return f"{asker} provides {requirement.slot}"
+        return f"{parent.slot} is to come from {asker}" if parent else ""

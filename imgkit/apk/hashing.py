@@ -1,7 +1,8 @@
-"""The order in which apk goes through names where nothing else says one: that of its hash table.
+"""The order of apk's hash table of names, in which apk goes through names that have no other order.
 
-It shows: when one package completes the conditions of several install_if, their packages are looked at in this order.
-The hash is 32-bit MurmurHash3 (in the public domain) with a seed of 5381, the table has 20,000 buckets.
+It is visible in its results: when one package completes the conditions of several install_if, their packages are
+considered in this order. The hash is 32-bit MurmurHash3 (in the public domain) with a seed of 5381; the table has
+20,000 buckets.
 """
 
 from __future__ import annotations
@@ -15,19 +16,18 @@ _BUCKETS = 20_000
 
 @lru_cache(maxsize=16384)
 def bucket(name: str) -> int:
-    """The place of a name in apk's table of names."""
+    """Return the place of a name in apk's table of names."""
     return murmur3(name.encode(), _SEED) % _BUCKETS
 
 
 def murmur3(data: bytes, seed: int) -> int:
-    """32-bit MurmurHash3 of ``data``."""
+    """Return the 32-bit MurmurHash3 of ``data``."""
     value = seed
-    whole = len(data) & ~3
-    for start in range(0, whole, 4):
+    tail = len(data) & ~3
+    for start in range(0, tail, 4):
         value ^= _mixed(int.from_bytes(data[start : start + 4], "little"))
         value = (_rotated(value, 13) * 5 + 0xE6546B64) & _MASK
-    if whole < len(data):
-        value ^= _mixed(int.from_bytes(data[whole:], "little"))
+    value ^= _mixed(int.from_bytes(data[tail:], "little"))
     value ^= len(data)
     value = ((value ^ value >> 16) * 0x85EBCA6B) & _MASK
     value = ((value ^ value >> 13) * 0xC2B2AE35) & _MASK

@@ -1,14 +1,14 @@
-"""Package records: the text of an ``APKINDEX``, and the head of a record of the installed database.
+"""Parse and write package records: the text of an ``APKINDEX``, and the head of a record of the installed database.
 
-A record is one field a line, ``X:value``, records are separated by a blank line. Letters (apk-tools 3, apk-index(5)
-for the fields of an index)::
+A record has one field on each line, ``X:value``; a blank line separates records. The letters (apk-tools 3; apk-index(5)
+has those of an index)::
 
     C identity   P name   V version   A architecture   S size   I installed size   T description   U url   L license
     o origin   m maintainer   t build time   c commit   k provider priority   D depends   p provides   i install if
     r replaces   q replaces priority   (these two in the installed database only)
 
-D, p, i and r may be given on several lines, which add up. Unknown lower-case letters are ignored; unknown upper-case
-letters say that the package needs something this reader does not know, and make it not installable.
+D, p, i and r may be on several lines, which add up. Unknown lower-case letters are ignored. An unknown upper-case
+letter says that the package needs something this reader does not know, so the package is not installable.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide, is_package_name, is_package_version
+from imgkit.apk.numbers import parse_number
 from imgkit.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Where packages come from. ``position`` is the place in the list of repositories, earlier ones are preferred.
+    """Where packages come from.
 
-    A ``tag`` ("edge" for a line ``@edge URL``) keeps the packages out of reach of everything that does not ask for
-    the tag.
+    Attributes:
+        position: the place in the list of repositories; earlier ones are preferred.
+        url: the folder that has the packages.
+        tag: only dependencies that ask for this tag may use the packages ("edge" for a line ``@edge URL``).
     """
 
     position: int = 0
@@ -38,7 +41,7 @@ NOWHERE = Repository()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """The metadata of one package. Sizes are bytes, times seconds since 1970; relations are the words as written."""
+    """The metadata of one package. Sizes are in bytes, times in seconds since 1970; relations are words as written."""
 
     name: str
     version: str
@@ -96,11 +99,11 @@ _MOST_PACKAGES = 200_000  # in one index; the largest one of Alpine has 25,000
 
 
 def parse_index(text: str, repository: Repository) -> tuple[Package, ...]:
-    """All packages of the text of an ``APKINDEX``, in its order.
+    """Parse the text of an ``APKINDEX``. Returns its packages in its order.
 
     Raises:
-        InputError: the text is not an index (a line without a letter, a number that is none, a record without name),
-            or has too many packages.
+        InputError: the text is not an index (a line without a letter, a malformed number, a record without a name or
+            version), or has too many packages.
     """
     shared: dict[str, str] = {}  # one object for each text that recurs: thousands of origins, maintainers, so: names
     where = f"package index of {repository.url or 'the repository'}"
@@ -110,21 +113,24 @@ def parse_index(text: str, repository: Repository) -> tuple[Package, ...]:
 
 
 def parse_record(lines: Iterable[str], repository: Repository = NOWHERE) -> Package:
-    """The package whose record ``lines`` are (without blank ones).
+    """Parse one record.
 
-    The lines for folders and files of the installed database (from the first ``F:`` on) are not part of it.
+    Args:
+        lines: those of the record without blank ones. Of a record of the installed database these are the lines before
+            the first ``F:``.
+        repository: where the package comes from.
 
     Raises:
-        InputError: a line has no letter, a number is none, or the name or version is missing.
+        InputError: a line has no letter, a number is malformed, or the name or version is missing.
     """
     return _record(lines, repository, lambda _, text: text, "package record")
 
 
 def format_record(package: Package) -> str:
-    """The record of ``package`` in the order of apk, one line a field, each ended by a newline; no blank line after it.
+    """Write a record in the order of apk: one line for each field, each with a newline, and no blank line at the end.
 
     Raises:
-        ValueError: a value has a line break in it, which would forge a field.
+        ValueError: a value has a line break, which would forge a field.
     """
     lines = []
     for letter, name in FIELDS.items():
@@ -178,13 +184,14 @@ def _package(
 
 
 def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    number = parse_number(text)
+    if number is None:
         raise InputError(f"{what}: {text[:40]!r} is not a number")
-    return int(text)
+    return number
 
 
 def _fault(values: dict[str, str]) -> str:
-    """What makes a package of these values not installable, empty if nothing does."""
+    """Return why a package with these values can never be installed, empty if it can."""
     if not is_package_name(values["P"]):
         return "its name is not a valid package name"
     if not is_package_version(values["V"]):

@@ -1,6 +1,6 @@
-"""What a world can lead to, as a network: names, the packages that claim them, and how they depend on each other.
+"""The names and packages that a world can lead to, as a network of dependencies.
 
-:mod:`imgkit.apk.deduction` decides over this network; here is its shape and the state of each part.
+This module has the shape of the network and the state of its parts; :mod:`imgkit.apk.deduction` decides over it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from imgkit.apk.index import Package
 
 
 class Name:
-    """A name, and what is known about it so far.
+    """A name, and the conclusions about it so far.
 
     Attributes:
         options: the packages that claim it with their claims, in the order of the repositories.
         dependents: names of packages that have it among their dependencies.
         completes: names of packages that have it among the conditions of their install_if.
-        rank: the greater it is, the sooner the name is decided. Names that are asked for come first, names of
-            packages before purely virtual ones, and what was discovered late before what was discovered early.
-        demands: how many dependencies on it are known to have to be met.
-        decided: whether ``chosen``, perhaps None, is final.
-        open_rule: whether an install_if waits to learn that nothing takes this name.
+        rank: names of greater rank are decided sooner. Names that ``apk add`` is called with come first, names of
+            packages before purely virtual ones, and names that were discovered late before those discovered early.
+        demands: how many dependencies on it have to be met, as far as is known.
+        chosen: the claim that got the name.
+        decided: whether ``chosen``, which may be None, is final.
+        queue: the queue of the agenda in which the name waits, if it does.
+        waiting: whether the name is among those that have to be reconsidered.
+        open_rule: whether an install_if waits for the decision that no package gets this name.
         invited: whether an install_if that holds asks for one of its packages.
         uninvited: whether no install_if can ask for one of its packages any more.
-        several: whether there is a choice between packages to make.
-        selectable: whether at least one package may be taken for it.
-        last_user: whether all who depend on it are decided.
+        several: whether there is a choice between packages.
+        selectable: whether at least one package may be chosen for it.
+        last_user: whether all names that depend on it are decided.
         recheck_needs: whether dependencies of its packages have to be looked at again.
         recheck_rules: whether the install_if of its packages have to be looked at again.
     """
@@ -57,15 +60,18 @@ class Option:
     """A package that may be chosen.
 
     Attributes:
-        names: what it claims with the versions, its own name first.
-        usable: whether nothing that was decided speaks against it.
-        tags: repository tags that are allowed to it.
-        favoured: whether it is from the repository that is to be preferred for it.
+        installed: whether the system has it.
+        names: the names that it claims with their versions, its own name first.
+        needs: its dependencies and conflicts with their names.
+        conditions: those of its install_if with their names.
+        usable: whether it does not contradict any decision or constraint so far.
+        tags: the repository tags that its package may have.
+        favoured: whether it comes from the repository that is preferred for it.
         invited: whether all conditions of its install_if hold.
         uninvited: whether they can no longer hold.
         compared: whether it was usable when the candidates for its name were last compared.
-        around: the names that it leads to besides its dependencies, as far as they were not yet gone through.
-        grouped: whether it was among the last candidates whose common dependencies were looked for.
+        around: iterates over the names that it leads to besides its dependencies; each is taken once.
+        grouped: whether it was among the last candidates whose common dependencies were determined.
     """
 
     package: Package
@@ -84,14 +90,14 @@ class Option:
 
     @property
     def allowed(self) -> bool:
-        """Whether the tag of its repository is allowed to it."""
+        """Whether the tag of its repository is allowed."""
         return self.installed or self.package.repository.tag in self.tags
 
 
 class Network:
-    """The names that a world leads to: through dependencies, conflicts, provides and install_if, either way.
+    """The names that a world leads to through dependencies, conflicts, provides and install_if, in both directions.
 
-    Names that ``first`` has are to be decided before all others.
+    Names in ``first`` are decided before all others.
     """
 
     def __init__(self, catalog: Catalog, world: Iterable[Dependency], first: Container[str]) -> None:
@@ -106,22 +112,22 @@ class Network:
                 self._discover(name)
 
     def name(self, text: str) -> Name:
-        """The node of a name, made if it is new."""
+        """Return the node of a name, a new one if there is none yet."""
         name = self._names.get(text)
         if name is None:
             name = self._names[text] = Name(text)
         return name
 
     def option(self, package: Package) -> Option:
-        """The node of a package that was discovered."""
+        """Return the node of a package that was discovered."""
         return self._options[id(package)]
 
     def names(self) -> Iterable[Name]:
-        """All names that were discovered."""
+        """Return all names that were discovered."""
         return self._entered
 
     def _discover(self, name: Name) -> None:
-        """Enter a name and all it leads to. Not recursive: chains may be longer than Python's stack."""
+        """Enter a name and all it leads to. It does not recurse: a chain may be longer than Python's stack."""
         entered = self._entered
         visits = [self._visit(name)]
         while visits:
@@ -133,7 +139,7 @@ class Network:
                 visits.pop()
 
     def _visit(self, name: Name) -> Iterator[Name]:
-        """The names next to this one, in the order in which they are to be entered."""
+        """Yield the names next to this one, in the order in which they have to be entered."""
         self._entered[name] = None
         for claim in self._catalog.claims(name.name):
             option = self._options.get(id(claim.package))
@@ -153,9 +159,9 @@ class Network:
         option = Option(package, self._catalog.is_installed(package), favoured=package.repository.tag is None)
         self._options[id(package)] = option
         option.names = [(self.name(text), version) for text, version in self._catalog.claimed(package)]
-        option.needs = [(self.name(one.name), one) for one in dependencies_of(package)]
+        option.needs = [(self.name(dependency.name), dependency) for dependency in dependencies_of(package)]
         if package.install_if:
-            option.conditions = [(self.name(one.name), one) for one in conditions_of(package)]
+            option.conditions = [(self.name(condition.name), condition) for condition in conditions_of(package)]
         option.uninvited = not option.conditions
         option.around = self._around(option)
         names = [claimed for claimed, _ in option.names]
@@ -164,7 +170,7 @@ class Network:
         return option
 
     def _around(self, option: Option) -> Iterator[Name]:
-        """What a package leads to besides its dependencies: one iterator for all names that lead to the package."""
+        """Yield what a package leads to besides its dependencies."""
         own, *others = option.names
         yield from self._completed(own[0])
         for name, _ in others:

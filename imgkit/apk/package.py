@@ -1,12 +1,18 @@
-"""One package file (format version 2): verified from the first byte to the last, then unpacked into values.
+"""Verify and unpack package files (format version 2).
 
-A package is two or three gzip members: signature (may be missing), control (``.PKGINFO`` and scripts), data. What
-vouches for what (apk-package(5)): the index names the hash of the raw control member (the *identity*), ``.PKGINFO``
-names the hash of the raw data member (``datahash``), and the data names the hash of each file in it. The package's own
-signature covers the control member too; it decides only where no index vouches.
+A package is two or three gzip members: signature (may be missing), control (``.PKGINFO`` and scripts), data. The chain
+of trust (apk-package(5)): the index names the hash of the raw control member (the *identity*), ``.PKGINFO`` names the
+hash of the raw data member (``datahash``), and the data names the hash of each file in it. The package's own signature
+covers the control member; where the index vouches it may be missing, but must not be wrong::
+
+    index = verify_index(index_bytes, keyring, name=index_url)
+    package = parse_index(index.text, repository)[0]
+    file = open_package(
+        path, expected=package.identity, keyring=keyring, spool=spool, max_installed=1 << 30, name=str(package)
+    )
 
 Data is inflated and parsed only after its hash was found right, so hostile bytes reach zlib and the tar reader only
-when somebody trusted signed them. Even then nothing is believed: see :mod:`imgkit.apk.unpack`.
+if a trusted key signed them. Even then their contents are checked: see :mod:`imgkit.apk.unpack`.
 """
 
 from __future__ import annotations
@@ -18,11 +24,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from imgkit.apk.container import GzipMembers, refuse_foreign
-from imgkit.apk.index import Package
-from imgkit.apk.signature import Keyring, Signature, read_signatures, trusted_signer
+from imgkit.apk.numbers import parse_number
+from imgkit.apk.signature import Keyring, Signature, read_signatures
 from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.apk.unpack import PackageEntry, unpack
 from imgkit.errors import InputError
@@ -42,61 +48,34 @@ _CHUNK = 1 << 20
 _DAMAGED = "it was damaged or replaced on its way: try again, or another mirror"
 _HASHES = {"Q1": hashlib.sha1, "Q2": hashlib.sha256}
 
+_PackageInfo: TypeAlias = Mapping[str, tuple[str, ...]]  # the keys of .PKGINFO; each has all its values, in order
+
+
+class IdentityError(InputError):
+    """A package file is not the one that the index names, or its data is not what its control member names."""
+
 
 @dataclass(frozen=True)
 class PackageFile:
     """A package of which every byte was verified.
 
     Attributes:
-        identity: ``Q1`` + base64 of the SHA-1 of the raw control member.
-        info: the keys of ``.PKGINFO``; each has all its values, in order.
+        entries: what it installs, in the order of the file. File contents are slices of the spool file.
         scripts: type (``post-install``) → contents, in the order of the file.
-        entries: what it installs, in its order. File contents are slices of the spool file.
-        signed_by: the trusted key whose signature of this package was verified, None if there is no such signature.
-        signers: the keys that the package says it is signed by, trusted or not.
+        triggers: the globs of directories whose change runs the trigger script.
+        replaces: packages whose files this one may overwrite, as dependency words.
+        replaces_priority: among packages that replace each other's files, those of the highest priority stay.
     """
 
-    identity: str
-    info: Mapping[str, tuple[str, ...]]
-    scripts: Mapping[str, bytes]
     entries: tuple[PackageEntry, ...]
-    signed_by: str | None
-    signers: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return self.info["pkgname"][0]
-
-    @property
-    def version(self) -> str:
-        return self.info["pkgver"][0]
-
-    def __str__(self) -> str:
-        return f"{self.name}-{self.version}"
-
-    @property
-    def triggers(self) -> tuple[str, ...]:
-        """The globs of directories whose change runs the trigger script."""
-        return words(self.info, "triggers")
-
-    @property
-    def replaces(self) -> tuple[str, ...]:
-        """Packages whose files this one may overwrite, as dependency words."""
-        return words(self.info, "replaces")
-
-    @property
-    def replaces_priority(self) -> int:
-        return number(self.info, "replaces_priority")
+    scripts: Mapping[str, bytes]
+    triggers: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    replaces_priority: int = 0
 
 
 def open_package(
-    path: Path,
-    *,
-    spool: Path,
-    max_installed: int,
-    expected: str | None = None,
-    keyring: Keyring | None = None,
-    name: str | None = None,
+    path: Path, *, expected: str, keyring: Keyring, spool: Path, max_installed: int, name: str
 ) -> PackageFile:
     """Verify a package file and append the contents of its files to ``spool``.
 
@@ -105,42 +84,47 @@ def open_package(
 
     Args:
         path: the ``.apk`` file.
-        spool: the file on the host that takes the contents; made when it is missing.
+        expected: the identity that a trusted index gives for it.
+        keyring: trusted keys. A signature of the package itself that claims one of these must be right; signatures by
+            other keys are ignored, since the index vouches for the package.
+        spool: the file on the host that takes the contents; it is created when it is missing.
         max_installed: bytes that all files of the package together may have.
-        expected: the identity that a trusted index gives; None for a stand-alone package, which must be signed.
-        keyring: the keys that may sign it. A signature by one of them must be right. One by another key is noted
-            where the index vouches (``signed_by`` stays None) and refused for a stand-alone package.
-        name: what messages call it, the file's name where None.
+        name: what messages call the package.
 
     Raises:
-        InputError: it cannot be trusted, is damaged, or holds something that no package may hold.
-        HostError: the host has no room for its contents.
+        IdentityError: it is not the package that the index names.
+        SignatureError: it has a signature that claims a trusted key and is wrong.
+        InputError: it is damaged, or holds something that no package may hold.
+        HostError: the host has no space left for its contents.
     """
-    name = name or path.name
     with path.open("rb") as source:
         control = _read_control(source, name)
         _check_identity(control, expected, name)
-        signed_by = _check_signatures(control, keyring or Keyring(), name, vouched=expected is not None)
+        keyring.signer(control.raw, control.signatures, name)
         info, scripts = _parse_control(control.segment, name)
         _check_data(source, info, name)
         entries = unpack(GzipMembers(source, name), spool, max_installed, name)
     return PackageFile(
-        identity=_identity("Q1", control.raw),
-        info=info,
-        scripts=scripts,
         entries=entries,
-        signed_by=signed_by,
-        signers=tuple(signature.key for signature in control.signatures),
+        scripts=scripts,
+        triggers=_words(info, "triggers"),
+        replaces=_words(info, "replaces"),
+        replaces_priority=_number(info, "replaces_priority"),
     )
 
 
-def check_package(path: Path, expected: str, *, name: str | None = None) -> None:
-    """Check that a package file is, byte for byte, the one that an index names; unpacks nothing.
+def check_package(path: Path, expected: str, *, name: str) -> None:
+    """Check that a package file is, byte for byte, the one that an index names, without unpacking it.
+
+    Args:
+        path: the ``.apk`` file.
+        expected: the identity that the index gives for it.
+        name: what messages call the package.
 
     Raises:
-        InputError: it is not.
+        IdentityError: it is not that package.
+        InputError: it is no package, or damaged.
     """
-    name = name or path.name
     with path.open("rb") as source:
         control = _read_control(source, name)
         _check_identity(control, expected, name)
@@ -148,13 +132,18 @@ def check_package(path: Path, expected: str, *, name: str | None = None) -> None
 
 
 def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
-    """The trusted key that signed a package file; None if nobody did, or somebody else.
+    """Find out which trusted key signed a package file.
+
+    Returns:
+        The name of the key; None if the package is not signed, or not by a trusted key.
 
     Raises:
-        InputError: it is no package, or a signature that claims to be by a trusted key is wrong.
+        SignatureError: a signature claims a trusted key and is wrong.
+        InputError: it is no package.
     """
     with path.open("rb") as source:
-        return _check_signatures(_read_control(source, name), keyring, name, vouched=True)
+        control = _read_control(source, name)
+    return keyring.signer(control.raw, control.signatures, name)
 
 
 def check_identity(identity: str) -> str:
@@ -163,72 +152,17 @@ def check_identity(identity: str) -> str:
     Raises:
         InputError: it is not.
     """
-    new = _HASHES.get(identity[:2])
+    new_hash = _HASHES.get(identity[:2])
     try:
-        raw = base64.b64decode(identity[2:], validate=True)
+        digest = base64.b64decode(identity[2:], validate=True)
     except (binascii.Error, ValueError):
-        raw = b""
-    if new is None or len(raw) != new().digest_size:
+        digest = b""
+    if new_hash is None or len(digest) != new_hash().digest_size:
         raise InputError(f"{identity!r} is not the identity of a package")
     return identity
 
 
-def metadata(package: PackageFile, *, size: int = 0) -> Package:
-    """The record of a package that comes from no index.
-
-    Args:
-        size: of the ``.apk`` file in bytes.
-    """
-    info = package.info
-
-    def text(key: str) -> str:
-        return " ".join(info.get(key, ()))
-
-    return Package(
-        name=package.name,
-        version=package.version,
-        arch=text("arch"),
-        identity=package.identity,
-        size=size,
-        installed_size=number(info, "size"),
-        description=text("pkgdesc"),
-        url=text("url"),
-        license=text("license"),
-        origin=text("origin"),
-        maintainer=text("maintainer"),
-        commit=text("commit"),
-        build_time=number(info, "builddate"),
-        provider_priority=number(info, "provider_priority"),
-        depends=words(info, "depend"),
-        provides=words(info, "provides"),
-        install_if=words(info, "install_if"),
-        replaces=package.replaces,
-        replaces_priority=package.replaces_priority,
-    )
-
-
-def words(info: Mapping[str, tuple[str, ...]], key: str) -> tuple[str, ...]:
-    """The words of all values of ``key``: lists are one word a line or all on one, both occur."""
-    return tuple(word for value in info.get(key, ()) for word in value.split())
-
-
-def number(info: Mapping[str, tuple[str, ...]], key: str) -> int:
-    """The number that ``key`` has, 0 if it has none."""
-    text = info.get(key, ("",))[0]
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
-
-
-def parse_pkginfo(text: str) -> Mapping[str, tuple[str, ...]]:
-    """The keys of a ``.PKGINFO``: lines ``key = value``, ``#`` starts a comment line; keys may be repeated."""
-    values: dict[str, list[str]] = {}
-    for line in text.split("\n"):
-        key, equals, value = line.partition(" = ")
-        if equals and not line.startswith("#"):
-            values.setdefault(key.strip(), []).append(value.strip())
-    return MappingProxyType({key: tuple(found) for key, found in values.items()})
-
-
-# ---- steps ----------------------------------------------------------------------------------------------------------
+# ---- the control member ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,7 +175,7 @@ class _Control:
 
 
 def _read_control(source: BinaryIO, name: str) -> _Control:
-    """Read up to the start of the data member and leave ``source`` there."""
+    """Read a package up to the start of its data member, and leave ``source`` there."""
     refuse_foreign(source.read(1024), name)
     source.seek(0)
     members = GzipMembers(source, name)
@@ -257,30 +191,17 @@ def _read_control(source: BinaryIO, name: str) -> _Control:
     return _Control(bytes(raw), segment, signatures)
 
 
-def _identity(kind: str, raw: bytes) -> str:
-    return kind + base64.b64encode(_HASHES[kind](raw).digest()).decode()
-
-
-def _check_identity(control: _Control, expected: str | None, name: str) -> None:
-    if expected is None:
-        return
-    found = _identity(check_identity(expected)[:2], control.raw)
-    if found != expected:
-        raise InputError(
-            f"{name}: is not the package that the index names ({found} instead of {expected})", hint=_DAMAGED
+def _check_identity(control: _Control, expected: str, name: str) -> None:
+    kind = check_identity(expected)[:2]
+    actual = kind + base64.b64encode(_HASHES[kind](control.raw).digest()).decode()
+    if actual != expected:
+        raise IdentityError(
+            f"{name}: is not the package that the index names ({actual} instead of {expected})", hint=_DAMAGED
         )
 
 
-def _check_signatures(control: _Control, keyring: Keyring, name: str, *, vouched: bool) -> str | None:
-    if vouched:
-        return keyring.vouching(control.raw, control.signatures, name)
-    if not control.signatures:
-        raise InputError(f"{name}: is not signed", hint="sign it with abuild-sign, or take it from a signed repository")
-    return trusted_signer(keyring, control.raw, control.signatures, name)
-
-
-def _parse_control(segment: bytes, name: str) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, bytes]]:
-    """``.PKGINFO`` and the scripts. Other files whose names start with a dot are allowed and ignored."""
+def _parse_control(segment: bytes, name: str) -> tuple[_PackageInfo, Mapping[str, bytes]]:
+    """Parse ``.PKGINFO`` and take the scripts. Other files whose names start with a dot are allowed and ignored."""
     files: dict[str, bytes] = {}
     archive = TarStream(iter((segment,)))
     try:
@@ -290,7 +211,7 @@ def _parse_control(segment: bytes, name: str) -> tuple[Mapping[str, tuple[str, .
             files[header.name] = archive.read(_LIMIT_CONTROL)
     except TarError as cause:
         raise InputError(f"{name}: its control part {cause}") from cause
-    info = parse_pkginfo(files.get(".PKGINFO", b"").decode(errors="surrogateescape"))
+    info = _parse_info(files.get(".PKGINFO", b"").decode(errors="surrogateescape"))
     for key in ("pkgname", "pkgver"):
         if not info.get(key, ("",))[0]:
             raise InputError(f"{name}: is not a package: its .PKGINFO has no {key}")
@@ -298,18 +219,41 @@ def _parse_control(segment: bytes, name: str) -> tuple[Mapping[str, tuple[str, .
     return info, MappingProxyType(scripts)
 
 
-def _check_data(source: BinaryIO, info: Mapping[str, tuple[str, ...]], name: str) -> None:
+def _parse_info(text: str) -> _PackageInfo:
+    """Parse a ``.PKGINFO``: lines ``key = value``, ``#`` starts a comment line; keys may be repeated."""
+    values: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        key, equals, value = line.partition(" = ")
+        if equals and not line.startswith("#"):
+            values.setdefault(key.strip(), []).append(value.strip())
+    return {key: tuple(several) for key, several in values.items()}
+
+
+def _words(info: _PackageInfo, key: str) -> tuple[str, ...]:
+    """The words of all values of ``key``: a list has one word a line or all words on one line, both occur."""
+    return tuple(word for value in info.get(key, ()) for word in value.split())
+
+
+def _number(info: _PackageInfo, key: str) -> int:
+    """The number that ``key`` has, 0 if it has none."""
+    return parse_number(info.get(key, ("",))[0]) or 0
+
+
+# ---- the data member ------------------------------------------------------------------------------------------------
+
+
+def _check_data(source: BinaryIO, info: _PackageInfo, name: str) -> None:
     """Hash the rest of ``source`` against ``datahash``, and leave it where it stood."""
-    wanted = info.get("datahash", ("",))[0]
-    if not wanted:
+    expected = info.get("datahash", ("",))[0]
+    if not expected:
         raise InputError(f"{name}: its .PKGINFO has no datahash, so nothing vouches for its files")
     start = source.tell()
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     while chunk := source.read(_CHUNK):
-        found.update(chunk)
+        digest.update(chunk)
     source.seek(start)
-    if found.hexdigest() != wanted:
-        raise InputError(
-            f"{name}: its files are not what it was signed with (SHA-256 {found.hexdigest()} instead of {wanted})",
+    if digest.hexdigest() != expected:
+        raise IdentityError(
+            f"{name}: its files are not what it was signed with (SHA-256 {digest.hexdigest()} instead of {expected})",
             hint=_DAMAGED,
         )

@@ -1,4 +1,4 @@
-"""What of a catalog a search has to look at: what can be reached, without what could never be installed there."""
+"""The part of a catalog that a search has to consider: packages that a world can lead to and that lack nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from imgkit.apk.index import Package
 
 
 class Reach:
-    """The part of a catalog that some dependencies can lead to, without the packages that lack something.
+    """The part of a catalog that dependencies can lead to, without the packages that lack something.
 
-    A package lacks something when one of its dependencies has no claim on it that serves (:meth:`serving`), or only
-    claims of packages that lack something themselves; ``lacking`` has them by ``id`` with the first such dependency, in
-    the order in which they were found (so that following the reasons ends).
+    A package lacks something when no claim serves one of its dependencies (:meth:`serving`), or only claims of packages
+    that lack something themselves.
+
+    Attributes:
+        catalog: all packages.
+        lacking: by ``id`` the first such dependency of each package that lacks something, in the order in which they
+            were found, so that following them from package to package comes to an end.
     """
 
     def __init__(self, catalog: Catalog, roots: Iterable[Dependency], packages: Iterable[Package] = ()) -> None:
@@ -28,10 +32,10 @@ class Reach:
         self._slots: dict[str, str] = {}
 
     def serving(self, dependency: Dependency) -> list[Claim]:
-        """The claims that satisfy a dependency and may be chosen for it.
+        """Return the claims that satisfy a dependency and may be chosen for it.
 
-        A virtual claim without a priority may be where something else can want the package. These are claims of all
-        packages that were reached, the lacking ones included.
+        A virtual claim without a priority may be chosen if something else can want its package. Packages that lack
+        something are included.
         """
         return [
             claim
@@ -40,7 +44,7 @@ class Reach:
         ]
 
     def _walk(self, follows: Callable[[Claim], bool]) -> dict[int, Package]:
-        """The packages that the roots lead to through claims that ``follows`` holds for."""
+        """Return the packages that the roots lead to through claims for which ``follows`` is true, by ``id``."""
         reached: dict[int, Package] = {}
         waiting = list(self._packages)
         for dependency in self._roots:
@@ -59,7 +63,10 @@ class Reach:
         return reached
 
     def _drop_hopeless(self) -> None:
-        """Find what lacks something, which leaves fewer packages to want a virtual provider, until nothing changes."""
+        """Find the packages that lack something.
+
+        Each of them may have been the only one to want a virtual provider, so this goes on until nothing changes.
+        """
         self._drop_lacking()
         while True:
             wanted = self._walk(lambda claim: claim.auto_selectable and id(claim.package) not in self.lacking)
@@ -90,7 +97,7 @@ class Reach:
                         empty.append(served)
 
     def _users(self) -> dict[Dependency, dict[int, None]]:
-        """The packages (by ``id``, in a steady order) that have each dependency."""
+        """Return the packages that have each dependency, by ``id`` and in an order that is the same in each run."""
         users: dict[Dependency, dict[int, None]] = defaultdict(dict)
         for key, needs in self._needs.items():
             for dependency in needs:
@@ -103,18 +110,18 @@ class Reach:
         return id(package) in self._members and id(package) not in self.lacking
 
     def claims(self, name: str) -> list[Claim]:
-        """The claims of usable packages on a name, in the order of the repositories."""
+        """Return the claims of usable packages on a name, in the order of the repositories."""
         return [claim for claim in self.catalog.claims(name) if self.usable(claim.package)]
 
     def needs(self, package: Package) -> tuple[Dependency, ...]:
-        """As :func:`dependencies_of`, for a package that was reached."""
+        """Return the dependencies and conflicts of a package that was reached."""
         return self._needs[id(package)]
 
     def slot(self, name: str) -> str:
-        """The name under which the choice of a provider of ``name`` is made.
+        """Return the name under which a provider of ``name`` is chosen.
 
-        That is the package's own name where all usable providers are versions of one package, and ``name`` itself
-        where there is something to choose between, or something that must not be chosen by itself.
+        That is the package's own name if all usable providers are versions of one package that may be chosen without
+        another reason, and ``name`` itself otherwise.
         """
         slot = self._slots.get(name)
         if slot is None:

@@ -1,15 +1,15 @@
-"""The rules of apk in the terms of resolvelib, which does the search.
+"""The search for a solution by resolvelib, with the rules of apk expressed in its terms.
 
-What resolvelib pins are *slots*: names for which one provider is chosen (:meth:`Reach.slot`). A candidate of a slot is
-a package that claims the name, or nothing at all (where only conflicts ask for the slot). A package is installed when
-the slot of its own name is pinned to it; choosing it for another name requires that.
+resolvelib pins *slots*: names for which one provider is chosen (:meth:`Reach.slot`). A candidate for a slot is a
+package that claims the name, or nothing (if only conflicts ask for the slot). A package is installed when the slot of
+its own name is pinned to it; choosing it for another slot requires that.
 
-What each installed package brings in turn:
+Each installed package adds requirements:
 
 * its dependencies and conflicts, as :class:`Need` and :class:`Ban` on the slots of their names;
-* for each name it claims with a version and that is a slot, an :class:`Only`: nothing else may have that name;
-* for each virtual name of it that is a slot, a :class:`Present`, which keeps full claims on that name out and makes the
-  package the preferred choice for it.
+* for each slot whose name it claims with a version, an :class:`Only`: no other package may have that name;
+* for each slot whose name it claims as a virtual name, a :class:`Present`, which keeps full claims on that name out and
+  makes the package the preferred choice for it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from imgkit.apk.reach import Reach
 from imgkit.apk.requirements import Ban, Candidate, Need, Only, Present, Requirement, Unselected
 from imgkit.apk.version import Version
 
-MAX_ROUNDS = 3_000  # a few seconds at most; where apk has stopped, what can be found at all is found sooner
+MAX_ROUNDS = 3_000  # a few seconds at most; solutions that apk does not find, but this search does, take fewer
 
 
 Cause: TypeAlias = "RequirementInformation[Requirement, Candidate]"
 
 
-class NoSolution(Exception):  # noqa: N818 - an answer, which the solver words
-    """There is none (or it was not found in reasonable time). ``causes`` is what the last attempt failed of."""
+class NoSolution(Exception):  # noqa: N818 - a result that the solver handles, not an error for users
+    """There is no solution, or, with ``gave_up``, none was found in time. ``causes`` made the last attempt fail."""
 
     def __init__(self, causes: Sequence[Cause], *, gave_up: bool = False) -> None:
         super().__init__("no solution")
@@ -48,9 +48,12 @@ class NoSolution(Exception):  # noqa: N818 - an answer, which the solver words
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a search: packages and the repository tags that each was allowed, by their names; choices by name.
+    """The result of a search. It may still have packages that only choices needed which were revised later.
 
-    All that was asked for is there; something may be left of choices that were revised later.
+    Attributes:
+        packages: the packages by name.
+        choices: by slot the package that was chosen for a name which is not its own.
+        tags: by the names of the packages, the repository tags that they may have.
     """
 
     packages: Mapping[str, Package]
@@ -59,16 +62,16 @@ class Found:
 
 
 def search(reach: Reach, world: Sequence[Dependency]) -> Found:
-    """Packages that satisfy ``world``, with all that they need.
+    """Find packages that satisfy ``world``, with all that they need.
 
     Raises:
-        NoSolution: there are none.
+        NoSolution: there are none, or none were found in time.
     """
     return _resolve(rules := Rules(reach, world), rules.world())
 
 
 def extend(reach: Reach, world: Sequence[Dependency], found: Found, packages: Iterable[Package]) -> Found:
-    """``found``, unchanged, with more ``packages`` and all that these need.
+    """Add ``packages`` and all that these need to what was found, which stays as it is.
 
     Raises:
         NoSolution: they do not fit together.
@@ -79,8 +82,8 @@ def extend(reach: Reach, world: Sequence[Dependency], found: Found, packages: It
 
 
 def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
-    # Not through Resolver: what it does afterwards (looking for a route from each pin to the root) never ends where a
-    # choice that was revised has left a circle behind. Such leftovers are order.needed's to remove.
+    # Resolver is not used: it looks for a route from each pin to the root afterwards, and never ends if a choice that
+    # was revised has left a circle behind. order.needed removes such leftovers.
     reporter: BaseReporter[Requirement, Candidate, str] = BaseReporter()
     reporter.ending_round = rules.ending_round  # type: ignore[method-assign]
     resolution: Resolution[Requirement, Candidate, str] = Resolution(rules, reporter)
@@ -97,9 +100,9 @@ def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
 
 
 class _Options(Sequence[Candidate]):
-    """Candidates, best first, but those that ``replaces`` holds for when it comes to the choice last.
+    """Candidates, best first. Those for which ``replaces`` is true come last, which is evaluated at the time of choice.
 
-    A sequence, because resolvelib makes a list of anything else when it gets it.
+    It is a sequence because resolvelib copies anything else into a list at once.
     """
 
     def __init__(self, options: Sequence[Candidate], replaces: Callable[[Candidate], bool]) -> None:
@@ -121,10 +124,10 @@ class _Options(Sequence[Candidate]):
 
 
 class Rules(AbstractProvider[Requirement, Candidate, str]):
-    """What resolvelib asks about slots, candidates and requirements, answered for one world.
+    """The answers to resolvelib's questions about slots, candidates and requirements, for one world.
 
-    Packages that are ``settled`` are no longer part of the search: what they satisfy is not asked for, and what does
-    not go with them is no candidate.
+    ``settled`` packages are not part of the search any more: dependencies that they satisfy are not requirements, and
+    packages that do not fit beside them are not candidates.
     """
 
     def __init__(self, reach: Reach, world: Sequence[Dependency], settled: Selection | None = None) -> None:
@@ -139,26 +142,28 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         self._matching: dict[Dependency, frozenset[int]] = {}
 
     def world(self) -> Iterator[Requirement]:
-        """The requirements that the world makes."""
+        """Yield the requirements of the world."""
         for wanted in self._world:
             yield self._relation(wanted, None, frozenset([wanted.tag] if wanted.tag else []))
 
     def beside(self, packages: Iterable[Package]) -> Iterator[Requirement]:
-        """The requirements to have ``packages`` too, and what the world and the settled packages exclude."""
-        for one in packages:
-            yield Only(one.name, one, frozenset([one.repository.tag] if one.repository.tag else []))
+        """Yield the requirements to have ``packages`` too, and the conflicts of the world and the settled packages."""
+        for package in packages:
+            tag = package.repository.tag
+            yield Only(package.name, package, frozenset([tag] if tag else []))
         for asker in (None, *self._settled.packages.values()):
             for dependency in self._world if asker is None else self._reach.needs(asker):
                 if dependency.conflict:
                     yield self._relation(dependency, asker, frozenset())
 
     def ending_round(self, index: int, state: State[Requirement, Candidate, str]) -> None:  # noqa: ARG002
-        """Called by resolvelib's reporter: what is chosen so far."""
+        """Remember the choices so far. resolvelib's reporter calls this after each round."""
         self._pins = state.mapping
 
-    # ---- what resolvelib calls -----------------------------------------------------------------------------------
+    # ---- called by resolvelib ------------------------------------------------------------------------------------
 
     def identify(self, requirement_or_candidate: Requirement | Candidate) -> str:
+        """Return the slot of a requirement or candidate."""
         return requirement_or_candidate.slot
 
     def find_matches(
@@ -167,15 +172,18 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         requirements: Mapping[str, Iterator[Requirement]],
         incompatibilities: Mapping[str, Iterator[Candidate]],
     ) -> Sequence[Candidate]:
+        """Return the candidates for a slot that all requirements accept, best first, without those that failed."""
         asked = list(requirements[identifier])
         excluded = set(incompatibilities[identifier])
         options = [option for option in self._fitting(identifier, asked) if option not in excluded]
         return options if len(options) < 2 else _Options(options, self.replaces)
 
     def is_satisfied_by(self, requirement: Requirement, candidate: Candidate) -> bool:
+        """Whether a candidate meets a requirement."""
         return requirement.accepts(candidate)
 
     def get_dependencies(self, candidate: Candidate) -> tuple[Requirement, ...]:
+        """Return the requirements that choosing a candidate adds."""
         brings = self._brings.get(candidate)
         if brings is None:
             brings = self._brings[candidate] = tuple(self._brought(candidate))
@@ -189,7 +197,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         information: Mapping[str, Iterator[Cause]],  # noqa: ARG002
         backtrack_causes: Sequence[Cause],  # noqa: ARG002
     ) -> list[str]:
-        """The next slot to decide: what leaves no choice first, then real choices, last what cannot be decided yet."""
+        """Return the next slot to decide: one without a choice first, then real choices, last what has to wait."""
         best: tuple[int, str] | None = None
         for slot in identifiers:
             urgency = self._urgency(candidates[slot])
@@ -200,7 +208,8 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         return [best[1]] if best else []
 
     def get_preference(self, *_args: object, **_named: object) -> int:
-        return 0  # narrow_requirement_selection has left no choice
+        """Return 0: :meth:`narrow_requirement_selection` returns one slot at most."""
+        return 0
 
     # ---- the rules -----------------------------------------------------------------------------------------------
 
@@ -215,30 +224,30 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         return 1 if any(option.selectable for option in options) else 2
 
     def _fitting(self, slot: str, asked: Sequence[Requirement]) -> Iterator[Candidate]:
-        """The candidates of a slot that all requirements on it accept, best first."""
-        bans = [one for one in asked if isinstance(one, Ban)]
-        present = [one.package for one in asked if isinstance(one, Present)]
+        """Yield the candidates for a slot that all requirements on it accept, best first."""
+        bans = [requirement for requirement in asked if isinstance(requirement, Ban)]
+        present = [requirement.package for requirement in asked if isinstance(requirement, Present)]
         if any(ban.hits(package) for ban in bans for package in present):
             return
         if len(bans) == len(asked):
             yield self._candidate(slot, None, frozenset(), selectable=True)
             return
-        tags = frozenset[str]().union(*(one.tags for one in asked if isinstance(one, (Need, Only))))
+        tags = frozenset[str]().union(*(need.tags for need in asked if isinstance(need, (Need, Only))))
         for claim in self._ordered(slot, present):
             if not self._allowed(claim.package, tags):
                 continue
             selectable = claim.auto_selectable or any(claim.package is package for package in present)
-            option = self._candidate(slot, claim, tags, selectable=selectable)
-            if all(one.accepts(option) for one in asked):
-                yield option
+            candidate = self._candidate(slot, claim, tags, selectable=selectable)
+            if all(requirement.accepts(candidate) for requirement in asked):
+                yield candidate
 
     def replaces(self, option: Candidate) -> bool:
-        """Whether a candidate would take back the choice of another version of its package."""
+        """Whether a candidate would replace another version of its package, which was chosen already."""
         pin = self._pins.get(option.package.name) if option.package else None
         return pin is not None and pin.package is not option.package
 
     def _ordered(self, slot: str, present: Sequence[Package]) -> list[Claim]:
-        """All claims on a slot, those of packages that are there anyway first, then as :meth:`_compare` has it."""
+        """Return all claims on a slot: first those of packages that are ``present``, then in apk's order."""
         options = self._options.get(slot)
         if options is None:
             compare = functools.partial(self._compare, self._preferred.get(slot))
@@ -251,31 +260,32 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         there = {id(package) for package in present}
         return sorted(options, key=lambda claim: id(claim.package) not in there)
 
-    def _compare(self, preferred_tag: str | None, one: Claim, other: Claim) -> int:
-        """apk's order of the providers of a name: negative if ``one`` is the better.
+    def _compare(self, preferred_tag: str | None, claim: Claim, other: Claim) -> int:
+        """Compare two claims in apk's order of providers. Returns a negative number if the first is preferred.
 
-        Repository tag as asked for, installed, version of the name in question, version of the package (if it is the
-        same one), provider priority, repository, place in the index.
+        The criteria: repository tag as asked for, installed, version of the name in question, version of the package
+        (for two versions of one package), provider priority, repository, place in the index.
         """
         catalog = self._reach.catalog
-        if (one.package.repository.tag == preferred_tag) != (other.package.repository.tag == preferred_tag):
-            return -1 if one.package.repository.tag == preferred_tag else 1
-        if catalog.is_installed(one.package) != catalog.is_installed(other.package):
-            return -1 if catalog.is_installed(one.package) else 1
-        if one.rank != other.rank:
-            return -1 if one.rank > other.rank else 1
-        if one.package.name == other.package.name and one.package.version != other.package.version:
-            return -1 if Version.lenient(one.package.version) > Version.lenient(other.package.version) else 1
-        if one.package.provider_priority != other.package.provider_priority:
-            return other.package.provider_priority - one.package.provider_priority
-        return catalog.position(one.package) - catalog.position(other.package)
+        package, rival = claim.package, other.package
+        if (package.repository.tag == preferred_tag) != (rival.repository.tag == preferred_tag):
+            return -1 if package.repository.tag == preferred_tag else 1
+        if catalog.is_installed(package) != catalog.is_installed(rival):
+            return -1 if catalog.is_installed(package) else 1
+        if claim.rank != other.rank:
+            return -1 if claim.rank > other.rank else 1
+        if package.name == rival.name and package.version != rival.version:
+            return -1 if Version.lenient(package.version) > Version.lenient(rival.version) else 1
+        if package.provider_priority != rival.provider_priority:
+            return rival.provider_priority - package.provider_priority
+        return catalog.position(package) - catalog.position(rival)
 
     def _allowed(self, package: Package, tags: frozenset[str]) -> bool:
         tag = package.repository.tag
         return tag is None or tag in tags or self._reach.catalog.is_installed(package)
 
     def _candidate(self, slot: str, claim: Claim | None, tags: frozenset[str], *, selectable: bool) -> Candidate:
-        """One object for each candidate: resolvelib remembers by identity which ones failed."""
+        """Return the one object for a candidate: resolvelib remembers by identity which candidates failed."""
         key = (slot, id(claim), tags, selectable)
         candidate = self._candidates.get(key)
         if candidate is None:

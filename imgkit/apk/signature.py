@@ -1,8 +1,13 @@
-"""Signatures of Alpine: who vouches for a package index or a package.
+"""Check Alpine's signatures of package indexes and packages.
 
 A signed file starts with a gzip member that holds tar entries ``.SIGN.<algorithm>.<key file name>``, each the raw
-PKCS#1 v1.5 signature over the raw bytes of the member that follows (abuild-sign(1)). One signature by a trusted key is
-enough; a signature that claims a trusted key and does not fit is an attack or damage, and never passed over.
+PKCS#1 v1.5 signature over the raw bytes that follow (abuild-sign(1)): one member in a package, the whole rest in an
+index. One signature by a trusted key is enough. A signature that claims a trusted key and is wrong means an attack or
+damage, and is never passed over::
+
+    keyring = Keyring.from_files({"mirror.rsa.pub": pem})
+    index = verify_index(data, keyring, name=url)
+    packages = parse_index(index.text, repository)
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from imgkit.apk.container import members_of, refuse_foreign
 from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.errors import InputError
 
-PREFIX = ".SIGN."
+_PREFIX = ".SIGN."
 _LIMIT_SEGMENT = 1 << 20
 _LIMIT_SIGNATURE = 1 << 16  # apk passes over longer ones
 _LIMIT_INDEX = 64 << 20  # the text of Alpine 3.17 main has 1.9 MiB
@@ -32,9 +37,25 @@ _ALGORITHMS: Mapping[str, hashes.HashAlgorithm] = MappingProxyType(
 )
 
 
+class SignatureError(InputError):
+    """The signatures of a file do not vouch for it."""
+
+
+class UnsignedError(SignatureError):
+    """A file that must be signed has no signature."""
+
+
+class UnknownKeyError(SignatureError):
+    """None of a file's signatures is by a trusted key."""
+
+
+class BadSignatureError(SignatureError):
+    """A signature claims a trusted key, and is not that key's signature of the file."""
+
+
 @dataclass(frozen=True)
 class Signature:
-    """One signature as it stands in a file: an algorithm's name, a key's file name, the raw signature."""
+    """One signature as a file has it: the name of the algorithm, the file name of the key, the raw signature."""
 
     algorithm: str
     key: str
@@ -43,7 +64,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Keyring:
-    """Trusted RSA keys by file name, as they are in ``etc/apk/keys``."""
+    """Trusted RSA keys by file name, as in ``etc/apk/keys``."""
 
     keys: Mapping[str, RSAPublicKey] = field(default_factory=dict)
 
@@ -55,25 +76,28 @@ class Keyring:
             files: file name (``….rsa.pub``) → contents.
 
         Raises:
-            InputError: one of them is no RSA public key.
+            InputError: one of the files is not an RSA public key.
         """
         return cls(MappingProxyType({name: _load(name, pem) for name, pem in sorted(files.items())}))
 
     def __str__(self) -> str:
         return ", ".join(self.keys) or "none"
 
-    def vouching(self, signed: bytes, signatures: Iterable[Signature], name: str) -> str | None:
-        """The trusted key that signed ``signed``, None if no signature claims a trusted key.
+    def signer(self, signed: bytes, signatures: Iterable[Signature], name: str) -> str | None:
+        """Check all signatures that claim a trusted key.
 
         Args:
-            signed: the raw bytes of a gzip member.
+            signed: the raw bytes of what is signed.
             signatures: those that came with it.
             name: what messages call the file.
 
+        Returns:
+            The name of the first trusted key that signed; None if no signature claims a trusted key.
+
         Raises:
-            InputError: a signature claims a trusted key and is wrong.
+            BadSignatureError: a signature claims a trusted key and is wrong.
         """
-        found = None
+        signers = []
         for signature in signatures:
             algorithm = _ALGORITHMS.get(signature.algorithm)
             key = self.keys.get(signature.key)
@@ -82,12 +106,12 @@ class Keyring:
             try:
                 key.verify(signature.value, signed, padding.PKCS1v15(), algorithm)
             except InvalidSignature as cause:
-                raise InputError(
+                raise BadSignatureError(
                     f"{name}: bad signature: it is not what {signature.key} signed",
                     hint="the file was damaged or replaced on its way: try again, or another mirror",
                 ) from cause
-            found = found or signature.key
-        return found
+            signers.append(signature.key)
+        return signers[0] if signers else None
 
 
 @dataclass(frozen=True)
@@ -95,11 +119,11 @@ class SignedIndex:
     """A verified package index.
 
     Attributes:
-        text: that of its ``APKINDEX``.
-        description: one line; for Alpine's repositories, what git-describe says of the sources.
-        key: the key that vouched for all of it.
-        date: when it was made, in seconds since 1970: the time of its ``DESCRIPTION`` and ``APKINDEX`` in the signed
-            archive. 0 if it does not say.
+        text: the contents of its ``APKINDEX``.
+        description: one line; in Alpine's repositories the output of git-describe for the package sources.
+        key: the name of the key that signed the index.
+        date: when the index was made, in seconds since 1970: the newest modification time in the signed archive. 0 if
+            the archive has none.
     """
 
     text: str
@@ -108,26 +132,27 @@ class SignedIndex:
     date: int = 0
 
 
-def verify_index(data: bytes, keyring: Keyring, *, name: str = "APKINDEX.tar.gz") -> SignedIndex:
+def verify_index(data: bytes, keyring: Keyring, *, name: str) -> SignedIndex:
     """Verify and unpack an ``APKINDEX.tar.gz``.
 
     Args:
-        data: the file.
+        data: the contents of the file.
         keyring: the keys that are trusted to sign it.
-        name: what messages call it (its URL).
+        name: what messages call the index (its URL).
 
     Raises:
-        InputError: it is unsigned, signed by unknown keys, badly signed, damaged, truncated, too large, or no index.
+        SignatureError: it is not signed, or not by a trusted key, or a signature is wrong.
+        InputError: it is damaged, truncated, too large, or no package index.
     """
     refuse_foreign(data[:1024], name)
     members = members_of(data, name)
     signatures = read_signatures(members.read_member(_LIMIT_SEGMENT), name)
     if not signatures:
-        raise InputError(f"{name}: is not signed", hint="sign it with abuild-sign, or use a mirror that is signed")
+        raise UnsignedError(f"{name}: is not signed", hint="sign it with abuild-sign, or use a mirror that is signed")
     start = members.offset
     if not members.more():
         raise InputError(f"{name}: is truncated: nothing follows the signature")
-    key = trusted_signer(keyring, data[start:], signatures, name)
+    key = _trusted_signer(keyring, data[start:], signatures, name)
     files, date = _index_files(members.read_member(_LIMIT_INDEX), name)
     if members.more():
         raise InputError(f"{name}: is not a package index: it has more than two gzip members")
@@ -136,16 +161,11 @@ def verify_index(data: bytes, keyring: Keyring, *, name: str = "APKINDEX.tar.gz"
     return SignedIndex(files["APKINDEX"], files.get("DESCRIPTION", "").strip(), key, date)
 
 
-def trusted_signer(keyring: Keyring, signed: bytes, signatures: tuple[Signature, ...], name: str) -> str:
-    """The trusted key that signed ``signed``.
-
-    Raises:
-        InputError: no signature is by a trusted key, or one that claims to be is wrong.
-    """
-    key = keyring.vouching(signed, signatures, name)
+def _trusted_signer(keyring: Keyring, signed: bytes, signatures: tuple[Signature, ...], name: str) -> str:
+    key = keyring.signer(signed, signatures, name)
     if key is None:
         signers = ", ".join(f"{signature.key} ({signature.algorithm})" for signature in signatures)
-        raise InputError(
+        raise UnknownKeyError(
             f"{name}: signed by an unknown key: {signers}",
             hint=f"trusted keys: {keyring}; add the mirror's key to the recipe if you trust it",
         )
@@ -153,18 +173,22 @@ def trusted_signer(keyring: Keyring, signed: bytes, signatures: tuple[Signature,
 
 
 def read_signatures(segment: bytes, name: str) -> tuple[Signature, ...]:
-    """The signatures in an inflated first member; empty if that is something else.
+    """Read the signatures of an inflated gzip member.
+
+    Returns:
+        The signatures, those with improper key names or of absurd length left out as apk does it. Empty if the member
+        does not hold signatures: it has another file among them, or none at all.
 
     Raises:
-        InputError: it starts like a signature segment and is broken.
+        InputError: the member is not a proper tar archive.
     """
     signatures = []
     archive = TarStream(iter((segment,)))
     try:
         for header in archive:
-            if not header.name.startswith(PREFIX):
+            if not header.name.startswith(_PREFIX):
                 return ()
-            algorithm, dot, key = header.name[len(PREFIX) :].partition(".")
+            algorithm, dot, key = header.name[len(_PREFIX) :].partition(".")
             if dot and key and "/" not in key and header.size <= _LIMIT_SIGNATURE:
                 signatures.append(Signature(algorithm, key, archive.read(_LIMIT_SIGNATURE)))
     except TarError as cause:
@@ -173,7 +197,7 @@ def read_signatures(segment: bytes, name: str) -> tuple[Signature, ...]:
 
 
 def _index_files(segment: bytes, name: str) -> tuple[dict[str, str], int]:
-    """The files of an index, and the newest of their times."""
+    """Read the files of an index. Returns their texts by name, and the newest of their modification times."""
     archive = TarStream(iter((segment,)))
     files: dict[str, str] = {}
     date = 0

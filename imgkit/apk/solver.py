@@ -1,8 +1,13 @@
-"""Which packages a world amounts to, in the order in which they are installed.
+"""Solve a world: choose the packages that satisfy it, in the order in which they are installed::
 
-The rules are those of apk-tools 3 for a fresh installation. First comes what apk does, one pass without going back
-(:mod:`imgkit.apk.deduction`): where apk finds a solution this one is the same. Where that pass ends, resolvelib goes on
-searching, and does go back; a number of steps bounds that, so that the answer is the same on every machine.
+    packages = parse_index(text, Repository(url="https://mirror/v3.23/main"))
+    for package in solve(["alpine-base", "nodejs>=20"], packages, arch="x86_64"):
+        print(package)
+
+The rules are those of apk-tools 3. First the solver does what apk does, one pass without going back
+(:mod:`imgkit.apk.deduction`): if apk finds a solution, this is the same one. If that pass fails, resolvelib searches
+for one (:mod:`imgkit.apk.search`), and does go back. The search is limited by a number of steps, so that the answer is
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -10,45 +15,29 @@ from __future__ import annotations
 import gc
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from imgkit.apk import explain
 from imgkit.apk.candidates import Catalog, conditions_of, dependencies_of
 from imgkit.apk.deduction import DeadEnd, deduce
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
-from imgkit.apk.order import Reason, Selection, needed, ordered, world_order
+from imgkit.apk.order import Selection, needed, ordered, world_order
 from imgkit.apk.reach import Reach
 from imgkit.apk.search import Found, NoSolution, extend, search
 from imgkit.errors import RecipeError
 
 
-class UnknownPackage(RecipeError):  # noqa: N818 - a name for who reads it, as the others of imgkit.errors
+class UnknownPackageError(RecipeError):
     """The recipe wants packages that no repository has."""
 
 
-class Unsatisfiable(RecipeError):  # noqa: N818
+class UnknownTagError(RecipeError):
+    """The recipe wants packages from repositories with a tag that no repository has."""
+
+
+class UnsatisfiableError(RecipeError):
     """There is no set of packages that gives the recipe what it wants."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """``packages`` in install order, and by name the reason why each is there. Those installed already are included."""
-
-    packages: tuple[Package, ...]
-    reasons: Mapping[str, Reason]
-
-    def chain(self, name: str) -> str:
-        """Why a package is there, back to the recipe: ``zlib: needed by git, wanted by the recipe``."""
-        words: list[str] = []
-        at = name
-        while True:
-            reason = self.reasons[at]
-            if reason.package is None:
-                return f"{name}: {', '.join([*words, 'wanted by the recipe'])}"
-            how = f"installed with {reason.text}, completed by" if reason.conditional else "needed by"
-            words.append(f"{how} {reason.package.name}")
-            at = reason.package.name
 
 
 def solve(
@@ -58,37 +47,40 @@ def solve(
     arch: str,
     installed: Mapping[str, Package] | None = None,
     standing: Iterable[str] = (),
-) -> Solution:
-    """The packages that satisfy ``world`` (dependencies as in a world file) and nothing else.
+) -> tuple[Package, ...]:
+    """Choose the packages that satisfy ``world``, and nothing else.
 
     Args:
         world: dependencies, conflicts and repository tags as in ``/etc/apk/world``, in any order.
-        packages: of all repositories, earlier repositories first.
+        packages: those of all repositories, earlier repositories first.
         arch: Alpine's name of the architecture (``x86_64``, ``aarch64``).
-        standing: further entries, which the system's world has already: names in ``world`` are decided before these.
-        installed: by name what the system has already; such versions are preferred, and gone if nothing needs them.
+        installed: by name the packages of the system. They are preferred, and left out if nothing needs them.
+        standing: the entries that the system's world has already. Names in ``world`` are decided before these.
+
+    Returns:
+        The packages in the order in which apk installs them, including those that are installed already.
 
     Raises:
-        RecipeError: an entry of the world is no dependency, or has a tag that no repository has.
-        UnknownPackage: nothing has the name of an entry; all such names are reported at once.
-        Unsatisfiable: there is no solution; the message says who needs what.
+        UnknownTagError: an entry has a tag that no repository has.
+        UnknownPackageError: no package has the name of an entry; all such names are reported at once.
+        UnsatisfiableError: there is no solution; the message says which package needs what.
+        RecipeError: an entry of the world is not a valid dependency.
     """
     added = _parsed(world)
     wanted = sorted(dict.fromkeys([*_parsed([*standing]), *added]), key=world_order)
-    first = {one.name for one in added}
+    first = {dependency.name for dependency in added}
     with _without_collection():
         catalog = Catalog(packages, arch, installed)
         _check_tags(wanted, catalog)
         _check_names(wanted, catalog)
-        order = ordered(_selected(catalog, wanted, first), wanted)
-    return Solution(tuple(package for package, _ in order), {package.name: reason for package, reason in order})
+        return ordered(_selected(catalog, wanted, first), wanted)
 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Python's cyclic garbage collector off: nearly all that is made lives until the end, so it would look in vain.
+    """Switch Python's cyclic garbage collector off, and afterwards to its former state.
 
-    It takes half of the time otherwise. What it was before is restored.
+    Nearly all objects of a solution live until its end, so the collector finds nothing, and takes half of the time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -107,15 +99,15 @@ def _selected(catalog: Catalog, wanted: Sequence[Dependency], first: Container[s
 
 
 def _deduced(catalog: Catalog, wanted: Sequence[Dependency], first: Container[str]) -> Selection:
-    """The choice of apk.
+    """Return the choice of apk.
 
     Raises:
-        DeadEnd: apk would refuse.
+        DeadEnd: apk would refuse the world.
     """
     choices = deduce(catalog, wanted, first)
     packages = {package.name: package for package in choices.values()}
     selection = Selection(catalog, packages, choices)
-    for asker in (None, *(package for package, _ in ordered(selection, wanted))):
+    for asker in (None, *ordered(selection, wanted)):
         for dependency in wanted if asker is None else dependencies_of(asker):
             if not selection.permits(dependency, asker):
                 raise DeadEnd(dependency.name, asker)
@@ -123,19 +115,19 @@ def _deduced(catalog: Catalog, wanted: Sequence[Dependency], first: Container[st
 
 
 def _searched(catalog: Catalog, wanted: Sequence[Dependency], dead_end: DeadEnd) -> Selection:
-    """A choice that apk, which stopped at ``dead_end``, does not find.
+    """Search for a choice that apk, which stopped at ``dead_end``, does not find.
 
     Raises:
-        Unsatisfiable: there is none.
+        UnsatisfiableError: there is none.
     """
-    positive = [one for one in wanted if not one.conflict]
+    positive = [dependency for dependency in wanted if not dependency.conflict]
     reach = Reach(catalog, positive)
     _check_lacking(positive, reach)
     try:
         found = search(reach, wanted)
     except NoSolution as failure:
         conflict = explain.Conflict(failure, dead_end, reach, wanted)
-        raise Unsatisfiable(conflict.message, hint=conflict.hint) from failure
+        raise UnsatisfiableError(conflict.message, hint=conflict.hint) from failure
     return _complete(catalog, wanted, found)
 
 
@@ -153,42 +145,42 @@ def _parsed(world: Sequence[str]) -> list[Dependency]:
 
 def _check_tags(wanted: Sequence[Dependency], catalog: Catalog) -> None:
     """Refuse tags that no repository has, as apk does (it installs nothing then)."""
-    unknown = [one for one in wanted if one.tag is not None and one.tag not in catalog.tags]
+    unknown = [entry for entry in wanted if entry.tag is not None and entry.tag not in catalog.tags]
     if unknown:
-        problems = [f"package {one}: no repository has the tag @{one.tag}" for one in unknown]
-        plain = ", ".join(str(replace(one, tag=None)) for one in unknown)
-        raise RecipeError("; ".join(problems), problems=problems, hint=f"write {plain}")
+        problems = [f"package {entry}: no repository has the tag @{entry.tag}" for entry in unknown]
+        plain = ", ".join(str(replace(entry, tag=None)) for entry in unknown)
+        raise UnknownTagError("; ".join(problems), problems=problems, hint=f"write {plain}")
 
 
 def _check_names(wanted: Sequence[Dependency], catalog: Catalog) -> None:
-    """Refuse names that nobody has, all at once and with what may have been meant."""
+    """Refuse names that no package has, all at once and with similar names."""
     problems, hints = [], []
-    for one in wanted:
-        if one.conflict or catalog.claims(one.name) or one.name in catalog.refused:
+    for entry in wanted:
+        if entry.conflict or catalog.claims(entry.name) or entry.name in catalog.refused:
             continue
-        problems.append(f"package {one.name} is in no repository")
-        close = explain.near_misses(one.name, catalog)
+        problems.append(f"package {entry.name} is in no repository")
+        close = explain.near_misses(entry.name, catalog)
         if close:
-            hints.append(f"did you mean {' or '.join(close)} instead of {one.name}?")
+            hints.append(f"did you mean {' or '.join(close)} instead of {entry.name}?")
     if problems:
-        raise UnknownPackage("; ".join(problems), problems=problems, hint=" ".join(hints) or None)
+        raise UnknownPackageError("; ".join(problems), problems=problems, hint=" ".join(hints) or None)
 
 
 def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
-    """Refuse what can be seen without a search: a package somewhere below has a dependency that nobody satisfies."""
+    """Refuse, without a search, entries that only lead to packages with a dependency that nothing satisfies."""
     lacks = [
-        explain.Lack(one, reach)
-        for one in wanted
-        if not any(reach.usable(claim.package) for claim in reach.serving(one))
+        explain.Lack(entry, reach)
+        for entry in wanted
+        if not any(reach.usable(claim.package) for claim in reach.serving(entry))
     ]
     if lacks:
         problems = [lack.message for lack in lacks]
         hints = dict.fromkeys(lack.hint for lack in lacks if lack.hint)
-        raise Unsatisfiable("; ".join(problems), problems=problems, hint="; ".join(hints) or None)
+        raise UnsatisfiableError("; ".join(problems), problems=problems, hint="; ".join(hints) or None)
 
 
 def _complete(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Selection:
-    """What was found without anything superfluous, with what comes by install_if."""
+    """Remove what nothing asks for from the result of a search, and add what comes by install_if."""
     base = needed(Selection(catalog, found.packages, found.choices), wanted)
     full = _invite(catalog, wanted, Found(base.packages, base.choices, found.tags))
     return needed(Selection(catalog, full.packages, full.choices), wanted)
@@ -197,24 +189,28 @@ def _complete(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> S
 def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Found:
     """Add packages whose install_if holds, until there are no more of them.
 
-    What has been found stays as it is: a package that does not fit beside it is left out, as apk does it.
+    The packages that were found stay: one that does not fit beside them is left out, as apk does it.
     """
     declined: set[int] = set()
     while True:
         selection = Selection(catalog, found.packages)
-        invited = [one for one in selection.triggered() if id(one) not in declined and _allowed(one, selection, found)]
+        invited = [
+            package
+            for package in selection.triggered()
+            if id(package) not in declined and _allowed(package, selection, found)
+        ]
         if not invited:
             return found
         reach = Reach(catalog, wanted, [*found.packages.values(), *invited])
-        for batch in (invited, *([one] for one in invited)):  # all together, which is the rule, or as many as fit
+        for batch in (invited, *([package] for package in invited)):  # all together, which is the rule, or what fits
             found = _extended(reach, wanted, found, batch)
-        declined |= {id(one) for one in invited if found.packages.get(one.name) is not one}
+        declined |= {id(package) for package in invited if found.packages.get(package.name) is not package}
 
 
 def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited: Sequence[Package]) -> Found:
-    """``found`` with more packages and what these need, or as it is if that is impossible."""
-    missing = [one for one in invited if found.packages.get(one.name) is not one]
-    if not missing or not all(reach.usable(one) for one in missing):
+    """Add packages and what these need to what was found. Returns it unchanged if that is impossible."""
+    missing = [package for package in invited if found.packages.get(package.name) is not package]
+    if not missing or not all(map(reach.usable, missing)):
         return found
     try:
         return extend(reach, wanted, found, missing)
@@ -223,7 +219,7 @@ def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited:
 
 
 def _allowed(package: Package, selection: Selection, found: Found) -> bool:
-    """Whether the repository tag of a package is allowed to one of those that invited it."""
+    """Whether one of the packages that meet the conditions of a package's install_if may have its repository tag."""
     tag = package.repository.tag
-    inviting = {claim.package.name for one in conditions_of(package) for claim in selection.claims(one)}
+    inviting = {claim.package.name for condition in conditions_of(package) for claim in selection.claims(condition)}
     return tag is None or any(tag in found.tags[name] for name in inviting)

@@ -1,8 +1,8 @@
-"""The archive of package scripts that apk keeps beside its database: ``lib/apk/db/scripts.tar.gz``.
+"""Read and write the archive of package scripts beside apk's database: ``lib/apk/db/scripts.tar.gz``.
 
-A tar archive of all scripts of all packages, run or not, in the order of the database. Members are called
+It is a tar archive of all scripts of all packages, in the order of the database. Members are called
 ``name-version.X1<hex of the identity>.type`` (apk 3) or ``name-version.Q1<base64>.type`` (apk 2, where the archive is
-the uncompressed ``scripts.tar``); both are read, the first is written, byte for byte as apk 3 does.
+the uncompressed ``scripts.tar``). Both are read; the first is written, byte for byte as by apk 3.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ _LIMIT_SCRIPTS = 64 << 20
 
 
 def parse_scripts(data: bytes) -> dict[str, dict[str, bytes]]:
-    """Identity of a package → type → contents, from ``scripts.tar`` or ``scripts.tar.gz``.
-
-    Members are called ``name-version.X1<hex>.type`` (apk 3) or ``name-version.Q1<base64>.type`` (apk 2).
+    """Read ``scripts.tar`` or ``scripts.tar.gz``. Returns identity of a package → type → contents.
 
     Raises:
-        InputError: it is damaged, or a member is called otherwise.
+        InputError: the archive is damaged, or a member has another name than a script.
     """
     if data.startswith(GZIP_MAGIC):
         data = members_of(data, "scripts.tar.gz").read_member(_LIMIT_SCRIPTS)
-    found: dict[str, dict[str, bytes]] = {}
+    scripts: dict[str, dict[str, bytes]] = {}
     archive = TarStream(iter((data,)))
     try:
         for header in archive:
             _, identity, kind = ["", "", *header.name.rsplit(".", 2)][-3:]
-            found.setdefault(_script_identity(identity, header.name), {})[kind] = archive.read(_LIMIT_SCRIPTS)
+            scripts.setdefault(_script_identity(identity, header.name), {})[kind] = archive.read(_LIMIT_SCRIPTS)
     except TarError as cause:
         raise InputError(f"scripts of the installed database: the archive {cause}") from cause
-    return found
+    return scripts
 
 
 def _script_identity(text: str, name: str) -> str:
@@ -56,7 +54,7 @@ def _script_identity(text: str, name: str) -> str:
 
 
 def format_scripts(packages: Iterable[tuple[Package, Mapping[str, bytes]]]) -> bytes:
-    """``scripts.tar.gz`` of packages and their scripts, in the given order, with the build time as mtime."""
+    """Write ``scripts.tar.gz``: the packages' scripts in the given order, with the build time as mtime."""
     archive = b"".join(
         _script_member(package, kind, scripts[kind])
         for package, scripts in packages

@@ -1,8 +1,12 @@
-"""A strict reader of tar streams for hostile input: ustar with pax extended headers, and GNU long names.
+"""Read tar streams from untrusted sources: ustar with pax extended headers, and GNU long names.
 
-Formats: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header". Unlike :mod:`tarfile` it
-never takes memory because a header says so, never guesses, and knows one error. Types beyond files, directories, links
-and devices (sparse files, multi-volume parts …) are refused.
+Formats: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header". Unlike :mod:`tarfile` this
+reader never allocates memory because a header says so, never guesses, and raises only one error. It refuses members
+other than files, directories, links, devices and FIFOs (sparse files, multi-volume parts …)::
+
+    archive = TarStream(pieces_of_bytes)
+    for header in archive:
+        contents = archive.read(limit=1 << 20)
 """
 
 from __future__ import annotations
@@ -10,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from imgkit.apk.numbers import parse_number
+
 BLOCK = 512
-# Extended headers are gathered until the member that they are about comes, so they are counted together. A filesystem
-# takes 64 KiB of attributes of a file (XATTR_SIZE_MAX, XATTR_LIST_MAX of Linux) and paths of 4 KiB.
+# Extended headers are kept until the member that they describe comes, so they are counted together. A filesystem takes
+# 64 KiB of attributes for each file (XATTR_SIZE_MAX, XATTR_LIST_MAX of Linux) and paths of 4 KiB.
 LIMIT_MEMBER = 256 << 10  # bytes of all extended headers of one member; real packages have about 200
 _LIMIT_HEADERS = 16  # extended headers of one member; pax needs two, GNU's long names two
-# What readers keep of them: long names and attributes. 250,000 paths of 150 bytes have 36 MiB.
-LIMIT_KEPT = 128 << 20  # bytes in one archive
+# Callers keep long names and attributes. 250,000 paths of 150 bytes have 36 MiB.
+LIMIT_KEPT = 128 << 20  # bytes of them in one archive
 _ATTRIBUTE = "SCHILY.xattr."
 _ATTRIBUTE_COST = 256  # bytes of memory that an attribute takes besides its text
 _NAMES = ("path", "linkpath", "uname", "gname")
@@ -28,14 +34,21 @@ _SAME_AS_REGULAR = {"\0": REGULAR, "7": REGULAR}
 
 
 class TarError(Exception):
-    """The stream is not a proper tar archive; the message says why, without naming the archive."""
+    """The stream is not a proper tar archive. The message says why, without the name of the archive."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """One member of an archive: names as text (surrogateescape), numbers as numbers, pax records as they came.
+    """One member of an archive. Names are text (surrogateescape).
 
-    ``major`` and ``minor`` are those of a device.
+    Attributes:
+        kind: one of the constants of this module (``REGULAR`` …).
+        size: bytes of contents.
+        mode: permission bits, without the type.
+        mtime: seconds since 1970.
+        link: the target of a symbolic or hard link.
+        pax: the records of its extended headers, unchanged.
+        major: that of a device, as is ``minor``.
     """
 
     name: str
@@ -54,26 +67,26 @@ class Header:
 
 
 class TarStream:
-    """The members of a tar archive that comes as ``pieces`` of bytes, cut anywhere.
+    """The members of a tar archive that comes in ``pieces`` of bytes, split anywhere.
 
-    Iterate over the headers; after each, and before the next, :meth:`content` gives the bytes of that member. What is
-    not read is skipped. The end is two blocks of zeros, or simply the end of the stream between two members (the first
-    segments of packages have no end marker).
+    Iterate over the headers. Between one header and the next, :meth:`content` or :meth:`read` returns the bytes of that
+    member; bytes that are not read are skipped. The archive ends with two blocks of zeros, or with the end of the
+    stream between two members (the first segments of packages have no end marker).
     """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._piece = memoryview(b"")
-        self._left = 0  # content of the current member that was not read yet
+        self._left = 0  # bytes of the current member that were not read yet
         self._padding = 0
-        self._kept = 0  # bytes that readers may keep of all extended headers so far
+        self._kept = 0  # bytes of all extended headers so far that callers may keep
 
     def __iter__(self) -> Iterator[Header]:
-        """The headers.
+        """Iterate over the headers.
 
         Raises:
-            TarError: the stream is damaged, truncated or has members of a type that is not read, or its extended
-                headers are too large.
+            TarError: the stream is damaged or truncated, has a member of another type, or its extended headers are too
+                large.
         """
         pax: dict[str, str] = {}
         sizes: list[int] = []
@@ -83,7 +96,7 @@ class TarStream:
                 sizes.append(_number(block[124:136], "size"))
                 _check_sizes(sizes)
                 body = self._extended(sizes[-1])
-                if kind != "g":  # global headers say nothing about single files that apk would heed
+                if kind != "g":  # apk ignores global headers
                     pax.update(_records(body) if kind == "x" else _long_name(kind, body))
                 continue
             header = _header(block, kind, pax)
@@ -97,7 +110,11 @@ class TarStream:
             raise TarError("ends after an extended header")
 
     def content(self) -> Iterator[memoryview]:
-        """The bytes of the member whose header came last, in pieces."""
+        """Yield the bytes of the current member in pieces.
+
+        Raises:
+            TarError: the stream is truncated.
+        """
         while self._left:
             if not self._piece:
                 self._advance()
@@ -107,10 +124,10 @@ class TarStream:
             yield part
 
     def read(self, limit: int) -> bytes:
-        """All of the member whose header came last.
+        """Return the contents of the current member.
 
         Raises:
-            TarError: it has more than ``limit`` bytes.
+            TarError: it has more than ``limit`` bytes, or the stream is truncated.
         """
         if self._left > limit:
             raise TarError(f"has a member of {self._left} bytes where at most {limit} are allowed")
@@ -119,7 +136,7 @@ class TarStream:
     # ---- the stream -------------------------------------------------------------------------------------------------
 
     def _next_block(self) -> bytes | None:
-        """The next header block, None at the end of the archive."""
+        """Skip to the next header block and return it; None at the end of the archive."""
         for _ in self.content():
             pass
         self._take(self._padding)
@@ -151,7 +168,7 @@ class TarStream:
         return body
 
     def _take(self, size: int) -> bytes:
-        """Exactly ``size`` bytes (a few)."""
+        """Return exactly ``size`` bytes; for small sizes."""
         if len(self._piece) >= size:
             taken, self._piece = self._piece[:size].tobytes(), self._piece[size:]
             return taken
@@ -191,7 +208,7 @@ def _check_sizes(sizes: list[int]) -> None:
 
 
 def _kind(block: bytes) -> str:
-    """The type flag of a header block whose magic and checksum are right."""
+    """Return the type flag of a header block, after checking its magic and checksum."""
     if block[257:262] != b"ustar":
         raise TarError("is not a tar archive (a header lacks the ustar magic)")
     if _number(block[148:156], "checksum") != sum(block) - sum(block[148:156]) + 8 * 0x20:
@@ -237,7 +254,7 @@ def _text(raw: bytes) -> str:
 
 
 def _number(raw: bytes, what: str) -> int:
-    """A numeric field: octal digits between blanks and zeros, or base 256 where the first bit is set (GNU)."""
+    """Parse a numeric field: octal digits between blanks and zeros, or base 256 if the first byte is 0x80 (GNU)."""
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
     digits = raw.strip(b" \0")
@@ -256,13 +273,14 @@ def _owner(pax: str | None, raw: bytes, what: str) -> int:
 
 
 def _decimal(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    number = parse_number(text)
+    if number is None:
         raise TarError(f"is damaged (an extended header has {text[:40]!r} as {what})")
-    return int(text)
+    return number
 
 
 def _time(text: str) -> int:
-    """Whole seconds of a pax time; times before 1970 become 0."""
+    """Return the whole seconds of a pax time, 0 for times before 1970."""
     return 0 if text.startswith("-") else _decimal(text.partition(".")[0], "mtime")
 
 
@@ -271,7 +289,7 @@ def _long_name(kind: str, body: bytes) -> dict[str, str]:
 
 
 def _records(body: bytes) -> Iterator[tuple[str, str]]:
-    """The records ``length key=value`` + newline of an extended header; ``length`` counts all of the record."""
+    """Yield the records of an extended header: ``length key=value`` + newline. ``length`` counts the whole record."""
     start = 0
     while start < len(body):
         digits = body[start : start + 20].partition(b" ")[0]

@@ -1,7 +1,7 @@
-"""The data part of a package as values, with every path and every file checked.
+"""Read the data part of a package, and check every path and every file.
 
-What is refused here could write outside the root filesystem, forge a record of the installed database, or hide from
-verification: apk refuses most of it too (apk-tools 3), the rest no package of Alpine holds.
+It refuses entries that could write outside the root filesystem, forge a record of the installed database, or escape
+verification. apk refuses most of them too (apk-tools 3), and no package of Alpine has any of the others.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class PackageEntry:
 
     Attributes:
         path: relative to the root, without a trailing slash.
-        node: with the numeric owner of the archive. Whoever installs it resolves ``uname`` and ``gname`` first.
-        checksum: SHA-1 of a file's contents or a symbolic link's target, that of its target for a hard link, None for
-            a directory.
+        node: with the numeric owner of the archive. The installation resolves ``uname`` and ``gname`` first.
+        checksum: the SHA-1 of a file's contents or of a symbolic link's target; for a hard link that of its file, for a
+            directory None.
+        uname: the name of the owner, empty if there is none.
+        gname: the name of the group, empty if there is none.
     """
 
     path: str
@@ -46,11 +48,17 @@ class PackageEntry:
 
 
 def unpack(members: GzipMembers, spool: Path, max_installed: int, name: str) -> tuple[PackageEntry, ...]:
-    """Read the last member of a package, appending the contents of its files to ``spool``.
+    """Read the last member of a package, and append the contents of its files to ``spool``.
+
+    Args:
+        members: the reader of the package, which stands at its data member.
+        spool: the file on the host that takes the contents. It is cut back to its former size if anything is wrong.
+        max_installed: bytes that all files together may have.
+        name: what messages call the package.
 
     Raises:
-        InputError: a path, type, size or checksum is not as it must be; ``spool`` is as it was then.
-        HostError: there is no room for the contents.
+        InputError: a path, type, size or checksum is not valid, or the member is damaged.
+        HostError: the host has no space left for the contents.
     """
     pieces = members.member(max_installed + _LIMIT_ENTRIES * _HEADERS)
     with _appending(spool) as sink:
@@ -66,7 +74,7 @@ def unpack(members: GzipMembers, spool: Path, max_installed: int, name: str) -> 
 
 @contextmanager
 def _appending(spool: Path) -> Iterator[FileIO]:
-    """``spool`` opened for appending, and cut back to what it was when the block raises."""
+    """Open ``spool`` for appending, and cut it back to its former size if the block raises."""
     try:
         with spool.open("ab", buffering=0) as sink:  # a buffer would try to write again while it is being closed
             start = sink.seek(0, SEEK_END)
@@ -83,13 +91,13 @@ def _appending(spool: Path) -> Iterator[FileIO]:
 
 
 def _write(sink: FileIO, data: memoryview) -> None:
-    """All of ``data``: a file without buffer may take less at a time."""
+    """Write all of ``data``: a file without a buffer may take less at a time."""
     while data:
         data = data[sink.write(data) :]
 
 
 class _Reader:
-    """The walk over one data part. ``written`` counts bytes of contents, ``seen`` is what came so far, by path."""
+    """The state of reading one data part."""
 
     def __init__(self, archive: TarStream, sink: FileIO, spool: Path, max_installed: int, name: str) -> None:
         self._archive = archive
@@ -99,9 +107,10 @@ class _Reader:
         self._budget = max_installed
         self._max_installed = max_installed
         self._name = name
-        self._seen: dict[str, PackageEntry] = {}
+        self._seen: dict[str, PackageEntry] = {}  # the entries so far, by path
 
     def entries(self) -> tuple[PackageEntry, ...]:
+        """Read and check all entries."""
         for header in self._archive:
             path = self._path(header)
             if path.startswith("."):  # apk ignores such names at the top; empty packages hold a .dummy
@@ -154,29 +163,29 @@ class _Reader:
         return PackageEntry(path, node, checksum, header.uname, header.gname)
 
     def _file(self, header: Header, path: str) -> tuple[Node, bytes]:
-        wanted = self._checksum(header, path)
-        if wanted is None:
+        expected = self._checksum(header, path)
+        if expected is None:
             raise self._refuse(f"has no checksum for {path}")
         if header.size > self._budget:
             raise self._refuse(f"unpacks to more than the {self._max_installed} bytes that it may (at {path})")
-        found = hashlib.sha1()  # noqa: S324 - the format's choice; the data as a whole is under SHA-256
+        digest = hashlib.sha1()  # noqa: S324 - the format's choice; SHA-256 covers the data as a whole
         for part in self._archive.content():
-            found.update(part)
+            digest.update(part)
             _write(self._sink, part)
-        self._compare(found.digest(), wanted, path)
+        self._compare(digest.digest(), expected, path)
         content = Slice(self._spool, self._offset, header.size)
         self._offset += header.size
         self._budget -= header.size
-        return File(content=content, **_attributes(header)), wanted
+        return File(content=content, **_attributes(header)), expected
 
     def _symlink(self, header: Header, path: str) -> tuple[Node, bytes]:
         if not header.link:
             raise self._refuse(f"holds the symbolic link {path} without a target")
         if _leads_out(path, header.link):
             raise self._refuse(f"holds a symbolic link that leads out of the root: {path} → {header.link}")
-        found = hashlib.sha1(_raw(header.link)).digest()  # noqa: S324
-        self._compare(found, self._checksum(header, path) or found, path)
-        return Symlink(target=header.link, **_attributes(header)), found
+        checksum = hashlib.sha1(_raw(header.link)).digest()  # noqa: S324
+        self._compare(checksum, self._checksum(header, path) or checksum, path)
+        return Symlink(target=header.link, **_attributes(header)), checksum
 
     def _hard_link(self, header: Header, path: str) -> tuple[Node, bytes | None]:
         target = self._seen.get(header.link)
@@ -198,13 +207,14 @@ class _Reader:
             raise self._refuse(f"has an improper checksum for {path}: {text[:80]!r}")
         return checksum
 
-    def _compare(self, found: bytes, wanted: bytes, path: str) -> None:
-        if found != wanted:
-            raise self._refuse(f"{path} does not match its checksum (SHA-1 {found.hex()} instead of {wanted.hex()})")
+    def _compare(self, actual: bytes, expected: bytes, path: str) -> None:
+        if actual != expected:
+            detail = f"SHA-1 {actual.hex()} instead of {expected.hex()}"
+            raise self._refuse(f"{path} does not match its checksum ({detail})")
 
 
 def _leads_out(path: str, target: str) -> bool:
-    """Whether a relative link climbs above the root when it is walked from where it stands."""
+    """Whether a relative link climbs above the root when it is followed from its folder."""
     if target.startswith("/"):
         return False
     depth = path.count("/")

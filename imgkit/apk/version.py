@@ -1,18 +1,17 @@
-"""Alpine package versions: grammar, order and the prefix match of ``~``.
+"""Parse and compare Alpine's package versions, and match them by prefix (``~``).
 
-The grammar and the order are those of apk-tools 3 (release 2.14 differs only for components with leading zeros and
-for ``~hash``, which it does not know)::
+The grammar and the order are those of apk-tools 3. Release 2.14 differs only for components with leading zeros, and
+does not know ``~hash``::
 
     number{.number}… {letter} {_suffix{number}}… {~hex} {-rN}
 
-Two versions are compared token by token. As long as both tokens are of one kind, they decide: numbers numerically
-(except that a component behind a dot which starts with ``0`` makes it a comparison of bytes), letters and hashes by
-bytes, suffixes by their place in alpha < beta < pre < rc < (none) < cvs < svn < git < hg < p. Where the kinds differ,
-a pre-release suffix makes its side the smaller one; otherwise the side whose kind is earlier in number, letter,
-suffix, suffix number, hash, revision, end is the greater.
+Two versions are compared token by token; the first difference decides. Tokens of one kind compare as follows: numbers
+numerically (but by bytes if one of them comes after a dot and starts with ``0``), letters and hashes by bytes,
+suffixes by their place in alpha < beta < pre < rc < (none) < cvs < svn < git < hg < p. If the kinds differ, the side
+with a pre-release suffix is the smaller one; otherwise the side whose kind comes first in number, letter, suffix,
+suffix number, hash, revision, end is the greater.
 
-All this is a plain lexicographic order over tuples when each kind has the right rank, which is what :func:`_key`
-makes.
+With the right rank for each kind this is the lexicographic order of the tuples that :func:`_key` makes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _SUFFIX = re.compile(r"_([a-z]+)([0-9]*)")
 _BEFORE_RELEASE = {"alpha": 0, "beta": 1, "pre": 2, "rc": 3}
 _AFTER_RELEASE = {"cvs": 0, "svn": 1, "git": 2, "hg": 3, "p": 4}
 
-# Rank of a kind of token against another kind: a higher one makes its side the greater.
+# The rank of each kind of token against other kinds: the higher one makes its side the greater.
 _PRE, _WRONG, _END, _REVISION, _HASH, _SUFFIX_NUMBER, _POST, _LETTER, _NUMBER = range(9)
 
 _Token: TypeAlias = tuple[int, int, str]
@@ -41,31 +40,31 @@ _Token: TypeAlias = tuple[int, int, str]
 @total_ordering
 @dataclass(frozen=True, eq=False)
 class Version:
-    """A valid version. Equal are those that compare equal (``1.0-r1`` and ``01.0-r01``), as apk sees it."""
+    """A version. Versions are equal if apk compares them as equal (``1.0-r1`` and ``01.0-r01``)."""
 
     text: str
     _key: tuple[_Token, ...] = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """The version that ``text`` is.
+        """Parse a version.
 
         Raises:
-            ValueError: it does not follow the grammar.
+            ValueError: ``text`` does not follow the grammar.
         """
         return _parse(text)
 
     @classmethod
     def lenient(cls, text: str | None) -> Version:
-        """``text`` as apk compares it when it is not valid, or not there (None).
+        """Parse a version as apk compares it even if it is not valid, or missing (None).
 
-        Real indexes have such versions (``0.99f7-r1``, ``v2.4``). They compare by the part that is valid; what follows
-        makes them less than that part alone. No version at all is less than every version.
+        Real indexes have invalid versions (``0.99f7-r1``, ``v2.4``). They compare by their valid part; the rest makes
+        them less than that part alone. A missing version is less than every other.
         """
         return _lenient(text or "")
 
     def starts_with(self, prefix: Version) -> bool:
-        """What ``~`` means: this version has the tokens of ``prefix`` first (1.20 does not start with 1.2)."""
+        """Whether the tokens of this version start with those of ``prefix`` (1.20 does not start with 1.2)."""
         wanted = prefix._key[:-1]
         return self._key[: len(wanted)] == wanted
 
@@ -87,16 +86,6 @@ def is_valid(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
 
 
-def compare(a: str, b: str) -> int:
-    """-1, 0 or 1: version ``a`` is less than, equal to or greater than ``b``.
-
-    Raises:
-        ValueError: one of them is no valid version.
-    """
-    left, right = Version.parse(a), Version.parse(b)
-    return (left > right) - (left < right)
-
-
 @lru_cache(maxsize=4096)
 def _lenient(text: str) -> Version:
     match = _VERSION.match(text)
@@ -114,7 +103,7 @@ def _parse(text: str) -> Version:
 
 
 def _key(match: re.Match[str]) -> list[_Token]:
-    """One tuple (rank, number, text) a token, and one for the end."""
+    """Return a tuple (rank, number, text) for each token, and one for the end."""
     tokens = [_number(_NUMBER, match["first"])]
     tokens += [_component(digits) for digits in match["others"].split(".")[1:]]
     if match["letter"]:
@@ -134,11 +123,11 @@ def _key(match: re.Match[str]) -> list[_Token]:
 
 
 def _number(rank: int, digits: str) -> _Token:
-    """Numeric order without conversion (length, then digits): a version of ten thousand digits is no int."""
+    """Return a number in numeric order without converting it (length, then digits): it may have any length."""
     significant = digits.lstrip("0")
     return (rank, len(significant), significant)
 
 
 def _component(digits: str) -> _Token:
-    """A number behind a dot. One with a leading zero is compared as bytes, so it is less than any without."""
+    """Return a number after a dot. One with a leading zero compares as bytes, so it is less than any without."""
     return (_NUMBER, -1, digits) if digits.startswith("0") else _number(_NUMBER, digits)

@@ -231,12 +231,12 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stal
     standing, added = world_in(base.tree), (*recipe.packages, *facts.packages)
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
     solution = solve(added, packages, arch=facts.alpine, installed=installed, standing=standing)
-    taken = {package.repository.position for package in solution.packages}
+    taken = {package.repository.position for package in solution}
     for position in taken & set(range(len(dates))):
         fresh.remember_index(recipe.repositories[position], dates[position])
     planned = tuple(
         PlannedPackage(package, f"{package.repository.url}/{package.name}-{package.version}.apk")
-        for package in solution.packages
+        for package in solution
     )
     return Plan(arch, recipe.branch, base.release.version, base.artefact, tuple(indexes), (*standing, *added), planned)
 

@@ -45,7 +45,7 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
             before([options.image, *files])
             yield SimpleNamespace(
                 what=SimpleNamespace(arch="amd64", firmware=firmware),
-                verdict=SimpleNamespace(accelerator="tcg"),
+                accelerator=SimpleNamespace(name="tcg"),
                 memory_mib=4096,
                 seconds_to_ready=9.5,
                 seconds_to_settled=13.5,

@@ -40,7 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"disk": disk, "arch": arch, "firmware": firmware, **options})
         yield SimpleNamespace(
             what=SimpleNamespace(arch=arch, firmware=firmware),
-            verdict=SimpleNamespace(accelerator="tcg"),
+            accelerator=SimpleNamespace(name="tcg"),
             memory_mib=4096,
             seconds_to_ready=9.5,
             seconds_to_settled=None,

@@ -46,7 +46,7 @@ def body(fake: Path, text: str) -> None:
 def test_good_kvm(fake: Path) -> None:
     body(fake, "exit 99")
     verdict = probe.probe("amd64", cache=fake / "cache")
-    assert (verdict.accelerator, verdict.cpu, verdict.argument) == ("kvm", "host", "kvm")
+    assert (verdict.name, verdict.cpu, verdict.argument) == ("kvm", "host", "kvm")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_kvm_that_lies(fake: Path, monkeypatch: pytest.MonkeyPatch, text: str, w
         monkeypatch.setattr(probe.measure, "__kwdefaults__", {"limit": 0.2})
     body(fake, text)
     verdict = probe.probe("amd64", cache=fake / "cache")
-    assert (verdict.accelerator, verdict.argument) == ("tcg", "tcg,thread=multi")
+    assert (verdict.name, verdict.argument) == ("tcg", "tcg,thread=multi")
     assert words in verdict.reason
     with pytest.raises(HostError, match="accelerator kvm does not work here") as caught:
         probe.probe("amd64", "kvm", cache=fake / "cache")
@@ -106,25 +106,25 @@ def test_a_spoilt_cache_is_measured_again(fake: Path, content: str) -> None:
     probe.probe("amd64", cache=fake / "cache")
     for path in (fake / "cache").iterdir():
         path.write_text(content)
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
     assert starts(fake) == 2
 
 
 def test_a_slow_moment_gets_a_second_look(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe.measure, "__kwdefaults__", {"limit": 2})
     body(fake, f"[ -e {fake}/once ] && exit 99; touch {fake}/once; exec sleep 30")
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
 
 
 def test_an_unwritable_cache_does_no_harm(fake: Path) -> None:
     body(fake, "exit 99")
     (fake / "cache").write_text("a file")
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
 
 
 def test_tcg_is_never_measured(fake: Path) -> None:
     body(fake, "exit 1")
-    assert probe.probe("amd64", "tcg", cache=fake / "cache").accelerator == "tcg"
+    assert probe.probe("amd64", "tcg", cache=fake / "cache").name == "tcg"
     assert starts(fake) == 0
 
 
@@ -132,7 +132,7 @@ def test_a_foreign_guest_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "host_arch", lambda: "amd64")
     monkeypatch.setattr("shutil.which", lambda name: "/bin/true")
     verdict = probe.probe("arm64", cache=tmp_path)
-    assert (verdict.accelerator, verdict.cpu) == ("tcg", ARM64.tcg_cpu)
+    assert (verdict.name, verdict.cpu) == ("tcg", ARM64.tcg_cpu)
     with pytest.raises(HostError, match="another architecture"):
         probe.probe("arm64", "kvm", cache=tmp_path)
 
@@ -214,7 +214,7 @@ def test_a_device_that_is_closed_to_qemus_user(
         if is_open:
             assert verdict == probe.allowed(kvm, "amd64", "kvm", user, device) == kvm
             return
-        assert (verdict.accelerator, verdict.cpu) == ("tcg", AMD64.tcg_cpu)
+        assert (verdict.name, verdict.cpu) == ("tcg", AMD64.tcg_cpu)
         assert f"{device} is closed to nobody" in caplog.text
         assert f"chmod 660 {device}" in caplog.text
         with pytest.raises(HostError, match="is closed to nobody") as raised:

@@ -16,7 +16,7 @@ from imgkit.vm.qemu.probe import probe
 
 def appliance_options() -> Options:
     """How an appliance runs on this host: accelerated if the probe says so, from the cache of quick appliances."""
-    accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).accelerator == "kvm" else "tcg"
+    accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).name == "kvm" else "tcg"
     return Options(accelerator=accelerator, cache=default_folder() / "appliance", launch_timeout=_launch_timeout())
 
 

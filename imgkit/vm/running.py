@@ -60,7 +60,7 @@ class VM:
 
     def __init__(self, what: Boot, running: Running, verdict: Accelerator, log_: ConsoleLog, watcher: Watcher) -> None:
         self.what = what
-        self.verdict = verdict
+        self.accelerator = verdict
         self.memory_mib = running.spec.memory_mib
         self.argv = argv.arguments(running.spec)
         self.seconds_to_ready: float | None = None
@@ -439,7 +439,7 @@ def _sooner(own: float | None, quota: float | None) -> tuple[float | None, str]:
 
 def _user(what: Boot, verdict: Accelerator, stack: ExitStack) -> identity.Identity | None:
     """Whom QEMU runs as, where root starts it."""
-    device = probe.KVM if verdict.accelerator == "kvm" else None
+    device = probe.KVM if verdict.name == "kvm" else None
     user = identity.choose(what.shares.get("work"), device=device)
     if user is None:
         return None

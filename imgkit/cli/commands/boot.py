@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         facts = {
             "secondsToReady": vm.seconds_to_ready,
             "secondsToSettled": vm.seconds_to_settled,
-            "accelerator": vm.verdict.accelerator,
+            "accelerator": vm.accelerator.name,
             "memoryMiB": vm.memory_mib,
             "poweredOffCleanly": clean,
         }
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         # The guest's words first: ours hold.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
-        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
+        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
         print(terminal.line(f"{options.image}: {ready_after}"))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")

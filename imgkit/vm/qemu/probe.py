@@ -44,16 +44,16 @@ _SCHEMA = 1  # of the cache; raise it when the firmware or the limit changes
 
 @dataclass(frozen=True)
 class Accelerator:
-    """``accelerator`` is "kvm", "hvf" or "tcg", ``cpu`` the model to use with it, ``reason`` one phrase why."""
+    """``name`` is "kvm", "hvf" or "tcg", ``cpu`` the model to use with it, ``reason`` one phrase why."""
 
-    accelerator: str
+    name: str
     cpu: str
     reason: str
 
     @property
     def argument(self) -> str:
         """The value of QEMU's ``-accel``."""
-        return "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        return "tcg,thread=multi" if self.name == "tcg" else self.name
 
 
 def x86_firmware(count: int = COUNT) -> bytes:
@@ -158,7 +158,7 @@ def allowed(verdict: Accelerator, arch: str, requested: str, user: Identity | No
     Raises:
         HostError: it is, and it was asked for.
     """
-    if verdict.accelerator != "kvm" or user is None or may_open(user, device):
+    if verdict.name != "kvm" or user is None or may_open(user, device):
         return verdict
     problem = f"{device} is closed to {user}, as whom QEMU runs"
     advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"

@@ -21,8 +21,8 @@ from imgkit.vm.agent.answers import HostToolAnswer
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
 from imgkit.vm.agent.serialmode import SerialMode
-from imgkit.vm.rootport import RootPort
 from imgkit.vm.shares.folder import ShareError
+from tests.rootport import RootPort
 from tests.test_agent_client import NEARLY, RESULT, ask, output
 
 # ---- serial mode -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import MACHINES, guess_arch, host_arch, machine
 from tests.conftest import need_program
+from tests.vmspecs import STYLES, host_app, scsi
 
 DISK = Disk(Path("/images/a,b.qcow2"))
 AMD64 = VmSpec(arch="amd64", disk=DISK, console=Path("/run/console.log"))
@@ -59,7 +60,8 @@ def test_the_boot_disk_is_vda_and_first() -> None:
 
 
 def test_scsi() -> None:
-    words = argv.arguments(replace(AMD64, disk=replace(DISK, bus="virtio-scsi")))
+    words = argv.arguments(scsi(AMD64))
+    assert "virtio-scsi-pci,id=scsi0" in words
     assert "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=0" in words
 
 
@@ -80,11 +82,11 @@ def test_uefi_code_is_read_only_and_variables_are_not() -> None:
 def test_only_the_harness_sets_the_buffer_of_emulation() -> None:
     assert pairs(argv.arguments(AMD64), "-accel") == ["tcg,thread=multi,tb-size=64"]
     assert pairs(argv.arguments(replace(AMD64, accelerator="kvm", cpu="host")), "-accel") == ["kvm"]
-    assert pairs(argv.arguments(replace(AMD64, style="host-app")), "-accel") == ["tcg,thread=multi"]
+    assert pairs(argv.arguments(host_app(AMD64)), "-accel") == ["tcg,thread=multi"]
 
 
 def test_host_app_style_is_the_contracts() -> None:
-    spec = replace(AMD64, style="host-app", shares=(Share("ipc", Path("/ipc")), Share("work", Path("/work"))))
+    spec = host_app(replace(AMD64, shares=(Share("ipc", Path("/ipc")), Share("work", Path("/work")))))
     assert argv.arguments(spec) == (
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi"),
@@ -95,7 +97,7 @@ def test_host_app_style_is_the_contracts() -> None:
         *("-virtfs", "local,path=/ipc,mount_tag=ipc,security_model=none"),
         *("-virtfs", "local,path=/work,mount_tag=work,security_model=none"),
     )
-    assert argv.arguments(replace(ARM64, style="host-app"))[1:3] == ("-machine", "virt")
+    assert argv.arguments(host_app(ARM64))[1:3] == ("-machine", "virt")
 
 
 @given(st.integers(0, argv.MAX_SHARES))
@@ -123,12 +125,12 @@ def test_ports_and_control_use_descriptors() -> None:
     [
         (replace(AMD64, arch="riscv64"), "riscv64: unknown architecture"),
         (replace(AMD64, arch="arm64"), "arm64 has no BIOS"),
-        (replace(AMD64, style="host-app", config=Path("/c")), "no config drive"),
-        (replace(AMD64, firmware="coreboot"), "coreboot: unknown firmware"),
+        (host_app(replace(AMD64, config=Path("/c"))), "no config drive"),
+        (replace(AMD64, firmware="coreboot"), "coreboot: unknown firmware"),  # type: ignore[arg-type]
         (replace(AMD64, firmware="direct"), "needs a kernel"),
         (replace(AMD64, firmware="uefi"), "needs firmware"),
         (replace(AMD64, cpus=0), "at least one CPU"),
-        (replace(AMD64, style="host-app", disk=replace(DISK, writable=True)), "never writes to the image"),
+        (host_app(replace(AMD64, disk=replace(DISK, writable=True))), "never writes to the image"),
         (replace(AMD64, shares=shares(argv.MAX_SHARES + 1)), "97 shares are too many"),
         (replace(AMD64, shares=shares(1) + shares(1)), "t0: two shares of the same name"),
         (replace(AMD64, shares=(Share("a,b", Path("/")),)), "'a,b': not a name"),
@@ -153,7 +155,7 @@ def test_qemu_takes_them(arch: str, style: str, tmp_path: Path) -> None:
     count = 50 if style == "harness" else 2
     tags = tuple(Share(f"t{number}", tmp_path) for number in range(count))
     extra = ("-S", "-monitor", "stdio")
-    spec = replace(base, style=style, shares=tags, memory_mib=64, extra=extra, kernel=kernel, initrd=None)
+    spec = replace(STYLES[style](base), shares=tags, memory_mib=64, extra=extra, kernel=kernel, initrd=None)
     words = argv.arguments(spec)
     need_program(words[0])
     with process.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:

@@ -17,6 +17,7 @@ from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.shares import watcher
 from imgkit.vm.shares.watcher import Watcher
 from tests.conftest import need_program
+from tests.vmspecs import STYLES
 
 FIRMWARE: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False}
 """A machine of nothing but firmware, which says so on the console."""
@@ -180,7 +181,7 @@ def test_a_machines_console_that_nobody_reads_stays_short(
     monkeypatch.setattr(watcher, "INTERVAL", 0.02)
     console = tmp_path / "console"
     console.write_text("earlier\n")
-    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
+    with VM.boot(None, adapt=STYLES[style], console=console, **FIRMWARE) as vm:
         assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the watcher"
         assert eventually(lambda: console.stat().st_size <= 20 + len("earlier\n"))
     assert console.read_text().startswith("earlier\n") == (style == "harness")
@@ -193,7 +194,7 @@ def test_a_machines_console_is_the_file_that_was_opened(tmp_path: Path, style: s
     need_program("qemu-system-x86_64")
     console, other = tmp_path / "console", tmp_path / "other"
     other.write_text("other")
-    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
+    with VM.boot(None, adapt=STYLES[style], console=console, **FIRMWARE) as vm:
         console.rename(tmp_path / "moved")
         console.symlink_to(other)
         assert eventually(lambda: "SeaBIOS" in vm.console())

@@ -22,6 +22,7 @@ from imgkit.vm.sandbox import confinement, identity, landlock
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares.folder import Folder
 from tests.conftest import need, need_program
+from tests.vmspecs import writable
 
 STRANGER = Identity(4711, 4712)
 
@@ -224,7 +225,13 @@ def test_locks_of_a_disk_hold_as_long_as_its_machine(tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False, "writable": True}
+    options: dict[str, Any] = {
+        "arch": "amd64",
+        "accelerator": "tcg",
+        "memory_mib": 64,
+        "wait": False,
+        "adapt": writable,
+    }
     with VM.boot(disk, **options) as first:
         with (
             pytest.raises(HostError, match=f"another process using the image .{disk}.") as caught,

@@ -16,6 +16,7 @@ import pytest
 
 from imgkit.cli import machineoptions
 from imgkit.cli import main as cli
+from imgkit.vm.bootspec import BootSpec
 from tests.conftest import need_program
 from tests.publications import facts
 
@@ -36,10 +37,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     @contextmanager
-    def boot(disk: Path, *, arch: str, firmware: str, **options: Any) -> Iterator[SimpleNamespace]:
-        calls.append({"disk": disk, "arch": arch, "firmware": firmware, **options})
+    def boot(spec: BootSpec, **options: Any) -> Iterator[SimpleNamespace]:
+        calls.append({**vars(spec), **options})
         yield SimpleNamespace(
-            what=SimpleNamespace(arch=arch, firmware=firmware),
+            arch=spec.arch,
+            firmware=spec.firmware,
             accelerator=SimpleNamespace(name="tcg"),
             memory_mib=4096,
             seconds_to_ready=9.5,

@@ -25,6 +25,7 @@ from tests.conftest import need_program
 from tests.files import digest, public
 from tests.guest import Guest
 from tests.processes import gone
+from tests.vmspecs import STYLES, extra
 
 vm_test = pytest.mark.vm
 
@@ -64,7 +65,7 @@ def test_a_machine_from_boot_to_power_off(guest: Guest, tmp_path: Path, style: s
     shares = {f"share{number}": tmp_path / str(number) for number in range(50 if style == "harness" else 2)}
     for path in shares.values():
         path.mkdir()
-    with boot(guest, style=style, shares=shares, console=console) as vm:
+    with boot(guest, adapt=STYLES[style], shares=shares, console=console) as vm:
         pid = vm.pid
         beat = vm.heartbeat()
         assert beat is not None
@@ -94,7 +95,7 @@ def test_a_crash_while_a_request_runs(guest: Guest) -> None:
 @pytest.mark.parametrize("what", ["share", "disk"])
 def test_a_guest_that_takes_more_than_its_quota_is_ended(guest: Guest, tmp_path: Path, what: str) -> None:
     quotas = Quotas(share=Limit(8 << 20)) if what == "share" else Quotas(disk=8 << 20)
-    with boot(guest, shares={"work": tmp_path}, quotas=quotas, bus="virtio-blk") as vm:
+    with boot(guest, shares={"work": tmp_path}, quotas=quotas) as vm:
         with pytest.raises(failures.QuotaError, match="and may add 8 MiB") as raised:
             vm.run([f"fill-{what}"], timeout=120)
         assert f"--quota {what}=" in str(raised.value.hint)
@@ -113,7 +114,7 @@ def test_other_buses_and_formats(guest: Guest, tmp_path: Path) -> None:
     raw = tmp_path / "disk,raw:odd name"
     need_program("qemu-img")
     subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, f"file:{raw}"], check=True)
-    with boot(guest, image=raw, bus="virtio-blk", network=False) as vm:
+    with boot(guest, image=raw, network="none") as vm:
         beat = vm.heartbeat()
         assert beat is not None
         assert beat.extra["disk"] == "/dev/vda"
@@ -251,7 +252,10 @@ def test_qemu_that_is_killed(guest: Guest) -> None:
 
 @vm_test
 def test_arguments_that_qemu_refuses(guest: Guest) -> None:
-    with pytest.raises(HostError, match=r"QEMU does not start: .*nonsense"), boot(guest, extra=("-device", "nonsense")):
+    with (
+        pytest.raises(HostError, match=r"QEMU does not start: .*nonsense"),
+        boot(guest, adapt=extra("-device", "nonsense")),
+    ):
         pass
 
 

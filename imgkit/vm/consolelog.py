@@ -34,12 +34,11 @@ class ConsoleLog:
     appends.
     """
 
-    def __init__(self, path: Path, *, anew: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         """Open the file, and make it if it is not there.
 
         Args:
             path: without links, at least in its last part.
-            anew: QEMU empties the file first.
 
         Raises:
             HostError: it cannot be opened. UsageError: it is no regular file.
@@ -51,7 +50,7 @@ class ConsoleLog:
         self._lock = threading.Lock()  # the watcher's thread shortens what this one reads
         self._closed = False
         self.writing, self._reading = _opened(path)
-        self._begin = self._offset = 0 if anew else os.fstat(self._reading).st_size
+        self._begin = self._offset = os.fstat(self._reading).st_size
         self._started = self._changed = time.monotonic()
 
     @property

@@ -69,7 +69,7 @@ def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm:
     try:
         if not evidence.publishable:
             return
-        record = evidence.record(vm.what.arch, vm.what.firmware, facts)
+        record = evidence.record(vm.arch, vm.firmware, facts)
         if bootrecord.keep(options.image, record) is None:
             log.info("%s: is part of a publication, whose boot records stay as they are", options.image)
     except bootrecord.ChangedError as changed:

@@ -131,7 +131,7 @@ def _started(
     with ExitStack() as stack:
         near, far = _pair(stack)
         pairs = {name: _pair(stack) for name in ports}
-        wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
+        wired = (*spec.ports, *((name, pair[1].fileno()) for name, pair in pairs.items()))
         link = [] if spec.link is None else [spec.link]
         spec = replace(spec, qmp=far.fileno(), ports=wired)
         sink = stack.enter_context(stderr.open("wb"))

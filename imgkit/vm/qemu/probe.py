@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from platformdirs import user_cache_path
 
@@ -38,7 +39,8 @@ LIMIT = 1.0
 """Seconds within which the loop must be done; process start included."""
 EXIT_VALUE = 0x31
 KVM = Path("/dev/kvm")
-REQUESTS = ("auto", "kvm", "hvf", "tcg")
+AcceleratorChoice: TypeAlias = Literal["auto", "kvm", "hvf", "tcg"]
+REQUESTS: tuple[AcceleratorChoice, ...] = get_args(AcceleratorChoice)
 _SCHEMA = 1  # of the cache; raise it when the firmware or the limit changes
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import imgkit.vm
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import VM, BootSpec, bootspec, starting
+from imgkit.vm import VM, BootSpec, bootspec
 from imgkit.vm.bootspec import resolve
-from imgkit.vm.qemu import firmware
+from imgkit.vm.qemu import firmware, launch
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.machines import host_arch
 from imgkit.vm.qemu.probe import Accelerator
@@ -204,7 +204,7 @@ def test_keywords_that_are_no_fields_are_refused(image: Path) -> None:
 @pytest.mark.usefixtures("fake_qemu")
 def test_memory_is_as_asked_for_or_what_the_host_has(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert " -m 77 " in refusal(image, memory_mib=77)
-    monkeypatch.setattr(starting.launch, "MEMORY_STEPS", (55,))
+    monkeypatch.setattr(launch, "MEMORY_STEPS", (55,))
     assert " -m 55 " in refusal(image)
 
 

@@ -1,4 +1,4 @@
-"""Starting QEMU: from a description to a process that answers, with less memory or without sandbox where it must be."""
+"""Start QEMU: from a description to a process that answers. It gets less memory, or no sandbox, if it must."""
 
 from __future__ import annotations
 
@@ -28,16 +28,24 @@ from imgkit.vm.sandbox.identity import Identity
 log = logging.getLogger("imgkit.vm")
 
 MEMORY_STEPS = (4096, 2048, 1024)
-"""MiB that are tried one after the other where none was asked for (the agentd contract)."""
-_GREETING = 20.0  # seconds for QEMU to set itself up
+"""Sizes in MiB that are tried one after the other if none was asked for (the agentd contract)."""
+_START_TIMEOUT = 20.0  # seconds for QEMU to set itself up
 _NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
-"""What QEMU cannot do with ``-sandbox`` it says with that word behind its name; names of files come later in a line."""
-_KEPT = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
+"""How QEMU begins a complaint about ``-sandbox``: with its own name and that word. File names come later in a line."""
+_VARIABLES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A QEMU that has set itself up. ``ports`` are the host's ends of the virtio-serial ports."""
+    """A QEMU that has set itself up.
+
+    Attributes:
+        child: the process.
+        qmp: its control connection.
+        ports: the host's ends of the virtio-serial ports, by name.
+        spec: the machine, with the memory that it got.
+        stderr: file of QEMU's standard error.
+    """
 
     child: subprocess.Popen[bytes]
     qmp: Qmp
@@ -46,7 +54,7 @@ class Running:
     stderr: Path
 
     def said(self) -> str:
-        """The end of what QEMU wrote to standard error."""
+        """Return the end of what QEMU wrote to standard error."""
         return _tail(self.stderr)
 
 
@@ -55,10 +63,12 @@ class _Start(Protocol):
 
 
 class _RefusedError(Exception):
-    """QEMU left while it set itself up.
+    """QEMU ended while it set itself up.
+
+    ``str()`` gives its words with the names that everybody knows files by.
 
     Attributes:
-        said: its own words, with the names that it knows files by.
+        said: its words with its own names for files.
     """
 
     def __init__(self, said: str, explained: str) -> None:
@@ -76,27 +86,31 @@ def launched(
         spec: the machine; its memory, ports and qmp are filled in here.
         folder: private folder for standard error.
         memory: sizes in MiB to be tried.
-        ports: names of the virtio-serial ports.
-        user: whom QEMU runs as; None for this user.
+        ports: names of virtio-serial ports that get a connected socket here, besides those of ``spec``.
+        user: the user that QEMU runs as; None for this one.
 
     Raises:
         HostError: QEMU is missing or refuses its arguments, or it cannot be confined.
-        InputError: the disk is none that is booted (:func:`imgkit.disk.diskimage.check`).
+        InputError: the disk is not a disk image that is booted (:func:`imgkit.disk.diskimage.check`).
     """
     with ExitStack() as stack:
-        known = stack.enter_context(handover.handed(spec, folder, user))
+        files = stack.enter_context(handover.handed(spec, folder, user))
 
         def start(attempt: VmSpec, *, anywhere: bool) -> Running:
-            confined = confinement.confined(attempt, user, known.writable, anywhere=anywhere)
-            return stack.enter_context(_started(attempt, folder, ports, known, confined))
+            confined = confinement.confined(attempt, user, files.writable, anywhere=anywhere)
+            return stack.enter_context(_started(attempt, folder, ports, files, confined))
 
-        running = _first(known.spec, memory, start)
-        known.files.close()
+        running = _first(files.spec, memory, start)
+        files.files.close()
         yield running
 
 
 def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
-    """The first start that works out."""
+    """Start QEMU, with less memory or less confinement as long as it refuses for the lack of either.
+
+    Raises:
+        HostError: QEMU refuses for another reason.
+    """
     sandbox, anywhere = spec.sandbox, False
     sizes = list(memory)
     while True:
@@ -125,7 +139,7 @@ def _hint(said: str) -> str | None:
 
 @contextmanager
 def _started(
-    spec: VmSpec, folder: Path, ports: Sequence[str], known: Handed, confined: AbstractContextManager[Confinement]
+    spec: VmSpec, folder: Path, ports: Sequence[str], files: Handed, confined: AbstractContextManager[Confinement]
 ) -> Iterator[Running]:
     stderr = folder / "qemu.stderr"
     with ExitStack() as stack:
@@ -138,12 +152,12 @@ def _started(
         boundary = stack.enter_context(confined)
         child = stack.enter_context(
             process.start(
-                _found(argv.arguments(spec)),
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"TMPDIR": known.temporary},
+                _with_path(argv.arguments(spec)),
+                env={name: os.environ[name] for name in _VARIABLES if name in os.environ} | {"TMPDIR": files.temporary},
                 cwd=folder,
                 stdout=sink.fileno(),
                 stderr=sink.fileno(),
-                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *known.descriptors, *link],
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *files.descriptors, *link],
                 prepare=boundary,
             )
         )
@@ -152,15 +166,15 @@ def _started(
             guest_end.close()  # so that the end of QEMU is the end of the stream
         qmp = Qmp(near)
         try:
-            qmp.execute("query-status", timeout=_GREETING)
+            qmp.execute("query-status", timeout=_START_TIMEOUT)
         except QmpError as cause:
             said = _refusal(child, stderr, cause)
-            raise _RefusedError(said, known.explain(said)) from cause
+            raise _RefusedError(said, files.explain(said)) from cause
         yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
 
 
-def _found(words: Sequence[str]) -> list[str]:
-    """``words`` with the program's path: another user than this one might find another program, or none."""
+def _with_path(words: Sequence[str]) -> list[str]:
+    """Return ``words`` with the program's path: another user than this one might find another program, or none."""
     path = shutil.which(words[0])
     if path is None:
         raise process.missing(words[0])
@@ -168,7 +182,7 @@ def _found(words: Sequence[str]) -> list[str]:
 
 
 def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
-    """QEMU's own words, or else how it ended."""
+    """Return QEMU's own words, or else how it ended."""
     try:
         child.wait(timeout=2)
     except subprocess.TimeoutExpired:
@@ -179,10 +193,10 @@ def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> s
 
 
 def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    stack.callback(one.close)
-    stack.callback(other.close)
-    return one, other
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    stack.callback(near.close)
+    stack.callback(far.close)
+    return near, far
 
 
 def _tail(path: Path, size: int = 8192) -> str:

@@ -99,7 +99,7 @@ class Progress:
             ending = "ended" if status == 0 else process.ending(status)
             raise console.died(ending, self._machine.running.said(), shown.text)
         failure = console.diagnose(shown.text)
-        if failure is None or shown.quiet < failure.patience:
+        if failure is None or shown.quiet < failure.silence:
             return
         if booting or failure.kind is KernelPanicError:
             raise console.failure(failure, shown.text)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from imgkit.errors import UsageError
-from imgkit.vm import VM, BootError, BootSpec, Quotas, running, waiting
+from imgkit.vm import VM, BootError, BootSpec, Quotas, power, running, waiting
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import AgentError, BootTimeoutError, KernelPanicError, QemuDiedError, QuotaError
 from imgkit.vm.qemu.argv import Share, VmSpec
@@ -261,7 +261,7 @@ def test_a_request_with_its_own_mounts_and_folder(guest: Guest) -> None:
 
 
 def test_the_power_button_is_pressed_until_the_guest_hears_it(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_PRESS_INTERVAL", 0.2)
+    monkeypatch.setattr(power, "_PRESS_INTERVAL", 0.2)
     guest.qmp.off_at = 3
     guest.say("last words\n")
     assert guest.vm.power_off(30)

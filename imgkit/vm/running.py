@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from imgkit.errors import UsageError
+from imgkit.vm import power
 from imgkit.vm.agent import requests
 from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
 from imgkit.vm.agent.filemode import FileMode
@@ -25,10 +26,9 @@ from imgkit.vm.agent.serialmode import SerialMode
 from imgkit.vm.bootspec import BootSpec, StrPath
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.qemu import argv, probe
-from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.shares.folder import Folder
 from imgkit.vm.starting import Started, started
-from imgkit.vm.waiting import POLL, Progress
+from imgkit.vm.waiting import Progress
 
 log = logging.getLogger("imgkit.vm")
 
@@ -38,7 +38,6 @@ POWER_OFF = 60.0
 """Seconds that a guest gets to shut down; emulated ones need ten, on a busy host thirty."""
 SETTLE = 20.0
 """Seconds that a system gets, once its agent is ready, for its host name, loopback device and network."""
-_PRESS_INTERVAL = 2.0
 _EMULATION_TRIES = 3
 _CONSOLE_READS = 100  # of a MiB each: more than a console file has
 
@@ -289,21 +288,10 @@ class VM:
     def power_off(self, timeout: float = POWER_OFF) -> bool:
         """Press the power button and wait, at most ``timeout`` seconds; a guest that still runs then is switched off.
 
-        The button is pressed again and again: a guest that has just come up may not listen yet, and one that is
-        shutting down takes no notice.
-
         Returns:
             True if the guest shut itself down.
         """
-        deadline = time.monotonic() + timeout
-        pressed = 0.0
-        while self.alive and time.monotonic() < deadline:
-            if time.monotonic() - pressed >= _PRESS_INTERVAL:
-                pressed = time.monotonic()
-                with suppress(QmpError):  # QEMU may be ending just now
-                    self._running.qmp.execute("system_powerdown")
-            time.sleep(POLL)
-        clean = not self.alive
+        clean = power.press_until_off(self._running, timeout)
         if not clean:
             self.kill()
         self._log.refresh()

@@ -97,7 +97,7 @@ class Progress:
         shown.refresh()
         if status is not None:
             ending = "ended" if status == 0 else process.ending(status)
-            raise console.died(ending, self._machine.running.said(), shown.text)
+            raise console.died(ending, self._machine.running.stderr_tail(), shown.text)
         failure = console.diagnose(shown.text)
         if failure is None or shown.quiet < failure.silence:
             return

@@ -53,7 +53,7 @@ class Running:
     spec: VmSpec
     stderr: Path
 
-    def said(self) -> str:
+    def stderr_tail(self) -> str:
         """Return the end of what QEMU wrote to standard error."""
         return _tail(self.stderr)
 
@@ -68,12 +68,12 @@ class _RefusedError(Exception):
     ``str()`` gives its words with the names that everybody knows files by.
 
     Attributes:
-        said: its words with its own names for files.
+        raw: its words with its own names for files.
     """
 
-    def __init__(self, said: str, explained: str) -> None:
+    def __init__(self, raw: str, explained: str) -> None:
         super().__init__(explained)
-        self.said = said
+        self.raw = raw
 
 
 @contextmanager
@@ -117,24 +117,24 @@ def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
         try:
             return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox), anywhere=anywhere)
         except _RefusedError as refused:
-            said = str(refused)
-            if sandbox and _NO_SANDBOX.match(refused.said):
+            reason = str(refused)
+            if sandbox and _NO_SANDBOX.match(refused.raw):
                 sandbox = False
-                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", said)
-            elif not anywhere and "ermission denied" in said:
+                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", reason)
+            elif not anywhere and "ermission denied" in reason:
                 anywhere = True
-                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", said)
-            elif len(sizes) > 1 and "allocate memory" in said:
+                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", reason)
+            elif len(sizes) > 1 and "allocate memory" in reason:
                 log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
                 sizes.pop(0)
             else:
-                raise HostError(f"QEMU does not start: {said}", hint=_hint(said)) from None
+                raise HostError(f"QEMU does not start: {reason}", hint=_hint(reason)) from None
 
 
-def _hint(said: str) -> str | None:
-    if "allocate memory" in said:
+def _hint(reason: str) -> str | None:
+    if "allocate memory" in reason:
         return "--memory with a smaller number"
-    return "the image is in use by another program" if "lock" in said or "another process" in said else None
+    return "the image is in use by another program" if "lock" in reason or "another process" in reason else None
 
 
 @contextmanager
@@ -168,8 +168,8 @@ def _started(
         try:
             qmp.execute("query-status", timeout=_START_TIMEOUT)
         except QmpError as cause:
-            said = _refusal(child, stderr, cause)
-            raise _RefusedError(said, files.explain(said)) from cause
+            refusal = _refusal(child, stderr, cause)
+            raise _RefusedError(refusal, files.explain(refusal)) from cause
         yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
 
 
@@ -182,13 +182,13 @@ def _with_path(words: Sequence[str]) -> list[str]:
 
 
 def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
-    """Return QEMU's own words, or else how it ended."""
+    """Return QEMU's own text, or else how it ended."""
     try:
         child.wait(timeout=2)
     except subprocess.TimeoutExpired:
         return f"it does not answer: {cause}"
-    said = console.clean(_tail(stderr)).strip()
-    errors = [line for line in said.splitlines() if "warning" not in line]
+    text = console.clean(_tail(stderr)).strip()
+    errors = [line for line in text.splitlines() if "warning" not in line]
     return errors[-1] if errors else process.ending(child.returncode)
 
 

@@ -27,7 +27,7 @@ from tests.vmspecs import Adapt, as_it_is
 
 PORT = "imgkit.root"
 _LIMIT = 64 << 20  # bytes of one answer
-_AGAIN = 1.0  # seconds between two calls while nobody has answered yet: the port drops what comes before its opening
+_RETRY = 1.0  # seconds between two calls while there was no answer yet: the port drops what comes before it is opened
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class RootCompleted:
 
 
 class Wire:
-    """The two ends of the port: a pair of sockets for each QEMU that is started, the newest one counts."""
+    """The two ends of the port: a pair of sockets, made anew for each QEMU that is started."""
 
     def __init__(self) -> None:
         self.near, self.far = socket.socketpair()
 
     def adapt(self, spec: VmSpec) -> VmSpec:
-        """Give the machine the port; an earlier one, whose emulation failed, has had its own."""
+        """Give the machine the port. An earlier machine, whose emulation failed, had a pair of its own."""
         self.close()
         self.near, self.far = socket.socketpair()
         return replace(spec, ports=(*spec.ports, (PORT, self.far.fileno())))
@@ -104,7 +104,7 @@ class RootPort:
         """Run ``argv`` as root and wait for its end.
 
         Raises:
-            GuestError: no answer in time (has the image the helper?), or one that is none.
+            GuestError: no answer came in time (perhaps the image lacks the helper), or it cannot be understood.
         """
         self._next += 1
         identity = self._next
@@ -114,7 +114,7 @@ class RootPort:
         while time.monotonic() < deadline:
             if time.monotonic() >= again:  # the helper runs an id once, however often it is asked
                 self._send(line, deadline)
-                again = float("inf") if self._heard else time.monotonic() + _AGAIN
+                again = float("inf") if self._heard else time.monotonic() + _RETRY
             answer = self._answer(identity)
             if answer is not None:
                 return answer
@@ -133,7 +133,7 @@ class RootPort:
             raise GuestError(f"the guest's root helper does not listen: {cause}") from cause
 
     def _answer(self, identity: int) -> RootCompleted | None:
-        """The answer, if it comes within a tenth of a second; answers to others are skipped."""
+        """Return the answer if it comes within a tenth of a second, else None; answers to other calls are skipped."""
         self._socket.settimeout(0.1)
         try:
             data = self._socket.recv(1 << 20)

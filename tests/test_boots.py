@@ -29,9 +29,9 @@ TIMEOUT = 240.0  # the machine that runs the tests may be busy
 
 
 def boot_and_look(image: Image, folder: Path, **options: Any) -> VM:
-    """Boot and check the heartbeat against the manifest, and what the earliest request saw of the kernel's settings.
+    """Boot, compare the heartbeat with the manifest, and check the kernel's settings that the earliest request saw.
 
-    The machine is over when this returns.
+    The machine is switched off when this returns.
     """
     need_program(QEMU[image.arch])
     early = EarlyLook(folder / "ipc")
@@ -60,15 +60,15 @@ def direct(image: Image) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("arch", "firmware"), [("amd64", "bios"), ("amd64", "uefi"), ("arm64", "uefi")])
 def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str, tmp_path: Path) -> None:
-    """``imgkit boot`` finds out the architecture and the firmware's files by itself."""
+    """``imgkit boot`` takes the architecture from the image's name and finds the files of the firmware."""
     need_program(QEMU[arch])
     early = EarlyLook(tmp_path / "ipc")
     words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT), "--share", f"ipc={tmp_path}/ipc")
     done = builder.run("boot", images[arch].disk, "--json", *words)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["buildId"] == images[arch].manifest["buildId"]
-    assert 0 < found["secondsToReady"] < TIMEOUT
+    report = json.loads(done.stdout)
+    assert report["buildId"] == images[arch].manifest["buildId"]
+    assert 0 < report["secondsToReady"] < TIMEOUT
     early.check()
 
 
@@ -126,9 +126,10 @@ GROWN = 6 << 30
 
 
 def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None:
-    """Before agentd, to the end of the disk; the second boot finds nothing to do.
+    """The root grows before agentd starts, to the end of the disk; the second boot finds nothing to do.
 
-    Enlarged once more and killed in the middle of growing, the next boot goes on, and the disk is whole.
+    After the disk is enlarged once more and the machine is killed while it grows, the next boot completes the growth,
+    and the filesystem is sound.
     """
     image = rooted_images["amd64"]
     copy = tmp_path / "grown.qcow2"
@@ -160,20 +161,20 @@ def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None
 
 
 def off(vm: RootedVM) -> None:
-    """Write everything and pull the plug: what was grown must survive that, and it is quicker than a shutdown."""
+    """Flush the disk and switch off at once: the grown filesystem must survive that, and a shutdown takes longer."""
     assert vm.root("sync").status == 0
     vm.kill()
 
 
 def facts(vm: RootedVM) -> dict[str, int]:
-    """Bytes of the root partition and of its filesystem, as soon as the agent answers."""
+    """Return the bytes of the root partition and of its filesystem."""
     kib = vm.run("df -k / | tail -n 1").text.split()[1]
     sectors = vm.root("cat /sys/class/block/vda2/size").text
     return {"partition": int(sectors) * 512, "filesystem": int(kib) * 1024}
 
 
 def check_disk(image: Path, folder: Path) -> None:
-    """The grown disk, by programs of the host."""
+    """Check the grown disk with programs of the host."""
     raw, root = folder / "grown.raw", folder / "root"
     subprocess.run([need_program("qemu-img"), "convert", "-O", "raw", image, raw], check=True)
     said = subprocess.run([need_program("sgdisk"), "-v", "-i", "2", raw], capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""Real machines: the harness boots a kernel with an init of its own that plays agentd."""
+"""Real machines boot a kernel with an init that plays agentd; and what is refused before a machine is started."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 @contextmanager
 def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
-    """A machine with one CPU: QEMU's multi-threaded emulation of several fails now and then, not a matter here."""
+    """Boot a machine with one CPU: with several, QEMU's emulation fails now and then, which is not tested here."""
     image = options.pop("image", guest.disk)
     chosen = {"firmware": "direct", "kernel": guest.kernel, "initrd": guest.initrd, "memory_mib": 256, "timeout": 90}
     chosen["cpus"] = 1
@@ -52,7 +52,7 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
 
 
 def folders() -> set[str]:
-    """Those of this process's machines: others may run at the same time."""
+    """Return the private folders of this process's machines; others may run at the same time."""
     places = (Path(os.environ.get("TMPDIR", "/tmp")), Path("/var/tmp"))
     return {str(path) for place in places for path in place.glob(f"imgkit-vm-{os.getpid()}-*")}
 
@@ -212,7 +212,7 @@ def test_an_empty_disk_has_nothing_to_boot(tmp_path: Path, firmware: str) -> Non
 
 
 def boot_sector(text: bytes) -> bytes:
-    """A boot sector that writes ``text`` to the first serial port and halts."""
+    """Return a boot sector that writes ``text`` to the first serial port and halts."""
     program = (
         b"\xfc\x31\xc0\x8e\xd8"  # cld; xor ax, ax; mov ds, ax
         b"\xbe\x20\x7c"  # mov si, text
@@ -270,7 +270,7 @@ with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, i
 
 
 def temporary(pid: int) -> Path:
-    """Where this QEMU puts what its guest changes on a disk that is kept as it is."""
+    """Return the folder where this QEMU keeps the changes of a disk that is not written to."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     (folder,) = (Path(os.fsdecode(line[7:])) for line in variables if line.startswith(b"TMPDIR="))
     return Path(f"/proc/{pid}/fd", folder.name).readlink() if folder.is_relative_to("/proc/self/fd") else folder
@@ -371,7 +371,7 @@ def test_less_memory_or_no_sandbox_where_it_must_be(
     sizes: int,
     sandboxed: int,
 ) -> None:
-    """A fake QEMU that refuses what the script says, and everything else with a status."""
+    """The fake QEMU refuses what the script says, and ends with a status whatever it is asked."""
     program = tmp_path / "qemu-system-x86_64"
     program.write_text(f"#!/bin/sh\n{script}\nexit 1\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Machines that only tests want, as changes of the resolved machine: for ``BootSpec.adapt`` and ``VM.boot(adapt=…)``.
+"""Change resolved machines in ways that only tests need, through ``BootSpec.adapt``.
 
 with VM.boot(disk, adapt=host_app) as vm: ...
 """
@@ -15,23 +15,23 @@ Adapt = Callable[[VmSpec], VmSpec]
 
 
 def as_it_is(spec: VmSpec) -> VmSpec:
-    """imgkit's own way to start QEMU."""
+    """Return the machine unchanged: imgkit's own way to start QEMU."""
     return spec
 
 
 def writable(spec: VmSpec) -> VmSpec:
-    """What the guest writes stays in the image: for a private copy that is booted more than once."""
+    """Let the guest write to the image itself: for a private copy that is booted more than once."""
     assert spec.disk is not None
     return replace(spec, disk=replace(spec.disk, writable=True))
 
 
 def extra(*words: str) -> Adapt:
-    """Further arguments for QEMU."""
+    """Return a function that gives QEMU further arguments."""
     return lambda spec: replace(spec, extra=words)
 
 
 def scsi(spec: VmSpec) -> VmSpec:
-    """The disk is on a SCSI bus (virtio-scsi)."""
+    """Put the disk on a SCSI bus (virtio-scsi)."""
     return replace(spec, custom_arguments=_scsi_arguments)
 
 
@@ -44,9 +44,9 @@ def _scsi_arguments(spec: VmSpec) -> list[str]:
 
 
 def host_app(spec: VmSpec) -> VmSpec:
-    """The host application's own way to start QEMU, word for word as the agentd contract has it.
+    """Have QEMU started as the host application does it, word for word as the agentd contract has it.
 
-    Its QEMU empties the console file. This does so first, so that nobody takes what was in it for the machine's.
+    QEMU then empties the console file. It is emptied here already, before imgkit begins to read it.
     """
     if spec.console.exists():
         spec.console.write_bytes(b"")
@@ -58,10 +58,10 @@ STYLES: dict[str, Adapt] = {"harness": as_it_is, "host-app": host_app}
 
 
 def host_app_arguments(spec: VmSpec) -> list[str]:
-    """The contract's own arguments; only what carries a path or the choice of firmware varies.
+    """Return the contract's own arguments; only the paths and the choice of firmware vary.
 
     Raises:
-        UsageError: the host application has no such machine.
+        UsageError: the host application starts no such machine.
     """
     if spec.disk is not None and spec.disk.writable:
         raise UsageError("the host application never writes to the image")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from fuzz.target import JSON_WORDS, Target
 from imgkit.errors import GuestError
-from imgkit.vm.agent.protocol import Garbage, Lines, parse_event, parse_heartbeat
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.protocol import Garbage, LineSplitter, parse_event, parse_heartbeat
+from imgkit.vm.agent.serialtransport import SerialTransport
 
 
 def _stream(data: bytes) -> None:
-    lines = Lines(4096)
+    lines = LineSplitter(4096)
     step = 1 + len(data) // 3
     for at in range(0, len(data), step):
         for line in lines.feed(data[at : at + step]):
@@ -45,7 +45,7 @@ class _Socket:
 
 
 def _serial(data: bytes) -> None:
-    mode = SerialMode(_Socket(data))  # type: ignore[arg-type]
+    mode = SerialTransport(_Socket(data))  # type: ignore[arg-type]
     mode.submit("r", {"prompt": "x"})
     mode.heartbeat()
     mode.read("r")

@@ -195,8 +195,14 @@ def main() -> int:
         "--timeout", type=float, default=180, help="seconds for them; then it counts as noticed (default: 180)"
     )
     parser.add_argument("--only", metavar="REGEX", help="changes whose description matches")
-    parser.add_argument("--coverage", type=Path, help="data of an earlier run, made here if it is missing")
+    parser.add_argument(
+        "--coverage",
+        type=Path,
+        metavar="FOLDER",
+        help="which test executes which line, of an earlier run; made if it is missing",
+    )
     parser.add_argument("--rings", default=RINGS, help=f"which tests, as pytest's -m says it (default: {RINGS})")
+    parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="only these test files")
     parser.add_argument("--list", action="store_true", help="show the changes and try none")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
@@ -211,10 +217,10 @@ def main() -> int:
         return 0
     covering = None
     if any(change.path.endswith(".py") for change in chosen):
-        data = options.coverage or ROOT / "out" / "mutation-coverage"
-        data.parent.mkdir(exist_ok=True)
+        data = options.coverage or ROOT / "out" / "mutation" / "executed"
+        data.parent.mkdir(parents=True, exist_ok=True)
         if not data.exists():
-            measure(ROOT, data, options.rings)
+            measure(ROOT, data, options.rings, options.tests)
         covering = Covering(data)
     results = run(chosen, options, covering)
     for change, result in results.items():

@@ -1,40 +1,44 @@
-"""Which tests execute which line: measured once by coverage.py, asked for every change."""
+"""Which tests execute which line: measured once (:mod:`mutation.tracing`), asked for every change."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import coverage
-
 RINGS = "not mirror and not vm"
 
 
-def measure(root: Path, data: Path, rings: str = RINGS) -> None:
-    """Run these tests below ``root`` once, and write which lines each of them executed to ``data``.
+def measure(root: Path, folder: Path, rings: str = RINGS, tests: Sequence[str] = ()) -> None:
+    """Run these tests (or all) below ``root`` once, and write to ``folder`` which lines each of them executed.
 
     Raises:
         SystemExit: a test fails on the unchanged code.
     """
-    settings = data.with_name(f"settings-of-{data.name}")  # pytest-cov removes what begins with the name of its data
-    settings.write_text(f"[run]\nsource = imgkit\ndata_file = {data}\n")
+    made = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", rings, "-p", "no:cacheprovider"]
-    command.append(f"--basetemp={data.with_name(f'folders-of-{data.name}')}")
-    command += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
+    command += [f"--basetemp={folder.with_name('folders')}", "-p", "mutation.tracing", f"--executed={made}", *tests]
     if subprocess.run(command, cwd=root, env={**os.environ, "CI": "1"}, check=False).returncode:
         raise SystemExit("error: tests fail on the unchanged code")
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
 
 
 class Covering:
-    """Answers from the data of :func:`measure`."""
+    """Answers from the files of :func:`measure`."""
 
-    def __init__(self, data: Path) -> None:
-        self._data = coverage.CoverageData(str(data))
-        self._data.read()
-        self._measured = {Path(name).as_posix().partition("/imgkit/")[2]: name for name in self._data.measured_files()}
+    def __init__(self, folder: Path) -> None:
+        self._tests: dict[str, dict[int, set[str]]] = {}
+        for file in folder.glob("*.json"):
+            for name, lines in json.loads(file.read_text()).items():
+                own = self._tests.setdefault(name.partition("/imgkit/")[2], {})
+                for line, tests in lines.items():
+                    own.setdefault(int(line), set()).update(tests)
 
     def tests(self, path: str, line: int, most: int) -> Sequence[str]:
         """Return the tests that execute this line; tests named after the module come first.
@@ -42,13 +46,9 @@ class Covering:
         For a line that is executed on import only (a constant, a default), these are all tests that execute anything of
         the module. At most ``most`` are returned.
         """
-        name = self._measured.get(path.removeprefix("imgkit/"))
-        if name is None:
-            return []
-        lines = self._data.contexts_by_lineno(name)
-        contexts = set(lines.get(line, ()))
-        if "" in contexts:
-            contexts = {context for each in lines.values() for context in each}
-        tests = {context.rpartition("|")[0] for context in contexts} - {""}
+        lines = self._tests.get(path.removeprefix("imgkit/"), {})
+        tests = lines.get(line, set())
+        if "" in tests:
+            tests = set().union(*lines.values())
         stem = Path(path).stem
-        return sorted(tests, key=lambda test: (stem not in test.partition("::")[0], test))[:most]
+        return sorted(tests - {""}, key=lambda test: (stem not in test.partition("::")[0], test))[:most]

@@ -75,7 +75,7 @@ function changesOf(path) {
     if (RULES[node.type]) RULES[node.type](node, put, text);
     children(node).forEach(walk);
   };
-  walk(acorn.parse(text, { ecmaVersion: 'latest', sourceType: 'script', allowHashBang: true }));
+  walk(acorn.parse(text, { ecmaVersion: 'latest', sourceType: 'script', allowHashBang: true, allowReturnOutsideFunction: true }));
   return found;
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import tarfile
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -25,6 +28,23 @@ pytest.register_assert_rewrite("tests.commandline")
 
 # A run that a script put into the background ignores SIGINT, and so would every program that is to be interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _own_temporary_folder(worker: str) -> None:
+    """Give a worker of pytest-xdist temporary files of its own: several tests look for what others have left behind."""
+    folder, process = tempfile.mkdtemp(prefix=f"{worker}-", dir="/tmp"), os.getpid()
+    Path(folder).chmod(0o755)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _own_temporary_folder(os.environ["PYTEST_XDIST_WORKER"])
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 if not CI:  # where hypothesis has a profile of its own; a laptop may be slow as well

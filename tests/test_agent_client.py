@@ -17,12 +17,20 @@ from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import protocol, requests
-from imgkit.vm.agent.answers import HostToolAnswer, Permission
-from imgkit.vm.agent.filemode import FileMode
-from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Garbage, HostToolRequest, Lines, Output, PermissionRequest
+from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
+from imgkit.vm.agent.filetransport import FileTransport
+from imgkit.vm.agent.protocol import (
+    AgentEvent,
+    AgentResult,
+    Garbage,
+    HostToolRequest,
+    LineSplitter,
+    Output,
+    PermissionRequest,
+)
 from imgkit.vm.agent.requests import AgentRequest, Transport, compose
 from imgkit.vm.failures import QemuDiedError, RequestError
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.folder import SharedFolder
 
 RESULT = {"type": "sdk_event", "event": {"type": "result", "subtype": "success", "exitCode": 0, "result": "done"}}
 
@@ -70,8 +78,8 @@ class FileGuest:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def running(self) -> Iterator[FileMode]:
-        mode = FileMode(Folder(self.ipc))
+    def running(self) -> Iterator[FileTransport]:
+        mode = FileTransport(SharedFolder(self.ipc))
         self._thread.start()
         try:
             yield mode
@@ -445,7 +453,7 @@ def test_no_line_makes_the_parser_raise(line: bytes) -> None:
 @settings(max_examples=300)
 def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(line + b"\n" for line in lines) + data.draw(st.binary(max_size=10)).replace(b"\n", b"")
-    cutter, got, at = Lines(limit=16), [], 0
+    cutter, got, at = LineSplitter(limit=16), [], 0
     while at < len(whole):
         size = data.draw(st.integers(1, 20))
         got += list(cutter.feed(whole[at : at + size]))

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import serialmode
-from imgkit.vm.agent.answers import HostToolAnswer
+from imgkit.vm.agent import serialtransport
+from imgkit.vm.agent.callbacks import HostToolAnswer
+from imgkit.vm.agent.filesync import CHUNK, MAX_FILE
 from imgkit.vm.agent.protocol import Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.shares.folder import ShareError
 from tests.rootport import RootPort
 from tests.test_agent_client import NEARLY, RESULT, ask, output
@@ -29,9 +30,9 @@ from tests.test_agent_client import NEARLY, RESULT, ask, output
 
 
 @pytest.fixture
-def port() -> Iterator[tuple[SerialMode, socket.socket]]:
+def port() -> Iterator[tuple[SerialTransport, socket.socket]]:
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     guest.settimeout(5)
     yield mode, guest
     mode.close()
@@ -50,7 +51,7 @@ def hear(guest: socket.socket) -> Any:
     return json.loads(line)
 
 
-def test_serial_heartbeat(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_heartbeat(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     assert mode.heartbeat() is None
     tell(guest, b'{"type":"heartbeat","timest')
@@ -61,7 +62,7 @@ def test_serial_heartbeat(port: tuple[SerialMode, socket.socket]) -> None:
     assert (beat.timestamp, beat.ipc_mode) == (5.0, "serial")
 
 
-def test_serial_request(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_request(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     request = ask(mode, on_permission=lambda question: question.tool_name == "rm")
     said = hear(guest)
@@ -77,7 +78,7 @@ def test_serial_request(port: tuple[SerialMode, socket.socket]) -> None:
     assert request.result().ok
 
 
-def test_serial_host_tool_and_cancel(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_host_tool_and_cancel(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     mode.host_tool("h", HostToolAnswer(False, error="no").body())
     assert hear(guest) == {
@@ -92,13 +93,13 @@ def test_serial_host_tool_and_cancel(port: tuple[SerialMode, socket.socket]) -> 
     assert hear(guest) == {"type": "cancel", "requestId": request.id}
 
 
-def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_push(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     mode.push_file("/workspace/project", "a/b", b"\0small")
     said = hear(guest)
     assert (said["type"], said["basePath"], said["path"]) == ("push_file", "/workspace/project", "a/b")
     assert base64.b64decode(said["data"]) == b"\0small"
-    big = os.urandom(serialmode.CHUNK * 2 + 5)
+    big = os.urandom(CHUNK * 2 + 5)
     sender = threading.Thread(target=mode.push_file, args=("/w", "big", big))
     sender.start()
     reader = guest.makefile("rb")
@@ -112,7 +113,7 @@ def test_serial_push(port: tuple[SerialMode, socket.socket]) -> None:
         with pytest.raises(ShareError):
             mode.push_file("/w", path, b"")
     with pytest.raises(UsageError):
-        mode.push_file("/w", "x", bytes(serialmode.MAX_FILE + 1))
+        mode.push_file("/w", "x", bytes(MAX_FILE + 1))
 
 
 def sync(kind: str, **fields: Any) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def sync(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **fields, **({} if data is None else {"data": base64.b64encode(data).decode()})}
 
 
-def test_serial_file_sync(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_file_sync(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     tell(guest, sync("file_sync", path="a/b.txt", data=b"one"))
     chunk = {"path": "c", "transferId": "t", "totalChunks": 2}
@@ -134,7 +135,7 @@ def test_serial_file_sync(port: tuple[SerialMode, socket.socket]) -> None:
     assert mode.garbage == []
 
 
-def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_push_that_is_refused(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     tell(guest, {"type": "push_error", "path": "a", "error": "no space left"})
     mode.pump()
@@ -150,16 +151,14 @@ def test_serial_push_that_is_refused(port: tuple[SerialMode, socket.socket]) -> 
         {"type": "file_sync", "path": "x", "data": "*"},
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=2, totalChunks=2, data=b""),
         sync("file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=10**9, data=b""),
-        sync(
-            "file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(serialmode.CHUNK + 1)
-        ),
+        sync("file_sync_chunk", path="x", transferId="t", chunkIndex=0, totalChunks=1, data=bytes(CHUNK + 1)),
         sync("file_sync_complete", path="x", transferId="unknown", totalChunks=1),
         {"type": "stream", "requestId": 1, "line": "x"},
         {"type": "strange"},
         b"garbage\n",
     ],
 )
-def test_serial_nonsense(port: tuple[SerialMode, socket.socket], message: dict[str, Any] | bytes) -> None:
+def test_serial_nonsense(port: tuple[SerialTransport, socket.socket], message: dict[str, Any] | bytes) -> None:
     mode, guest = port
     teller = threading.Thread(target=tell, args=(guest, message, {"type": "heartbeat", "timestamp": 1000}))
     teller.start()
@@ -170,19 +169,21 @@ def test_serial_nonsense(port: tuple[SerialMode, socket.socket], message: dict[s
     assert len(mode.garbage) == 1
 
 
-def test_serial_keeps_within_bounds(port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serial_keeps_within_bounds(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mode, guest = port
-    monkeypatch.setattr(serialmode, "MAX_KEPT", 100)
+    monkeypatch.setattr(serialtransport, "MAX_KEPT", 100)
     tell(guest, sync("file_sync", path="x", data=bytes(101)))
     with pytest.raises(GuestError, match="nobody asked for"):
         mode.pump()
 
 
 def test_serial_counts_names_and_unfinished_transfers(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, guest = port
-    monkeypatch.setattr(serialmode, "MAX_KEPT", 20_000)
+    monkeypatch.setattr(serialtransport, "MAX_KEPT", 20_000)
     chunk: dict[str, Any] = {"chunkIndex": 0, "totalChunks": 9, "data": b""}
 
     def flood() -> None:
@@ -195,7 +196,7 @@ def test_serial_counts_names_and_unfinished_transfers(
 
 
 def test_serial_comes_back_from_a_guest_that_never_stops(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, _ = port
     received = 0
@@ -216,14 +217,14 @@ def test_serial_comes_back_from_a_guest_that_never_stops(
 
 
 def test_serial_does_not_wait_for_a_deaf_guest(
-    port: tuple[SerialMode, socket.socket], monkeypatch: pytest.MonkeyPatch
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, _ = port
     with pytest.raises(GuestError, match=r"took no message for 0\.1 s"):
         mode._send({"type": "x", "data": "y" * (8 << 20)}, timeout=0.1)
 
 
-def test_serial_end_of_qemu(port: tuple[SerialMode, socket.socket]) -> None:
+def test_serial_end_of_qemu(port: tuple[SerialTransport, socket.socket]) -> None:
     mode, guest = port
     guest.close()
     assert mode.heartbeat() is None
@@ -235,7 +236,7 @@ def test_serial_end_of_qemu(port: tuple[SerialMode, socket.socket]) -> None:
 @settings(max_examples=200, deadline=None)
 def test_serial_survives_anything(lines: list[bytes]) -> None:
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     tell(guest, *(line + b"\n" for line in lines), {"type": "heartbeat", "timestamp": 1000})
     assert mode.heartbeat() is not None
     mode.close()

@@ -67,7 +67,7 @@ NOT_A_NAME = "is not the name of an environment variable"
 def test_what_cannot_be_an_environment_variable_is_refused(name: str, value: bytes, message: str) -> None:
     for arguments in ({"secrets": {name: value}}, {"env": {name: value.decode(errors="surrogateescape")}}):
         with pytest.raises(UsageError) as caught:
-            configdrive.make(**arguments)  # type: ignore[arg-type]
+            configdrive.make(**arguments)
         assert caught.value.message == message
         assert (caught.value.hint is not None) == ("UTF-8" in message)
 

@@ -16,9 +16,9 @@ import pytest
 from imgkit.cli import hostchecks
 from imgkit.host import process
 from imgkit.vm.qemu.argv import Share, VmSpec
-from imgkit.vm.sandbox import arbiter, callfilter, confinement, identity
+from imgkit.vm.sandbox import confinement, identity, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares import ownership
+from imgkit.vm.shares import idmap
 from tests.conftest import need, need_program
 from tests.files import public
 
@@ -107,12 +107,12 @@ REFUSED, ABSENT, FAMILY = "1", "38", "97"  # EPERM, ENOSYS, EAFNOSUPPORT
 
 def attempts(spec: VmSpec, folder: Path, *names: str, user: Identity | None = None) -> dict[str, str]:
     """What became of each attempt in ``folder``: "fine", or the number of the error. ``names``: WHAT=PATH to open."""
-    need("a kernel with filters of calls", confinement.filters_calls())
+    need("a kernel with filters of calls", confinement.filters_system_calls())
     argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", TRY, folder, *names]
     with (
         confinement.confined(spec, user, [folder], anywhere=True) as prepare,
         process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         printed, _ = child.communicate(timeout=30)
         assert child.returncode == 0
@@ -143,7 +143,7 @@ def test_no_special_modes_come_from_a_guest(tmp_path: Path) -> None:
 
 def test_folders_may_be_set_group_id_and_nothing_else(tmp_path: Path) -> None:
     """As those of teams are: the client of the guest asks for it with every folder that is made in one."""
-    need("a kernel whose filters can ask", confinement.asks())
+    need("a kernel whose filters can ask", confinement.supports_notifications())
     seen = attempts(shared(tmp_path), tmp_path)
     assert seen["folder-fchmod"] == seen["folder-chmod"] == seen["folder-chmodat"] == "fine"
     assert (tmp_path / "below").stat().st_mode & 0o7777 == 0o2775
@@ -155,9 +155,9 @@ def test_folders_may_be_set_group_id_and_nothing_else(tmp_path: Path) -> None:
 
 def test_folders_of_others_are_not_changed_for_a_qemu_that_is_nobody(tmp_path: Path) -> None:
     """What answers for it is root, and does no more than it could do itself."""
-    need("root", identity.may_change())
-    need("a kernel whose filters can ask", confinement.asks())
-    user = identity.choose(None)
+    need("root", identity.can_switch_user())
+    need("a kernel whose filters can ask", confinement.supports_notifications())
+    user = identity.choose_user(None)
     assert user is not None
     folder = public(tmp_path) / "roots"
     folder.mkdir()
@@ -176,28 +176,28 @@ def test_folders_of_others_are_not_changed_for_a_qemu_that_is_nobody(tmp_path: P
     with (
         confinement.confined(shared(folder), user, [folder], anywhere=True) as prepare,
         process.start(argv, stdout=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         assert child.communicate(timeout=30)[0].split() == [REFUSED.encode(), b"fine"]
     assert folder.stat().st_mode & 0o7777 == 0o777
 
 
 def test_without_an_answer_nobody_waits_for_ever(tmp_path: Path) -> None:
-    need("a kernel whose filters can ask", confinement.asks())
+    need("a kernel whose filters can ask", confinement.supports_notifications())
     script = "import os, sys, time; time.sleep(1); os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
     argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
     with (
         confinement.confined(shared(tmp_path), None, [tmp_path], anywhere=True) as prepare,
         process.start(argv, stderr=subprocess.PIPE, prepare=prepare) as child,
     ):
-        with prepare.attended():
+        with prepare.supervised():
             pass
         assert b"Function not implemented" in child.communicate(timeout=20)[1]
 
 
 def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> None:
-    """As in containers whose manager looks after some calls: a process has one asking filter at most."""
-    need("a kernel whose filters can ask", confinement.asks())
+    """As in containers whose manager looks after some calls: a process has at most one filter with notifications."""
+    need("a kernel whose filters can ask", confinement.supports_notifications())
     script = "import os, sys; os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
     argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
     with (
@@ -211,17 +211,17 @@ def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> N
 
         with (
             process.start(argv, stderr=subprocess.PIPE, prepare=both) as child,
-            outer.attended(),
-            inner.attended(),
+            outer.supervised(),
+            inner.supervised(),
         ):
             assert b"Operation not permitted" in child.communicate(timeout=20)[1]
 
 
 def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) -> None:
     """As chmod(2) has it for whoever is not in the group; root, who answers, always is."""
-    need("root", identity.may_change())
-    need("a kernel whose filters can ask", confinement.asks())
-    user = identity.choose(None)
+    need("root", identity.can_switch_user())
+    need("a kernel whose filters can ask", confinement.supports_notifications())
+    user = identity.choose_user(None)
     assert user is not None
     public(tmp_path)
     for name, group, mode in (("own", user.gid, 0o755), ("team", 4713, 0o2755), ("other", 4713, 0o755)):
@@ -233,14 +233,14 @@ def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) ->
     with (
         confinement.confined(shared(tmp_path), user, [], anywhere=True) as prepare,
         process.start(argv, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         assert child.wait(20) == 0
     assert [(tmp_path / name).stat().st_mode & 0o7777 for name in ("own", "team", "other")] == [0o2775, 0o2775, 0o775]
 
 
 def test_a_kernel_that_cannot_ask_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arbiter, "available", lambda *_: False)
+    monkeypatch.setattr(supervisor, "available", lambda *_: False)
     seen = attempts(shared(tmp_path), tmp_path)
     assert seen["folder-fchmod"] == seen["folder-chmod"] == seen["chmod-setgid"] == REFUSED
     assert seen["chmod-plain"] == "fine"
@@ -255,8 +255,8 @@ def test_no_device_nodes_come_from_a_guest(tmp_path: Path) -> None:
 
 def test_without_a_filter_all_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above see is the filter's doing."""
-    need("a kernel with filters of calls", confinement.filters_calls())
-    monkeypatch.setattr(callfilter, "program", lambda *_, **__: None)
+    need("a kernel with filters of calls", confinement.filters_system_calls())
+    monkeypatch.setattr(seccomp, "filter_program", lambda *_, **__: None)
     seen = attempts(shared(tmp_path), tmp_path)
     assert seen["chmod-setuid"] == seen["open-setgid"] == seen["mknod-bare-setuid"] == seen["temporary"] == "fine"
     assert modes(tmp_path) > {0}
@@ -298,7 +298,7 @@ def test_sockets_are_the_networks(network: bool, tmp_path: Path) -> None:
 
 
 def test_files_are_the_shares(tmp_path: Path) -> None:
-    need("Landlock", confinement.limits_files())
+    need("Landlock", confinement.landlock_version())
     share, other = tmp_path / "share", tmp_path / "other"
     share.mkdir()
     other.write_text("")
@@ -310,7 +310,7 @@ def test_files_are_the_shares(tmp_path: Path) -> None:
 
 
 def test_what_is_read_only_stays_as_it_is(tmp_path: Path) -> None:
-    need("Landlock", confinement.limits_files())
+    need("Landlock", confinement.landlock_version())
     share, scratch = tmp_path / "share", tmp_path / "scratch"
     for path in (share, scratch):
         path.mkdir()
@@ -331,7 +331,7 @@ def test_reading_is_for_named_files_and_the_system(tmp_path: Path) -> None:
 
 def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many set LD_LIBRARY_PATH for other programs (conda, CUDA)."""
-    need("Landlock", confinement.limits_files())
+    need("Landlock", confinement.landlock_version())
     need_program("qemu-system-x86_64")
     for name in ("one", "other", "third"):
         (tmp_path / name).mkdir()
@@ -341,7 +341,7 @@ def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch
     with (
         confinement.confined(shared(tmp_path / "share"), None, []) as prepare,
         process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prepare=prepare) as child,
-        prepare.attended(),
+        prepare.supervised(),
     ):
         printed, said = child.communicate(timeout=30)
     assert printed == b"one\nthird\n"
@@ -349,13 +349,13 @@ def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch
 
 
 def test_nobody_has_nothing(tmp_path: Path) -> None:
-    need("root", identity.may_change())
-    user = identity.choose(None)
+    need("root", identity.can_switch_user())
+    user = identity.choose_user(None)
     assert user is not None
     tmp_path.chmod(0o777)
     public(tmp_path)
-    with ownership.apart(user) as seen_as:
-        assert seen_as.inside == (ownership.AGENT, ownership.AGENT)
+    with idmap.in_user_namespace(user) as seen_as:
+        assert seen_as.inside == (idmap.AGENT, idmap.AGENT)
         seen = attempts(shared(tmp_path), tmp_path, "shadow=/etc/shadow", user=seen_as)
         assert seen["uid"] == "1000", "in its own eyes"
     assert (tmp_path / "made").exists() is False
@@ -365,17 +365,17 @@ def test_nobody_has_nothing(tmp_path: Path) -> None:
 
 
 def test_the_owner_of_the_folder_runs_qemu(tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     os.chown(tmp_path, 4711, 4711)
-    assert identity.choose(tmp_path) == Identity(4711, 4711)
+    assert identity.choose_user(tmp_path) == Identity(4711, 4711)
     os.chown(tmp_path, 4711, 0)
-    chosen = identity.choose(tmp_path)
+    chosen = identity.choose_user(tmp_path)
     assert chosen is not None
     assert chosen.uid == 4711
     assert chosen.gid not in (0, 4711), "root's group is not lent"
     os.chown(tmp_path, 0, 0)
-    nobody = identity.choose(tmp_path)
-    assert nobody == identity.choose(None)
+    nobody = identity.choose_user(tmp_path)
+    assert nobody == identity.choose_user(None)
     assert nobody is not None
     assert identity.is_nobody(nobody)
     assert not identity.is_nobody(chosen)
@@ -395,30 +395,30 @@ def test_of_the_owners_groups_the_folders_own_is_kept(
     gid: int, name: str, members: list[int], groups: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Colleagues' files in a team's folder are open to its group. Other groups, and mighty ones, are not lent."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("alice", "x", uid, 4711, "", "/", "/bin/sh")))
     monkeypatch.setattr(os, "getgrouplist", lambda *_: members)
     monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group((name, "x", number, [])))
     os.chown(tmp_path, 4711, gid)
-    assert identity.choose(tmp_path) == Identity(4711, 4711, groups)
+    assert identity.choose_user(tmp_path) == Identity(4711, 4711, groups)
 
 
 def test_only_the_accelerators_group_is_kept(tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     device = tmp_path / "kvm"
     device.touch()
     os.chown(device, 0, 4713)
     for mode, groups in ((0o660, (4713,)), (0o600, ()), (0o640, ())):
         device.chmod(mode)
-        chosen = identity.choose(None, device=device)
+        chosen = identity.choose_user(None, device=device)
         assert chosen is not None
         assert chosen.groups == groups
 
 
 def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     need("setpriv", Path("/usr/bin/setpriv").exists())
-    script = "from imgkit.vm.sandbox import identity; print(identity.is_root(), identity.choose(None))"
+    script = "from imgkit.vm.sandbox import identity; print(identity.is_root(), identity.choose_user(None))"
     argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", script]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
@@ -449,19 +449,19 @@ def test_where_it_cannot_be_read_what_qemu_asks_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``imgkit doctor`` says that no folder can be set-group-id then."""
-    need("a kernel with filters of calls", confinement.filters_calls())
+    need("a kernel with filters of calls", confinement.filters_system_calls())
     scope, facts = tmp_path / "scope", tmp_path / "status"
     facts.write_text(status)
     if level is not None:
         scope.write_text(f"{level}\n")
-    assert arbiter.blinded(scope, facts, changes=changes) == why
-    monkeypatch.setattr(arbiter, "blinded", lambda: why)
+    assert supervisor.obstacle(scope, facts, changes=changes) == why
+    monkeypatch.setattr(supervisor, "obstacle", lambda: why)
     assert (f"set-group-id for folders: refused, as {why}" in hostchecks._confinement().detail) is bool(why)
 
 
 def test_other_machines_have_no_filter() -> None:
-    assert callfilter.program("riscv64", ()) is None
-    assert {len(callfilter.program(name, (2, 10)) or b"") % 8 for name in callfilter.CALLS} == {0}
+    assert seccomp.filter_program("riscv64", ()) is None
+    assert {len(seccomp.filter_program(name, (2, 10)) or b"") % 8 for name in seccomp.SYSCALL_TABLES} == {0}
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_numbers_are_the_kernels(machine: str, header: str) -> None:
     need("the kernel's headers", path.exists())
     found = re.findall(r"#define __NR_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
     known = {int(number): name for name, number in found}
-    calls = callfilter.CALLS[machine]
+    calls = seccomp.SYSCALL_TABLES[machine]
     changing = (*calls.modes, *calls.creates)
     assert {known[number] for number, _ in changing if number in known} == MODES[machine]
     assert (known[calls.fchmod], known[calls.seccomp], known[calls.clone]) == ("fchmod", "seccomp", "clone")

@@ -14,8 +14,8 @@ import pytest
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, consolelog
 from imgkit.vm.consolelog import ConsoleLog
-from imgkit.vm.shares import watcher
-from imgkit.vm.shares.watcher import Watcher
+from imgkit.vm.shares import usage
+from imgkit.vm.shares.monitor import UsageMonitor
 from tests.conftest import need_program
 from tests.vmspecs import STYLES
 
@@ -141,7 +141,7 @@ def test_whatever_takes_the_name_is_neither_read_nor_cut(tmp_path: Path, monkeyp
 
 
 def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers may be other files' by then, while the watcher's thread still looks."""
+    """Its numbers may be other files' by then, while the monitor's thread still looks."""
     monkeypatch.setattr(consolelog, "MAX_FILE", 0)
     log = ConsoleLog(tmp_path / "console")
     log.close()
@@ -157,11 +157,11 @@ def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
-    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    monkeypatch.setattr(usage, "INTERVAL", 0.02)
     path = tmp_path / "console"
     path.write_text("earlier\n")
     with closing(ConsoleLog(path)) as log:
-        looking = Watcher([])
+        looking = UsageMonitor([])
         with looking.running(lambda: None, lambda: None, log.shorten):
             for turn in range(3):
                 os.write(log.writing, b"%d" % turn * 2000)
@@ -178,7 +178,7 @@ def test_a_machines_console_that_nobody_reads_stays_short(
 ) -> None:
     need_program("qemu-system-x86_64")
     monkeypatch.setattr(consolelog, "MAX_FILE", 20)
-    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    monkeypatch.setattr(usage, "INTERVAL", 0.02)
     console = tmp_path / "console"
     console.write_text("earlier\n")
     with VM.boot(None, adapt=STYLES[style], console=console, **FIRMWARE) as vm:

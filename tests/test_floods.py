@@ -16,15 +16,14 @@ import pytest
 
 from imgkit.errors import GuestError
 from imgkit.vm import VM
-from imgkit.vm.agent import protocol, rates, requests
-from imgkit.vm.agent.filemode import FileMode
-from imgkit.vm.agent.protocol import AgentResult, Garbage, Lines, Output
-from imgkit.vm.agent.rates import Rate
+from imgkit.vm.agent import protocol, ratelimit, requests
+from imgkit.vm.agent.filetransport import FileTransport
+from imgkit.vm.agent.protocol import AgentResult, Garbage, LineSplitter, Output
 from imgkit.vm.agent.requests import AgentRequest, Transport, collect
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import FloodError, QemuDiedError, RequestError
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.folder import SharedFolder
 from tests.rootport import RootPort
 from tests.test_agent_client import RESULT, Recorded, output
 
@@ -66,26 +65,26 @@ class Endless(Recorded):
 def test_a_flood_of_lines_ends_a_request_in_time(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the limits of a flood out of the way, the deadline alone must do; with them, no deadline is needed."""
     piece = line * (MIB // len(line))
-    monkeypatch.setattr(rates, "LINES", 100_000)
-    monkeypatch.setattr(rates, "LINES_PER_SECOND", 1)
+    monkeypatch.setattr(ratelimit, "LINES", 100_000)
+    monkeypatch.setattr(ratelimit, "LINES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=r"the guest floods the host: .* lines"):
         collect(AgentRequest(Endless(piece), {}))
-    monkeypatch.setattr(rates, "LINES", 1 << 60)
-    monkeypatch.setattr(rates, "BYTES", 1 << 60)
+    monkeypatch.setattr(ratelimit, "LINES", 1 << 60)
+    monkeypatch.setattr(ratelimit, "BYTES", 1 << 60)
     monkeypatch.setattr(requests, "MAX_STREAM", 1 << 60)
     with soon(), pytest.raises(RequestError, match=r"no result of the request within 1 s"):
         collect(AgentRequest(Endless(piece), {}, timeout=1))
 
 
 def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "BYTES", 8 * MIB)
-    monkeypatch.setattr(rates, "BYTES_PER_SECOND", 1)
+    monkeypatch.setattr(ratelimit, "BYTES", 8 * MIB)
+    monkeypatch.setattr(ratelimit, "BYTES_PER_SECOND", 1)
     with soon(), pytest.raises(FloodError, match=f"bytes within . s .allowed are {8 * MIB} and 1 a second"):
         collect(AgentRequest(Endless(b"x" * (MIB - 1) + b"\n"), {}))
 
 
 def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
-    mode = FileMode(Folder(tmp_path))
+    mode = FileTransport(SharedFolder(tmp_path))
     request = AgentRequest(mode, {}, timeout=5)
     (tmp_path / "streams" / f"{request.id}.log").write_bytes(b"\n" * (32 * MIB))
     with soon(), pytest.raises(FloodError):
@@ -135,7 +134,7 @@ def questions(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["permission_request", "host_tool_request"])
 def test_a_hundred_thousand_questions(kind: str, tmp_path: Path) -> None:
-    mode = FileMode(Folder(tmp_path))
+    mode = FileTransport(SharedFolder(tmp_path))
     request = AgentRequest(mode, {}, timeout=60)
     (tmp_path / "streams" / f"{request.id}.log").write_bytes(questions(kind))
     with soon(), pytest.raises(FloodError, match="questions within"):
@@ -155,18 +154,18 @@ def test_a_talkative_agent_is_no_flood() -> None:
 
 
 def test_an_allowance_grows_with_time() -> None:
-    rate = Rate("lines", 10, 100)
+    rate = RateLimit("lines", 10, 100)
     rate.count(10)
     with pytest.raises(FloodError, match=r"11 lines within 0 s \(allowed are 10 and 100 a second\)"):
         rate.count(1)
-    rate = Rate("lines", 10, 100, started=time.monotonic() - 1)
+    rate = RateLimit("lines", 10, 100, started=time.monotonic() - 1)
     rate.count(110)
     with pytest.raises(FloodError):
         rate.count(1_000)
 
 
 def test_a_line_that_comes_in_very_many_pieces() -> None:
-    lines = Lines()
+    lines = LineSplitter()
     with soon():
         for _ in range(200_000):
             assert list(lines.feed(b"x" * 64)) == []
@@ -193,7 +192,7 @@ def test_a_console_that_never_stops_growing() -> None:
 
 
 @contextmanager
-def flooding(*pieces: bytes) -> Iterator[SerialMode]:
+def flooding(*pieces: bytes) -> Iterator[SerialTransport]:
     """A port whose guest says ``pieces`` for ever and listens to nothing."""
     host, guest = socket.socketpair()
     stop = threading.Event()
@@ -211,7 +210,7 @@ def flooding(*pieces: bytes) -> Iterator[SerialMode]:
 
     thread = threading.Thread(target=flood)
     thread.start()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     try:
         yield mode
     finally:
@@ -233,32 +232,34 @@ SAYS = {
 }
 
 
-def waits_for_a_result(mode: SerialMode) -> None:
+def waits_for_a_result(mode: SerialTransport) -> None:
     transport: Transport = mode
     AgentRequest(transport, {}, timeout=1).result()
 
 
-def waits_for_a_heartbeat(mode: SerialMode) -> None:
+def waits_for_a_heartbeat(mode: SerialTransport) -> None:
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
         mode.heartbeat()
     raise RequestError("over")
 
 
-def pushes(mode: SerialMode) -> None:
+def pushes(mode: SerialTransport) -> None:
     mode.push_file("/w", "big", bytes(16 * MIB), timeout=1)
 
 
 @pytest.mark.parametrize("says", SAYS)
 @pytest.mark.parametrize("does", [waits_for_a_result, waits_for_a_heartbeat, pushes])
-def test_a_port_that_is_flooded(says: str, does: Callable[[SerialMode], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "LINES", 1 << 60)
+def test_a_port_that_is_flooded(
+    says: str, does: Callable[[SerialTransport], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ratelimit, "LINES", 1 << 60)
     with flooding(SAYS[says]) as mode, soon(), pytest.raises(GuestError):
         does(mode)
 
 
 def test_the_rate_of_a_port_is_limited_too() -> None:
-    def read(mode: SerialMode) -> None:
+    def read(mode: SerialTransport) -> None:
         while True:
             mode.heartbeat()
 
@@ -269,8 +270,8 @@ def test_the_rate_of_a_port_is_limited_too() -> None:
 def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its questions are answered without waiting for it, and what it does not take is limited."""
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
-    monkeypatch.setattr("imgkit.vm.agent.serialmode._MAX_UNSENT", 4 * MIB)
+    mode = SerialTransport(host)
+    monkeypatch.setattr("imgkit.vm.agent.serialtransport._MAX_UNSENT", 4 * MIB)
     answer: dict[str, Any] = {"behavior": "allow", "updatedInput": "x" * MIB}
 
     def answers() -> None:
@@ -279,7 +280,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with soon(), pytest.raises(GuestError, match="has not taken 4 MiB of answers"):
         answers()
-    monkeypatch.setattr("imgkit.vm.agent.serialmode._SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr("imgkit.vm.agent.serialtransport._SEND_TIMEOUT", 0.1)
     time.sleep(0.2)
     with pytest.raises(GuestError, match=r"took no message for 0\.1 s"):
         mode.pump()
@@ -289,7 +290,7 @@ def test_a_guest_that_takes_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stream_is_handed_out_in_pieces() -> None:
     host, guest = socket.socketpair()
-    mode = SerialMode(host)
+    mode = SerialTransport(host)
     request = AgentRequest(mode, {}, timeout=30)
     line = json.dumps({"type": "stream", "requestId": request.id, "line": json.dumps(output("x" * 60_000))}).encode()
     sender = threading.Thread(target=guest.sendall, args=((line + b"\n") * 100,))

@@ -20,7 +20,7 @@ from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.sandbox import confinement, identity, landlock
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.folder import SharedFolder
 from tests.conftest import need, need_program
 from tests.vmspecs import writable
 
@@ -58,7 +58,7 @@ def content(path: Path | None, handed: handover.Handed) -> str:
 
 
 def test_everything_has_a_name_that_another_user_can_open(spec: VmSpec, tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     with handover.handed(spec, tmp_path / "private", STRANGER) as handed:
         given = handed.spec
         assert given.disk is not None
@@ -144,7 +144,7 @@ def test_what_was_looked_at_is_what_is_booted(spec: VmSpec, tmp_path: Path) -> N
 
 
 def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     machine = replace(spec, shares=(Share("data", closed),))
@@ -164,15 +164,15 @@ def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> 
 
 
 def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     os.chown(tmp_path, 4711, 4712)
-    folder = Folder(tmp_path)
+    folder = SharedFolder(tmp_path)
     folder.write("deep/file", b"x", mode=0o600)
     folder.close()
     for path in (tmp_path / "deep", tmp_path / "deep/file"):
         assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
     os.chown(tmp_path, 0, 0)
-    folder = Folder(tmp_path)
+    folder = SharedFolder(tmp_path)
     folder.write("mine", b"x")
     folder.close()
     assert (tmp_path / "mine").stat().st_uid == 0
@@ -180,7 +180,7 @@ def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the guest, for one of root's, between the making and the giving."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     (tmp_path / "roots").mkdir()
     (tmp_path / "roots/file").touch()
     os.chown(tmp_path, 4711, 4712)
@@ -192,7 +192,7 @@ def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypat
         os.rename("roots", "deep", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "mkdir", exchange)
-    folder = Folder(tmp_path)
+    folder = SharedFolder(tmp_path)
     folder.mkdir("deep")
     folder.close()
     assert (tmp_path / "deep").stat().st_uid == 0
@@ -213,9 +213,9 @@ def test_a_host_without_landlock_or_filters(monkeypatch: pytest.MonkeyPatch) -> 
     for version, good in ((0, False), (1, False), (2, True)):
         monkeypatch.setattr(landlock, "version", lambda _, version=version: version)
         finding = hostchecks._confinement()
-        assert finding.ok == (good and confinement.filters_calls())
+        assert finding.ok == (good and confinement.filters_system_calls())
         assert not finding.required
-    monkeypatch.setattr(confinement, "filters_calls", lambda: False)
+    monkeypatch.setattr(confinement, "filters_system_calls", lambda: False)
     assert "swept up afterwards" in hostchecks._confinement().detail
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from imgkit.errors import UsageError
 from imgkit.vm import VM, BootSpec
 from imgkit.vm.net import dhcpdns, gateway, packets, restricted
-from imgkit.vm.net.gateway import Gateway, Told
+from imgkit.vm.net.allowlist import GATEWAY, GUEST, NAMESERVER, parse
+from imgkit.vm.net.gateway import Gateway, RefusalLog
 from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
-from imgkit.vm.net.rules import GATEWAY, GUEST, NAMESERVER, parse
 from imgkit.vm.net.tcp import Connection
 from imgkit.vm.qemu.argv import VmSpec, arguments
 from tests.images import Image
@@ -67,8 +67,8 @@ class Here:
     def hear(self, *frames: bytes) -> list[bytes]:
         """The answers to these frames, all of them for the guest's card."""
         for frame in frames:
-            self.gateway.frame(frame)
-        self.gateway.settle()
+            self.gateway.receive(frame)
+        self.gateway.flush()
         answers, self.frames[:] = list(self.frames), []
         assert all(answer[:12] == OWN + gateway.MAC for answer in answers)
         return answers
@@ -251,8 +251,8 @@ def test_no_frame_makes_it_fall_or_reach_elsewhere(frame: bytes, changes: list[t
     for at, value in changes:
         changed[at % len(changed)] = value
     for each in (changed, changed[:length]):  # the answer goes to whoever asked, whatever his card's address
-        here.gateway.frame(bytes(each))
-    here.gateway.settle()
+        here.gateway.receive(bytes(each))
+    here.gateway.flush()
     assert set(here.asked) <= {(IPv4Address("192.0.2.7"), 80), ("a.example", 443)}
 
 
@@ -262,8 +262,8 @@ def test_noise(data: bytes) -> None:
     packets.tcp(data)
     packets.udp(data)
     packets.arp_reply(data, OWN, GUEST)
-    dhcpdns.dhcp(data)
-    answer = dhcpdns.dns(data, lambda _: True, lambda _: GUEST)
+    dhcpdns.dhcp_reply(data)
+    answer = dhcpdns.dns_reply(data, lambda _: True, lambda _: GUEST)
     assert answer is None or len(answer) <= len(data) + 16
 
 
@@ -397,8 +397,8 @@ def resolve(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> list[str]:
 def test_what_was_checked_is_what_is_connected_to(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up for one connection: a second one could be answered differently."""
     asked = resolve(monkeypatch, ["127.0.0.1"])
-    monkeypatch.setattr(restricted, "public", lambda _: True)
-    monkeypatch.setattr(restricted, "own", lambda _: False)
+    monkeypatch.setattr(restricted, "is_public", lambda _: True)
+    monkeypatch.setattr(restricted, "is_own", lambda _: False)
     port = service.getsockname()[1]
     with guest(f"a.example:{port}") as one:
         one.send(ask("a.example"))
@@ -413,7 +413,7 @@ def test_an_address_of_the_host_that_looks_like_any_other(
     service: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, ["127.0.0.1"])
-    monkeypatch.setattr(restricted, "public", lambda _: True)
+    monkeypatch.setattr(restricted, "is_public", lambda _: True)
     port = service.getsockname()[1]
     with guest(f"a.example:{port}") as one:
         one.send(ask("a.example"))
@@ -561,9 +561,9 @@ def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
 
 
 def test_at_most_twenty_refusals_are_told_of_whoever_tells(caplog: pytest.LogCaptureFixture) -> None:
-    told = Told()
+    refusals = RefusalLog()
     for number in range(30):
-        told.say(logging.WARNING, f"refusal {number}", number)
-        told.say(logging.WARNING, f"refusal {number}", number)
-        told.say(logging.WARNING, f"name {number}", str(number))
+        refusals.log(logging.WARNING, f"refusal {number}", number)
+        refusals.log(logging.WARNING, f"refusal {number}", number)
+        refusals.log(logging.WARNING, f"name {number}", str(number))
     assert caplog.messages == [f"{kind} {number}" for number in range(10) for kind in ("refusal", "name")]

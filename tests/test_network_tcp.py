@@ -65,8 +65,8 @@ class World:
     def talk(self, connection: Connection, *segments: TcpSegment) -> list[tuple[int, int, int, bytes]]:
         """What the guest is answered: flags, number and confirmation counted from the first byte, data."""
         for segment in segments:
-            connection.segment(segment)
-        connection.settle()
+            connection.receive(segment)
+        connection.flush()
         answers = [
             (each.flags, (each.seq - self.start - 1) % BIG, (each.ack - 1001) % BIG, each.data) for each in self.sent
         ]
@@ -180,9 +180,9 @@ def test_an_unanswered_hello_is_repeated() -> None:
     world.now = 1
     connection.tick()
     assert [each.flags for each in world.sent] == [SYN | ACK]
-    connection.segment(TcpSegment(40000, 443, 1000, 0, SYN, 60000))
+    connection.receive(TcpSegment(40000, 443, 1000, 0, SYN, 60000))
     assert [each.flags for each in world.sent] == [SYN | ACK] * 2
-    connection.segment(TcpSegment(40000, 443, 5000, 0, SYN, 60000))
+    connection.receive(TcpSegment(40000, 443, 5000, 0, SYN, 60000))
     assert connection.closed, "another connection"
 
 
@@ -241,8 +241,8 @@ def test_everything_arrives_over_a_link_that_loses_and_mixes(up: bytes, down: by
         if chance.random() < loss:
             chance.shuffle(segments)
         for segment in segments:
-            connection.segment(segment)
-        connection.settle()
+            connection.receive(segment)
+        connection.flush()
         for answer in world.sent:
             if chance.random() >= loss:
                 peer.hear(answer)
@@ -275,7 +275,7 @@ def test_a_guest_that_keeps_to_nothing(steps: list[tuple[TcpSegment, bool, str]]
     connection = world.opened()
     for segment, relative, action in steps:
         ack = (segment.ack + world.start) % BIG if relative else segment.ack
-        connection.segment(replace(segment, ack=ack))
+        connection.receive(replace(segment, ack=ack))
         if action == "data":
             connection.data(b"x" * 100)
         elif action == "end":
@@ -285,7 +285,7 @@ def test_a_guest_that_keeps_to_nothing(steps: list[tuple[TcpSegment, bool, str]]
         elif action == "tick":
             world.now += 1
             connection.tick()
-        connection.settle()
+        connection.flush()
         assert len(world.sent) <= 60
         world.sent.clear()
     assert len(world.said) <= 200 * len(steps)

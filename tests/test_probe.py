@@ -269,14 +269,14 @@ def test_a_device_that_is_closed_to_qemus_user(
     mode: int, group: int, is_open: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Root may open it whatever its mode is, and starts QEMU as nobody."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own are closed to other users
         Path(folder).chmod(0o755)
         device = Path(folder, "kvm")
         device.touch()
         device.chmod(mode)
         os.chown(device, 0, group)
-        user = identity.choose(None, device=device)
+        user = identity.choose_user(None, device=device)
         kvm = probe.Accelerator("kvm", "host", "it passed the timed probe")
         assert probe.allowed(kvm, "amd64", "auto", None, device) == kvm
         accelerator = probe.allowed(kvm, "amd64", "auto", user, device)

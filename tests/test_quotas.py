@@ -1,4 +1,4 @@
-"""What a guest may take of the host's disk, measured on folders that tests fill, and the machine's end."""
+"""Quotas of the host's disk, measured on folders that the tests fill, and the end of the machine."""
 
 from __future__ import annotations
 
@@ -19,62 +19,64 @@ import pytest
 from imgkit.errors import UsageError
 from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
-from imgkit.vm.shares import watcher
-from imgkit.vm.shares.quotas import Limit, Quotas, parse, show
-from imgkit.vm.shares.watcher import Area, Watcher, disk_limit, family, unlinked
+from imgkit.vm.shares import monitor, usage
+from imgkit.vm.shares.diskfiles import disk_check, process_tree, unlinked_bytes
+from imgkit.vm.shares.monitor import UsageMonitor
+from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size, parse
+from imgkit.vm.shares.usage import MonitoredFolder
 from tests.conftest import need
 from tests.files import nest
 
 MIB = 1 << 20
 HANG = 60.0
-"""Seconds after which an end that is due within one or two counts as a hang."""
+"""Seconds after which a wait that should end within one or two counts as a hang."""
 
 
 @contextmanager
-def watched(path: Path, limit: Limit) -> Iterator[tuple[Watcher, threading.Event]]:
-    """A watcher of a folder that is looked at all the time, and whether the machine was ended."""
+def monitored(path: Path, limit: FolderQuota) -> Iterator[tuple[UsageMonitor, threading.Event]]:
+    """Monitor a folder without pauses. Yield the monitor, and an event that is set when it ends the machine."""
     ended = threading.Event()
-    area = Area("share work", path, limit, "share")
-    watching = Watcher([area])
-    with watching.running(lambda: None, ended.set):
-        yield watching, ended
+    folder = MonitoredFolder("share work", path, limit, "share")
+    monitoring = UsageMonitor([folder])
+    with monitoring.running(lambda: None, ended.set):
+        yield monitoring, ended
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "INTERVAL", 0.02)
+    monkeypatch.setattr(usage, "INTERVAL", 0.02)
 
 
-def settled(watching: Watcher) -> None:
-    """Wait until a look has begun and ended after now."""
-    (meter,) = watching._meters
+def settled(monitoring: UsageMonitor) -> None:
+    """Wait until a scan has started and ended after now."""
+    (meter,) = monitoring._meters
     for _ in range(2):
         due, deadline = meter._due, time.monotonic() + HANG
-        while meter._due == due and watching.failure is None:
+        while meter._due == due and monitoring.failure is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
 
-def exceeds(watching: Watcher, ended: threading.Event) -> str:
+def exceeds(monitoring: UsageMonitor, ended: threading.Event) -> str:
     assert ended.wait(HANG), "the machine was not ended"
     with pytest.raises(QuotaError) as raised:
-        watching.check()
+        monitoring.check()
     return raised.value.message
 
 
 def test_bytes_that_are_added_end_the_machine(tmp_path: Path) -> None:
     (tmp_path / "there before").write_bytes(bytes(4 * MIB))
     time.sleep(0.05)  # the clock of a filesystem is a little late
-    with watched(tmp_path, Limit(2 * MIB, None)) as (watching, ended):
-        settled(watching)
-        watching.check()
+    with monitored(tmp_path, FolderQuota(2 * MIB, None)) as (monitoring, ended):
+        settled(monitoring)
+        monitoring.check()
         (tmp_path / "deep").mkdir()
         (tmp_path / "deep/file").write_bytes(os.urandom(MIB))
-        settled(watching)
-        watching.check()
+        settled(monitoring)
+        monitoring.check()
         assert not ended.is_set()
         (tmp_path / "deep/more").write_bytes(os.urandom(3 * MIB))
-        message = exceeds(watching, ended)
+        message = exceeds(monitoring, ended)
     assert "MiB to the share work" in message
     assert str(tmp_path) in message
     assert message.endswith("and may add 2 MiB")
@@ -84,61 +86,61 @@ def test_files_that_are_added_end_the_machine(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"before {number}").touch()
     time.sleep(0.05)
-    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
-        settled(watching)
-        watching.check()
+    with monitored(tmp_path, FolderQuota(None, 20)) as (monitoring, ended):
+        settled(monitoring)
+        monitoring.check()
         nest(tmp_path, 21)
-        assert exceeds(watching, ended).startswith("the guest added 21 files to the share work")
+        assert exceeds(monitoring, ended).startswith("the guest added 21 files to the share work")
 
 
 def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
-    monkeypatch.setattr(watcher, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
-    area, ended = Area("share work", tmp_path, Limit(2 * MIB), "share"), threading.Event()
-    watching = Watcher([area])
+    monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", 0)
+    monkeypatch.setattr(usage, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
+    folder, ended = MonitoredFolder("share work", tmp_path, FolderQuota(2 * MIB), "share"), threading.Event()
+    monitoring = UsageMonitor([folder])
     time.sleep(0.05)  # the clock of a filesystem is a little late
     (tmp_path / "file").write_bytes(os.urandom(3 * MIB))
-    monkeypatch.setattr(watcher, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
-    with watching.running(lambda: None, ended.set):
-        exceeds(watching, ended)
+    monkeypatch.setattr(usage, "_free", lambda _: ((1 << 40) - 4 * MIB, 1 << 20))
+    with monitoring.running(lambda: None, ended.set):
+        exceeds(monitoring, ended)
 
 
 @pytest.mark.parametrize("seconds", [0, 2], ids=["not seen before the start", "seen before the start"])
 def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Only what it grew by counts, whenever that was."""
-    monkeypatch.setattr(watcher, "FIRST_LOOK", seconds)
-    monkeypatch.setattr(watcher, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
+    monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", seconds)
+    monkeypatch.setattr(usage, "_free", lambda _: (1 << 40, 1 << 20))  # others write to this disk, too
     file = tmp_path / "file"
     file.write_bytes(os.urandom(32 * MIB))
     with file.open("r+b") as sink:
         os.fsync(sink.fileno())
     time.sleep(0.05)  # the clock of a filesystem is a little late
-    area, ended = Area("share work", tmp_path, Limit(12 * MIB, None), "share"), threading.Event()
-    watching = Watcher([area])
+    folder, ended = MonitoredFolder("share work", tmp_path, FolderQuota(12 * MIB, None), "share"), threading.Event()
+    monitoring = UsageMonitor([folder])
     time.sleep(0.05)
     with file.open("r+b") as sink:
         sink.write(b"x")
-    with watching.running(lambda: None, ended.set):
-        settled(watching)
-        watching.check()
+    with monitoring.running(lambda: None, ended.set):
+        settled(monitoring)
+        monitoring.check()
         assert not ended.is_set()
         with file.open("ab") as sink:
             sink.write(os.urandom(16 * MIB))
-        message = exceeds(watching, ended)
+        message = exceeds(monitoring, ended)
     assert re.search(r"added 1[2-6] MiB to the share work", message), message  # it may be seen while it is written
 
 
 def test_a_look_that_was_begun_before_the_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there in many folders does not count, whether the first look came to it in time or not."""
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 1e-9)
-    monkeypatch.setattr(watcher, "_SLICE", 10)
+    monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", 1e-9)
+    monkeypatch.setattr(usage, "_SLICE", 10)
     for number in range(300):
         (tmp_path / f"{number}").touch()
-    with watched(tmp_path, Limit(None, 20)) as (watching, ended):
-        settled(watching)
-        watching.check()
+    with monitored(tmp_path, FolderQuota(None, 20)) as (monitoring, ended):
+        settled(monitoring)
+        monitoring.check()
         nest(tmp_path, 21)
-        assert exceeds(watching, ended).startswith("the guest added 21 files")
+        assert exceeds(monitoring, ended).startswith("the guest added 21 files")
 
 
 def test_closed_folders_of_other_users_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +159,14 @@ def test_closed_folders_of_other_users_hide_nothing(tmp_path: Path, monkeypatch:
         walk = Walk(top, owners)
         list(walk)
         assert (walk.unread, walk.newest_unread > 0) == (1, is_noted)
-    (meter,) = Watcher([Area("share", tmp_path, Limit(), "share")], owners=[4711])._meters
+    (meter,) = UsageMonitor([MonitoredFolder("share", tmp_path, FolderQuota(), "share")], owners=[4711])._meters
     assert meter._owners == {mine, 4711}
     os.close(top)
 
 
 def test_a_filesystem_that_makes_it_wait_is_left_alone_most_of_the_time() -> None:
-    assert watcher._pause(0.05, 0.05) == pytest.approx(1.0)
-    assert watcher._pause(0.001, 1.0) == pytest.approx(3.0), (
+    assert monitor._pause(0.05, 0.05) == pytest.approx(1.0)
+    assert monitor._pause(0.001, 1.0) == pytest.approx(3.0), (
         "the look works a quarter of the time, whatever it waits for"
     )
 
@@ -176,34 +178,34 @@ def test_what_takes_no_room_does_not_count(tmp_path: Path) -> None:
     (outside / "big").write_bytes(os.urandom(4 * MIB))
     top = tmp_path / "top"
     top.mkdir()
-    with watched(top, Limit(2 * MIB)) as (watching, _):
+    with monitored(top, FolderQuota(2 * MIB)) as (monitoring, _):
         with (top / "sparse").open("wb") as sink:
             sink.truncate(1 << 40)
         (top / "file").write_bytes(os.urandom(MIB))
         for number in range(10):
             os.link(top / "file", top / f"name {number}")
         (top / "link").symlink_to(outside)
-        settled(watching)
+        settled(monitoring)
         (top / "passing").write_bytes(os.urandom(MIB // 2))
-        settled(watching)
+        settled(monitoring)
         (top / "passing").unlink()
         (top / "another").write_bytes(os.urandom(MIB // 2))
-        settled(watching)
-        watching.check()
+        settled(monitoring)
+        monitoring.check()
 
 
 def test_a_folder_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
-    with watched(top, Limit(MIB)) as (watching, _):
-        settled(watching)
+    with monitored(top, FolderQuota(MIB)) as (monitoring, _):
+        settled(monitoring)
         top.rmdir()
         time.sleep(0.2)
         top.mkdir()
         (top / "file").write_bytes(os.urandom(2 * MIB))
-        settled(watching)
+        settled(monitoring)
         with pytest.raises(QuotaError):
-            watching.check()
+            monitoring.check()
 
 
 def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,16 +220,16 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
         def __iter__(self) -> Iterator[None]:
             raise OSError("was moved while it was read")
 
-    monkeypatch.setattr(watcher, "Walk", Moving)
-    with watched(tmp_path, Limit(MIB)) as (watching, ended):
-        assert "cannot be measured" in exceeds(watching, ended)
+    monkeypatch.setattr(usage, "Walk", Moving)
+    with monitored(tmp_path, FolderQuota(MIB)) as (monitoring, ended):
+        assert "cannot be measured" in exceeds(monitoring, ended)
 
 
 def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "FIRST_LOOK", 0)
-    monkeypatch.setattr(watcher, "Walk", None)
-    with watched(tmp_path, Limit(MIB)) as (watching, ended):
-        assert "the quotas cannot be measured" in exceeds(watching, ended)
+    monkeypatch.setattr(monitor, "FIRST_SCAN_TIMEOUT", 0)
+    monkeypatch.setattr(usage, "Walk", None)
+    with monitored(tmp_path, FolderQuota(MIB)) as (monitoring, ended):
+        assert "the quotas cannot be measured" in exceeds(monitoring, ended)
 
 
 def test_what_is_hidden_in_folders_that_nobody_may_read() -> None:
@@ -239,14 +241,14 @@ sys.path.insert(0, sys.argv[1])
 package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
-from imgkit.vm.shares import watcher
-from imgkit.vm.shares.quotas import Limit
-watcher.INTERVAL = 0.02
+from imgkit.vm.shares import monitor, usage
+from imgkit.vm.shares.quotas import FolderQuota
+usage.INTERVAL = 0.02
 top = Path(sys.argv[2])
 ended = threading.Event()
-watching = watcher.Watcher([watcher.Area("share", top, Limit(4 << 20), "share")])
+monitoring = monitor.UsageMonitor([usage.MonitoredFolder("share", top, FolderQuota(4 << 20), "share")])
 time.sleep(0.05)
-with watching.running(lambda: None, ended.set):
+with monitoring.running(lambda: None, ended.set):
     (top / "hidden").mkdir()
     os.chmod(top / "hidden", 0o300)
     (top / "hidden" / "file").write_bytes(os.urandom(64 << 20))
@@ -258,7 +260,7 @@ with watching.running(lambda: None, ended.set):
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") if user is not None else sys.executable
     need("a Python for every user", python)
     try:
-        package = Path(watcher.__file__).parents[2]
+        package = Path(monitor.__file__).parents[2]
         shutil.copytree(package, place / "code/imgkit", ignore=shutil.ignore_patterns("__pycache__"))
         (place / "top").mkdir()
         if user is not None:
@@ -272,25 +274,25 @@ with watching.running(lambda: None, ended.set):
 def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
     """QEMU's temporary file is one, and so is what a guest unlinks and keeps open."""
     need("/proc", Path("/proc/self/fd").is_dir())
-    before = unlinked([os.getpid()])
+    before = unlinked_bytes([os.getpid()])
     named = tmp_path / "named"
     with tempfile.TemporaryFile(dir=tmp_path) as first, named.open("wb") as second:
         for sink in (first, second):
             sink.write(os.urandom(3 * MIB))
             sink.flush()
             os.fsync(sink.fileno())
-        assert 2 * MIB < unlinked([os.getpid()]) - before < 4 * MIB
-        check = disk_limit(before + 2 * MIB, lambda: [os.getpid()], [])
+        assert 2 * MIB < unlinked_bytes([os.getpid()]) - before < 4 * MIB
+        check = disk_check(before + 2 * MIB, lambda: [os.getpid()], [])
         with pytest.raises(QuotaError, match="to its disk, and may add"):
             check()
-        disk_limit(None, lambda: [os.getpid()], [])()
-    assert unlinked([os.getpid(), 1 << 22]) == before
+        disk_check(None, lambda: [os.getpid()], [])()
+    assert unlinked_bytes([os.getpid(), 1 << 22]) == before
 
 
 def test_a_writable_image_counts_by_what_it_grew(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(3 * MIB))
-    check = disk_limit(2 * MIB, list, [image, tmp_path / "missing"])
+    check = disk_check(2 * MIB, list, [image, tmp_path / "missing"])
     check()
     image.write_bytes(os.urandom(8 * MIB))
     with pytest.raises(QuotaError):
@@ -301,7 +303,7 @@ def test_processes_that_a_process_started() -> None:
     need("/proc/PID/task/TID/children", Path(f"/proc/self/task/{os.getpid()}/children").exists())
     with subprocess.Popen(["/bin/sh", "-c", "sleep 30 & wait"]) as child:
         deadline = time.monotonic() + HANG
-        while len(members := family(child.pid)) < 2 and time.monotonic() < deadline:
+        while len(members := process_tree(child.pid)) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert members[0] == child.pid
         assert len(members) == 2
@@ -315,7 +317,7 @@ def test_words_of_the_command_line() -> None:
     with pytest.raises(UsageError, match=r"--quota disk=1\.5: not a number"):
         parse(words)
     words[5] = "disk=2TiB"
-    assert parse(words) == Quotas(Limit(5, 6), Limit(8 << 30, None), 2 << 40, 9)
+    assert parse(words) == Quotas(FolderQuota(5, 6), FolderQuota(8 << 30, None), 2 << 40, 9)
     assert parse(["disk=none", "time=none"]) == Quotas(disk=None)
 
 
@@ -350,4 +352,4 @@ def test_the_default_lets_the_longest_stream_pass() -> None:
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 MiB"), (1, "1 MiB"), (MIB + 1, "2 MiB"), (3 << 29, "1.5 GiB")])
 def test_sizes_for_people(size: int, text: str) -> None:
-    assert show(size) == text
+    assert format_size(size) == text

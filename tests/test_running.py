@@ -23,7 +23,7 @@ from imgkit.vm.qemu.argv import Share, VmSpec
 from imgkit.vm.qemu.launch import Running
 from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.qemu.qmp import Qmp, QmpError
-from imgkit.vm.shares.watcher import Watcher
+from imgkit.vm.shares.monitor import UsageMonitor
 from imgkit.vm.starting import Started
 
 SLEEP = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(0)); print(flush=True); time.sleep(60)"
@@ -51,7 +51,7 @@ class Guest:
     vm: VM
     folder: Path
     qmp: FakeQmp
-    watcher: Watcher
+    monitor: UsageMonitor
 
     @property
     def child(self) -> subprocess.Popen[bytes]:
@@ -83,11 +83,11 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     resolved = VmSpec("amd64", None, tmp_path / "console", memory_mib=77, shares=shares)
     qmp = FakeQmp(child)
     spec = BootSpec(None, quotas=Quotas(seconds=30))
-    watcher = Watcher([])
+    monitor = UsageMonitor([])
     with closing(ConsoleLog(tmp_path / "console")) as log:
         started = Running(child, cast(Qmp, qmp), {}, resolved, tmp_path / "stderr")
-        vm = VM(Started(spec, started, Accelerator("tcg", "max", "as requested"), log, watcher))
-        yield Guest(vm, tmp_path, qmp, watcher)
+        vm = VM(Started(spec, started, Accelerator("tcg", "max", "as requested"), log, monitor))
+        yield Guest(vm, tmp_path, qmp, monitor)
         vm.close()
     child.kill()
     child.wait()
@@ -117,10 +117,10 @@ def test_what_the_handle_says(guest: Guest) -> None:
 
 def test_a_console_that_grows_for_ever_is_not_read_for_ever(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_CONSOLE_READS", 3)
-    looks: list[bool] = []
-    monkeypatch.setattr(guest.vm._log, "refresh", lambda: not looks.append(True))
+    looks = iter(range(100))
+    monkeypatch.setattr(guest.vm._log, "refresh", lambda: next(looks) >= 0)
     guest.vm.console()
-    assert len(looks) == 3
+    assert next(looks) == 3
 
 
 # ---- ready and settled -----------------------------------------------------------------------------------------------
@@ -196,14 +196,14 @@ def test_once_it_is_up_only_a_panic_ends_a_machine(guest: Guest, monkeypatch: py
 
 
 def test_a_running_machines_console_is_looked_at_once_in_a_while(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[bool] = []
-    monkeypatch.setattr(guest.vm._log, "refresh", lambda: looks.append(True))
+    looks = iter(range(100))
+    monkeypatch.setattr(guest.vm._log, "refresh", lambda: next(looks))
     for _ in range(5):
         guest.vm.check()
-    assert len(looks) == 1
+    assert next(looks) == 1
     monkeypatch.setattr(waiting, "_CONSOLE_INTERVAL", 0.0)
     guest.vm.check()
-    assert len(looks) == 2
+    assert next(looks) == 3
 
 
 def test_a_machine_that_is_gone(guest: Guest) -> None:
@@ -222,7 +222,7 @@ def test_a_machine_that_ended_by_itself(guest: Guest) -> None:
 
 
 def test_a_quota_that_was_exceeded_comes_before_the_death_that_it_caused(guest: Guest) -> None:
-    guest.watcher._fail(QuotaError("too much"))
+    guest.monitor._fail(QuotaError("too much"))
     guest.child.kill()
     guest.child.wait()
     with pytest.raises(QuotaError, match="too much"):

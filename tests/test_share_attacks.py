@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from imgkit.vm import VM
-from imgkit.vm.sandbox import callfilter, confinement, identity
-from imgkit.vm.shares import ownership
+from imgkit.vm.sandbox import confinement, identity, seccomp
+from imgkit.vm.shares import idmap
 from tests import guest as guests
 from tests.conftest import need, need_program
 from tests.guest import Guest
@@ -92,9 +92,9 @@ def check_nothing_came_of_it(vm: VM, seen: Seen, shares: Mapping[str, Path]) -> 
 @pytest.mark.parametrize("style", ["harness", "host-app"])
 def test_roots_folders(guest: Guest, shares: dict[str, Path], tmp_path: Path, style: str) -> None:
     """Shown to nobody as its own: the guest may write, and what it writes is root's, without any rights."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     with attacked(guest, shares, tmp_path, adapt=STYLES[style]) as (vm, seen):
-        user = identity.choose(None)
+        user = identity.choose_user(None)
         assert user is not None
         assert {Path(f"/proc/{vm.pid}").stat().st_uid} == {user.uid}
         check_nothing_came_of_it(vm, seen, shares)
@@ -105,7 +105,7 @@ def test_roots_folders(guest: Guest, shares: dict[str, Path], tmp_path: Path, st
 
 def test_an_owners_folder(guest: Guest, shares: dict[str, Path], tmp_path: Path) -> None:
     """QEMU is the owner of the folder to work in; what belongs to root is there as its modes say."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
     for path in (shares["work"], shares["work"] / "given"):
         os.chown(path, 4711, 4711)
     with attacked(guest, shares, tmp_path) as (vm, seen):
@@ -121,12 +121,12 @@ def test_without_views_roots_folders_are_as_their_modes_say(
     guest: Guest, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in containers, whose root may not mount: QEMU is nobody all the same, and the ipc share works."""
-    need("root", identity.may_change())
+    need("root", identity.can_switch_user())
 
     def refused(*_: object, **__: object) -> Iterator[int]:
         raise PermissionError(1, "no mounts here")
 
-    monkeypatch.setattr(ownership, "_mapped", refused)
+    monkeypatch.setattr(idmap, "_mapped", refused)
     with attacked(guest, shares, tmp_path) as (vm, seen):
         assert Path(f"/proc/{vm.pid}").stat().st_uid != 0
         assert {status for (_, tag), status in seen.items() if tag in shares} == {1}
@@ -138,8 +138,8 @@ def test_the_filter_alone_is_enough(
     guest: Guest, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for every user who is not root, or cannot become another one: here with a QEMU that is root."""
-    need("a kernel with filters of calls", confinement.filters_calls())
-    monkeypatch.setattr(identity, "choose", lambda *_, **__: None)
+    need("a kernel with filters of calls", confinement.filters_system_calls())
+    monkeypatch.setattr(identity, "choose_user", lambda *_, **__: None)
     with attacked(guest, shares, tmp_path) as (vm, seen):
         assert Path(f"/proc/{vm.pid}").stat().st_uid == os.geteuid()
         check_nothing_came_of_it(vm, seen, shares)
@@ -149,8 +149,8 @@ def test_without_all_that_the_attack_works_and_is_cleaned_up_after(
     guest: Guest, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the other tests see is not the guest's fault. A kernel without filters has the sweep at the end."""
-    monkeypatch.setattr(identity, "choose", lambda *_, **__: None)
-    monkeypatch.setattr(callfilter, "available", lambda _: False)
+    monkeypatch.setattr(identity, "choose_user", lambda *_, **__: None)
+    monkeypatch.setattr(seccomp, "available", lambda _: False)
     with attacked(guest, shares, tmp_path) as (_, seen):
         assert seen["given", "work"] == seen["setuid", "data"] == seen["renamed", "data"] == 0
         assert harmful(shares["work"]) == ["given", "linked", "program", "renamed"] == harmful(shares["data"])
@@ -161,7 +161,7 @@ def test_without_all_that_the_attack_works_and_is_cleaned_up_after(
 
 def test_a_teams_folder_stays_one(guest: Guest, shares: dict[str, Path], tmp_path: Path) -> None:
     """Set-group-id, and so is what the guest makes in it, as far as that is folders."""
-    need("a kernel whose filters can ask", confinement.asks())
+    need("a kernel whose filters can ask", confinement.supports_notifications())
     for folder in shares.values():
         if os.geteuid() == 0:
             os.chown(folder, 0, 4713)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from imgkit.errors import HostError
 from imgkit.vm.agent import protocol
-from imgkit.vm.agent.filemode import FileMode
-from imgkit.vm.shares.folder import Folder, ShareError
+from imgkit.vm.agent.filetransport import FileTransport
+from imgkit.vm.shares.folder import SharedFolder, ShareError
 
 # ---- the share as hostile ground ---------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ def ipc(tmp_path: Path) -> Path:
 
 
 def test_links_are_not_read(ipc: Path, secret: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     (ipc / "heartbeat").symlink_to(secret)
     assert mode.heartbeat() is None
     mode.submit("id", {})
@@ -52,7 +52,7 @@ def test_links_are_not_read(ipc: Path, secret: Path) -> None:
 
 @pytest.mark.parametrize("name", ["requests", "streams", "responses"])
 def test_a_folder_that_became_a_link_is_refused(ipc: Path, secret: Path, name: str) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     (ipc / name).rmdir()
     (ipc / name).symlink_to(secret.parent)
     if name == "streams":
@@ -65,13 +65,13 @@ def test_a_folder_that_became_a_link_is_refused(ipc: Path, secret: Path, name: s
     with pytest.raises(ShareError, match="a link or file is where a folder must be"):
         touch[name]()
     with pytest.raises(ShareError):
-        FileMode(Folder(ipc))
+        FileTransport(SharedFolder(ipc))
     mode.close()
     assert _names(secret.parent) == ["secret"]
 
 
 def test_a_planted_link_is_replaced_not_followed(ipc: Path, secret: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     (ipc / "responses" / "p.json").symlink_to(secret)
     mode.permission("p", {"behavior": "deny"})
     assert "secret" in secret.read_text()
@@ -80,7 +80,7 @@ def test_a_planted_link_is_replaced_not_followed(ipc: Path, secret: Path) -> Non
 
 
 def test_a_fifo_blocks_nobody(ipc: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     os.mkfifo(ipc / "heartbeat")
     start = time.monotonic()
     assert mode.heartbeat() is None
@@ -89,7 +89,7 @@ def test_a_fifo_blocks_nobody(ipc: Path) -> None:
 
 
 def test_a_folder_in_place_of_a_file(ipc: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     (ipc / "heartbeat").mkdir()
     assert mode.heartbeat() is None
     (ipc / "responses" / "p.json").mkdir()
@@ -100,7 +100,7 @@ def test_a_folder_in_place_of_a_file(ipc: Path) -> None:
 
 
 def test_a_full_or_vanished_share_is_the_hosts_error(ipc: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     for name in ("requests", "streams", "responses"):
         (ipc / name).rmdir()
     ipc.rmdir()
@@ -110,7 +110,7 @@ def test_a_full_or_vanished_share_is_the_hosts_error(ipc: Path) -> None:
 
 
 def test_an_enormous_heartbeat_is_none(ipc: Path) -> None:
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     (ipc / "heartbeat").write_text('{"timestamp": 1000, "x": "' + "y" * protocol.MAX_HEARTBEAT + '"}')
     assert mode.heartbeat() is None
     mode.close()
@@ -118,14 +118,14 @@ def test_an_enormous_heartbeat_is_none(ipc: Path) -> None:
 
 def test_an_old_heartbeat_is_removed(ipc: Path) -> None:
     (ipc / "heartbeat").write_text('{"timestamp": 1000}')
-    mode = FileMode(Folder(ipc))
+    mode = FileTransport(SharedFolder(ipc))
     assert mode.heartbeat() is None
     mode.close()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../b", "", "a//b", ".", "a/.", "a\0", "a\\b"])
 def test_paths_that_leave(ipc: Path, path: str) -> None:
-    folder = Folder(ipc)
+    folder = SharedFolder(ipc)
     with pytest.raises(ShareError):
         folder.write(path, b"")
     with pytest.raises(ShareError):
@@ -139,7 +139,7 @@ def test_paths_that_leave(ipc: Path, path: str) -> None:
 def test_no_path_reaches_outside(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:
     top = tmp_path_factory.mktemp("outer")
     (top / "in").mkdir()
-    folder = Folder(top / "in")
+    folder = SharedFolder(top / "in")
     with suppress(ShareError, OSError):
         folder.write(path, b"x")
     folder.close()
@@ -147,7 +147,7 @@ def test_no_path_reaches_outside(tmp_path_factory: pytest.TempPathFactory, path:
 
 
 def test_folder_round_trip(ipc: Path) -> None:
-    folder = Folder(ipc)
+    folder = SharedFolder(ipc)
     folder.write("a/b/c.txt", b"hello")
     assert folder.read("a/b/c.txt", limit=100) == b"hello"
     assert folder.read("a/b/c.txt", offset=3, limit=1) == b"l"

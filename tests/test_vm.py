@@ -19,7 +19,7 @@ from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, failures
 from imgkit.vm.failures import BootError
 from imgkit.vm.qemu.privatefolder import private_folder
-from imgkit.vm.shares.quotas import Limit, Quotas
+from imgkit.vm.shares.quotas import FolderQuota, Quotas
 from tests import guest as guests
 from tests.conftest import need_program
 from tests.files import digest, public
@@ -94,7 +94,7 @@ def test_a_crash_while_a_request_runs(guest: Guest) -> None:
 @vm_test
 @pytest.mark.parametrize("what", ["share", "disk"])
 def test_a_guest_that_takes_more_than_its_quota_is_ended(guest: Guest, tmp_path: Path, what: str) -> None:
-    quotas = Quotas(share=Limit(8 << 20)) if what == "share" else Quotas(disk=8 << 20)
+    quotas = Quotas(share=FolderQuota(8 << 20)) if what == "share" else Quotas(disk=8 << 20)
     with boot(guest, shares={"work": tmp_path}, quotas=quotas) as vm:
         with pytest.raises(failures.QuotaError, match="and may add 8 MiB") as raised:
             vm.run([f"fill-{what}"], timeout=120)

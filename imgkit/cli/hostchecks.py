@@ -14,7 +14,7 @@ from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmbox
 from imgkit.vm.qemu import firmware, probe
-from imgkit.vm.sandbox import arbiter, confinement, identity
+from imgkit.vm.sandbox import confinement, identity, supervisor
 
 SPACE = 2 << 30  # bytes that a build needs in its output folder, at the most, for an image of the default recipe
 
@@ -119,7 +119,7 @@ def _firmware() -> Iterator[HostCheck]:
 def _accelerators() -> Iterator[HostCheck]:
     for arch in ("amd64", "arm64"):
         try:
-            user = identity.choose(None, device=probe.KVM)
+            user = identity.choose_user(None, device=probe.KVM)
             verdict = probe.allowed(probe.probe(arch), arch, "auto", user)
         except ImgkitError as error:
             yield HostCheck(
@@ -131,14 +131,14 @@ def _accelerators() -> Iterator[HostCheck]:
 
 def _confinement() -> HostCheck:
     """What keeps a guest's QEMU from the rest of this host, besides what QEMU does itself."""
-    version, filters = confinement.limits_files(), confinement.filters_calls()
+    version, filters = confinement.landlock_version(), confinement.filters_system_calls()
     parts = [f"files: Landlock {version}" if version else "files: as its user may"]
     parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
-    blinded = arbiter.blinded()
+    blinded = supervisor.obstacle()
     if filters and blinded:
         parts += [f"set-group-id for folders: refused, as {blinded}"]
     if identity.is_root():
-        user = identity.choose(None)
+        user = identity.choose_user(None)
         parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
     fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
     return HostCheck("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)

@@ -14,7 +14,7 @@ from imgkit.errors import InputError, UsageError
 from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
-from imgkit.vm.net import rules
+from imgkit.vm.net import allowlist
 from imgkit.vm.qemu.machines import MACHINES, guess_arch, machine
 from imgkit.vm.running import VM
 from imgkit.vm.shares import quotas
@@ -179,7 +179,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
 
 def _check(options: argparse.Namespace) -> None:
     """What can be known before anything is started. An image that names other files would show them to its guest."""
-    rules.parse(options.allow)
+    allowlist.parse(options.allow)
     check_network(options.network, options.allow)
     image_info(options.image)
     quotas.parse(options.quota)

@@ -1,6 +1,6 @@
 """Boot an image, run commands in it, and talk to its agent.
 
-    from imgkit.vm import VM, BootError, BootSpec, Limit, Quotas
+    from imgkit.vm import VM, BootError, BootSpec, FolderQuota, Quotas
 
     with VM.boot("out/linux-amd64.qcow2", shares={"data": "."}) as vm:  # mounted at /mnt/data
         assert "README.md" in vm.run("ls /mnt/data").check().text
@@ -16,7 +16,7 @@
 subclasses of :class:`BootError`, those of a request :class:`RequestError`. The pytest plugin is :mod:`imgkit.testing`.
 """
 
-from imgkit.vm.agent.answers import HostToolAnswer, Permission
+from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
 from imgkit.vm.agent.protocol import AgentResult, HostToolRequest, Output, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Completed
 from imgkit.vm.bootspec import BootSpec
@@ -35,7 +35,7 @@ from imgkit.vm.failures import (
     RequestError,
 )
 from imgkit.vm.running import VM
-from imgkit.vm.shares.quotas import Limit, Quotas
+from imgkit.vm.shares.quotas import FolderQuota, Quotas
 
 __all__ = [
     "VM",
@@ -48,12 +48,12 @@ __all__ = [
     "BootTimeoutError",
     "Completed",
     "FloodError",
+    "FolderQuota",
     "HostToolAnswer",
     "HostToolRequest",
     "InitError",
     "InitramfsError",
     "KernelPanicError",
-    "Limit",
     "NothingToBootError",
     "Output",
     "Permission",

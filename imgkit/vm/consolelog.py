@@ -56,7 +56,7 @@ class ConsoleLog:
         self.stage = Stage.NOTHING
         self.times: dict[Stage, float] = {}
         self._raw = b""
-        self._lock = threading.Lock()  # the watcher's thread shortens what this one reads
+        self._lock = threading.Lock()  # the monitor's thread shortens what this one reads
         self._closed = False
         self.writing, self._reading = _opened(path)
         self._begin = self._offset = os.fstat(self._reading).st_size

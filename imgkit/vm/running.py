@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 from imgkit.errors import UsageError
 from imgkit.vm import power
 from imgkit.vm.agent import requests
-from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
+from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import AgentRequest, Completed, Transport
-from imgkit.vm.agent.serialmode import SerialMode
+from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import BootSpec, StrPath
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.qemu import argv, probe
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.folder import SharedFolder
 from imgkit.vm.starting import Started, started
 from imgkit.vm.waiting import Progress
 
@@ -66,7 +66,7 @@ class VM:
         self._running = machine.running
         self._log = machine.console
         self._stack = ExitStack()
-        self._folders: dict[str, Folder] = {}
+        self._folders: dict[str, SharedFolder] = {}
         self._transport = self._connect()
         self._progress = Progress(machine, self._transport)
 
@@ -156,11 +156,11 @@ class VM:
 
     def _connect(self) -> Transport:
         for share in self._running.spec.shares:
-            self._folders[share.tag] = folder = Folder(share.path)
+            self._folders[share.tag] = folder = SharedFolder(share.path)
             self._stack.callback(folder.close)
         if self.spec.ipc == "serial":
-            return SerialMode(self._running.ports[argv.IPC_PORT])
-        return FileMode(self._folders["ipc"])
+            return SerialTransport(self._running.ports[argv.IPC_PORT])
+        return FileTransport(self._folders["ipc"])
 
     # ---- looking -------------------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class VM:
         """Return the newest heartbeat since the machine was started, or None."""
         return self._transport.heartbeat()
 
-    def share(self, tag: str) -> Folder:
+    def share(self, tag: str) -> SharedFolder:
         """Return a shared folder, for reading and writing without being led astray by what the guest puts there.
 
         Raises:
@@ -217,8 +217,8 @@ class VM:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         mounts: Mapping[str, Mapping[str, str]] | None = None,
-        on_permission: OnPermission = refuse,
-        on_host_tool: OnHostTool = no_tool,
+        on_permission: OnPermission = deny_permission,
+        on_host_tool: OnHostTool = reject_host_tool,
         auto_approve: bool = False,
         timeout: float | None = None,
         extra: Mapping[str, Any] | None = None,
@@ -248,7 +248,7 @@ class VM:
             on_permission=on_permission,
             on_host_tool=on_host_tool,
             timeout=seconds,
-            late=hint,
+            timeout_hint=hint,
             alive=self.check,
         )
 
@@ -273,13 +273,13 @@ class VM:
         return requests.collect(request)
 
     @property
-    def serial(self) -> SerialMode:
+    def serial(self) -> SerialTransport:
         """The serial transport, for pushing and receiving files.
 
         Raises:
             UsageError: the machine was booted in file mode.
         """
-        if not isinstance(self._transport, SerialMode):
+        if not isinstance(self._transport, SerialTransport):
             raise UsageError("files go through shares in file mode", hint="boot with ipc='serial'")
         return self._transport
 

@@ -1,4 +1,4 @@
-"""Start the machine that a :class:`~imgkit.vm.bootspec.BootSpec` describes: QEMU's user, its shares, its watcher.
+"""Start the machine that a :class:`~imgkit.vm.bootspec.BootSpec` describes: QEMU's user, its shares, its monitor.
 
     with started(BootSpec(image), probe("amd64")) as machine:
         machine.running.child.pid
@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgkit.vm import bootspec
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.consolelog import ConsoleLog
-from imgkit.vm.net import restricted, rules
+from imgkit.vm.net import allowlist, restricted
 from imgkit.vm.qemu import argv, launch, probe
 from imgkit.vm.qemu.argv import Share, VmSpec
 from imgkit.vm.qemu.launch import Running
@@ -28,9 +28,9 @@ from imgkit.vm.qemu.privatefolder import private_folder
 from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.sandbox import confinement, identity
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares import ownership, sweep
-from imgkit.vm.shares.folder import Folder
-from imgkit.vm.shares.watcher import Watcher, watcher_of, watching
+from imgkit.vm.shares import idmap, specialbits
+from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.monitor import UsageMonitor, monitor_for, monitored
 
 log = logging.getLogger("imgkit.vm")
 
@@ -44,14 +44,14 @@ class Started:
         running: QEMU; ``running.spec`` is the machine that ``spec`` was resolved to.
         accelerator: what QEMU runs the guest with.
         console: follows the serial console.
-        watcher: ends the machine when it takes more than its quotas allow.
+        monitor: ends the machine when it takes more than its quotas allow.
     """
 
     spec: BootSpec
     running: Running
     accelerator: Accelerator
     console: ConsoleLog
-    watcher: Watcher
+    monitor: UsageMonitor
 
 
 @contextmanager
@@ -74,41 +74,41 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
         resolved = replace(resolved, accelerator=accelerator.argument, cpu=spec.cpu or accelerator.cpu)
         resolved = replace(resolved, shares=_shown(resolved, user, folder.resolve(), stack))
         if spec.network == "restricted":
-            resolved = replace(resolved, link=stack.enter_context(restricted.network(rules.parse(spec.allow))))
+            resolved = replace(resolved, link=stack.enter_context(restricted.network(allowlist.parse(spec.allow))))
         if spec.ipc == "file":
             _prepare_requests(resolved)
         console = stack.enter_context(closing(ConsoleLog(resolved.console)))
         resolved = replace(resolved, log=console.writing)
-        watcher = watcher_of(resolved, spec.quotas, user)
+        monitor = monitor_for(resolved, spec.quotas, user)
         memory = launch.MEMORY_STEPS if spec.memory_mib is None else (spec.memory_mib,)
         ports = [argv.IPC_PORT] if spec.ipc == "serial" else []
         running = stack.enter_context(launch.launched(resolved, folder, memory=memory, ports=ports, user=user))
         limit = spec.quotas.disk
-        stack.enter_context(watching(watcher, resolved, limit, running.child, running.stderr, console.shorten))
-        yield Started(spec, running, accelerator, console, watcher)
+        stack.enter_context(monitored(monitor, resolved, limit, running.child, running.stderr, console.shorten))
+        yield Started(spec, running, accelerator, console, monitor)
 
 
 def _prepare_requests(resolved: VmSpec) -> None:
     """Make the folders of the ipc share before the guest can see it."""
-    ipc = Folder(next(share.path for share in resolved.shares if share.tag == "ipc"))
-    FileMode(ipc).close()
+    ipc = SharedFolder(next(share.path for share in resolved.shares if share.tag == "ipc"))
+    FileTransport(ipc).close()
 
 
 def _user(spec: BootSpec, accelerator: Accelerator, stack: ExitStack) -> Identity | None:
     """Return the user that QEMU runs as if root starts it; None is this process's own."""
     device = probe.KVM if accelerator.name == "kvm" else None
     work = spec.shares.get("work")
-    user = identity.choose(None if work is None else Path(work), device=device)
+    user = identity.choose_user(None if work is None else Path(work), device=device)
     if user is None:
         return None
     log.debug("QEMU runs as %s", user)
-    return stack.enter_context(ownership.apart(user))
+    return stack.enter_context(idmap.in_user_namespace(user))
 
 
 def _shown(resolved: VmSpec, user: Identity | None, private: Path, stack: ExitStack) -> tuple[Share, ...]:
     """Return the shares as QEMU sees them, and have them swept when the machine is over if the kernel needs that."""
     for share in resolved.shares:
-        if not share.read_only and not confinement.filters_calls():
+        if not share.read_only and not confinement.filters_system_calls():
             stack.callback(_sweep, share.path, time.time())
     if user is None:
         return resolved.shares
@@ -120,13 +120,13 @@ def _view(share: Share, user: Identity, private: Path, stack: ExitStack) -> Shar
     if share.path.parent == private:
         os.chown(share.path, user.uid, user.gid)
         return share
-    return replace(share, view=stack.enter_context(ownership.view(share.path, user, read_only=share.read_only)))
+    return replace(share, view=stack.enter_context(idmap.idmapped_view(share.path, user, read_only=share.read_only)))
 
 
 def _sweep(folder: Path, since: float) -> None:
     """Remove the set-user-id bits and devices that a kernel without filters let the guest make."""
     try:
-        changed = sweep.drop_special_bits(folder, since=since)
+        changed = specialbits.drop_special_bits(folder, since=since)
     except OSError as cause:
         log.warning("%s: not looked through for set-user-id programs of the guest: %s", folder, cause.strerror or cause)
         return

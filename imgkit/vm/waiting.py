@@ -88,7 +88,7 @@ class Progress:
             BootError: QEMU has ended, or the console shows a failure: any if ``booting``, else only a kernel panic.
             QuotaError: the machine was ended because it took more than it may.
         """
-        self._machine.watcher.check()
+        self._machine.monitor.check()
         status = self._machine.running.child.poll()
         if status is None and not booting and time.monotonic() - self._looked < _CONSOLE_INTERVAL:
             return

@@ -5,7 +5,8 @@
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
-const { spawn } = require('node:child_process');
+const childProcess = require('node:child_process');
+const { spawn } = childProcess;
 const { test } = require('node:test');
 const { setTimeout: delay } = require('node:timers/promises');
 const { FAST, FakeMounter, makeGuest, payload, startHost, until } = require('./helpers');
@@ -181,8 +182,18 @@ test('every process of a user is ended, also those with sessions of their own an
   assert.equal(fs.readFileSync(path.join(config.runDir, 'users'), 'utf8'), `${uid}\n`);
   assert.ok((await endAgents(config)) > 6);
   await until('their ends', () => count() === 0);
-  assert.equal(await endProcesses(0), 0, "never root's");
   assert.ok(child.pid);
+});
+
+test("root's processes are never ended, nor any when agentd is not root", async (t) => {
+  // Nothing here can reach a process: a fault in the function would end everything on the machine that runs this test.
+  const kill = t.mock.method(process, 'kill', () => true);
+  const execFile = t.mock.method(childProcess, 'execFile', (file, args, options, done) => done(null, '', ''));
+  const getuid = t.mock.method(process, 'getuid', () => 0);
+  assert.equal(await endProcesses(0), 0);
+  getuid.mock.mockImplementation(() => 1000);
+  assert.equal(await endProcesses(61_235), 0);
+  assert.deepEqual([kill.mock.callCount(), execFile.mock.callCount()], [0, 0]);
 });
 
 test("the config drive's AGENT_USER is the one that pushed files belong to, and the running agent's group may ask", async (t) => {

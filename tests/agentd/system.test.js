@@ -44,7 +44,7 @@ test('the parts of a machine that comes up', (t) => {
 test('a network without a default route counts after a while, and a machine may be called localhost', async (t) => {
   const { state, sources } = machine(t);
   Object.assign(state, { name: 'localhost', addresses: ETH });
-  const system = new SystemState(0, { ...sources, name: path.join(path.dirname(sources.routes), 'hostname'), patience: 50 });
+  const system = new SystemState(0, { ...sources, name: path.join(path.dirname(sources.routes), 'hostname'), routeTimeout: 50 });
   assert.deepEqual(system.read(), { hostname: false, loopback: true, network: false });
   fs.writeFileSync(path.join(path.dirname(sources.routes), 'hostname'), 'localhost\n');
   assert.equal(system.read().hostname, true);

@@ -1,1 +1,1 @@
-"""The agentd contract on the host: requests, events, and the two transports that carry them."""
+"""The host's side of the agentd contract: requests, events, and the two transports that carry them."""

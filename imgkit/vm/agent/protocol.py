@@ -1,7 +1,12 @@
-"""What agentd says, from untrusted bytes to values: heartbeats and the events of a request's stream.
+"""Parse what agentd sends: heartbeats, and the events of a request's stream.
 
-The field names are the agentd contract's. Nothing a guest can write makes these functions raise: a line that is no
-event becomes :class:`Garbage` with the reason, and the lines after it count as before.
+The names of the fields are those of the agentd contract. The bytes come from the guest and are not trusted:
+:func:`parse_event` and :func:`parse_heartbeat` never raise. A line that is not an event becomes :class:`Garbage`, which
+states the reason, and does not affect the lines after it::
+
+    splitter = LineSplitter()
+    for line in splitter.feed(data):
+        event = line if isinstance(line, Garbage) else parse_event(line)
 """
 
 from __future__ import annotations
@@ -15,19 +20,32 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 MAX_LINE = 16 << 20
-"""Bytes of one line of a stream; a longer one is skipped and reported."""
+"""Maximum length of a line in bytes; a longer line is skipped and reported as :class:`Garbage`."""
 MAX_VALUES = 1_000_000
-"""Commas and brackets of one line: a parsed value takes many times the memory of its text."""
+"""Maximum number of commas and opening brackets in a line: parsed values take many times the memory of their text."""
 MAX_HEARTBEAT = 64 << 10
+"""Maximum size of a heartbeat in bytes."""
 HEARTBEAT_AGE = 10.0
-"""Seconds after which a heartbeat no longer counts."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+"""Age in seconds from which a heartbeat no longer counts."""
+_SHOWN = 200  # bytes of a line that Garbage keeps
+_MAX_DIGITS = 400  # of an integer
+_MAX_MISSING_PARTS = 8
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PART = re.compile(r"[A-Za-z]{1,40}")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life. ``timestamp`` is in seconds since 1970, the guest's clock; ``uptime`` in seconds."""
+    """A sign of life.
+
+    Attributes:
+        timestamp: time of the heartbeat by the guest's clock, in seconds since 1970.
+        pid: process id of agentd.
+        uptime: seconds since agentd started.
+        ipc_mode: transport that agentd uses: "file" or "serial".
+        ipc_mounted: whether the request share is mounted.
+        extra: further fields of the heartbeat.
+    """
 
     timestamp: float
     pid: int
@@ -37,7 +55,7 @@ class Heartbeat:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def trouble(self, now: float) -> str:
-        """Why the agent does not count as ready at ``now`` (seconds since 1970), one phrase; empty if it does."""
+        """Return why the agent is not ready at ``now`` (seconds since 1970), as a phrase; empty if it is ready."""
         if not self.ipc_mounted:
             return "it runs, but the ipc share is not mounted in the guest (ipcMounted is false)"
         if now - self.timestamp >= HEARTBEAT_AGE:
@@ -45,19 +63,21 @@ class Heartbeat:
         return ""
 
     def missing(self) -> tuple[str, ...]:
-        """Parts of the system that are still to come, such as "hostname", "loopback", "network".
+        """Return the parts of the system that are not up yet, such as "hostname", "loopback" and "network".
 
-        Empty when all are there, and for an agent that does not report them (the heartbeat's key ``system``). At most
-        eight are named.
+        The agent reports them in the heartbeat's field ``system``. An agent that does not report them has no missing
+        parts. At most eight are returned.
         """
         system = self.extra.get("system")
-        parts = system.items() if isinstance(system, dict) else ()
-        return tuple(name for name, present in parts if present is False and _PART.fullmatch(name))[:8]
+        states = system.items() if isinstance(system, dict) else ()
+        return tuple(name for name, present in states if present is False and _PART.fullmatch(name))[
+            :_MAX_MISSING_PARTS
+        ]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the agent's command wrote; ``stream`` is "stdout" or "stderr"."""
+    """Bytes that the agent's command wrote to ``stream``, which is "stdout" or "stderr"."""
 
     stream: str
     data: bytes
@@ -65,7 +85,7 @@ class Output:
 
 @dataclass(frozen=True)
 class AgentEvent:
-    """Whatever else the agent reports; ``kind`` is its ``type``."""
+    """Any other event of the agent. ``kind`` is the event's ``type``, ``body`` the whole JSON object."""
 
     kind: str
     body: Mapping[str, Any]
@@ -73,7 +93,7 @@ class AgentEvent:
 
 @dataclass(frozen=True)
 class PermissionRequest:
-    """The agent asks whether it may; it waits up to 60 s."""
+    """The agent asks for permission to use one of its own tools. It waits 60 s for the answer."""
 
     request_id: str
     tool_name: str
@@ -82,7 +102,7 @@ class PermissionRequest:
 
 @dataclass(frozen=True)
 class HostToolRequest:
-    """The agent asks the host to do something; it waits up to 60 s."""
+    """The agent asks for the use of a tool of the host. It waits 60 s for the answer."""
 
     request_id: str
     tool_name: str
@@ -91,7 +111,15 @@ class HostToolRequest:
 
 @dataclass(frozen=True)
 class AgentResult:
-    """The end of a request. ``exit_code`` and ``signal`` are there when it ran a command."""
+    """The result that ends a request.
+
+    Attributes:
+        subtype: "success" or "error".
+        text: the agent's answer or error message.
+        exit_code: exit code of the request's command; None for a prompt, or if a signal ended the command.
+        signal: name of the signal that ended the command, such as "SIGKILL", or None.
+        body: the whole JSON object.
+    """
 
     subtype: str
     text: str = ""
@@ -101,13 +129,13 @@ class AgentResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it says success."""
+        """Whether the request succeeded."""
         return self.subtype == "success"
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A line that is no event; ``line`` is its beginning."""
+    """A line that is not an event: its first 200 bytes, and the reason."""
 
     line: bytes
     reason: str
@@ -116,16 +144,17 @@ class Garbage:
 Event: TypeAlias = Output | AgentEvent | PermissionRequest | HostToolRequest | AgentResult | Garbage
 
 
-class Lines:
-    """Cuts a stream of bytes into lines, whatever the pieces it comes in; a line of more than ``limit`` is skipped."""
+class LineSplitter:
+    """Splits a stream of bytes, which arrives in pieces of any length, into lines."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:
+        """Skip lines of more than ``limit`` bytes."""
         self._limit = limit
         self._pending = bytearray()
         self._skipping = False
 
     def feed(self, data: bytes) -> Iterator[bytes | Garbage]:
-        """The lines that ``data`` completes, without their newlines; Garbage for each that is too long."""
+        """Yield the lines that ``data`` completes, without their newlines; Garbage for each line that is too long."""
         *complete, rest = data.split(b"\n")
         for piece in complete:
             self._add(piece)
@@ -133,31 +162,32 @@ class Lines:
             self._pending.clear()
             skipped, self._skipping = self._skipping, False
             if skipped:
-                yield Garbage(line[:200], f"longer than {self._limit} bytes")
+                yield Garbage(line[:_SHOWN], f"longer than {self._limit} bytes")
             else:
                 yield line
         self._add(rest)
 
     def _add(self, piece: bytes) -> None:
-        """Nothing is copied but ``piece``: a long line may come in very many."""
+        """Append ``piece`` to the current line. Only ``piece`` is copied, as a line may come in very many pieces."""
         if self._skipping:
             return
         self._pending += piece
         if len(self._pending) > self._limit:
             self._skipping = True
-            del self._pending[200:]
+            del self._pending[_SHOWN:]
 
 
 def usable_name(name: object) -> bool:
-    """Whether an id that the guest made up can be part of a file name in the share."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+    """Return whether ``name``, an id that the guest chose, is safe as a part of a file name in the share."""
+    return isinstance(name, str) and _ID.fullmatch(name) is not None
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: it is something else, or too deep, or has too many values or a number of more than 400 digits.
+        ValueError: ``line`` is not a JSON object, is nested too deep, has more than :data:`MAX_VALUES` commas and
+            opening brackets, or has an integer of more than 400 digits.
     """
     if len(line) > MAX_VALUES and line.count(b",") + line.count(b"[") + line.count(b"{") > MAX_VALUES:
         raise ValueError("too many values")
@@ -171,14 +201,14 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """Bounded, because turning digits into a number takes quadratic time."""
-    if len(digits) > 400:
+    """Convert digits to an integer. Their number is limited because the conversion takes quadratic time."""
+    if len(digits) > _MAX_DIGITS:
         raise ValueError("number too long")
     return int(digits)
 
 
 def parse_heartbeat(data: bytes) -> Heartbeat | None:
-    """The heartbeat in ``data``; None if there is none in it."""
+    """Parse a heartbeat; None if ``data`` is not a JSON object with a ``timestamp``."""
     try:
         values = parse_object(data)
     except ValueError:
@@ -200,30 +230,30 @@ def _number(value: object) -> float | None:
 
 
 def parse_event(line: bytes) -> Event:
-    """One line of a stream."""
+    """Parse one line of a stream; :class:`Garbage` if it is not an event."""
     try:
         values = parse_object(line)
     except ValueError as cause:
-        return Garbage(line[:200], f"not a JSON object: {str(cause)[:100]}")
+        return Garbage(line[:_SHOWN], f"not a JSON object: {str(cause)[:100]}")
     kind = values.get("type")
     if kind == "sdk_event":
         event = values.get("event")
         if not isinstance(event, dict):
-            return Garbage(line[:200], "sdk_event without an event")
+            return Garbage(line[:_SHOWN], "sdk_event without an event")
         return _agent_event(event, line)
     if kind in ("permission_request", "host_tool_request"):
         return _question(kind, values, line)
-    return Garbage(line[:200], f"unknown type {str(kind)[:40]!r}")
+    return Garbage(line[:_SHOWN], f"unknown type {str(kind)[:40]!r}")
 
 
 def _question(kind: str, values: Mapping[str, Any], line: bytes) -> Event:
     identity, tool = values.get("requestId"), values.get("toolName")
     if not isinstance(identity, str) or not usable_name(identity):
-        return Garbage(line[:200], "unusable requestId")
+        return Garbage(line[:_SHOWN], "unusable requestId")
     if not isinstance(tool, str):
-        return Garbage(line[:200], "toolName is no text")
-    make = PermissionRequest if kind == "permission_request" else HostToolRequest
-    return make(identity, tool, values.get("toolInput"))
+        return Garbage(line[:_SHOWN], "toolName is no text")
+    question_class = PermissionRequest if kind == "permission_request" else HostToolRequest
+    return question_class(identity, tool, values.get("toolInput"))
 
 
 def _agent_event(event: Mapping[str, Any], line: bytes) -> Event:
@@ -233,12 +263,12 @@ def _agent_event(event: Mapping[str, Any], line: bytes) -> Event:
     if kind == "output":
         return _output(event, line)
     if not isinstance(kind, str):
-        return Garbage(line[:200], "event without a type")
+        return Garbage(line[:_SHOWN], "event without a type")
     return AgentEvent(kind, event)
 
 
 def _result(event: Mapping[str, Any]) -> AgentResult:
-    """Whatever is wrong with it, a result ends the request; what does not say success is an error."""
+    """Parse a result. A malformed one ends the request, too: whatever does not say "success" is an error."""
     code, signal, text = event.get("exitCode"), event.get("signal"), event.get("result")
     return AgentResult(
         subtype="success" if event.get("subtype") == "success" else "error",
@@ -252,10 +282,10 @@ def _result(event: Mapping[str, Any]) -> AgentResult:
 def _output(event: Mapping[str, Any], line: bytes) -> Event:
     data, stream = event.get("data"), event.get("stream")
     if not isinstance(data, str) or stream not in ("stdout", "stderr"):
-        return Garbage(line[:200], "output without stream and data")
+        return Garbage(line[:_SHOWN], "output without stream and data")
     if event.get("encoding") != "base64":
         return Output(str(stream), data.encode(errors="replace"))
     try:
         return Output(str(stream), base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
-        return Garbage(line[:200], "output is not base64")
+        return Garbage(line[:_SHOWN], "output is not base64")

@@ -1,7 +1,12 @@
-"""The host's side of the agentd contract: requests to the agent and what comes back.
+"""Send requests to the agent in a guest, and iterate over the events that it sends back.
 
-A :class:`AgentRequest` is an iterator of events that ends after the result. Two transports carry it: files in the
-``ipc`` share (:mod:`imgkit.vm.agent.filemode`) and lines on a virtio-serial port (:mod:`imgkit.vm.agent.serialmode`).
+An :class:`AgentRequest` is an iterator of events that ends after the result. Two transports carry requests and events:
+files in the ``ipc`` share (:mod:`imgkit.vm.agent.filetransport`) and lines on a virtio-serial port
+(:mod:`imgkit.vm.agent.serialtransport`)::
+
+    with AgentRequest(transport, compose(command=["uname", "-a"]), timeout=60) as request:
+        for event in request:
+            print(event)
 """
 
 from __future__ import annotations
@@ -14,58 +19,62 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent import answers, protocol, rates
-from imgkit.vm.agent.answers import OnHostTool, OnPermission, no_tool, refuse
+from imgkit.vm.agent import callbacks, protocol, ratelimit
+from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
 from imgkit.vm.agent.protocol import (
     AgentResult,
     Event,
     Garbage,
     Heartbeat,
     HostToolRequest,
-    Lines,
+    LineSplitter,
     Output,
     PermissionRequest,
 )
-from imgkit.vm.agent.rates import Flow, Rate
+from imgkit.vm.agent.ratelimit import RateLimit, StreamRateLimit
 from imgkit.vm.failures import RequestError
 
 POLL = 0.05
-"""Seconds between two looks."""
+"""Seconds between two looks at the stream, and at whether the machine still runs."""
 MAX_STREAM = 1 << 30
-"""Bytes of one request's stream."""
+"""Maximum size of a request's stream in bytes."""
 MAX_OUTPUT = 64 << 20
-"""Bytes of each output stream that :func:`run` keeps."""
+"""Bytes of standard output, and of standard error, that :func:`collect` keeps."""
 MAX_QUESTIONS = 100_000
-"""Questions of one request."""
-_DRAIN = 5.0  # seconds for what a machine that is gone had still said
+"""Maximum number of questions that the agent may ask during a request."""
+_DRAIN_TIMEOUT = 5.0  # seconds for reading what a machine that is gone had sent before
 
 
 class Transport(Protocol):
-    """How requests get into the guest and events out of it. Nothing here blocks for long."""
+    """Carries requests into the guest and events out of it. No method blocks for long.
+
+    Every method but ``cancel``, ``forget`` and ``close`` may raise GuestError, if the guest is gone or breaks the
+    contract. Methods that send a message raise UsageError if it cannot be written as JSON.
+    """
 
     def heartbeat(self) -> Heartbeat | None:
-        """The newest heartbeat since the machine started, or None."""
+        """Return the newest heartbeat since the machine started, or None if there was none yet."""
 
     def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
-        """Hand the request over."""
+        """Send the request ``request``, a JSON object, to the agent under the id ``request_id``."""
 
     def read(self, request_id: str) -> bytes:
-        """What the request's stream has got since the last call, a MiB at most; empty if nothing."""
+        """Return up to 1 MiB of the request's stream that was not returned yet; empty if there is nothing new."""
 
     def permission(self, question_id: str, answer: Mapping[str, Any]) -> None:
-        """Answer a permission request."""
+        """Send the answer to a permission request."""
 
     def host_tool(self, question_id: str, answer: Mapping[str, Any]) -> None:
-        """Answer a host tool request."""
+        """Send the answer to a host tool request."""
 
     def cancel(self, request_id: str) -> None:
-        """Ask the guest to stop working on the request."""
+        """Ask the guest to stop working on the request. A guest that is gone is not an error."""
 
     def forget(self, request_id: str) -> None:
-        """The request is over: remove what is left of it."""
+        """Remove what is left of a request that is over."""
 
     def close(self) -> None:
-        """Give back what the transport holds."""
+        """Release what the transport holds open."""
 
 
 def compose(
@@ -78,18 +87,20 @@ def compose(
     auto_approve: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of a request.
+    """Compose the JSON object of a request.
 
     Args:
-        prompt: text for the agent; command: run exactly this instead, without a shell.
-        env: additional environment. cwd: folder in the guest.
-        mounts: name → {"tag", "guestPath"}, mounted before the agent starts.
-        auto_approve: the agent need not ask for permission.
-        extra: further keys of the contract, as they are.
+        prompt: text for the agent.
+        command: argument list that is run instead of the agent, without a shell.
+        env: environment variables that are added to the agent's.
+        cwd: working folder in the guest; None leaves it to agentd.
+        mounts: shares that are mounted before the agent starts: name → {"tag": tag of the share, "guestPath": folder}.
+        auto_approve: whether the agent may use its tools without asking for permission.
+        extra: further fields of the request, as the agentd contract defines them.
 
     Raises:
-        UsageError: neither or both of prompt and command, something that is no text, or an ``auto_approve`` that is
-            neither True nor False.
+        UsageError: neither or both of ``prompt`` and ``command`` are given, the command is empty or not a list of
+            strings, or ``auto_approve`` is not a bool.
     """
     if (prompt is None) == (command is None):
         raise UsageError("a request needs either a prompt or a command")
@@ -111,11 +122,14 @@ def compose(
 
 
 class AgentRequest:
-    """One request, handed over when this is made; iterate for its events, the last of which is the AgentResult.
+    """A request, which is submitted when the object is created. Its events are iterated over; the last is the result.
 
-    Questions of the agent are answered through the callbacks before they are yielded. A callback that raises, or that
-    returns something else than it must, refuses; its error comes out of ``next()``, and the request is cancelled.
-    Leaving early with :meth:`cancel` (or the end of a ``with`` block) asks the guest to stop.
+    The callbacks answer a question of the agent before it is yielded. If a callback raises, or returns a value of
+    another type than it must, the answer is a denial, ``next()`` raises the error, and the request is cancelled.
+    :meth:`cancel`, or the end of a ``with`` block, asks the guest to stop a request that is not over.
+
+    Attributes:
+        id: the request's id, a UUID.
     """
 
     def __init__(
@@ -123,21 +137,25 @@ class AgentRequest:
         transport: Transport,
         body: Mapping[str, Any],
         *,
-        on_permission: OnPermission = refuse,
-        on_host_tool: OnHostTool = no_tool,
+        on_permission: OnPermission = deny_permission,
+        on_host_tool: OnHostTool = reject_host_tool,
         timeout: float | None = None,
         alive: Callable[[], None] = lambda: None,
-        late: str = "a longer timeout= of the request",
+        timeout_hint: str = "a longer timeout= of the request",
     ) -> None:
-        """Submit ``body``.
+        """Submit the request.
 
         Args:
-            transport: carries it.
-            body: see :func:`compose`.
-            on_permission, on_host_tool: answer the agent's questions.
+            transport: carries the request.
+            body: the request's JSON object; see :func:`compose`.
+            on_permission: answers the agent's permission requests.
+            on_host_tool: answers the agent's host tool requests.
             timeout: seconds until the result must be there; None waits for ever.
-            alive: called in every turn; raises when the guest is gone.
-            late: the hint for who reads that the time is over.
+            alive: called every :data:`POLL` seconds; raises GuestError when the guest is gone.
+            timeout_hint: the hint of the error that is raised when the time is over.
+
+        Raises:
+            GuestError, HostError, UsageError: as :meth:`Transport.submit`.
         """
         self.id = str(uuid.uuid4())
         self._transport = transport
@@ -146,37 +164,43 @@ class AgentRequest:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._alive = alive
-        self._late = late
-        self._looked = 0.0
-        self._gone: tuple[float, GuestError] | None = None
+        self._timeout_hint = timeout_hint
+        self._next_check = 0.0  # monotonic time
+        self._gone: tuple[float, GuestError] | None = None  # until when the stream is still read, and why
         self._in_time = False  # the result is among the lines that wait
-        self._lines = Lines()
-        self._waiting: deque[bytes | Garbage] = deque()  # lines; what becomes of one takes much more memory
-        self._received = 0
-        self._flow = Flow()
-        self._questions = Rate("questions", rates.QUESTIONS, rates.QUESTIONS_PER_SECOND)
+        self._splitter = LineSplitter()
+        self._waiting: deque[bytes | Garbage] = (
+            deque()
+        )  # not parsed yet, as an event takes much more memory than a line
+        self._received = 0  # bytes
+        self._rate_limit = StreamRateLimit()
+        self._question_limit = RateLimit("questions", ratelimit.QUESTIONS, ratelimit.QUESTIONS_PER_SECOND)
         self._answered: set[str] = set()
         self._over = False
         transport.submit(self.id, body)
 
     def __enter__(self) -> AgentRequest:
+        """Return the request itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Cancel the request unless it is over."""
         self.cancel()
 
     def __iter__(self) -> Iterator[Event]:
+        """Return the request itself, which is an iterator."""
         return self
 
     def __next__(self) -> Event:
-        """The next event.
+        """Wait for the next event and return it.
 
         Raises:
-            StopIteration: the result has been given.
-            RequestError: no result in time, or the stream grew over :data:`MAX_STREAM` or faster than
-                :mod:`imgkit.vm.agent.rates` has it.
-            BootError: the guest died meanwhile.
-            UsageError: a callback returned something that is no answer.
+            StopIteration: the request is over, or was cancelled.
+            RequestError: there is no result in time, the stream is larger than :data:`MAX_STREAM`, or there are more
+                than :data:`MAX_QUESTIONS` questions.
+            FloodError: the stream grows faster than :mod:`imgkit.vm.agent.ratelimit` allows.
+            GuestError: the guest broke the contract, or is gone (BootError).
+            UsageError: a callback returned a value that is not an answer.
         """
         if self._over:
             raise StopIteration
@@ -192,42 +216,49 @@ class AgentRequest:
         return event
 
     def result(self) -> AgentResult:
-        """Read on to the result and return it."""
+        """Skip the remaining events and return the result.
+
+        Raises:
+            RequestError: the request is over already; and the errors of :meth:`__next__`.
+        """
         for event in self:
             if isinstance(event, AgentResult):
                 return event
         raise RequestError("the request is over already")
 
     def cancel(self) -> None:
-        """Ask the guest to stop, if there is no result yet, and end the iteration."""
+        """End the iteration, and ask the guest to stop unless the result is there."""
         if not self._over:
             self._over = True
             self._transport.cancel(self.id)
 
     def _wait(self) -> Event:
         while True:
-            self._look()
+            self._check()
             if self._waiting:
                 line = self._waiting.popleft()
                 return line if isinstance(line, Garbage) else protocol.parse_event(line)
             data = self._transport.read(self.id)
             if data:
-                self._take(data)
+                self._receive(data)
             elif self._gone is not None:
                 raise self._gone[1]
             else:
                 time.sleep(POLL)
 
-    def _look(self) -> None:
-        """Whether it is too late, or the guest gone, in every turn: it may never stop talking. A result comes first."""
+    def _check(self) -> None:
+        """Raise if the time is over or the guest is gone, unless the result has already been received.
+
+        This is checked before every event, because the guest may never stop sending.
+        """
         now = time.monotonic()
         late = self._deadline is not None and now >= self._deadline
-        if self._gone is None and now >= self._looked + POLL:
-            self._looked = now
+        if self._gone is None and now >= self._next_check:
+            self._next_check = now + POLL
             try:
                 self._alive()
             except GuestError as cause:
-                self._gone = (now + _DRAIN, cause)
+                self._gone = (now + _DRAIN_TIMEOUT, cause)
         drained = self._gone is not None and now >= self._gone[0]
         if self._in_time or not (late or drained):
             return
@@ -236,27 +267,27 @@ class AgentRequest:
             return
         if self._gone is not None:
             raise self._gone[1]
-        raise RequestError(f"no result of the request within {self._timeout:g} s", hint=self._late)
+        raise RequestError(f"no result of the request within {self._timeout:g} s", hint=self._timeout_hint)
 
-    def _take(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > MAX_STREAM:
             raise RequestError(f"the stream of the request grew over {MAX_STREAM >> 20} MiB")
-        self._flow.count(data)
-        self._waiting.extend(line for line in self._lines.feed(data) if line)
+        self._rate_limit.count(data)
+        self._waiting.extend(line for line in self._splitter.feed(data) if line)
 
     def _answer(self, event: Event) -> None:
-        """Answer a question, each only once whatever the guest repeats."""
+        """Answer the event if it is a question. A question that the guest repeats is answered only once."""
         if not isinstance(event, (PermissionRequest, HostToolRequest)) or event.request_id in self._answered:
             return
-        self._questions.count(1)
+        self._question_limit.count(1)
         if len(self._answered) >= MAX_QUESTIONS:
             raise RequestError(f"the agent asked more than {MAX_QUESTIONS} questions")
         self._answered.add(event.request_id)
         if isinstance(event, PermissionRequest):
-            answers.permit(event, self._on_permission, self._transport.permission)
+            callbacks.answer_permission(event, self._on_permission, self._transport.permission)
         else:
-            answers.use_tool(event, self._on_host_tool, self._transport.host_tool)
+            callbacks.answer_host_tool(event, self._on_host_tool, self._transport.host_tool)
 
 
 def _is_result(line: bytes | Garbage) -> bool:
@@ -265,7 +296,13 @@ def _is_result(line: bytes | Garbage) -> bool:
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ran in the guest. ``status`` follows the shell: 128 + number for an unknown signal's death."""
+    """A command that ran in the guest.
+
+    Attributes:
+        status: exit status as a shell reports it; see :func:`status`.
+        stdout, stderr: everything that the command wrote.
+        result: the result of the request.
+    """
 
     status: int
     stdout: bytes
@@ -274,33 +311,35 @@ class Completed:
 
     @property
     def text(self) -> str:
-        """Standard output as text."""
+        """Standard output, decoded as UTF-8; bytes that are not UTF-8 are replaced."""
         return self.stdout.decode(errors="replace")
 
     def check(self) -> Completed:
-        """Return self if the command succeeded.
+        """Return the object itself if the command succeeded.
 
         Raises:
-            GuestError: it did not; says what it wrote last.
+            GuestError: the command failed. The message has the last line that it wrote to standard error.
         """
         if self.status == 0 and self.result.ok:
             return self
-        said = self.stderr.decode(errors="replace").strip().rpartition("\n")[2] or self.result.text
-        raise GuestError(f"command in the guest failed with status {self.status}" + (f": {said}" if said else ""))
+        reason = self.stderr.decode(errors="replace").strip().rpartition("\n")[2] or self.result.text
+        raise GuestError(f"command in the guest failed with status {self.status}" + (f": {reason}" if reason else ""))
 
 
-# Linux's numbers (signal(7)), which are the guest's whatever the host is.
-_NAMES = """
+# The numbers are those of Linux (signal(7)), as the guest is Linux whatever the host is.
+_SIGNAL_NAMES = """
     HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU
     XFSZ VTALRM PROF WINCH IO PWR SYS
 """
-_SIGNALS = {f"SIG{name}": number for number, name in enumerate(_NAMES.split(), 1)}
+_SIGNALS = {f"SIG{name}": number for number, name in enumerate(_SIGNAL_NAMES.split(), 1)}
 
 
 def status(result: AgentResult) -> int:
-    """The exit status that stands for ``result``: the command's own, 128 + n for a signal, else 0 or 1.
+    """Return the exit status that stands for ``result``, as a shell would report it.
 
-    A number that no process can end with is 1: a host's exit status is taken modulo 256, and 256 would be success.
+    It is the command's own status, 128 + n if signal n ended the command, and otherwise 0 for success and 1 for an
+    error. A status that no process can have is 1: the host takes an exit status modulo 256, so that 256 would be
+    success. The number of an unknown signal counts as 0.
     """
     if result.exit_code is not None:
         return result.exit_code if 0 <= result.exit_code <= 255 else 1
@@ -310,10 +349,11 @@ def status(result: AgentResult) -> int:
 
 
 def collect(request: AgentRequest) -> Completed:
-    """Read a request to its end.
+    """Read a request to its end, and return what its command wrote.
 
     Raises:
-        RequestError: it wrote more than :data:`MAX_OUTPUT` to one of its streams, or see :class:`AgentRequest`.
+        RequestError: the command wrote more than :data:`MAX_OUTPUT` to standard output or standard error, or the
+            request is over already; and the errors of :meth:`AgentRequest.__next__`.
     """
     output = {"stdout": bytearray(), "stderr": bytearray()}
     with request:

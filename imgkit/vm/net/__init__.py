@@ -1,1 +1,1 @@
-"""A guest's network that ends in imgkit: named hosts are reached, nothing else is (docs/network.md)."""
+"""The restricted network: a network of a guest that reaches the hosts on an allowlist only (docs/network.md)."""

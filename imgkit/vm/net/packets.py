@@ -1,7 +1,8 @@
-"""Ethernet frames with ARP, IPv4, UDP and TCP in them, from bytes to values and back. Pure.
+"""Parse and compose Ethernet frames with ARP, IPv4, UDP and TCP.
 
-Sources: RFC 826 (ARP), RFC 791 (IPv4), RFC 768 (UDP), RFC 9293 (TCP). The bytes are a guest's: what is not exactly as
-expected is None, and nothing here raises. Checksums of what comes in are not looked at: the link changes nothing.
+The bytes that are parsed come from a guest. The functions return None for whatever is malformed or not supported, and
+never raise. They do not verify checksums, because the link to the guest does not corrupt data. Sources: RFC 826 (ARP),
+RFC 791 (IPv4), RFC 768 (UDP), RFC 9293 (TCP).
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ TCP, UDP = 6, 17
 BROADCAST = b"\xff" * 6
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _WINDOW_SCALE, _MSS = 3, 2  # options of TCP
+_MAX_WINDOW_SCALE = 14  # RFC 7323, section 2.3
 
 
 @dataclass(frozen=True)
 class Datagram:
-    """The IPv4 payload of one frame. ``source`` and ``target`` are addresses, ``protocol`` is TCP, UDP or another."""
+    """The IPv4 datagram of a frame.
+
+    Attributes:
+        mac: MAC address of the sender.
+        source, target: addresses of the sender and of the receiver.
+        protocol: number of the protocol of ``payload``, such as :data:`TCP`.
+        payload: the bytes behind the header.
+    """
 
     mac: bytes
     source: IPv4Address
@@ -30,7 +39,16 @@ class Datagram:
 
 @dataclass(frozen=True)
 class TcpSegment:
-    """A TCP segment. ``mss`` and ``scale`` are the options of a SYN, None where they are missing."""
+    """A TCP segment.
+
+    Attributes:
+        source, target: ports of the sender and of the receiver.
+        seq, ack: sequence number and acknowledgment number.
+        flags: combination of :data:`FIN`, :data:`SYN`, :data:`RST`, :data:`PSH` and :data:`ACK`.
+        window: receive window, not scaled.
+        data: the bytes behind the header.
+        mss, scale: maximum segment size and window scale, which are options of a SYN; None where they are missing.
+    """
 
     source: int
     target: int
@@ -44,12 +62,12 @@ class TcpSegment:
 
 
 def ethernet(target: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
-    """A frame, padded to the least length."""
+    """Compose a frame from the receiver's and the sender's MAC address; it is padded to the minimum length."""
     return (target + source + struct.pack("!H", kind) + payload).ljust(60, b"\0")
 
 
 def datagram(frame: bytes) -> Datagram | None:
-    """The IPv4 datagram in ``frame``: whole, neither a fragment nor cut off."""
+    """Parse the IPv4 datagram in ``frame``; None if there is none, or if it is a fragment or truncated."""
     if len(frame) < 34 or frame[12:14] != b"\x08\x00":
         return None
     first, _, total, _, fragment, _, protocol, _ = struct.unpack_from("!BBHHHBBH", frame, 14)
@@ -61,14 +79,14 @@ def datagram(frame: bytes) -> Datagram | None:
 
 
 def ipv4(source: IPv4Address, target: IPv4Address, protocol: int, payload: bytes) -> bytes:
-    """A datagram that is not to be cut into fragments."""
+    """Compose an IPv4 datagram that may not be fragmented."""
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0x4000, 64, protocol, 0)
     head += source.packed + target.packed
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 
 def udp(data: bytes) -> tuple[int, int, bytes] | None:
-    """Source port, target port and content of a UDP datagram."""
+    """Parse a UDP datagram: source port, target port and contents; None if it is malformed."""
     if len(data) < 8:
         return None
     source, target, length, _ = struct.unpack_from("!HHHH", data)
@@ -76,7 +94,7 @@ def udp(data: bytes) -> tuple[int, int, bytes] | None:
 
 
 def udp_packet(source: tuple[IPv4Address, int], target: tuple[IPv4Address, int], data: bytes) -> bytes:
-    """An IPv4 datagram with a UDP datagram in it."""
+    """Compose an IPv4 datagram with a UDP datagram. ``source`` and ``target`` are pairs of address and port."""
     payload = struct.pack("!HHHH", source[1], target[1], 8 + len(data), 0) + data
     total = _sum(source[0], target[0], UDP, payload) or 0xFFFF
     return ipv4(source[0], target[0], UDP, payload[:6] + struct.pack("!H", total) + payload[8:])
@@ -95,7 +113,7 @@ def tcp(data: bytes) -> TcpSegment | None:
 
 
 def tcp_packet(source: IPv4Address, target: IPv4Address, segment: TcpSegment) -> bytes:
-    """An IPv4 datagram with this segment in it."""
+    """Compose an IPv4 datagram with a TCP segment."""
     options = b"" if segment.mss is None else struct.pack("!BBH", _MSS, 4, segment.mss)
     options += b"" if segment.scale is None else struct.pack("!BBBB", 1, _WINDOW_SCALE, 3, segment.scale)
     head = struct.pack(
@@ -115,18 +133,25 @@ def tcp_packet(source: IPv4Address, target: IPv4Address, segment: TcpSegment) ->
     return ipv4(source, target, TCP, payload[:16] + struct.pack("!H", total) + payload[18:])
 
 
-def arp_reply(frame: bytes, own: bytes, but: IPv4Address) -> bytes | None:
-    """The answer to an ARP request for any address but ``but``: it is at ``own``."""
+def arp_reply(frame: bytes, mac: bytes, guest: IPv4Address) -> bytes | None:
+    """Answer an ARP request: every address but the guest's own is at ``mac``.
+
+    Returns:
+        The frame of the reply; None if ``frame`` is not an ARP request, or asks for the address ``guest``.
+    """
     if len(frame) < 42 or frame[12:22] != b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01":
         return None
-    sender, asked = frame[22:32], frame[38:42]
-    if asked == but.packed:
+    sender, address = frame[22:32], frame[38:42]
+    if address == guest.packed:
         return None
-    return ethernet(frame[6:12], own, ARP, frame[14:20] + b"\x00\x02" + own + asked + sender)
+    return ethernet(frame[6:12], mac, ARP, frame[14:20] + b"\x00\x02" + mac + address + sender)
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071). Modulo 2**16 - 1, the sum of all words is the number that they write."""
+    """Compute the Internet checksum (RFC 1071).
+
+    Modulo 2**16 - 1, the sum of all 16-bit words equals the number that the bytes represent, as 2**16 is 1.
+    """
     if len(data) % 2:
         data += b"\0"
     number = int.from_bytes(data, "big")
@@ -138,7 +163,7 @@ def _sum(source: IPv4Address, target: IPv4Address, protocol: int, payload: bytes
 
 
 def _options(data: bytes) -> tuple[int | None, int | None]:
-    """Greatest segment and window scale."""
+    """Parse the options of a TCP header: maximum segment size and window scale; None for a missing one."""
     mss = scale = None
     while data and data[0] != 0:
         if data[0] == 1:
@@ -150,6 +175,6 @@ def _options(data: bytes) -> tuple[int | None, int | None]:
         if kind == _MSS and len(value) == 2:
             mss = int.from_bytes(value, "big")
         elif kind == _WINDOW_SCALE and len(value) == 1:
-            scale = min(value[0], 14)
+            scale = min(value[0], _MAX_WINDOW_SCALE)
         data = data[data[1] :]
     return mss, scale

@@ -1,10 +1,11 @@
-"""A restricted network at work: the thread that carries a guest's connections to the hosts that were allowed.
+"""Run a restricted network: a thread that carries the connections of a guest to the hosts on its allowlist.
 
-    with restricted.network(rules.parse(["registry.example:443"])) as descriptor:
+    with restricted.network(allowlist.parse(["registry.example:443"])) as descriptor:
         ...  # QEMU's -netdev socket,fd=DESCRIPTOR
 
-QEMU's end is a socket that carries Ethernet frames. QEMU itself opens no connection and has no network stack that the
-guest could reach. Names are looked up here, the addresses are checked, and what was checked is connected to.
+QEMU's end of the link is a socket that carries Ethernet frames. QEMU itself opens no connections, and has no network
+stack that the guest could reach. imgkit looks up the names, checks the addresses, and connects to the very addresses
+that it has checked.
 """
 
 from __future__ import annotations
@@ -17,43 +18,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from imgkit.vm.net.gateway import Gateway, Target, Told
-from imgkit.vm.net.rules import Address, Allowlist, public
+from imgkit.vm.net.allowlist import Address, Allowlist, is_public
+from imgkit.vm.net.gateway import Gateway, RefusalLog, Target
 from imgkit.vm.net.tcp import BUFFER, Connection
 
 log = logging.getLogger("imgkit.vm")
 
 MAX_CONNECTIONS = 128
-"""Connections of one guest at a time, those under way included."""
-_CONNECT = 20.0  # seconds to look up a name and to connect
-_LOOKUPS = 8  # at a time
-_TICK = 0.1
-_DISCARD = 9  # any port would do
-_NOBODYS = IPv6Address("2001:db8::1")  # of the range for documents (RFC 3849)
-_MAX_FRAME = 1 << 16
-_MAX_WAITING = 4 << 20  # bytes for a guest that does not take its frames; more are dropped, as networks do
+"""Maximum number of connections of a guest, including those that are being established."""
+_CONNECT_TIMEOUT = 20.0  # seconds for looking up a name and connecting
+_MAX_LOOKUPS = 8  # at a time
+_TICK = 0.1  # seconds
+_JOIN_TIMEOUT = 5.0  # seconds for the thread to end
+_DISCARD = 9  # a port, which does not matter, as nothing is sent
+_UNASSIGNED = IPv6Address("2001:db8::1")  # an address of no host: the range is for documentation (RFC 3849)
+_MAX_FRAME = 1 << 16  # bytes
+_MAX_WAITING = 4 << 20  # bytes of frames that the guest has not taken; further frames are dropped, as in any network
 
 
 @contextmanager
-def network(rules: Allowlist) -> Iterator[int]:
-    """A network for one machine, for the length of the block. Gives the descriptor of QEMU's end of the link."""
+def network(allowlist: Allowlist) -> Iterator[int]:
+    """Run a network for one machine during the block. Yield the descriptor of QEMU's end of the link."""
     host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
-    thread = threading.Thread(target=_serve, args=(loop, stop, host, rules), name="restricted network", daemon=True)
+    thread = threading.Thread(target=_serve, args=(loop, stop, host, allowlist), name="restricted network", daemon=True)
     thread.start()
     try:
         yield guest.fileno()
     finally:
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(stop.set)
-        thread.join(5)
+        thread.join(_JOIN_TIMEOUT)
         guest.close()
 
 
-def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.socket, rules: Allowlist) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.socket, allowlist: Allowlist) -> None:
+    """Run the event loop until ``stop``; the target of the thread."""
     try:
-        loop.run_until_complete(_Relay(loop, rules).run(host, stop))
+        loop.run_until_complete(_Relay(loop, allowlist).run(host, stop))
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()
@@ -63,18 +66,20 @@ def _serve(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, host: socket.so
 
 
 class _Relay(asyncio.Protocol):
-    """The link to QEMU, and the connections to the world."""
+    """The link to QEMU, and the connections to the hosts that the guest talks to."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rules: Allowlist) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, allowlist: Allowlist) -> None:
         self._loop = loop
-        self._told = Told()
-        self._gateway = Gateway(rules, send=self._send, connect=self._connect, clock=loop.time, told=self._told)
+        self._refusals = RefusalLog()
+        self._gateway = Gateway(
+            allowlist, send=self._send, connect=self._connect, clock=loop.time, refusals=self._refusals
+        )
         self._link: asyncio.Transport | None = None
         self._received = bytearray()
         self._waiting: list[bytes] = []
         self._upstreams: set[_Upstream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lookups = asyncio.Semaphore(_LOOKUPS)
+        self._lookups = asyncio.Semaphore(_MAX_LOOKUPS)
 
     async def run(self, host: socket.socket, stop: asyncio.Event) -> None:
         """Carry frames until ``stop``."""
@@ -92,32 +97,34 @@ class _Relay(asyncio.Protocol):
     # ---- the link ----------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport of the link."""
         assert isinstance(transport, asyncio.Transport)
         self._link = transport
 
     def data_received(self, data: bytes) -> None:
-        """Frames, each behind its length in four bytes (QEMU's net/socket.c)."""
+        """Pass the complete frames to the gateway. Each follows its length in four bytes (QEMU's net/socket.c)."""
         self._received += data
-        at = 0
-        while len(self._received) - at >= 4:
-            length = int.from_bytes(self._received[at : at + 4], "big")
-            if length > _MAX_FRAME and self._link is not None:  # no QEMU says that
+        position = 0
+        while len(self._received) - position >= 4:
+            length = int.from_bytes(self._received[position : position + 4], "big")
+            if length > _MAX_FRAME and self._link is not None:  # QEMU never sends that
                 self._link.abort()
                 return
-            if len(self._received) < at + 4 + length:
+            if len(self._received) < position + 4 + length:
                 break
-            self._gateway.frame(bytes(self._received[at + 4 : at + 4 + length]))
-            at += 4 + length
-        del self._received[:at]
-        self._gateway.settle()
+            self._gateway.receive(bytes(self._received[position + 4 : position + 4 + length]))
+            position += 4 + length
+        del self._received[:position]
+        self._gateway.flush()
 
     def _send(self, frame: bytes) -> None:
-        """Queue a frame; all of one turn are written at once."""
+        """Queue a frame. All frames of one turn of the event loop are written at once."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting += (len(frame).to_bytes(4, "big"), frame)
 
     def _flush(self) -> None:
+        """Write the queued frames, or drop them if the guest does not take its frames."""
         frames, self._waiting = self._waiting, []
         if self._link is not None and self._link.get_write_buffer_size() < _MAX_WAITING:
             self._link.write(b"".join(frames))
@@ -125,6 +132,7 @@ class _Relay(asyncio.Protocol):
     # ---- connections -------------------------------------------------------------------------------------------------
 
     def _connect(self, target: Target, port: int, connection: Connection) -> bool:
+        """Begin to connect to a target. Return False if there are too many connections."""
         if len(self._tasks) + len(self._upstreams) >= MAX_CONNECTIONS:
             return False
         task = self._loop.create_task(self._establish(target, port, connection))
@@ -133,22 +141,23 @@ class _Relay(asyncio.Protocol):
         return True
 
     async def _establish(self, target: Target, port: int, connection: Connection) -> None:
+        """Connect to a target, and accept or refuse the guest's connection."""
         try:
-            upstream = await asyncio.wait_for(self._reach(target, port, connection), _CONNECT)
+            upstream = await asyncio.wait_for(self._open_upstream(target, port, connection), _CONNECT_TIMEOUT)
         except (OSError, asyncio.TimeoutError) as cause:
             log.debug("network: %s:%d: %s", target, port, cause)
             connection.refuse()
             return
-        if connection.closed:  # the guest has not waited
+        if connection.closed:  # the guest has given up meanwhile
             upstream.abort()
         else:
             connection.accept(upstream)
 
-    async def _reach(self, target: Target, port: int, connection: Connection) -> _Upstream:
-        """Connect to the first address that answers.
+    async def _open_upstream(self, target: Target, port: int, connection: Connection) -> _Upstream:
+        """Connect to the first address of the target that accepts the connection.
 
         Raises:
-            OSError: none does, or none may be connected to.
+            OSError: no address does, or the target has no address that may be connected to.
         """
         cause = OSError(f"{target} has no address that a name may lead to")
         for address in await self._addresses(target, port):
@@ -163,83 +172,96 @@ class _Relay(asyncio.Protocol):
         raise cause
 
     async def _addresses(self, target: Target, port: int) -> list[Address]:
+        """Return the addresses of a target that may be connected to, in the order in which to try them."""
         if isinstance(target, IPv4Address):
             return [target]
         async with self._lookups:
             addresses = await _look_up(self._loop, target, port)
-        usable = [address for address in addresses if public(address) and not own(address)]
+        usable = [address for address in addresses if is_public(address) and not is_own(address)]
         if not usable:
-            self._tell(target, addresses)
+            self._log_private(target, addresses)
         return usable
 
-    def _tell(self, name: str, addresses: list[Address]) -> None:
-        """Say why a name that was allowed is not reached."""
+    def _log_private(self, name: str, addresses: list[Address]) -> None:
+        """Log why a name on the allowlist is not reached."""
         private = ", ".join(str(address) for address in addresses[:3])
         advice = "--allow with the address itself, if that is meant"
-        self._told.say(logging.WARNING, f"network: {name} leads to {private}, which no name may; {advice}", name)
+        self._refusals.log(logging.WARNING, f"network: {name} leads to {private}, which no name may; {advice}", name)
 
 
 class _Upstream(asyncio.Protocol):
-    """A connection to a host that was allowed; the far side of a guest's connection."""
+    """A connection to a host on the allowlist, for one connection of the guest."""
 
-    def __init__(self, connection: Connection, everyone: set[_Upstream]) -> None:
+    def __init__(self, connection: Connection, upstreams: set[_Upstream]) -> None:
+        """Serve the guest's ``connection``; while it is connected, the object is in the set ``upstreams``."""
         self._connection = connection
-        self._everyone = everyone
+        self._upstreams = upstreams
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport of the connection, and limit its buffer."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=BUFFER // 2, low=BUFFER // 4)
-        self._everyone.add(self)
+        self._upstreams.add(self)
 
     def data_received(self, data: bytes) -> None:
+        """Pass data of the host to the guest."""
         self._connection.data(data)
 
     def eof_received(self) -> bool:
+        """Tell the guest that the host has finished. The guest may still send data."""
         self._connection.end()
-        return True  # the guest may still have something to say
+        return True  # keep the transport open for writing
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._everyone.discard(self)
-        self._connection.refuse()  # unless it is over
+        """Reset the guest's connection unless it is over."""
+        self._upstreams.discard(self)
+        self._connection.refuse()
 
     def resume_writing(self) -> None:
+        """Tell the guest that the host takes data again."""
         self._connection.drained()
 
-    # ---- imgkit.vm.net.tcp.Far ---------------------------------------------------------------------------------------
+    # ---- imgkit.vm.net.tcp.Upstream ----------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
+        """Send data of the guest to the host."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def finish(self) -> None:
+        """Tell the host that the guest will send no more data."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 
     def abort(self) -> None:
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
+        """Close the connection after its data was sent."""
         if self._transport is not None:
             self._transport.close()
 
     def pause(self, *, paused: bool) -> None:
+        """Stop or resume reading from the host."""
         if self._transport is not None:
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     def room(self) -> int:
+        """Return the number of bytes that the buffer has room for."""
         return BUFFER if self._transport is None else BUFFER - self._transport.get_write_buffer_size()
 
 
 async def _look_up(loop: asyncio.AbstractEventLoop, name: str, port: int) -> list[Address]:
-    """The addresses of ``name``, in the order in which they are to be tried.
+    """Look up the addresses of ``name``, in the order in which to try them.
 
-    The thread is a daemon: a resolver that does not answer must not hold the end of the program.
+    This is done in a daemon thread, so that a resolver that does not answer cannot delay the end of the program.
 
     Raises:
-        OSError: it has none.
+        OSError: the name has no address, or is not a valid name.
     """
     future: asyncio.Future[list[Address]] = loop.create_future()
 
@@ -250,33 +272,33 @@ async def _look_up(loop: asyncio.AbstractEventLoop, name: str, port: int) -> lis
     def work() -> None:
         addresses, error = [], None
         try:
-            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-            addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+            infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            addresses = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
         except OSError as cause:
             error = cause
-        except ValueError:  # UnicodeError: a label that no name has
+        except ValueError:  # UnicodeError: a label is too long or empty
             error = OSError(f"{name} is no name")
-        with suppress(RuntimeError):  # the loop is closed by now
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(settle, addresses, error)
 
     threading.Thread(target=work, name="look up a name", daemon=True).start()
     return await future
 
 
-def own(address: Address) -> bool:
-    """Whether ``address`` is one of this host's own. Nothing is sent.
+def is_own(address: Address) -> bool:
+    """Return whether ``address`` is an address of this host. Nothing is sent.
 
-    A socket can be bound to no other, unless ``ip_nonlocal_bind`` is set (Linux, ip-sysctl). There IPv4 sockets can
-    still not be connected from an address that is not the host's; and IPv6 chooses, for an address of the host's own,
-    this very address to come from (RFC 6724, section 5, rule 1).
+    A socket can be bound to an address of the host only, unless ``ip_nonlocal_bind`` is set (Linux, ip-sysctl). If it
+    is set, an IPv4 socket still cannot be connected from an address that is not the host's, and IPv6 chooses an address
+    of the host as the source for this very address (RFC 6724, section 5, rule 1).
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return own(address.ipv4_mapped)
+        return is_own(address.ipv4_mapped)
     if address.is_loopback or address.is_unspecified:
         return True
     if address.version == 4:
         return _source(address, address) is not None
-    return _binds(address) and (not _binds(_NOBODYS) or _source(address) == str(address))
+    return _binds(address) and (not _binds(_UNASSIGNED) or _source(address) == str(address))
 
 
 def _family(address: Address) -> socket.AddressFamily:
@@ -284,6 +306,7 @@ def _family(address: Address) -> socket.AddressFamily:
 
 
 def _binds(address: Address) -> bool:
+    """Return whether a socket can be bound to ``address``."""
     try:
         with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
@@ -293,7 +316,7 @@ def _binds(address: Address) -> bool:
 
 
 def _source(target: Address, source: Address | None = None) -> str | None:
-    """The address that datagrams for ``target`` come from, which can be demanded; None if that cannot be."""
+    """Return the source address of datagrams to ``target``; None if there is none, or ``source`` is not possible."""
     try:
         with socket.socket(_family(target), socket.SOCK_DGRAM) as probe:
             if source is not None:

@@ -1,9 +1,9 @@
-"""The host's end of one TCP connection that a guest opened: segments in, segments out, without input or output.
+"""The host's end of a TCP connection that a guest opened: it takes and returns segments, and does no input or output.
 
-The little of RFC 9293 that is needed where the other end is a machine of one's own, at the end of a link that keeps the
-order and hardly ever loses anything: connections are only accepted, what comes out of order is dropped for the guest to
-send again, and when the guest is silent for too long everything from the oldest byte on is sent anew. The guest may be
-hostile: its window, its numbers and its patience change nothing but its own connection.
+This is the part of RFC 9293 that is needed at the end of a link that keeps the order of frames and hardly ever loses
+one. Connections are only accepted. A segment that arrives out of order is dropped, so that the guest sends it again. If
+the guest acknowledges nothing for too long, everything from the oldest unacknowledged byte on is sent again. The guest
+may be hostile: whatever it sends affects its own connection only.
 """
 
 from __future__ import annotations
@@ -16,261 +16,285 @@ from typing import Protocol
 from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 
 BUFFER = 128 << 10
-"""Bytes that are kept for the guest, and as many for the other side. A read may go over it once."""
-_SHIFT = 2  # our window scale: BUFFER must fit into 16 bits with it
-_MSS = 1460
-_RTO = 0.5  # seconds; doubled every time
-_TRIES = 8
-_MODULUS = 1 << 32
+"""Bytes that are buffered for the guest, and for the upstream. A single read may exceed it."""
+_SHIFT = 2  # our window scale, with which BUFFER fits into 16 bits
+_MSS = 1460  # bytes of data in a segment
+_DEFAULT_MSS = 536  # of a guest that states none (RFC 9293, section 3.7.1)
+_MIN_MSS = 64
+_RETRANSMISSION_TIMEOUT = 0.5  # seconds; it doubles with every retransmission
+_MAX_TIMEOUT = 8.0  # seconds
+_MAX_RETRANSMISSIONS = 8
+_MODULUS = 1 << 32  # of sequence numbers
 
 
-class Far(Protocol):
-    """The other side: whom the guest talks to."""
+class Upstream(Protocol):
+    """The connection to the host that the guest talks to. No method raises."""
 
     def write(self, data: bytes) -> None:
-        """The guest said this."""
+        """Send data of the guest to the host."""
 
     def finish(self) -> None:
-        """The guest will say no more."""
+        """Tell the host that the guest will send no more data."""
 
     def abort(self) -> None:
-        """The guest has gone away."""
+        """Close the connection at once, because the guest has gone away."""
 
     def close(self) -> None:
-        """Both have said all; what was written is still delivered."""
+        """Close the connection, which both sides have finished. Data that was written is still delivered."""
 
     def pause(self, *, paused: bool) -> None:
-        """Whether the guest is to be told no more for the moment."""
+        """Stop or resume reading from the host."""
 
     def room(self) -> int:
-        """How many bytes :meth:`write` takes now."""
+        """Return the number of bytes that :meth:`write` takes now."""
 
 
 @dataclass
 class Timer:
-    """When something is sent again. ``due`` is in seconds on the caller's clock, None for never."""
+    """The retransmission timer.
+
+    Attributes:
+        due: time of the next retransmission on the caller's clock, in seconds; None for never.
+        wait: seconds from one transmission to the next.
+        tries: number of retransmissions since the last progress.
+    """
 
     due: float | None = None
-    wait: float = _RTO
+    wait: float = _RETRANSMISSION_TIMEOUT
     tries: int = 0
 
     def progress(self, now: float, *, waiting: bool) -> None:
-        """The guest got something new."""
-        self.wait, self.tries = _RTO, 0
+        """Start again, because the guest acknowledged something; ``waiting`` is whether anything is unacknowledged."""
+        self.wait, self.tries = _RETRANSMISSION_TIMEOUT, 0
         self.due = now + self.wait if waiting else None
 
-    def again(self, now: float) -> bool:
-        """Wait longer this time; False if it has been tried often enough."""
+    def back_off(self, now: float) -> bool:
+        """Double the timeout. Return False if there were too many retransmissions."""
         self.tries += 1
-        self.wait = min(self.wait * 2, 8.0)
+        self.wait = min(self.wait * 2, _MAX_TIMEOUT)
         self.due = now + self.wait
-        return self.tries <= _TRIES
+        return self.tries <= _MAX_RETRANSMISSIONS
 
 
 class Connection:
-    """One connection, from the guest's SYN on. ``closed`` is True when nothing more can happen.
+    """A connection that begins with a SYN of the guest.
 
-    It answers nothing before :meth:`accept`, so that the guest is refused what the host is refused.
+    The SYN is answered by :meth:`accept` or :meth:`refuse`, so that the guest sees whether the host could connect.
+
+    Attributes:
+        closed: whether the connection is over.
     """
 
     def __init__(self, syn: TcpSegment, send: Callable[[TcpSegment], None], clock: Callable[[], float]) -> None:
+        """Begin a connection.
+
+        Args:
+            syn: the guest's first segment.
+            send: sends a segment to the guest.
+            clock: returns the time in seconds, which never decreases.
+        """
         self.closed = False
         self._ports = (syn.target, syn.source)
         self._send = send
         self._clock = clock
-        self._far: Far | None = None
+        self._upstream: Upstream | None = None
         self._syn = syn.seq
+        self._scales = syn.scale is not None  # whether the guest supports window scaling
         self._scale = (0, 0) if syn.scale is None else (_SHIFT, syn.scale)  # ours, the guest's
-        self._scaled = syn.scale is not None
-        self._mss = min(_MSS, max(syn.mss or 536, 64))
+        self._mss = min(_MSS, max(syn.mss or _DEFAULT_MSS, _MIN_MSS))
         self._expected = (syn.seq + 1) % _MODULUS
         self._oldest = random.getrandbits(32)
-        self._sent = 0  # how many bytes of _kept are on their way; the SYN and the FIN count, too
+        self._sent = 0  # number of bytes of _buffer that were sent; the FIN counts as a byte
         self._window = syn.window
-        self._kept = bytearray()  # from the oldest byte that the guest has not confirmed
-        self._ended = self._guest_ended = False
-        self._finished = False  # the guest has confirmed our end
-        self._open = False  # the guest has confirmed our SYN
+        self._buffer = bytearray()  # data for the guest, from the oldest byte that it has not acknowledged
+        self._upstream_ended = self._guest_ended = False
+        self._end_acknowledged = False  # the guest has acknowledged our FIN
+        self._established = False  # the guest has acknowledged our SYN
         self._timer = Timer()
-        self._owes = False
+        self._ack_pending = False
 
-    # ---- what the other side does ------------------------------------------------------------------------------------
+    # ---- events of the upstream --------------------------------------------------------------------------------------
 
-    def accept(self, far: Far) -> None:
-        """The other side is there."""
-        self._far = far
-        self._hello()
+    def accept(self, upstream: Upstream) -> None:
+        """Accept the connection: ``upstream`` is connected to the host."""
+        self._upstream = upstream
+        self._send_syn()
 
     def refuse(self) -> None:
-        """The other side is not there, or has gone away without an end."""
+        """Reset the connection unless it is closed, because the host refused it or broke it off."""
         if not self.closed:
             self.closed = True
             self._emit(RST | ACK, self._next)
 
     def data(self, data: bytes) -> None:
-        """The other side said this."""
-        self._kept += data
+        """Send data of the host to the guest."""
+        self._buffer += data
         self.pump()
-        self._brake()
+        self._limit_buffer()
 
     def end(self) -> None:
-        """The other side will say no more."""
-        self._ended = True
+        """Tell the guest that the host will send no more data."""
+        self._upstream_ended = True
         self.pump()
 
     def drained(self) -> None:
-        """The other side takes more again."""
-        self._owes = True
-        self.settle()
+        """Announce the new window to the guest, because the upstream takes data again."""
+        self._ack_pending = True
+        self.flush()
 
-    # ---- what the guest does -----------------------------------------------------------------------------------------
+    # ---- events of the guest -----------------------------------------------------------------------------------------
 
-    def segment(self, segment: TcpSegment) -> None:
-        """The guest sent this. Confirmations are put off until :meth:`settle`."""
-        if self.closed or self._far is None:
+    def receive(self, segment: TcpSegment) -> None:
+        """Handle a segment of the guest. It is acknowledged by :meth:`flush`."""
+        if self.closed or self._upstream is None:
             if segment.flags & RST:
                 self.closed = True
             return
         offset = (segment.seq - self._expected) % _MODULUS
         if segment.flags & RST:
             if offset <= BUFFER:
-                self._gone()
+                self._abort()
         elif segment.flags & SYN:
-            self._again(segment)
-        elif segment.flags & ACK and self._confirm(segment):
+            self._repeat_syn(segment)
+        elif segment.flags & ACK and self._acknowledged(segment):
             self._take(segment, offset)
             self.pump()
 
-    def settle(self) -> None:
-        """Confirm what has come, once for all of it."""
-        if self.closed or self._far is None:
+    def flush(self) -> None:
+        """Acknowledge everything that was received, and close the connection if both sides have finished."""
+        if self.closed or self._upstream is None:
             return
-        if self._owes:
+        if self._ack_pending:
             self._emit(ACK, self._next)
-        if self._finished and self._guest_ended and not self._kept:
+        if self._end_acknowledged and self._guest_ended and not self._buffer:
             self.closed = True
-            self._far.close()
+            self._upstream.close()
 
     def tick(self) -> None:
-        """Send again what the guest has not confirmed for too long."""
+        """Retransmit what the guest has not acknowledged in time."""
         now = self._clock()
         if self.closed or self._timer.due is None or now < self._timer.due:
             return
-        if not self._timer.again(now):
-            if self._far is not None:
-                self._far.abort()
+        if not self._timer.back_off(now):
+            if self._upstream is not None:
+                self._upstream.abort()
             self.refuse()
-        elif not self._open:
-            self._hello()
+        elif not self._established:
+            self._send_syn()
         else:
             self._sent = 0
             self.pump(probe=True)
 
     def pump(self, *, probe: bool = False) -> None:
-        """Send what the guest's window has room for; ``probe`` sends one byte at least."""
-        if not self._open or self.closed:
+        """Send what the guest's window has room for; ``probe`` sends at least one byte."""
+        if not self._established or self.closed:
             return
         room = max(self._window, 1 if probe else 0)
-        while self._sent < min(len(self._kept), room):
-            piece = bytes(self._kept[self._sent : min(self._sent + self._mss, room)])
-            last = self._sent + len(piece) == len(self._kept)
-            self._emit(ACK | (PSH if last else 0), self._next, piece)
-            self._sent += len(piece)
-        if self._ended and not self._finished and self._sent == len(self._kept):
+        while self._sent < min(len(self._buffer), room):
+            data = bytes(self._buffer[self._sent : min(self._sent + self._mss, room)])
+            is_last = self._sent + len(data) == len(self._buffer)
+            self._emit(ACK | (PSH if is_last else 0), self._next, data)
+            self._sent += len(data)
+        if self._upstream_ended and not self._end_acknowledged and self._sent == len(self._buffer):
             self._emit(FIN | ACK, self._next)
             self._sent += 1
-        if self._timer.due is None and (self._sent or self._kept):
+        if self._timer.due is None and (self._sent or self._buffer):
             self._timer.progress(self._clock(), waiting=True)
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------------------------
 
     @property
     def _next(self) -> int:
+        """The sequence number of the next byte that is sent."""
         return (self._oldest + self._sent) % _MODULUS
 
-    def _hello(self) -> None:
-        self._emit(SYN | ACK, self._oldest, scale=_SHIFT if self._scaled else None, mss=_MSS)
+    def _send_syn(self) -> None:
+        self._emit(SYN | ACK, self._oldest, scale=_SHIFT if self._scales else None, mss=_MSS)
         if self._timer.due is None:
             self._timer.progress(self._clock(), waiting=True)
 
-    def _again(self, segment: TcpSegment) -> None:
-        """A second SYN: the first one was not answered in time, or it is another connection's."""
-        if segment.seq == self._syn and not self._open:
-            self._hello()
+    def _repeat_syn(self, segment: TcpSegment) -> None:
+        """Handle a second SYN: the first one was not answered in time, or the guest opens another connection."""
+        if segment.seq == self._syn and not self._established:
+            self._send_syn()
         else:
-            self._gone()
+            self._abort()
 
-    def _confirm(self, segment: TcpSegment) -> bool:
-        """Take the guest's confirmation. False for a segment that cannot be of this connection."""
-        confirmed = (segment.ack - self._oldest) % _MODULUS
-        if not self._open:
-            if confirmed != 1:
+    def _acknowledged(self, segment: TcpSegment) -> bool:
+        """Handle the acknowledgment of a segment. Return False if the segment cannot belong to this connection."""
+        count = (segment.ack - self._oldest) % _MODULUS
+        if not self._established:
+            if count != 1:
                 return False
-            self._open, confirmed = True, 0
+            self._established, count = True, 0
             self._oldest = segment.ack
             self._timer.progress(self._clock(), waiting=False)
-        if confirmed > len(self._kept) + (1 if self._ended and not self._finished else 0):
-            self._owes = True
-            return _MODULUS - confirmed <= 4 * BUFFER  # a repeated segment: its data counts as well
-        self._widen(segment.window << self._scale[1])
-        if confirmed:
-            self._forget(confirmed)
+        if count > len(self._buffer) + (1 if self._upstream_ended and not self._end_acknowledged else 0):
+            self._ack_pending = True
+            return _MODULUS - count <= 4 * BUFFER  # a repeated segment, whose data is used, too
+        self._set_window(segment.window << self._scale[1])
+        if count:
+            self._drop(count)
         return True
 
-    def _widen(self, window: int) -> None:
-        """The guest's window. One that is closed may stay so for as long as the guest says so."""
+    def _set_window(self, window: int) -> None:
+        """Set the guest's window. A closed window is probed for as long as the guest acknowledges the probes."""
         if not window:
             self._timer.tries = 0
         elif not self._window:
-            self._sent = 0  # the byte that probed it was not taken
+            self._sent = 0  # the guest did not take the byte of the probe
         self._window = window
 
-    def _forget(self, confirmed: int) -> None:
-        if confirmed > len(self._kept):
-            self._finished = True
-        del self._kept[:confirmed]
-        self._sent = max(0, self._sent - confirmed)
-        self._oldest = (self._oldest + confirmed) % _MODULUS
-        self._timer.progress(self._clock(), waiting=bool(self._sent or self._kept))
-        self._brake()
+    def _drop(self, count: int) -> None:
+        """Drop acknowledged bytes from the buffer."""
+        if count > len(self._buffer):
+            self._end_acknowledged = True
+        del self._buffer[:count]
+        self._sent = max(0, self._sent - count)
+        self._oldest = (self._oldest + count) % _MODULUS
+        self._timer.progress(self._clock(), waiting=bool(self._sent or self._buffer))
+        self._limit_buffer()
 
     def _take(self, segment: TcpSegment, offset: int) -> None:
-        """The data and the end that a segment carries."""
-        assert self._far is not None
+        """Pass the data of a segment, and the end that it announces, to the upstream."""
+        assert self._upstream is not None
         data, ends = segment.data, bool(segment.flags & FIN)
         if not data and not ends:
             return
-        self._owes = True
-        if offset > _MODULUS // 2:  # it begins with what was sent before
-            known = _MODULUS - offset
-            if known > len(data):
+        self._ack_pending = True
+        if offset > _MODULUS // 2:  # it begins with data that was received before
+            received = _MODULUS - offset
+            if received > len(data):
                 return
-            data = data[known:]
+            data = data[received:]
         elif offset or self._guest_ended:
             return
-        taken = data[: max(0, self._far.room())]
+        taken = data[: max(0, self._upstream.room())]
         if taken and not self._guest_ended:
-            self._far.write(taken)
+            self._upstream.write(taken)
             self._expected = (self._expected + len(taken)) % _MODULUS
         if ends and len(taken) == len(data) and not self._guest_ended:
             self._guest_ended = True
             self._expected = (self._expected + 1) % _MODULUS
-            self._far.finish()
+            self._upstream.finish()
 
-    def _brake(self) -> None:
-        if self._far is not None:
-            self._far.pause(paused=len(self._kept) > BUFFER)
+    def _limit_buffer(self) -> None:
+        """Stop reading from the host while the buffer is full."""
+        if self._upstream is not None:
+            self._upstream.pause(paused=len(self._buffer) > BUFFER)
 
-    def _gone(self) -> None:
+    def _abort(self) -> None:
+        """Close the connection, because the guest has gone away."""
         self.closed = True
-        if self._far is not None:
-            self._far.abort()
+        if self._upstream is not None:
+            self._upstream.abort()
 
     def _emit(
         self, flags: int, seq: int, data: bytes = b"", *, scale: int | None = None, mss: int | None = None
     ) -> None:
-        self._owes = False
-        room = 0 if self._far is None else max(0, self._far.room())
+        """Send a segment, which always acknowledges what was received."""
+        self._ack_pending = False
+        room = 0 if self._upstream is None else max(0, self._upstream.room())
         window = min(0xFFFF, room if flags & SYN else room >> self._scale[0])
-        own, guests = self._ports
-        self._send(TcpSegment(own, guests, seq, self._expected, flags, window, data, mss, scale))
+        source, target = self._ports
+        self._send(TcpSegment(source, target, seq, self._expected, flags, window, data, mss, scale))

@@ -161,7 +161,7 @@ def _started(
                 prepare=boundary,
             )
         )
-        stack.enter_context(boundary.attended())
+        stack.enter_context(boundary.supervised())
         for _, guest_end in ((near, far), *pairs.values()):
             guest_end.close()  # so that the end of QEMU is the end of the stream
         qmp = Qmp(near)

@@ -29,7 +29,7 @@ from platformdirs import user_cache_path
 from imgkit.errors import HostError, UsageError
 from imgkit.host import process, scratch, wholefile
 from imgkit.vm.qemu.machines import Machine, host_arch, machine
-from imgkit.vm.sandbox.identity import Identity, may_open
+from imgkit.vm.sandbox.identity import Identity, can_open
 
 log = logging.getLogger("imgkit.vm")
 
@@ -183,7 +183,7 @@ def allowed(
     Raises:
         HostError: ``requested`` is "kvm", and its device is closed to ``user``.
     """
-    if accelerator.name != "kvm" or user is None or may_open(user, device):
+    if accelerator.name != "kvm" or user is None or can_open(user, device):
         return accelerator
     problem = f"{device} is closed to {user}, as whom QEMU runs"
     advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"

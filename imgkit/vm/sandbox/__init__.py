@@ -1,1 +1,1 @@
-"""What QEMU may do on the host: its user, its system calls, the files that it may open."""
+"""The sandbox of QEMU on the host: the user it runs as, the system calls it may make, the files it may open."""

@@ -1,7 +1,13 @@
-"""What QEMU may do on this host: as whom it runs, what it may open, which system calls it may make.
+"""Confine QEMU on this host: the user it runs as, the files it may open, and the system calls it may make.
 
-All of it is prepared before QEMU is started, and put into force by three or four system calls between fork and exec,
-for good. It costs no further program and no time. macOS has nothing of it; Linux has what its kernel offers.
+Everything is prepared before QEMU is started, and enforced by a few system calls between fork and exec. It cannot be
+undone, starts no further program and takes no time. On Linux it depends on what the kernel offers; on macOS there is no
+confinement::
+
+    with confined(spec, user, [private_folder]) as confinement:
+        child = process.start(argv, preexec_fn=confinement)
+        with confinement.supervised():
+            ...  # QEMU runs
 """
 
 from __future__ import annotations
@@ -20,15 +26,15 @@ from pathlib import Path
 from imgkit.errors import HostError
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.qemu.machines import machine
-from imgkit.vm.sandbox import arbiter, callfilter, landlock
-from imgkit.vm.sandbox.arbiter import Arbiter, Line
-from imgkit.vm.sandbox.callfilter import Filter
+from imgkit.vm.sandbox import landlock, seccomp, supervisor
 from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.sandbox.seccomp import SeccompFilter
+from imgkit.vm.sandbox.supervisor import ListenerChannel, Supervisor
 
 log = logging.getLogger("imgkit.vm")
 
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/gnu/store")
-"""Programs, libraries and QEMU's own files."""
+"""Folders with programs, libraries and QEMU's own files."""
 _SETTINGS = """
 ld.so.cache ld.so.conf ld.so.conf.d ld.so.preload nsswitch.conf passwd group localtime selinux/config alternatives qemu
 resolv.conf hosts host.conf gai.conf services protocols ssl/openssl.cnf pki crypto-policies gnutls
@@ -43,82 +49,88 @@ def _library() -> ctypes.CDLL | None:
 
 _LIBC = _library()
 _MACHINE = os.uname().machine
-_CALLS = callfilter.CALLS.get(_MACHINE, callfilter.CALLS["x86_64"])  # never used where there is no filter
+_CALLS = seccomp.SYSCALL_TABLES.get(_MACHINE, seccomp.SYSCALL_TABLES["x86_64"])  # not used where there is no filter
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """To be called in the process that becomes QEMU.
+    """The confinement of one QEMU, to be called in the process that becomes QEMU.
 
-    ``asking`` is tried before ``calls``, and its questions come over ``line``.
+    Attributes:
+        user: the user that QEMU runs as, or None for the user of this process.
+        ruleset: descriptor of the Landlock rules, or None where the kernel has no Landlock.
+        plain_filter: filter that refuses set-group-id, or None where the kernel takes no filters.
+        notifying_filter: filter that notifies the supervisor instead; it is tried first. None where that is not
+            possible.
+        channel: carries the descriptor of the notifications to this process; None if there is no such filter.
     """
 
     user: Identity | None
     ruleset: int | None
-    calls: Filter | None
-    asking: Filter | None = None
-    line: Line | None = None
+    plain_filter: SeccompFilter | None
+    notifying_filter: SeccompFilter | None = None
+    channel: ListenerChannel | None = None
 
     def __call__(self) -> None:
-        """Confine this process.
+        """Confine the process that calls this, for ever.
 
         Raises:
-            OSError: the kernel refuses what it has offered.
+            OSError: the kernel refuses something that it offers.
         """
         if _LIBC is None:
             return
         if self.user is not None:
             self.user.assume(_LIBC)
-        callfilter.forbid_new_privileges(_LIBC)
+        seccomp.forbid_new_privileges(_LIBC)
         if self.ruleset is not None:
             landlock.restrict(_LIBC, self.ruleset)
-        if self.asking is not None and self.line is not None:
+        if self.notifying_filter is not None and self.channel is not None:
             try:
-                self.line.send(self.asking.apply_asking(_LIBC, _CALLS.seccomp))
-            except OSError:  # some containers' manager has one that asks already, and there can be only one
+                self.channel.send(self.notifying_filter.apply_with_listener(_LIBC, _CALLS.seccomp))
+            except OSError:  # there can be one filter with notifications only, and some container managers have one
                 pass
             else:
                 return
-        if self.calls is not None:
-            self.calls.apply(_LIBC)
+        if self.plain_filter is not None:
+            self.plain_filter.apply(_LIBC)
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
-        """Answer what the filter asks, from when the program has been started to the end of the block."""
-        if self.line is None:
+    def supervised(self) -> Iterator[None]:
+        """Respond to the notifications of QEMU's filter during the block. QEMU must have been started before."""
+        if self.channel is None:
             yield
             return
-        with arbiter.answering(self.line.receive(), Arbiter(_CALLS, self.user)):
+        with supervisor.supervising(self.channel.receive(), Supervisor(_CALLS, self.user)):
             yield
 
 
-def filters_calls() -> bool:
-    """Whether this host refuses special modes and device nodes at the source."""
-    return _LIBC is not None and callfilter.available(_LIBC)
+def filters_system_calls() -> bool:
+    """Return whether this host can keep QEMU from setting special mode bits and making device nodes."""
+    return _LIBC is not None and seccomp.available(_LIBC)
 
 
-def asks() -> bool:
-    """Whether this host lets folders be set-group-id, as those of teams are, and still refuses it for files."""
-    return filters_calls() and _LIBC is not None and arbiter.available(_LIBC, _CALLS)
+def supports_notifications() -> bool:
+    """Return whether this host can allow set-group-id for folders, as teams use it, and still refuse it for files."""
+    return filters_system_calls() and _LIBC is not None and supervisor.available(_LIBC, _CALLS)
 
 
-def limits_files() -> int:
-    """The version of Landlock that confines QEMU here; 0 if none does."""
-    known = 0 if _LIBC is None else landlock.version(_LIBC)
-    return known if known >= landlock.MINIMUM else 0
+def landlock_version() -> int:
+    """Return the version of Landlock that confines QEMU on this host; 0 if it is not confined by Landlock."""
+    abi = 0 if _LIBC is None else landlock.version(_LIBC)
+    return abi if abi >= landlock.MINIMUM else 0
 
 
 @contextmanager
 def confined(
     spec: VmSpec, user: Identity | None, writable: Sequence[Path], *, anywhere: bool = False
 ) -> Iterator[Confinement]:
-    """The confinement of one machine's QEMU.
+    """Prepare the confinement of one machine's QEMU.
 
     Args:
         spec: the machine.
-        user: whom QEMU runs as; None for this user.
-        writable: folders, besides its shares, in which it may write.
-        anywhere: it may read, and run, what lies anywhere: its own files are at an unusual place.
+        user: the user that QEMU runs as; None for the user of this process.
+        writable: folders in which QEMU may write, besides the machine's writable shares.
+        anywhere: whether QEMU may read and execute files everywhere, because its own files are in an unusual place.
 
     Raises:
         HostError: the kernel refuses the rules.
@@ -126,10 +138,13 @@ def confined(
     if _LIBC is None:
         yield Confinement(user, None, None)
         return
-    families = (callfilter.INET if spec.network else ()) + ((callfilter.UNIX,) if spec.extra else ())
+    families = (seccomp.INET if spec.network else ()) + ((seccomp.UNIX,) if spec.extra else ())
     processes = _starts_processes(spec)
-    code = callfilter.program(_MACHINE, families, processes=processes) if filters_calls() else None
-    asking = callfilter.program(_MACHINE, families, ask=True, processes=processes) if asks() else None
+    plain = notifying = None
+    if filters_system_calls():
+        plain = seccomp.filter_program(_MACHINE, families, processes=processes)
+    if supports_notifications():
+        notifying = seccomp.filter_program(_MACHINE, families, notify=True, processes=processes)
     allowed = rules(spec, writable, anywhere=anywhere or _is_elsewhere(spec))
     with ExitStack() as stack:
         try:
@@ -137,20 +152,24 @@ def confined(
             ruleset = stack.enter_context(files)
         except OSError as cause:
             raise HostError(f"QEMU cannot be confined: {cause.strerror}") from cause
-        if code is None or ruleset is None:
-            log.debug("this kernel confines QEMU without %s", "a filter of calls" if code is None else "Landlock")
-        line = None if asking is None else Line()
-        if line is not None:
-            stack.callback(line.close)
-        yield Confinement(user, ruleset, _filter(code), _filter(asking), line)
+        if plain is None or ruleset is None:
+            log.debug("this kernel confines QEMU without %s", "a seccomp filter" if plain is None else "Landlock")
+        channel = None if notifying is None else ListenerChannel()
+        if channel is not None:
+            stack.callback(channel.close)
+        yield Confinement(user, ruleset, _filter(plain), _filter(notifying), channel)
 
 
-def _filter(code: bytes | None) -> Filter | None:
-    return None if code is None else Filter(code)
+def _filter(code: bytes | None) -> SeccompFilter | None:
+    return None if code is None else SeccompFilter(code)
 
 
 def rules(spec: VmSpec, writable: Sequence[Path], *, anywhere: bool) -> list[tuple[Path, int]]:
-    """What QEMU may open, as :func:`imgkit.vm.sandbox.landlock.ruleset` takes it. What it inherits is not concerned."""
+    """Return the files that QEMU may open, as rules for :func:`imgkit.vm.sandbox.landlock.ruleset`.
+
+    Files that QEMU inherits from this process are open already and need no rule. The arguments are those of
+    :func:`confined`.
+    """
     allowed = [(Path("/"), landlock.RUN)] if anywhere else []
     allowed += [(path, landlock.RUN) for path in (*map(Path, _SYSTEM), *_libraries())]
     allowed += [(Path("/etc", name), landlock.READ) for name in _SETTINGS.split()]
@@ -167,29 +186,38 @@ def rules(spec: VmSpec, writable: Sequence[Path], *, anywhere: bool) -> list[tup
 
 
 def _resolver() -> list[str]:
-    """The folder of the file with the name servers, which is replaced while machines run; not the root folder."""
+    """Return the folder of the file with the name servers, unless that is the root folder or directly below it.
+
+    The rule is for the folder because the file may be replaced while a machine runs.
+    """
     folder = Path("/etc/resolv.conf").resolve().parent
     return [str(folder)] if len(folder.parts) > 2 else []
 
 
 def _starts_processes(spec: VmSpec) -> bool:
-    """Whether other processes are needed: by arguments of the caller's (guestfwd), or by a script in QEMU's place."""
-    found = shutil.which(machine(spec.arch).binary)
-    if spec.extra or found is None:
+    """Return whether QEMU needs other processes.
+
+    Extra arguments may need them (guestfwd), and so does a script that was put in QEMU's place.
+    """
+    binary = shutil.which(machine(spec.arch).binary)
+    if spec.extra or binary is None:
         return bool(spec.extra)
-    with suppress(OSError), Path(found).open("rb") as program:
+    with suppress(OSError), Path(binary).open("rb") as program:
         return program.read(4) != b"\x7fELF"
     return False
 
 
 def _is_elsewhere(spec: VmSpec) -> bool:
-    """Whether it is not known where QEMU's files are: elsewhere, or named by arguments of the caller's."""
-    found = shutil.which(machine(spec.arch).binary)
-    inside = found is not None and any(Path(found).resolve().is_relative_to(path) for path in _SYSTEM)
+    """Return whether QEMU's files may be outside of the system's folders, or extra arguments may name other files."""
+    binary = shutil.which(machine(spec.arch).binary)
+    inside = binary is not None and any(Path(binary).resolve().is_relative_to(path) for path in _SYSTEM)
     return bool(spec.extra) or not inside
 
 
 def _libraries() -> list[Path]:
-    """The folders of ``LD_LIBRARY_PATH`` (ld.so(8)), which QEMU inherits. Relative ones would be of its own folder."""
-    named = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", ""))
-    return [Path(name) for name in named if name.startswith("/")]
+    """Return the absolute folders of ``LD_LIBRARY_PATH`` (ld.so(8)), which QEMU inherits.
+
+    Relative ones are left out, as they would be relative to QEMU's own working folder.
+    """
+    folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", ""))
+    return [Path(folder) for folder in folders if folder.startswith("/")]

@@ -1,1 +1,1 @@
-"""Folders that a guest writes to, treated as hostile: reading them, measuring them, handing them back."""
+"""Folders that are shared with a guest: safe access to them, disk quotas, and ownership of the files."""

@@ -1,8 +1,13 @@
-"""Folders shared with a guest, handled as hostile ground.
+"""Read and write files in a folder that is shared with a guest, without trusting what the guest put there.
 
-The guest can put anything into a share at any moment: links to the host's own files, FIFOs, enormous files, a link
-where a folder was. So host code reaches into one only through :class:`Folder`: every step is an open relative to a
-descriptor that does not follow links, only regular files are read, and sizes are bounded.
+The guest can put anything into a share at any moment: a link to a file of the host, a FIFO, an enormous file, or a link
+in place of a folder. Host code therefore accesses a share only through :class:`SharedFolder`, which opens every part of
+a path relative to the descriptor of the folder above without following links, reads regular files only, and never reads
+more bytes than the caller allows::
+
+    folder = SharedFolder(Path("work"))
+    folder.write("results/summary.txt", b"done")
+    data = folder.read("results/summary.txt", limit=1 << 20)
 """
 
 from __future__ import annotations
@@ -17,102 +22,116 @@ from pathlib import Path
 
 from imgkit.errors import GuestError, HostError
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
+_OPEN_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_PATH = 4096  # characters
 
 
 class ShareError(GuestError):
-    """Something in a share is not what it must be: a link, a device, too big, a path that leaves the share."""
+    """A path leaves the share, or something in the share is a link, a device or a folder where it must not be."""
 
 
-def parts(path: str) -> list[str]:
-    """The parts of a relative path, each a plain name.
+def split_path(path: str) -> list[str]:
+    """Split a relative path into the names of its folders and its file.
 
     Raises:
-        ShareError: it is absolute, empty, or has ``.``, ``..``, empty parts, NUL or a backslash in it.
+        ShareError: the path is absolute, empty or longer than 4096 characters, or one of its parts is empty, ``.`` or
+            ``..``, or contains NUL or a backslash.
     """
     names = path.split("/")
-    if any(name in ("", ".", "..") or "\0" in name or "\\" in name for name in names) or len(path) > 4096:
+    if any(name in ("", ".", "..") or "\0" in name or "\\" in name for name in names) or len(path) > _MAX_PATH:
         raise ShareError(f"{path[:200]!r} is not a path inside the share")
     return names
 
 
-def _made(name: str, parent: int) -> bool:
-    """Make a folder; whether it was not there."""
+def _make_folder(name: str, parent: int) -> bool:
+    """Make a folder in ``parent`` unless something of that name exists. Return whether it was made."""
     with suppress(FileExistsError):
         os.mkdir(name, 0o777, dir_fd=parent)
         return True
     return False
 
 
-class Folder:
-    """One shared folder. Paths given to its methods are relative to it and use ``/``."""
+class SharedFolder:
+    """A shared folder. Paths are relative to it and are separated by ``/``.
+
+    All methods but :meth:`close` and :meth:`remove` raise ShareError for a path that :func:`split_path` refuses or that
+    leads through a link or a file, and OSError if the filesystem fails.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises HostError if ``path`` is not a folder (or, itself, a link: name its target instead)."""
+        """Open the folder ``path``. If ``path`` itself is a link, the folder that it leads to is opened.
+
+        Raises:
+            HostError: ``path`` is not a folder, or cannot be opened.
+        """
         self.path = path
         try:
-            self._top = os.open(path.resolve(), _DIRECTORY)
+            self._top = os.open(path.resolve(), _OPEN_DIRECTORY)
             status = os.fstat(self._top)
             self._owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid != 0 else None
         except OSError as cause:
             raise HostError(f"{path}: cannot be shared: {cause.strerror}") from cause
 
     def close(self) -> None:
-        """Give the descriptor back; safe to call twice."""
+        """Close the folder. It may be closed twice."""
         top, self._top = self._top, -1
         if top >= 0:
             os.close(top)
 
     @contextmanager
     def _parent(self, path: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
-        """A descriptor of the folder that ``path`` is in, reached without following a link, and the last name."""
-        *folders, name = parts(path)
-        here = os.dup(self._top)
+        """Open the folder that ``path`` is in without following links; yield its descriptor and the last name."""
+        *folders, name = split_path(path)
+        current = os.dup(self._top)
         try:
             for folder in folders:
-                made = create and _made(folder, here)
-                below = os.open(folder, _DIRECTORY, dir_fd=here)
-                if made and not os.listdir(below):  # noqa: PTH208 - another may be in its place by now
-                    self._give(below)
-                os.close(here)
-                here = below
-            yield here, name
+                created = create and _make_folder(folder, current)
+                child = os.open(folder, _OPEN_DIRECTORY, dir_fd=current)
+                if created and not os.listdir(child):  # noqa: PTH208 - the guest may have replaced the folder by now
+                    self._change_owner(child)
+                os.close(current)
+                current = child
+            yield current, name
         except OSError as cause:
             if cause.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise ShareError(f"{path}: a link or file is where a folder must be") from cause
             raise
         finally:
-            os.close(here)
+            os.close(current)
 
-    def _give(self, descriptor: int) -> None:
-        """What root puts into somebody's folder is that one's: QEMU may not be root, and could not read it."""
+    def _change_owner(self, descriptor: int) -> None:
+        """Give what root made to the owner of the shared folder: QEMU runs as the owner and must be able to read it."""
         if self._owner is not None:
-            with suppress(PermissionError):  # a root without capabilities
+            with suppress(PermissionError):  # this root lacks the capability, as in some containers
                 os.fchown(descriptor, *self._owner)
 
     def mkdir(self, path: str) -> None:
-        """Make the folder ``path``, parents included; whatever else is in its place is an error."""
+        """Make the folder ``path`` and the folders above it. Folders that exist already are left as they are.
+
+        Raises:
+            ShareError: a link or a file is in the place of a folder.
+        """
         with self._parent(f"{path}/x", create=True):
             pass
 
     def size(self, path: str) -> int | None:
-        """Size in bytes of the regular file at ``path``; None if there is none."""
+        """Return the size of the regular file at ``path`` in bytes; None if there is no such file."""
         with suppress(FileNotFoundError), self._parent(path) as (folder, name):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             return status.st_size if stat.S_ISREG(status.st_mode) else None
         return None
 
     def read(self, path: str, *, offset: int = 0, limit: int) -> bytes | None:
-        """Up to ``limit`` bytes from ``offset`` of the regular file at ``path``; None if there is none.
+        """Return up to ``limit`` bytes, from ``offset``, of the regular file at ``path``; None if there is no file.
 
         Raises:
-            ShareError: it is no regular file, or a link is on the way.
+            ShareError: it is not a regular file, or a link is on the way.
         """
         with suppress(FileNotFoundError), self._parent(path) as (folder, name):
             try:
-                descriptor = os.open(name, _READ, dir_fd=folder)
+                descriptor = os.open(name, _OPEN_READ, dir_fd=folder)
             except OSError as cause:
                 if cause.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
                     raise ShareError(f"{path}: not a regular file") from cause
@@ -126,19 +145,20 @@ class Folder:
         return None
 
     def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Write a file as a whole: a new file under a temporary name, renamed over whatever was there.
+        """Write a file atomically: write a new file under a temporary name, and rename it to ``path``.
 
-        Parents are made. The temporary name starts with a dot and does not end in ``.json``.
+        The folders above are made if they are missing. A file or link at ``path`` is replaced. The temporary name
+        starts with a dot and does not end in ``.json``, so that agentd does not take it for a request.
 
         Raises:
             ShareError: a link is on the way, or a folder is in the place of the file.
         """
         with self._parent(path, create=True) as (folder, name):
             temporary = f".{secrets.token_hex(8)}.tmp"
-            descriptor = os.open(temporary, _CREATE, mode, dir_fd=folder)
+            descriptor = os.open(temporary, _OPEN_CREATE, mode, dir_fd=folder)
             try:
                 with os.fdopen(descriptor, "wb") as sink:
-                    self._give(descriptor)
+                    self._change_owner(descriptor)
                     sink.write(data)
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError as cause:
@@ -149,6 +169,6 @@ class Folder:
                 raise
 
     def remove(self, path: str) -> None:
-        """Remove the file or link at ``path`` if there is one; a folder stays."""
+        """Remove the file or link at ``path``. A folder is left alone, and failures are ignored."""
         with suppress(OSError, ShareError), self._parent(path) as (folder, name):
             os.unlink(name, dir_fd=folder)

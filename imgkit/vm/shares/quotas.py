@@ -1,7 +1,10 @@
-"""How much of the host's disk, and of time, a guest may take.
+"""Quotas: how much of the host's disk, and how much time, a guest may use.
 
-What a guest writes ends up on the host: files in the request share and in the folders that it may write to, and a
-temporary file of QEMU's for what it changes on its disk. :mod:`imgkit.vm.shares.watcher` measures it.
+What a guest writes takes disk space of the host in three places: files in the request share, files in the other folders
+that it may write to, and a temporary file in which QEMU keeps what the guest changes on its disk.
+:mod:`imgkit.vm.shares.monitor` measures them and ends a machine that exceeds its quotas::
+
+    quotas = parse(["share=10G", "time=600"])
 """
 
 from __future__ import annotations
@@ -11,13 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from imgkit.errors import UsageError
+from imgkit.vm.failures import QuotaError
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Limit:
-    """Bytes on the disk, and files and folders; None is no limit. Only what is added after the start counts."""
+class FolderQuota:
+    """What a guest may add to a folder while it runs.
+
+    Attributes:
+        size: bytes on the host's disk, or None for no limit.
+        files: number of files and folders, or None for no limit.
+    """
 
     size: int | None = None
     files: int | None = None
@@ -25,26 +34,28 @@ class Limit:
 
 @dataclass(frozen=True)
 class Quotas:
-    """What a machine may take.
+    """The quotas of a machine.
 
     Attributes:
-        ipc: the request share; a stream of :data:`imgkit.vm.agent.requests.MAX_STREAM` fits in.
-        share: each other share that the guest may write to, whoever adds to it.
-        disk: bytes of what the guest changes on its disk (Linux only, as QEMU's files are found in /proc).
-        seconds: of one request, where it has no shorter time of its own.
+        ipc: quota of the request share. The default has room for a stream of the maximum size.
+        share: quota of each other share that the guest may write to. Whatever is added to the folder counts, whoever
+            adds it.
+        disk: bytes that the guest may change on its disk, or None for no limit. This is measured on Linux only, where
+            QEMU's temporary files are found in /proc.
+        seconds: timeout of every request, or None. A request with a shorter timeout keeps it.
     """
 
-    ipc: Limit = Limit(2 << 30, 10_000)
-    share: Limit = Limit(64 << 30, 2_000_000)
+    ipc: FolderQuota = FolderQuota(2 << 30, 10_000)
+    share: FolderQuota = FolderQuota(64 << 30, 2_000_000)
     disk: int | None = 64 << 30
     seconds: float | None = None
 
 
 def parse(words: Sequence[str]) -> Quotas:
-    """Quotas from words such as ``share=10G``, ``ipc-files=100``, ``disk=none``, ``time=600``.
+    """Parse the arguments of ``--quota``, such as ``share=10G``, ``ipc-files=100``, ``disk=none`` and ``time=600``.
 
     Raises:
-        UsageError: an unknown name, something that is no number, or 0: nothing gets by with nothing.
+        UsageError: a name is unknown, or a value is neither ``none`` nor a number of at least 1.
     """
     quotas = Quotas()
     for word in words:
@@ -76,6 +87,18 @@ def _size(word: str, value: str) -> int | None:
     return size
 
 
-def show(size: int) -> str:
-    """``size`` bytes for people."""
+def exceeded(usage: str, limit: str, option: str) -> QuotaError:
+    """Return the error for a quota that is exceeded.
+
+    Args:
+        usage: what the guest took, as a sentence without its end.
+        limit: what it may take.
+        option: name of the quota in the argument of ``--quota``.
+    """
+    hint = f"--quota {option}=… allows more, --quota {option}=none removes the limit"
+    return QuotaError(f"{usage}, and may add {limit}", hint=hint)
+
+
+def format_size(size: int) -> str:
+    """Format a number of bytes for messages: in GiB with one decimal, or in whole MiB, rounded up."""
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{-(-size // (1 << 20))} MiB"

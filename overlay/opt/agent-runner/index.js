@@ -9,7 +9,7 @@ const config = loadConfig(process.env);
 const log = new Log(config);
 const supervisor = new Supervisor({ config, log, mounter: new Mounter(config) });
 
-/** SIGKILL, because a thread that waits for the serial port would hold up an ordinary exit. */
+/** End at once. A thread that waits for the serial port would delay an ordinary exit, so this is SIGKILL. */
 function leave() {
   process.kill(process.pid, 'SIGKILL');
 }
@@ -28,7 +28,7 @@ async function end(signal) {
 process.on('uncaughtException', crash);
 process.on('unhandledRejection', crash);
 for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => void end(signal).catch(crash));
-// A handler for SIGUSR1 also keeps Node from opening its debugger.
+// A handler of SIGUSR1 also prevents Node from opening its debugger.
 for (const signal of ['SIGHUP', 'SIGUSR1', 'SIGUSR2']) process.on(signal, () => supervisor.forward(signal));
 
 process.umask(0o022);

@@ -18,7 +18,10 @@ function launcher(plan) {
   return { file: SETPRIV, args: ['--nnp', '--', ...plan.command], options };
 }
 
-/** The program's path as the agent's own PATH gives it; a clear error instead of setpriv's. */
+/**
+ * Check that the agent's own PATH leads to the program, because setpriv's message would be less clear.
+ * @throws {RequestError} with exit code 127 if there is no such program
+ */
 function checkProgram(command, env, cwd) {
   const [name] = command;
   const dirs = name.includes('/') ? [cwd] : (env.PATH ?? '').split(':').map((dir) => path.resolve(cwd, dir));
@@ -29,6 +32,7 @@ function checkProgram(command, env, cwd) {
   throw new RequestError(`command not found: ${name}`, 127);
 }
 
+/** Send a signal to a process group. @returns {boolean} false if the group is gone */
 function signalGroup(pid, signal) {
   try {
     process.kill(-pid, signal);
@@ -38,18 +42,19 @@ function signalGroup(pid, signal) {
   }
 }
 
-/** The agent is killed before agentd when memory runs out. */
+/** Make the kernel kill the agent before agentd when memory runs out. */
 function preferAsVictim(pid) {
   try {
     fs.writeFileSync(`/proc/${pid}/oom_score_adj`, '500');
   } catch {
-    // Ended already, or not on Linux.
+    // The agent has ended already, or this is not Linux.
   }
 }
 
 /**
- * Call `start` with a path of the folder `cwd` that leads nowhere else. The child goes there before it gives up being root,
- * and what agents have left running may have put a link in the place of the folder since it was looked at.
+ * Call `start` with a path that can only lead to the folder `cwd`. The child changes to that folder while it is still root,
+ * and a process that an earlier agent left running may have replaced the folder with a link since it was checked.
+ * @throws {RequestError} if the folder cannot be reached
  */
 function inFolder(cwd, start) {
   let fd;
@@ -82,7 +87,7 @@ class AgentRun {
     this.#times = settings.times;
     this.#child = inFolder(plan.cwd, (cwd) => spawn(file, args, { ...options, cwd, detached: true, stdio: ['pipe', 'pipe', 'pipe'] }));
     this.splitters = ['stdout', 'stderr'].map((name) => this.#follow(name, plan.events && name === 'stdout', settings.limits, emit));
-    this.#child.stdin.on('error', () => {}); // an agent that does not read its input
+    this.#child.stdin.on('error', () => {}); // an agent need not read its input
     this.#child.stdin.end(plan.input ?? '');
     if (this.#child.pid) preferAsVictim(this.#child.pid);
     this.finished = this.#finish();
@@ -113,19 +118,20 @@ class AgentRun {
     });
     this.#exited = true;
     clearTimeout(this.#killTimer);
-    // What the agent left behind in its group goes with it; a process that made a session of its own may stay, and
-    // may still hold the pipes: its output is not waited for.
+    // Processes that the agent left in its group are killed. A process in a session of its own may stay, and may still
+    // hold the pipes, so the end of the pipes is not waited for.
     signalGroup(this.#child.pid, 'SIGKILL');
     await this.#drained(closed);
     for (const splitter of this.splitters) splitter.end();
     return { exitCode, signal };
   }
 
+  /** Wait until the pipes are closed, or nothing has come through them for `times.drain` ms. */
   async #drained(closed) {
     let timer;
     let last = -1;
     const idle = new Promise((resolve) => {
-      // Paused by a slow stream is not idle: only a whole period without a byte, while reading, is.
+      // Pipes that are paused because the stream is slow are not idle. A whole period without a byte, while reading, is.
       timer = setInterval(() => {
         const read = this.#child.stdout.bytesRead + this.#child.stderr.bytesRead;
         if (read === last && !this.#child.stdout.isPaused()) resolve();
@@ -138,22 +144,24 @@ class AgentRun {
     this.#child.stderr.destroy();
   }
 
+  /** Stop reading the agent's output, which makes the agent wait once its pipe is full. */
   pause() {
     this.#child.stdout.pause();
     this.#child.stderr.pause();
   }
 
+  /** Read the agent's output again. */
   resume() {
     this.#child.stdout.resume();
     this.#child.stderr.resume();
   }
 
-  /** Pass a signal on to the whole group. */
+  /** Pass a signal on to the whole process group, unless the agent has ended. */
   signal(signal) {
     if (!this.#exited && this.#child.pid) signalGroup(this.#child.pid, signal);
   }
 
-  /** End it: SIGTERM, and SIGKILL when that does not help. */
+  /** End the agent with `signal`, and with SIGKILL if it is still there after `times.kill` ms. */
   stop(signal = 'SIGTERM') {
     if (this.#exited || this.#killTimer) return;
     this.signal(signal);

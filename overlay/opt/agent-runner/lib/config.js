@@ -2,14 +2,14 @@
 
 const path = require('node:path');
 
-/** Variables that choose what runs, or that only agentd may know; none of them ever reaches the agent. */
+/** Variables that only agentd may know, and variables that choose what runs. None of them ever reaches the agent. */
 const CONTROL_NAMES = Object.freeze(['SESSION_TOKEN', 'CONTROL_PLANE_URL', 'SESSION_ID']);
 const CHOICE_NAMES = Object.freeze(['AGENT_COMMAND', 'AGENT_ARGS', 'AGENT_WORKDIR', 'AGENT_USER']);
 
-/** Milliseconds of everything that waits, and bounds in bytes of everything that is read. */
+/** Timeouts and intervals, in milliseconds. */
 const TIMES = Object.freeze({
   poll: 250, // how often the share is looked at (the contract: 300 or faster)
-  rescan: 2000, // a folder that has not changed for this long is only asked for its time, and read this often all the same
+  rescan: 2000, // a folder that has not changed for this long is read only this often; in between only its mtime is looked at
   heartbeat: 5000,
   answer: 60_000, // no answer to a question within this time is a deny
   garbage: 30_000, // a request file that is not JSON and has not changed for this long is refused
@@ -20,6 +20,7 @@ const TIMES = Object.freeze({
   settle: 30_000, // from agentd's start: how long requests are held back for a system that is still coming up
   portSearch: 120_000, // how long the serial port is looked for before saying so
 });
+/** Limits, in bytes unless the comment says otherwise. */
 const LIMITS = Object.freeze({
   request: 64 * 1024 * 1024,
   answer: 4 * 1024 * 1024,

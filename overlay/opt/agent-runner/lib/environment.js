@@ -11,7 +11,10 @@ const HIDDEN = new Set([...CONTROL_NAMES, ...CHOICE_NAMES]);
 /** The kernel's limit for one string of the environment (MAX_ARG_STRLEN), less the name. */
 const MAX_VALUE = 128 * 1024 - 256;
 
-/** The values of this boot that the config drive brought: env.json, then one file per secret. */
+/**
+ * Read the values that the config drive brought for this boot: env.json, then one file per secret.
+ * @throws {RequestError} if env.json is not a JSON object
+ */
 function readDrive(configDir) {
   const values = {};
   try {
@@ -26,12 +29,15 @@ function readDrive(configDir) {
   return values;
 }
 
-/** A sentence about which control-plane values are there; never a value. */
+/** Describe for the log which control-plane values are present. The values themselves are never shown. */
 function describePresence(values) {
   return CONTROL_NAMES.map((name) => `${name} ${values[name] ? 'present' : 'absent'}`).join(', ');
 }
 
-/** Words of a command line: blanks separate, quotes and backslash keep together; nothing is expanded. */
+/**
+ * Split a command line into words, as a shell does, but without expanding anything.
+ * @throws {RequestError} if a quote is not closed
+ */
 function splitWords(text) {
   const words = [];
   const pattern = /\s*((?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+)/gy;
@@ -44,7 +50,7 @@ function splitWords(text) {
   return words;
 }
 
-/** AGENT_ARGS is a JSON array of strings, or words as in a shell. */
+/** Split AGENT_ARGS, which is a JSON array of strings, or words as in a shell. */
 function splitArguments(text) {
   if (!text.trimStart().startsWith('[')) return splitWords(text);
   let list;
@@ -58,7 +64,7 @@ function splitArguments(text) {
 }
 
 /**
- * What chooses the agent: the request's variables before the config drive's before /etc/conf.d/agentd's.
+ * Choose the agent. The request's variables take precedence over the config drive's, and those over /etc/conf.d/agentd's.
  * @returns {{command: string[], workdir?: string, userName: string}} command is empty when none is configured
  */
 function chooseAgent(choices, drive, requestEnv) {
@@ -69,14 +75,17 @@ function chooseAgent(choices, drive, requestEnv) {
 }
 
 /**
- * The user of this boot's agents, unless a request chooses another.
+ * Find the user of this boot's agents. A request may choose another one.
  * @throws {RequestError} when the config drive cannot be read or there is no such user
  */
 function bootUser(config) {
   return findUser(chooseAgent(config.choices, readDrive(config.configDir), {}).userName, config.passwdFile);
 }
 
-/** The whole environment of an agent: nothing of agentd's own, nothing that is agentd's business. */
+/**
+ * Make the whole environment of an agent. Nothing is inherited from agentd, and the hidden variables are left out.
+ * @throws {RequestError} naming a variable that the kernel would not take
+ */
 function agentEnvironment(user, drive, request, socket) {
   const env = { PATH, HOME: user.home, USER: user.name, LOGNAME: user.name, SHELL: user.shell, LANG: 'C.UTF-8' };
   Object.assign(env, drive, request.env, {

@@ -1,6 +1,6 @@
 'use strict';
 
-/** A request that cannot be carried out, by the host's doing; the message goes into its `result`. */
+/** The host asks for something that cannot be done. The message goes into the request's `result`. */
 class RequestError extends Error {
   constructor(message, exitCode = null) {
     super(message);

@@ -14,24 +14,24 @@ const FOLDERS = ['requests', 'streams', 'responses'];
 const RESULT = /^\{"type":"sdk_event","event":\{"type":"result"/;
 
 /**
- * The channel over a shared folder. inotify does not cross 9p, so it is looked at every `times.poll` ms.
+ * The channel over a shared folder. inotify does not work over 9p, so the folder is polled every `times.poll` ms.
  *
- * A stream file that has content says that its request was begun. It is the only journal, it is in the share, and so
- * no request runs twice whatever crashes, the VM included.
+ * A stream file that has content proves that its request was begun. There is no other journal. As it lies in the share,
+ * no request runs twice even if the VM crashes.
  */
 class FileChannel {
   mode = 'file';
   #config;
   #log;
   #mounter;
-  #doubtful = new Map(); // request file → {stamp, since}: not JSON (yet)
+  #doubtful = new Map(); // request file that is not JSON (yet) → {stamp, since}
   #taken = new Set(); // ids that are queued, running, or done and not yet removed
-  #share; // held: every path below comes from it
+  #share; // SharedFolder: every path that is used here comes from it
   #failures = 0;
-  #folder; // descriptor of the folder of requests
-  #stamp; // what it said last
-  #changed = 0; // monotonic ms when that was new
-  #scanned = 0; // and when the folder was read
+  #folder; // descriptor of the requests folder
+  #stamp; // its last known mtime
+  #changed = 0; // monotonic ms when its mtime was last seen to change
+  #scanned = 0; // monotonic ms when it was last read
   #stopped = new AbortController();
 
   constructor(config, log, mounter) {
@@ -45,18 +45,20 @@ class FileChannel {
     return this.#share.path(...parts);
   }
 
+  /** True if the share is mounted. */
   get mounted() {
     return this.#mounter.ipcMounted();
   }
 
+  /** Make the folders of the contract. @throws {Error} if the share is not there or cannot be written */
   makeFolders() {
     for (const name of FOLDERS) {
-      // Not recursive: a share that is away must not be replaced by folders on the VM's own disk.
+      // This is not recursive, because a missing share must not be replaced by folders on the VM's own disk.
       if (!fs.existsSync(this.#path(name))) fs.mkdirSync(this.#path(name));
     }
   }
 
-  /** Write the heartbeat; when that fails again and again, or the folder is not the share, the share is mounted anew. */
+  /** Write the heartbeat. A share that is not mounted is mounted first; every third failure in a row mounts it again. */
   async beat(beat) {
     if (!beat.ipcMounted) {
       this.#letGo();
@@ -77,7 +79,7 @@ class FileChannel {
     }
   }
 
-  /** That the share is missing is said in the folder that it belongs on, when that is root's: nobody can plant links in it. */
+  /** Without the share, write the heartbeat into its mount point, provided that only root can make links there. */
   #beatAlone(beat) {
     const fd = holdFolder(this.#config.ipcDir);
     try {
@@ -88,6 +90,7 @@ class FileChannel {
     }
   }
 
+  /** Close every descriptor of the share, so that it can be mounted again. */
   #letGo() {
     this.#closeFolder();
     this.#share.close();
@@ -115,18 +118,19 @@ class FileChannel {
     try {
       this.makeFolders();
     } catch {
-      // The share is away; the heartbeat sees to it.
+      // The share is away; beat() mounts it again.
     }
   }
 
+  /** Stop looking for requests. */
   stop() {
     this.#stopped.abort();
     this.#closeFolder();
   }
 
   /**
-   * Whether the folder of requests must be read: one question to the host through an open descriptor costs a tenth of
-   * that. A time of change is not exact, and nothing says that the host's filesystem keeps one: hence `times.rescan`.
+   * True if the requests folder must be read. Asking for its mtime through an open descriptor costs a tenth of that. An
+   * mtime is not exact, and the host's file system may not keep one, so the folder is read every `times.rescan` ms anyway.
    */
   #mayHaveNews() {
     const now = performance.now();
@@ -140,14 +144,14 @@ class FileChannel {
     return true;
   }
 
-  /** Changes with the content of the folder; undefined when it cannot be told. */
+  /** The mtime of the requests folder in ns, or undefined if it cannot be determined. */
   #folderStamp() {
     try {
       this.#folder ??= fs.openSync(this.#path('requests'), 'r');
       const { mtimeNs, nlink } = fs.fstatSync(this.#folder, { bigint: true });
       if (nlink > 0n) return mtimeNs;
     } catch {
-      // The share is away, or was mounted anew: reading the folder says so.
+      // The share is away, or was mounted again; reading the folder reports that.
     }
     this.#closeFolder();
     return undefined;
@@ -157,7 +161,7 @@ class FileChannel {
     try {
       if (this.#folder !== undefined) fs.closeSync(this.#folder);
     } catch {
-      // A descriptor of a share that is away.
+      // The share of this descriptor is away.
     }
     this.#folder = undefined;
   }
@@ -179,11 +183,12 @@ class FileChannel {
     }
   }
 
+  /** Forget the ids whose request files the host has removed. */
   #forgetRemoved(names, queue) {
     for (const id of this.#taken) if (!names.has(`${id}.json`) && !queue.has(id)) this.#taken.delete(id);
   }
 
-  /** Oldest first; the name decides between equals. */
+  /** Sort ids by the age of their request files, the oldest first; ids of the same age are sorted by name. */
   async #byAge(ids) {
     const aged = await Promise.all(
       ids.map(async (id) => {
@@ -195,6 +200,7 @@ class FileChannel {
     return aged.map(({ id }) => id);
   }
 
+  /** Read one request file, and queue its request if the file is complete or refused. */
   async #look(id, queue, cancelled) {
     const name = `${id}.json`;
     const content = await readSmall(this.#path('requests', name), this.#config.limits.request);
@@ -213,7 +219,7 @@ class FileChannel {
     await fsp.copyFile(this.#path('requests', name), this.#path('requests', `${name}.rejected`), fs.constants.COPYFILE_EXCL);
   }
 
-  /** Not JSON: half-written, unless nothing has changed for `times.garbage` ms of monotonic time. */
+  /** True if a file that is not JSON is refused: it is too large, or unchanged for `times.garbage` ms and so not being written. */
   #isGarbage(name, content) {
     if (content.tooLarge) return true;
     const known = this.#doubtful.get(name);
@@ -222,7 +228,7 @@ class FileChannel {
     return false;
   }
 
-  /** What an earlier agentd did with this request: 'new', 'begun', or 'ended' (it has its result). */
+  /** Return what an earlier agentd did with this request: 'new' (nothing), 'begun', or 'ended' (it has its result). */
   async history(id) {
     let handle;
     try {
@@ -238,7 +244,7 @@ class FileChannel {
     }
   }
 
-  /** The stream of a request. A line that a crash left unfinished is ended first. */
+  /** Open the stream of a request. If a crash left an unfinished line, that line is ended first. */
   async openStream(id) {
     const file = () => this.#path('streams', `${id}.log`);
     const torn = await endsTorn(file());
@@ -251,7 +257,7 @@ class FileChannel {
     if (error.code === 'ENOENT') this.#restoreFolders();
   }
 
-  /** The request is done: its file goes, at once or (share away) when it is found again: its stream says that it ended. */
+  /** Remove the files of a request that is done. If the share is away, they are removed when they are found again. */
   async finish(id) {
     this.#log.forget('stream');
     for (const name of [`${id}.json`, `${id}.cancel`]) {
@@ -261,9 +267,9 @@ class FileChannel {
   }
 
   /**
-   * The host's answer to a question, read again until it is a JSON object, and removed.
+   * Wait for the host's answer to a question, and remove its file. A file that is no JSON object yet is read again.
    * @param {'permission'|'host_tool'} kind
-   * @returns {Promise<object|undefined>} undefined when `signal` is aborted first
+   * @returns {Promise<object|undefined>} undefined if `signal` is aborted first, or the answer is too large
    */
   async answer(kind, id, signal) {
     const name = kind === 'host_tool' ? `${id}.host-tool.json` : `${id}.json`;
@@ -288,17 +294,19 @@ class FileChannel {
     await removeFile(this.#path(...parts));
   }
 
-  // Files need no transfer: both sides see the same folder.
+  // Files need no transfer, because both sides see the same folder.
   async beforeAgent() {}
   async afterAgent() {}
 }
 
+/** The last four lines of a stream file, of which the last 4 MiB are read. */
 async function tailLines(handle, size) {
   const length = Math.min(size, 4 * 1024 * 1024);
   const { buffer, bytesRead } = await handle.read(Buffer.alloc(length), 0, length, size - length);
   return buffer.toString('utf8', 0, bytesRead).split('\n').slice(-4);
 }
 
+/** True if the file's last line has no end. */
 async function endsTorn(file) {
   const handle = await fsp.open(file, READ).catch(() => undefined);
   if (!handle) return false;

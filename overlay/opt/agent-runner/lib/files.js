@@ -5,13 +5,14 @@ const fsp = require('node:fs/promises');
 
 const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = fs.constants;
 
-/** Flags for files of a shared folder: what is there under another name is not meant. */
+/** Flags for files of a shared folder. Symbolic links are not followed. */
 const READ = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
 const APPEND = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW;
 
 /**
- * A small file as text and its identity for "has it changed"; undefined when there is none, or no regular file.
- * @returns {Promise<{text: string, stamp: string, size: number, tooLarge: boolean}|undefined>} text is empty when too large
+ * Read a small file.
+ * @returns {Promise<{text: string, stamp: string, size: number, tooLarge: boolean}|undefined>} `stamp` differs if the file
+ *   has changed; `text` is empty if the file is larger than `limit` bytes. undefined if there is no regular file.
  */
 async function readSmall(file, limit) {
   let handle;
@@ -31,12 +32,12 @@ async function readSmall(file, limit) {
   }
 }
 
-/** Remove a file; it does not matter whether it was there. */
+/** Remove a file, if it exists. */
 async function removeFile(file) {
   await fsp.rm(file, { force: true });
 }
 
-/** The JSON object in `text`, or undefined: a file that is being written is no object until its last byte. */
+/** Parse a JSON object. Returns undefined for anything else, such as a file that is still being written. */
 function parseObject(text) {
   try {
     const value = JSON.parse(text);

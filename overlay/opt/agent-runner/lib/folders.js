@@ -3,19 +3,21 @@
 const fs = require('node:fs');
 const path = require('node:path');
 
-const O_PATH = 0o10000000; // Linux's; Node has no name for it. The folder is held, not opened: no right to read is needed.
+const O_PATH = 0o10000000; // Linux's flag, for which Node has no name. Such a descriptor needs no right to read the folder.
 const ENTRY = O_PATH | fs.constants.O_NOFOLLOW;
 const FOLDER = ENTRY | fs.constants.O_DIRECTORY;
 
-/** The path by which this process reaches what is below a folder that it holds, whatever becomes of the folder's name. */
+/** The path of something below a folder that this process holds by a descriptor. It stays valid if the folder is renamed. */
 function below(fd, ...parts) {
   return path.join(`/proc/self/fd/${fd}`, ...parts);
 }
 
 /**
- * Hold the folder `target`, reached through no symbolic link. The agent may change names while root walks.
- * @param {{uid: number, gid: number}} [owner] missing folders are made, for this owner; without it they are an error
- * @returns {number} a descriptor, to be closed
+ * Hold the folder `target` by a descriptor, without following symbolic links. Each step starts from the descriptor of the
+ * folder above, because the agent may rename folders meanwhile.
+ * @param {{uid: number, gid: number}} [owner] missing folders are made for this owner; without it they are an error
+ * @returns {number} a descriptor that the caller closes
+ * @throws {Error} with the code ENOTDIR if a component is a link or no folder, ENOENT if it is missing
  */
 function holdFolder(target, owner) {
   let fd = fs.openSync('/', FOLDER);
@@ -30,6 +32,7 @@ function holdFolder(target, owner) {
   return fd;
 }
 
+/** Hold the folder `part` of a held folder. With an owner, it is made if it is missing. */
 function step(above, part, owner) {
   try {
     return fs.openSync(below(above, part), FOLDER);
@@ -42,7 +45,7 @@ function step(above, part, owner) {
   return fd;
 }
 
-/** The path at which a held folder is now. */
+/** The current path of a held folder. */
 function placeOf(fd) {
   return fs.readlinkSync(below(fd));
 }
@@ -52,28 +55,28 @@ function mountOf(fd) {
   return /^mnt_id:\s*(\d+)$/m.exec(fs.readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))[1];
 }
 
-/** True when only this process's own user can change what is in a held folder. */
+/** True if only this process's own user can change the entries of a held folder. */
 function isOwn(fd) {
   const { uid, mode } = fs.fstatSync(fd);
   return uid === process.getuid() && (mode & 0o022) === 0;
 }
 
 /**
- * The request share, held from the moment at which it was seen to be the share: a path in it leads into the share or
- * nowhere, never into a folder that the agent has put in its place.
+ * The request share, held by a descriptor from the moment it was found to be the share. A path from here leads into the
+ * share or fails; it never leads into a folder that the agent has put in its place.
  */
 class SharedFolder {
   #dir;
   #isShare;
   #fd;
 
-  /** @param {(fd: number) => boolean} isShare whether a held folder is the share */
+  /** @param {(fd: number) => boolean} isShare returns true if a held folder is the share */
   constructor(dir, isShare) {
     this.#dir = dir;
     this.#isShare = isShare;
   }
 
-  /** The path of something in the share, to be used at once. @throws {Error} when the folder is not the share */
+  /** The path of something in the share, for immediate use. @throws {Error} if the folder is not the share */
   path(...parts) {
     this.#fd ??= this.#open();
     return below(this.#fd, ...parts);
@@ -86,12 +89,12 @@ class SharedFolder {
     throw new Error(`${this.#dir} is not the share`);
   }
 
-  /** Let go of it when it is the share no more. */
+  /** Close the descriptor if its folder is not the share any more. */
   refresh() {
     if (this.#fd !== undefined && !this.#isShare(this.#fd)) this.close();
   }
 
-  /** Let go of it: a share that is held cannot be mounted a second time. */
+  /** Close the descriptor. The share cannot be mounted again while it is held. */
   close() {
     if (this.#fd === undefined) return;
     const fd = this.#fd;

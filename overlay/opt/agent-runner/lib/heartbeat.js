@@ -6,7 +6,7 @@ const path = require('node:path');
 const PROTOCOL_VERSION = 1;
 const { O_CREAT, O_NOFOLLOW, O_TRUNC, O_WRONLY } = fs.constants;
 
-/** The image's name and build id out of the KEY=VALUE file that the build writes; empty when there is none. */
+/** Read the image's name and build id from the KEY=VALUE file that the build writes. Empty if there is no such file. */
 function readRelease(file) {
   let text;
   try {
@@ -22,7 +22,7 @@ function readRelease(file) {
   return { image: values.get('IMGKIT_IMAGE'), buildId: values.get('IMGKIT_BUILD_ID') };
 }
 
-/** One heartbeat. The timestamp is the wall clock in ms, the uptime is monotonic in seconds; `system` as SystemState has it. */
+/** Make one heartbeat: the timestamp is the wall clock in ms, the uptime is in seconds, `system` comes from SystemState. */
 function makeHeartbeat(ipcMode, ipcMounted, release, system) {
   return {
     timestamp: Date.now(),
@@ -36,7 +36,7 @@ function makeHeartbeat(ipcMode, ipcMounted, release, system) {
   };
 }
 
-/** Replace the heartbeat as a whole: a reader sees the old or the new one, never a part. */
+/** Replace the heartbeat file atomically: a reader sees the old or the new one, never a part. */
 function writeHeartbeat(ipcDir, beat) {
   const temporary = path.join(ipcDir, `.heartbeat.${process.pid}`);
   fs.writeFileSync(temporary, JSON.stringify(beat), { flag: O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW });

@@ -6,33 +6,33 @@ const { setImmediate: turn } = require('node:timers/promises');
 const { RequestError } = require('./errors');
 const { ENTRY, FOLDER, below, holdFolder, mountOf } = require('./folders');
 
-const LAST_ID = 2 ** 31 - 1; // Node starts processes with no greater one
-const BATCH = 256; // files between two chances for everything else, the heartbeat first of all
-const DEPTH = 200; // folders in folders; each of them is held while root works in it
+const LAST_ID = 2 ** 31 - 1; // the largest id with which Node can start a process
+const BATCH = 256; // files that are handled before the event loop, and so the heartbeat, gets a turn
+const DEPTH = 200; // nested folders that are entered; each of them takes a descriptor
 
-/** The accounts of a passwd(5) or the groups of a group(5) text: `{name, ids}`, where ids are fields 3 and 4 as numbers. */
+/** Parse the lines of a passwd(5) or group(5) file as `{name, ids}`, where `ids` are fields 3 and 4 as numbers. */
 function parseTable(text) {
   const lines = text.split('\n').map((line) => line.split(':'));
   return lines.filter((fields) => fields.length >= 4).map(([name, , third, fourth]) => ({ name, ids: [Number(third), Number(fourth)] }));
 }
 
-/** The group that is the agent's own: no other account has it as its primary group. */
+/** The group that belongs to the agent alone, or undefined: no other account may have it as its primary group. */
 function ownGroup(user, accounts, groups) {
   if (accounts.some(({ name, ids }) => name !== user.name && ids[1] === user.gid)) return undefined;
   return groups.find(({ ids }) => ids[0] === user.gid) ?? groups.find(({ name }) => name === user.name);
 }
 
 /**
- * The uid and gid with which the agent's account works in a folder: those of the folder's owner, so that the agent may
- * do there what the host's user may and what it makes belongs to that user.
+ * Decide with which uid and gid the agent's account works in a folder. These are the ids of the folder's owner, so that the
+ * agent may do in it what the host's user may do, and its files belong to that user.
  *
- * Root's uid and those of other accounts are never taken over. A gid is taken over only when it names no group of the
- * image: macOS' first user is 501:20, and 20 is Alpine's `dialout`.
+ * The uids of root and of other accounts are never taken over. A gid is taken over only if the image has no group with that
+ * number: macOS' first user is 501:20, and 20 is Alpine's `dialout`.
  * @param {{name: string, uid: number, gid: number}} user the agent's account as it is now
  * @param {{uid: number, gid: number}} owner the folder's
  * @param {{passwd: string, group: string}} tables the texts of /etc/passwd and /etc/group
- * @returns {{uid: number, gid: number, group?: string}} the user's own numbers where there is nothing to take over;
- *   `group` is the name of the group that gets another number
+ * @returns {{uid: number, gid: number, group?: string}} the user's own ids if there is nothing to take over; `group` is
+ *   the name of the group whose gid changes
  */
 function identityFor(user, owner, tables) {
   const unchanged = { uid: user.uid, gid: user.gid };
@@ -45,7 +45,7 @@ function identityFor(user, owner, tables) {
   return { uid: owner.uid, gid: owner.gid, group: own.name };
 }
 
-/** Why a folder of this owner is not the user's to write to, and what can be done about it; one clause. */
+/** Explain in one clause why the user cannot write to a folder of this owner, and what to do about it. */
 function explainOwner(user, owner, passwd) {
   if (owner.uid === 0) return 'it belongs to root, and the agent never acts as root: let an ordinary user own it, or others write to it';
   const other = parseTable(passwd).find(({ name, ids }) => name !== user.name && ids[0] === owner.uid);
@@ -54,9 +54,9 @@ function explainOwner(user, owner, passwd) {
 }
 
 /**
- * Give what earlier uids of the agent own below `top` to `to`: what belongs neither to root nor to another account.
- * Other mounts are left alone: the shares are the host's. Every folder and file is held by a descriptor while it is
- * looked at and changed, so that a name which leads elsewhere meanwhile changes nothing.
+ * Give the files below `top` that belong neither to root nor to another account to `to`: earlier uids of the agent own
+ * them. Other mounts are left alone, because shares belong to the host. Every folder and file is held by a descriptor while
+ * it is examined and changed, so a name that leads elsewhere meanwhile has no effect.
  * @param {string} top
  * @param {{isOthers: (uid: number) => boolean, isNamed: (gid: number) => boolean}} accounts see `accountsBeside`
  * @param {{uid: number, gid: number}} to
@@ -82,7 +82,7 @@ async function handOver(top, accounts, to) {
   }
 }
 
-/** One entry of a held folder; a folder of the same mount is entered, unless it lies too deep. */
+/** Handle one entry of a held folder. A folder of the same mount is entered, unless it lies too deep. */
 function handOverEntry(entry, { accounts, to, mount, enter }) {
   const stat = unlessGone(() => fs.lstatSync(entry));
   if (!stat || !(stat.isDirectory() || isGiven(stat, accounts, to))) return;
@@ -101,20 +101,22 @@ function handOverEntry(entry, { accounts, to, mount, enter }) {
   }
 }
 
-/** The path of an entry in a held folder: bytes, because names need not be UTF-8. */
+/** The path of an entry in a held folder, as bytes, because names need not be UTF-8. */
 function entryOf(fd, name) {
   return Buffer.concat([Buffer.from(`${below(fd)}/`), name]);
 }
 
+/** The names in a held folder, as bytes. Empty if the folder is gone. */
 function readFolder(fd) {
   return unlessGone(() => fs.readdirSync(below(fd), { encoding: 'buffer' })) ?? [];
 }
 
-/** A descriptor, or undefined when the entry is gone or has become something else. */
+/** Call `open` for a descriptor. Returns undefined if the entry is gone or has become something else. */
 function hold(open) {
   return unlessGone(open, ['ENOENT', 'ENOTDIR', 'ELOOP']);
 }
 
+/** Call `action`. Returns undefined if it fails with one of these error codes. */
 function unlessGone(action, codes = ['ENOENT']) {
   try {
     return action();
@@ -124,17 +126,18 @@ function unlessGone(action, codes = ['ENOENT']) {
   }
 }
 
+/** True if a file of this owner is to be given to `to`. */
 function isGiven({ uid }, accounts, to) {
   return uid !== to.uid && !accounts.isOthers(uid);
 }
 
-/** Change the owner of what a descriptor holds, be it a symbolic link. */
+/** Change the owner of the file, folder or symbolic link that a descriptor holds. */
 function give(fd, accounts, to) {
   const stat = fs.fstatSync(fd);
   if (isGiven(stat, accounts, to)) fs.chownSync(below(fd), to.uid, accounts.isNamed(stat.gid) ? stat.gid : to.gid);
 }
 
-/** Which uids and gids are not the agent's to give: those of root, of other accounts, of other groups. */
+/** Tell the uids and gids that the agent must not give away: those of root, of other accounts and of other groups. */
 function accountsBeside(user, tables) {
   const [accounts, groups] = [parseTable(tables.passwd), parseTable(tables.group)];
   const own = ownGroup(user, accounts, groups);
@@ -144,14 +147,14 @@ function accountsBeside(user, tables) {
   };
 }
 
-/** Where the next content of a file is written before it is renamed into place. */
+/** The path at which the new content of a file is written before it is renamed into place. */
 function draftOf(file) {
   return `${file}.agentd`;
 }
 
-/** Write the next content of a file of root's, its mode kept. `change` gets and returns its lines. */
+/** Write the new content of a system file to its draft, with the file's mode. `change` maps its lines to the new ones. */
 function writeDraft(file, change) {
-  const text = fs.readFileSync(file, 'latin1'); // the bytes of what is not changed stay as they are
+  const text = fs.readFileSync(file, 'latin1'); // keeps every byte of the lines that are not changed
   const fd = fs.openSync(draftOf(file), 'w', 0o600);
   try {
     fs.writeFileSync(fd, change(text.split('\n')).join('\n'), 'latin1');
@@ -162,7 +165,7 @@ function writeDraft(file, change) {
   }
 }
 
-/** The line of `name` with other numbers: `ids` go to its third field and the ones after it. */
+/** Replace the third and following fields of the line of `name` by `ids`. */
 function renumber(lines, name, ids) {
   return lines.map((line) => {
     const fields = line.split(':');
@@ -173,19 +176,19 @@ function renumber(lines, name, ids) {
 }
 
 /**
- * Let the agent's account work as the owner of its folder: from now on its files, /etc/passwd and /etc/group have the
- * owner's uid (and gid, where that is free). Whatever runs as the agent is ended first.
+ * Let the agent's account work as the owner of its folder. From now on /etc/passwd, /etc/group and the agent's files have
+ * the owner's uid, and the owner's gid if it is free. Processes of the agent are ended first.
  *
- * It may be interrupted: the next contents of the two files are written before anything is changed, which also shows
- * that there is room for them, and the one of /etc/passwd is put into place last. Where that is still lying about,
- * everything is done again, whoever the owner is by then.
+ * This may be interrupted at any time. Drafts of both files are written before anything changes, which also proves that
+ * there is room for them, and the draft of /etc/passwd is renamed last. If that draft still exists at the next call,
+ * everything is done again, for whoever owns the folder then.
  * @param {{passwdFile: string, groupFile: string, workspace: string, scratchFolders: string[]}} config
- * @param {object} user as `findUser` gives it
+ * @param {object} user as returned by `findUser`
  * @param {{uid: number, gid: number}} owner of the folder
- * @param {{endLeftovers: () => Promise<unknown>, isShare: (folder: string) => boolean}} system how every process that
- *   runs as the agent is ended, and whether a folder is the host's
- * @returns {Promise<object>} the user with the numbers that it has now
- * @throws {RequestError} when the system's files cannot be written, or a process cannot be ended
+ * @param {{endLeftovers: () => Promise<unknown>, isShare: (folder: string) => boolean}} system `endLeftovers` ends every
+ *   process of the agent, `isShare` returns true if a folder is the host's
+ * @returns {Promise<object>} the user with its current ids
+ * @throws {RequestError} if the files cannot be written, or a process cannot be ended
  */
 async function takeOver(config, user, owner, { endLeftovers, isShare }) {
   const tables = { passwd: fs.readFileSync(config.passwdFile, 'latin1'), group: fs.readFileSync(config.groupFile, 'latin1') };

@@ -4,12 +4,12 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { RequestError } = require('./errors');
 
-/** What the kernel must refuse, or an agent could have root change files through links that the agent has made. */
+/** Settings without which an agent could make links through which root changes files elsewhere. */
 const REQUIRED = ['protected_hardlinks', 'protected_symlinks'];
 
 /**
- * Make sure that links are protected. The kernel itself is asked, before anything of a request is done: the settings are
- * in force long before agentd starts, so there is nothing to wait for, and nothing that a request could wait out.
+ * Check that the kernel protects links. This is the first step of every request. The settings are in force long before
+ * agentd starts, so there is no reason to wait for them.
  * @param {{kernelSettings: string}} config the folder of the settings, /proc/sys/fs
  * @throws {RequestError} naming the setting that is not in force, or cannot be read
  */

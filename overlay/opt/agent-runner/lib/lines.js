@@ -2,16 +2,16 @@
 
 const NEWLINE = 0x0a;
 
-/** Cuts bytes into lines of bounded length; a longer line is dropped as a whole and reported. */
+/** Splits bytes into lines. A line longer than `limit` bytes is dropped as a whole and reported. */
 class LineReader {
   #parts = [];
   #length = 0;
   #skipping = false;
 
   /**
-   * @param {number} limit bytes of one line
+   * @param {number} limit the most bytes of a line
    * @param {(line: string) => void} onLine called with every complete, non-empty line
-   * @param {() => void} onTooLong
+   * @param {() => void} onTooLong called at the end of every line that is too long
    */
   constructor(limit, onLine, onTooLong) {
     this.limit = limit;
@@ -19,6 +19,7 @@ class LineReader {
     this.onTooLong = onTooLong;
   }
 
+  /** Take the next bytes. The caller may reuse the chunk afterwards. */
   push(chunk) {
     let start = 0;
     for (let end = chunk.indexOf(NEWLINE); end >= 0; end = chunk.indexOf(NEWLINE, start)) {
@@ -29,7 +30,7 @@ class LineReader {
     this.#add(chunk.subarray(start));
   }
 
-  /** The other side has gone and come back: what it had not finished is void. */
+  /** Forget an unfinished line, because the other side has disconnected. */
   reset() {
     this.#parts = [];
     this.#length = 0;

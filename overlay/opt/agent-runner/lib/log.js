@@ -2,7 +2,7 @@
 
 const fs = require('node:fs');
 
-/** Lines for people: all of them to stderr (the service's log file, kept below a size), the grave ones to the console. */
+/** Writes all messages to stderr, which is the service's log file, and grave ones to the console as well. */
 class Log {
   #config;
   #seen = new Set();
@@ -11,12 +11,13 @@ class Log {
     this.#config = config;
   }
 
+  /** Write a message to the log. A log file that exceeds `limits.log` bytes is begun again. */
   info(text) {
     process.stderr.write(`${new Date().toISOString()} ${text}\n`);
     this.#shorten();
   }
 
-  /** Also shown on the serial console, whose tail the host prints when something fails. */
+  /** Write a message to the log and to the serial console, whose tail the host prints when something fails. */
   alarm(text) {
     this.info(text);
     try {
@@ -28,25 +29,26 @@ class Log {
     }
   }
 
-  /** An alarm that is given only once for each `key` until `forget(key)`. */
+  /** Raise an alarm only once for each `key`, until `forget(key)` is called. */
   once(key, text) {
     if (this.#seen.has(key)) return;
     this.#seen.add(key);
     this.alarm(text);
   }
 
+  /** Let the next `once(key, …)` raise its alarm again. */
   forget(key) {
     this.#seen.delete(key);
   }
 
-  /** The supervisor appends to the log, so cutting it is safe. */
+  /** Keep the log below its limit. supervise-daemon opens the file for appending, so truncating it is safe. */
   #shorten() {
     try {
       if (fs.statSync(this.#config.logFile).size <= this.#config.limits.log) return;
       fs.copyFileSync(this.#config.logFile, `${this.#config.logFile}.1`);
       fs.truncateSync(this.#config.logFile);
     } catch {
-      // No log file (tests, another payload's service), or a full disk.
+      // There is no log file (in tests, or under another service), or the disk is full.
     }
   }
 }

@@ -8,16 +8,16 @@ const { explainOwner, takeOver } = require('./identity');
 const { findLink, isInside } = require('./paths');
 const { endAgents, noteUser, runTool } = require('./users');
 
-/** Its mount takes a held folder as it is; the one of util-linux, where an image has that, would look the path up anew. */
+/** Its mount takes a held folder as it is. The mount of util-linux, which an image may have as well, resolves the path again. */
 const BUSYBOX = '/bin/busybox';
 const IPC_TAG = 'ipc';
 const OPTIONS = 'trans=virtio,version=9p2000.L,msize=262144';
-/** Only root may use the request channel: the agent must not read other requests nor write results. */
+/** Only root may use the request share: the agent must neither read other requests nor write results. */
 const IPC_OPTIONS = `${OPTIONS},access=0,nosuid,nodev,noexec`;
 const SHARE_OPTIONS = `${OPTIONS},nosuid,nodev`;
 const SHARE_TYPES = new Set(['9p', 'virtiofs']);
 
-/** All mounts, as {id, where, type, source}; of those on the same place the last is the one that is seen. */
+/** Read all mounts as {id, where, type, source}. Of several mounts on one folder, the last is visible. */
 function readMounts(table = '/proc/self/mountinfo') {
   const lines = fs.readFileSync(table, 'utf8').split('\n').filter(Boolean);
   return lines.map((line) => {
@@ -27,12 +27,12 @@ function readMounts(table = '/proc/self/mountinfo') {
   });
 }
 
-/** What is mounted on `target`, or undefined. */
+/** The visible mount on `target`, or undefined. */
 function findMount(target, table) {
   return readMounts(table).findLast(({ where }) => where === target);
 }
 
-/** True when `dir` really is a share of the host. */
+/** True if a share of the host is mounted on `dir`. */
 function isShare(dir, table) {
   const mount = findMount(dir, table);
   return mount !== undefined && SHARE_TYPES.has(mount.type);
@@ -42,25 +42,26 @@ function isShare(dir, table) {
 class Mounter {
   #config;
   #system;
-  #workers = new Map(); // folder → its owner, and the uid that works in it
+  #workers = new Map(); // folder → {owner, uid}: its owner, and the uid that works in it
 
-  /** @param {{run?, table?, endAgents?, touch?}} system what the tests replace: programs, the table of mounts, the killing */
+  /** @param {{run?, table?, endAgents?, touch?}} system replaced by tests: programs, the mount table, ending processes */
   constructor(config, system = {}) {
     this.#config = config;
     this.#system = { run: runTool, endAgents, touch, ...system };
   }
 
+  /** True if the request share is mounted. */
   ipcMounted() {
     return isShare(this.#config.ipcDir, this.#system.table);
   }
 
-  /** True when the held folder belongs to the request share. */
+  /** True if the held folder belongs to the mounted request share. */
   holdsIpc(fd) {
     const mount = findMount(this.#config.ipcDir, this.#system.table);
     return mount !== undefined && SHARE_TYPES.has(mount.type) && mount.id === mountOf(fd);
   }
 
-  /** Try to mount the request channel; true when it is there afterwards. */
+  /** Mount the request share, unless it is mounted. @returns {Promise<boolean>} true if it is mounted afterwards */
   async mountIpc() {
     if (this.ipcMounted()) return true;
     try {
@@ -91,25 +92,25 @@ class Mounter {
     }
   }
 
-  /** The channel stopped working (the host may have replaced the folder): let go of it, mount it again. */
+  /** Unmount the request share and mount it again, because it stopped working: the host may have replaced its folder. */
   async remountIpc() {
     if (this.ipcMounted()) await this.#system.run(BUSYBOX, ['umount', '-l', this.#config.ipcDir]).catch(() => {});
     return this.mountIpc();
   }
 
   /**
-   * Mount everything that a request names, before its agent starts. What an earlier agent left running is ended before
-   * anything is made or mounted: root works in folders of the agent's then. The request share is among them, as the host
-   * application names it in every request: it is there already.
+   * Mount all shares that a request names, before its agent starts. Processes that an earlier agent left running are ended
+   * before anything is made or mounted, because root then works in folders of the agent's. The host application names the
+   * request share in every request; it is mounted already and skipped.
    * @param {readonly {name: string, tag: string, guestPath: string}[]} wanted
-   * @param {{name: string, uid: number, gid: number, home: string}} user who must be able to write to `work`
-   * @param {boolean} ownDisk serial mode: a tag that no device has is a folder, whose files the port carries
+   * @param {{name: string, uid: number, gid: number, home: string}} user must be able to write to `work`
+   * @param {boolean} ownDisk true in serial mode: a tag that no device has becomes a folder, whose files the port carries
    * @returns {Promise<object>} the user, with the uid and gid under which it works in `work`
-   * @throws {RequestError} naming the share that cannot be had: an agent never runs on the VM's disk in its place
+   * @throws {RequestError} naming the share that cannot be mounted: an agent never runs on the VM's disk instead
    */
   async prepare(wanted, user, ownDisk = false) {
     let work;
-    for (const mount of wanted.filter((each) => !this.#isRequestShare(each))) {
+    for (const mount of wanted.filter((share) => !this.#isRequestShare(share))) {
       this.#check(mount, user);
       if (ownDisk && !shareTags().includes(mount.tag)) {
         await this.#makeFolder(mount, user);
@@ -126,15 +127,16 @@ class Mounter {
   }
 
   /**
-   * The user, working as the owner of the folder; or, where what it makes there belongs to somebody else (whoever runs
-   * QEMU, in a folder that others may write to), as that one if that is possible. A folder for reading only is read as
-   * its owner.
+   * Let the user work as the owner of the folder. If its files there would belong to somebody else (the user who runs QEMU,
+   * in a folder that others may write to), it works as that user, provided it can then write. A read-only folder is read
+   * as its owner.
+   * @returns {Promise<object>} the user, with the uid and gid under which it works
    */
   async #adapt(work, user) {
     const owner = this.#ownerOf(work);
     const known = this.#workers.get(work.guestPath);
     if (known && known.uid === user.uid && known.owner.uid === owner.uid && known.owner.gid === owner.gid) return user;
-    await this.#system.endAgents(this.#config); // nobody may put another's file in the place of the one that is written
+    await this.#system.endAgents(this.#config); // a leftover process could replace the file that the probe writes
     const worker = await this.#become(user, owner);
     const maker = this.#isReadOnly(work) ? worker : await this.#probe(work, worker);
     const other = maker.uid === worker.uid ? worker : await this.#become(worker, maker);
@@ -153,7 +155,7 @@ class Mounter {
     }
   }
 
-  /** Whether nobody may write there: root tries to change nothing, which fails for that reason only where all fails. */
+  /** True if the folder is mounted read-only: then setting its owner to what it is fails with EROFS, even for root. */
   #isReadOnly({ name, guestPath }) {
     const fd = holdMounted(name, guestPath);
     try {
@@ -166,6 +168,7 @@ class Mounter {
     return false;
   }
 
+  /** Let the user's account take over the owner's ids. @returns {Promise<object>} the user with its ids from then on */
   #become(user, owner) {
     const endLeftovers = () => {
       noteUser(this.#config, user);
@@ -174,6 +177,7 @@ class Mounter {
     return takeOver(this.#config, user, owner, { endLeftovers, isShare: (folder) => isShare(folder, this.#system.table) });
   }
 
+  /** @throws {RequestError} if a share must not be mounted there */
   #check({ name, guestPath }, user) {
     const { workspace, ipcDir } = this.#config;
     const bases = [workspace, user.home, '/mnt', '/media', '/srv'];
@@ -182,7 +186,7 @@ class Mounter {
     checkLinks(name, guestPath);
   }
 
-  /** Serial mode: the share is an ordinary folder. */
+  /** In serial mode, make the share an ordinary folder. */
   async #makeFolder({ name, guestPath }, user) {
     if (fs.existsSync(guestPath)) return;
     await this.#system.endAgents(this.#config);
@@ -208,8 +212,9 @@ class Mounter {
   }
 
   /**
-   * Only a real write, by the agent's own user, says whether the host lets the agent write.
-   * @returns {Promise<{uid: number, gid: number}>} the owner of what was written
+   * Write a file as the agent's user, because only that shows whether the host lets the agent write.
+   * @returns {Promise<{uid: number, gid: number}>} the owner of the file that was written
+   * @throws {RequestError} if the agent cannot write, with the reason and a remedy
    */
   async #probe({ name, guestPath }, user) {
     const file = path.join(guestPath, `.agentd-probe-${process.pid}`);
@@ -227,12 +232,12 @@ class Mounter {
   }
 }
 
-/** Give a folder the owner that it has. */
+/** Set a folder's owner to what it is, which changes nothing but fails on a read-only file system. */
 function touch(folder) {
   fs.chownSync(folder, -1, -1);
 }
 
-/** Hold a folder that has been mounted; a request whose folder is not there any more is refused. */
+/** Hold a folder on which a share is mounted. @throws {RequestError} if it is not there any more */
 function holdMounted(name, guestPath) {
   try {
     return holdFolder(guestPath);
@@ -241,7 +246,7 @@ function holdMounted(name, guestPath) {
   }
 }
 
-/** The mount tags of all 9p devices. */
+/** Read the mount tags of all 9p devices. */
 function shareTags(sysfs = '/sys/bus/virtio/drivers/9pnet_virtio') {
   const devices = fs.existsSync(sysfs) ? fs.readdirSync(sysfs).filter((name) => name.startsWith('virtio')) : [];
   return devices.map((name) => fs.readFileSync(path.join(sysfs, name, 'mount_tag'), 'utf8').replace(/\0.*$/s, '').trim());

@@ -6,7 +6,7 @@ const { isObject } = require('./request');
 const NEWLINE = 0x0a;
 const BRACE = 0x7b;
 
-/** Where to cut `buffer` at or before `limit` without splitting a UTF-8 character of up to four bytes. */
+/** The last position up to `limit` at which `buffer` can be cut without splitting a UTF-8 character. */
 function cutPoint(buffer, limit) {
   if (buffer.length <= limit) return buffer.length;
   for (let end = limit; end > limit - 4 && end > 0; end -= 1) {
@@ -15,24 +15,24 @@ function cutPoint(buffer, limit) {
   return limit;
 }
 
-/** One chunk of output as an event; bytes that are not UTF-8 travel as base64. */
+/** Make an event of one chunk of output. Bytes that are not UTF-8 are encoded as base64. */
 function outputEvent(stream, chunk) {
   if (isUtf8(chunk)) return { type: 'output', stream, data: chunk.toString('utf8') };
   return { type: 'output', stream, encoding: 'base64', data: chunk.toString('base64') };
 }
 
 /**
- * Cuts one stream of the agent into events. Joining the data of all output events gives the agent's bytes back,
- * except for the lines that became events of their own.
+ * Splits the output of the agent into events. The data of all output events, joined, are the agent's bytes without the
+ * lines that became events of their own.
  *
  * @param {'stdout'|'stderr'} name
- * @param {boolean} events whether a line that is a JSON object with a string `type` is an event of the agent
+ * @param {boolean} events true if a line that is a JSON object with a string `type` is an event of the agent
  * @param {{chunk: number, jsonLine: number}} limits
  * @param {(event: object) => void} emit
  */
 class OutputSplitter {
   #pending = Buffer.alloc(0);
-  #midLine = false; // a part of the pending line was emitted already, so it cannot become an event
+  #midLine = false; // part of the pending line has been emitted, so the line cannot become an event
 
   constructor(name, events, limits, emit) {
     this.name = name;
@@ -41,6 +41,7 @@ class OutputSplitter {
     this.emit = emit;
   }
 
+  /** Take the next bytes. */
   push(chunk) {
     this.#pending = this.#pending.length === 0 ? chunk : Buffer.concat([this.#pending, chunk]);
     if (this.events) this.#takeLines();
@@ -49,11 +50,12 @@ class OutputSplitter {
     if (this.#pending.length >= limit) this.#flushPart();
   }
 
-  /** A part of a line that has waited (a question without a newline); what may become an event goes on waiting. */
+  /** Emit an unfinished line (such as a prompt) after a pause, unless it may still become an event. */
   idle() {
     if (this.#pending.length > 0 && !this.#mayBeEvent()) this.#flushPart();
   }
 
+  /** Emit the rest at the end of the output. */
   end() {
     if (this.events && !this.#midLine) this.#line(this.#pending);
     else this.#output(this.#pending);
@@ -64,6 +66,7 @@ class OutputSplitter {
     return this.events && !this.#midLine && this.#pending[0] === BRACE;
   }
 
+  /** Emit an unfinished line, up to its last complete character. */
   #flushPart() {
     this.#take(completeEnd(this.#pending));
     this.#midLine = true;
@@ -76,7 +79,7 @@ class OutputSplitter {
     this.#midLine = false;
   }
 
-  /** Neighbouring lines that are plain output travel together: one event per read, not one per line. */
+  /** Emit all complete lines. Neighbouring lines of plain output become one event, not one event each. */
   #takeLines() {
     let start = 0;
     let plain = 0;
@@ -120,7 +123,7 @@ class OutputSplitter {
   }
 }
 
-/** The length of `buffer` without a UTF-8 character that has only begun; all of it when it has no other content. */
+/** The length of `buffer` without an incomplete UTF-8 character at its end, or its whole length if it has nothing else. */
 function completeEnd(buffer) {
   for (let back = 1; back <= Math.min(3, buffer.length - 1); back += 1) {
     const byte = buffer[buffer.length - back];

@@ -3,21 +3,21 @@
 const fs = require('node:fs');
 const path = require('node:path');
 
-/** What may be a request's or an answer's id: it becomes part of a file name. */
+/** A valid id of a request or a transfer, which becomes part of a file name. */
 const ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
-/** True when `text` can be used as an id. */
+/** True if `text` can be used as an id. */
 function isId(text) {
   return typeof text === 'string' && ID.test(text);
 }
 
-/** True when the absolute path `inner` is `base` or below it; both are compared as text, without links. */
+/** True if the absolute path `inner` is `base` or below it. The paths are compared as text; links are not resolved. */
 function isInside(base, inner) {
   const relative = path.relative(path.resolve(base), path.resolve(inner));
   return relative === '' || (relative !== '..' && !relative.startsWith('../') && !path.isAbsolute(relative));
 }
 
-/** The relative path `name` below `base`, or undefined when it is absolute, empty, or leaves `base`. */
+/** Join `base` and the relative path `name`. Returns undefined if `name` is absolute, empty, or leaves `base`. */
 function joinInside(base, name) {
   if (typeof name !== 'string' || name === '' || name.includes('\0') || path.isAbsolute(name)) return undefined;
   if (name.split('/').includes('..')) return undefined;
@@ -25,7 +25,7 @@ function joinInside(base, name) {
   return isInside(base, joined) && joined !== path.resolve(base) ? joined : undefined;
 }
 
-/** The first symbolic link among the components of `target`, or undefined; missing components end the walk. */
+/** The first symbolic link among the components of `target`, or undefined. The search ends at a missing component. */
 function findLink(target) {
   let current = '/';
   for (const part of path.resolve(target).split('/').filter(Boolean)) {

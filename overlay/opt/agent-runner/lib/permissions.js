@@ -5,9 +5,9 @@ const net = require('node:net');
 const path = require('node:path');
 const { randomUUID } = require('node:crypto');
 
-const MAX_QUESTION = 4 * 1024 * 1024;
+const MAX_QUESTION = 4 * 1024 * 1024; // characters
 
-/** Questions of the running agent to the host: "may I", and "do this for me". Silence is a no. */
+/** Passes questions of the running agent to the host: permissions and host tools. No answer counts as a denial. */
 class Questions {
   #current; // {request, channel, stream, signal}
   #times;
@@ -18,8 +18,8 @@ class Questions {
   }
 
   /**
-   * The socket behind agent-ask and agent-host-tool: one JSON line in, one JSON line out. Only root may connect, until
-   * somebody is admitted.
+   * Open the socket of agent-ask and agent-host-tool, which takes one JSON line and answers with one. Only root may connect
+   * until `admit` is called.
    * @returns {Promise<net.Server>}
    */
   async listen(socket) {
@@ -35,17 +35,17 @@ class Questions {
     return server;
   }
 
-  /** The group that may connect from now on: that of the agent that is about to run. */
+  /** Let the group of this user connect from now on: the user of the agent that is about to run. */
   admit(user) {
     if (this.#socket && process.getuid() === 0) fs.chownSync(this.#socket, 0, user.gid);
   }
 
-  /** The request whose agent may ask from now on; undefined: nobody may. */
+  /** Set the request whose agent may ask from now on. With undefined, every question is denied. */
   serve(current) {
     this.#current = current;
   }
 
-  /** @returns {Promise<{behavior: 'allow'|'deny', message?: string, updatedInput?: unknown}>} */
+  /** Ask whether a tool may be used. @returns {Promise<{behavior: 'allow'|'deny', message?: string, updatedInput?: unknown}>} */
   async permission(toolName, toolInput) {
     const current = this.#current;
     if (!current) return { behavior: 'deny', message: 'no request is running' };
@@ -55,7 +55,7 @@ class Questions {
     return { behavior: 'deny', message: textOr(answer?.message, answer ? 'denied' : 'no answer from the host') };
   }
 
-  /** @returns {Promise<{success: boolean, text: string, error?: string}>} */
+  /** Have the host run a tool. @returns {Promise<{success: boolean, text: string, error?: string}>} */
   async hostTool(toolName, toolInput) {
     if (!this.#current) return { success: false, text: '', error: 'no request is running' };
     const answer = await this.#ask(this.#current, 'host_tool', toolName, toolInput);
@@ -64,9 +64,10 @@ class Questions {
     return { success, text: textOr(answer.text, ''), error: success ? undefined : textOr(answer.error, 'the host tool failed') };
   }
 
+  /** Ask the host. @returns {Promise<object|undefined>} undefined if no answer comes in time */
   async #ask({ channel, stream, signal }, kind, toolName, toolInput) {
     const requestId = randomUUID();
-    // Not AbortSignal.any() with AbortSignal.timeout(): Node may collect both as garbage, and the time is never over.
+    // AbortSignal.any() with AbortSignal.timeout() is not used: Node may collect both as garbage, and the timeout never comes.
     const limit = new AbortController();
     const end = () => limit.abort();
     const timer = setTimeout(end, this.#times.answer);
@@ -87,6 +88,7 @@ function textOr(value, otherwise) {
   return typeof value === 'string' ? value : otherwise;
 }
 
+/** Read one line from a connection and answer it. */
 function serve(connection, questions) {
   let text = '';
   connection.setEncoding('utf8');

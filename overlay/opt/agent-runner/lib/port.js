@@ -7,21 +7,21 @@ const { setTimeout: delay } = require('node:timers/promises');
 
 const read = promisify(fs.read);
 const write = promisify(fs.write);
-const NOBODY = 200; // ms between looks while no host is connected
+const RETRY_INTERVAL = 200; // ms between attempts while no host is connected
 
-/** The device of the virtio-serial port called `name`, or undefined. mdev's link is not needed: the kernel knows the name. */
+/** The device of the virtio-serial port called `name`, or undefined. The kernel has the names, so mdev's links are not needed. */
 function findPort(name, sysfs = '/sys/class/virtio-ports', dev = '/dev') {
   for (const port of fs.existsSync(sysfs) ? fs.readdirSync(sysfs) : []) {
     try {
       if (fs.readFileSync(path.join(sysfs, port, 'name'), 'utf8').trim() === name) return path.join(dev, port);
     } catch {
-      // A port without a name.
+      // This port has no name.
     }
   }
   return undefined;
 }
 
-/** Bytes to and from the port. A port can be opened only once, so both ways share one descriptor. */
+/** Reads and writes a port. A port can be opened only once, so both directions share one descriptor. */
 class Port {
   #fd;
   #buffer = Buffer.alloc(64 * 1024);
@@ -32,14 +32,17 @@ class Port {
     this.#fd = fs.openSync(device, fs.constants.O_RDWR | fs.constants.O_NOCTTY);
   }
 
-  /** The next bytes (valid until the next call); empty when nobody is connected. Blocks a thread, not the loop. */
+  /**
+   * Read the next bytes, which are valid until the next call. Blocks a thread of Node's pool, not the event loop.
+   * @returns {Promise<Buffer>} empty if no host is connected
+   */
   async read() {
     const { bytesRead } = await read(this.#fd, this.#buffer, 0, this.#buffer.length, null);
-    if (bytesRead === 0) await delay(NOBODY);
+    if (bytesRead === 0) await delay(RETRY_INTERVAL);
     return this.#buffer.subarray(0, bytesRead);
   }
 
-  /** Resolves when all of `bytes` has been taken. */
+  /** Write `bytes` after what is being written already. Resolves when the host has taken them. */
   write(bytes) {
     this.pending += bytes.length;
     this.#chain = this.#chain.then(() => this.#writeAll(bytes));
@@ -51,9 +54,9 @@ class Port {
       try {
         const { bytesWritten } = await write(this.#fd, bytes, offset, bytes.length - offset, null);
         offset += bytesWritten;
-        if (bytesWritten === 0) await delay(NOBODY);
+        if (bytesWritten === 0) await delay(RETRY_INTERVAL);
       } catch {
-        await delay(NOBODY); // the host has gone; it may come back
+        await delay(RETRY_INTERVAL); // the host has disconnected and may come back
       }
     }
     this.pending -= bytes.length;

@@ -1,6 +1,6 @@
 'use strict';
 
-/** Requests of one session run one after the other, in the order in which they came. */
+/** Runs requests one after the other, in the order in which they are added. */
 class RequestQueue {
   #waiting = new Map(); // id → {id, data, cancel: AbortController}
   #running;
@@ -14,27 +14,30 @@ class RequestQueue {
     this.#limit = limit;
   }
 
+  /** True if another request can be added. */
   hasRoom() {
     return !this.#closed && this.#waiting.size < this.#limit;
   }
 
+  /** True if the request waits or runs. */
   has(id) {
     return this.#running?.id === id || this.#waiting.has(id);
   }
 
+  /** Add a request, unless it waits or runs already. */
   add(id, data) {
     if (this.has(id)) return;
     this.#waiting.set(id, { id, data, controller: new AbortController() });
     if (!this.#running) void this.#work();
   }
 
-  /** Cancel a request that waits or runs; it ends in an error result. Unknown ids are ignored. */
+  /** Cancel a request that waits or runs, so that it ends in an error result. Unknown ids are ignored. */
   cancel(id, reason = 'cancelled by the host') {
     const entry = this.#running?.id === id ? this.#running : this.#waiting.get(id);
     entry?.controller.abort(new Error(reason));
   }
 
-  /** Take no more; resolves when the running request has ended. What waits stays for the next agentd. */
+  /** End the running request, and leave the waiting ones to the next agentd. Resolves when the running one has ended. */
   async close(reason) {
     this.#closed = true;
     this.#waiting.clear();

@@ -3,7 +3,7 @@
 const path = require('node:path');
 const { RequestError } = require('./errors');
 
-/** Key → what its value must be; keys that are not here are ignored, as the contract wants. */
+/** Key → what its value must be, in words and as a test. Other keys are ignored, as the contract says. */
 const SHAPES = {
   prompt: ['a string', (value) => typeof value === 'string'],
   cwd: ['a string', (value) => typeof value === 'string'],
@@ -27,7 +27,7 @@ function isArgument(value) {
 }
 
 /**
- * A request as a frozen value; null counts as absent.
+ * Check a request and return it as a frozen object. null counts as absent.
  * @param {string} id
  * @param {object} data the parsed JSON object
  * @throws {RequestError} naming the first key of a wrong type

@@ -11,7 +11,7 @@ const { findUser, noteUser } = require('./users');
 
 const NO_AGENT = 'no agent is configured: set AGENT_COMMAND in /etc/conf.d/agentd, on the config drive or in the request, or send a "command"';
 
-/** Carries out one request: from its data to its one `result`. Never rejects. */
+/** Carries out requests, each of which ends in exactly one `result`. */
 class Runner {
   #services;
   #current;
@@ -26,6 +26,7 @@ class Runner {
     this.#current?.signal(signal);
   }
 
+  /** Carry out one request. Never rejects. */
   async run({ id, data, signal }) {
     const { channel, log } = this.#services;
     const started = performance.now();
@@ -60,10 +61,10 @@ class Runner {
     return this.#runAgent(request, plan, signal, stream);
   }
 
-  /** Everything that can be wrong is found here, before anything of the agent runs. */
+  /** Find everything that can be wrong with a request before its agent runs. @throws {RequestError} saying what is wrong */
   async #plan(request, signal) {
     const { config, mounter, channel, log, system } = this.#services;
-    checkKernel(config); // root works in folders of the agent's from here on
+    checkKernel(config); // from here on, root works in folders of the agent's
     const drive = readDrive(config.configDir);
     log.info(`request ${request.id}: ${describePresence({ ...drive, ...request.env })}`);
     const choice = chooseAgent(config.choices, drive, request.env);
@@ -72,7 +73,7 @@ class Runner {
     const user = await mounter.prepare(request.mounts, account, channel.ownDisk);
     const cwd = workingFolder(request, choice.workdir, config, user);
     if (request.awaitSystem && !(await system.settled(signal)) && !signal.aborted) log.info(`request ${request.id}: begins before the system is up: ${JSON.stringify(system.read())}`);
-    await channel.beforeAgent(request, user); // what the host pushes during the wait is no change of the agent's
+    await channel.beforeAgent(request, user); // after the wait, during which the host may push files: those are not the agent's changes
     if (command.length === 0) throw new RequestError(NO_AGENT);
     const env = agentEnvironment(user, drive, request, config.socket);
     checkProgram(command, env, cwd);
@@ -104,12 +105,12 @@ class Runner {
   }
 }
 
-/** Collects what the agent reports, and brakes the agent when the stream is slower than it. */
+/** Passes the agent's events to the stream, pauses the agent while the stream is slow, and makes the result. */
 class Report {
   #stream;
   #limits;
   #text = ''; // the end of the plain output
-  #own; // the agent's own idea of a result
+  #own; // the result event of the agent itself
   #stalled = false;
 
   constructor(stream, limits) {
@@ -119,7 +120,7 @@ class Report {
 
   add(event, agent) {
     if (event.type === 'result') {
-      this.#own = event; // the contract allows one result, and that is agentd's: this one becomes a part of it
+      this.#own = event; // the contract allows one result, which agentd writes; the agent's becomes a part of it
       return;
     }
     if (event.type === 'output' && event.stream === 'stdout' && !event.encoding) this.#text = (this.#text + event.data).slice(-this.#limits.resultText);
@@ -129,6 +130,7 @@ class Report {
     void written.then(() => agent.resume());
   }
 
+  /** Kill the agent if the stream could not be written for `limit` ms. */
   checkStall(agent, limit) {
     const since = this.#stream.stalledSince;
     if (since === undefined || performance.now() - since < limit) return;
@@ -138,6 +140,7 @@ class Report {
     agent.resume();
   }
 
+  /** Make the result of a request whose agent has ended. In agent mode the agent's own result counts as well as its status. */
   outcome({ exitCode, signal }, cancel, agentMode) {
     const end = { exitCode, signal };
     if (this.#stalled) return { subtype: 'error', ...end, result: 'the stream could not be written; the agent was killed and output is lost' };
@@ -158,7 +161,10 @@ function failure(error) {
   return { subtype: 'error', exitCode: error.exitCode ?? null, signal: null, result: error.message };
 }
 
-/** Where the agent starts: the request's cwd, else AGENT_WORKDIR, else the workspace; never outside what is the agent's. */
+/**
+ * Find the folder in which the agent starts: the request's cwd, else AGENT_WORKDIR, else the workspace.
+ * @throws {RequestError} if it is no folder, or lies outside of the folders of the agent
+ */
 function workingFolder(request, workdir, config, user) {
   const cwd = request.cwd ?? workdir ?? config.workspace;
   const bases = [config.workspace, user.home, '/tmp', ...request.mounts.map((mount) => mount.guestPath)];
@@ -170,7 +176,7 @@ function workingFolder(request, workdir, config, user) {
   return real;
 }
 
-/** Try until it works: the share may be away for a while. */
+/** Repeat an action until it succeeds, because the share may be away for a while. */
 async function retrying(action, pause) {
   const { setTimeout: delay } = require('node:timers/promises');
   for (;;) {

@@ -9,16 +9,16 @@ const { isId, isInside } = require('./paths');
 const { Port, findPort } = require('./port');
 const { Receiver, changedFiles, sendFile, snapshot } = require('./transfer');
 
-const REMEMBERED = 1000; // ids of ended requests that are not taken again
+const REMEMBERED = 1000; // ids of ended requests that are not run again
 
 /**
- * The channel over one virtio-serial port: a JSON object a line, both ways. Files travel over it as well.
- * The journal of begun requests is in tmpfs: the line itself forgets.
+ * The channel over one virtio-serial port: one JSON object per line in both directions, files included. The journal of begun
+ * requests is in tmpfs, because the port keeps nothing.
  */
 class SerialChannel {
   mode = 'serial';
-  mounted = null; // there is no share to be mounted; a host that waits for "not false" goes on
-  ownDisk = true; // a share that does not exist is a folder here, filled by push_file and emptied by file_sync
+  mounted = null; // there is no share; a host that waits until this is not false continues
+  ownDisk = true; // a share without a device is a folder here, filled by push_file and emptied by file_sync
   #port;
   #config;
   #log;
@@ -42,14 +42,14 @@ class SerialChannel {
     return this.#port.write(Buffer.from(`${JSON.stringify(message)}\n`));
   }
 
-  /** At most one heartbeat waits: a host that connects late gets no pile of old ones. */
+  /** Send a heartbeat, unless one still waits: a host that connects late gets no pile of old ones. */
   async beat(beat) {
     if (this.#beating) return;
     this.#beating = true;
     void this.#send({ type: 'heartbeat', ...beat }).finally(() => (this.#beating = false));
   }
 
-  /** Read messages until stopped. What the last agentd had begun is answered first. */
+  /** Read messages until stopped. Requests that an earlier agentd had begun are answered first. */
   async run(queue) {
     for (const id of fs.readdirSync(this.#journal)) queue.add(id, {});
     const onTooLong = () => this.#log.once('line', 'a line from the host was too long and was dropped');
@@ -61,6 +61,7 @@ class SerialChannel {
     }
   }
 
+  /** Stop reading after the next message. */
   stop() {
     this.#stopped = true;
   }
@@ -94,21 +95,25 @@ class SerialChannel {
     }
   }
 
+  /** Return what an earlier agentd did with this request: 'new' (nothing) or 'begun'. */
   async history(id) {
     return fs.existsSync(path.join(this.#journal, id)) ? 'begun' : 'new';
   }
 
+  /** Note in the journal that the request is begun, and open its stream. */
   async openStream(id) {
     fs.writeFileSync(path.join(this.#journal, id), '');
     return new SerialStream(id, this.#port, (message) => this.#send(message));
   }
 
+  /** Remember that the request has ended, and remove it from the journal. */
   async finish(id) {
     this.#ended.add(id);
     if (this.#ended.size > REMEMBERED) this.#ended.delete(this.#ended.values().next().value);
     fs.rmSync(path.join(this.#journal, id), { force: true });
   }
 
+  /** Wait for the host's answer to a question. @returns {Promise<object|undefined>} undefined if `signal` is aborted first */
   answer(kind, id, signal) {
     return new Promise((resolve) => {
       const done = (value) => {
@@ -121,17 +126,19 @@ class SerialChannel {
     });
   }
 
+  /** The folder whose changed files are sent back, or undefined if it is outside of the workspace. */
   #project(request) {
     const root = path.resolve(request.workspaceRoot ?? request.cwd ?? path.join(this.#config.workspace, 'project'));
     return isInside(this.#config.workspace, root) ? root : undefined;
   }
 
-  /** Remember the project folder, to know afterwards what the agent has changed. */
+  /** Take a snapshot of the project folder, to find later which files the agent has changed. */
   async beforeAgent(request, user) {
     const root = this.#project(request);
     this.#before = root && { root, files: snapshot(root, user, this.#config.ipcDir) };
   }
 
+  /** Send the files that the agent has changed. */
   async afterAgent(request, user, stream) {
     const before = this.#before;
     this.#before = undefined;
@@ -144,7 +151,7 @@ class SerialChannel {
   }
 }
 
-/** The stream of one request, with the face of a StreamFile. A slow host slows the agent, it does not kill it. */
+/** The stream of one request, with the interface of StreamFile. A slow host slows the agent down; it does not get it killed. */
 class SerialStream {
   stalledSince = undefined;
   #id;
@@ -170,6 +177,7 @@ class SerialStream {
   async close() {}
 }
 
+/** Open the channel over a virtio-serial port. */
 function openSerial(device, config, log) {
   return new SerialChannel(new Port(device), config, log);
 }

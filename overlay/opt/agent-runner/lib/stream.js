@@ -5,8 +5,8 @@ const { setTimeout: delay } = require('node:timers/promises');
 const { APPEND } = require('./files');
 
 /**
- * The stream of one request: JSON lines appended to a file, each written out before the next.
- * A write that fails (disk full, share gone) is tried again from the byte where it stopped, so no line is ever torn.
+ * The stream of one request: JSON lines that are appended to a file, one after the other. A write that fails (the disk is
+ * full, the share is away) is tried again from the byte at which it stopped, so no line is ever torn.
  */
 class StreamFile {
   #where;
@@ -16,21 +16,21 @@ class StreamFile {
   #pending = 0;
   #working;
   #onError;
-  stalledSince; // monotonic ms since when writing fails, undefined while it works
+  stalledSince; // monotonic ms of the first failure since the last success, or undefined
 
-  /** @param {() => string} where the file's path, asked for whenever it is opened; it may throw */
+  /** @param {() => string} where returns the file's path whenever it is opened; it may throw */
   constructor(where, times, onError = () => {}) {
     this.#where = where;
     this.#times = times;
     this.#onError = onError;
   }
 
-  /** Bytes that wait to be written. */
+  /** The number of bytes that wait to be written. */
   get pending() {
     return this.#pending;
   }
 
-  /** Resolves when the event is in the file. */
+  /** Append an event. Resolves when it has been written. */
   write(event) {
     const line = Buffer.from(`${JSON.stringify(event)}\n`);
     this.#pending += line.length;
@@ -40,7 +40,7 @@ class StreamFile {
     });
   }
 
-  /** Forget what has not begun to be written: the end of the request must still fit. */
+  /** Drop all events but the one that is being written, so that the result of the request can follow soon. */
   discard() {
     for (const { line, resolve } of this.#queue.splice(1)) {
       this.#pending -= line.length;
@@ -48,6 +48,7 @@ class StreamFile {
     }
   }
 
+  /** Wait until everything is written, and close the file. */
   async close() {
     await this.#working;
     await this.#handle?.close().catch(() => {});

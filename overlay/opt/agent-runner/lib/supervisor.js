@@ -8,8 +8,8 @@ const { RequestQueue } = require('./queue');
 const { SystemState } = require('./system');
 
 /**
- * The wiring: a channel to the host, a heartbeat over it, a queue of requests, one runner.
- * The heartbeat goes out before the parts that only requests need are loaded.
+ * Connects the parts of agentd: the channel to the host, the heartbeat, the queue of requests and the runner. The first
+ * heartbeat is sent before the modules that only requests need are loaded.
  */
 class Supervisor {
   #config;
@@ -35,6 +35,7 @@ class Supervisor {
     this.#system = system ?? new SystemState(config.times.settle);
   }
 
+  /** Connect to the host, send the first heartbeat, and begin to take requests. */
   async start() {
     this.#channel = await this.#openChannel();
     const complete = this.#system.complete;
@@ -46,7 +47,7 @@ class Supervisor {
     this.#log.info(`ready: ${this.#channel.mode} mode, pid ${process.pid}`);
   }
 
-  /** The share first; then the serial port, which may appear late; then both again and again. */
+  /** Try the share, then the serial port, which may appear late, until one of them is there. */
   async #openChannel() {
     const started = performance.now();
     for (let wait = 100; ; wait = Math.min(wait * 2, 1000)) {
@@ -72,7 +73,7 @@ class Supervisor {
     await this.#channel.beat(makeHeartbeat(this.#channel.mode, this.#channel.mounted, this.#release, this.#system.read()));
   }
 
-  /** A host that waits for the rest of the system learns at once that it is there. */
+  /** Send a heartbeat as soon as the rest of the system is up, because hosts wait for that. */
   async #announceSystem() {
     if (await this.#system.settled(this.#ending.signal)) await this.#beat();
   }
@@ -87,14 +88,14 @@ class Supervisor {
     this.#queue = new RequestQueue((entry) => this.#runner.run(entry), this.#config.limits.queue);
   }
 
-  /** Agents of an agentd that crashed must not go on: their requests are answered as failed. */
+  /** End the agents of an agentd that crashed: their requests are answered as failed. */
   async #cleanUp() {
     const { bootUser } = require('./environment');
     const { endAgents } = require('./users');
     try {
       const ended = await endAgents(this.#config);
       if (ended > 0) this.#log.info(`restarted; ${ended} processes of agents killed`);
-      bootUser(this.#config); // says now what every request would say
+      bootUser(this.#config); // an error shows now, not only at the first request
     } catch (error) {
       this.#log.alarm(error.message);
     }
@@ -105,7 +106,7 @@ class Supervisor {
     this.#runner?.signal(signal);
   }
 
-  /** The service or the VM is being stopped: the agent is ended, its request gets its result, nothing new begins. */
+  /** Stop: the running agent is ended, its request gets its result, and no other request begins. */
   async stop(reason) {
     if (this.#ending.signal.aborted) return;
     this.#ending.abort();

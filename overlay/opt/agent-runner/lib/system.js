@@ -8,10 +8,10 @@ const { setTimeout: delay } = require('node:timers/promises');
 const UNNAMED = new Set(['', '(none)', 'localhost']);
 const DEFAULT_ROUTE = /^\S+\t0{8}\t/m; // proc(5), net/route: interface, destination in hexadecimal
 
-/** Milliseconds after an address until a network without a default route counts as one that has none. */
-const ROUTE = 3000;
+/** How many ms after its address a network without a default route counts as complete. */
+const ROUTE_TIMEOUT = 3000;
 
-/** What tells how far the machine has come up; the tests replace it. */
+/** Where the state of the machine is read from; tests replace these. */
 const SOURCES = {
   hostname: os.hostname,
   addresses: os.networkInterfaces,
@@ -19,25 +19,25 @@ const SOURCES = {
   interfaces: '/etc/network/interfaces',
   routes: '/proc/net/route',
   name: '/etc/hostname',
-  patience: ROUTE,
+  routeTimeout: ROUTE_TIMEOUT,
 };
 
 /**
- * Tells whether commands find what they expect: the host's name, the loopback device, an address. agentd starts before
- * the services that see to these.
+ * Tells how much of what commands expect is there: the host's name, the loopback device, an address. agentd starts before
+ * the services that set these up.
  */
 class SystemState {
   #sources;
   #deadline;
   #addressed; // monotonic ms when an address was there for the first time
 
-  /** @param {number} patience milliseconds from now that a request may be held back */
-  constructor(patience, sources = {}) {
+  /** @param {number} timeout milliseconds from now for which a request may be held back */
+  constructor(timeout, sources = {}) {
     this.#sources = { ...SOURCES, ...sources };
-    this.#deadline = performance.now() + patience;
+    this.#deadline = performance.now() + timeout;
   }
 
-  /** @returns {{hostname: boolean, loopback: boolean, network: boolean|null}} `network` is null where nothing sets one up */
+  /** Read the state. @returns {{hostname: boolean, loopback: boolean, network: boolean|null}} `network` is null if nothing sets one up */
   read() {
     const addresses = this.#sources.addresses();
     return {
@@ -47,11 +47,12 @@ class SystemState {
     };
   }
 
+  /** True if nothing is missing any more. */
   get complete() {
     return Object.values(this.read()).every((value) => value !== false);
   }
 
-  /** Wait until the machine is complete, or for as long as a request may be held back. @returns {Promise<boolean>} */
+  /** Wait until the machine is complete. @returns {Promise<boolean>} false if the timeout or `signal` came first */
   async settled(signal) {
     while (!this.complete) {
       if (signal.aborted || performance.now() >= this.#deadline) return false;
@@ -60,7 +61,7 @@ class SystemState {
     return true;
   }
 
-  /** There is a network card, and the system has been told to set one up. */
+  /** True if the system has been told to set up a network card, and the card is there. */
   #expectsNetwork() {
     return this.#configured().some((name) => fs.existsSync(path.join(this.#sources.cards, name)));
   }
@@ -70,7 +71,7 @@ class SystemState {
     return [...text.matchAll(/^\s*auto\s+(.*)$/gm)].flatMap(([, names]) => names.trim().split(/\s+/)).filter((name) => name !== 'lo');
   }
 
-  /** The kernel's own name for a machine may be the one that was chosen, too. */
+  /** True if the machine has its name, which may also be one that the kernel gives to machines without a name. */
   #isNamed(name) {
     return !UNNAMED.has(name) || (name !== '' && name === readText(this.#sources.name).trim());
   }
@@ -78,7 +79,7 @@ class SystemState {
   #hasNetwork(addresses) {
     if (!Object.values(addresses).some((list) => list.some(({ family, internal }) => family === 'IPv4' && !internal))) return false;
     this.#addressed ??= performance.now();
-    return DEFAULT_ROUTE.test(readText(this.#sources.routes)) || performance.now() - this.#addressed >= this.#sources.patience;
+    return DEFAULT_ROUTE.test(readText(this.#sources.routes)) || performance.now() - this.#addressed >= this.#sources.routeTimeout;
   }
 }
 

@@ -14,13 +14,13 @@ const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = fs.const
 
 class TransferError extends Error {}
 
-/** The bytes of a base64 text; Node's own decoder skips what it does not know. */
+/** Decode base64 strictly: Node's own decoder skips what it does not know. @throws {TransferError} if it is not base64 */
 function decode(data) {
   if (typeof data !== 'string' || data.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(data)) throw new TransferError('"data" is not base64');
   return Buffer.from(data, 'base64');
 }
 
-/** Files that the host pushes. Everything is written with the agent's own rights, beside the target, then renamed. */
+/** Receives files that the host pushes. They are written beside their target with the agent's own rights, then renamed. */
 class Receiver {
   #config;
   #open = new Map(); // transferId → {target, temporary, next, size}
@@ -33,7 +33,7 @@ class Receiver {
    * Take one push_file, push_file_chunk or push_file_complete.
    * @param {object} message
    * @param {{uid: number, gid: number}} user the agent's account as it is now
-   * @throws {Error} saying what is wrong; nothing of the file is left then
+   * @throws {Error} saying what is wrong; the partial file is removed
    */
   take(message, user) {
     asUser(user, () => {
@@ -43,6 +43,7 @@ class Receiver {
     });
   }
 
+  /** The path that a message names. @throws {TransferError} if it is outside of the workspace */
   #target({ basePath, path: name }) {
     const { workspace, ipcDir } = this.#config;
     if (typeof basePath !== 'string' || !path.isAbsolute(basePath) || !isInside(workspace, basePath)) throw new TransferError(`base ${basePath} is outside ${workspace}`);
@@ -119,8 +120,8 @@ class Receiver {
 }
 
 /**
- * The regular files below `root` as the agent may see them: relative path → what changes when the file does.
- * Links are not followed. @returns {Map<string, string>}
+ * List the regular files below `root` that the agent can see. Links are not followed, and `skip` is left out.
+ * @returns {Map<string, string>} relative path → a text that differs if the file has changed
  */
 function snapshot(root, user, skip) {
   const files = new Map();
@@ -146,13 +147,13 @@ function snapshot(root, user, skip) {
   return files;
 }
 
-/** The paths that are new or different in `after`. */
+/** The paths of files that are new or changed in `after`. Removed files are not among them. */
 function changedFiles(before, after) {
   return [...after].filter(([name, stamp]) => before.get(name) !== stamp).map(([name]) => name);
 }
 
 /**
- * Send one file in messages of bounded size.
+ * Send one file, read with the agent's rights, in messages of bounded size.
  * @param {(message: object) => Promise<void>} send resolves when the host has taken the message
  */
 async function sendFile(root, name, user, requestId, send) {

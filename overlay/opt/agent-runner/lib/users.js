@@ -6,9 +6,9 @@ const { setTimeout: delay } = require('node:timers/promises');
 const { RequestError } = require('./errors');
 
 /**
- * The user that the agent runs as.
+ * Find the user as which the agent runs.
  * @returns {{name: string, uid: number, gid: number, home: string, shell: string}}
- * @throws {RequestError} when there is no such user, or when it is root: there is no fallback
+ * @throws {RequestError} if there is no such user, or if it is root or in root's group; there is no fallback
  */
 function findUser(name, passwdFile) {
   for (const line of fs.readFileSync(passwdFile, 'utf8').split('\n')) {
@@ -21,7 +21,7 @@ function findUser(name, passwdFile) {
   throw new RequestError(`AGENT_USER ${name} does not exist in this image`);
 }
 
-/** Run a short program to its end; rejects with its first line of stderr. */
+/** Run a short program to its end. @returns {Promise<string>} its output; rejects with its first line of stderr */
 function runTool(file, args, options = {}) {
   const { execFile } = require('node:child_process');
   return new Promise((resolve, reject) => {
@@ -34,9 +34,9 @@ function runTool(file, args, options = {}) {
 
 const GONE = /^State:\s*[ZX]/m;
 const ROUNDS = 20;
-const SWEEP = 5000; // ms for a shell that does nothing but kill
+const KILL_TIMEOUT = 5000; // ms for a shell that does nothing but kill
 
-/** The living processes of `uid`. Their status says so: the owner of /proc/PID is root when they forbid to be dumped. */
+/** The living processes of `uid`, as their status files say: /proc/PID belongs to root if a process is not dumpable. */
 function processesOf(uid) {
   const pids = fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
   return pids.map(Number).filter((pid) => {
@@ -46,7 +46,7 @@ function processesOf(uid) {
   });
 }
 
-/** The status of a process or thread, empty when it has ended meanwhile. */
+/** The status file of a process or thread. Empty if it has ended. */
 function statusOf(folder) {
   try {
     return fs.readFileSync(`${folder}/status`, 'utf8');
@@ -55,7 +55,7 @@ function statusOf(folder) {
   }
 }
 
-/** Whether threads go on although the first one, which stands for the process, has ended. */
+/** True if threads of the process still run although its first thread, which stands for the process, has ended. */
 function hasThreads(pid) {
   let tasks = [];
   try {
@@ -70,11 +70,11 @@ function hasThreads(pid) {
 }
 
 /**
- * End every process of `uid` (never root's). A list of them proves nothing: one that forks and ends is in none. So a
- * process of their own kills all others, which the kernel does at once: none can fork away from that. They could only
- * end that process before it does, in which case it is started again.
- * @returns {Promise<number>} how many were seen
- * @throws {RequestError} when some are still there
+ * End every process of `uid`, unless that is root. Killing the listed processes is not enough, because a process that keeps
+ * forking and ending may be in no list. So a process with the same uid kills all others (`kill -KILL -1`), which the kernel
+ * does in one step that no fork escapes. They can only kill that process first, and then it is started again.
+ * @returns {Promise<number>} how many processes were seen
+ * @throws {RequestError} if some are still there after the last round
  */
 async function endProcesses(uid) {
   if (uid === 0 || process.getuid() !== 0) return 0;
@@ -87,7 +87,7 @@ async function endProcesses(uid) {
       killOne(pid);
     }
     if (swept && living.length === 0) return seen.size;
-    swept ||= await runTool('/bin/sh', ['-c', 'kill -KILL -1'], { uid, gid: uid, cwd: '/', env: {}, timeout: SWEEP }).then(
+    swept ||= await runTool('/bin/sh', ['-c', 'kill -KILL -1'], { uid, gid: uid, cwd: '/', env: {}, timeout: KILL_TIMEOUT }).then(
       () => true,
       () => false,
     );
@@ -104,19 +104,19 @@ function killOne(pid) {
   }
 }
 
-/** Note that agents run as `user` from now on: whoever ends leftovers, also after a crash of agentd, ends theirs. */
+/** Record that agents run as `user` from now on, so that `endAgents` ends their processes even after a crash of agentd. */
 function noteUser({ runDir }, user) {
   fs.mkdirSync(runDir, { recursive: true });
   if (!notedUids({ runDir }).has(user.uid)) fs.appendFileSync(path.join(runDir, 'users'), `${user.uid}\n`);
 }
 
-/** The uids that agents of this boot have run as. */
+/** The uids as which agents of this boot have run. */
 function notedUids({ runDir }) {
   const file = path.join(runDir, 'users');
   return new Set(fs.existsSync(file) ? fs.readFileSync(file, 'utf8').split('\n').filter(Boolean).map(Number) : []);
 }
 
-/** End whatever agents of this boot have left running. @returns {Promise<number>} how many processes there were */
+/** End all processes that agents of this boot have left running. @returns {Promise<number>} how many were seen */
 async function endAgents(config) {
   let ended = 0;
   for (const uid of notedUids(config)) ended += await endProcesses(uid);
@@ -124,8 +124,8 @@ async function endAgents(config) {
 }
 
 /**
- * Call `action` (synchronous) with the file-system rights of `user`, so that the kernel refuses what the agent
- * itself could not do, whatever links it has planted.
+ * Call the synchronous function `action` with the rights of `user`, so that the kernel refuses everything that the agent
+ * itself could not do, whatever links it has made.
  */
 function asUser(user, action) {
   if (process.getuid() !== 0) return action();

@@ -18,7 +18,7 @@ from imgkit.host import process
 from imgkit.vm.sandbox import identity
 from imgkit.vm.sandbox.confinement import Confinement
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares import ownership
+from imgkit.vm.shares import idmap
 from tests.conftest import need
 
 IDS = st.integers(0, 2**32 - 2)
@@ -28,17 +28,17 @@ SOMEBODY = Identity(4711, 4712)
 @pytest.fixture
 def nobody() -> Iterator[Identity]:
     """Whom root's QEMU is, without a folder to work in."""
-    need("root", identity.may_change())
-    user = identity.choose(None)
+    need("root", identity.can_switch_user())
+    user = identity.choose_user(None)
     assert user is not None
-    with ownership.apart(user) as alone:
+    with idmap.in_user_namespace(user) as alone:
         need("user namespaces", alone.namespace is not None)
         yield alone
 
 
 @given(IDS, IDS, IDS)
 def test_the_map_exchanges_two_and_leaves_the_rest(one: int, other: int, third: int) -> None:
-    extents = [tuple(map(int, line.split())) for line in ownership.exchanged(one, other).splitlines()]
+    extents = [tuple(map(int, line.split())) for line in idmap.swapped_ids(one, other).splitlines()]
     ends = [inside + count for inside, _, count in extents]
     assert [inside for inside, _, _ in extents] == [0, *ends[:-1]], "no gap, no overlap"
     assert ends[-1] == 2**32 - 1
@@ -50,7 +50,7 @@ def test_the_map_exchanges_two_and_leaves_the_rest(one: int, other: int, third: 
 
 def test_root_is_nobody_in_the_view(tmp_path: Path, nobody: Identity) -> None:
     (tmp_path / "file").write_text("x")
-    with ownership.view(tmp_path, nobody) as view:
+    with idmap.idmapped_view(tmp_path, nobody) as view:
         need("idmapped mounts", view is not None)
         seen = Path(f"/proc/self/fd/{view}")
         assert (seen / "file").stat().st_uid == nobody.uid
@@ -62,7 +62,7 @@ def test_root_is_nobody_in_the_view(tmp_path: Path, nobody: Identity) -> None:
 
 
 def test_a_read_only_view_is_read_only_for_root_too(tmp_path: Path, nobody: Identity) -> None:
-    with ownership.view(tmp_path, nobody, read_only=True) as view:
+    with idmap.idmapped_view(tmp_path, nobody, read_only=True) as view:
         need("idmapped mounts", view is not None)
         with pytest.raises(OSError, match="Read-only file system"):
             Path(f"/proc/self/fd/{view}/new").write_text("x")
@@ -71,22 +71,22 @@ def test_a_read_only_view_is_read_only_for_root_too(tmp_path: Path, nobody: Iden
 def test_a_view_is_for_folders_of_roots_alone(tmp_path: Path, nobody: Identity) -> None:
     for uid in (501, 1000, 1001):
         os.chown(tmp_path, uid, uid)
-        with ownership.view(tmp_path, nobody) as view:
+        with idmap.idmapped_view(tmp_path, nobody) as view:
             assert view is None
 
 
 def test_a_view_is_for_nobody_alone(tmp_path: Path, nobody: Identity) -> None:
     """Somebody could use QEMU's descriptors where there is no namespace, and has no business with root's folders."""
-    with ownership.apart(SOMEBODY) as alone:
+    with idmap.in_user_namespace(SOMEBODY) as alone:
         assert alone.inside == (SOMEBODY.uid, SOMEBODY.gid)
         for user in (alone, SOMEBODY, replace(nobody, namespace=None)):
-            with ownership.view(tmp_path, user) as view:
+            with idmap.idmapped_view(tmp_path, user) as view:
                 assert view is None
 
 
 def test_no_view_without_roots_rights(tmp_path: Path, nobody: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with ownership.view(tmp_path, nobody) as view:
+    with idmap.idmapped_view(tmp_path, nobody) as view:
         assert view is None
     assert not identity.is_root()
 
@@ -106,8 +106,8 @@ for name in ("mem", "fd/0", "environ", "cwd/"):
 @pytest.mark.parametrize(("alone", "expected"), [(True, {"closed"}), (False, {"open"})])
 def test_other_processes_of_that_user_cannot_look_into_it(alone: bool, expected: set[str]) -> None:
     """So the owner of the folder does not get at what root gave to QEMU; without a namespace he would."""
-    need("root", identity.may_change())
-    with ownership.apart(SOMEBODY) if alone else nullcontext(SOMEBODY) as user:
+    need("root", identity.can_switch_user())
+    with idmap.in_user_namespace(SOMEBODY) if alone else nullcontext(SOMEBODY) as user:
         confinement = Confinement(user, None, None)
         argv = [sys.executable, "-I", "-S", "-c", PROCESS]
         with process.start(argv, stdout=subprocess.PIPE, cwd=Path("/"), prepare=confinement) as child:

@@ -12,13 +12,13 @@ import pytest
 
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm import VM
-from imgkit.vm.agent.answers import HostToolAnswer, Permission
-from imgkit.vm.agent.filemode import FileMode
+from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
+from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.failures import RequestError
-from imgkit.vm.shares.folder import Folder
+from imgkit.vm.shares.folder import SharedFolder
 from imgkit.vm.shares.quotas import Quotas
 from tests.test_agent_client import RESULT, Recorded
 
@@ -138,7 +138,7 @@ def test_the_error_of_a_callback_is_not_lost_when_the_guest_is_gone() -> None:
 def test_an_input_that_cannot_be_sent_denies(tmp_path: Path, strange: Any) -> None:
     if strange == [[]]:
         strange[0] = strange
-    mode = FileMode(Folder(tmp_path))
+    mode = FileTransport(SharedFolder(tmp_path))
     request = AgentRequest(mode, {}, on_permission=lambda _: Permission(True, updated_input=strange))
     (tmp_path / f"streams/{request.id}.log").write_text(json.dumps(PERMISSION) + "\n")
     with pytest.raises(UsageError, match="cannot be written as JSON"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.vm.shares.sweep import drop_special_bits
+from imgkit.vm.shares.specialbits import drop_special_bits
 from tests.conftest import need
 
 

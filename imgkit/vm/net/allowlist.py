@@ -1,8 +1,12 @@
-"""What a guest in a restricted network may reach, from the words of ``--allow``. Pure: nothing is looked up here.
+"""The allowlist of a restricted network: what the guest may reach, from the arguments of ``--allow``.
 
-A rule is ``HOST[:PORT]``; without a port it is 443. HOST is a name, ``*.`` and a name (every name below it, not that
-name itself), or an IPv4 address. A name never leads to an address of the host's own or of its private networks: whoever
-wants that writes the address.
+An argument has the form ``HOST[:PORT]``; the default port is 443. HOST is a name, ``*.`` followed by a name (which
+stands for every name below that name, but not for the name itself), or an IPv4 address. A name never leads to an
+address of the host or of a private network; such addresses are reached only if the allowlist contains them as
+addresses. No name is looked up here::
+
+    allowlist = parse(["registry.example", "*.cdn.example:443", "127.0.0.1:8080"])
+    allowlist.allows("registry.example", 443)  # True
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ Address: TypeAlias = "IPv4Address | IPv6Address"
 
 DEFAULT_PORT = 443
 NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
-"""The guest's network; its addresses are those of QEMU's user network, which images and people know."""
+"""The guest's network. Its addresses are those of QEMU's user network, which existing images expect."""
 GUEST, GATEWAY, NAMESERVER = (IPv4Address(f"10.0.2.{last}") for last in (15, 2, 3))
 LOOPBACK = IPv4Address("127.0.0.1")
-"""Of the host; the guest has the gateway's address for it."""
+"""The host's loopback address, which the guest reaches by the gateway's address."""
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
@@ -31,37 +35,45 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in t
 
 @dataclass(frozen=True)
 class Allowlist:
-    """What may be reached: ``names`` and ``addresses`` with their ports; ``below`` are the names after ``*.``."""
+    """The hosts and ports that a guest may reach.
+
+    Attributes:
+        names: pairs of name and port.
+        below: the same for every name below a name.
+        addresses: pairs of address and port.
+    """
 
     names: frozenset[tuple[str, int]] = frozenset()
     below: frozenset[tuple[str, int]] = frozenset()
     addresses: frozenset[tuple[IPv4Address, int]] = frozenset()
 
-    def knows(self, name: str) -> bool:
-        """Whether any port of ``name`` may be reached. Case and a final dot make no difference."""
-        name = plain(name)
-        return any(name == known for known, _ in self.names) or any(_below(name, top) for top, _ in self.below)
+    def contains(self, name: str) -> bool:
+        """Return whether any port of ``name`` may be reached. Case and a final dot make no difference."""
+        name = normalized(name)
+        return any(name == allowed for allowed, _ in self.names) or any(_is_below(name, top) for top, _ in self.below)
 
     def allows(self, name: str, port: int) -> bool:
-        """Whether ``port`` of ``name`` may be reached."""
-        name = plain(name)
-        return (name, port) in self.names or any(_below(name, top) and port == theirs for top, theirs in self.below)
+        """Return whether ``port`` of ``name`` may be reached. Case and a final dot make no difference."""
+        name = normalized(name)
+        return (name, port) in self.names or any(
+            _is_below(name, top) and port == allowed for top, allowed in self.below
+        )
 
-    def literal(self, seen: IPv4Address, port: int) -> IPv4Address | None:
-        """The host's address for what the guest calls ``seen``, if that was named; None if not.
+    def host_address(self, address: IPv4Address, port: int) -> IPv4Address | None:
+        """Return the address that the host connects to when the guest connects to ``address``; None if not allowed.
 
-        The gateway stands for the host's loopback address, as it does in QEMU's user network.
+        The gateway's address stands for the host's loopback address, as in QEMU's user network.
         """
-        if seen == GATEWAY:
+        if address == GATEWAY:
             return LOOPBACK if (LOOPBACK, port) in self.addresses else None
-        return seen if (seen, port) in self.addresses and not seen.is_loopback else None
+        return address if (address, port) in self.addresses and not address.is_loopback else None
 
 
 def parse(words: Iterable[str]) -> Allowlist:
-    """The rules that these words of the form ``HOST[:PORT]`` amount to.
+    """Parse arguments of the form ``HOST[:PORT]``.
 
     Raises:
-        UsageError: one of them is not of that form, or can never be reached.
+        UsageError: an argument is not of that form, or names something that can never be reached.
     """
     names, below, addresses = set(), set(), set()
     for word in words:
@@ -76,29 +88,33 @@ def parse(words: Iterable[str]) -> Allowlist:
     return Allowlist(frozenset(names), frozenset(below), frozenset(addresses))
 
 
-def plain(name: str) -> str:
-    """``name`` as the rules have it."""
+def normalized(name: str) -> str:
+    """Return ``name`` in lower case and without a final dot, as the allowlist stores it."""
     return name.lower().removesuffix(".")
 
 
-def public(address: Address) -> bool:
-    """Whether a name may lead to ``address``: one of the Internet, not of the host or of a network around it."""
+def is_public(address: Address) -> bool:
+    """Return whether a name may lead to ``address``, because it belongs to the Internet and not to a private network.
+
+    An IPv6 address that embeds an IPv4 address is public if the embedded address is.
+    """
     if isinstance(address, IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour
-        if inside is None and address in _NAT64:
-            inside = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inside is not None:
-            return public(inside)
+        embedded = address.ipv4_mapped or address.sixtofour
+        if embedded is None and address in _NAT64:
+            embedded = IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(embedded)
         if address.is_site_local:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_link_local)
 
 
-def _below(name: str, top: str) -> bool:
+def _is_below(name: str, top: str) -> bool:
     return name.endswith("." + top) and len(name) > len(top) + 1
 
 
 def _split(word: str) -> tuple[str, int]:
+    """Split an argument into host and port."""
     if "://" in word:
         raise UsageError(f"--allow {word}: a host, not a URL", hint=f"--allow {_host_of(word) or 'HOST:PORT'}")
     if "," in word:
@@ -114,7 +130,7 @@ def _split(word: str) -> tuple[str, int]:
 
 
 def _host_of(url: str) -> str:
-    """What ``--allow`` takes in place of a URL; an empty text where that is not plain."""
+    """Return the argument of ``--allow`` for the host of a URL; empty if the host is not obvious."""
     scheme, _, rest = url.partition("://")
     host = re.match(r"[A-Za-z0-9.-]+(:[0-9]+)?(?=[/?#]|\Z)", rest)
     port = {"https": ":443", "http": ":80"}.get(scheme.lower(), "")
@@ -122,12 +138,12 @@ def _host_of(url: str) -> str:
 
 
 def _address(word: str, host: str) -> IPv4Address | None:
-    """The address that ``host`` is; None if it is a name.
+    """Parse ``host`` as an address; None if it is a name.
 
     Raises:
-        UsageError: resolvers would take it for an address, or it is one that cannot be meant.
+        UsageError: resolvers would take the name for an address, or the address can never be reached.
     """
-    if not _NUMBER.fullmatch(plain(host).rpartition(".")[2]):
+    if not _NUMBER.fullmatch(normalized(host).rpartition(".")[2]):
         return None
     try:
         address = IPv4Address(host)
@@ -145,9 +161,13 @@ def _address(word: str, host: str) -> IPv4Address | None:
 
 
 def _name(word: str, host: str, least: int = 1) -> str:
-    """``host`` in the letters that are looked up."""
+    """Return ``host`` as it is looked up, in ASCII (IDNA) and normalized. It must have at least ``least`` labels.
+
+    Raises:
+        UsageError: it is not the name of a host, has too few labels, or is the host itself.
+    """
     try:
-        name = plain(host if host.isascii() else host.encode("idna").decode())
+        name = normalized(host if host.isascii() else host.encode("idna").decode())
     except UnicodeError:
         raise UsageError(f"--allow {word}: not the name of a host") from None
     labels = name.split(".")

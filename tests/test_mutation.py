@@ -1,0 +1,111 @@
+"""script/mutate: the changes that it makes, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mutation import __main__ as program
+from mutation import python
+from mutation.change import Change
+from tests.commandline import ROOT
+from tests.conftest import need_program
+
+SOURCE = b'''
+import logging
+log = logging.getLogger("x")
+LIMIT = 10
+
+def answer(text: str, limit: int | None = LIMIT) -> bool:
+    """A docstring with 1 < 2 stays."""
+    log.info("so does %d", 1)
+    if len(text) >= 3 and not text.startswith("#"):
+        return False
+    if text in ("a", "b"):
+        raise ValueError(f"no {1 + 1}")
+    check(text, at=limit, hint="also stays")
+    return text == "c"
+'''
+
+
+def described(source: bytes) -> set[tuple[int, str, str]]:
+    return {(change.line, change.kind, change.text.strip()) for change in python.changes("x.py", source)}
+
+
+def test_what_is_changed_and_what_is_not() -> None:
+    assert described(SOURCE) == {
+        (4, "constant", "11"),
+        (9, "guard", "False"),
+        (9, "comparison", ">"),
+        (9, "constant", "4"),
+        (9, "condition", "(len(text) >= 3 or not text.startswith('#'))"),
+        (9, "condition", "(text.startswith('#'))"),
+        (10, "result", "return None"),
+        (10, "constant", "True"),
+        (11, "guard", "False"),
+        (11, "comparison", "not in"),
+        (13, "statement", "pass"),
+        (13, "argument at", "check(text, hint='also stays')"),
+        (14, "result", "return None"),
+        (14, "comparison", "!="),
+    }
+
+
+def test_every_change_to_this_package_compiles() -> None:
+    for path in sorted((ROOT / "imgkit" / "host").glob("*.py")):
+        source = path.read_bytes()
+        changes = python.changes(path.name, source)
+        assert changes or path.name == "__init__.py"
+        for change in changes:
+            changed = change.apply(source)
+            assert changed != source
+            compile(changed, path.name, "exec")
+
+
+def test_javascript(tmp_path: Path) -> None:
+    need_program("node")
+    script = tmp_path / "x.js"
+    script.write_text('// 1 < 2 → stays\nif (a === "ü") { f(); return !b && 2; }\nconst c = `${1}` + "x";\n')
+    command = ["node", "--expose-internals", str(ROOT / "mutation" / "javascript.js"), str(script)]
+    listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    source = script.read_bytes()
+    changed = {Change(**each).apply(source).decode().splitlines()[1] for each in listed if each["line"] == 2}
+    assert changed == {
+        "if (false) { f(); return !b && 2; }",
+        'if (a !== "ü") { f(); return !b && 2; }',
+        'if (a === "ü") { ; return !b && 2; }',
+        'if (a === "ü") { f(); return; }',
+        'if (a === "ü") { f(); return b && 2; }',
+        'if (a === "ü") { f(); return !b || 2; }',
+        'if (a === "ü") { f(); return !b && 3; }',
+    }
+
+
+def test_a_sample_has_some_of_every_file() -> None:
+    every = [
+        Change(name, line, 0, 1, "x", "k") for name in ("a.py", "b.py") for line in range(1 if name == "a.py" else 100)
+    ]
+    chosen = program.sample(every, 10, seed=1)
+    assert [change.path for change in chosen] == ["a.py"] + ["b.py"] * 10
+    assert chosen == program.sample(every, 10, seed=1) != program.sample(every, 10, seed=2)
+
+
+def test_accepted_survivors_are_found_without_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "testing.md"
+    monkeypatch.setattr(program, "PAGE", page)
+    assert program.accepted() == set()
+    shown = Change("a.py", 12, 0, 5, "a > b", "comparison").shown(b"a < b")
+    page.write_text(f"| change | reason |\n|---|---|\n| `{shown}` | there is no third b |\n| no code | x |\n")
+    assert program.accepted() == {shown.replace(":12:", ":")}
+
+
+def test_the_report_counts_per_folder() -> None:
+    results = {
+        Change("a/x.py", line, 0, 1, "", ""): result
+        for line, result in enumerate([program.NOTICED] * 3 + [program.SURVIVED, program.ACCEPTED, program.UNCOVERED])
+    }
+    lines = program.report(results).splitlines()
+    assert lines[2:] == ["| `a` | 6 | 3 | 1 | 1 | 1 | 75% |", "| `all` | 6 | 3 | 1 | 1 | 1 | 75% |"]

@@ -19,6 +19,7 @@ from imgkit.vm import VM
 from imgkit.vm.agent import protocol, ratelimit, requests
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import AgentResult, Garbage, LineSplitter, Output
+from imgkit.vm.agent.ratelimit import RateLimit
 from imgkit.vm.agent.requests import AgentRequest, Transport, collect
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.consolelog import ConsoleLog

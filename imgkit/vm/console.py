@@ -27,14 +27,14 @@ TAIL_LINES = 20
 class Stage(enum.IntEnum):
     """How far a boot has come."""
 
-    NOTHING = 0
-    FIRMWARE = 1
-    BOOT_LOADER = 2
-    KERNEL = 3
-    INITRAMFS = 4
-    INIT = 5
-    LOGIN = 6
-    AGENT = 7
+    NOTHING = enum.auto()
+    FIRMWARE = enum.auto()
+    BOOT_LOADER = enum.auto()
+    KERNEL = enum.auto()
+    INITRAMFS = enum.auto()
+    INIT = enum.auto()
+    LOGIN = enum.auto()
+    AGENT = enum.auto()
 
     @property
     def words(self) -> str:

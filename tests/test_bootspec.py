@@ -13,7 +13,7 @@ import imgkit.vm
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, BootSpec, bootspec
 from imgkit.vm.bootspec import resolve
-from imgkit.vm.qemu import firmware, launch
+from imgkit.vm.qemu import firmware, launch, probe
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.machines import host_arch
 from imgkit.vm.qemu.probe import Accelerator
@@ -192,6 +192,17 @@ def test_an_image_with_keywords_or_a_specification(image: Path) -> None:
         assert " -smp 7 " in call
     assert " -smp 2 " in refusal(str(image))
     assert refusal(image, adapt=extra("-name", "mine")).endswith(" -name mine")
+    assert " -cpu mine " in refusal(image, adapt=lambda resolved: replace(resolved, cpu="mine"))
+
+
+@pytest.mark.usefixtures("fake_qemu")
+def test_an_accelerator_that_qemus_user_cannot_use_is_replaced(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Accelerator("tcg", "slow", "no kvm: closed")
+    asked: list[Any] = []
+    monkeypatch.setattr(probe, "allowed", lambda *arguments: asked.append(arguments) or other)
+    assert " -accel tcg,thread=multi,tb-size=64 -cpu slow " in refusal(image)
+    assert " -cpu qemu64 " in refusal(image, cpu="qemu64")
+    assert [arguments[1:3] for arguments in asked] == [("amd64", "tcg")] * 2
 
 
 def test_keywords_that_are_no_fields_are_refused(image: Path) -> None:

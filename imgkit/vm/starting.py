@@ -70,8 +70,9 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
         folder = stack.enter_context(private_folder())
         resolved = bootspec.resolve(spec, accelerator, folder)
         user = _user(spec, accelerator, stack)
-        accelerator = probe.allowed(accelerator, resolved.arch, spec.accelerator, user)
-        resolved = replace(resolved, accelerator=accelerator.argument, cpu=spec.cpu or accelerator.cpu)
+        usable = probe.allowed(accelerator, resolved.arch, spec.accelerator, user)
+        if usable != accelerator:
+            resolved = replace(resolved, accelerator=usable.argument, cpu=spec.cpu or usable.cpu)
         resolved = replace(resolved, shares=_shown(resolved, user, folder.resolve(), stack))
         if spec.network == "restricted":
             resolved = replace(resolved, link=stack.enter_context(restricted.network(allowlist.parse(spec.allow))))
@@ -85,7 +86,7 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
         running = stack.enter_context(launch.launched(resolved, folder, memory=memory, ports=ports, user=user))
         limit = spec.quotas.disk
         stack.enter_context(monitored(monitor, resolved, limit, running.child, running.stderr, console.shorten))
-        yield Started(spec, running, accelerator, console, monitor)
+        yield Started(spec, running, usable, console, monitor)
 
 
 def _prepare_requests(resolved: VmSpec) -> None:

@@ -197,9 +197,13 @@ def test_an_image_with_keywords_or_a_specification(image: Path) -> None:
 
 @pytest.mark.usefixtures("fake_qemu")
 def test_an_accelerator_that_qemus_user_cannot_use_is_replaced(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Accelerator("tcg", "slow", "no kvm: closed")
     asked: list[Any] = []
-    monkeypatch.setattr(probe, "allowed", lambda *arguments: asked.append(arguments) or other)
+
+    def allowed(*arguments: Any) -> Accelerator:
+        asked.append(arguments)
+        return Accelerator("tcg", "slow", "no kvm: closed")
+
+    monkeypatch.setattr(probe, "allowed", allowed)
     assert " -accel tcg,thread=multi,tb-size=64 -cpu slow " in refusal(image)
     assert " -cpu qemu64 " in refusal(image, cpu="qemu64")
     assert [arguments[1:3] for arguments in asked] == [("amd64", "tcg")] * 2

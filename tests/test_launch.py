@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.vm import VM
+from imgkit.vm import VM, KernelPanicError
 from imgkit.vm.qemu import launch
 from imgkit.vm.qemu.argv import VmSpec
 from imgkit.vm.qemu.launch import launched
@@ -95,6 +95,74 @@ def test_from_boot_to_power_off() -> None:
         assert vm.serial.heartbeat() is None
         assert vm.power_off(30)
         assert not vm.alive
+
+
+CONSOLE = """
+number = re.search(r"path=/dev/fdset/([0-9]+),append", line)[1]
+console = int(re.search(r"fd=([0-9]+),set=" + number + " ", line)[1])
+"""
+EMULATION = "[ 0.1] Oops: int3: 0000\\n[ 0.1] Kernel panic - not syncing: Fatal exception\\n"
+BEAT = """
+import json, threading, time
+share = re.search(r"path=([^,]+),security_model", line)[1]
+def beat():
+    while True:
+        values = {"timestamp": time.time() * 1000, "pid": 7, "uptime": 1, "ipcMode": "file", "ipcMounted": True}
+        with open(share + "/.heartbeat", "w") as sink:
+            json.dump({**values, "system": {"network": True}}, sink)
+        os.replace(share + "/.heartbeat", share + "/heartbeat")
+        time.sleep(0.05)
+threading.Thread(target=beat, daemon=True).start()
+"""
+
+
+def talking(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """The fake QEMU also runs ``code`` when it comes up."""
+    text = PROGRAM.format(python=Path(sys.executable).resolve())
+    program(folder, monkeypatch, text.replace("names =", f"{code}\nnames =", 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the console is handed over by descriptor on Linux only")
+@pytest.mark.parametrize(("crashes", "starts"), [(1, 2), (2, 3), (9, 3)])
+def test_a_crash_of_the_emulation_is_tried_three_times(
+    crashes: int, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the crashes, the kernel panics for a reason of its own."""
+    shared = public(tmp_path) / "shared"  # QEMU may write nowhere else
+    shared.mkdir()
+    shared.chmod(0o777)
+    count = shared / "count"
+    count.touch()
+    count.chmod(0o666)
+    other = "Kernel panic - not syncing: no root\\n"
+    code = f'''{CONSOLE}
+share = re.search(r"id=share1,path=([^,]+),", line)[1]
+with open(share + "/count", "a+") as sink:
+    sink.write("x")
+    sink.seek(0)
+    os.write(console, b"{EMULATION}" if len(sink.read()) <= {crashes} else b"{other}")
+'''
+    talking(tmp_path, monkeypatch, code)
+    with (
+        pytest.raises(KernelPanicError) as caught,
+        VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=1, timeout=60, shares={"data": shared}),
+    ):
+        pass
+    assert caught.value.message == f"kernel panic: {'Fatal exception' if crashes == 9 else 'no root'}"
+    assert len(count.read_text()) == starts
+    warning = "emulation crashed the guest's kernel (kernel panic: Fatal exception); booting again"
+    assert caplog.messages.count(warning) == starts - 1
+
+
+@pytest.mark.parametrize("options", [{}, {"settle": False}, {"wait": False}])
+def test_a_boot_waits_for_the_agent_and_the_system(
+    options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talking(tmp_path, monkeypatch, BEAT)
+    with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=1, timeout=60, **options) as vm:
+        assert (vm.seconds_to_ready is None) == ("wait" in options)
+        assert (vm.seconds_to_settled is None) == bool(options)
+        assert vm.wait_ready(60).pid == 7
 
 
 def test_the_program_is_named_by_its_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -112,3 +113,15 @@ def test_an_answer_has_a_limit(pair: tuple[Qmp, socket.socket], monkeypatch: pyt
     peer.sendall(b"x")
     with pytest.raises(QmpError, match=r"^answer too long$"):
         client.execute("query-status", timeout=5)
+
+
+def test_a_peer_that_does_not_read_is_given_up(pair: tuple[Qmp, socket.socket]) -> None:
+    client, peer = pair
+    peer.sendall(GREETING + DONE + DONE)
+    client.execute("query-status")
+    client._socket.setblocking(False)
+    with suppress(BlockingIOError):
+        while client._socket.send(b" " * (1 << 16)):
+            pass  # until nothing more fits
+    with pytest.raises(QmpError, match=r"^frob: timed out$"):
+        client.execute("frob", timeout=0.2)

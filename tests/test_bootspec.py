@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 import imgkit.vm
 from imgkit.errors import HostError, UsageError
-from imgkit.vm import VM, BootSpec, bootspec
+from imgkit.vm import VM, BootSpec, bootspec, starting
 from imgkit.vm.bootspec import resolve
 from imgkit.vm.qemu import firmware, launch, probe
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.machines import host_arch
 from imgkit.vm.qemu.probe import Accelerator
+from imgkit.vm.sandbox import confinement
+from imgkit.vm.shares import specialbits
 from tests.files import public
 from tests.vmspecs import extra
 
@@ -221,6 +224,35 @@ def test_memory_is_as_asked_for_or_what_the_host_has(image: Path, monkeypatch: p
     assert " -m 77 " in refusal(image, memory_mib=77)
     monkeypatch.setattr(launch, "MEMORY_STEPS", (55,))
     assert " -m 55 " in refusal(image)
+
+
+@pytest.mark.usefixtures("fake_qemu")
+def test_a_restricted_network_is_a_socket(image: Path) -> None:
+    assert " -netdev socket,id=net0,fd=" in refusal(image, network="restricted", allow=["a.example:443"])
+    assert " -netdev user," in refusal(image)
+    assert "-netdev" not in refusal(image, network="none")
+
+
+def test_without_a_filter_of_system_calls_shares_are_swept(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shares = (Share("ipc", tmp_path / "a"), Share("ro", tmp_path / "b", read_only=True), Share("gone", tmp_path / "c"))
+
+    def drop(folder: Path, *, since: float) -> list[Path]:
+        if folder.name == "c":
+            raise FileNotFoundError(2, "No such file")
+        return [folder / "setuid"]
+
+    monkeypatch.setattr(confinement, "filters_system_calls", lambda: False)
+    monkeypatch.setattr(specialbits, "drop_special_bits", drop)
+    with ExitStack() as stack:
+        resolved = VmSpec("amd64", None, tmp_path / "console", shares=shares)
+        assert starting._shown(resolved, None, tmp_path, stack) == shares
+        assert caplog.messages == [], "when the machine is over"
+    assert caplog.messages == [
+        f"{tmp_path}/c: not looked through for set-user-id programs of the guest: No such file",
+        f"{tmp_path}/a/setuid: the guest had made it set-user-id or a device; it is not any more",
+    ]
 
 
 # ---- the public names ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any
 from imgkit.errors import ImgkitError
 from imgkit.vm import VM
 from imgkit.vm.qemu.machines import guess_arch
+from tests.vmspecs import STYLES
 
 STAGES = ("boot_loader", "kernel", "initramfs", "init", "agent")
 FIRMWARE = {"amd64": ("bios", "uefi", "direct"), "arm64": ("uefi", "direct")}
@@ -50,7 +51,12 @@ def cpu_seconds(pid: int) -> float:
 def boot(image: Path, arch: str, firmware: str, options: argparse.Namespace) -> Measured:
     """Boot once, switch off once everything has started."""
     chosen: dict[str, Any] = {"arch": arch, "firmware": firmware, "accelerator": options.accel}
-    chosen |= {"memory_mib": options.memory, "cpus": options.cpus, "style": options.style, "timeout": options.timeout}
+    chosen |= {
+        "memory_mib": options.memory,
+        "cpus": options.cpus,
+        "adapt": STYLES[options.style],
+        "timeout": options.timeout,
+    }
     chosen["settle"] = False
     if firmware == "direct":
         chosen["kernel"] = image.parent / f"vmlinuz-virt-{arch}"
@@ -84,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--firmware", action="append", help="only these")
     made.add_argument("--tries", type=int, default=3)
     made.add_argument("--accel", default="auto")
-    made.add_argument("--style", default="harness", choices=("harness", "host-app"))
+    made.add_argument("--style", default="harness", choices=sorted(STYLES))
     made.add_argument("--memory", type=int, default=None, metavar="MIB")
     made.add_argument("--cpus", type=int, default=2)
     made.add_argument(

@@ -63,7 +63,7 @@ def main() -> None:
     firmware = "bios" if arch == "amd64" else "uefi"
     with VM.boot(options.image, arch=arch, firmware=firmware, accelerator=options.accel, ipc=ipc) as vm:
         time.sleep(15)  # what starts after agentd
-        print(f"| request ({ipc} mode, {vm.verdict.accelerator}) | median | p95 | max |")
+        print(f"| request ({ipc} mode, {vm.accelerator.name}) | median | p95 | max |")
         print("|---|---|---|---|")
         for name, command in COMMANDS.items():
             times = trips(vm, command, options.count)

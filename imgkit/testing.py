@@ -1,12 +1,12 @@
 """pytest plugin: boot images in tests.
 
     def test_agent(boot_image):
-        vm = boot_image(Path("out/linux-amd64.qcow2"), arch="amd64")
+        vm = boot_image("out/linux-amd64.qcow2", shares={"data": "."})
         assert vm.run(["id", "-un"]).text == "agent\\n"
 
 A machine lives until the end of the test that booted it (``boot_image``) or of the whole run (``boot_image_session``).
-``imgkit_vm`` boots the image named by ``--imgkit-image``. When a test fails, the last lines of the console of each
-machine it used are part of the report.
+``imgkit_vm`` boots the image named by ``--imgkit-image``. When a test fails, its report has the last lines of the
+console of each machine that it used.
 
 This module is loaded in every run of pytest wherever imgkit is installed, so it imports nothing at the top that
 pytest has not loaded already.
@@ -23,21 +23,27 @@ import pytest
 
 if TYPE_CHECKING:
     from imgkit.vm import VM
-    from imgkit.vm.running import StrPath
+    from imgkit.vm.bootspec import BootSpec, StrPath
 
 
 class BootImage(Protocol):
     """What the ``boot_image`` fixtures give: :meth:`imgkit.vm.VM.boot` without its ``with``."""
 
-    def __call__(self, image: StrPath | None, **options: Any) -> VM:
-        """Boot ``image``; options as for :meth:`imgkit.vm.VM.boot`."""
+    def __call__(self, spec: BootSpec | StrPath | None, **options: Any) -> VM:
+        """Boot an image or a specification.
+
+        Args:
+            spec: as for :meth:`imgkit.vm.VM.boot`.
+            options: its keywords. They win over the command line's options, which do not apply to a specification,
+                except ``--imgkit-timeout``.
+        """
 
 
 _MACHINES: pytest.StashKey[list[VM]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the plugin; they are defaults for every boot that does not say otherwise."""
+    """Add the options of the plugin; they are defaults for every boot that does not say otherwise."""
     group = parser.getgroup("imgkit", "disk images booted in tests")
     group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the imgkit_vm fixture boots")
     group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: from its name)")
@@ -53,24 +59,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--imgkit-timeout", metavar="S", type=float, help="seconds that a boot may take (default: 180)")
 
 
+_FIELDS = {
+    "arch": "arch",
+    "firmware": "firmware",
+    "accel": "accelerator",
+    "network": "network",
+    "allow": "allow",
+    "timeout": "timeout",
+}
+"""The command line's options, and the keywords of :meth:`imgkit.vm.VM.boot` that they are defaults of."""
+
+
 def _defaults(config: pytest.Config) -> dict[str, Any]:
-    """What the command line says about every boot."""
-    names = {"arch": "arch", "firmware": "firmware", "accel": "accelerator", "timeout": "timeout"}
-    names |= {"network": "network", "allow": "allow"}
-    given = {keyword: config.getoption(f"--imgkit-{option}") for option, keyword in names.items()}
+    """Return what the command line says about every boot."""
+    given = {keyword: config.getoption(f"--imgkit-{option}") for option, keyword in _FIELDS.items()}
     return {keyword: value for keyword, value in given.items() if value is not None}
 
 
 def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
     machines = node.stash.setdefault(_MACHINES, [])
 
-    def boot(image: StrPath | None, **options: Any) -> VM:
-        from imgkit.vm import VM  # only tests that boot something pay for it
+    def boot(spec: BootSpec | StrPath | None, **options: Any) -> VM:
+        from imgkit.vm import VM, BootSpec  # only tests that boot something pay for it
 
         defaults = _defaults(node.config)
+        if isinstance(spec, BootSpec):
+            defaults = {name: value for name, value in defaults.items() if name == "timeout"}
         if "network" in options:
             defaults.pop("allow", None)  # that is for the command line's network
-        vm = stack.enter_context(VM.boot(image, **{**defaults, **options}))
+        vm = stack.enter_context(VM.boot(spec, **{**defaults, **options}))
         machines.append(vm)
         return vm
 
@@ -79,7 +96,7 @@ def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
 
 @pytest.fixture
 def boot_image(request: pytest.FixtureRequest) -> Iterator[BootImage]:
-    """A function that boots an image for the length of this test."""
+    """Give a function that boots an image for the length of this test."""
     assert isinstance(request.node, pytest.Item)
     with ExitStack() as stack:
         yield _factory(request.node, stack)
@@ -87,14 +104,14 @@ def boot_image(request: pytest.FixtureRequest) -> Iterator[BootImage]:
 
 @pytest.fixture(scope="session")
 def boot_image_session(request: pytest.FixtureRequest) -> Iterator[BootImage]:
-    """A function that boots an image for the length of the whole run."""
+    """Give a function that boots an image for the length of the whole run."""
     with ExitStack() as stack:
         yield _factory(request.session, stack)
 
 
 @pytest.fixture
 def imgkit_vm(request: pytest.FixtureRequest, boot_image: Callable[..., VM]) -> VM:
-    """The image of ``--imgkit-image``, booted for this test."""
+    """Boot the image of ``--imgkit-image`` for this test."""
     image = request.config.getoption("--imgkit-image")
     if image is None:
         pytest.fail("the imgkit_vm fixture needs --imgkit-image PATH", pytrace=False)

@@ -33,7 +33,9 @@ _OPERATORS: dict[type[ast.operator], ast.operator] = {
     ast.BitAnd: ast.BitOr(),
     ast.BitOr: ast.BitAnd(),
 }
-_UNTOUCHED_KEYWORDS = frozenset({"hint", "strict", "frozen", "slots", "daemon", "repr", "errors", "help", "desc", "stacklevel"})
+_UNTOUCHED_KEYWORDS = frozenset(
+    {"hint", "strict", "frozen", "slots", "daemon", "repr", "errors", "help", "desc", "stacklevel"}
+)
 _UNTOUCHED_CALLS = ("log.", "logging.", "warnings.")
 
 

@@ -1,7 +1,7 @@
-"""The host side of the agentd contract as the original application has it, written against the contract's page alone.
+"""The host side of the agentd contract as the original application has it, written from the contract's page alone.
 
-It shares nothing with :mod:`imgkit.vm`: what both agree on is what the guest really does. Files are written slowly and
-not atomically, streams are read as they grow.
+It shares nothing with :mod:`imgkit.vm`, so that two implementations check the guest. Files are written slowly and not
+atomically; streams are read while they grow. (:func:`tests.vmspecs.host_app` has imgkit start QEMU in the same way.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/s
 
 
 def arguments(arch: str, image: Path, console: Path, shares: Mapping[str, Path], kernel: Sequence[Path]) -> list[str]:
-    """QEMU's arguments, as the contract's first section lists them."""
+    """Return QEMU's arguments, as the contract's first section lists them."""
     words = [BINARY[arch], "-accel", "tcg,thread=multi", "-m", "4096", "-smp", "2", "-nographic", "-snapshot"]
     if arch == "arm64":  # emulation needs a model; the application's default would be a 32-bit one
         words += ["-machine", "virt", "-cpu", "cortex-a72"]
@@ -48,9 +48,10 @@ def arguments(arch: str, image: Path, console: Path, shares: Mapping[str, Path],
 
 
 def real_request(work: Path, prompt: str, *, skills: bool = True, **more: Any) -> Event:
-    """A request with everything that the application sends; ``skills`` as on macOS and Linux. ``more`` goes on top.
+    """Return a request with everything that the application sends; ``more`` replaces keys of it.
 
-    ``mounts`` always names the request share itself, which is there already.
+    ``skills`` adds the share that it has on macOS and Linux. ``mounts`` always names the request share itself, which is
+    mounted already.
     """
     mounts = {
         "work": {"tag": "work", "guestPath": "/workspace/project"},
@@ -89,7 +90,7 @@ ATTACHMENT = {"name": "dot.png", "mimeType": "image/png", "base64Data": base64.b
 
 
 class EmulationError(Exception):
-    """QEMU failed the guest."""
+    """QEMU's emulation crashed the guest's kernel."""
 
 
 @dataclass
@@ -100,16 +101,16 @@ class Machine:
     console: Path
 
     def tail(self) -> str:
-        """The end of the console, which the application shows when a boot fails."""
+        """Return the end of the console, which the application shows when a boot fails."""
         return self.console.read_text(errors="replace")[-3000:]
 
     def wait(self, what: str, look: Callable[[], Any], seconds: float) -> Any:
-        """Poll until ``look`` gives something; give up at once when QEMU is gone."""
+        """Poll until ``look`` returns something true, and return that; fail at once if QEMU has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            found = look()
-            if found:
-                return found
+            result = look()
+            if result:
+                return result
             assert self.child.poll() is None, f"QEMU ended: {self.tail()}"
             if EMULATION.search(self.console.read_text(errors="replace")):
                 raise EmulationError(f"the emulation crashed the guest's kernel: {self.tail()}")
@@ -121,7 +122,7 @@ class Machine:
 def started(
     argv: Sequence[str], console: Path, descriptors: Sequence[int] = (), user: tuple[int, int] | None = None
 ) -> Iterator[Machine]:
-    """Run QEMU for the length of the block; as ``user`` (uid and gid), if one is named."""
+    """Run QEMU for the length of the block; as ``user`` (uid and gid) if it is not None."""
     console.touch()
     how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": descriptors}
     if user is not None:
@@ -139,7 +140,7 @@ def started(
 def booted(
     argv: Sequence[str], console: Path, attach: Callable[[Machine, ExitStack], App], **how: Any
 ) -> Iterator[App]:
-    """Run QEMU for the length of the block, attached to when it is ready; another try where the emulation failed."""
+    """Run QEMU for the length of the block, and ``attach`` to it. If the emulation failed, it is tried again."""
     for attempt in range(1, TRIES + 1):
         with ExitStack() as stack:
             machine = stack.enter_context(started(argv, console, **how))
@@ -163,32 +164,32 @@ class FileMode:
     answered: set[str] = field(default_factory=set)
 
     def heartbeat(self) -> Event | None:
-        """The heartbeat; None while there is none. It is never seen half-written."""
+        """Return the heartbeat, or None while there is none. It is never seen half-written."""
         path = self.ipc / "heartbeat"
         return json.loads(path.read_text()) if path.exists() else None
 
     def ready(self) -> bool:
-        """The contract's words: less than 10 s old, and ipcMounted not false."""
+        """Return True if the heartbeat means readiness: it is less than 10 s old, and ipcMounted is not false."""
         beat = self.heartbeat()
         if beat is None or beat["ipcMounted"] is False:
             return False
         return bool(time.time() * 1000 - beat["timestamp"] < 10_000)
 
     def send(self, body: Event | str, *, identity: str | None = None, pause: float = 0.0) -> str:
-        """Write a request; with a pause in the middle of it, if there is one."""
+        """Write a request, with ``pause`` seconds in the middle of it, and return its id."""
         identity = identity or str(uuid.uuid4())
         text = body if isinstance(body, str) else json.dumps(body)
         write_slowly(self.ipc / "requests" / f"{identity}.json", text, pause)
         return identity
 
     def stream(self, identity: str) -> list[Event]:
-        """The complete lines of a stream so far; each must be an object."""
+        """Return the complete lines of a stream so far; each must be an object."""
         path = self.ipc / "streams" / f"{identity}.log"
         text = path.read_bytes() if path.exists() else b""
         return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
     def results(self, identity: str) -> list[Event]:
-        """The ``result`` events of a stream."""
+        """Return the ``result`` events of a stream."""
         return [line["event"] for line in self.stream(identity) if is_result(line)]
 
     def finish(self, identity: str, seconds: float = 120) -> Event:
@@ -204,7 +205,7 @@ class FileMode:
         return result
 
     def run(self, body: Event, seconds: float = 120, **how: Any) -> tuple[Event, bytes]:
-        """Send a request, wait for its end; the result and what was written to standard output."""
+        """Send a request and wait for its end. Return the result and what was written to standard output."""
         identity = self.send(body, **how)
         return self.finish(identity, seconds), output(self.stream(identity))
 
@@ -219,7 +220,7 @@ class FileMode:
         return next((line for line in asked if line["requestId"] not in self.answered), None)
 
     def answer(self, question: Event, body: Event, *, suffix: str = "", pause: float = 0.5) -> Path:
-        """Write the answer in two halves. The file that was written."""
+        """Write the answer in two halves, and return the file."""
         path = self.ipc / "responses" / f"{question['requestId']}{suffix}.json"
         write_slowly(path, json.dumps(body), pause)
         return path
@@ -235,7 +236,7 @@ class SerialMode:
         connection.setblocking(False)
 
     def pump(self) -> None:
-        """Take what has come; every line must be an object."""
+        """Read what has come; every line must be an object."""
         try:
             data = self.connection.recv(1 << 20)
         except BlockingIOError:
@@ -244,14 +245,14 @@ class SerialMode:
         self.messages += [json.loads(line) for line in lines if line]
 
     def wait(self, what: str, fits: Callable[[Event], bool], seconds: float = 120) -> Event:
-        """Wait for a message."""
+        """Wait for a message that ``fits``, and return it."""
 
         def look() -> Event | None:
             self.pump()
             return next((message for message in self.messages if fits(message)), None)
 
-        found: Event = self.machine.wait(what, look, seconds)
-        return found
+        message: Event = self.machine.wait(what, look, seconds)
+        return message
 
     def send(self, message: Event) -> None:
         """Send one line, in two halves."""
@@ -263,13 +264,13 @@ class SerialMode:
         self.connection.setblocking(False)
 
     def request(self, body: Event) -> str:
-        """Send a request; its id."""
+        """Send a request, and return its id."""
         identity = str(uuid.uuid4())
         self.send({"type": "request", "requestId": identity, "data": body})
         return identity
 
     def stream(self, identity: str) -> list[Event]:
-        """The stream events of a request so far."""
+        """Return the stream events of a request so far."""
         self.pump()
         lines = [message["line"] for message in self.messages if of(message, "stream", identity)]
         return [json.loads(line) for line in lines]
@@ -277,18 +278,18 @@ class SerialMode:
     def finish(self, identity: str, seconds: float = 120) -> Event:
         """Wait for the one result."""
         done = lambda: [line for line in self.stream(identity) if is_result(line)]  # noqa: E731
-        (found,) = self.machine.wait(f"the result of {identity}", done, seconds)
-        result: Event = found["event"]
+        (line,) = self.machine.wait(f"the result of {identity}", done, seconds)
+        result: Event = line["event"]
         return result
 
 
 def of(message: Event, kind: str, identity: str) -> bool:
-    """Whether a message is of this kind and request."""
+    """Return True if a message is of this kind and request."""
     return bool(message["type"] == kind and message.get("requestId") == identity)
 
 
 def write_slowly(path: Path, text: str, pause: float) -> None:
-    """As a program that knows nothing of renaming writes: open, half, a pause, the other half."""
+    """Write a file as a program does that knows nothing of renaming: one half, a pause, the other half."""
     data = text.encode()
     with path.open("wb", buffering=0) as sink:
         sink.write(data[: len(data) // 2])
@@ -297,12 +298,12 @@ def write_slowly(path: Path, text: str, pause: float) -> None:
 
 
 def is_result(line: Event) -> bool:
-    """Whether a stream line is the end of its request."""
+    """Return True if a stream line is the result of its request."""
     return bool(line["type"] == "sdk_event" and line["event"]["type"] == "result")
 
 
 def output(lines: Sequence[Event], stream: str = "stdout") -> bytes:
-    """What the agent wrote, from the events of its stream."""
+    """Return what the agent wrote, from the events of its stream."""
     events = [line["event"] for line in lines if line["type"] == "sdk_event" and line["event"]["type"] == "output"]
     pieces = [event for event in events if event["stream"] == stream]
     return b"".join(
@@ -324,7 +325,7 @@ def file_mode(
     user: tuple[int, int] | None = None,
     timeout: float = READY,
 ) -> Iterator[FileMode]:
-    """Create the folder tree, start the VM (as ``user``, whose the tree is then), wait until it is ready."""
+    """Create the folder tree, start the machine and wait until it is ready. ``user`` owns the tree and runs QEMU."""
     ipc = folder / "ipc"
     for name in ("requests", "streams", "responses"):
         (ipc / name).mkdir(parents=True)
@@ -346,7 +347,7 @@ def file_mode(
 def serial_mode(
     arch: str, image: Path, folder: Path, *, kernel: Sequence[Path] = (), timeout: float = READY
 ) -> Iterator[SerialMode]:
-    """Start the VM as on a host without 9p, wait for a heartbeat on the port."""
+    """Start the machine as on a host without 9p, and wait for a heartbeat on the port."""
     with tempfile.TemporaryDirectory() as short:  # the name of a socket has 107 bytes at most
         path = Path(short) / "ipc"
         extra = ["-device", "virtio-serial-pci", "-chardev", f"socket,id=ipc,path={path},server=on,wait=off"]

@@ -125,7 +125,7 @@ def _has_bindings() -> bool:
 def overlay_with_root(folder: Path) -> Path:
     """The repository's overlay with two services of the tests.
 
-    In runlevel default the helper of :mod:`imgkit.vm.rootport`; in runlevel boot one that holds the boot up when the
+    In runlevel default the helper of :mod:`tests.rootport`; in runlevel boot one that holds the boot up when the
     kernel's command line asks for it.
     """
     overlay = folder / "overlay"

@@ -44,8 +44,9 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
         def boot(options: argparse.Namespace, before: Callable[[Sequence[Path]], object]) -> Iterator[Any]:
             before([options.image, *files])
             yield SimpleNamespace(
-                what=SimpleNamespace(arch="amd64", firmware=firmware),
-                verdict=SimpleNamespace(accelerator="tcg"),
+                arch="amd64",
+                firmware=firmware,
+                accelerator=SimpleNamespace(name="tcg"),
                 memory_mib=4096,
                 seconds_to_ready=9.5,
                 seconds_to_settled=13.5,

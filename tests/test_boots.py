@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from imgkit.vm import VM
+from tests import rootport
 from tests.conftest import need_program
 from tests.early import EarlyLook
 from tests.guest import until_it_says
 from tests.images import Builder, Image, Images
+from tests.rootport import RootedVM
+from tests.vmspecs import host_app, scsi, writable
 
 pytestmark = pytest.mark.vm
 
@@ -26,9 +29,9 @@ TIMEOUT = 240.0  # the machine that runs the tests may be busy
 
 
 def boot_and_look(image: Image, folder: Path, **options: Any) -> VM:
-    """Boot and check the heartbeat against the manifest, and what the earliest request saw of the kernel's settings.
+    """Boot, compare the heartbeat with the manifest, and check the kernel's settings that the earliest request saw.
 
-    The machine is over when this returns.
+    The machine is switched off when this returns.
     """
     need_program(QEMU[image.arch])
     early = EarlyLook(folder / "ipc")
@@ -57,15 +60,15 @@ def direct(image: Image) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("arch", "firmware"), [("amd64", "bios"), ("amd64", "uefi"), ("arm64", "uefi")])
 def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str, tmp_path: Path) -> None:
-    """``imgkit boot`` finds out the architecture and the firmware's files by itself."""
+    """``imgkit boot`` takes the architecture from the image's name and finds the files of the firmware."""
     need_program(QEMU[arch])
     early = EarlyLook(tmp_path / "ipc")
     words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT), "--share", f"ipc={tmp_path}/ipc")
     done = builder.run("boot", images[arch].disk, "--json", *words)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["buildId"] == images[arch].manifest["buildId"]
-    assert 0 < found["secondsToReady"] < TIMEOUT
+    report = json.loads(done.stdout)
+    assert report["buildId"] == images[arch].manifest["buildId"]
+    assert 0 < report["secondsToReady"] < TIMEOUT
     early.check()
 
 
@@ -82,12 +85,12 @@ def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) 
 
 def test_arm64_boots_directly_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
     """Word for word the contract's arguments: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
-    vm = boot_and_look(images["arm64"], tmp_path, style="host-app", **direct(images["arm64"]))
+    vm = boot_and_look(images["arm64"], tmp_path, adapt=host_app, **direct(images["arm64"]))
     assert "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet" in vm.argv
 
 
 def test_amd64_boots_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
-    vm = boot_and_look(images["amd64"], tmp_path, style="host-app")
+    vm = boot_and_look(images["amd64"], tmp_path, adapt=host_app)
     assert not any(word in vm.argv for word in ("-machine", "-bios", "-kernel"))
 
 
@@ -109,14 +112,12 @@ def test_a_raw_disk_on_a_scsi_bus_and_four_cpus(images: Images, tmp_path: Path) 
     raw = tmp_path / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", images["amd64"].disk, raw], check=True)
     image = Image("amd64", raw, images["amd64"].kernel, images["amd64"].initramfs, images["amd64"].manifest)
-    vm = boot_and_look(image, tmp_path, bus="virtio-scsi", cpus=4)
+    vm = boot_and_look(image, tmp_path, adapt=scsi, cpus=4)
     assert any(word.startswith("scsi-hd") for word in vm.argv)
 
 
 def test_an_old_arm_with_little_memory(images: Images, tmp_path: Path) -> None:
-    boot_and_look(
-        images["arm64"], tmp_path, cpu="cortex-a57", cpus=1, memory_mib=256, **direct(images["arm64"]), style="harness"
-    )
+    boot_and_look(images["arm64"], tmp_path, cpu="cortex-a57", cpus=1, memory_mib=256, **direct(images["arm64"]))
 
 
 # ---- the disk grows ------------------------------------------------------------------------------------------------
@@ -125,32 +126,33 @@ GROWN = 6 << 30
 
 
 def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None:
-    """Before agentd, to the end of the disk; the second boot finds nothing to do.
+    """The root grows before agentd starts, to the end of the disk; the second boot finds nothing to do.
 
-    Enlarged once more and killed in the middle of growing, the next boot goes on, and the disk is whole.
+    After the disk is enlarged once more and the machine is killed while it grows, the next boot completes the growth,
+    and the filesystem is sound.
     """
     image = rooted_images["amd64"]
     copy = tmp_path / "grown.qcow2"
     shutil.copyfile(image.disk, copy)
     subprocess.run(["qemu-img", "resize", "-q", copy, str(GROWN)], check=True)
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "root_port": True}
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "adapt": writable}
     options["cpus"] = 1  # the boot that is not waited for below would not be repeated if the emulation failed
-    with VM.boot(copy, writable=True, **options) as vm:
+    with rootport.booted(copy, **options) as vm:
         first = facts(vm)
         assert "Growing the root file system" in vm.console()
         off(vm)
     root = next(part for part in image.manifest["disk"]["partitions"] if part["kind"] == "root")
     assert GROWN - (2 << 20) < root["start"] + first["partition"] < GROWN
     assert first["filesystem"] > GROWN * 9 // 10
-    with VM.boot(copy, writable=True, **options) as vm:
+    with rootport.booted(copy, **options) as vm:
         assert facts(vm) == first
         assert "Growing" not in vm.console()
         off(vm)
     subprocess.run(["qemu-img", "resize", "-q", copy, str(2 * GROWN)], check=True)
-    with VM.boot(copy, writable=True, wait=False, **options) as vm:
+    with rootport.booted(copy, wait=False, **options) as vm:
         until_it_says(vm, "Growing the root file system", TIMEOUT)
         os.kill(vm.pid, signal.SIGKILL)
-    with VM.boot(copy, writable=True, **options) as vm:
+    with rootport.booted(copy, **options) as vm:
         last = facts(vm)
         off(vm)
     assert 2 * GROWN - (2 << 20) < root["start"] + last["partition"] < 2 * GROWN
@@ -158,21 +160,21 @@ def test_root_grows_with_its_disk(rooted_images: Images, tmp_path: Path) -> None
     check_disk(copy, tmp_path)
 
 
-def off(vm: VM) -> None:
-    """Write everything and pull the plug: what was grown must survive that, and it is quicker than a shutdown."""
+def off(vm: RootedVM) -> None:
+    """Flush the disk and switch off at once: the grown filesystem must survive that, and a shutdown takes longer."""
     assert vm.root("sync").status == 0
     vm.kill()
 
 
-def facts(vm: VM) -> dict[str, int]:
-    """Bytes of the root partition and of its filesystem, as soon as the agent answers."""
+def facts(vm: RootedVM) -> dict[str, int]:
+    """Return the bytes of the root partition and of its filesystem."""
     kib = vm.run("df -k / | tail -n 1").text.split()[1]
     sectors = vm.root("cat /sys/class/block/vda2/size").text
     return {"partition": int(sectors) * 512, "filesystem": int(kib) * 1024}
 
 
 def check_disk(image: Path, folder: Path) -> None:
-    """The grown disk, by programs of the host."""
+    """Check the grown disk with programs of the host."""
     raw, root = folder / "grown.raw", folder / "root"
     subprocess.run([need_program("qemu-img"), "convert", "-O", "raw", image, raw], check=True)
     said = subprocess.run([need_program("sgdisk"), "-v", "-i", "2", raw], capture_output=True, text=True).stdout

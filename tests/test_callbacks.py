@@ -16,7 +16,7 @@ from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport
-from imgkit.vm.bootspec import Boot
+from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.failures import RequestError
 from imgkit.vm.shares.folder import SharedFolder
 from imgkit.vm.shares.quotas import Quotas
@@ -172,7 +172,7 @@ def without_machine(transport: Transport, quotas: Quotas) -> VM:
     """A handle that carries its requests over ``transport``."""
     vm = VM.__new__(VM)
     vm._folders, vm._transport = {}, transport
-    vm.what = Boot(None, "amd64", quotas=quotas)
+    vm.spec = BootSpec(None, quotas=quotas)
     vm.__dict__["check"] = lambda: None
     return vm
 

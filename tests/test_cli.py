@@ -134,7 +134,7 @@ def test_wrong_variables(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if variable == "IMGKIT_LAUNCH_TIMEOUT":
-        monkeypatch.setattr("imgkit.cli.readoptions.probe", lambda _arch: argparse.Namespace(accelerator="tcg"))
+        monkeypatch.setattr("imgkit.cli.readoptions.probe", lambda _arch: argparse.Namespace(name="tcg"))
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
     monkeypatch.setenv(variable, value)

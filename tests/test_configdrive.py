@@ -49,19 +49,41 @@ def test_what_is_put_in_comes_out(env: dict[str, str], secrets: dict[str, str]) 
     assert content(made) == (env, {name: text.encode() for name, text in secrets.items()})
 
 
+NOT_A_NAME = "is not the name of an environment variable"
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("1A", b"x", "not the name of an environment variable"),
-        ("A=B", b"x", "not the name of an environment variable"),
-        ("A\n", b"x", "not the name of an environment variable"),
-        ("A", b"a\0b", "zero byte"),
-        ("A", b"x" * configdrive.MAX_VALUE, "more than"),
-        ("A", b"\xff", "not UTF-8"),
+        ("1A", b"x", f"'1A' {NOT_A_NAME}"),
+        ("A=B", b"x", f"'A=B' {NOT_A_NAME}"),
+        ("A\n", b"x", f"'A\\n' {NOT_A_NAME}"),
+        ("", b"x", f"'' {NOT_A_NAME}"),
+        ("A", b"a\0b", "A: its value has a zero byte or, with the name, more than 130816 bytes"),
+        ("A", b"x" * configdrive.MAX_VALUE, "A: its value has a zero byte or, with the name, more than 130816 bytes"),
+        ("A", b"\xff", "A: its value is not UTF-8"),
     ],
 )
-def test_what_cannot_be_an_environment_variable_is_refused(name: str, value: bytes, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        configdrive.make(secrets={name: value})
-    with pytest.raises(UsageError, match=said):
-        configdrive.make({name: value.decode(errors="surrogateescape")})
+def test_what_cannot_be_an_environment_variable_is_refused(name: str, value: bytes, message: str) -> None:
+    for arguments in ({"secrets": {name: value}}, {"env": {name: value.decode(errors="surrogateescape")}}):
+        with pytest.raises(UsageError) as caught:
+            configdrive.make(**arguments)
+        assert caught.value.message == message
+        assert (caught.value.hint is not None) == ("UTF-8" in message)
+
+
+def test_the_longest_value() -> None:
+    value = "x" * (configdrive.MAX_VALUE - 1)
+    assert content(configdrive.make({"A": value}))[0] == {"A": value}
+
+
+def test_without_secrets_there_is_no_folder_for_them() -> None:
+    image = configdrive.make({"A": "1"})
+    assert b"secrets" not in image
+    assert b"secrets" in configdrive.make(secrets={"A": b"1"})
+    assert len(image) % 2048 == 0, "whole sectors"
+
+
+@pytest.mark.parametrize(("text", "valid"), [("A_1", True), ("_", True), ("a b", False), ("A-B", False)])
+def test_names(text: str, valid: bool) -> None:
+    assert configdrive.is_name(text) == valid

@@ -17,6 +17,7 @@ from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.shares import usage
 from imgkit.vm.shares.monitor import UsageMonitor
 from tests.conftest import need_program
+from tests.vmspecs import STYLES
 
 FIRMWARE: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False}
 """A machine of nothing but firmware, which says so on the console."""
@@ -154,6 +155,52 @@ def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         assert os.fstat(one.fileno()).st_size == os.fstat(more.fileno()).st_size == 10
 
 
+def test_only_a_machines_own_part_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is read or shortened, 900 earlier bytes leave the machine its 1000."""
+    monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
+    path = tmp_path / "console"
+    path.write_bytes(b"e" * 900)
+    with closing(ConsoleLog(path)) as log:
+        os.write(log.writing, b"x" * 1000)
+        log.shorten()
+        assert log.refresh()
+        assert log.text == "x" * 1000
+        assert path.stat().st_size == 1900
+        os.write(log.writing, b"y")
+        log.shorten()
+        assert path.stat().st_size == 900
+        assert log.text == "x" * 1000 + "y"
+        os.write(log.writing, b"z")
+        assert log.refresh()
+        assert log.text.endswith("yz"), "it goes on where it was cut"
+
+
+def test_what_nobody_read_is_lost_but_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
+    monkeypatch.setattr(consolelog, "KEEP", 100)
+    with closing(ConsoleLog(tmp_path / "console")) as log:
+        os.write(log.writing, b"x" * 1000 + b"y" * 100)
+        log.shorten()
+        assert log.text == "y" * 100
+
+
+def test_limits() -> None:
+    assert (consolelog.KEEP, consolelog.MAX_FILE) == (256 << 10, 64 << 20)
+
+
+@pytest.mark.parametrize("links", [39, 40])
+def test_links_are_not_followed_for_ever(tmp_path: Path, links: int) -> None:
+    (tmp_path / "0").mkdir()
+    for number in range(links):
+        (tmp_path / str(number + 1)).symlink_to(str(number))
+    path = tmp_path / str(links) / "console"
+    if links == 40:
+        with pytest.raises(OSError, match="Too many levels of symbolic links"):
+            list(consolelog.folders_on_the_way(path))
+    else:
+        assert tmp_path / "0" in set(consolelog.folders_on_the_way(path))
+
+
 def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consolelog, "MAX_FILE", 1000)
     monkeypatch.setattr(usage, "INTERVAL", 0.02)
@@ -180,8 +227,8 @@ def test_a_machines_console_that_nobody_reads_stays_short(
     monkeypatch.setattr(usage, "INTERVAL", 0.02)
     console = tmp_path / "console"
     console.write_text("earlier\n")
-    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
-        assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the monitor"
+    with VM.boot(None, adapt=STYLES[style], console=console, **FIRMWARE) as vm:
+        assert eventually(lambda: "SeaBIOS" in vm._log.text), "read by the watcher"
         assert eventually(lambda: console.stat().st_size <= 20 + len("earlier\n"))
     assert console.read_text().startswith("earlier\n") == (style == "harness")
 
@@ -193,7 +240,7 @@ def test_a_machines_console_is_the_file_that_was_opened(tmp_path: Path, style: s
     need_program("qemu-system-x86_64")
     console, other = tmp_path / "console", tmp_path / "other"
     other.write_text("other")
-    with VM.boot(None, style=style, console=console, **FIRMWARE) as vm:
+    with VM.boot(None, adapt=STYLES[style], console=console, **FIRMWARE) as vm:
         console.rename(tmp_path / "moved")
         console.symlink_to(other)
         assert eventually(lambda: "SeaBIOS" in vm.console())

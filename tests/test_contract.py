@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from imgkit.vm.rootport import RootCompleted, RootPort
 from tests import hostapp
 from tests.files import digest
 from tests.hostapp import Event, FileMode, SerialMode, output
 from tests.images import ROOT, Image
+from tests.rootport import RootCompleted, RootPort
 
 pytestmark = pytest.mark.vm
 

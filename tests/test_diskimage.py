@@ -20,6 +20,7 @@ from imgkit.errors import HostError, ImgkitError, InputError
 from imgkit.vm import VM
 from tests.conftest import need_program
 from tests.files import public
+from tests.vmspecs import STYLES
 
 MIB = 1 << 20
 
@@ -157,11 +158,11 @@ def test_qemu_is_not_even_started_for_an_image_that_names_others(
     image = tmp_path / "image.img"
     for content in (header(backing_offset=512, backing_size=11), header(incompatible=4), b"KDMV".ljust(512, b"\0")):
         image.write_bytes(content)
-        assert isinstance(boot(image, style=style), InputError)
+        assert isinstance(boot(image, adapt=STYLES[style]), InputError)
     named = tmp_path / "image.raw"
     named.write_bytes(header(backing_offset=512))
-    assert isinstance(boot(named, style=style), InputError)
-    assert isinstance(boot(image, style=style, format="vpc"), InputError)
+    assert isinstance(boot(named, adapt=STYLES[style]), InputError)
+    assert isinstance(boot(image, adapt=STYLES[style], format="vpc"), InputError)
     assert "qemu-system" not in caplog.text
 
 

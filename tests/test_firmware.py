@@ -1,4 +1,4 @@
-"""Finding UEFI firmware, and the private variable store."""
+"""UEFI firmware is found, and has a private variable store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 from imgkit.errors import HostError
 from imgkit.vm.qemu import firmware
 from imgkit.vm.qemu.firmware import Firmware
+
+SIZE = {"amd64": 0, "arm64": 64 << 20}
+"""Bytes that the board demands of each flash image; 0 takes any."""
 
 
 def place(root: Path, name: str, data: bytes = b"x") -> Path:
@@ -26,9 +29,14 @@ def test_every_known_place(arch: str, code: str, variables: str, tmp_path: Path)
     place(tmp_path, code)
     if variables:
         place(tmp_path, variables)
-    found = firmware.find(arch, root=tmp_path)
-    assert found.code == tmp_path / code
-    assert found.variables == (tmp_path / variables if variables else None)
+    expected = Firmware(tmp_path / code, tmp_path / variables if variables else None, SIZE[arch])
+    assert firmware.find(arch, root=tmp_path) == expected
+
+
+@pytest.mark.parametrize(("arch", "rows"), firmware.CANDIDATES.items())
+def test_code_without_its_variables(arch: str, rows: tuple[tuple[str, str], ...], tmp_path: Path) -> None:
+    place(tmp_path, rows[0][0])
+    assert firmware.find(arch, root=tmp_path) == Firmware(tmp_path / rows[0][0], None, SIZE[arch])
 
 
 def test_the_distributions_own_goes_first(tmp_path: Path) -> None:
@@ -39,6 +47,14 @@ def test_the_distributions_own_goes_first(tmp_path: Path) -> None:
 
 def test_a_folder_is_no_firmware(tmp_path: Path) -> None:
     (tmp_path / firmware.CANDIDATES["amd64"][0][0]).mkdir(parents=True)
+    with pytest.raises(HostError, match="no UEFI firmware for amd64 on this host"):
+        firmware.find("amd64", root=tmp_path)
+
+
+def test_a_folder_without_firmware_stands_in_for_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(tmp_path / "named", firmware.CANDIDATES["amd64"][0][0])
+    monkeypatch.setenv(firmware.OVERRIDE, str(tmp_path / "named"))
+    assert firmware.find("amd64").code == tmp_path / "named" / firmware.CANDIDATES["amd64"][0][0]
     with pytest.raises(HostError):
         firmware.find("amd64", root=tmp_path)
 
@@ -48,7 +64,8 @@ def test_missing_names_the_package(arch: str, package: str, tmp_path: Path, monk
     monkeypatch.setenv(firmware.OVERRIDE, str(tmp_path))
     with pytest.raises(HostError, match=f"no UEFI firmware for {arch}") as caught:
         firmware.find(arch)
-    assert package in str(caught.value.hint)
+    others = "(Fedora: edk2-ovmf or edk2-aarch64, Homebrew: qemu has it)"
+    assert caught.value.hint == f"apt-get install {package} {others}"
 
 
 def test_variables_are_a_private_copy(tmp_path: Path) -> None:
@@ -60,8 +77,12 @@ def test_variables_are_a_private_copy(tmp_path: Path) -> None:
     mine = firmware.private_copy(Firmware(code, template), folder)
     assert mine.code == code
     assert mine.variables is not None
+    assert mine.variables == folder / "vars.fd"
+    assert mine.variables.read_bytes() == b"template"
+    assert mine.variables.stat().st_mode & 0o777 == 0o600
     mine.variables.write_bytes(b"changed")
     assert template.read_bytes() == b"template"
+    assert mine.size == 0
 
 
 def test_flash_banks_are_filled_up(tmp_path: Path) -> None:
@@ -72,8 +93,11 @@ def test_flash_banks_are_filled_up(tmp_path: Path) -> None:
     mine = firmware.private_copy(Firmware(code, None, 1 << 16), folder)
     assert mine.code.read_bytes() == b"code".ljust(1 << 16, b"\0")
     assert mine.variables is not None
-    assert mine.variables.stat().st_size == 1 << 16
+    assert mine.variables.read_bytes() == bytes(1 << 16)
     assert code.read_bytes() == b"code"
+    assert (mine.code, mine.size) == (folder / "code.fd", 1 << 16)
+    again = firmware.private_copy(Firmware(mine.code, mine.variables, 1 << 16), place(tmp_path, "other/x").parent)
+    assert again.code == mine.code, "it has the size already"
 
 
 def test_no_variables_where_none_are_needed(tmp_path: Path) -> None:
@@ -82,5 +106,5 @@ def test_no_variables_where_none_are_needed(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_fails_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="cannot prepare the firmware"):
+    with pytest.raises(HostError, match="code: cannot prepare the firmware: No such file"):
         firmware.private_copy(Firmware(tmp_path / "code", tmp_path / "gone"), tmp_path)

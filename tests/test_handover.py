@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from imgkit.cli import hostchecks
-from imgkit.errors import HostError, UsageError
+from imgkit.errors import HostError, InputError, UsageError
 from imgkit.vm import VM
 from imgkit.vm.qemu import argv, handover
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
@@ -22,6 +23,7 @@ from imgkit.vm.sandbox import confinement, identity, landlock
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares.folder import SharedFolder
 from tests.conftest import need, need_program
+from tests.vmspecs import writable
 
 STRANGER = Identity(4711, 4712)
 
@@ -142,6 +144,72 @@ def test_what_was_looked_at_is_what_is_booted(spec: VmSpec, tmp_path: Path) -> N
         assert handed.explain(f"no {handed.spec.disk.path}.") == f"no {spec.disk.path}."
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors have names on Linux only")
+def test_qemu_may_write_where_the_machine_may(spec: VmSpec, tmp_path: Path) -> None:
+    assert spec.disk is not None
+    machine = replace(spec, disk=replace(spec.disk, writable=False))
+    with handover.handed(machine, tmp_path / "private", None) as handed:
+        sets = handed.spec.sets
+        assert [len(descriptors) for descriptors in sets] == [1, 1, 2, 1, 1], "disk, code, variables, config, console"
+        access = [[fcntl.fcntl(each, fcntl.F_GETFL) & os.O_ACCMODE for each in descriptors] for descriptors in sets[:4]]
+        assert access == [[os.O_RDONLY], [os.O_RDONLY], [os.O_RDONLY, os.O_RDWR], [os.O_RDONLY]]
+        assert handed.spec.flash == Firmware(Path("/dev/fdset/1"), Path("/dev/fdset/2"))
+        assert handed.descriptors == [each for descriptors in sets for each in descriptors]
+        assert not any(os.get_inheritable(descriptor) for descriptor in handed.descriptors[:-1])
+        os.write(sets[2][1], b"changed")
+        handed.files.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(sets[0][0])
+    assert (tmp_path / "variables").read_text() == "changedes"
+
+
+def test_a_disk_that_is_not_one_is_refused_by_its_own_name(spec: VmSpec, tmp_path: Path) -> None:
+    assert spec.disk is not None
+    spec.disk.path.write_bytes(b"QFI\xfb" + bytes(508))
+    machine = replace(spec, disk=Disk(spec.disk.path, "qcow2"))
+    with pytest.raises(InputError, match=f"^{spec.disk.path}: "), handover.handed(machine, tmp_path / "private", None):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors have names on Linux only")
+def test_a_file_that_is_gone_is_named(spec: VmSpec, tmp_path: Path) -> None:
+    (tmp_path / "config").unlink()
+    with (
+        pytest.raises(HostError, match=f"^{tmp_path}/config: cannot be opened: No such file or directory$"),
+        handover.handed(spec, tmp_path / "private", None),
+    ):
+        pass
+
+
+def test_names_are_explained_longest_first(tmp_path: Path) -> None:
+    with handover.handed(VmSpec("amd64", None, tmp_path), tmp_path, None) as handed:
+        for number in range(11):
+            handed.lend(Path(f"/file{number}"), number)
+        assert handed.explain("no /dev/fdset/10, no /dev/fdset/1.") == "no /file10, no /file1."
+
+
+@pytest.mark.parametrize("user", [Identity(4711, 4712), Identity(4711, 4712, (4714, 4713))])
+@pytest.mark.parametrize("mode", [0o700, 0o070, 0o007, 0o444, 0o111, 0o555])
+@pytest.mark.parametrize(("uid", "gid"), [(4711, 1), (1, 4712), (1, 4713), (4711, 4712), (1, 1)])
+def test_rights_are_those_of_the_mode(user: Identity, mode: int, uid: int, gid: int) -> None:
+    """The owner's digit counts for the owner alone, the group's for its members, and the last for all others."""
+    status = os.stat_result((mode, 0, 0, 0, uid, gid, 0, 0, 0, 0))
+    digit = mode >> 6 if uid == user.uid else mode >> 3 if gid in (user.gid, *user.groups) else mode
+    for rights in (os.R_OK, os.X_OK, os.R_OK | os.X_OK):
+        assert handover._may(status, user, rights) == (digit & 7 & rights == rights)
+
+
+def test_a_kernel_that_everybody_may_read_is_not_copied(spec: VmSpec, tmp_path: Path) -> None:
+    need("root", identity.can_switch_user())
+    assert spec.kernel is not None
+    spec.kernel.chmod(0o644)
+    with handover.handed(spec, tmp_path / "private", STRANGER) as handed:
+        assert handed.spec.kernel is not None
+        assert handed.spec.kernel.samefile(spec.kernel)
+        assert (tmp_path / "private/initrd").read_text() == "initrd"
+        assert not (tmp_path / "private/kernel").exists()
+
+
 def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> None:
     need("root", identity.can_switch_user())
     closed = tmp_path / "closed"
@@ -224,7 +292,13 @@ def test_locks_of_a_disk_hold_as_long_as_its_machine(tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "memory_mib": 64, "wait": False, "writable": True}
+    options: dict[str, Any] = {
+        "arch": "amd64",
+        "accelerator": "tcg",
+        "memory_mib": 64,
+        "wait": False,
+        "adapt": writable,
+    }
     with VM.boot(disk, **options) as first:
         with (
             pytest.raises(HostError, match=f"another process using the image .{disk}.") as caught,

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from imgkit.disk.grub import kernel_arguments
-from imgkit.vm import VM
+from tests import rootport
 from tests.conftest import need_program
 from tests.files import digest
 from tests.images import Builder, Image, Images, overlay_with_root
+from tests.rootport import RootedVM
+from tests.vmspecs import writable
 
 TIMEOUT = 300.0
 
@@ -120,7 +122,7 @@ def settle_elsewhere(overlay: Path) -> None:
     (overlay / "opt/agent-runner").rename(overlay / "srv/agent")
 
 
-def check_agentd_elsewhere(vm: VM) -> None:
+def check_agentd_elsewhere(vm: RootedVM) -> None:
     agentd = "/proc/$(pgrep -f '^/usr/bin/node .*[i]ndex.js')"
     said = vm.root(f"cd {agentd} && tr '\\0' ' ' <cmdline && echo && readlink cwd")
     assert said.text.splitlines() == ["/usr/bin/node --no-warnings --stack-size=900 /srv/agent/index.js ", "/srv/work"]
@@ -142,11 +144,11 @@ def test_a_read_only_root_and_an_agentd_elsewhere(builder: Builder, tmp_path: Pa
     disk = tmp_path / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", image.disk, disk], check=True)
     before = digest(disk)
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "writable": True}
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT, "adapt": writable}
     # Two CPUs hang now and then under multi-threaded emulation, and this machine must power off.
-    options |= {"cpus": 1, "root_port": True, "memory_mib": 1024}
+    options |= {"cpus": 1, "memory_mib": 1024}
     for _ in range(2):
-        with VM.boot(disk, **options) as vm:
+        with rootport.booted(disk, **options) as vm:
             assert (
                 vm.run("test -e /workspace/x; echo $?; echo hello >/workspace/x; cat /workspace/x").text == "1\nhello\n"
             )

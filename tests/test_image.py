@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from imgkit.recipe import load
-from imgkit.vm import VM
+from tests import rootport
 from tests.files import digest
 from tests.images import RECIPE, ROOT, Image
+from tests.rootport import RootedVM
 
 pytestmark = pytest.mark.vm
 
@@ -32,14 +33,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guest(image: Image, work: Path) -> Iterator[VM]:
+def guest(image: Image, work: Path) -> Iterator[RootedVM]:
     before = digest(image.disk)
-    with VM.boot(str(image.disk), arch="amd64", accelerator="tcg", root_port=True, shares={"work": work}) as vm:
+    with rootport.booted(str(image.disk), arch="amd64", accelerator="tcg", shares={"work": work}) as vm:
         yield vm
     assert digest(image.disk) == before, "the image under test is never changed"
 
 
-def lines(vm: VM, command: str, status: int | None = 0, timeout: float = 90) -> list[str]:
+def lines(vm: RootedVM, command: str, status: int | None = 0, timeout: float = 90) -> list[str]:
     """What ``command`` prints, run as root."""
     done = vm.root(command, timeout=timeout)
     assert status is None or done.status == status, (command, done)
@@ -49,7 +50,7 @@ def lines(vm: VM, command: str, status: int | None = 0, timeout: float = 90) -> 
 # ---- how it came up ------------------------------------------------------------------------------------------------
 
 
-def test_root_is_mounted_writable_by_uuid(guest: VM, image: Image) -> None:
+def test_root_is_mounted_writable_by_uuid(guest: RootedVM, image: Image) -> None:
     root = next(part for part in image.manifest["disk"]["partitions"] if part["kind"] == "root")
     name = f"UUID={root['fsUuid']}"
     (mount,) = [line.split() for line in lines(guest, "cat /proc/mounts") if line.split()[1] == "/"]
@@ -63,7 +64,7 @@ def test_root_is_mounted_writable_by_uuid(guest: VM, image: Image) -> None:
     guest.root("touch /root/writable && sync")
 
 
-def test_the_dependency_cache_is_what_openrc_itself_computes(guest: VM) -> None:
+def test_the_dependency_cache_is_what_openrc_itself_computes(guest: RootedVM) -> None:
     wait_for_services(guest)  # each reads the file that is made anew here
     cached = lines(guest, "cat /var/cache/rc/deptree /var/cache/rc/depconfig")
     assert len(cached) > 300
@@ -72,13 +73,13 @@ def test_the_dependency_cache_is_what_openrc_itself_computes(guest: VM) -> None:
     assert lines(guest, "cat /run/openrc/deptree /run/openrc/depconfig") == cached
 
 
-def test_no_service_crashed_and_all_are_up(guest: VM) -> None:
+def test_no_service_crashed_and_all_are_up(guest: RootedVM) -> None:
     wait_for_services(guest)
     assert lines(guest, "rc-status --crashed", status=None) == []
     assert lines(guest, "rc-status --servicelist", status=None), "rc-status does list things"
 
 
-def wait_for_services(guest: VM) -> None:
+def wait_for_services(guest: RootedVM) -> None:
     """The agent answers before the last service is up."""
     deadline = time.monotonic() + 120
     while waiting := not_started(guest):
@@ -86,7 +87,7 @@ def wait_for_services(guest: VM) -> None:
         time.sleep(1)
 
 
-def not_started(guest: VM) -> list[str]:
+def not_started(guest: RootedVM) -> list[str]:
     """Services of the recipe's runlevels, but the last, that OpenRC does not call started."""
     listed = "\n".join(lines(guest, "rc-status --all --nocolor", status=None))
     wanted = [
@@ -98,28 +99,28 @@ def not_started(guest: VM) -> list[str]:
     return [name for name in wanted if not re.search(rf"^ *{re.escape(name)} .*\[ *started\b", listed, re.MULTILINE)]
 
 
-def test_the_heartbeat_says_what_it_must(guest: VM, image: Image) -> None:
+def test_the_heartbeat_says_what_it_must(guest: RootedVM, image: Image) -> None:
     beat = guest.wait_ready(60)
     assert beat.extra["image"] == "test"
     assert beat.extra["buildId"] == image.manifest["buildId"]
     assert beat.extra["protocolVersion"] == 1
 
 
-def test_the_console_tells_of_the_boot(guest: VM) -> None:
+def test_the_console_tells_of_the_boot(guest: RootedVM) -> None:
     assert {"firmware", "boot_loader", "init", "agent"} <= set(guest.stages())
     assert "OpenRC" in guest.console()
     assert "panic" not in guest.console()
 
 
 def test_nothing_waits_for_the_network(image: Image) -> None:
-    with VM.boot(str(image.disk), arch="amd64", accelerator="tcg", network=False, root_port=True) as vm:
+    with rootport.booted(str(image.disk), arch="amd64", accelerator="tcg", network="none") as vm:
         assert not any("eth0" in line for line in lines(vm, "ls /sys/class/net"))
 
 
 # ---- apk -----------------------------------------------------------------------------------------------------------
 
 
-def test_apk_lists_what_the_manifest_lists(guest: VM, image: Image) -> None:
+def test_apk_lists_what_the_manifest_lists(guest: RootedVM, image: Image) -> None:
     stated = sorted(f"{one['name']}-{one['version']}" for one in image.manifest["packages"])
     assert sorted(lines(guest, "apk info -v 2>/dev/null")) == stated
     names = [one["name"] for one in image.manifest["packages"]]
@@ -128,11 +129,11 @@ def test_apk_lists_what_the_manifest_lists(guest: VM, image: Image) -> None:
     assert sorted(lines(guest, "cat /etc/apk/world")) == sorted(image.manifest["world"])
 
 
-def audit(vm: VM) -> set[str]:
+def audit(vm: RootedVM) -> set[str]:
     return set(lines(vm, "apk audit --system"))
 
 
-def test_apk_audit_finds_what_the_recipe_put_there_and_nothing_else(guest: VM) -> None:
+def test_apk_audit_finds_what_the_recipe_put_there_and_nothing_else(guest: RootedVM) -> None:
     """Letters as in apk-audit(8): A added, U changed, X deleted, m/M attributes, D/d directories that nobody owns."""
     own = {str(path.relative_to(ROOT / "overlay")) for path in (ROOT / "overlay").rglob("*") if not path.is_dir()}
     for line in audit(guest):
@@ -149,21 +150,21 @@ def made_while_running(path: str) -> bool:
     return path.startswith(("root/", "var/", "workspace"))
 
 
-def test_the_database_is_consistent(guest: VM) -> None:
+def test_the_database_is_consistent(guest: RootedVM) -> None:
     """Nothing is missing, nothing would be changed by making the installation what the world asks for."""
     said = lines(guest, "apk fix --simulate --no-network --repositories-file /dev/null 2>&1")
     assert said[-1].startswith("OK:"), said
     assert len(said) == 1, said
 
 
-def wait_for_network(vm: VM) -> None:
+def wait_for_network(vm: RootedVM) -> None:
     deadline = time.monotonic() + 60
     while not any(line.startswith("default") for line in lines(vm, "ip route", status=None)):
         assert time.monotonic() < deadline, "no default route"
         time.sleep(1)
 
 
-def test_packages_are_added_and_deleted(guest: VM, mirror_url: str) -> None:
+def test_packages_are_added_and_deleted(guest: RootedVM, mirror_url: str) -> None:
     """By the image's own apk, from the mirror on the host, with the keys that the image has."""
     wait_for_network(guest)
     before = audit(guest)
@@ -185,7 +186,7 @@ def test_packages_are_added_and_deleted(guest: VM, mirror_url: str) -> None:
     assert audit(guest) == before
 
 
-def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: VM, mirror_url: str) -> None:
+def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: RootedVM, mirror_url: str) -> None:
     wait_for_network(guest)
     port = mirror_url.rstrip("/").rpartition(":")[2]
     main = f"http://10.0.2.2:{port}/v3.23/main"
@@ -198,7 +199,7 @@ def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: VM, mirror_url: str) 
 # ---- what the agent gets -------------------------------------------------------------------------------------------
 
 
-def test_commands_run_as_the_agent(guest: VM) -> None:
+def test_commands_run_as_the_agent(guest: RootedVM) -> None:
     done = guest.run("id -un; node --version; bash -c 'echo $BASH_VERSION'; echo to-stderr >&2; exit 3")
     user, node, bash = done.text.splitlines()
     assert user == "agent"
@@ -208,7 +209,7 @@ def test_commands_run_as_the_agent(guest: VM) -> None:
     assert done.status == 3
 
 
-def test_the_work_share_is_read_and_written(guest: VM, work: Path) -> None:
+def test_the_work_share_is_read_and_written(guest: RootedVM, work: Path) -> None:
     (work / "from-host").write_text("hello\n")
     done = guest.run("cat from-host; echo answer >from-guest; mkdir -p deep/er && echo x >deep/er/file; pwd")
     assert done.text.splitlines() == ["hello", "/workspace/project"]
@@ -216,7 +217,7 @@ def test_the_work_share_is_read_and_written(guest: VM, work: Path) -> None:
     assert (work / "deep/er/file").read_text() == "x\n"
 
 
-def test_the_agent_has_its_own_workspace_and_no_way_to_root(guest: VM) -> None:
+def test_the_agent_has_its_own_workspace_and_no_way_to_root(guest: RootedVM) -> None:
     done = guest.run("touch /workspace/mine && ls -ld /workspace; touch /etc/not-mine; cat /etc/shadow; id -G")
     assert done.stderr.count(b"ermission denied") == 2
     assert "agent" in done.text.splitlines()[0]

@@ -16,6 +16,7 @@ import pytest
 
 from imgkit.cli import machineoptions
 from imgkit.cli.main import main
+from imgkit.vm.bootspec import BootSpec
 from tests.conftest import need_program
 from tests.publications import facts
 
@@ -36,11 +37,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     @contextmanager
-    def boot(disk: Path, *, arch: str, firmware: str, **options: Any) -> Iterator[SimpleNamespace]:
-        calls.append({"disk": disk, "arch": arch, "firmware": firmware, **options})
+    def boot(spec: BootSpec, **options: Any) -> Iterator[SimpleNamespace]:
+        calls.append({**vars(spec), **options})
         yield SimpleNamespace(
-            what=SimpleNamespace(arch=arch, firmware=firmware),
-            verdict=SimpleNamespace(accelerator="tcg"),
+            arch=spec.arch,
+            firmware=spec.firmware,
+            accelerator=SimpleNamespace(name="tcg"),
             memory_mib=4096,
             seconds_to_ready=9.5,
             seconds_to_settled=None,

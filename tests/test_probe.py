@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -45,40 +46,103 @@ def body(fake: Path, text: str) -> None:
 
 def test_good_kvm(fake: Path) -> None:
     body(fake, "exit 99")
-    verdict = probe.probe("amd64", cache=fake / "cache")
-    assert (verdict.accelerator, verdict.cpu, verdict.argument) == ("kvm", "host", "kvm")
+    accelerator = probe.probe("amd64", cache=fake / "cache")
+    assert accelerator == probe.Accelerator("kvm", "host", "it passed the timed probe")
+    assert accelerator.argument == "kvm"
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "problem"),
     [
-        ("echo 'error: failed to set MSR 0x10a' >&2; kill -ABRT $$", "killed by SIGABRT: error: failed to set MSR"),
-        ("exit 134", "failed with status 134"),
-        ("exit 0", "failed with status 0"),
-        ("exec sleep 30", "not done in 0.2 s"),
+        (
+            "echo first >&2; echo 'error: failed to set MSR 0x10a' >&2; kill -ABRT $$",
+            "QEMU was killed by SIGABRT: error: failed to set MSR 0x10a",
+        ),
+        ("exit 134", "QEMU failed with status 134"),
+        ("exit 0", "QEMU failed with status 0"),
+        ("exec sleep 30", "a loop of 20,000,000 turns was not done in 0.2 s"),
     ],
 )
-def test_kvm_that_lies(fake: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str) -> None:
+def test_kvm_that_lies(fake: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str) -> None:
     if "sleep" in text:
         monkeypatch.setattr(probe.measure, "__kwdefaults__", {"limit": 0.2})
     body(fake, text)
-    verdict = probe.probe("amd64", cache=fake / "cache")
-    assert (verdict.accelerator, verdict.argument) == ("tcg", "tcg,thread=multi")
-    assert words in verdict.reason
-    with pytest.raises(HostError, match="accelerator kvm does not work here") as caught:
+    accelerator = probe.probe("amd64", cache=fake / "cache")
+    assert accelerator == probe.Accelerator("tcg", AMD64.tcg_cpu, f"no kvm: {problem}")
+    assert accelerator.argument == "tcg,thread=multi"
+    with pytest.raises(HostError) as caught:
         probe.probe("amd64", "kvm", cache=fake / "cache")
-    assert words in caught.value.message
+    assert caught.value.message == f"accelerator kvm does not work here: {problem}"
+    assert caught.value.hint == "--accel tcg always works"
 
 
-def test_the_probe_uses_the_arguments_of_the_boot(fake: Path) -> None:
-    body(fake, f'echo "$@" > {fake}/argv; exit 99')
+def test_the_probe_runs_what_the_boot_would(fake: Path) -> None:
+    copy = f'for word in "$@"; do [ -f "$word" ] && cp "$word" {fake}/image; done'
+    body(fake, f'echo "$@" > {fake}/argv; {copy}; exit 99')
     probe.probe("amd64", cache=fake / "cache")
     words = (fake / "argv").read_text().split()
-    assert words[words.index("-accel") + 1] == "kvm"
-    assert words[words.index("-cpu") + 1] == AMD64.native_cpu
+    path = Path(words[words.index("-bios") + 1])
+    assert [AMD64.binary, *words] == probe.arguments(AMD64, "kvm", AMD64.native_cpu, path)
+    assert (fake / "image").read_bytes() == probe.x86_firmware()
 
 
-def test_the_verdict_is_remembered(fake: Path) -> None:
+COMMON = ["-m", "32", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", "/image"]
+
+
+def test_arguments() -> None:
+    words = ["-machine", "q35", "-accel", "kvm", "-cpu", "host", *COMMON]
+    exit_device = ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    assert probe.arguments(AMD64, "kvm", "host", Path("/image")) == ["qemu-system-x86_64", *words, *exit_device]
+    words = ["-machine", "virt", "-accel", "tcg", "-cpu", "max", *COMMON]
+    assert probe.arguments(ARM64, "tcg", "max", Path("/image")) == ["qemu-system-aarch64", *words]
+
+
+def test_a_good_run_ends_with_a_status_of_its_own() -> None:
+    """isa-debug-exit: twice the value that was written, plus one; PSCI SYSTEM_OFF ends QEMU as a shutdown does."""
+    assert (probe.expected_status("amd64"), probe.expected_status("arm64")) == (99, 0)
+
+
+@pytest.mark.parametrize(
+    ("opens", "there", "reason"),
+    [
+        (False, True, "no kvm: DEVICE may not be opened by this user"),
+        (False, False, "no kvm: DEVICE is missing"),
+        (True, True, "it passed the timed probe"),
+    ],
+)
+def test_a_device_that_cannot_be_opened_is_not_tried(
+    opens: bool, there: bool, reason: str, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body(fake, "exit 99")
+    device = fake / "kvm"
+    if there:
+        device.touch()
+    monkeypatch.setattr(probe, "KVM", device)
+    monkeypatch.setattr("os.access", lambda path, mode: path != device or (opens and mode == os.R_OK | os.W_OK))
+    assert probe.probe("amd64", cache=fake / "cache").reason == reason.replace("DEVICE", str(device))
+    assert starts(fake) == int(opens)
+
+
+def test_macos_has_another_accelerator(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("os.access", lambda path, _: path != probe.KVM)
+    body(fake, "exit 99")
+    assert probe.probe("amd64", cache=fake / "cache").name == "hvf"
+    assert probe.probe("amd64", "hvf", cache=fake / "cache").argument == "hvf"
+    assert starts(fake) == 1
+
+
+def test_the_cache_is_the_users(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "user_cache_path", lambda name: fake / name)
+    body(fake, "exit 99")
+    probe.probe("amd64")
+    probe.probe("amd64")
+    assert starts(fake) == 1
+    (path,) = (fake / "imgkit" / "probe").iterdir()
+    assert json.loads(path.read_text()) == {"problem": ""}
+
+
+def test_the_result_is_remembered(fake: Path) -> None:
     body(fake, "exit 1")
     first = probe.probe("amd64", cache=fake / "cache")
     assert probe.probe("amd64", cache=fake / "cache") == first
@@ -106,34 +170,35 @@ def test_a_spoilt_cache_is_measured_again(fake: Path, content: str) -> None:
     probe.probe("amd64", cache=fake / "cache")
     for path in (fake / "cache").iterdir():
         path.write_text(content)
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
     assert starts(fake) == 2
 
 
 def test_a_slow_moment_gets_a_second_look(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe.measure, "__kwdefaults__", {"limit": 2})
     body(fake, f"[ -e {fake}/once ] && exit 99; touch {fake}/once; exec sleep 30")
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
 
 
 def test_an_unwritable_cache_does_no_harm(fake: Path) -> None:
     body(fake, "exit 99")
     (fake / "cache").write_text("a file")
-    assert probe.probe("amd64", cache=fake / "cache").accelerator == "kvm"
+    assert probe.probe("amd64", cache=fake / "cache").name == "kvm"
 
 
 def test_tcg_is_never_measured(fake: Path) -> None:
     body(fake, "exit 1")
-    assert probe.probe("amd64", "tcg", cache=fake / "cache").accelerator == "tcg"
+    expected = probe.Accelerator("tcg", AMD64.tcg_cpu, "as requested")
+    assert probe.probe("amd64", "tcg", cache=fake / "cache") == expected
     assert starts(fake) == 0
 
 
 def test_a_foreign_guest_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "host_arch", lambda: "amd64")
     monkeypatch.setattr("shutil.which", lambda name: "/bin/true")
-    verdict = probe.probe("arm64", cache=tmp_path)
-    assert (verdict.accelerator, verdict.cpu) == ("tcg", ARM64.tcg_cpu)
-    with pytest.raises(HostError, match="another architecture"):
+    problem = "arm64 guests are emulated on a host of another architecture"
+    assert probe.probe("arm64", cache=tmp_path) == probe.Accelerator("tcg", ARM64.tcg_cpu, f"no kvm: {problem}")
+    with pytest.raises(HostError, match=problem):
         probe.probe("arm64", "kvm", cache=tmp_path)
 
 
@@ -145,10 +210,12 @@ def test_missing_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_unknown_requests() -> None:
-    with pytest.raises(UsageError, match="xen: unknown accelerator"):
+    with pytest.raises(UsageError, match="xen: unknown accelerator") as caught:
         probe.probe("amd64", "xen")
-    with pytest.raises(UsageError, match="sparc: unknown architecture"):
+    assert caught.value.hint == "known are auto, kvm, hvf, tcg"
+    with pytest.raises(UsageError, match="sparc: unknown architecture") as caught:
         probe.probe("sparc")
+    assert caught.value.hint == "known are amd64, arm64"
 
 
 def test_host_arch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +224,16 @@ def test_host_arch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machines.host_arch() == arch
 
 
-def test_firmware_shape() -> None:
+def test_firmware() -> None:
+    """The bytes that test_firmware_runs executes: 20,000,000 is 0x01312D00."""
     image = probe.x86_firmware()
-    assert len(image) == probe.FIRMWARE_SIZE
-    assert image[-16] == 0xE9  # the reset vector is a near jump
-    target = (len(image) - 16 + 3 + int.from_bytes(image[-15:-13], "little")) % len(image)
-    assert target == 0
-    assert image[:2] == b"\x66\xb9"
-    assert len(probe.arm64_firmware()) == probe.FIRMWARE_SIZE
+    program = bytes.fromhex("66b9 002d3101 6649 75fc b031 e6f4 f4ebfd")
+    assert image[:-16] == program.ljust(0xFFF0, b"\xff")
+    assert image[-16:] == bytes.fromhex("e9 0d00").ljust(16, b"\xff"), "the reset vector: a near jump to offset 0"
+    words = (0xD285A000, 0xF2A02620, 0xF1000400, 0x54FFFFE1, 0xD2800100, 0xF2B08000, 0xD4000002, 0x14000000)
+    arm64 = b"".join(word.to_bytes(4, "little") for word in words)
+    assert probe.arm64_firmware() == arm64.ljust(0x10000, b"\xff")
+    assert probe.x86_firmware(7)[2:6] == b"\7\0\0\0"
 
 
 @pytest.mark.vm
@@ -210,11 +279,13 @@ def test_a_device_that_is_closed_to_qemus_user(
         user = identity.choose_user(None, device=device)
         kvm = probe.Accelerator("kvm", "host", "it passed the timed probe")
         assert probe.allowed(kvm, "amd64", "auto", None, device) == kvm
-        verdict = probe.allowed(kvm, "amd64", "auto", user, device)
+        accelerator = probe.allowed(kvm, "amd64", "auto", user, device)
         if is_open:
-            assert verdict == probe.allowed(kvm, "amd64", "kvm", user, device) == kvm
+            assert accelerator == probe.allowed(kvm, "amd64", "kvm", user, device) == kvm
             return
-        assert (verdict.accelerator, verdict.cpu) == ("tcg", AMD64.tcg_cpu)
+        problem = f"{device} is closed to {user}, as whom QEMU runs"
+        assert accelerator == probe.Accelerator("tcg", AMD64.tcg_cpu, f"no kvm: {problem}")
+        assert probe.allowed(accelerator, "amd64", "kvm", user, device) == accelerator, "only kvm has a device"
         assert f"{device} is closed to nobody" in caplog.text
         assert f"chmod 660 {device}" in caplog.text
         with pytest.raises(HostError, match="is closed to nobody") as raised:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from imgkit.recipe import load
-from imgkit.vm import VM
+from tests import rootport
 from tests.conftest import need_program
 from tests.early import EarlyLook
 from tests.images import ROOT, Image, Images
@@ -125,9 +125,9 @@ def test_an_agent_that_races_with_the_boot_stays_an_agent(image: Image, tmp_path
     """The boot is held up in the runlevel boot until the attack has made everything ready."""
     need_program("qemu-system-x86_64")
     early = EarlyLook(tmp_path / "ipc", ATTACK)
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": 240.0, "root_port": True}
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": 240.0}
     options |= {"firmware": "direct", "kernel": image.kernel, "initrd": image.initramfs, "command_line": COMMAND_LINE}
-    with VM.boot(image.disk, shares={"ipc": tmp_path / "ipc"}, settle=False, **options) as vm:
+    with rootport.booted(image.disk, shares={"ipc": tmp_path / "ipc"}, settle=False, **options) as vm:
         said = early.check(120)
         assert said[0] == "runlevel boot", "before sysctl, which is held up as well"
         assert "linked" not in said

@@ -18,10 +18,13 @@ from typing import Any
 import pycdlib
 import pytest
 
-from imgkit.vm import VM, configdrive
+from imgkit.vm import configdrive
 from imgkit.vm.agent.protocol import Output
+from tests import rootport
 from tests.conftest import need_program
 from tests.images import Image
+from tests.rootport import RootedVM
+from tests.vmspecs import writable
 
 pytestmark = pytest.mark.vm
 
@@ -87,7 +90,7 @@ def seen(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     }
     with (
         temporary_files_in(top / "tmp"),
-        VM.boot(disk, writable=True, root_port=True, config=config, console=top / "console.log", **options) as vm,
+        rootport.booted(disk, adapt=writable, config=config, console=top / "console.log", **options) as vm,
     ):
         look(vm, found)
         assert vm.power_off(60)
@@ -100,7 +103,7 @@ test ${{#API_KEY}} -eq 48 && test ${{#FROM_ENV}} -eq 48 && echo usable; sync; sl
 """
 
 
-def look(vm: VM, found: Seen) -> None:
+def look(vm: RootedVM, found: Seen) -> None:
     """Run an agent, and while it runs look at everything."""
     command = ["/bin/sh", "-c", SCRIPT.format(marker=found.marker)]
     with vm.request(command=command, timeout=500) as request:
@@ -139,7 +142,7 @@ for (const pid of fs.readdirSync('/proc').filter((name) => /^[0-9]+$/.test(name)
 """
 
 
-def processes(vm: VM, found: Seen) -> None:
+def processes(vm: RootedVM, found: Seen) -> None:
     """Environment and arguments of every process of the guest; the agent's own apart."""
     for line in vm.root(["/usr/bin/node", "-e", PROCESSES], timeout=300).text.splitlines():
         pid, uid, data = line.split(" ")
@@ -236,7 +239,7 @@ def cidata(**files: str) -> bytes:
 def test_nocloud(image: Image) -> None:
     config = cidata(meta_data=META, user_data=USER)
     options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT}
-    with VM.boot(image.disk, root_port=True, config=config, **options) as vm:
+    with rootport.booted(image.disk, config=config, **options) as vm:
         done = vm.run(
             "hostname; cat /etc/hostname /etc/motd secret; ls -ln secret; cat .ssh/authorized_keys; ls -lnd .ssh"
         )

@@ -18,6 +18,7 @@ from imgkit.vm.shares import idmap
 from tests import guest as guests
 from tests.conftest import need, need_program
 from tests.guest import Guest
+from tests.vmspecs import STYLES
 
 pytestmark = pytest.mark.vm
 
@@ -92,7 +93,7 @@ def check_nothing_came_of_it(vm: VM, seen: Seen, shares: Mapping[str, Path]) -> 
 def test_roots_folders(guest: Guest, shares: dict[str, Path], tmp_path: Path, style: str) -> None:
     """Shown to nobody as its own: the guest may write, and what it writes is root's, without any rights."""
     need("root", identity.can_switch_user())
-    with attacked(guest, shares, tmp_path, style=style) as (vm, seen):
+    with attacked(guest, shares, tmp_path, adapt=STYLES[style]) as (vm, seen):
         user = identity.choose_user(None)
         assert user is not None
         assert {Path(f"/proc/{vm.pid}").stat().st_uid} == {user.uid}

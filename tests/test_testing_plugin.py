@@ -82,6 +82,21 @@ def test_options_are_defaults(suite: pytest.Pytester) -> None:
     suite.runpytest_inprocess(*words, "--imgkit-accel=tcg", "--imgkit-timeout=9.5").assert_outcomes(passed=1)
 
 
+def test_a_specification_is_booted_as_it_is(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        from imgkit.vm import BootSpec
+
+        def test_one(boot_image):
+            vm = boot_image(BootSpec("a", network="user"), wait=False)
+            assert vm.image == BootSpec("a", network="user")
+            assert vm.options == {"timeout": 9.5, "wait": False}
+        """
+    )
+    words = ["--imgkit-network=none", "--imgkit-arch=arm64", "--imgkit-accel=tcg", "--imgkit-timeout=9.5"]
+    suite.runpytest_inprocess(*words).assert_outcomes(passed=1)
+
+
 def test_vm_without_an_image_says_so(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_one(imgkit_vm): pass")
     result = suite.runpytest_inprocess()

@@ -1,4 +1,4 @@
-"""Real machines: the harness boots a kernel with an init of its own that plays agentd."""
+"""Real machines boot a kernel with an init that plays agentd; and what is refused before a machine is started."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.conftest import need_program
 from tests.files import digest, public
 from tests.guest import Guest
 from tests.processes import gone
+from tests.vmspecs import STYLES, extra
 
 vm_test = pytest.mark.vm
 
@@ -37,7 +38,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 @contextmanager
 def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
-    """A machine with one CPU: QEMU's multi-threaded emulation of several fails now and then, not a matter here."""
+    """Boot a machine with one CPU: with several, QEMU's emulation fails now and then, which is not tested here."""
     image = options.pop("image", guest.disk)
     chosen = {"firmware": "direct", "kernel": guest.kernel, "initrd": guest.initrd, "memory_mib": 256, "timeout": 90}
     chosen["cpus"] = 1
@@ -51,7 +52,7 @@ def boot(guest: Guest, words: str = "", **options: Any) -> Iterator[VM]:
 
 
 def folders() -> set[str]:
-    """Those of this process's machines: others may run at the same time."""
+    """Return the private folders of this process's machines; others may run at the same time."""
     places = (Path(os.environ.get("TMPDIR", "/tmp")), Path("/var/tmp"))
     return {str(path) for place in places for path in place.glob(f"imgkit-vm-{os.getpid()}-*")}
 
@@ -64,7 +65,7 @@ def test_a_machine_from_boot_to_power_off(guest: Guest, tmp_path: Path, style: s
     shares = {f"share{number}": tmp_path / str(number) for number in range(50 if style == "harness" else 2)}
     for path in shares.values():
         path.mkdir()
-    with boot(guest, style=style, shares=shares, console=console) as vm:
+    with boot(guest, adapt=STYLES[style], shares=shares, console=console) as vm:
         pid = vm.pid
         beat = vm.heartbeat()
         assert beat is not None
@@ -94,7 +95,7 @@ def test_a_crash_while_a_request_runs(guest: Guest) -> None:
 @pytest.mark.parametrize("what", ["share", "disk"])
 def test_a_guest_that_takes_more_than_its_quota_is_ended(guest: Guest, tmp_path: Path, what: str) -> None:
     quotas = Quotas(share=FolderQuota(8 << 20)) if what == "share" else Quotas(disk=8 << 20)
-    with boot(guest, shares={"work": tmp_path}, quotas=quotas, bus="virtio-blk") as vm:
+    with boot(guest, shares={"work": tmp_path}, quotas=quotas) as vm:
         with pytest.raises(failures.QuotaError, match="and may add 8 MiB") as raised:
             vm.run([f"fill-{what}"], timeout=120)
         assert f"--quota {what}=" in str(raised.value.hint)
@@ -113,7 +114,7 @@ def test_other_buses_and_formats(guest: Guest, tmp_path: Path) -> None:
     raw = tmp_path / "disk,raw:odd name"
     need_program("qemu-img")
     subprocess.run(["qemu-img", "convert", "-O", "raw", guest.disk, f"file:{raw}"], check=True)
-    with boot(guest, image=raw, bus="virtio-blk", network=False) as vm:
+    with boot(guest, image=raw, network="none") as vm:
         beat = vm.heartbeat()
         assert beat is not None
         assert beat.extra["disk"] == "/dev/vda"
@@ -211,7 +212,7 @@ def test_an_empty_disk_has_nothing_to_boot(tmp_path: Path, firmware: str) -> Non
 
 
 def boot_sector(text: bytes) -> bytes:
-    """A boot sector that writes ``text`` to the first serial port and halts."""
+    """Return a boot sector that writes ``text`` to the first serial port and halts."""
     program = (
         b"\xfc\x31\xc0\x8e\xd8"  # cld; xor ax, ax; mov ds, ax
         b"\xbe\x20\x7c"  # mov si, text
@@ -251,7 +252,10 @@ def test_qemu_that_is_killed(guest: Guest) -> None:
 
 @vm_test
 def test_arguments_that_qemu_refuses(guest: Guest) -> None:
-    with pytest.raises(HostError, match=r"QEMU does not start: .*nonsense"), boot(guest, extra=("-device", "nonsense")):
+    with (
+        pytest.raises(HostError, match=r"QEMU does not start: .*nonsense"),
+        boot(guest, adapt=extra("-device", "nonsense")),
+    ):
         pass
 
 
@@ -266,7 +270,7 @@ with VM.boot(None, arch="amd64", accelerator="tcg", memory_mib=64, wait=False, i
 
 
 def temporary(pid: int) -> Path:
-    """Where this QEMU puts what its guest changes on a disk that is kept as it is."""
+    """Return the folder where this QEMU keeps the changes of a disk that is not written to."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     (folder,) = (Path(os.fsdecode(line[7:])) for line in variables if line.startswith(b"TMPDIR="))
     return Path(f"/proc/{pid}/fd", folder.name).readlink() if folder.is_relative_to("/proc/self/fd") else folder
@@ -367,7 +371,7 @@ def test_less_memory_or_no_sandbox_where_it_must_be(
     sizes: int,
     sandboxed: int,
 ) -> None:
-    """A fake QEMU that refuses what the script says, and everything else with a status."""
+    """The fake QEMU refuses what the script says, and ends with a status whatever it is asked."""
     program = tmp_path / "qemu-system-x86_64"
     program.write_text(f"#!/bin/sh\n{script}\nexit 1\n")
     program.chmod(0o755)

@@ -136,7 +136,7 @@ def _accelerators() -> Iterator[HostCheck]:
                 f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False
             )
         else:
-            yield HostCheck(f"accelerator {arch}", True, f"{verdict.accelerator}: {verdict.reason}", f"boot {arch}")
+            yield HostCheck(f"accelerator {arch}", True, f"{verdict.name}: {verdict.reason}", f"boot {arch}")
 
 
 def _confinement() -> HostCheck:

@@ -13,7 +13,7 @@ from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive
-from imgkit.vm.bootspec import NETWORKS, network_kind
+from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
 from imgkit.vm.qemu.machines import MACHINES, guess_arch, machine
 from imgkit.vm.running import VM
@@ -126,18 +126,18 @@ def boot(
         BootError: the guest did not come up.
     """
     _check(options)
-    arch = options.arch or guess_arch(options.image)
-    firmware = options.firmware or machine(arch).firmware
-    if firmware == "bios" and arch != "amd64":
-        raise UsageError(f"{arch} has no BIOS", hint="--firmware uefi or --firmware direct")
+    record = machine(options.arch or guess_arch(options.image))
+    firmware = options.firmware or record.firmware
+    if firmware == "bios" and record.arch != "amd64":
+        raise UsageError(f"{record.arch} has no BIOS", hint="--firmware uefi or --firmware direct")
     kernel = initrd = None
     if firmware == "direct":
-        kernel, initrd = _beside(options.image, arch)
+        kernel, initrd = _beside(options.image, record.arch)
     folders, read_only = _folders(options.share, shares or {})
     before([path for path in (options.image, kernel, initrd) if path is not None])
-    return VM.boot(
+    spec = BootSpec(
         options.image,
-        arch=arch,
+        arch=record.arch,
         firmware=firmware,
         kernel=kernel,
         initrd=initrd,
@@ -152,9 +152,8 @@ def boot(
         config=configdrive.make(_environment(options), _secrets(options.secret)) or None,
         console=options.console,
         quotas=quotas.parse(options.quota),
-        timeout=options.timeout,
-        settle=not options.no_wait,
     )
+    return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
 
 
 def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
@@ -195,7 +194,7 @@ def _check(options: argparse.Namespace) -> None:
     An image that refers to other files of the host is refused: QEMU would show them to the guest.
     """
     allowlist.parse(options.allow)
-    network_kind(network=options.network, allow=options.allow)
+    check_network(options.network, options.allow)
     image_info(options.image)
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):

@@ -20,7 +20,7 @@ def appliance_options() -> Options:
     Raises:
         UsageError: ``IMGKIT_LAUNCH_TIMEOUT`` is not a number of seconds.
     """
-    accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).accelerator == "kvm" else "tcg"
+    accelerator: Literal["kvm", "tcg"] = "kvm" if probe(host_arch()).name == "kvm" else "tcg"
     return Options(accelerator=accelerator, cache=default_folder() / "appliance", launch_timeout=_launch_timeout())
 
 

@@ -1,125 +1,186 @@
-"""From what the caller wants booted to the description of a machine: files looked up, private copies made."""
+"""Describe a machine to boot (:class:`BootSpec`), and resolve the description to what QEMU is started with.
+
+    spec = BootSpec("out/linux-arm64.qcow2", shares={"work": "."}, network="none")
+    with VM.boot(spec) as vm: ...
+
+:func:`resolve` looks files up and makes private copies; the result, a :class:`~imgkit.vm.qemu.argv.VmSpec`, has nothing
+left to decide.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from imgkit.disk import diskimage
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import consolelog
 from imgkit.vm.qemu import argv, firmware, machines
-from imgkit.vm.qemu.argv import Disk, Share, VmSpec
-from imgkit.vm.qemu.probe import Accelerator
+from imgkit.vm.qemu.argv import Disk, FirmwareKind, Share, VmSpec
+from imgkit.vm.qemu.firmware import Firmware
+from imgkit.vm.qemu.machines import Arch
+from imgkit.vm.qemu.probe import Accelerator, AcceleratorChoice
 from imgkit.vm.shares.quotas import Quotas
 
-NETWORKS = ("none", "user", "restricted")
+StrPath: TypeAlias = "str | os.PathLike[str]"
+Network: TypeAlias = Literal["none", "user", "restricted"]
+Ipc: TypeAlias = Literal["file", "serial"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
-@dataclass(frozen=True)
-class Boot:
-    """What is booted and how; see :meth:`VM.boot` for the fields."""
-
-    image: Path | None
-    arch: str
-    firmware: str = "bios"
-    kernel: Path | None = None
-    initrd: Path | None = None
-    command_line: str | None = None
-    memory_mib: int | None = None
-    cpus: int = 2
-    accelerator: str = "auto"
-    cpu: str | None = None
-    shares: Mapping[str, Path] = field(default_factory=dict)
-    read_only: frozenset[str] = frozenset()
-    format: str | None = None
-    ipc: str = "file"
-    config: bytes | None = None
-    network: str = "user"
-    allow: tuple[str, ...] = ()
-    style: str = "harness"
-    bus: str = "virtio-blk"
-    writable: bool = False
-    root_port: bool = False
-    console: Path | None = None
-    extra: tuple[str, ...] = ()
-    quotas: Quotas = field(default_factory=Quotas)
-
-
-def spec(what: Boot, verdict: Accelerator, folder: Path) -> VmSpec:
-    """The machine for ``what``; ``folder`` is private and gets the config drive, variable store, console, ipc share.
+@dataclass(frozen=True, kw_only=True)
+class BootSpec:
+    """What is booted, and on which machine. Only the image is given by position.
 
     Raises:
-        HostError: a file, folder or the firmware is missing. UsageError: a share's name or the mix is wrong, or the
-            console is where the guest may write.
+        UsageError: ``network`` or ``ipc`` is unknown, or ``allow`` names hosts for a network that has no rules.
+    """
+
+    image: StrPath | None = field(kw_only=False)
+    """Disk image, qcow2 or raw, in one file; it is never written to. None boots without a disk."""
+    arch: Arch | None = None
+    """None takes the architecture from the image's name, or else the host's."""
+    firmware: FirmwareKind | None = None
+    """"direct" starts ``kernel`` without boot loader; None is "bios" for amd64 and "uefi" for arm64."""
+    kernel: StrPath | None = None
+    """Kernel of a direct boot, as QEMU can start it: not compressed as an EFI program."""
+    initrd: StrPath | None = None
+    """Initramfs of a direct boot."""
+    command_line: str | None = None
+    """The kernel's command line of a direct boot; None is the one of the agentd contract."""
+    memory_mib: int | None = None
+    """None tries 4096, 2048 and 1024."""
+    cpus: int = 2
+    """Number of virtual CPUs."""
+    accelerator: AcceleratorChoice = "auto"
+    """"auto" measures what works on this host (:mod:`imgkit.vm.qemu.probe`)."""
+    cpu: str | None = None
+    """QEMU's CPU model; None is the quickest one for the accelerator."""
+    shares: Mapping[str, StrPath] = field(default_factory=dict)
+    """Tag → host folder. "ipc" may name a folder for requests; otherwise a private one is made."""
+    read_only: Collection[str] = ()
+    """Tags of the shares that the guest cannot change, not even its root."""
+    ipc: Ipc = "file"
+    """How requests travel: as files in the ipc share, or over the virtio-serial port."""
+    config: bytes | None = None
+    """ISO image with per-boot configuration (:mod:`imgkit.vm.configdrive`); it is on the host's disk only as long as
+    the machine runs."""
+    network: Network = "user"
+    """"user" is QEMU's user network: the guest reaches everything that the host does, and the host's own services as
+    10.0.2.2. "restricted" reaches what ``allow`` names."""
+    allow: Sequence[str] = ()
+    """What a guest in a restricted network reaches: "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT" each."""
+    format: diskimage.Format | None = None
+    """Format of the image. None looks at the first bytes, which a guest that writes to a raw image may change: a file
+    called ``….raw`` is never taken for qcow2."""
+    console: StrPath | None = None
+    """Regular file that the console is appended to, outside of the shares that the guest may write to; None keeps the
+    console private."""
+    quotas: Quotas = field(default_factory=Quotas)
+    """What the guest may take of the host's disk, and of time. The machine is ended when it takes more."""
+    adapt: Callable[[VmSpec], VmSpec] | None = None
+    """Called with the resolved machine before it is started, each time; the machine that it returns is started. It is
+    meant for what no field offers: devices of your own in ``VmSpec.extra``, or sockets in ``VmSpec.ports``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, as soon as it is written."""
+        check_network(self.network, self.allow)
+        if self.ipc not in get_args(Ipc):
+            known = " and ".join(get_args(Ipc))
+            raise UsageError(f"{self.ipc}: unknown way to talk to the agent", hint=f"known are {known}")
+
+    @property
+    def architecture(self) -> str:
+        """``arch``, or what stands in for it."""
+        if self.arch is not None:
+            return self.arch
+        return machines.host_arch() if self.image is None else machines.guess_arch(Path(self.image))
+
+
+def check_network(network: str, allow: Sequence[str]) -> None:
+    """Check that a network of this kind exists and can have these rules.
+
+    Raises:
+        UsageError: the kind is unknown, or there are rules for a network that has no rules.
+    """
+    if network not in NETWORKS:
+        raise UsageError(f"{network}: unknown network", hint=f"known are {', '.join(NETWORKS)}")
+    if allow and network != "restricted":
+        raise UsageError("--allow is for a restricted network", hint="--network restricted")
+
+
+def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
+    """Return the machine that ``spec`` describes.
+
+    Args:
+        spec: what is booted.
+        accelerator: what QEMU runs guests of this architecture with.
+        folder: private folder of the machine, which gets its config drive, variable store, console and ipc share.
+
+    Raises:
+        HostError: a file, a folder or the firmware is missing.
+        UsageError: a share's name is not valid, ``read_only`` names no share, or the guest may write to the place of
+            the console.
         InputError: the image is of a format that is not booted.
     """
-    config = folder / "config.iso" if what.config is not None else None
-    if config is not None and what.config is not None:
-        config.touch(0o600)
-        config.write_bytes(what.config)
-    flash = None
-    if what.firmware == "uefi":
-        machines.machine(what.arch)
-        flash = firmware.private_copy(firmware.find(what.arch), folder)
-    shares = _shares(what, folder)
-    return VmSpec(
-        arch=what.arch,
-        disk=None if what.image is None else _disk(what, what.image),
-        console=(folder / "console.log" if what.console is None else _console(what.console, shares)).resolve(),
-        firmware=what.firmware,
-        flash=flash,
-        kernel=None if what.kernel is None else _kernel(what.kernel),
-        initrd=None if what.initrd is None else _file(what.initrd),
-        command_line=what.command_line,
-        cpus=what.cpus,
-        accelerator=verdict.argument,
-        cpu=what.cpu or verdict.cpu,
+    record = machines.machine(spec.architecture)
+    kind = spec.firmware or record.firmware
+    shares = _shares(spec, folder)
+    resolved = VmSpec(
+        arch=record.arch,
+        disk=_disk(spec),
+        console=(folder / "console.log" if spec.console is None else _console(Path(spec.console), shares)).resolve(),
+        firmware=kind,
+        flash=_flash(record.arch, folder) if kind == "uefi" else None,
+        kernel=None if spec.kernel is None else _kernel(Path(spec.kernel)),
+        initrd=None if spec.initrd is None else _file(Path(spec.initrd)),
+        command_line=spec.command_line,
+        cpus=spec.cpus,
+        accelerator=accelerator.argument,
+        cpu=spec.cpu or accelerator.cpu,
         shares=shares,
-        config=config,
-        network=what.network == "user",
-        style=what.style,
+        config=_config(spec, folder),
+        network=spec.network == "user",
         sandbox=sys.platform == "linux",
-        extra=what.extra,
     )
+    return resolved if spec.adapt is None else spec.adapt(resolved)
 
 
-def network_kind(*, network: str | bool, allow: Sequence[str]) -> str:
-    """Which of "none", "user" and "restricted" is meant; True and False are the first two's older names.
-
-    Raises:
-        UsageError: it is none of them, or there are rules for a network that has no rules.
-    """
-    kind = {True: "user", False: "none"}.get(network, network) if isinstance(network, bool) else network
-    if kind not in NETWORKS:
-        raise UsageError(f"{kind}: unknown network", hint=f"known are {', '.join(NETWORKS)}")
-    if allow and kind != "restricted":
-        raise UsageError("--allow is for a restricted network", hint="--network restricted")
-    return kind
+def _config(spec: BootSpec, folder: Path) -> Path | None:
+    if spec.config is None:
+        return None
+    path = folder / "config.iso"
+    path.touch(0o600)
+    path.write_bytes(spec.config)
+    return path
 
 
-def _shares(what: Boot, folder: Path) -> tuple[Share, ...]:
-    chosen = dict(what.shares)
-    if what.ipc == "file" and "ipc" not in chosen:
-        chosen = {"ipc": folder / "ipc", **chosen}
-        chosen["ipc"].mkdir()
-    if what.ipc == "serial" and "ipc" in chosen:
+def _flash(arch: str, folder: Path) -> Firmware:
+    return firmware.private_copy(firmware.find(arch), folder)
+
+
+def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
+    shares = {tag: Path(path) for tag, path in spec.shares.items()}
+    if spec.ipc == "file" and "ipc" not in shares:
+        shares = {"ipc": folder / "ipc", **shares}
+        shares["ipc"].mkdir()
+    if spec.ipc == "serial" and "ipc" in shares:
         raise UsageError("a machine in serial mode has no ipc share")
-    for tag, path in chosen.items():
+    for tag, path in shares.items():
         argv.check_tag(tag)
         if not path.is_dir():
             raise HostError(f"{path}: no such folder to share as {tag}")
-    if not what.read_only <= chosen.keys() - {"ipc"}:
-        names = ", ".join(sorted(what.read_only - (chosen.keys() - {"ipc"})))
-        raise UsageError(f"{names}: no share that can be read-only")
-    return tuple(Share(tag, path.resolve(), tag in what.read_only) for tag, path in chosen.items())
+    if unknown := set(spec.read_only) - (shares.keys() - {"ipc"}):
+        raise UsageError(f"{', '.join(sorted(unknown))}: no share that can be read-only")
+    return tuple(Share(tag, path.resolve(), tag in spec.read_only) for tag, path in shares.items())
 
 
 def _console(path: Path, shares: Sequence[Share]) -> Path:
-    """``path``, unless a guest decides what is there: it could lead the console into any file of the host."""
+    """Return ``path``, unless a guest decides what is there: it could lead the console into any file of the host."""
     try:
         passed = [folder.stat() for folder in consolelog.folders_on_the_way(path)]
     except OSError as cause:
@@ -133,20 +194,22 @@ def _console(path: Path, shares: Sequence[Share]) -> Path:
     return path
 
 
-def _disk(what: Boot, image: Path) -> Disk:
-    path = _file(image)
-    return Disk(path, what.format or diskimage.format_of(path), what.bus, what.writable)
+def _disk(spec: BootSpec) -> Disk | None:
+    if spec.image is None:
+        return None
+    path = _file(Path(spec.image))
+    return Disk(path, spec.format or diskimage.format_of(path))
 
 
 def _file(path: Path) -> Path:
-    """An absolute path: a name with a colon in it would be a protocol to QEMU."""
+    """Return the absolute path: QEMU takes what comes before a colon in a relative one for a protocol."""
     if not path.is_file():
         raise HostError(f"{path}: no such file")
     return path.resolve()
 
 
 def _kernel(path: Path) -> Path:
-    """A kernel that QEMU can start: before 8.1 it hangs on a compressed EFI image (zboot) without a word."""
+    """Return a kernel that QEMU can start: before 8.1 it hangs silently on a compressed EFI image (zboot)."""
     with _file(path).open("rb") as source:
         if source.read(8)[4:] == b"zimg":
             raise HostError(

@@ -1,6 +1,9 @@
-"""The config drive: what one boot is told in confidence, as a small ISO 9660 image made in memory.
+"""Make the config drive: an ISO 9660 image, in memory, with the environment and the secrets of one boot.
 
-Format: docs/agentd.md, "The config drive". Names need Rock Ridge, because ISO 9660 knows capitals and eight letters.
+    VM.boot(image, config=make({"LANG": "C"}, {"API_KEY": b"..."}))
+
+Format: docs/agentd.md, "The config drive". File names need Rock Ridge, because those of ISO 9660 are eight capital
+letters.
 """
 
 from __future__ import annotations
@@ -17,19 +20,20 @@ from imgkit.errors import UsageError
 
 VOLUME = "IMGKIT"
 MAX_VALUE = (128 << 10) - 256
-"""Bytes of a name and its value: what Linux takes in one string of an environment (MAX_ARG_STRLEN), less some room."""
+"""Bytes of a name and its value: what Linux takes in one string of an environment (MAX_ARG_STRLEN), less a margin."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | None = None) -> bytes:
-    """The image, or nothing (``b""``) if there is nothing to tell.
+    """Return the image, or ``b""`` if there is neither a variable nor a secret.
 
     Args:
         env: environment variables of every agent.
-        secrets: the same, with values that are kept in files of their own: UTF-8, taken as they are.
+        secrets: the same, with each value in a file of its own. Values are UTF-8 and are not changed.
 
     Raises:
-        UsageError: a name is not one of an environment variable, a value is too long, no UTF-8 or has a zero byte.
+        UsageError: a name is not valid for an environment variable, or a value is too long, not UTF-8 or has a zero
+            byte.
     """
     env, secrets = env or {}, secrets or {}
     if not env and not secrets:
@@ -52,7 +56,7 @@ def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | No
 
 
 def is_name(text: str) -> bool:
-    """Whether an environment variable can be called so."""
+    """Return True if an environment variable can have this name."""
     return _NAME.match(text) is not None
 
 

@@ -1,6 +1,12 @@
-"""What the serial console tells: how far a boot has come, and what went wrong. Pure functions over its text.
+"""Read the serial console: how far a boot has come, and what went wrong. Pure functions over the console's text.
 
-The sentences are those of SeaBIOS, EDK2 (``BdsDxe.c``, the UEFI shell), GRUB 2, Linux, Alpine's initramfs and OpenRC.
+    text = clean(raw)
+    failed = diagnose(text)
+    if failed:
+        raise failure(failed, text)
+
+The sentences that are looked for are those of SeaBIOS, EDK2 (``BdsDxe.c``, the UEFI shell), GRUB 2, Linux, Alpine's
+initramfs and OpenRC.
 """
 
 from __future__ import annotations
@@ -13,24 +19,26 @@ from imgkit.host import terminal
 from imgkit.vm import failures
 from imgkit.vm.failures import BootError
 
+_STUCK = 10.0  # seconds of silence after which a boot counts as stuck
 TAIL_LINES = 20
+"""Lines of the console that an error shows."""
 
 
 class Stage(enum.IntEnum):
     """How far a boot has come."""
 
-    NOTHING = 0
-    FIRMWARE = 1
-    BOOT_LOADER = 2
-    KERNEL = 3
-    INITRAMFS = 4
-    INIT = 5
-    LOGIN = 6
-    AGENT = 7
+    NOTHING = enum.auto()
+    FIRMWARE = enum.auto()
+    BOOT_LOADER = enum.auto()
+    KERNEL = enum.auto()
+    INITRAMFS = enum.auto()
+    INIT = enum.auto()
+    LOGIN = enum.auto()
+    AGENT = enum.auto()
 
     @property
     def words(self) -> str:
-        """As a phrase."""
+        """The stage as a phrase."""
         return _STAGE_WORDS[self]
 
 
@@ -57,51 +65,69 @@ _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
 
 
 def clean(text: str) -> str:
-    """``text`` without terminal control sequences and carriage returns, for matching. To show it, see :func:`tail`."""
+    """Return ``text`` without terminal control sequences and carriage returns, for matching.
+
+    :func:`tail` makes text that can be shown.
+    """
     text = re.sub(r"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[A-Za-z78=>])", "", text)
     return re.sub(r"[^\n\t\x20-\x7e\x80-\U0010ffff]|[\x80-\x9f]", "", text)
 
 
 def tail(text: str, lines: int = TAIL_LINES, width: int = 200) -> str:
-    """The last non-empty lines of ``text``, cleaned and cut to ``width`` characters."""
+    """Return the last ``lines`` non-empty lines of ``text``, cleaned and each cut to ``width`` characters."""
     kept = [line.rstrip() for line in clean(text[-64_000:]).split("\n") if line.strip()]
     return terminal.block("\n".join(line[:width] for line in kept[-lines:]))
 
 
 def stage(text: str) -> Stage:
-    """The furthest stage that the cleaned console text shows."""
+    """Return the furthest stage that the cleaned console text shows."""
     return max(stages(text), default=Stage.NOTHING)
 
 
 def stages(text: str) -> list[Stage]:
-    """Every stage that the cleaned console text shows, in order; the firmware's alone, as any text may be its."""
-    found = [one for one, pattern in _STAGES if pattern.search(text)]
-    return found[1:] or found
+    """Return every stage that the cleaned console text shows, in order.
+
+    The firmware is among them only if it is alone: any text may be the firmware's.
+    """
+    reached = [stage for stage, pattern in _STAGES if pattern.search(text)]
+    return reached[1:] or reached
 
 
 @dataclass(frozen=True)
 class ConsoleFailure:
     """A failure that the console shows.
 
-    ``patience`` is for how many seconds the console must then stay silent before it counts: the rest of a message
-    is worth having, and GRUB goes on after many of its errors.
+    Attributes:
+        kind: the exception for it.
+        message: what failed, in one line.
+        silence: seconds for which the console must stay silent before the failure counts: the rest of a message is
+            worth having, and GRUB goes on after many of its errors.
     """
 
     kind: type[BootError]
     message: str
-    patience: float = 1.0
+    silence: float = 1.0
 
 
 @dataclass(frozen=True)
 class _Sign:
-    """A sentence that gives a failure away. Repetitions in patterns are bounded: the text is the guest's."""
+    """A sentence on the console that means a failure.
+
+    Attributes:
+        kind: the exception for it.
+        pattern: matches the sentence. Repetitions are bounded, because the text is the guest's.
+        message: what failed; ``{what}`` stands for the pattern's first group that matched.
+        silence: as in :class:`ConsoleFailure`.
+        until: once the boot is past this stage the sentence means nothing.
+        also: another text that must be on the console.
+    """
 
     kind: type[BootError]
     pattern: re.Pattern[str]
     message: str
-    patience: float = 1.0
-    until: Stage = Stage.AGENT  # once the boot is past this stage the sign means nothing
-    also: str = ""  # must be in the text too
+    silence: float = 1.0
+    until: Stage = Stage.AGENT
+    also: str = ""
 
 
 def _sign(
@@ -109,11 +135,11 @@ def _sign(
     pattern: str,
     message: str,
     *,
-    patience: float = 1.0,
+    silence: float = 1.0,
     until: Stage = Stage.AGENT,
     also: str = "",
 ) -> _Sign:
-    return _Sign(kind, re.compile(pattern, re.MULTILINE), message, patience, until, also)
+    return _Sign(kind, re.compile(pattern, re.MULTILINE), message, silence, until, also)
 
 
 _NOTHING = "the firmware found nothing to boot on the disk"
@@ -121,7 +147,7 @@ _NOTHING = "the firmware found nothing to boot on the disk"
 _GRUB_ERROR = r"^ {0,8}(?P<what>error: (?!no suitable video mode found)[^\n]{0,200})"
 
 _SIGNS: tuple[_Sign, ...] = (
-    # Without an init the kernel panics right afterwards; the cause goes first.
+    # Without an init the kernel panics right afterwards; the cause comes first.
     _sign(
         failures.InitramfsError,
         r"(?P<what>[^\n]{0,200}not found in new root[^\n]{0,200}|switch_root: can't execute[^\n]{0,200})",
@@ -133,12 +159,12 @@ _SIGNS: tuple[_Sign, ...] = (
         failures.NothingToBootError,
         r"^No bootable device\.|BdsDxe: No bootable option",
         _NOTHING,
-        patience=0.3,
+        silence=0.3,
         until=Stage.FIRMWARE,
     ),
-    _sign(failures.NothingToBootError, r"^Shell> ?\Z", _NOTHING, patience=2.0, until=Stage.FIRMWARE),
+    _sign(failures.NothingToBootError, r"^Shell> ?\Z", _NOTHING, silence=2.0, until=Stage.FIRMWARE),
     # The shell counts five seconds down before it runs a startup.nsh, which may well boot.
-    _sign(failures.NothingToBootError, r"UEFI Interactive Shell v", _NOTHING, patience=8.0, until=Stage.FIRMWARE),
+    _sign(failures.NothingToBootError, r"UEFI Interactive Shell v", _NOTHING, silence=8.0, until=Stage.FIRMWARE),
     _sign(
         failures.BootLoaderError,
         _GRUB_ERROR,
@@ -160,7 +186,7 @@ _SIGNS: tuple[_Sign, ...] = (
         until=Stage.BOOT_LOADER,
     ),
     # GRUB gets on after many of its errors, and a quiet kernel then says nothing for a long time.
-    _sign(failures.BootLoaderError, _GRUB_ERROR, "GRUB stopped: {what}", patience=20.0, until=Stage.BOOT_LOADER),
+    _sign(failures.BootLoaderError, _GRUB_ERROR, "GRUB stopped: {what}", silence=20.0, until=Stage.BOOT_LOADER),
     _sign(
         failures.InitramfsError,
         r"(?P<what>mount: mounting [^\n]{0,200})?[ \n]{0,4}(?:Mounting root failed|initramfs emergency recovery shell)",
@@ -178,32 +204,34 @@ _SIGNS: tuple[_Sign, ...] = (
         r"(?P<what>ERROR: agentd failed to start[^\n]{0,200}|agentd: fatal[^\n]{0,200}"
         r"|supervise-daemon[^\n]{0,200}agentd[^\n]{0,200}(?:too many times|giving up)[^\n]{0,200})",
         "the agent crashed: {what}",
-        patience=2.0,
+        silence=2.0,
     ),
 )
 
 _EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
-"""A breakpoint trap in kernel code: the kernel patches its own code through a breakpoint, and QEMU's multi-threaded
-emulation of x86 now and then still executes it after it has been replaced: one of nine boots where the kernel comes to
-trust the TSC (recipes/arch/amd64.py has the argument against that), else rarer than could be counted. And a check
-of the timer that counts ticks during a busy wait: too few come when the host is busy."""
+"""What a kernel says that QEMU's emulation crashed.
+
+The first is a breakpoint trap in kernel code. The kernel patches its own code through a breakpoint, and QEMU's
+multi-threaded emulation of x86 sometimes executes it after it has been replaced: in one of nine boots if the kernel
+comes to trust the TSC (recipes/arch/amd64.py has the argument against that), otherwise too rarely to be counted. The
+second is a check of the timer that counts ticks during a busy wait: too few come if the host is busy."""
 
 
 def diagnose(text: str) -> ConsoleFailure | None:
-    """The failure that the cleaned console text shows, if any: the one that explains the others."""
+    """Return the failure that the cleaned console text shows, or None; of several, the one that explains the others."""
     reached = stage(text)
     for sign in _SIGNS:
         match = None if reached > sign.until or sign.also not in text else sign.pattern.search(text)
         if match is None:
             continue
-        words = next((value.strip() for value in match.groupdict().values() if value), "")
-        return ConsoleFailure(sign.kind, sign.message.format(what=words[:200]).rstrip(": "), sign.patience)
+        detail = next((value.strip() for value in match.groupdict().values() if value), "")
+        return ConsoleFailure(sign.kind, sign.message.format(what=detail[:200]).rstrip(": "), sign.silence)
     return None
 
 
-def failure(finding: ConsoleFailure, text: str) -> BootError:
-    """The exception for ``finding``."""
-    error = finding.kind(finding.message, console=tail(text))
+def failure(shown: ConsoleFailure, text: str) -> BootError:
+    """Return the exception for a failure that the cleaned console text shows."""
+    error = shown.kind(shown.message, console=tail(text))
     if isinstance(error, failures.KernelPanicError) and _EMULATION.search(text):
         error.emulation = True
         error.hint = "a known fault of QEMU's multi-threaded emulation; try again or use one CPU"
@@ -211,22 +239,22 @@ def failure(finding: ConsoleFailure, text: str) -> BootError:
 
 
 def died(ending: str, stderr: str, text: str) -> BootError:
-    """The exception for a QEMU that ended while it should have run: what the console shows goes first.
+    """Return the exception for a QEMU that ended unasked. A failure that the console shows explains it best.
 
     Args:
         ending: how the process ended, in words.
         stderr: what it wrote to standard error.
         text: the cleaned console text.
     """
-    finding = diagnose(text)
-    if finding is not None:
-        return failure(finding, text)
-    said = clean(stderr).strip().rpartition("\n")[2]
-    return failures.QemuDiedError(f"QEMU {ending}" + (f": {said}" if said else ""), console=tail(text))
+    shown = diagnose(text)
+    if shown is not None:
+        return failure(shown, text)
+    last_line = clean(stderr).strip().rpartition("\n")[2]
+    return failures.QemuDiedError(f"QEMU {ending}" + (f": {last_line}" if last_line else ""), console=tail(text))
 
 
 def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
-    """The exception for a deadline that passed.
+    """Return the exception for a deadline that passed.
 
     Args:
         seconds: how long the boot was given.
@@ -234,25 +262,24 @@ def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
         text: the cleaned console text.
         heartbeat: what was wrong with the heartbeat, one phrase; empty if there never was one.
     """
-    reached = stage(text)
-    shown = tail(text)
-    finding = diagnose(text)
-    if finding is not None:
-        return failure(finding, text)
+    shown = diagnose(text)
+    if shown is not None:
+        return failure(shown, text)
     if heartbeat:
-        return failures.AgentError(f"the agent is not ready after {seconds:.0f} s: {heartbeat}", console=shown)
-    if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > 10):
+        return failures.AgentError(f"the agent is not ready after {seconds:.0f} s: {heartbeat}", console=tail(text))
+    reached = stage(text)
+    if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > _STUCK):
         return failures.AgentError(
             f"no heartbeat of the agent within {seconds:.0f} s, though {reached.words}",
-            console=shown,
+            console=tail(text),
             hint="is agentd in the default runlevel, and was the ipc share given?",
         )
-    going = quiet < 10 and bool(text)
-    pace = "it was still getting on" if going else f"silent for the last {min(quiet, seconds):.0f} s"
+    progress = quiet < _STUCK and bool(text)
+    pace = "it was still getting on" if progress else f"silent for the last {min(quiet, seconds):.0f} s"
     error = failures.BootTimeoutError(
         f"no heartbeat within {seconds:.0f} s: {reached.words}, {pace}",
-        console=shown,
-        hint="a longer --timeout may do" if going else None,
+        console=tail(text),
+        hint="a longer --timeout may do" if progress else None,
     )
-    error.progress = going
+    error.progress = progress
     return error

@@ -1,7 +1,12 @@
-"""The console file of a running machine: opened once, written by QEMU, read as it grows.
+"""Follow the console file of a running machine, which QEMU writes and this process reads as it grows.
 
-Both use descriptors that were opened here, before the machine was started: what has the file's name by the time that
-somebody looks does not matter.
+    with closing(ConsoleLog(path)) as log:
+        start QEMU with log.writing
+        log.refresh()
+        print(log.text)
+
+Both use descriptors that were opened here before the machine was started, so it does not matter which file has the
+name later.
 """
 
 from __future__ import annotations
@@ -20,29 +25,32 @@ from imgkit.vm import console
 from imgkit.vm.console import Stage
 
 KEEP = 256 << 10
-"""Bytes from the end that are looked at."""
+"""Bytes from the end of the console that are kept in memory and looked at."""
 MAX_FILE = 64 << 20
-"""Bytes of one machine after which its part of the file is begun anew: a guest must not fill the host's disk."""
-_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last two for what turns out to be no file
-_LINKS = 40  # as many as Linux follows
+"""Bytes of one machine's part of the file. A longer part is emptied: a guest must not fill the host's disk."""
+_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last two if it is not a regular file
+_MAX_LINKS = 40  # as many as Linux follows
 
 
 class ConsoleLog:
-    """Follows a file that QEMU writes to. What was in it before is an earlier machine's, and is not looked at.
+    """Follows a file that QEMU appends to. What was in the file before is an earlier machine's, and is not looked at.
 
-    ``times`` has the seconds since the start at which each stage showed; ``writing`` is the descriptor for QEMU, which
-    appends.
+    Attributes:
+        text: the end of the console so far, without control sequences.
+        stage: the furthest stage that the console has shown.
+        times: seconds from the start until each stage showed.
+        writing: the file descriptor for QEMU, opened for appending.
     """
 
-    def __init__(self, path: Path, *, anew: bool = False) -> None:
-        """Open the file, and make it if it is not there.
+    def __init__(self, path: Path) -> None:
+        """Open the file, and make it if it is missing.
 
         Args:
-            path: without links, at least in its last part.
-            anew: QEMU empties the file first.
+            path: its last part must not be a symbolic link.
 
         Raises:
-            HostError: it cannot be opened. UsageError: it is no regular file.
+            HostError: the file cannot be opened.
+            UsageError: the path is not that of a regular file.
         """
         self.text = ""
         self.stage = Stage.NOTHING
@@ -51,7 +59,7 @@ class ConsoleLog:
         self._lock = threading.Lock()  # the monitor's thread shortens what this one reads
         self._closed = False
         self.writing, self._reading = _opened(path)
-        self._begin = self._offset = 0 if anew else os.fstat(self._reading).st_size
+        self._begin = self._offset = os.fstat(self._reading).st_size
         self._started = self._changed = time.monotonic()
 
     @property
@@ -60,12 +68,12 @@ class ConsoleLog:
         return time.monotonic() - self._changed
 
     def refresh(self) -> bool:
-        """Read what is new; whether there was something."""
+        """Read what is new, at most a MiB. Returns True if there was something."""
         with self._lock:
             return not self._closed and self._read()
 
     def shorten(self) -> None:
-        """Begin this machine's part of the file anew if it is too long, whether somebody reads it or not."""
+        """Empty this machine's part of the file if it is longer than :data:`MAX_FILE`. Its end is read before."""
         with self._lock:
             if self._closed or os.fstat(self._reading).st_size - self._begin <= MAX_FILE:
                 return
@@ -74,7 +82,7 @@ class ConsoleLog:
             self._empty()
 
     def close(self) -> None:
-        """Give back the descriptors. What was read stays."""
+        """Close the descriptors. What was read stays."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -89,16 +97,16 @@ class ConsoleLog:
         if self._offset - self._begin > MAX_FILE:
             self._empty()
         self._changed = time.monotonic()
-        self._raw = (self._raw + data)[-KEEP:]  # uncleaned: a control sequence may come in two pieces
+        self._raw = (self._raw + data)[-KEEP:]  # not cleaned: a control sequence may come in two pieces
         self.text = console.clean(self._raw.decode(errors="replace"))
         for reached in console.stages(self.text):
-            if reached > self.stage:  # several at once, when nobody looked for a while
+            if reached > self.stage:  # several at once, if nobody looked for a while
                 self.stage = reached
                 self.times[reached] = self._changed - self._started
         return True
 
     def _empty(self) -> None:
-        # Where QEMU was not asked to append (style "host-app") it has switched that off, for all who share the file.
+        # A QEMU that was not asked to append has switched that off, for all who share the open file.
         flags = fcntl.fcntl(self.writing, fcntl.F_GETFL)
         fcntl.fcntl(self.writing, fcntl.F_SETFL, flags | os.O_APPEND)
         os.ftruncate(self.writing, self._begin)
@@ -106,7 +114,7 @@ class ConsoleLog:
 
 
 def _opened(path: Path) -> tuple[int, int]:
-    """Descriptors of one regular file: for appending, which is all that QEMU gets, and for reading."""
+    """Open a regular file, and return two descriptors: for appending, which QEMU gets, and for reading."""
     descriptors: list[int] = []
     try:
         descriptors.append(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE, 0o666))
@@ -129,15 +137,15 @@ def _check_regular(path: Path, descriptor: int) -> None:
 
 
 def folders_on_the_way(path: Path) -> Iterator[Path]:
-    """Each folder that is passed on the way to ``path``, those behind links included.
+    """Yield each folder that is passed on the way to ``path``, including those behind symbolic links.
 
-    Whoever may write to one of them decides what ``path`` is.
+    Whoever may write to one of them decides which file ``path`` is.
 
     Raises:
-        OSError: there is no end of links, or one cannot be read.
+        OSError: a link cannot be read, or there are more links than Linux follows.
     """
     path = path.absolute()
-    for _ in range(_LINKS):
+    for _ in range(_MAX_LINKS):
         steps = [*reversed(path.parents), path]
         yield from steps[:-1]
         link = next((step for step in steps if step.is_symlink()), None)

@@ -1,4 +1,10 @@
-"""The ways in which a guest fails, one class each. All carry the last lines of the console."""
+"""The ways in which a guest fails, one class for each, so that callers can tell them apart.
+
+try:
+    with VM.boot(image) as vm: ...
+except KernelPanicError as panic:
+    print(panic.message, panic.console)
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,11 @@ from imgkit.host import terminal
 class BootError(GuestError):
     """The guest did not come up, or went down again.
 
-    ``message`` is one line; ``console`` the tail of the console, fit for a terminal; ``str()`` gives both.
+    ``str()`` gives the message and the console.
+
+    Attributes:
+        message: what failed, in one line.
+        console: the last lines of the console, safe to show on a terminal; empty if there are none.
     """
 
     def __init__(self, message: str, *, console: str = "", hint: str | None = None) -> None:
@@ -30,7 +40,7 @@ class QemuDiedError(BootError):
 
 
 class NothingToBootError(BootError):
-    """The firmware found nothing that it could start."""
+    """The firmware found nothing on the disk that it could start."""
 
 
 class BootLoaderError(BootError):
@@ -38,7 +48,11 @@ class BootLoaderError(BootError):
 
 
 class KernelPanicError(BootError):
-    """The kernel gave up. ``emulation`` marks a crash that QEMU's multi-threaded emulation causes, not the image."""
+    """The guest's kernel stopped with a panic.
+
+    Attributes:
+        emulation: the crash is a known fault of QEMU's multi-threaded emulation, not of the image.
+    """
 
     emulation = False
 
@@ -48,29 +62,33 @@ class InitramfsError(BootError):
 
 
 class InitError(BootError):
-    """Init or OpenRC could not do its work."""
+    """Init or OpenRC failed."""
 
 
 class AgentError(BootError):
-    """The system came up, and the agent is missing, crashed or does not answer as it should."""
+    """The system came up, but the agent is missing, has crashed, or its heartbeat is not as it should be."""
 
 
 class BootTimeoutError(BootError):
-    """The deadline passed. ``progress`` tells whether the guest was still getting on with it."""
+    """The guest was not ready within the time that it was given.
+
+    Attributes:
+        progress: the console was still being written to, so that more time may help.
+    """
 
     progress = False
 
 
 class RequestError(GuestError):
-    """A request to the agent ended without a result: deadline passed, guest gone, limits exceeded."""
+    """A request to the agent ended without a result: it took too long, the guest is gone, or a limit was exceeded."""
 
 
 class FloodError(RequestError):
-    """The guest says more, in lines or in bytes, than any agent has to say in that time."""
+    """The guest sends more lines or bytes in that time than an agent has any reason to."""
 
 
 class QuotaError(BootError):
-    """The guest took more of the host's disk than it may; the machine was ended.
+    """The guest took more of the host's disk than its quota allows, and the machine was ended.
 
-    A request that takes more time than it may is a :class:`RequestError`, and its machine goes on.
+    A request that takes more time than its quota allows is a :class:`RequestError`, and its machine goes on.
     """

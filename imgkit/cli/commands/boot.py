@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         facts = {
             "secondsToReady": vm.seconds_to_ready,
             "secondsToSettled": vm.seconds_to_settled,
-            "accelerator": vm.verdict.accelerator,
+            "accelerator": vm.accelerator.name,
             "memoryMiB": vm.memory_mib,
             "poweredOffCleanly": clean,
         }
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         # What the guest says comes first, so that it cannot replace our own facts.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
-        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.verdict.accelerator})"
+        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
         print(terminal.line(f"{options.image}: {ready_after}"))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
@@ -73,7 +73,7 @@ def _keep_record(options: argparse.Namespace, evidence: bootrecord.Evidence, vm:
     try:
         if not evidence.publishable:
             return
-        record = evidence.record(vm.what.arch, vm.what.firmware, facts)
+        record = evidence.record(vm.arch, vm.firmware, facts)
         if bootrecord.keep(options.image, record) is None:
             log.info("%s: is part of a publication, whose boot records stay as they are", options.image)
     except bootrecord.ChangedError as changed:

@@ -1,25 +1,31 @@
-"""From a description of a virtual machine to QEMU's list of arguments. Pure: nothing is opened, nothing looked up.
+"""Turn the description of a virtual machine into QEMU's arguments. Pure: nothing is opened and nothing looked up.
 
-Two styles. ``harness`` is the quick and careful one: no VGA, no network boot ROM (together they cost seconds under
-emulation), a sandboxed QEMU. ``host-app`` is word for word how the host application of the agentd contract starts its
-machines, for tests that must be as it is.
+    words = arguments(VmSpec("amd64", Disk(image), console))
+
+The machine is made to boot quickly: it has no VGA card and no network boot ROM, which together cost seconds under
+emulation. QEMU confines itself with seccomp. :mod:`imgkit.vm.bootspec` makes the description from what a user asks for.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from imgkit.errors import UsageError
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import machine
 
+FirmwareKind: TypeAlias = Literal["bios", "uefi", "direct"]
+"""What starts the guest's kernel: SeaBIOS and GRUB, UEFI and GRUB, or QEMU itself ("direct")."""
 MAX_SHARES = 96
-FUNCTIONS = 8  # of one PCI slot
+FUNCTIONS = 8
+"""Functions of one PCI slot."""
 _FIRST_SHARE_SLOT = 0x10  # leaves 0x01–0x0f to the other devices
 TRANSLATION_MIB = 64
-"""QEMU's buffer for translated code; the harness's choice under emulation.
+"""Size of QEMU's buffer for translated code, under emulation.
 
 With its default of 1 GiB nothing is ever thrown away. QEMU before 8 keeps one translation for every address at which a
 page of code was ever mapped (each process has its own addresses), and every store into such a page, once it is used for
@@ -27,14 +33,19 @@ something else, looks at all of them: boots were seen to stand still for a minut
 """
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")  # virtio-9p takes at most 31 bytes
 IPC_PORT = "ipc.0"
-ROOT_PORT = "imgkit.root"
+"""Name of the virtio-serial port that carries requests in serial mode (docs/agentd.md)."""
 
 
 @dataclass(frozen=True)
 class Share:
     """A host folder that the guest can mount by its tag (9p over virtio).
 
-    ``view`` is a descriptor through which QEMU finds it, with other owners or not (:mod:`imgkit.vm.qemu.handover`).
+    Attributes:
+        tag: the name that the guest mounts it by.
+        path: the folder on the host.
+        read_only: QEMU refuses every change.
+        view: file descriptor through which QEMU finds the folder, perhaps with other owners
+            (:mod:`imgkit.vm.qemu.handover`); None uses ``path``.
     """
 
     tag: str
@@ -45,48 +56,52 @@ class Share:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk image. Whatever the guest writes goes to a temporary file that vanishes with QEMU (``snapshot``).
+    """A disk image.
 
-    ``writable`` lets it write to the image itself.
+    Attributes:
+        path: the image.
+        format: "qcow2" or "raw".
+        writable: the guest writes to the image itself; otherwise its changes go to a temporary file that vanishes with
+            QEMU (``snapshot``).
     """
 
     path: Path
     format: str = "qcow2"
-    bus: str = "virtio-blk"
     writable: bool = False
 
 
 @dataclass(frozen=True)
 class VmSpec:
-    """All that a command line of QEMU depends on.
+    """Everything that QEMU's command line depends on.
 
     Attributes:
         arch: "amd64" or "arm64".
-        disk: the image under test; it is never written to.
-        firmware: "bios", "uefi" or "direct".
+        disk: the image under test; None for no disk.
+        console: file that the serial console is appended to.
+        log: file descriptor of that file, opened for appending, which QEMU gets in its place.
+        firmware: what starts the kernel.
         flash: the UEFI firmware with a private variable store; needed for "uefi".
-        kernel, initrd, command_line: for "direct".
+        kernel, initrd, command_line: for "direct"; ``command_line`` None is the architecture's default.
         memory_mib, cpus: size of the machine.
         accelerator: value of ``-accel``; cpu: value of ``-cpu``.
-        console: file that the serial console is appended to; style "host-app" empties it first.
-        log: file descriptor of that file, opened for appending, which QEMU gets in its place.
         shares: 9p shares in the order of their PCI functions.
-        ports: virtio-serial ports, (name, file descriptor of a connected socket).
-        qmp: file descriptor of a connected socket for QEMU's control protocol, None for no such thing.
-        sets: file descriptors of the files that paths of the form /dev/fdset/NUMBER are about, by that number: one for
-            reading, and one for reading and writing if QEMU may.
+        ports: virtio-serial ports: (name, file descriptor of a connected socket).
+        qmp: file descriptor of a connected socket for QEMU's control protocol; None for none.
+        sets: the files behind paths of the form /dev/fdset/NUMBER, by that number: a file descriptor for reading, and
+            a second one for reading and writing if QEMU may write.
         config: ISO image with per-boot configuration, attached read-only.
         network: user-mode network; False leaves the card out.
         link: file descriptor of a connected socket that carries the card's Ethernet frames, in place of that network.
-        style: "harness" or "host-app".
         sandbox: QEMU confines itself with seccomp (Linux builds that have it).
+        extra: further arguments, which come last.
+        custom_arguments: called in place of :func:`machine_arguments`, for tests of other ways to start QEMU.
     """
 
     arch: str
     disk: Disk | None
     console: Path
     log: int | None = None
-    firmware: str = "bios"
+    firmware: FirmwareKind = "bios"
     flash: Firmware | None = None
     kernel: Path | None = None
     initrd: Path | None = None
@@ -102,13 +117,13 @@ class VmSpec:
     config: Path | None = None
     network: bool = True
     link: int | None = None
-    style: str = "harness"
     sandbox: bool = False
-    extra: tuple[str, ...] = field(default=())
+    extra: tuple[str, ...] = ()
+    custom_arguments: Callable[[VmSpec], Sequence[str]] | None = None
 
 
 def escape(value: Path | str) -> str:
-    """A value inside one of QEMU's comma-separated options: commas are doubled."""
+    """Return ``value`` for use inside one of QEMU's comma-separated options: commas are doubled."""
     return str(value).replace(",", ",,")
 
 
@@ -116,7 +131,8 @@ def check_tag(tag: str) -> str:
     """Return ``tag`` if it can be the name of a share.
 
     Raises:
-        UsageError: it is empty, too long for virtio-9p (31 bytes) or has other characters than letters, digits, ._-
+        UsageError: it is empty, longer than virtio-9p allows (31 bytes), begins with punctuation, or has characters
+            other than letters, digits and ``._-``.
     """
     if not _TAG.fullmatch(tag):
         raise UsageError(f"{tag!r}: not a name for a share", hint="letters, digits, dot, _ and -; at most 31 of them")
@@ -124,30 +140,21 @@ def check_tag(tag: str) -> str:
 
 
 def arguments(spec: VmSpec) -> tuple[str, ...]:
-    """QEMU's arguments for ``spec``, the program's name first.
+    """Return QEMU's command line for ``spec``, the program's name first.
 
     Raises:
-        UsageError: the description does not fit together.
+        UsageError: parts of the description are missing or contradict each other.
     """
     _check(spec)
-    words = _host_app(spec) if spec.style == "host-app" else _harness(spec)
-    return (machine(spec.arch).binary, *words, *_control(spec), *spec.extra)
+    described = (spec.custom_arguments or machine_arguments)(spec)
+    return (machine(spec.arch).binary, *described, *_inherited(spec), *spec.extra)
 
 
 def _check(spec: VmSpec) -> None:
     machine(spec.arch)
-    if spec.firmware not in ("bios", "uefi", "direct"):
-        raise UsageError(f"{spec.firmware}: unknown firmware", hint="known are bios, uefi, direct")
-    if spec.firmware == "bios" and spec.arch != "amd64":
-        raise UsageError(f"{spec.arch} has no BIOS", hint="--firmware uefi or --firmware direct")
-    if spec.firmware == "direct" and spec.kernel is None:
-        raise UsageError("direct boot needs a kernel")
-    if spec.firmware == "uefi" and spec.flash is None:
-        raise UsageError("UEFI boot needs firmware")
+    _check_firmware(spec)
     if spec.cpus < 1 or spec.memory_mib < 1:
         raise UsageError("a machine needs at least one CPU and 1 MiB of memory")
-    if spec.style == "host-app":
-        _check_host_app(spec)
     if len(spec.shares) > MAX_SHARES:
         raise UsageError(f"{len(spec.shares)} shares are too many", hint=f"at most {MAX_SHARES} fit on the bus")
     tags = [check_tag(share.tag) for share in spec.shares]
@@ -156,16 +163,19 @@ def _check(spec: VmSpec) -> None:
             raise UsageError(f"{tag}: two shares of the same name")
 
 
-def _check_host_app(spec: VmSpec) -> None:
-    if spec.disk is not None and spec.disk.writable:
-        raise UsageError("the host application never writes to the image")
-    if spec.config is not None:
-        raise UsageError("the host application has no config drive")
-    if spec.link is not None or not spec.network:
-        raise UsageError("the host application always has the user network")
+def _check_firmware(spec: VmSpec) -> None:
+    if spec.firmware not in get_args(FirmwareKind):
+        raise UsageError(f"{spec.firmware}: unknown firmware", hint=f"known are {', '.join(get_args(FirmwareKind))}")
+    if spec.firmware == "bios" and spec.arch != "amd64":
+        raise UsageError(f"{spec.arch} has no BIOS", hint="--firmware uefi or --firmware direct")
+    if spec.firmware == "direct" and spec.kernel is None:
+        raise UsageError("direct boot needs a kernel")
+    if spec.firmware == "uefi" and spec.flash is None:
+        raise UsageError("UEFI boot needs firmware")
 
 
-def _harness(spec: VmSpec) -> list[str]:
+def machine_arguments(spec: VmSpec) -> list[str]:
+    """Return the arguments for the machine itself, without the program's name, what QEMU inherits, and ``extra``."""
     record = machine(spec.arch)
     # graphics=off makes SeaBIOS talk over the serial line, the only way to learn what it could not boot.
     board = f"{record.machine},graphics=off" if spec.arch == "amd64" else record.machine
@@ -174,7 +184,7 @@ def _harness(spec: VmSpec) -> list[str]:
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     if spec.sandbox:
         words += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-    words += _firmware(spec)
+    words += firmware_arguments(spec)
     words += ["-chardev", f"file,id=console,path={escape(spec.console)},append=on", "-serial", "chardev:console"]
     words += _disk(spec)
     words += _network(spec)
@@ -194,33 +204,17 @@ def _accelerator(spec: VmSpec) -> str:
     return f"{spec.accelerator},tb-size={TRANSLATION_MIB}" if emulated else spec.accelerator
 
 
-def _host_app(spec: VmSpec) -> list[str]:
-    """The contract's own arguments; only what carries a path or the choice of firmware varies."""
-    record = machine(spec.arch)
-    words = ["-machine", record.host_app_machine] if record.host_app_machine else []
-    words += ["-accel", spec.accelerator]
-    words += ["-cpu", spec.cpu] if record.host_app_machine or not spec.accelerator.startswith("tcg") else []
-    words += ["-m", str(spec.memory_mib), "-smp", str(spec.cpus), "-nographic", "-snapshot", "-no-reboot"]
-    words += _firmware(spec)
-    words += ["-serial", f"file:{escape(spec.console)}"]
-    if spec.disk is not None:
-        words += ["-drive", f"file={escape(spec.disk.path)},format={spec.disk.format},if=virtio"]
-    words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0"]
-    for share in spec.shares:
-        options = f"local,path={_share_path(share)},mount_tag={share.tag},security_model=none"
-        words += ["-virtfs", options + (",readonly=on" if share.read_only else "")]
-    return words
-
-
-def _share_path(share: Share) -> str:
+def share_path(share: Share) -> str:
+    """Return the folder of ``share`` as QEMU finds it, for use inside one of QEMU's options."""
     return escape(share.path) if share.view is None else f"/proc/self/fd/{share.view}"
 
 
-def _firmware(spec: VmSpec) -> list[str]:
+def firmware_arguments(spec: VmSpec) -> list[str]:
+    """Return the arguments that choose what starts the kernel."""
     if spec.firmware == "direct":
         words = ["-kernel", str(spec.kernel)]
         words += ["-initrd", str(spec.initrd)] if spec.initrd is not None else []
-        line = machine(spec.arch).host_app_command_line if spec.command_line is None else spec.command_line
+        line = machine(spec.arch).direct_command_line if spec.command_line is None else spec.command_line
         return [*words, "-append", line]
     if spec.firmware == "uefi" and spec.flash is not None:
         words = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escape(spec.flash.code)}"]
@@ -232,16 +226,12 @@ def _firmware(spec: VmSpec) -> list[str]:
 
 def _disk(spec: VmSpec) -> list[str]:
     words: list[str] = []
-    boots = spec.firmware != "direct"  # with -kernel the boot index 0 is taken by QEMU's own loader
     if spec.disk is not None:
         path = escape(spec.disk.path)
         snapshot = "off" if spec.disk.writable else "on"
         words += ["-drive", f"if=none,id=disk0,format={spec.disk.format},snapshot={snapshot},discard=unmap,file={path}"]
-        device = "drive=disk0" + (",bootindex=0" if boots else "")
-        if spec.disk.bus == "virtio-scsi":
-            words += ["-device", "virtio-scsi-pci,id=scsi0", "-device", f"scsi-hd,bus=scsi0.0,{device}"]
-        else:
-            words += ["-device", f"virtio-blk-pci,{device}"]
+        boots = spec.firmware != "direct"  # with -kernel the boot index 0 is taken by QEMU's own loader
+        words += ["-device", "virtio-blk-pci,drive=disk0" + (",bootindex=0" if boots else "")]
         words += ["-boot", "menu=off,strict=on"] if boots else []
     if spec.config is not None:
         words += ["-drive", f"if=none,id=config0,format=raw,readonly=on,file={escape(spec.config)}"]
@@ -250,20 +240,20 @@ def _disk(spec: VmSpec) -> list[str]:
 
 
 def _shares(spec: VmSpec) -> list[str]:
-    """One 9p device a share, packed eight to a PCI slot as functions of one device, so that 50 need seven slots."""
+    """One 9p device per share. Eight of them share a PCI slot as functions of one device: 50 need seven slots."""
     words: list[str] = []
     for index, share in enumerate(spec.shares):
         slot, function = _FIRST_SHARE_SLOT + index // FUNCTIONS, index % FUNCTIONS
         several = function == 0 and index + 1 < len(spec.shares)
-        options = f"local,id=share{index},path={_share_path(share)},security_model=none"
+        options = f"local,id=share{index},path={share_path(share)},security_model=none"
         words += ["-fsdev", options + (",readonly=on" if share.read_only else "")]
         device = f"virtio-9p-pci,fsdev=share{index},mount_tag={share.tag},addr={slot:#x}.{function}"
         words += ["-device", device + (",multifunction=on" if several else "")]
     return words
 
 
-def _control(spec: VmSpec) -> list[str]:
-    """What QEMU inherits: files, and channels to the harness, connected already, so that no name is left anywhere."""
+def _inherited(spec: VmSpec) -> list[str]:
+    """The file descriptors that QEMU inherits: files, and sockets that are connected already, so none needs a name."""
     words: list[str] = []
     for index, descriptors in enumerate(spec.sets):
         for descriptor in descriptors:

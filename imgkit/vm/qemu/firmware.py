@@ -1,7 +1,9 @@
-"""Where distributions put the UEFI firmware that QEMU needs.
+"""Find the UEFI firmware that QEMU needs: distributions put it at different places.
+
+    flash = private_copy(find("arm64"), folder)
 
 SeaBIOS comes with QEMU and is found by it. For UEFI a pair of flash images is used: the code, shared and read-only,
-and a template of the variable store, of which every boot gets a copy of its own.
+and a template of the variable store, which is copied for each boot.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ from pathlib import Path
 from imgkit.errors import HostError
 
 OVERRIDE = "IMGKIT_FIRMWARE_ROOT"
-"""Environment variable: a folder below which the candidate paths are looked up instead of below ``/``."""
+"""Environment variable that names a folder: the candidate paths are looked up below it instead of below ``/``."""
 
-_ARM64_FLASH = 64 << 20  # what the virt board's two flash banks hold; the files must have exactly this size
+_ARM64_FLASH = 64 << 20  # size of each of the virt board's two flash banks; the files must have exactly this size
 
 
 @dataclass(frozen=True)
 class Firmware:
-    """A pair of raw flash images. ``size`` is what the board demands of each file in bytes (0: as it is)."""
+    """A pair of raw flash images.
+
+    Attributes:
+        code: the firmware itself.
+        variables: the variable store, or a template of it; None if there is none.
+        size: bytes that the board demands of each file; 0 takes any size.
+    """
 
     code: Path
     variables: Path | None
@@ -57,18 +65,18 @@ CANDIDATES: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 
 PACKAGES = {"amd64": "ovmf", "arm64": "qemu-efi-aarch64"}
-"""Debian's and Ubuntu's packages of it."""
+"""Debian's and Ubuntu's packages of the firmware."""
 
 
 def find(arch: str, *, root: Path | None = None) -> Firmware:
-    """The UEFI firmware of ``arch`` on this host.
+    """Return the UEFI firmware of ``arch`` on this host.
 
     Args:
         arch: "amd64" or "arm64".
-        root: look below this folder; None means :data:`OVERRIDE`, or ``/``.
+        root: folder to look below; None means the one in :data:`OVERRIDE`, or else ``/``.
 
     Raises:
-        HostError: there is none at any known place; the hint names the package.
+        HostError: the firmware is at none of the known places; the hint names its package.
     """
     top = root or Path(os.environ.get(OVERRIDE) or "/")
     size = _ARM64_FLASH if arch == "arm64" else 0
@@ -83,7 +91,7 @@ def find(arch: str, *, root: Path | None = None) -> Firmware:
 
 
 def private_copy(firmware: Firmware, folder: Path) -> Firmware:
-    """The same firmware with a variable store of its own in ``folder``, and both files of the size the board demands.
+    """Return the firmware with a private variable store in ``folder``, and both files of the size the board demands.
 
     Raises:
         HostError: the files cannot be copied.

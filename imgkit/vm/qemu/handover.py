@@ -1,9 +1,12 @@
-"""How QEMU comes by its files: opened by this process, which may have more rights than QEMU, and handed over.
+"""Open QEMU's files in this process, which may have more rights than QEMU, and hand them over.
 
-A disk, a variable store and a config drive are what was opened here, whatever has their names by the time that QEMU
-looks: the check of a disk (:mod:`imgkit.disk.diskimage`) is about the very file that is booted. Where QEMU runs as
-another user (:mod:`imgkit.vm.sandbox.identity`), all else that it needs is given to that user or handed over, too, and
-the private folder of the machine stays closed to it.
+    with handed(spec, folder, user) as files:
+        start QEMU for files.spec, with files.descriptors
+
+QEMU gets a disk, a variable store and a config drive as they were opened here, whatever has their names by the time
+that QEMU looks: the file that was checked (:mod:`imgkit.disk.diskimage`) is the file that is booted. If QEMU runs as
+another user (:mod:`imgkit.vm.sandbox.identity`), everything else that it needs is given to that user or handed over,
+too, and the private folder of the machine stays closed to that user.
 """
 
 from __future__ import annotations
@@ -24,21 +27,23 @@ from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.privatefolder import private_folder
 from imgkit.vm.sandbox.identity import Identity
 
-_PLACE = Path("/var/tmp")  # noqa: S108 - QEMU's own choice
+_TEMPORARY = Path("/var/tmp")  # noqa: S108 - QEMU's own choice
 _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 
 @dataclass
 class Handed:
-    """A machine's description in which files have the names that QEMU finds them by.
+    """A machine whose files are open, and have the names that QEMU finds them by.
 
     Attributes:
-        spec: the description.
-        files: closes this process's descriptors of what was handed over; QEMU's locks of a disk end with the last one.
-        descriptors: what QEMU inherits.
-        names: what QEMU knows a file by, and what everybody else does.
+        spec: the machine.
         temporary: the folder for the changes of a snapshot, as QEMU finds it.
-        writable: folders of this process's, besides the shares, that QEMU writes to.
+        writable: folders of this process, besides the shares, that QEMU writes to.
+        files: closes this process's descriptors of what was handed over. QEMU's locks of a disk end with the last
+            descriptor.
+        descriptors: what QEMU inherits.
+        sets: file descriptors by the number of their set (:attr:`imgkit.vm.qemu.argv.VmSpec.sets`).
+        names: the name of a file for QEMU → the name that everybody else knows it by.
     """
 
     spec: VmSpec
@@ -50,7 +55,11 @@ class Handed:
     names: dict[Path, Path] = field(default_factory=dict)
 
     def open(self, path: Path, flags: int, stack: ExitStack) -> int:
-        """A descriptor that QEMU inherits."""
+        """Open a file, and return the descriptor, which QEMU inherits and ``stack`` closes.
+
+        Raises:
+            HostError: the file cannot be opened.
+        """
         try:
             descriptor = os.open(path, flags | os.O_CLOEXEC)
         except OSError as cause:
@@ -60,9 +69,10 @@ class Handed:
         return descriptor
 
     def set(self, path: Path, stack: ExitStack, *, writable: bool = False) -> Path:
-        """The name of a set of descriptors (``-add-fd``) that has just the file at ``path``.
+        """Open the file at ``path`` as a set of descriptors (``-add-fd``), and return the name of the set.
 
-        QEMU opens a disk that is written to for reading first, and takes from the set what has the access it wants.
+        QEMU opens a disk that is written to for reading first, and takes from the set the descriptor that has the
+        access it wants.
         """
         reading = self.open(path, os.O_RDONLY, stack)
         self.sets.append(
@@ -71,19 +81,19 @@ class Handed:
         return self._name(path)
 
     def _name(self, path: Path) -> Path:
-        """The name of the last set, which is about ``path``."""
+        """Return the name of the last set, which has the file at ``path``."""
         name = Path(f"/dev/fdset/{len(self.sets) - 1}")
         self.names[name] = path
         return name
 
     def explain(self, text: str) -> str:
-        """What QEMU says, with the names that everybody knows."""
+        """Return what QEMU says, with the names that everybody knows."""
         for name, path in sorted(self.names.items(), reverse=True):  # 10 before 1
             text = text.replace(str(name), str(path))
         return text
 
     def lend(self, path: Path, descriptor: int) -> Path:
-        """The name of a set with a descriptor of the caller's, of the file at ``path``."""
+        """Make a set of the caller's descriptor of the file at ``path``, and return its name."""
         self.descriptors.append(descriptor)
         self.sets.append((descriptor,))
         return self._name(path)
@@ -96,11 +106,11 @@ def handed(spec: VmSpec, folder: Path, user: Identity | None) -> Iterator[Handed
     Args:
         spec: the machine.
         folder: its private folder.
-        user: whom QEMU runs as; None for this user.
+        user: the user that QEMU runs as; None for this one.
 
     Raises:
         HostError: a file cannot be opened, or a folder is closed to ``user``.
-        InputError: the disk refers to other files, or is none that a machine can have.
+        InputError: the disk refers to other files, or is not a disk image that is booted.
     """
     with ExitStack() as folders, ExitStack() as stack:
         temporary = _temporary(folder, folders)
@@ -120,21 +130,21 @@ def handed(spec: VmSpec, folder: Path, user: Identity | None) -> Iterator[Handed
 
 
 def _temporary(folder: Path, stack: ExitStack) -> Path:
-    """A folder for what a guest writes to a disk that is kept as it is. QEMU takes the names in it away at once.
+    """Make a folder for what a guest writes to a disk that is not changed. QEMU unlinks its files there at once.
 
-    It is where QEMU would put it by itself: as ``TMPDIR`` says, else below ``/var/tmp``, which is seldom in memory.
-    Given to QEMU's user is this folder only; the private one around it, by which it is found again if this process is
+    It is where QEMU would make them by itself: as ``TMPDIR`` says, else below ``/var/tmp``, which is seldom in memory.
+    Only this folder is given to QEMU's user. The private one around it, by which it is found again if this process is
     killed, stays this user's.
     """
-    if not os.environ.get("TMPDIR") and os.access(_PLACE, os.W_OK | os.X_OK):
-        folder = stack.enter_context(private_folder(_PLACE))
-    place = folder / "snapshot"
-    place.mkdir(mode=0o700, exist_ok=True)
-    return place
+    if not os.environ.get("TMPDIR") and os.access(_TEMPORARY, os.W_OK | os.X_OK):
+        folder = stack.enter_context(private_folder(_TEMPORARY))
+    snapshot = folder / "snapshot"
+    snapshot.mkdir(mode=0o700, exist_ok=True)
+    return snapshot
 
 
 def _drives(result: Handed, stack: ExitStack) -> VmSpec:
-    """Disks by descriptors. What is checked is what is booted."""
+    """Hand over disks by descriptors. The file that is checked is the file that is booted."""
     spec = result.spec
     disk, flash, config = spec.disk, spec.flash, spec.config
     if disk is not None:
@@ -151,7 +161,7 @@ def _drives(result: Handed, stack: ExitStack) -> VmSpec:
 
 
 def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> VmSpec:
-    """The rest, for a QEMU that is another user."""
+    """Hand over the rest, to a QEMU that runs as another user."""
     spec = result.spec
     return replace(
         spec,
@@ -162,7 +172,7 @@ def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> Vm
 
 
 def _file(result: Handed, path: Path | None, folder: Path, user: Identity, stack: ExitStack) -> Path | None:
-    """A name by which ``user`` can read the file, which may be a copy."""
+    """Return a name by which ``user`` can read the file, or a copy of it."""
     if path is None:
         return None
     if not _may(path.stat(), user, os.R_OK):
@@ -190,10 +200,10 @@ def _give(path: Path, user: Identity) -> None:
     os.chown(path, user.uid, user.gid)
 
 
-def _may(status: os.stat_result, user: Identity, wanted: int) -> bool:
-    """Whether the mode of a file gives ``user`` these rights (``os.R_OK`` …)."""
+def _may(status: os.stat_result, user: Identity, rights: int) -> bool:
+    """Return True if the mode of a file gives ``user`` these rights (``os.R_OK`` …)."""
     if status.st_uid == user.uid:
-        return stat.S_IMODE(status.st_mode) >> 6 & wanted == wanted
+        return stat.S_IMODE(status.st_mode) >> 6 & rights == rights
     if status.st_gid in (user.gid, *user.groups):
-        return stat.S_IMODE(status.st_mode) >> 3 & wanted == wanted
-    return status.st_mode & wanted == wanted
+        return stat.S_IMODE(status.st_mode) >> 3 & rights == rights
+    return status.st_mode & rights == rights

@@ -1,4 +1,4 @@
-"""Starting QEMU: from a description to a process that answers, with less memory or without sandbox where it must be."""
+"""Start QEMU: from a description to a process that answers. It gets less memory, or no sandbox, if it must."""
 
 from __future__ import annotations
 
@@ -28,16 +28,24 @@ from imgkit.vm.sandbox.identity import Identity
 log = logging.getLogger("imgkit.vm")
 
 MEMORY_STEPS = (4096, 2048, 1024)
-"""MiB that are tried one after the other where none was asked for (the agentd contract)."""
-_GREETING = 20.0  # seconds for QEMU to set itself up
+"""Sizes in MiB that are tried one after the other if none was asked for (the agentd contract)."""
+_START_TIMEOUT = 20.0  # seconds for QEMU to set itself up
 _NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
-"""What QEMU cannot do with ``-sandbox`` it says with that word behind its name; names of files come later in a line."""
-_KEPT = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
+"""How QEMU begins a complaint about ``-sandbox``: with its own name and that word. File names come later in a line."""
+_VARIABLES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A QEMU that has set itself up. ``ports`` are the host's ends of the virtio-serial ports."""
+    """A QEMU that has set itself up.
+
+    Attributes:
+        child: the process.
+        qmp: its control connection.
+        ports: the host's ends of the virtio-serial ports, by name.
+        spec: the machine, with the memory that it got.
+        stderr: file of QEMU's standard error.
+    """
 
     child: subprocess.Popen[bytes]
     qmp: Qmp
@@ -45,8 +53,8 @@ class Running:
     spec: VmSpec
     stderr: Path
 
-    def said(self) -> str:
-        """The end of what QEMU wrote to standard error."""
+    def stderr_tail(self) -> str:
+        """Return the end of what QEMU wrote to standard error."""
         return _tail(self.stderr)
 
 
@@ -55,15 +63,17 @@ class _Start(Protocol):
 
 
 class _RefusedError(Exception):
-    """QEMU left while it set itself up.
+    """QEMU ended while it set itself up.
+
+    ``str()`` gives its words with the names that everybody knows files by.
 
     Attributes:
-        said: its own words, with the names that it knows files by.
+        raw: its words with its own names for files.
     """
 
-    def __init__(self, said: str, explained: str) -> None:
+    def __init__(self, raw: str, explained: str) -> None:
         super().__init__(explained)
-        self.said = said
+        self.raw = raw
 
 
 @contextmanager
@@ -76,74 +86,78 @@ def launched(
         spec: the machine; its memory, ports and qmp are filled in here.
         folder: private folder for standard error.
         memory: sizes in MiB to be tried.
-        ports: names of the virtio-serial ports.
-        user: whom QEMU runs as; None for this user.
+        ports: names of virtio-serial ports that get a connected socket here, besides those of ``spec``.
+        user: the user that QEMU runs as; None for this one.
 
     Raises:
         HostError: QEMU is missing or refuses its arguments, or it cannot be confined.
-        InputError: the disk is none that is booted (:func:`imgkit.disk.diskimage.check`).
+        InputError: the disk is not a disk image that is booted (:func:`imgkit.disk.diskimage.check`).
     """
     with ExitStack() as stack:
-        known = stack.enter_context(handover.handed(spec, folder, user))
+        files = stack.enter_context(handover.handed(spec, folder, user))
 
         def start(attempt: VmSpec, *, anywhere: bool) -> Running:
-            confined = confinement.confined(attempt, user, known.writable, anywhere=anywhere)
-            return stack.enter_context(_started(attempt, folder, ports, known, confined))
+            confined = confinement.confined(attempt, user, files.writable, anywhere=anywhere)
+            return stack.enter_context(_started(attempt, folder, ports, files, confined))
 
-        running = _first(known.spec, memory, start)
-        known.files.close()
+        running = _first(files.spec, memory, start)
+        files.files.close()
         yield running
 
 
 def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
-    """The first start that works out."""
+    """Start QEMU, with less memory or less confinement as long as it refuses for the lack of either.
+
+    Raises:
+        HostError: QEMU refuses for another reason.
+    """
     sandbox, anywhere = spec.sandbox, False
     sizes = list(memory)
     while True:
         try:
             return start(replace(spec, memory_mib=sizes[0], sandbox=sandbox), anywhere=anywhere)
         except _RefusedError as refused:
-            said = str(refused)
-            if sandbox and _NO_SANDBOX.match(refused.said):
+            reason = str(refused)
+            if sandbox and _NO_SANDBOX.match(refused.raw):
                 sandbox = False
-                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", said)
-            elif not anywhere and "ermission denied" in said:
+                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", reason)
+            elif not anywhere and "ermission denied" in reason:
                 anywhere = True
-                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", said)
-            elif len(sizes) > 1 and "allocate memory" in said:
+                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", reason)
+            elif len(sizes) > 1 and "allocate memory" in reason:
                 log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
                 sizes.pop(0)
             else:
-                raise HostError(f"QEMU does not start: {said}", hint=_hint(said)) from None
+                raise HostError(f"QEMU does not start: {reason}", hint=_hint(reason)) from None
 
 
-def _hint(said: str) -> str | None:
-    if "allocate memory" in said:
+def _hint(reason: str) -> str | None:
+    if "allocate memory" in reason:
         return "--memory with a smaller number"
-    return "the image is in use by another program" if "lock" in said or "another process" in said else None
+    return "the image is in use by another program" if "lock" in reason or "another process" in reason else None
 
 
 @contextmanager
 def _started(
-    spec: VmSpec, folder: Path, ports: Sequence[str], known: Handed, confined: AbstractContextManager[Confinement]
+    spec: VmSpec, folder: Path, ports: Sequence[str], files: Handed, confined: AbstractContextManager[Confinement]
 ) -> Iterator[Running]:
     stderr = folder / "qemu.stderr"
     with ExitStack() as stack:
         near, far = _pair(stack)
         pairs = {name: _pair(stack) for name in ports}
-        wired = tuple((name, pair[1].fileno()) for name, pair in pairs.items())
+        wired = (*spec.ports, *((name, pair[1].fileno()) for name, pair in pairs.items()))
         link = [] if spec.link is None else [spec.link]
         spec = replace(spec, qmp=far.fileno(), ports=wired)
         sink = stack.enter_context(stderr.open("wb"))
         boundary = stack.enter_context(confined)
         child = stack.enter_context(
             process.start(
-                _found(argv.arguments(spec)),
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"TMPDIR": known.temporary},
+                _with_path(argv.arguments(spec)),
+                env={name: os.environ[name] for name in _VARIABLES if name in os.environ} | {"TMPDIR": files.temporary},
                 cwd=folder,
                 stdout=sink.fileno(),
                 stderr=sink.fileno(),
-                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *known.descriptors, *link],
+                pass_fds=[far.fileno(), *(descriptor for _, descriptor in wired), *files.descriptors, *link],
                 prepare=boundary,
             )
         )
@@ -152,15 +166,15 @@ def _started(
             guest_end.close()  # so that the end of QEMU is the end of the stream
         qmp = Qmp(near)
         try:
-            qmp.execute("query-status", timeout=_GREETING)
+            qmp.execute("query-status", timeout=_START_TIMEOUT)
         except QmpError as cause:
-            said = _refusal(child, stderr, cause)
-            raise _RefusedError(said, known.explain(said)) from cause
+            refusal = _refusal(child, stderr, cause)
+            raise _RefusedError(refusal, files.explain(refusal)) from cause
         yield Running(child, qmp, {name: pair[0] for name, pair in pairs.items()}, spec, stderr)
 
 
-def _found(words: Sequence[str]) -> list[str]:
-    """``words`` with the program's path: another user than this one might find another program, or none."""
+def _with_path(words: Sequence[str]) -> list[str]:
+    """Return ``words`` with the program's path: another user than this one might find another program, or none."""
     path = shutil.which(words[0])
     if path is None:
         raise process.missing(words[0])
@@ -168,21 +182,21 @@ def _found(words: Sequence[str]) -> list[str]:
 
 
 def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
-    """QEMU's own words, or else how it ended."""
+    """Return QEMU's own text, or else how it ended."""
     try:
         child.wait(timeout=2)
     except subprocess.TimeoutExpired:
         return f"it does not answer: {cause}"
-    said = console.clean(_tail(stderr)).strip()
-    errors = [line for line in said.splitlines() if "warning" not in line]
+    text = console.clean(_tail(stderr)).strip()
+    errors = [line for line in text.splitlines() if "warning" not in line]
     return errors[-1] if errors else process.ending(child.returncode)
 
 
 def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    stack.callback(one.close)
-    stack.callback(other.close)
-    return one, other
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    stack.callback(near.close)
+    stack.callback(far.close)
+    return near, far
 
 
 def _tail(path: Path, size: int = 8192) -> str:

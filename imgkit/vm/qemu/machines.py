@@ -1,39 +1,47 @@
-"""What differs between the architectures that imgkit boots: one record each."""
+"""Hold one record for each architecture that imgkit boots, and tell architectures from names."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from imgkit.errors import UsageError
+
+Arch: TypeAlias = Literal["amd64", "arm64"]
 
 
 @dataclass(frozen=True)
 class Machine:
     """How QEMU is asked for a machine of one architecture.
 
-    ``machine`` and ``host_app_machine`` are QEMU's names for the board: the harness's own choice, and what the host
-    application of the agentd contract uses. ``tcg_cpu`` is the quickest CPU model under emulation, ``native_cpu`` the
-    one for hardware acceleration. ``kernel_arguments`` are those of the recipe's module of the architecture, for boots
-    that do not read them from the disk. ``console`` is the kernel's name for the serial port, ``firmware`` the kind
-    that such a machine usually has.
+    Attributes:
+        arch: imgkit's name of the architecture.
+        binary: name of the QEMU program.
+        machine: QEMU's name for the board.
+        tcg_cpu: the CPU model that is quickest under emulation.
+        native_cpu: the CPU model under hardware acceleration.
+        console: the kernel's name for the serial port.
+        firmware: what such a machine usually boots by.
+        kernel_arguments: those of the recipe's module of the architecture, for boots that do not read them from the
+            disk.
+        host_names: what ``uname -m`` says on a host of this architecture, in lower case.
     """
 
-    arch: str
+    arch: Arch
     binary: str
     machine: str
-    host_app_machine: str | None
     tcg_cpu: str
     native_cpu: str
     console: str
-    firmware: str
+    firmware: Literal["bios", "uefi"]
     kernel_arguments: tuple[str, ...]
     host_names: tuple[str, ...]
 
     @property
-    def host_app_command_line(self) -> str:
-        """The kernel command line with which the host application boots directly: arm64's is in the contract."""
+    def direct_command_line(self) -> str:
+        """The kernel's command line for a direct boot: arm64's is in the agentd contract."""
         line = f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
         return " ".join([line, *self.kernel_arguments])
 
@@ -43,7 +51,6 @@ MACHINES: dict[str, Machine] = {
         arch="amd64",
         binary="qemu-system-x86_64",
         machine="q35",
-        host_app_machine=None,  # QEMU's default board (pc)
         # "host" needs hardware acceleration. Without ERMS and FSRM the kernel fills and copies pages in words of eight
         # bytes: under emulation "rep stosb" is one slow store a byte where the page held code before.
         tcg_cpu="max,erms=off,fsrm=off",
@@ -57,7 +64,6 @@ MACHINES: dict[str, Machine] = {
         arch="arm64",
         binary="qemu-system-aarch64",
         machine="virt",
-        host_app_machine="virt",
         tcg_cpu="cortex-a72",  # "max" emulates pointer authentication, which doubles the time to boot
         native_cpu="host",
         console="ttyAMA0",
@@ -69,10 +75,10 @@ MACHINES: dict[str, Machine] = {
 
 
 def machine(arch: str) -> Machine:
-    """The record of ``arch``.
+    """Return the record of ``arch``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: imgkit does not know the architecture.
     """
     try:
         return MACHINES[arch]
@@ -81,12 +87,12 @@ def machine(arch: str) -> Machine:
 
 
 def guess_arch(image: Path) -> str:
-    """The architecture in the image's name (``linux-arm64.qcow2``), or this host's."""
+    """Return the architecture in the image's name (``linux-arm64.qcow2``), or else this host's."""
     words = image.stem.replace("_", "-").split("-")
     return next((arch for arch in MACHINES if arch in words), host_arch())
 
 
 def host_arch() -> str:
-    """The host's architecture in imgkit's terms, or the kernel's name for it where imgkit has none."""
+    """Return the host's architecture in imgkit's terms, or the kernel's name for it if imgkit has none."""
     name = platform.machine().lower()
     return next((record.arch for record in MACHINES.values() if name in record.host_names), name)

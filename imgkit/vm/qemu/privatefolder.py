@@ -1,4 +1,4 @@
-"""A private folder per machine that goes away with it, also when this process is killed outright."""
+"""Make a private folder for a machine. It is removed with the machine, even if this process is killed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from imgkit.host import process, scratch, walk
 
 PREFIX = "imgkit-vm-"
 """How the names of these folders begin."""
-# The outer shell dies with this process (PR_SET_PDEATHSIG is not inherited by the inner one), the inner one then sees
-# the end of the pipe. The second removal is for what a dying QEMU still wrote. The shell's own tools do not get through
-# every tree that a guest can leave.
+# The outer shell dies with this process (PR_SET_PDEATHSIG is not inherited by the inner one); the inner one then sees
+# the end of the pipe. The second removal is for what a dying QEMU still wrote. It is Python that
+# removes: the shell's own tools fail at some of the trees that a guest can leave.
 _REAPER = '{ read -r _; for _ in 1 2; do "$2" -I -S -B "$3" "$1"; sleep 0.5; done; } <&3 & exec 3<&-; wait'
 
 
 @contextmanager
 def private_folder(place: Path | None = None) -> Iterator[Path]:
-    """A new folder that only this user may enter, removed at the end of the block whatever a guest put into it.
+    """Make a folder that only this user may enter, and remove it at the end of the block whatever a guest put into it.
 
     What this user's dead processes left of their machines in ``place`` is removed first.
 
     Args:
-        place: an existing folder; None is that for temporary files.
+        place: an existing folder to make it in; None is the folder for temporary files.
     """
-    with ExitStack() as until_it_is_removed, scratch.folder(place, PREFIX) as folder:
-        until_it_is_removed.enter_context(_reaper(folder))
+    with ExitStack() as stack, scratch.folder(place, PREFIX) as folder:
+        stack.enter_context(_reaper(folder))  # which lives until the folder has been removed
         yield folder
 
 

@@ -1,8 +1,10 @@
-"""Which accelerator a guest can really use here.
+"""Find out which accelerator guests can really use on this host.
+
+    accelerator = probe("amd64")    # Accelerator(name="kvm", cpu="host", reason="it passed the timed probe")
 
 ``/dev/kvm`` proves little: there are hosts where it opens, answers every ioctl, and then aborts QEMU or runs guests a
 hundred times slower than plain emulation, and ``accel=kvm:tcg`` falls back from neither. So a tiny firmware of our own
-is run with the very accelerator and CPU that would be used later: it counts in a register and powers the machine off.
+is run with the accelerator and the CPU that would be used later: it counts in a register and powers the machine off.
 Real hardware acceleration needs a few hundredths of a second for that.
 """
 
@@ -17,10 +19,10 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from platformdirs import user_cache_path
 
@@ -33,31 +35,39 @@ log = logging.getLogger("imgkit.vm")
 
 FIRMWARE_SIZE = 64 << 10
 COUNT = 20_000_000
-"""Loop turns. Two million would do for most, but an emulating KVM was seen to need only 1.2 s for those."""
+"""Turns of the loop. Two million would hardly do: a KVM that emulates was seen to need only 1.2 s for them."""
 LIMIT = 1.0
-"""Seconds within which the loop must be done; process start included."""
+"""Seconds within which the loop must be done, including the start of the process."""
 EXIT_VALUE = 0x31
+"""What the firmware writes to QEMU's exit device when it is done."""
 KVM = Path("/dev/kvm")
-REQUESTS = ("auto", "kvm", "hvf", "tcg")
+AcceleratorChoice: TypeAlias = Literal["auto", "kvm", "hvf", "tcg"]
+REQUESTS: tuple[AcceleratorChoice, ...] = get_args(AcceleratorChoice)
 _SCHEMA = 1  # of the cache; raise it when the firmware or the limit changes
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """``accelerator`` is "kvm", "hvf" or "tcg", ``cpu`` the model to use with it, ``reason`` one phrase why."""
+    """What QEMU runs guests with.
 
-    accelerator: str
+    Attributes:
+        name: "kvm", "hvf" or "tcg" (emulation).
+        cpu: the CPU model to use with it.
+        reason: why it was chosen, in one phrase.
+    """
+
+    name: str
     cpu: str
     reason: str
 
     @property
     def argument(self) -> str:
         """The value of QEMU's ``-accel``."""
-        return "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        return "tcg,thread=multi" if self.name == "tcg" else self.name
 
 
 def x86_firmware(count: int = COUNT) -> bytes:
-    """64 KiB that QEMU maps below 4 GiB: count down from ``count``, write 0x31 to port 0xF4, halt.
+    """Return 64 KiB that QEMU maps below 4 GiB: they count down from ``count``, write 0x31 to port 0xF4 and halt.
 
     16-bit real mode: the reset vector is 16 bytes before the end, in the segment that covers the whole image.
     """
@@ -67,7 +77,7 @@ def x86_firmware(count: int = COUNT) -> bytes:
         + b"\x75\xfc"  # jnz again
         + bytes((0xB0, EXIT_VALUE))  # mov al, 0x31
         + b"\xe6\xf4"  # out 0xf4, al
-        + b"\xf4\xeb\xfd"  # hlt, for ever
+        + b"\xf4\xeb\xfd"  # hlt; jmp back to it
     )  # fmt: skip
     reset = FIRMWARE_SIZE - 16
     jump = b"\xe9" + struct.pack("<H", -(reset + 3) & 0xFFFF)  # jmp near, to offset 0
@@ -75,7 +85,10 @@ def x86_firmware(count: int = COUNT) -> bytes:
 
 
 def arm64_firmware(count: int = COUNT) -> bytes:
-    """64 KiB for the flash at address 0: count down from ``count``, then PSCI SYSTEM_OFF (HVC, 0x84000008)."""
+    """Return 64 KiB for the flash at address 0: they count down from ``count``, then call PSCI SYSTEM_OFF.
+
+    That is function 0x84000008, called by HVC (Arm DEN 0022).
+    """
     words = (
         0xD2800000 | (count & 0xFFFF) << 5,  # movz x0, #low
         0xF2A00000 | (count >> 16 & 0xFFFF) << 5,  # movk x0, #high, lsl 16
@@ -90,7 +103,7 @@ def arm64_firmware(count: int = COUNT) -> bytes:
 
 
 def arguments(record: Machine, accelerator: str, cpu: str, firmware: Path) -> list[str]:
-    """QEMU's arguments for one probe run."""
+    """Return QEMU's command line for one run of the probe."""
     words = [record.binary, "-machine", record.machine, "-accel", accelerator, "-cpu", cpu, "-m", "32"]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", str(firmware)]
     if record.arch == "amd64":
@@ -99,12 +112,15 @@ def arguments(record: Machine, accelerator: str, cpu: str, firmware: Path) -> li
 
 
 def expected_status(arch: str) -> int:
-    """What QEMU leaves with after a good run: isa-debug-exit makes an odd number of the value written."""
+    """Return QEMU's exit status after a good run: isa-debug-exit makes an odd number of the value written."""
     return EXIT_VALUE << 1 | 1 if arch == "amd64" else 0
 
 
 def measure(record: Machine, accelerator: str, cpu: str, *, limit: float = LIMIT) -> str:
-    """Run the firmware; an empty string if it came through in time, else one phrase that says what went wrong.
+    """Run the firmware with this accelerator and CPU.
+
+    Returns:
+        An empty string if the firmware was done in time, else one phrase that says what went wrong.
 
     Raises:
         HostError: the QEMU binary is missing.
@@ -125,16 +141,16 @@ def measure(record: Machine, accelerator: str, cpu: str, *, limit: float = LIMIT
 
 
 def probe(arch: str, requested: str = "auto", *, cache: Path | None = None) -> Accelerator:
-    """The accelerator for guests of ``arch``.
+    """Return the accelerator for guests of ``arch``.
 
     Args:
         arch: "amd64" or "arm64".
-        requested: "auto", or one of "kvm", "hvf", "tcg".
-        cache: folder of remembered measurements; None means the user's cache folder.
+        requested: "auto", or the accelerator to use.
+        cache: folder of earlier results; None means the user's cache folder.
 
     Raises:
-        HostError: the requested accelerator does not work here (says why), or QEMU is missing.
-        UsageError: the request is not known.
+        HostError: QEMU is missing, or the requested accelerator does not work here, which the message explains.
+        UsageError: the architecture or the requested accelerator is unknown.
     """
     record = machine(arch)
     if requested not in REQUESTS:
@@ -152,14 +168,23 @@ def probe(arch: str, requested: str = "auto", *, cache: Path | None = None) -> A
     raise HostError(f"accelerator {candidate} does not work here: {problem}", hint="--accel tcg always works")
 
 
-def allowed(verdict: Accelerator, arch: str, requested: str, user: Identity | None, device: Path = KVM) -> Accelerator:
-    """The accelerator for a QEMU that is ``user``, whom root starts: what root measured may be closed to it.
+def allowed(
+    accelerator: Accelerator, arch: str, requested: str, user: Identity | None, device: Path = KVM
+) -> Accelerator:
+    """Return the accelerator that a QEMU run as ``user`` can use: what works for root may be closed to that user.
+
+    Args:
+        accelerator: the result of :func:`probe`.
+        arch: the guest's architecture.
+        requested: what :func:`probe` was asked for.
+        user: the user that QEMU runs as; None for this one.
+        device: the device of KVM.
 
     Raises:
-        HostError: it is, and it was asked for.
+        HostError: ``requested`` is "kvm", and its device is closed to ``user``.
     """
-    if verdict.accelerator != "kvm" or user is None or can_open(user, device):
-        return verdict
+    if accelerator.name != "kvm" or user is None or can_open(user, device):
+        return accelerator
     problem = f"{device} is closed to {user}, as whom QEMU runs"
     advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"
     if requested != "auto":
@@ -169,35 +194,35 @@ def allowed(verdict: Accelerator, arch: str, requested: str, user: Identity | No
 
 
 def _obstacle(record: Machine, accelerator: str) -> str:
-    """What speaks against the accelerator without running anything."""
+    """Return what rules the accelerator out, in one phrase, without running anything; empty if nothing does."""
     if host_arch() != record.arch:
         return f"{record.arch} guests are emulated on a host of another architecture"
-    if accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm is missing" if not Path("/dev/kvm").exists() else "/dev/kvm may not be opened by this user"
+    if accelerator == "kvm" and not os.access(KVM, os.R_OK | os.W_OK):
+        return f"{KVM} may not be opened by this user" if KVM.exists() else f"{KVM} is missing"
     return ""
 
 
 def _measured(record: Machine, accelerator: str, cache: Path | None) -> str:
-    """:func:`measure`, remembered. Only what the clock had no part in, or a second look confirmed, is remembered."""
+    """Return the result of :func:`measure`, from the cache if it is there. A loop that took too long is run again."""
     folder = cache or user_cache_path("imgkit") / "probe"
     path = folder / f"{_key(record, accelerator)}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(path.read_text())["problem"]
-        if isinstance(known, str):
-            return known
+        cached = json.loads(path.read_text())["problem"]
+        if isinstance(cached, str):
+            return cached
     problem = measure(record, accelerator, record.native_cpu)
     if "was not done in" in problem:  # the machine may have been busy just then
         problem = measure(record, accelerator, record.native_cpu)
-    with suppress(OSError):  # no cache is no error
+    with suppress(OSError):  # it works without a cache
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps({"problem": problem, "when": int(time.time())}))
+        partial.write_text(json.dumps({"problem": problem}))
         wholefile.place({partial: path})
     return problem
 
 
 def _key(record: Machine, accelerator: str) -> str:
-    """Names a measurement by all that it depends on: the binary, the CPU arguments, this boot of this kernel."""
+    """Return a name made of all that a measurement depends on: the binary, the CPU, this boot of this kernel."""
     binary = Path(shutil.which(record.binary) or record.binary).resolve()
     status = binary.stat()
     inputs = [str(binary), str(status.st_size), str(status.st_mtime_ns)]

@@ -1,4 +1,4 @@
-"""A small client of QEMU's control protocol (QMP: one JSON object a line), for powering off and for liveness."""
+"""A small client of QEMU's control protocol (QMP: one JSON object per line), for powering off and for liveness."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LIMIT = 1 << 20  # bytes of one answer
 
 
 class QmpError(Exception):
-    """The control connection is gone or talks nonsense."""
+    """The control connection is closed or silent, QEMU refused a command, or what it said is not QMP."""
 
 
 class Qmp:
-    """A connected control socket. Events are skipped; nothing here waits longer than it is told to."""
+    """A connected control socket. Events are skipped, and nothing here waits longer than it is told to."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -24,10 +24,10 @@ class Qmp:
         self._ready = False
 
     def execute(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
-        """Run a command and return what it answers.
+        """Run a command, and return its answer.
 
         Raises:
-            QmpError: no answer in time, the connection is closed, or QEMU refused.
+            QmpError: no answer came within ``timeout`` seconds, the connection is closed, or QEMU refused the command.
         """
         deadline = time.monotonic() + timeout
         if not self._ready:

@@ -1,8 +1,11 @@
-"""Commands as root in the guest, for tests: over a port that only an image made for tests answers on.
+"""Commands as root in the guest, over a port that only an image made for tests answers on.
 
-The images that imgkit builds have no way to become root. A test adds a helper to its own variant of an image; it
-reads one JSON object a line from the virtio-serial port ``imgkit.root``, ``{"id", "argv", "stdin"}``, and answers
-``{"id", "status", "stdout", "stderr"}`` (the streams in base64).
+    with rootport.booted(image.disk, arch="amd64") as vm:
+        assert vm.root("id -u").text == "0\\n"
+
+The images that imgkit builds have no way to become root. A test adds a helper to its own variant of an image
+(tests/guest/root-helper.js); it reads one JSON object a line from the virtio-serial port ``imgkit.root``,
+``{"id", "argv", "stdin"}``, and answers ``{"id", "status", "stdout", "stderr"}`` (the streams in base64).
 """
 
 from __future__ import annotations
@@ -11,14 +14,20 @@ import base64
 import json
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from imgkit.errors import GuestError
+from imgkit.vm import VM
 from imgkit.vm.agent.protocol import parse_object
+from imgkit.vm.qemu.argv import VmSpec
+from tests.vmspecs import Adapt, as_it_is
 
+PORT = "imgkit.root"
 _LIMIT = 64 << 20  # bytes of one answer
-_AGAIN = 1.0  # seconds between two calls while nobody has answered yet: the port drops what comes before its opening
+_RETRY = 1.0  # seconds between two calls while there was no answer yet: the port drops what comes before it is opened
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,52 @@ class RootCompleted:
         return self.stdout.decode(errors="replace")
 
 
+class Wire:
+    """The two ends of the port: a pair of sockets, made anew for each QEMU that is started."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+
+    def adapt(self, spec: VmSpec) -> VmSpec:
+        """Give the machine the port. An earlier machine, whose emulation failed, had a pair of its own."""
+        self.close()
+        self.near, self.far = socket.socketpair()
+        return replace(spec, ports=(*spec.ports, (PORT, self.far.fileno())))
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.near.close()
+        self.far.close()
+
+
+class RootedVM(VM):
+    """A machine with the port."""
+
+    port: RootPort
+
+    def root(self, command: Sequence[str] | str, *, stdin: bytes = b"", timeout: float = 60.0) -> RootCompleted:
+        """Run a command as root; a string is given to ``/bin/sh -c``.
+
+        Raises:
+            GuestError: the helper does not answer.
+        """
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        return self.port.run(words, stdin=stdin, timeout=timeout)
+
+
+@contextmanager
+def booted(image: Any, *, adapt: Adapt = as_it_is, **options: Any) -> Iterator[RootedVM]:
+    """:meth:`VM.boot` with the port."""
+    wire = Wire()
+    try:
+        with RootedVM.boot(image, adapt=lambda spec: wire.adapt(adapt(spec)), **options) as vm:
+            wire.far.close()  # so that the end of QEMU is the end of the stream
+            vm.port = RootPort(wire.near, vm.check)
+            yield vm
+    finally:
+        wire.close()
+
+
 class RootPort:
     """The host's end of the port."""
 
@@ -49,7 +104,7 @@ class RootPort:
         """Run ``argv`` as root and wait for its end.
 
         Raises:
-            GuestError: no answer in time (has the image the helper?), or one that is none.
+            GuestError: no answer came in time (perhaps the image lacks the helper), or it cannot be understood.
         """
         self._next += 1
         identity = self._next
@@ -59,7 +114,7 @@ class RootPort:
         while time.monotonic() < deadline:
             if time.monotonic() >= again:  # the helper runs an id once, however often it is asked
                 self._send(line, deadline)
-                again = float("inf") if self._heard else time.monotonic() + _AGAIN
+                again = float("inf") if self._heard else time.monotonic() + _RETRY
             answer = self._answer(identity)
             if answer is not None:
                 return answer
@@ -78,7 +133,7 @@ class RootPort:
             raise GuestError(f"the guest's root helper does not listen: {cause}") from cause
 
     def _answer(self, identity: int) -> RootCompleted | None:
-        """The answer, if it comes within a tenth of a second; answers to others are skipped."""
+        """Return the answer if it comes within a tenth of a second, else None; answers to other calls are skipped."""
         self._socket.settimeout(0.1)
         try:
             data = self._socket.recv(1 << 20)

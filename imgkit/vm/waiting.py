@@ -1,0 +1,105 @@
+"""Wait for a started machine: until its agent is ready, until its system is settled, and notice when it fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from imgkit.host import process
+from imgkit.vm import console
+from imgkit.vm.agent.protocol import Heartbeat
+from imgkit.vm.agent.requests import Transport
+from imgkit.vm.failures import KernelPanicError
+from imgkit.vm.starting import Started
+
+log = logging.getLogger("imgkit.vm")
+
+POLL = 0.1
+"""Seconds between two looks."""
+_CONSOLE_INTERVAL = 1.0  # seconds between two looks at the console once the machine is up
+
+
+class Progress:
+    """How far a machine has come since it was started.
+
+    Attributes:
+        seconds_to_ready: from the start to the first good heartbeat; None before that.
+        seconds_to_settled: from the start to a system that lacks nothing; None before that.
+    """
+
+    def __init__(self, machine: Started, transport: Transport) -> None:
+        self.seconds_to_ready: float | None = None
+        self.seconds_to_settled: float | None = None
+        self._machine = machine
+        self._transport = transport
+        self._started = time.monotonic()
+        self._looked = 0.0
+
+    def wait_ready(self, deadline: float, timeout: float) -> Heartbeat:
+        """Wait for a good heartbeat until ``deadline`` on the monotonic clock.
+
+        Args:
+            deadline: end of the wait.
+            timeout: the seconds that the deadline was made of, for messages.
+
+        Raises:
+            BootError: QEMU died, the console shows a failure, or the time is over; the class says which.
+        """
+        trouble = ""
+        while True:
+            beat = self._transport.heartbeat()
+            if beat is not None:
+                trouble = beat.trouble(time.time())
+                if not trouble:
+                    self.seconds_to_ready = time.monotonic() - self._started
+                    return beat
+            self.check(booting=True)
+            if time.monotonic() >= deadline:
+                shown = self._machine.console
+                raise console.late(timeout, shown.quiet, shown.text, trouble)
+            time.sleep(POLL)
+
+    def settle(self, timeout: float) -> tuple[str, ...]:
+        """Wait ``timeout`` seconds until the newest heartbeat misses nothing.
+
+        Returns:
+            What is still missing when the time is over, which is logged, too; empty if nothing is.
+
+        Raises:
+            BootError: the machine is gone, or its console shows a kernel panic.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            beat = self._transport.heartbeat()
+            missing = ("heartbeat",) if beat is None else beat.missing()
+            if not missing:
+                self.seconds_to_settled = time.monotonic() - self._started
+                return ()
+            if time.monotonic() >= deadline:
+                log.warning("the guest has come up without its %s", ", ".join(missing))
+                return missing
+            self.check()
+            time.sleep(POLL)
+
+    def check(self, *, booting: bool = False) -> None:
+        """Raise if the machine has failed. Unless ``booting``, the console is looked at once in a second at most.
+
+        Raises:
+            BootError: QEMU has ended, or the console shows a failure: any if ``booting``, else only a kernel panic.
+            QuotaError: the machine was ended because it took more than it may.
+        """
+        self._machine.monitor.check()
+        status = self._machine.running.child.poll()
+        if status is None and not booting and time.monotonic() - self._looked < _CONSOLE_INTERVAL:
+            return
+        self._looked = time.monotonic()
+        shown = self._machine.console
+        shown.refresh()
+        if status is not None:
+            ending = "ended" if status == 0 else process.ending(status)
+            raise console.died(ending, self._machine.running.stderr_tail(), shown.text)
+        failure = console.diagnose(shown.text)
+        if failure is None or shown.quiet < failure.silence:
+            return
+        if booting or failure.kind is KernelPanicError:
+            raise console.failure(failure, shown.text)

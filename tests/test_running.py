@@ -1,0 +1,290 @@
+"""The handle of a machine, and waiting for it: the machine is a process that sleeps, and the guest is this test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from imgkit.errors import UsageError
+from imgkit.vm import VM, BootError, BootSpec, Quotas, power, running, waiting
+from imgkit.vm.consolelog import ConsoleLog
+from imgkit.vm.failures import AgentError, BootTimeoutError, KernelPanicError, QemuDiedError, QuotaError
+from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.qemu.launch import Running
+from imgkit.vm.qemu.probe import Accelerator
+from imgkit.vm.qemu.qmp import Qmp, QmpError
+from imgkit.vm.shares.monitor import UsageMonitor
+from imgkit.vm.starting import Started
+
+SLEEP = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(0)); print(flush=True); time.sleep(60)"
+
+
+@dataclass
+class FakeQmp:
+    """Counts what it is asked for. The machine goes off at the press of this number."""
+
+    child: subprocess.Popen[bytes]
+    off_at: int = 1
+    asked: list[str] = field(default_factory=list)
+
+    def execute(self, command: str) -> None:
+        self.asked.append(command)
+        if len(self.asked) >= self.off_at:
+            self.child.send_signal(10)  # SIGUSR1
+        raise QmpError("QEMU is ending")
+
+
+@dataclass
+class Guest:
+    """A machine that is none, and what a guest does to it."""
+
+    vm: VM
+    folder: Path
+    qmp: FakeQmp
+    monitor: UsageMonitor
+
+    @property
+    def child(self) -> subprocess.Popen[bytes]:
+        return self.qmp.child
+
+    def say(self, text: str) -> None:
+        """Write to the console."""
+        with (self.folder / "console").open("a") as sink:
+            sink.write(text)
+
+    def beat(self, *, age: float = 0.0, **system: bool) -> None:
+        """Write a heartbeat."""
+        now = (time.time() - age) * 1000
+        values = {"timestamp": now, "pid": 1, "uptime": 2, "ipcMode": "file", "ipcMounted": True, "system": system}
+        partial = self.folder / "ipc" / ".partial"
+        partial.write_text(json.dumps(values))
+        partial.rename(self.folder / "ipc" / "heartbeat")
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    for name in ("ipc", "work", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "stderr").write_text("qemu: a last word\n")
+    child = subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    shares = tuple(Share(name, tmp_path / name) for name in ("ipc", "work", "data"))
+    resolved = VmSpec("amd64", None, tmp_path / "console", memory_mib=77, shares=shares)
+    qmp = FakeQmp(child)
+    spec = BootSpec(None, quotas=Quotas(seconds=30))
+    monitor = UsageMonitor([])
+    with closing(ConsoleLog(tmp_path / "console")) as log:
+        started = Running(child, cast(Qmp, qmp), {}, resolved, tmp_path / "stderr")
+        vm = VM(Started(spec, started, Accelerator("tcg", "max", "as requested"), log, monitor))
+        yield Guest(vm, tmp_path, qmp, monitor)
+        vm.close()
+    child.kill()
+    child.wait()
+    child.stdout.close()
+
+
+def later(seconds: float, action: Callable[..., object], **values: Any) -> None:
+    threading.Timer(seconds, action, kwargs=values).start()
+
+
+def test_what_the_handle_says(guest: Guest) -> None:
+    vm = guest.vm
+    assert (vm.arch, vm.firmware, vm.memory_mib, vm.accelerator.name) == ("amd64", "bios", 77, "tcg")
+    assert (vm.pid, vm.alive) == (guest.child.pid, True)
+    assert vm.argv[0] == "qemu-system-x86_64"
+    assert (vm.seconds_to_ready, vm.seconds_to_settled, vm.heartbeat()) == (None, None, None)
+    assert (vm.console(), vm.stages()) == ("", {})
+    guest.say("x" * (3 << 20) + "\n[    1.000000] y\nAlpine Init 3.0\n")
+    assert vm.console().endswith("Alpine Init 3.0\n"), "it is read to its end"
+    assert list(vm.stages()) == ["firmware", "kernel", "initramfs"]
+    assert vm.share("data").path == guest.folder / "data"
+    with pytest.raises(KeyError):
+        vm.share("none")
+    with pytest.raises(UsageError, match="files go through shares in file mode"):
+        _ = vm.serial
+
+
+def test_a_console_that_grows_for_ever_is_not_read_for_ever(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_CONSOLE_READS", 3)
+    looks = iter(range(100))
+    monkeypatch.setattr(guest.vm._log, "refresh", lambda: next(looks) >= 0)
+    guest.vm.console()
+    assert next(looks) == 3
+
+
+# ---- ready and settled -----------------------------------------------------------------------------------------------
+
+
+def test_ready_is_a_fresh_heartbeat(guest: Guest) -> None:
+    guest.beat(age=20)
+    later(0.4, guest.beat)
+    beat = guest.vm.wait_ready(30)
+    assert beat.pid == 1
+    assert guest.vm.seconds_to_ready is not None
+    assert 0.3 < guest.vm.seconds_to_ready < 25
+
+
+def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
+    guest.beat(age=20)
+    with pytest.raises(AgentError, match=r"the agent is not ready after 0 s: its heartbeat is 20 s old"):
+        guest.vm.wait_ready(0)
+    assert guest.vm.seconds_to_ready is None
+
+
+def test_no_heartbeat_at_all(guest: Guest) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BootTimeoutError, match=r"no heartbeat within 1 s: nothing was written to the console"):
+        guest.vm.wait_ready(0.6)
+    assert 0.5 < time.monotonic() - begun < 20
+
+
+def test_settled_is_a_system_that_lacks_nothing(guest: Guest) -> None:
+    guest.beat(hostname=True, network=False)
+    later(0.3, guest.beat, hostname=True, network=True)
+    assert guest.vm.settle(30) == ()
+    assert guest.vm.seconds_to_settled is not None
+    assert 0.2 < guest.vm.seconds_to_settled < 25
+
+
+def test_what_never_settles_is_named(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    assert guest.vm.settle(0) == ("heartbeat",)
+    guest.beat(hostname=False, loopback=True, network=False)
+    assert guest.vm.settle(0.2) == ("hostname", "network")
+    assert guest.vm.seconds_to_settled is None
+    assert caplog.messages == [
+        f"the guest has come up without its {what}" for what in ("heartbeat", "hostname, network")
+    ]
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+PANIC = "Kernel panic - not syncing: gone\n"
+GRUB = "Welcome to GRUB!\nMinimal BASH-like line editing\n"
+
+
+@pytest.mark.parametrize(("text", "message"), [(PANIC, "kernel panic: gone"), (GRUB, "GRUB ended at its prompt")])
+def test_a_boot_ends_as_soon_as_the_console_shows_a_failure(guest: Guest, text: str, message: str) -> None:
+    guest.say(text)
+    begun = time.monotonic()
+    with pytest.raises(BootError, match=message):
+        guest.vm.wait_ready(60)
+    assert 0.9 < time.monotonic() - begun < 30, "the rest of the message is waited for"
+
+
+def test_once_it_is_up_only_a_panic_ends_a_machine(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest.say(GRUB)
+    guest.vm.console()
+    time.sleep(1.1)
+    guest.vm.check()
+    guest.say(PANIC)
+    guest.vm.console()
+    time.sleep(1.1)
+    with pytest.raises(KernelPanicError, match="kernel panic: gone") as caught:
+        guest.vm.check()
+    assert "not syncing" in caught.value.console
+
+
+def test_a_running_machines_console_is_looked_at_once_in_a_while(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter(range(100))
+    monkeypatch.setattr(guest.vm._log, "refresh", lambda: next(looks))
+    for _ in range(5):
+        guest.vm.check()
+    assert next(looks) == 1
+    monkeypatch.setattr(waiting, "_CONSOLE_INTERVAL", 0.0)
+    guest.vm.check()
+    assert next(looks) == 3
+
+
+def test_a_machine_that_is_gone(guest: Guest) -> None:
+    guest.vm.check()
+    guest.child.kill()
+    guest.child.wait()
+    with pytest.raises(QemuDiedError, match=r"^QEMU was killed by SIGKILL: qemu: a last word"):
+        guest.vm.check()
+    assert not guest.vm.alive
+
+
+def test_a_machine_that_ended_by_itself(guest: Guest) -> None:
+    assert guest.vm.power_off(30)
+    with pytest.raises(QemuDiedError, match=r"^QEMU ended: qemu: a last word"):
+        guest.vm.settle(30)
+
+
+def test_a_quota_that_was_exceeded_comes_before_the_death_that_it_caused(guest: Guest) -> None:
+    guest.monitor._fail(QuotaError("too much"))
+    guest.child.kill()
+    guest.child.wait()
+    with pytest.raises(QuotaError, match="too much"):
+        guest.vm.check()
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def submitted(guest: Guest, **options: Any) -> Any:
+    """The request as the guest finds it."""
+    with guest.vm.request(command=["true"], **options):
+        (path,) = (guest.folder / "ipc" / "requests").glob("*.json")
+        text = path.read_text()
+        path.unlink()
+        return json.loads(text)
+
+
+def test_a_request_has_every_share_and_starts_in_the_one_to_work_in(guest: Guest) -> None:
+    request = submitted(guest)
+    assert request["mounts"] == {
+        "work": {"tag": "work", "guestPath": "/workspace/project"},
+        "data": {"tag": "data", "guestPath": "/mnt/data"},
+    }
+    assert request["cwd"] == "/workspace/project"
+
+
+def test_a_request_with_its_own_mounts_and_folder(guest: Guest) -> None:
+    request = submitted(guest, mounts={}, env={"A": "b"}, extra={"more": 1}, auto_approve=True)
+    assert (request["mounts"], "cwd" in request) == ({}, False)
+    assert (request["env"], request["more"], request["autoApprove"]) == ({"A": "b"}, 1, True)
+    assert submitted(guest, cwd="/tmp")["cwd"] == "/tmp"
+
+
+# ---- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_power_button_is_pressed_until_the_guest_hears_it(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "_PRESS_INTERVAL", 0.2)
+    guest.qmp.off_at = 3
+    guest.say("last words\n")
+    assert guest.vm.power_off(30)
+    assert guest.qmp.asked == ["system_powerdown"] * 3
+    assert guest.child.wait() == 0
+    assert guest.vm._log.text == "last words\n"
+
+
+def test_the_power_button_is_not_pressed_all_the_time(guest: Guest) -> None:
+    guest.qmp.off_at = 99
+    assert not guest.vm.power_off(0.5)
+    assert len(guest.qmp.asked) == 1
+    assert guest.child.wait() == -9, "switched off"
+
+
+def test_a_machine_that_is_off_has_no_button(guest: Guest) -> None:
+    guest.vm.kill()
+    assert guest.child.returncode == -9
+    assert guest.vm.power_off(30)
+    assert guest.qmp.asked == []
+
+
+def test_a_closed_handle_gives_back_its_descriptors(guest: Guest) -> None:
+    before = len([*Path("/dev/fd").iterdir()])
+    guest.vm.close()
+    assert len([*Path("/dev/fd").iterdir()]) == before - 3

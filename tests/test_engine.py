@@ -27,6 +27,7 @@ from imgkit.engines.guestfs.channel import Options
 from imgkit.engines.guestfs.readback import image_info, open_image, parse_os_release
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.progress import Steps
+from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
 from tests.layouts import SPECS
@@ -218,9 +219,8 @@ def test_other_kernels_stay_as_they_are(image: bytes) -> None:
 
 
 @given(st.binary(max_size=300), st.text("abc/.", min_size=1, max_size=20))
-def test_cpio_survives_a_round_trip(content: bytes, name: str) -> None:
-    archive = quickstart.write_cpio(name, content)
-    assert len(archive) % 4 == 0
+def test_what_the_writer_of_archives_writes_is_read(content: bytes, name: str) -> None:
+    archive = newc(Member(name, File(content=Inline(content))))
     assert list(quickstart.read_cpio(archive)) == [(name, content)]
 
 
@@ -252,7 +252,7 @@ def test_the_quick_appliance_is_made_once_and_remade_when_supermin_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = fake_supermin(tmp_path, MAKE_BASE, monkeypatch)
-    initrd = quickstart.write_cpio("modules", b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n")
+    initrd = newc(Member("modules", File(content=Inline(b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n"))))
     (tmp_path / "bin/supermin.initrd").write_bytes(initrd)
     with quickstart.appliance(cache) as first, quickstart.appliance(cache) as second:
         assert first == second

@@ -25,11 +25,13 @@ import struct
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from imgkit.host import wholefile
+from imgkit.rootfs.initramfs.cpio import Member, newc
+from imgkit.tree import File, Inline
 
 VERSION = "1"  # part of the cache key: raise it when the appliance's making changes
 SUPERMIN_FOLDERS = ("/usr/lib/*/guestfs/supermin.d", "/usr/lib64/guestfs/supermin.d", "/usr/lib/guestfs/supermin.d")
@@ -254,7 +256,8 @@ def _shorter_list(initrd: bytes) -> bytes:
     if listed is None:
         return b""
     names = [name for name in listed.decode().split() if name.partition(".ko")[0] not in _UNNEEDED_MODULES.split()]
-    return write_cpio("modules", "".join(f"{name}\n" for name in names).encode())
+    content = Inline("".join(f"{name}\n" for name in names).encode())
+    return newc(Member("modules", File(content=content)))
 
 
 def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -269,14 +272,3 @@ def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
             return
         yield name, data[begin : begin + size]
         at = begin + (size + 3) // 4 * 4
-
-
-def write_cpio(name: str, content: bytes) -> bytes:
-    """A "newc" archive with one regular file."""
-    return _record(name, content, 0o100644) + _record("TRAILER!!!", b"", 0)
-
-
-def _record(name: str, content: bytes, mode: int) -> bytes:
-    fields: Sequence[int] = (1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-    head = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
-    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)

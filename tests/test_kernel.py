@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, version_key
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, release_key
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 
@@ -46,7 +46,7 @@ def test_the_newest_comes_last_by_number() -> None:
 
 @given(st.lists(st.integers(0, 99), min_size=3, max_size=4), st.lists(st.integers(0, 99), min_size=3, max_size=4))
 def test_keys_order_as_numbers_do(one: list[int], other: list[int]) -> None:
-    keys = [version_key(".".join(map(str, numbers)) + "-virt") for numbers in (one, other)]
+    keys = [release_key(".".join(map(str, numbers)) + "-virt") for numbers in (one, other)]
     if len(one) == len(other):
         assert (keys[0] < keys[1]) == (one < other)
 

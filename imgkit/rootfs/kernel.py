@@ -60,7 +60,7 @@ def kernels(tree: Tree) -> tuple[Kernel, ...]:
     ]
     return tuple(
         sorted(
-            (one for one in found if isinstance(tree.stat(one.image), File)), key=lambda one: version_key(one.release)
+            (one for one in found if isinstance(tree.stat(one.image), File)), key=lambda one: release_key(one.release)
         )
     )
 
@@ -93,7 +93,7 @@ def _suffix(tree: Tree, directory: str, release: str) -> str:
     return f"-{last[1]}" if last else ""
 
 
-def version_key(release: str) -> tuple[tuple[int, str], ...]:
+def release_key(release: str) -> tuple[tuple[int, str], ...]:
     """A key that sorts releases by their numbers: 6.9 comes before 6.18."""
     return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"\d+|[A-Za-z]+", release))
 

@@ -1,15 +1,17 @@
 """Which of this host's kernels the appliance can be made from.
 
 Ubuntu, and newer kernels elsewhere, make ``/boot/vmlinuz-*`` readable for root only, and supermin takes the newest
-kernel whether it can read it or not. Standard library only: imported in the process that holds libguestfs.
+kernel whether it can read it or not. Imported in the process that holds
+libguestfs, so this and what it imports need the standard library only.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from imgkit.rootfs.kernel import release_key
 
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
@@ -46,9 +48,4 @@ def _kernels(boot: Path, modules: Path) -> Sequence[tuple[Path, Path]]:
     """Kernels with their module folders, oldest version first."""
     found = [(path, modules / path.name.partition("-")[2]) for path in boot.glob("vmlinu[xz]-*")]
     found += [(path, path.parent) for path in modules.glob("*/vmlinuz")]
-    return sorted((pair for pair in found if pair[1].is_dir()), key=lambda pair: _version(pair[1].name))
-
-
-def _version(release: str) -> tuple[tuple[int, str], ...]:
-    """For sorting: 6.1.0-9 before 6.1.0-10."""
-    return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"[0-9]+|[a-z]+", release))
+    return sorted((pair for pair in found if pair[1].is_dir()), key=lambda pair: release_key(pair[1].name))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, release_key
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, release_key, unpack_zboot
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 

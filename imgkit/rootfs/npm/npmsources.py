@@ -14,7 +14,6 @@ https://docs.npmjs.com/cli/configuring-npm/package-lock-json.
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from urllib.parse import unquote
 
 from imgkit.errors import InputError
 from imgkit.host import jsonfile
+from imgkit.rootfs.paths import leads_out
 
 MAX_BYTES = 64 << 20
 """Of a package.json or a lock file."""
@@ -102,7 +102,7 @@ def leaves(path: str) -> bool:
     plain = path.replace("\\", "/")
     if plain.startswith(("/", "~")) or re.match(r"[a-zA-Z]:", plain):
         return True
-    return posixpath.normpath(plain).split("/")[0] == ".."
+    return leads_out(plain)
 
 
 def is_git(spec: str) -> bool:

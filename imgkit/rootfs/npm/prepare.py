@@ -169,7 +169,7 @@ def _check_version(version: str) -> None:
 
 def _copy(source: Path, scratch: Path) -> None:
     """Copy the folder without the packages that were installed for the host."""
-    for _ in scan(source, absolute=False, follow=False):
+    for _ in scan(source, absolute=False):
         pass  # refuses what cannot be in an image before anything is copied
 
     def ignored(folder: str, names: Sequence[str]) -> set[str]:

@@ -106,13 +106,13 @@ def test_part_of_any_content(tmp_path_factory: pytest.TempPathFactory, data: byt
     path.write_bytes(b"before" + data + b"after")
     contents: list[Content] = [Inline(data), Slice(path, 6, len(data)), Stream(data)]
     for content in contents:
-        assert elf.part(content, offset, size) == data[offset : offset + size]
+        assert elf.read_part(content, offset, size) == data[offset : offset + size]
 
 
 @pytest.mark.parametrize("data", [b"", b"#!/bin/sh\n", b"\x7fEL", b"MZ" + bytes(200)])
 def test_no_elf_at_all(data: bytes) -> None:
     assert elf.read(Inline(data)) is None
-    assert elf.head(data) is None
+    assert elf.parse_header(data) is None
 
 
 @given(length=st.integers(4, 119))

@@ -17,9 +17,9 @@ from imgkit.rootfs.initramfs.make import install_initramfs, make_initramfs
 from imgkit.rootfs.initramfs.mkinitfs import (
     CONFIGURATION,
     FEATURES,
-    Configuration,
-    expand,
-    parse_shell,
+    MkinitfsConfiguration,
+    expand_glob,
+    parse_assignments,
     read_configuration,
 )
 from imgkit.rootfs.kernel import kernels
@@ -107,12 +107,12 @@ def test_features(text: str, features: tuple[str, ...]) -> None:
 
 def test_other_settings() -> None:
     tree = Tree()
-    assert read_configuration(tree) == Configuration()
+    assert read_configuration(tree) == MkinitfsConfiguration()
     tree.write(
         CONFIGURATION,
         "initfscomp=xz\ncomplevel_xz=-9\ncomplevel_gzip=-1\ncustom_files='/etc/a etc/b'\ndisable_trigger=yes",
     )
-    assert read_configuration(tree) == Configuration((), "xz", 9, ("/etc/a", "etc/b"), disabled=True)
+    assert read_configuration(tree) == MkinitfsConfiguration((), "xz", 9, ("/etc/a", "etc/b"), disabled=True)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_other_settings() -> None:
 )
 def test_what_a_shell_would_compute_is_refused(text: str, line: int) -> None:
     with pytest.raises(InputError, match=f"^/conf: line {line} is more than") as caught:
-        parse_shell(text, "conf")
+        parse_assignments(text, "conf")
     assert "recipe" in str(caught.value.hint)
 
 
 @given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), st.text("ab \n#;|&-'", max_size=9)))
 def test_quoted_constants_come_back(variables: dict[str, str]) -> None:
     text = "".join(f'{name}="{value}"\n' for name, value in variables.items())
-    assert parse_shell(text, "conf") == variables
+    assert parse_assignments(text, "conf") == variables
 
 
 @given(st.text("a=\"' \n\\$`#;", max_size=12))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
-        variables = parse_shell(text, "conf")
+        variables = parse_assignments(text, "conf")
     except InputError:
         return
     assert not any("$" in value or "`" in value for value in variables.values() if "'" not in text)
@@ -167,12 +167,12 @@ def test_globs() -> None:
         tree.write(path, "")
     tree.symlink("c", "b")
     tree.symlink("d", "nowhere")
-    assert expand(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
-    assert expand(tree, "", "a/.h*") == ["a/.hidden"]
-    assert expand(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
-    assert expand(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
-    assert expand(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
-    assert expand(tree, "", "none/*") == expand(tree, "a", "none") == []
+    assert expand_glob(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
+    assert expand_glob(tree, "", "a/.h*") == ["a/.hidden"]
+    assert expand_glob(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
+    assert expand_glob(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
+    assert expand_glob(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
+    assert expand_glob(tree, "", "none/*") == expand_glob(tree, "a", "none") == []
 
 
 # ---- what is in it ---------------------------------------------------------------------------------------------------

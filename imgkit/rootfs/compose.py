@@ -12,12 +12,12 @@ from imgkit.apk.package import PackageFile
 from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
-from imgkit.rootfs import digest, system
+from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.binaries.examine import Findings, examine, prune
+from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs.make import install_initramfs
-from imgkit.rootfs.install import Report, install
+from imgkit.rootfs.install import ScriptReport, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.openrc.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
@@ -57,10 +57,10 @@ class Composition:
 
     tree: Tree
     kernel: Kernel
-    scripts: Report
-    records: Mapping[str, digest.Record]
+    scripts: ScriptReport
+    records: Mapping[str, digest.NodeRecord]
     build_id: str
-    binaries: Findings
+    binaries: BinaryFindings
 
 
 def compose(
@@ -93,9 +93,9 @@ def compose(
     if scripts.pending and not can_run:
         raise _not_computed(scripts.pending, arch)
     with _possible():
-        system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
+        systemfiles.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
     carried = _carried(tree, recipe, payload, epoch)
-    system.enable_services(tree, recipe)
+    systemfiles.enable_services(tree, recipe)
     install_dependency_cache(tree, epoch=epoch)
     kernel = _boot(tree, recipe, facts, root_uuid, epoch)
     _check(tree, facts, carried)
@@ -104,8 +104,8 @@ def compose(
         prune(tree, binaries.foreign, carried)
     found = digest.records(tree)
     build_id = digest.fingerprint(found)[:16]
-    system.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
-    for path in ("etc", system.RELEASE):
+    systemfiles.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
+    for path in ("etc", systemfiles.RELEASE):
         found["/" + path] = digest.record(tree, tree[path])
     return Composition(tree, kernel, scripts, found, build_id, binaries)
 
@@ -130,7 +130,7 @@ def _carried(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> fr
     return frozenset(path for path in written if path.startswith(top) and path in tree)
 
 
-def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
+def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architecture, epoch: int) -> ScriptReport:
     return install(
         tree,
         selection.packages,

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from imgkit.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
 
-Record: TypeAlias = Mapping[str, Any]
+NodeRecord: TypeAlias = Mapping[str, Any]
 _CHUNK = 1 << 20
 
 
-def records(tree: Tree) -> dict[str, Record]:
+def records(tree: Tree) -> dict[str, NodeRecord]:
     """Every path of ``tree`` (``/etc/passwd``; the root is ``/``) with what is there.
 
     A record has ``type``, ``mode`` (octal text), ``uid``, ``gid``; a file ``size`` and ``sha256``, a link ``target``, a
@@ -21,7 +21,7 @@ def records(tree: Tree) -> dict[str, Record]:
     return {"/" + path: record(tree, node) for path, node in tree.items()}
 
 
-def record(tree: Tree, node: Node) -> Record:
+def record(tree: Tree, node: Node) -> NodeRecord:
     """The record of one node; a hard link's is that of its file, with the ``link`` it is."""
     if isinstance(node, HardLink):
         return {**record(tree, tree[node.target]), "link": "/" + node.target}
@@ -46,7 +46,7 @@ def sha256(content: Content) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(found: Mapping[str, Record]) -> str:
+def fingerprint(found: Mapping[str, NodeRecord]) -> str:
     """One SHA-256 over all records: equal fingerprints mean equal root filesystems (times aside)."""
     digest = hashlib.sha256()
     for path, facts in sorted(found.items()):
@@ -54,7 +54,7 @@ def fingerprint(found: Mapping[str, Record]) -> str:
     return digest.hexdigest()
 
 
-def differences(expected: Mapping[str, Record], found: Mapping[str, Record]) -> list[str]:
+def differences(expected: Mapping[str, NodeRecord], found: Mapping[str, NodeRecord]) -> list[str]:
     """One line for each path that is missing, should not be there, or is not as it should be; sorted by path."""
     lines = []
     for path in sorted(expected.keys() | found.keys()):
@@ -67,6 +67,6 @@ def differences(expected: Mapping[str, Record], found: Mapping[str, Record]) -> 
     return lines
 
 
-def _difference(expected: Record, found: Record) -> str:
+def _difference(expected: NodeRecord, found: NodeRecord) -> str:
     keys = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
     return ", ".join(f"{key} is {found.get(key)}, should be {expected.get(key)}" for key in keys)

@@ -31,7 +31,7 @@ _MAX_TRIGGERS = 200  # patterns, each of which is held against every directory; 
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedScript:
     """A script whose effects are in the Tree: what it was, how it ended, what it said."""
 
     package: str
@@ -40,7 +40,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScriptReport:
     """What became of every script that a fresh installation runs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
         skipped: ``package.kind`` of those that the recipe says need not run.
     """
 
-    ran: tuple[Ran, ...]
+    ran: tuple[CompletedScript, ...]
     pending: tuple[Pending, ...]
     skipped: tuple[str, ...]
 
@@ -62,7 +62,7 @@ class _Scripts:
     epoch: int
     hooks: Hooks
     skip: frozenset[str]
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[CompletedScript] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ class _Scripts:
         if isinstance(result, Pending):
             self.pending.append(result)
         else:
-            self.ran.append(Ran(package, kind, result))
+            self.ran.append(CompletedScript(package, kind, result))
 
 
 def installed_in(tree: Tree) -> tuple[InstalledPackage, ...]:
@@ -110,7 +110,7 @@ def install(
     epoch: int,
     hooks: Hooks | None = None,
     skip: Iterable[str] = (),
-) -> Report:
+) -> ScriptReport:
     """Make ``packages`` the installed packages of ``tree``.
 
     Args:
@@ -136,7 +136,7 @@ def install(
             run.add(package, open_file(package))
     run.triggers(packages)
     run.write(world, arch, epoch)
-    return Report(tuple(run.scripts.ran), tuple(run.scripts.pending), tuple(run.scripts.skipped))
+    return ScriptReport(tuple(run.scripts.ran), tuple(run.scripts.pending), tuple(run.scripts.skipped))
 
 
 class _Installation:

@@ -15,7 +15,7 @@ from typing import Any
 from imgkit.apk import tarstream
 from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.errors import InputError
-from imgkit.rootfs.digest import Record, differences
+from imgkit.rootfs.digest import NodeRecord, differences
 from imgkit.tree import xattrs_of
 
 _KINDS = {
@@ -28,7 +28,7 @@ _KINDS = {
 }
 _DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
 _KEPT = 10_000  # paths that are not in the manifest and are still looked at
-LOST_AND_FOUND: Mapping[str, Record] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
+LOST_AND_FOUND: Mapping[str, NodeRecord] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
 """What mke2fs makes besides the files of the manifest."""
 
 
@@ -49,7 +49,7 @@ class Contents:
     fault: str = ""
 
 
-def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, Record], deadline: float) -> Contents:
+def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, NodeRecord], deadline: float) -> Contents:
     """Compare a tar archive with ``expected``: path → record, as :func:`imgkit.rootfs.digest.records` makes them.
 
     Args:
@@ -58,7 +58,7 @@ def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, Record], dea
     Raises:
         InputError: it took too long.
     """
-    found: dict[str, Record] = {}
+    found: dict[str, NodeRecord] = {}
     paths = strangers = 0
     fault = ""
     stream = TarStream(iter(pieces))
@@ -82,7 +82,7 @@ def _path(name: str) -> str:
     return "/" if inside == "." else "/" + inside
 
 
-def _record(header: Header, stream: TarStream, found: Mapping[str, Record]) -> Record:
+def _record(header: Header, stream: TarStream, found: Mapping[str, NodeRecord]) -> NodeRecord:
     if header.kind == tarstream.HARD_LINK:
         target = _path(header.link)
         first = found.get(target, {"type": "file"})
@@ -112,7 +112,7 @@ def _sha256(pieces: Iterator[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def with_one_leader(records: Mapping[str, Record]) -> dict[str, Record]:
+def with_one_leader(records: Mapping[str, NodeRecord]) -> dict[str, NodeRecord]:
     """The same records, but of all names of one file the first in the alphabet is the one that the others link to."""
     groups: dict[str, list[str]] = {}
     for path, record in records.items():

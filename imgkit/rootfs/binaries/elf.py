@@ -97,7 +97,7 @@ class _Header:
     names: int
 
 
-def part(content: Content, offset: int, size: int) -> bytes:
+def read_part(content: Content, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes at ``offset`` of ``content`` without reading what comes before, where that can be had."""
     size = max(0, min(size, content.size - offset))
     if isinstance(content, Inline):
@@ -115,7 +115,7 @@ def read(content: Content) -> Elf | None:
     Raises:
         ElfError: its headers make no sense.
     """
-    start = part(content, 0, HEADER_SIZE)
+    start = read_part(content, 0, HEADER_SIZE)
     if start[:4] != MAGIC:
         return None
     header = _header(start)
@@ -124,11 +124,11 @@ def read(content: Content) -> Elf | None:
     segments = _segments(content, header)
     interpreter = None
     for segment in [segment for segment in segments if segment.kind == _PT_INTERP][:1]:
-        interpreter = _text(part(content, segment.offset, min(segment.size, _MAX_STRING)))
+        interpreter = _text(read_part(content, segment.offset, min(segment.size, _MAX_STRING)))
     return _with_dynamic(content, replace(header.facts, interpreter=interpreter), segments)
 
 
-def head(start: bytes) -> Elf | None:
+def parse_header(start: bytes) -> Elf | None:
     """The facts in the first :data:`HEADER_SIZE` bytes of a file (type and machine), None if it is no ELF file."""
     return _header(start).facts if start[:4] == MAGIC else None
 
@@ -178,7 +178,7 @@ def _table(content: Content, layout: str, offset: int, size: int, count: int) ->
         return []
     if size < struct.calcsize(layout) or size * count > _MAX_TABLE:
         raise ElfError(f"a table of {count} headers of {size} bytes")
-    data = part(content, offset, size * count)
+    data = read_part(content, offset, size * count)
     if len(data) < size * count:
         raise ElfError("its headers are outside the file")
     return [struct.unpack_from(layout, data, index * size) for index in range(count)]
@@ -219,7 +219,7 @@ def _with_dynamic(content: Content, facts: Elf, segments: list[_Segment]) -> Elf
 def _dynamic(content: Content, facts: Elf, segment: _Segment) -> Iterator[tuple[int, int]]:
     """(tag, value) of each entry of the dynamic section up to DT_NULL."""
     layout = struct.Struct(facts.order + ("QQ" if facts.bits == 64 else "II"))
-    data = part(content, segment.offset, min(segment.size, _MAX_TABLE))
+    data = read_part(content, segment.offset, min(segment.size, _MAX_TABLE))
     for tag, value in layout.iter_unpack(data[: len(data) // layout.size * layout.size]):
         if tag == _DT_NULL:
             return
@@ -234,7 +234,7 @@ def _file_offset(address: int, segments: list[_Segment]) -> int:
 
 
 def _string(content: Content, offset: int) -> str:
-    return _text(part(content, offset, _MAX_STRING))
+    return _text(read_part(content, offset, _MAX_STRING))
 
 
 def _text(data: bytes) -> str:

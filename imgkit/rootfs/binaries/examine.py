@@ -15,7 +15,7 @@ from imgkit.errors import InputError
 from imgkit.rootfs.binaries import elf
 from imgkit.rootfs.binaries.elf import Elf, ElfError
 from imgkit.rootfs.binaries.formats import foreign_system
-from imgkit.rootfs.binaries.libraries import Libraries, glibc_name, has_glibc
+from imgkit.rootfs.binaries.libraries import Libraries, has_glibc, is_glibc_library
 from imgkit.tree import Directory, File, Symlink, Tree, TreeError, parent
 
 # e_ident[EI_OSABI] of files that are certainly not for Linux (gABI, chapter 4); most say 0 there, which says nothing.
@@ -25,7 +25,7 @@ _INTERPRETERS = {"/system/bin/linker": "Android", "/libexec/ld-elf": "FreeBSD", 
 
 
 @dataclass(frozen=True, order=True)
-class Foreign:
+class ForeignBinary:
     """A file that is for another platform. ``platform`` is what sets it apart: a system, a machine, or ``glibc``."""
 
     path: str
@@ -34,7 +34,7 @@ class Foreign:
 
 
 @dataclass(frozen=True, order=True)
-class Lacking:
+class MissingLibrary:
     """A program or module of the image's platform that needs a library which the image does not have."""
 
     path: str
@@ -42,7 +42,7 @@ class Lacking:
 
 
 @dataclass(frozen=True, order=True)
-class Doubtful:
+class DoubtfulBinary:
     """A file that cannot be understood, or not be started. ``problem`` completes a sentence that begins with it."""
 
     path: str
@@ -50,15 +50,15 @@ class Doubtful:
 
 
 @dataclass(frozen=True)
-class Findings:
+class BinaryFindings:
     """Everything about the binaries of a payload that is worth a word, sorted by path."""
 
-    foreign: tuple[Foreign, ...] = ()
-    lacking: tuple[Lacking, ...] = ()
-    doubtful: tuple[Doubtful, ...] = ()
+    foreign: tuple[ForeignBinary, ...] = ()
+    missing_libraries: tuple[MissingLibrary, ...] = ()
+    doubtful: tuple[DoubtfulBinary, ...] = ()
 
 
-def examine(tree: Tree, machine: str, paths: Iterable[str]) -> Findings:
+def examine(tree: Tree, machine: str, paths: Iterable[str]) -> BinaryFindings:
     """Look at those of ``paths`` that are programs, libraries or Node's native modules.
 
     Kernel modules, other relocatable objects and BPF programs are data here.
@@ -69,10 +69,10 @@ def examine(tree: Tree, machine: str, paths: Iterable[str]) -> Findings:
     look = _Look(tree, machine)
     found = sorted(set(paths))
     seen = [each for path in found for each in look.at(path)]
-    return Findings(
-        tuple(each for each in seen if isinstance(each, Foreign)),
-        tuple(each for each in seen if isinstance(each, Lacking)),
-        tuple(each for each in seen if isinstance(each, Doubtful)),
+    return BinaryFindings(
+        tuple(each for each in seen if isinstance(each, ForeignBinary)),
+        tuple(each for each in seen if isinstance(each, MissingLibrary)),
+        tuple(each for each in seen if isinstance(each, DoubtfulBinary)),
     )
 
 
@@ -85,30 +85,30 @@ class _Look:
         self._libraries = Libraries(tree)
         self._has_glibc = has_glibc(tree)
 
-    def at(self, path: str) -> Iterator[Foreign | Lacking | Doubtful]:
+    def at(self, path: str) -> Iterator[ForeignBinary | MissingLibrary | DoubtfulBinary]:
         node = self._tree.get(path)
         if not isinstance(node, File) or not node.content.size:
             return
-        start = elf.part(node.content, 0, elf.HEADER_SIZE)
+        start = elf.read_part(node.content, 0, elf.HEADER_SIZE)
         if system := foreign_system(node.content, start):
-            yield Foreign(path, node.content.size, system)
+            yield ForeignBinary(path, node.content.size, system)
             return
         try:
             yield from self._at(path, node, start)
         except ElfError as cause:
-            yield Doubtful(path, f"is a damaged ELF file: {cause}")
+            yield DoubtfulBinary(path, f"is a damaged ELF file: {cause}")
         except InputError as cause:
-            yield Doubtful(path, f"cannot be checked: {cause.message}")
+            yield DoubtfulBinary(path, f"cannot be checked: {cause.message}")
 
-    def _at(self, path: str, node: File, start: bytes) -> Iterator[Foreign | Lacking | Doubtful]:
-        head = elf.head(start)
+    def _at(self, path: str, node: File, start: bytes) -> Iterator[ForeignBinary | MissingLibrary | DoubtfulBinary]:
+        head = elf.parse_header(start)
         if head is None:
             if path.endswith(".node"):
-                yield Doubtful(path, "is a native module of an unknown format")
+                yield DoubtfulBinary(path, "is a native module of an unknown format")
         elif head.type in (elf.ET_EXEC, elf.ET_DYN) and head.machine != elf.EM_BPF:
             platform = self._platform(path, head, start)
             if platform is not None:
-                yield Foreign(path, node.content.size, platform)
+                yield ForeignBinary(path, node.content.size, platform)
             else:
                 yield from self._needs(path)
 
@@ -120,24 +120,24 @@ class _Look:
             return _OS_ABIS[start[_OS_ABI_AT]]
         facts = self._libraries.facts(path) or head
         named = [facts.interpreter.rpartition("/")[2]] if facts.interpreter else []
-        if not self._has_glibc and any(glibc_name(name) for name in (*named, *facts.needed)):
+        if not self._has_glibc and any(is_glibc_library(name) for name in (*named, *facts.needed)):
             return "glibc"
         known = (name for start, name in _INTERPRETERS.items() if (facts.interpreter or "").startswith(start))
         return next(known, None)
 
-    def _needs(self, path: str) -> Iterator[Lacking | Doubtful]:
+    def _needs(self, path: str) -> Iterator[MissingLibrary | DoubtfulBinary]:
         """What keeps a program or module from being started. Libraries count where something needs them."""
         facts = self._libraries.facts(path)
         if facts is None or not (facts.interpreter or path.endswith(".node")):
             return
         if facts.interpreter and not isinstance(self._tree.stat(facts.interpreter), File):
-            yield Doubtful(path, f"needs the interpreter {facts.interpreter}, which the image lacks")
+            yield DoubtfulBinary(path, f"needs the interpreter {facts.interpreter}, which the image lacks")
             return
-        for library in self._libraries.absent(path):
-            yield Lacking(path, library)
+        for library in self._libraries.missing_recursively(path):
+            yield MissingLibrary(path, library)
 
 
-def prune(tree: Tree, foreign: Iterable[Foreign], paths: Iterable[str]) -> None:
+def prune(tree: Tree, foreign: Iterable[ForeignBinary], paths: Iterable[str]) -> None:
     """Take files out of the Tree, and of ``paths`` the links that led to them and the folders that they leave empty."""
     kept = set(paths)
     links = [path for path in kept if isinstance(tree.get(path), Symlink) and _leads_somewhere(tree, path)]
@@ -162,7 +162,7 @@ def _leads_somewhere(tree: Tree, link: str) -> bool:
         return False
 
 
-def platforms(foreign: Iterable[Foreign]) -> str:
+def platforms(foreign: Iterable[ForeignBinary]) -> str:
     """How many files there are for which platform, the most frequent first: ``4 for macOS, 2 for aarch64``."""
     counts = Counter(each.platform for each in foreign)
     return ", ".join(

@@ -41,7 +41,7 @@ def _is_windows(content: Content, start: bytes) -> bool:
     """Whether what begins with DOS' magic is a program or library that needs Windows."""
     if start.startswith(_PORTABLE) or len(start) < 64:
         return False
-    headers = elf.part(content, struct.unpack_from("<I", start, 60)[0], _PE_HEADERS)
+    headers = elf.read_part(content, struct.unpack_from("<I", start, 60)[0], _PE_HEADERS)
     if headers[:4] != b"PE\0\0" or len(headers) < 24 + 96:
         return False
     magic, subsystem = struct.unpack_from("<H", headers, 24)[0], struct.unpack_from("<H", headers, 24 + 68)[0]

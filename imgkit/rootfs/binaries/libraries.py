@@ -123,7 +123,7 @@ class Libraries:
         search = self._run_path(path, facts)
         return [name for name in facts.needed if not _OWN.match(name) and self._find(name, search) is None]
 
-    def absent(self, path: str) -> list[str]:
+    def missing_recursively(self, path: str) -> list[str]:
         """Names of the libraries that the file at ``path`` and the libraries it needs lack, each once.
 
         Raises:
@@ -207,9 +207,9 @@ def _is_data(path: str) -> bool:
 
 def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:
     if MODULE.search(path):
-        facts = elf.head(_module_head(path, node.content))
+        facts = elf.parse_header(_module_head(path, node.content))
         return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
-    facts = elf.head(elf.part(node.content, 0, elf.HEADER_SIZE))
+    facts = elf.parse_header(elf.read_part(node.content, 0, elf.HEADER_SIZE))
     native = path.endswith(".node")
     if facts is None:
         return ["native module, but no ELF file: it was compiled for another system"] if native else []
@@ -232,13 +232,13 @@ def _unmet(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list
     if not native:
         return []
     absent = libraries.missing(path)
-    glibc = [name for name in facts.needed if glibc_name(name) and not has_glibc(tree)]
+    glibc = [name for name in facts.needed if is_glibc_library(name) and not has_glibc(tree)]
     if glibc:
         return [f"native module compiled for glibc ({glibc[0]}), the image has musl"]
     return [f"needs the library {name}, which the image lacks" for name in absent]
 
 
-def glibc_name(library: str) -> bool:
+def is_glibc_library(library: str) -> bool:
     """Whether only programs for glibc need a library of this name: its libc, or its dynamic linker."""
     return _GLIBC.fullmatch(library) is not None
 
@@ -250,7 +250,7 @@ def has_glibc(tree: Tree) -> bool:
 
 def _module_head(path: str, content: Content) -> bytes:
     """The first bytes of a kernel module, decompressed."""
-    start = elf.part(content, 0, _COMPRESSED_HEAD)
+    start = elf.read_part(content, 0, _COMPRESSED_HEAD)
     try:
         if path.endswith(".gz"):
             return zlib.decompressobj(wbits=31).decompress(start, elf.HEADER_SIZE)

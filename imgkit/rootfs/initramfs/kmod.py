@@ -31,7 +31,7 @@ _POSITION = 0x0FFFFFFF
 _MAX_KEY = 600  # characters; the longest are symbols, of which the kernel takes 512 (KSYM_NAME_LEN)
 _SUFFIX = re.compile(r"\.ko(\.[a-z0-9]+)?$")
 
-Entry: TypeAlias = tuple[str, str, int]
+IndexEntry: TypeAlias = tuple[str, str, int]
 """Key, value, priority: the unit of an index."""
 
 TEXTS = ("alias", "builtin", "builtin.modinfo", "dep", "devname", "order", "softdep", "symbols", "weakdep")
@@ -133,7 +133,7 @@ def _filter(text: str, word: int, names: Collection[str]) -> str:
 def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
     """The ``.bin`` files that belong to depmod's text files: file name → contents."""
     priority = {module_name(line.partition(":")[0]): row for row, line in enumerate(texts["dep"].splitlines())}
-    makers: dict[str, tuple[str, Callable[[str], Iterable[Entry]]]] = {
+    makers: dict[str, tuple[str, Callable[[str], Iterable[IndexEntry]]]] = {
         "modules.dep.bin": ("dep", _dep_entries),
         "modules.alias.bin": ("alias", lambda text: _alias_entries(text, priority)),
         "modules.symbols.bin": ("symbols", lambda text: _alias_entries(text, priority)),
@@ -143,18 +143,18 @@ def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
     return {file: write_index(make(texts[name])) for file, (name, make) in makers.items() if name in texts}
 
 
-def _dep_entries(text: str) -> Iterable[Entry]:
+def _dep_entries(text: str) -> Iterable[IndexEntry]:
     return [(module_name(line.partition(":")[0]), line, row) for row, line in enumerate(text.splitlines())]
 
 
-def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[Entry]:
+def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[IndexEntry]:
     for line in text.splitlines():
         alias, _, module = line.removeprefix("alias ").rpartition(" ")
         if alias and line.startswith("alias "):
             yield normalize_alias(alias), module, priority.get(module, 0)
 
 
-def _builtin_entries(text: str) -> Iterable[Entry]:
+def _builtin_entries(text: str) -> Iterable[IndexEntry]:
     """Aliases out of ``modules.builtin.modinfo``: records ``module.key=value``, each ended by a NUL."""
     for record in text.split("\0"):
         module, _, rest = record.partition(".")
@@ -186,7 +186,7 @@ class _Node:
         return (_PREFIX if self.prefix else 0) | (_VALUES if self.values else 0) | (_CHILDREN if self.children else 0)
 
 
-def write_index(entries: Iterable[Entry]) -> bytes:
+def write_index(entries: Iterable[IndexEntry]) -> bytes:
     """The index of ``entries``. Values of one key are ordered by priority, equal ones as they come.
 
     Raises:
@@ -202,7 +202,7 @@ def write_index(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def _trie(entries: Sequence[Entry], depth: int) -> _Node:
+def _trie(entries: Sequence[IndexEntry], depth: int) -> _Node:
     """The node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
     # In sorted text the first and the last share what all share. depmod never gives the root a prefix.
     shared = _common(entries[0][0], entries[-1][0]) if depth else ""

@@ -22,7 +22,7 @@ _YES = ("yes", "YES", "true", "TRUE", "1")
 
 
 @dataclass(frozen=True)
-class Configuration:
+class MkinitfsConfiguration:
     """What ``mkinitfs.conf`` says. ``level`` is that of the chosen compression, None for the default."""
 
     features: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ _ASSIGNMENT = re.compile(
 _BLANK = re.compile(r"\s*(?:\#[^\n]*)?(?:\n|$)")
 
 
-def parse_shell(text: str, name: str) -> dict[str, str]:
+def parse_assignments(text: str, name: str) -> dict[str, str]:
     """The variables of a shell fragment that only assigns constants: ``NAME=word``, ``NAME="words"``, comments.
 
     No shell runs, so anything that a shell would have to compute is refused.
@@ -67,20 +67,20 @@ def parse_shell(text: str, name: str) -> dict[str, str]:
     return variables
 
 
-def read_configuration(tree: Tree) -> Configuration:
+def read_configuration(tree: Tree) -> MkinitfsConfiguration:
     """The Tree's ``mkinitfs.conf``; a missing one is as good as an empty one.
 
     Raises:
         InputError: it is more than assignments, or a level in it is no number.
     """
     if tree.stat(CONFIGURATION) is None:
-        return Configuration()
-    variables = parse_shell(tree.text(CONFIGURATION), CONFIGURATION)
+        return MkinitfsConfiguration()
+    variables = parse_assignments(tree.text(CONFIGURATION), CONFIGURATION)
     compression = variables.get("initfscomp", "gzip")
     level = variables.get(f"complevel_{compression}")
     if level is not None and not re.fullmatch(r"-\d{1,2}", level):
         raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is no level, such as -9")
-    return Configuration(
+    return MkinitfsConfiguration(
         features=tuple(variables.get("features", "").split()),
         compression=compression,
         level=int(level[1:]) if level else None,
@@ -115,7 +115,7 @@ def feature_files(tree: Tree, features: Sequence[str], suffix: str, base: str) -
             continue
         for line in tree.read(path, _MAX_LIST).decode(errors="surrogateescape").splitlines():
             for glob in () if line.startswith("#") else line.split():
-                matches = [file for match in expand(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
+                matches = [file for match in expand_glob(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
                 yield from ((glob, match) for match in matches or [""] if match or suffix == "modules")
 
 
@@ -126,7 +126,7 @@ def _files(tree: Tree, path: str) -> list[str]:
     return [path] if tree.stat(path) is not None else []
 
 
-def expand(tree: Tree, base: str, glob: str) -> list[str]:
+def expand_glob(tree: Tree, base: str, glob: str) -> list[str]:
     """Paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, sorted.
 
     ``*``, ``?`` and ``[…]`` match neither a slash nor a leading dot.

@@ -73,7 +73,7 @@ def check_manifest(path: Path, manifest: Mapping[str, Any], *, allow_git: bool, 
     for name, spec in _specs(manifest, development=development):
         _check(f"{path}: {name}", spec, allow_git=allow_git)
     for pattern in _workspaces(manifest):
-        if leaves(pattern.lstrip("!")):
+        if is_outside(pattern.lstrip("!")):
             raise InputError(f"{path}: the workspace {pattern!r} leads out of the payload's folder")
 
 
@@ -91,13 +91,13 @@ def check_lock(path: Path, lock: object, *, allow_git: bool) -> None:
         where = f"{path}: {name!r}"
         for key in ("resolved", "version"):
             value = entry.get(key)
-            if isinstance(value, str) and entry.get("link") is True and leaves(value):
+            if isinstance(value, str) and entry.get("link") is True and is_outside(value):
                 raise InputError(f"{where}: leads out of the payload's folder")
             if isinstance(value, str) and entry.get("link") is not True:
                 _check(where, value, allow_git=allow_git)
 
 
-def leaves(path: str) -> bool:
+def is_outside(path: str) -> bool:
     """Whether a path is not one below the folder that it is relative to, judged by its text."""
     plain = path.replace("\\", "/")
     if plain.startswith(("/", "~")) or re.match(r"[a-zA-Z]:", plain):
@@ -114,7 +114,7 @@ def _check(where: str, spec: str, *, allow_git: bool) -> None:
     shown = repr(spec[:200])
     if local := _LOCAL.fullmatch(spec.strip()):
         path = unquote(local["named"]) if local["named"] is not None else local["bare"]
-        if leaves(path):
+        if is_outside(path):
             raise InputError(
                 f"{where}: {shown} is outside of the payload's folder",
                 hint="copy the package into the folder, or install the packages yourself and set AGENT_RUNNER_BUILD=0",
@@ -154,7 +154,7 @@ def _entries(path: Path, lock: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
     packages = lock.get("packages")
     if isinstance(packages, dict):
         for place, entry in packages.items():
-            if place and leaves(place):
+            if place and is_outside(place):
                 raise InputError(f"{path}: {place!r} is outside of the payload's folder")
             if place and isinstance(entry, dict):
                 yield place, entry

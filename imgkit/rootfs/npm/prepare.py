@@ -3,7 +3,7 @@
 npm picks packages for ``--os``, ``--cpu`` and ``--libc`` instead of the host's, so prebuilt native parts are right for
 a foreign architecture. Nothing of the payload's own runs on the host unless the caller asks for it: ``"1"`` runs its
 ``build`` script, ``allow_scripts`` the lifecycle scripts of it and of its packages. What npm is kept from otherwise is
-in :mod:`imgkit.rootfs.npm.npmbox` (where it runs), :mod:`~imgkit.rootfs.npm.npmconfig` (what it is told) and
+in :mod:`imgkit.rootfs.npm.npmrunner` (where it runs), :mod:`~imgkit.rootfs.npm.npmconfig` (what it is told) and
 :mod:`~imgkit.rootfs.npm.npmsources` (where packages come from).
 """
 
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from imgkit.errors import HostError, InputError
 from imgkit.host.walk import Walk
-from imgkit.rootfs.npm.npmbox import Box, box
+from imgkit.rootfs.npm.npmrunner import NpmRunner, npm_runner
 from imgkit.rootfs.npm.npmsources import check_lock, check_manifest, read_json
 from imgkit.rootfs.payload import scan
 
@@ -63,7 +63,7 @@ def prepare(
     Args:
         scratch: an empty or missing folder for the copy; it must stay until the image is written.
         architecture: Alpine's name of the image's architecture.
-        allow_scripts: run lifecycle scripts (on the host, with its compilers; see :mod:`imgkit.rootfs.npm.npmbox`).
+        allow_scripts: run lifecycle scripts (on the host, with its compilers; see :mod:`imgkit.rootfs.npm.npmrunner`).
         allow_git: run git for packages that come from git repositories.
         offline: take packages from npm's cache only.
         cache: folder of npm's cache, which is made; None keeps nothing for the next time.
@@ -87,7 +87,7 @@ def prepare(
     _check_sources(scratch, source, lock, allow_git=allow_git)
     if cache is not None:
         cache = cache / ("scripts" if allow_scripts else "plain")  # scripts could change it
-    with box(source, scratch, cache, allow_git=allow_git, offline=offline) as started:
+    with npm_runner(source, scratch, cache, allow_git=allow_git, offline=offline) as started:
         _check_version(started.version())
         _install(started, lock, architecture, allow_scripts=allow_scripts, offline=offline)
         _check_installed(scratch, source, allow_git=allow_git)
@@ -183,7 +183,7 @@ def _copy(source: Path, scratch: Path) -> None:
         raise InputError(f"{source}: cannot be copied: {cause}") from cause
 
 
-def _install(started: Box, lock: Path | None, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
+def _install(started: NpmRunner, lock: Path | None, architecture: str, *, allow_scripts: bool, offline: bool) -> None:
     if architecture not in CPUS:
         raise InputError(f"{started.source}: Node's name of the architecture {architecture} is not known")
     unlocked = unlocked_options(started.source / lock.name) if lock is not None else []

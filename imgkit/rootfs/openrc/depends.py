@@ -52,7 +52,7 @@ _YES = frozenset({"yes", "true", "on", "1"})
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceDeclaration:
     """A service script's own words: (``ineed``, ``iuse`` …, the names that follow), in the order of the calls."""
 
     name: str
@@ -145,7 +145,7 @@ def _fstabinfo(machine: ShellState, arguments: list[str], streams: Streams) -> i
     return int(not found)
 
 
-def services(tree: Tree) -> list[Service]:
+def declarations(tree: Tree) -> list[ServiceDeclaration]:
     """What the services of ``tree`` declare, in the order of their names.
 
     Raises:
@@ -170,7 +170,7 @@ def services(tree: Tree) -> list[Service]:
     return found
 
 
-def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
+def _service(tree: Tree, name: str, text: str, budget: Budget) -> ServiceDeclaration:
     files = _Files(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
     shell = _ServiceShell(files, name)
     streams = Streams(io.StringIO(), _ignore, _ignore)
@@ -190,7 +190,7 @@ def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
         raise Unsupported(f"the script {cause}", line=shell.line, where=f"/{INIT}/{name}") from cause
     except (Leave, Jump, Failed, RecursionError) as cause:
         raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
-    return Service(name, tuple(shell.declared))
+    return ServiceDeclaration(name, tuple(shell.declared))
 
 
 def _without_functions(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from imgkit.rootfs.openrc import depends
-from imgkit.rootfs.openrc.depends import Service
+from imgkit.rootfs.openrc.depends import ServiceDeclaration
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
 
@@ -59,7 +59,7 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
     if depends.INIT not in tree:
         return False
     try:
-        services = depends.services(tree)
+        services = depends.declarations(tree)
     except Unsupported as cause:
         log.info("OpenRC computes its dependencies at every boot: %s", cause)
         return False
@@ -81,7 +81,7 @@ def _watched(tree: Tree, paths: Iterable[str]) -> Iterable[str]:
             yield from tree.children(path)
 
 
-def config_files(services: Iterable[Service]) -> list[str]:
+def config_files(services: Iterable[ServiceDeclaration]) -> list[str]:
     """Other files whose change makes the tree stale (``config`` in a service's ``depend``), each once."""
     return list(
         dict.fromkeys(
@@ -90,7 +90,7 @@ def config_files(services: Iterable[Service]) -> list[str]:
     )
 
 
-def resolve(services: Sequence[Service]) -> list[ServiceEntry]:
+def resolve(services: Sequence[ServiceDeclaration]) -> list[ServiceEntry]:
     """The whole tree: what services declare, the names they provide, and every relation seen from its other end."""
     entries = [_own(service) for service in services]
     provided = [name for entry in entries for name in entry.related.get("iprovide", [])]
@@ -105,7 +105,7 @@ def resolve(services: Sequence[Service]) -> list[ServiceEntry]:
     return entries
 
 
-def _own(service: Service) -> ServiceEntry:
+def _own(service: ServiceDeclaration) -> ServiceEntry:
     entry = ServiceEntry(service.name)
     for kind, words in service.declared:
         if kind != "config":

@@ -15,7 +15,7 @@ _CLEANERS = {"bootmisc": "it removes and makes files in /tmp"}
 """Services that work as root where agents may put links and files of their own, and what they do there."""
 
 
-def services(tree: Tree) -> list[str]:
+def available(tree: Tree) -> list[str]:
     """Names of the services that the Tree has: the executable files of etc/init.d."""
     found = []
     for path in tree.children(tree.resolve(_INIT)):
@@ -38,7 +38,7 @@ def enable(tree: Tree, runlevel: str, service: str, *, epoch: int = 0) -> None:
     Raises:
         RecipeError: there is no such service or runlevel in the Tree.
     """
-    _check("service", service, services(tree), "the package that has it may be missing")
+    _check("service", service, available(tree), "the package that has it may be missing")
     _check("runlevel", runlevel, list(runlevels(tree)), "the package openrc may be missing")
     path = f"{_LEVELS}/{runlevel}/{service}"
     if path not in tree:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from imgkit.errors import InputError
-from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking, platforms
+from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary, platforms
 from imgkit.rootfs.binaries.libraries import PREBUILT
 
 log = logging.getLogger("imgkit")
@@ -19,7 +19,7 @@ Providers = Callable[[Collection[str]], Mapping[str, Sequence[str]] | None]
 _INSTALL = "let imgkit install the payload's packages for the image: AGENT_RUNNER_BUILD=auto"
 
 
-def judge(findings: Findings, policy: Policy, machine: str, providers: Providers, *, copied: bool) -> None:
+def apply_policy(findings: BinaryFindings, policy: Policy, machine: str, providers: Providers, *, copied: bool) -> None:
     """Say what ``findings`` amount to, as warnings.
 
     Args:
@@ -31,7 +31,7 @@ def judge(findings: Findings, policy: Policy, machine: str, providers: Providers
         InputError: the policy is ``strict`` and there is something to warn about; what npm packages keep in folders
             for prebuilt binaries of several platforms is accepted all the same.
     """
-    hints = _library_hints(findings.lacking, providers)
+    hints = _library_hints(findings.missing_libraries, providers)
     if policy == "strict":
         _refuse(findings, machine, hints)
         return
@@ -42,13 +42,13 @@ def judge(findings: Findings, policy: Policy, machine: str, providers: Providers
             advice = _INSTALL if copied else 'payload_binaries = "prune" leaves them out'
             log.warning("the payload has %s, listed in the manifest; %s", _amount(findings.foreign), advice)
     for library, hint in hints.items():
-        needers = [each.path for each in findings.lacking if each.library == library]
+        needers = [each.path for each in findings.missing_libraries if each.library == library]
         log.warning("/%s needs the library %s, which the image lacks: %s", _first(needers), library, hint)
     if findings.doubtful:
         log.warning("/%s", _first([f"{each.path} {each.problem}" for each in findings.doubtful]))
 
 
-def _amount(foreign: Collection[Foreign]) -> str:
+def _amount(foreign: Collection[ForeignBinary]) -> str:
     files = "1 binary" if len(foreign) == 1 else f"{len(foreign)} binaries"
     size = sum(each.size for each in foreign) / 1e6
     return f"{files} for other platforms ({size:.1f} MB: {platforms(foreign)})"
@@ -59,7 +59,7 @@ def _first(texts: Sequence[str]) -> str:
     return f"{texts[0]}{more}"
 
 
-def _library_hints(lacking: Collection[Lacking], providers: Providers) -> dict[str, str]:
+def _library_hints(lacking: Collection[MissingLibrary], providers: Providers) -> dict[str, str]:
     """What to do about each missing library, in the order in which they are first needed."""
     libraries = list(dict.fromkeys(each.library for each in lacking))
     known = providers([_provide(library) for library in libraries]) if libraries else None
@@ -82,7 +82,7 @@ def _library_hint(provide: str, known: Mapping[str, Sequence[str]] | None) -> st
     return f"add one of the packages {', '.join(packages)}"
 
 
-def _refuse(findings: Findings, machine: str, hints: Mapping[str, str]) -> None:
+def _refuse(findings: BinaryFindings, machine: str, hints: Mapping[str, str]) -> None:
     problems = list(_problems(findings, machine, hints))
     if problems:
         message, hint = problems[0]
@@ -90,16 +90,20 @@ def _refuse(findings: Findings, machine: str, hints: Mapping[str, str]) -> None:
         raise InputError(f"{message}{more}", hint=hint)
 
 
-def _problems(findings: Findings, machine: str, hints: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _problems(findings: BinaryFindings, machine: str, hints: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(message, hint) of each finding."""
-    other: tuple[Foreign | Lacking | Doubtful, ...] = (*findings.foreign, *findings.lacking, *findings.doubtful)
+    other: tuple[ForeignBinary | MissingLibrary | DoubtfulBinary, ...] = (
+        *findings.foreign,
+        *findings.missing_libraries,
+        *findings.doubtful,
+    )
     for each in other:
         if PREBUILT.search(each.path):
             continue
-        if isinstance(each, Foreign):
+        if isinstance(each, ForeignBinary):
             image = "has musl" if each.platform == "glibc" else f"for {machine}"
             yield f"/{each.path}: is for {each.platform}, the image {image}", _INSTALL
-        elif isinstance(each, Lacking):
+        elif isinstance(each, MissingLibrary):
             yield f"/{each.path}: needs the library {each.library}, which the image lacks", hints[each.library]
         else:
             yield f"/{each.path}: {each.problem}", _INSTALL

@@ -62,7 +62,7 @@ _NAMESPACES = (
     *("--new-session", "--die-with-parent", "--cap-drop", "ALL"),
 )
 MISSING = "not on PATH"
-"""What :func:`problem` says where there is no bubblewrap."""
+"""What :func:`sandbox_problem` says where there is no bubblewrap."""
 
 _STAND_IN = (
     "npm gets no HOME and few variables of yours: if this is the stand-in of a version manager (Volta, asdf, mise), put"
@@ -76,7 +76,7 @@ _GIT_REFUSED = re.compile(rf"EALLOWGIT|{_NO_GIT}")
 
 
 @dataclass(frozen=True)
-class Box:
+class NpmRunner:
     """A way to start npm.
 
     Attributes:
@@ -184,7 +184,7 @@ class Box:
 
 
 @contextmanager
-def box(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offline: bool) -> Iterator[Box]:
+def npm_runner(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offline: bool) -> Iterator[NpmRunner]:
     """Have a way to start npm on ``copy`` during the block. The copy's ``.npmrc`` is out of the way until it ends.
 
     Args:
@@ -205,7 +205,7 @@ def box(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offlin
             needed.mkdir(parents=True, exist_ok=True)
         files = _configure(source, copy, folder, npm)
         git = shutil.which("git", path=path) or str(folder / _MISSING_GIT) if allow_git else str(folder / _NO_GIT)
-        plain = Box(source, npm, folder, copy, cache.resolve(), _environment(folder, path), (), git)
+        plain = NpmRunner(source, npm, folder, copy, cache.resolve(), _environment(folder, path), (), git)
         with _set_aside(copy / npmconfig.NAME, folder / "npmrc-of-the-payload"):
             yield _inside(plain, path, files, offline=offline)
 
@@ -268,13 +268,13 @@ def _set_aside(path: Path, place: Path) -> Iterator[None]:
 # ---- bubblewrap ------------------------------------------------------------------------------------------------------
 
 
-def _inside(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> Box:
+def _inside(plain: NpmRunner, path: str, files: Sequence[Path], *, offline: bool) -> NpmRunner:
     """``plain`` inside bubblewrap, if it can be started there; else as it is, with a word about why."""
     program = shutil.which("bwrap", path=path)
     if program is None:
         log.info("npm runs without a sandbox: bubblewrap is not installed")
         return plain
-    wrapped = Box(**{**vars(plain), "wrapper": (program, *_words(plain, path, files, offline=offline))})
+    wrapped = NpmRunner(**{**vars(plain), "wrapper": (program, *_words(plain, path, files, offline=offline))})
     try:
         wrapped.version()
     except HostError as problem:
@@ -283,7 +283,7 @@ def _inside(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> B
     return wrapped
 
 
-def _words(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> list[str]:
+def _words(plain: NpmRunner, path: str, files: Sequence[Path], *, offline: bool) -> list[str]:
     """bubblewrap's options (bwrap(1)): a root with nothing in it, and what npm needs bound into that."""
     shown = [*_SYSTEM, *(f"/etc/{name}" for name in _SETTINGS)]
     shown += [str(place) for name in ("npm", "node", "git") for place in _installation(name, path)]
@@ -316,7 +316,7 @@ def _installation(name: str, path: str) -> Iterator[Path]:
             yield hop.parent
 
 
-def problem() -> str | None:
+def sandbox_problem() -> str | None:
     """Why npm cannot be run inside bubblewrap on this host, or None if it can."""
     program = shutil.which("bwrap")
     if program is None:

@@ -5,7 +5,7 @@
 
 The rules are those of busybox's adduser and addgroup (1.37), as observed: system accounts take the smallest free number
 from 100 to 999, others from 1000; a system user without a group of its own goes into ``nogroup`` (65533); a new user
-is also listed as a member of its group. The day in etc/shadow comes from the caller's epoch, so builds are reproducible.
+is also listed as a member of its group. The day in etc/shadow is that of the caller's epoch: builds are reproducible.
 File formats: passwd(5), group(5), shadow(5).
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from imgkit.tree import Directory, File, Tree, parent
 
 PASSWD, GROUP, SHADOW = "etc/passwd", "etc/group", "etc/shadow"
-NO_PASSWORD = "*"
+UNUSABLE = "*"
 """The field of etc/shadow for which no password is valid."""
 _NOGROUP = 65533
 _SYSTEM = range(100, 1000)
@@ -237,7 +237,7 @@ def ensure_user(
         ensure_group(tree, name, uid, epoch=epoch)
         number = _free({user.uid for user in read_users(tree)}, system=False) if uid is None else uid
         user = add_user(tree, name, uid=number, group=name, home=home, shell=shell, make_home=True, epoch=epoch)
-        set_password(tree, name, NO_PASSWORD, epoch=epoch)
+        set_password(tree, name, UNUSABLE, epoch=epoch)
     for group in groups:
         add_member(tree, name, group, epoch=epoch)
     return user

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import stat
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,8 +80,14 @@ def alpine() -> Tree:
     return tree
 
 
+def initramfs(tree: Tree, release: str = RELEASE, **changes: Any) -> bytes:
+    """The initramfs by the Tree's configuration with some settings changed."""
+    return make_initramfs(tree, release, replace(read_configuration(tree), **changes), epoch=EPOCH)
+
+
 def members(tree: Tree, *, features: list[str] | None = None) -> dict[str, CpioMember]:
-    data = make_initramfs(tree, RELEASE, features=features, epoch=EPOCH, compression="none")
+    changes = {} if features is None else {"features": tuple(features)}
+    data = initramfs(tree, compression="none", **changes)
     return {member.name: member for member in read_newc(data)}
 
 
@@ -273,16 +281,16 @@ def test_firmware_that_modules_name() -> None:
 @pytest.mark.parametrize(("method", "unpack"), [("gzip", gzip.decompress), ("xz", lzma.decompress)])
 def test_compression(method: str, unpack: object) -> None:
     tree = alpine()
-    plain = make_initramfs(tree, RELEASE, epoch=EPOCH, compression="none")
-    packed = make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    plain = initramfs(tree, compression="none")
+    packed = initramfs(tree, compression=method)
     assert unpack(packed) == plain  # type: ignore[operator]
-    assert packed == make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    assert packed == initramfs(tree, compression=method)
     tree.write(CONFIGURATION, f"features='base ext4'\ninitfscomp={method}\n")
-    assert make_initramfs(tree, RELEASE, epoch=EPOCH) == packed
+    assert initramfs(tree) == packed
 
 
 def test_xz_is_what_the_kernel_can_check() -> None:
-    data = make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="xz")
+    data = initramfs(alpine(), compression="xz")
     assert lzma.decompress(data).startswith(b"070701")
     assert data[7] == lzma.CHECK_CRC32
 
@@ -307,44 +315,51 @@ def test_missing_files_are_named(path: str, message: str) -> None:
     tree = alpine()
     tree.remove(path)
     with pytest.raises(InputError) as caught:
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
     assert message in str(caught.value)
 
 
 def test_features_without_base() -> None:
     with pytest.raises(InputError, match="would lack /usr/bin/busybox") as caught:
-        make_initramfs(alpine(), RELEASE, features=["ext4"], epoch=EPOCH)
+        initramfs(alpine(), features=("ext4",))
     assert "base" in str(caught.value.hint)
 
 
 def test_unknown_features_are_all_named() -> None:
     with pytest.raises(RecipeError, match="feature ext5") as caught:
-        make_initramfs(alpine(), RELEASE, features=["base", "ext5", "zzz"], epoch=EPOCH)
+        initramfs(
+            alpine(),
+            features=(
+                "base",
+                "ext5",
+                "zzz",
+            ),
+        )
     assert len(caught.value.problems) == 2
     assert caught.value.hint == "known are base ext4 net"
 
 
 def test_no_mkinitfs_and_no_kernel() -> None:
     with pytest.raises(InputError, match=f"/{MODULES}: no modules"):
-        make_initramfs(Tree(), RELEASE, epoch=EPOCH)
+        initramfs(Tree())
     tree = Tree()
     tree.mkdir(MODULES)
     with pytest.raises(InputError, match=f"/{FEATURES}: missing"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_module_named_without_wildcards_must_be_there() -> None:
     tree = alpine()
     tree.write(f"{FEATURES}/ext4.modules", "kernel/fs/exportfs/exportfs.ko\nkernel/fs/gone.ko.gz\n")
     with pytest.raises(InputError, match=rf"^/{MODULES}/kernel/fs/gone\.ko\.gz"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_module_that_depmod_has_not_seen() -> None:
     tree = alpine()
     tree.write(f"{MODULES}/kernel/fs/ext4/new.ko.gz", module())
     with pytest.raises(InputError, match=r"kernel/fs/ext4/new\.ko\.gz.*modules\.dep"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_damaged_module_among_firmware() -> None:
@@ -352,12 +367,12 @@ def test_a_damaged_module_among_firmware() -> None:
     tree.write("lib/firmware/a", "blob")
     tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", b"damaged")
     with pytest.raises(InputError, match=r"ext4\.ko\.gz: damaged kernel module"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_unknown_compression() -> None:
     with pytest.raises(RecipeError, match="compression lz4"):
-        make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="lz4")
+        initramfs(alpine(), compression="lz4")
 
 
 # ---- the trigger -----------------------------------------------------------------------------------------------------
@@ -369,7 +384,7 @@ def test_install() -> None:
     node = tree["boot/initramfs-virt"]
     assert isinstance(node, File)
     assert (node.mode, node.mtime, node.uid) == (0o600, EPOCH, 0)
-    assert node.content.read() == make_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert node.content.read() == initramfs(tree)
     assert tree.read(f"{MODULES}/initramfs-suffix") == b"-virt\n"
     assert tree["boot/boot"] == Symlink(target=".", mtime=EPOCH)
 
@@ -412,9 +427,7 @@ def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
     (one,) = kernels(tree)
     real = {member.name: member for member in read_newc(gzip.decompress(tree.read(one.initramfs)))}
-    made = {
-        member.name: member for member in read_newc(make_initramfs(tree, one.release, epoch=EPOCH, compression="none"))
-    }
+    made = {member.name: member for member in read_newc(initramfs(tree, one.release, compression="none"))}
     assert list(made) == list(real)
     # mkinitfs packs a folder of mktemp, and re-sorts dependencies; its init starts mdev: differences on purpose.
     dep = f"usr/{one.directory}/modules.dep"
@@ -436,7 +449,7 @@ def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
 def test_minimal_features(mirror: Mirror, architecture: str, modules: int) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
     (one,) = kernels(tree)
-    data = make_initramfs(tree, one.release, features=["base", "virtio", "ext4"], epoch=EPOCH)
+    data = initramfs(tree, one.release, features=("base", "virtio", "ext4"))
     names = [member.name for member in read_newc(gzip.decompress(data))]
     assert len([name for name in names if ".ko" in name]) == modules
     assert len(data) < 7_000_000

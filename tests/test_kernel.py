@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, release_key, unpack_zboot
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, find_kernel, is_zboot, kernels, release_key, unpack_zboot
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 
@@ -64,26 +64,26 @@ def test_merged_usr() -> None:
     tree.mkdir("usr/lib")
     tree.symlink("lib", "usr/lib")
     tree.write("lib/modules/6.18.0-0-virt/kernel-suffix", "-virt")
-    assert kernel(tree, "6.18.0-0-virt").directory == "usr/lib/modules/6.18.0-0-virt"
+    assert find_kernel(tree, "6.18.0-0-virt").directory == "usr/lib/modules/6.18.0-0-virt"
 
 
 @pytest.mark.parametrize(("release", "suffix"), [("6.1.0-0-lts", "-lts"), ("6.1.0", ""), ("6.1-2-rpi-4", "-rpi-4")])
 def test_suffix_without_the_package_saying_so(release: str, suffix: str) -> None:
     tree = Tree()
     tree.mkdir(f"lib/modules/{release}")
-    assert kernel(tree, release).suffix == suffix
+    assert find_kernel(tree, release).suffix == suffix
 
 
 def test_a_suffix_that_leaves_boot_is_refused() -> None:
     tree = Tree()
     tree.write("lib/modules/6/kernel-suffix", "-../../etc/passwd")
     with pytest.raises(InputError, match="/lib/modules/6/kernel-suffix"):
-        kernel(tree, "6")
+        find_kernel(tree, "6")
 
 
 def test_a_kernel_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"/lib/modules/6\.1: no modules"):
-        kernel(Tree(), "6.1")
+        find_kernel(Tree(), "6.1")
 
 
 @pytest.mark.parametrize("trailer", [b"", b"\x00\x01\x00\x00"])

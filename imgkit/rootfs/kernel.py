@@ -60,12 +60,12 @@ def kernels(tree: Tree) -> tuple[Kernel, ...]:
     A folder of modules without an image is ignored: a removed package left it behind.
     """
     folders = [path for path in tree.children(_modules(tree)) if isinstance(tree.get(path), Directory)]
-    with_modules = [kernel(tree, path.rpartition("/")[2]) for path in folders]
+    with_modules = [find_kernel(tree, path.rpartition("/")[2]) for path in folders]
     bootable = [candidate for candidate in with_modules if isinstance(tree.stat(candidate.image), File)]
     return tuple(sorted(bootable, key=lambda candidate: release_key(candidate.release)))
 
 
-def kernel(tree: Tree, release: str) -> Kernel:
+def find_kernel(tree: Tree, release: str) -> Kernel:
     """Return the kernel ``release``, whose modules the Tree has.
 
     Raises:

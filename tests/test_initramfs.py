@@ -86,7 +86,7 @@ def initramfs(tree: Tree, release: str = RELEASE, **changes: Any) -> bytes:
 
 
 def members(tree: Tree, *, features: list[str] | None = None) -> dict[str, CpioMember]:
-    changes = {} if features is None else {"features": tuple(features)}
+    changes: dict[str, Any] = {} if features is None else {"features": tuple(features)}
     data = initramfs(tree, compression="none", **changes)
     return {member.name: member for member in read_newc(data)}
 

@@ -15,7 +15,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm.npmconfig import Setting, parse, settings
 from imgkit.rootfs.npm.npmrunner import NpmRunner
 from imgkit.rootfs.npm.npmsources import check_lock, check_manifest, is_git, is_outside, read_json
-from imgkit.rootfs.npm.prepare import _mention_unlocked, prepare
+from imgkit.rootfs.npm.prepare import _warn_of_unlocked, prepare
 from tests.conftest import need_program
 
 MANIFEST = Path("package.json")
@@ -288,10 +288,10 @@ def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "node_modules/@s/c/lib").mkdir(parents=True)
     for name, there in (("a", True), ("@s/b", True), ("@s/c", True), ("b", False), ("@s", False), ("lib", False)):
         caplog.clear()
-        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert ("did not install it" not in caplog.text) == there, name
     for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
-        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert f"lacks {name}, and this npm did not install it" in caplog.text
 
 

@@ -211,6 +211,7 @@ def test_removing_a_package_leaves_what_others_have_and_what_was_changed() -> No
     assert remove(tree, ledger, "a").name == "a"
     assert list(tree) == ["", "d", "d/g", "etc", "etc/mine"]
     assert set(ledger.packages) == {"b"}
+    assert {path: set(records) for path, records in ledger.directories.items()} == {"d": {"b"}}
 
 
 def test_what_the_new_version_has_too_is_not_removed() -> None:

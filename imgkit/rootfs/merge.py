@@ -109,7 +109,7 @@ def remove(tree: Tree, ledger: Ledger, name: str, *, keep: frozenset[str] = froz
         place = _place(tree, path)
         if path not in keep and place in tree and not (is_protected(path) and not _is_original(tree, place, record)):
             tree.remove(place)
-    for path in sorted(directories - keep, key=len, reverse=True):
+    for path in sorted(directories - keep, reverse=True):
         place = tree.resolve(path, follow=False)
         if isinstance(tree.get(place), Directory) and not tree.children(place) and place:
             tree.remove(place)

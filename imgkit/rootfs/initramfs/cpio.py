@@ -22,7 +22,6 @@ _MAGIC = b"070701"
 _TRAILER = b"TRAILER!!!"
 _BLOCK = 512  # archives end at a multiple of this, as GNU cpio's do with its default for newc
 _LIMIT = 1 << 32  # every number in a header has eight hexadecimal digits
-_CHUNK = 1 << 18
 _DEVICES = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 _FIELDS = (
     *("ino", "mode", "uid", "gid", "nlink", "mtime", "filesize"),
@@ -116,7 +115,7 @@ def _write_member(out: _CountingSink, inode: int, member: Member) -> None:
 def _copy(out: _CountingSink, content: Content) -> None:
     start = out.position
     with content.open() as source:
-        shutil.copyfileobj(source, out, _CHUNK)
+        shutil.copyfileobj(source, out)
     if out.position - start != content.size:
         raise ValueError(f"content has {out.position - start} bytes where {content.size} were announced")
 

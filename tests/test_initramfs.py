@@ -214,6 +214,17 @@ def test_attributes() -> None:
     assert found[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
 
 
+def test_everything_belongs_to_root_and_keeps_its_mode() -> None:
+    tree = alpine()
+    tree.change("bin/busybox", mode=0o4711, uid=5, gid=6)
+    tree.change(f"{MODULES}/kernel/lib/crc16.ko.gz", uid=5, gid=6)
+    tree.change("etc/apk/keys/one.rsa.pub", mode=0o666, gid=6)
+    found = members(tree)
+    assert oct(found["usr/bin/busybox"].mode) == "0o104711"
+    assert oct(found["etc/apk/keys/one.rsa.pub"].mode) == "0o100644", "only root may change it"
+    assert {member.numbers[2:4] for member in found.values()} == {(0, 0)}
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

@@ -76,8 +76,8 @@ def test_systems_by_their_formats(data: bytes, system: str | None) -> None:
 def test_any_bytes_are_judged(data: bytes, start: bytes) -> None:
     tree = small_tree()
     tree.write(f"{TOP}/a.node", start + data)
-    found = look(tree)
-    assert len([*found.foreign, *found.doubtful]) + len(found.missing_libraries) <= 20
+    findings = look(tree)
+    assert len([*findings.foreign, *findings.doubtful]) + len(findings.missing_libraries) <= 20
 
 
 def small_tree() -> Tree:
@@ -92,7 +92,7 @@ def look(tree: Tree, machine: str = "x86_64") -> BinaryFindings:
     return examine(tree, machine, [path for path, _ in tree.walk(TOP) if path != TOP])
 
 
-def one(data: bytes, name: str = "tool") -> BinaryFindings:
+def examined(data: bytes, name: str = "tool") -> BinaryFindings:
     tree = small_tree()
     tree.write(f"{TOP}/{name}", data)
     return look(tree)
@@ -114,7 +114,7 @@ def one(data: bytes, name: str = "tool") -> BinaryFindings:
     ],
 )
 def test_other_platforms(name: str, data: bytes, platform: str) -> None:
-    assert one(data, name) == BinaryFindings(foreign=(ForeignBinary(f"{TOP}/{name}", len(data), platform),))
+    assert examined(data, name) == BinaryFindings(foreign=(ForeignBinary(f"{TOP}/{name}", len(data), platform),))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_other_platforms(name: str, data: bytes, platform: str) -> None:
     ],
 )
 def test_what_is_fine(name: str, data: bytes) -> None:
-    assert one(data, name) == BinaryFindings()
+    assert examined(data, name) == BinaryFindings()
 
 
 def test_glibc_is_no_other_platform_where_something_stands_in_for_it() -> None:
@@ -147,9 +147,9 @@ def test_libraries_are_missed_through_the_ones_that_a_payload_brings() -> None:
     tree.write(f"{TOP}/a/lib/a.node", make_elf(needed=["libv.so.42", "libgcc_s.so.1"], rpath="$ORIGIN/../../v"))
     tree.write(f"{TOP}/v/libv.so.42", make_elf(needed=["libstdc++.so.6", "libv.so.42", "libc.so"], runpath="$ORIGIN"))
     tree.write(f"{TOP}/tool", make_elf(interpreter="/" + LOADER, needed=["libstdc++.so.6"]))
-    found = look(tree)
-    assert (found.foreign, found.doubtful) == ((), ())
-    assert set(found.missing_libraries) == {
+    findings = look(tree)
+    assert (findings.foreign, findings.doubtful) == ((), ())
+    assert set(findings.missing_libraries) == {
         MissingLibrary(f"{TOP}/a/lib/a.node", "libgcc_s.so.1"),
         MissingLibrary(f"{TOP}/a/lib/a.node", "libstdc++.so.6"),
         MissingLibrary(f"{TOP}/tool", "libstdc++.so.6"),
@@ -166,9 +166,9 @@ def test_libraries_are_missed_through_the_ones_that_a_payload_brings() -> None:
     ],
 )
 def test_doubts(name: str, data: bytes, problem: str) -> None:
-    found = one(data, name)
-    (doubt,) = found.doubtful
-    assert (found.foreign, found.missing_libraries) == ((), ())
+    findings = examined(data, name)
+    (doubt,) = findings.doubtful
+    assert (findings.foreign, findings.missing_libraries) == ((), ())
     assert doubt.problem.startswith(problem)
 
 
@@ -186,8 +186,10 @@ def test_the_rest_of_the_image_is_as_strict_as_ever() -> None:
 
 
 def test_platforms_are_counted() -> None:
-    found = [ForeignBinary(str(number), 1, name) for number, name in enumerate(["glibc", "macOS", "aarch64", "macOS"])]
-    assert platforms(found) == "2 for macOS, 1 for aarch64, 1 for glibc"
+    findings = [
+        ForeignBinary(str(number), 1, name) for number, name in enumerate(["glibc", "macOS", "aarch64", "macOS"])
+    ]
+    assert platforms(findings) == "2 for macOS, 1 for aarch64, 1 for glibc"
 
 
 # ---- leaving out -----------------------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def test_pruning_everything_leaves_the_payloads_folder() -> None:
     assert [path for path, _ in tree.walk("opt")] == ["opt", TOP]
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+# ---- what is logged --------------------------------------------------------------------------------------------------
 
 FOREIGN = BinaryFindings(
     foreign=(ForeignBinary("opt/a", 1_500_000, "macOS"), ForeignBinary("opt/b.node", 2_000_000, "aarch64"))
@@ -242,7 +244,7 @@ def known(names: Collection[str]) -> Mapping[str, Sequence[str]]:
     return {name: PROVIDERS.get(name, ()) for name in names}
 
 
-def said(
+def logged(
     findings: BinaryFindings, caplog: pytest.LogCaptureFixture, policy: Policy = "warn", *, copied: bool = False
 ) -> list[str]:
     """Warnings, and in front of the rest its level."""
@@ -255,7 +257,7 @@ def said(
 
 
 def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(FOREIGN, caplog) == [
+    assert logged(FOREIGN, caplog) == [
         "the payload has 2 binaries for other platforms (3.5 MB: 1 for aarch64, 1 for macOS), listed in the manifest; "
         'payload_binaries = "prune" leaves them out'
     ]
@@ -264,19 +266,19 @@ def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -
 def test_a_payload_that_was_not_installed_by_imgkit_may_be_for_another_machine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (line,) = said(FOREIGN, caplog, copied=True)
+    (line,) = logged(FOREIGN, caplog, copied=True)
     assert line.endswith("let imgkit install the payload's packages for the image: AGENT_RUNNER_BUILD=auto")
 
 
 def test_what_was_left_out_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(FOREIGN, caplog, "prune") == [
+    assert logged(FOREIGN, caplog, "prune") == [
         "INFO: left out of the payload: 2 binaries for other platforms (3.5 MB: 1 for aarch64, 1 for macOS)"
     ]
 
 
 @pytest.mark.parametrize("policy", ["warn", "prune"])
 def test_a_missing_library_names_the_package(caplog: pytest.LogCaptureFixture, policy: Policy) -> None:
-    assert said(LACKING, caplog, policy) == [
+    assert logged(LACKING, caplog, policy) == [
         "/opt/a.node (and 1 more) needs the library libstdc++.so.6, which the image lacks: add the package libstdc++"
     ]
 
@@ -290,7 +292,7 @@ def test_a_missing_library_names_the_package(caplog: pytest.LogCaptureFixture, p
     ],
 )
 def test_several_providers_and_none(caplog: pytest.LogCaptureFixture, library: str, advice: str) -> None:
-    (line,) = said(BinaryFindings(missing_libraries=(MissingLibrary("opt/a.node", library),)), caplog)
+    (line,) = logged(BinaryFindings(missing_libraries=(MissingLibrary("opt/a.node", library),)), caplog)
     assert line.endswith(f"{library}, which the image lacks: {advice}")
 
 
@@ -312,14 +314,14 @@ def test_nothing_is_asked_and_nothing_said_where_all_is_well(caplog: pytest.LogC
 
 def test_doubts_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     doubts = BinaryFindings(doubtful=(DoubtfulBinary("opt/a.node", "is odd"), DoubtfulBinary("opt/b.node", "is odd")))
-    assert said(doubts, caplog) == ["/opt/a.node is odd (and 1 more)"]
+    assert logged(doubts, caplog) == ["/opt/a.node is odd (and 1 more)"]
 
 
 @pytest.mark.parametrize(
     ("findings", "message", "hint"),
     [
         (FOREIGN, "/opt/a: is for macOS, the image for x86_64 (and 1 more)", "AGENT_RUNNER_BUILD=auto"),
-        (one(make_elf(needed=["libc.so.6"])), "/opt/agent-runner/tool: is for glibc, the image has musl", "=auto"),
+        (examined(make_elf(needed=["libc.so.6"])), "/opt/agent-runner/tool: is for glibc, the image has musl", "=auto"),
         (
             LACKING,
             "/opt/a.node: needs the library libstdc++.so.6, which the image lacks (and 1 more)",
@@ -336,6 +338,6 @@ def test_strict_refuses(findings: BinaryFindings, message: str, hint: str) -> No
 
 
 def test_strict_accepts_prebuilt_binaries_of_several_platforms() -> None:
-    found = one(make_elf("aarch64"), "node_modules/x/prebuilds/linux-arm64/x.node")
-    assert len(found.foreign) == 1
-    apply_policy(found, "strict", "x86_64", known, copied=False)
+    findings = examined(make_elf("aarch64"), "node_modules/x/prebuilds/linux-arm64/x.node")
+    assert len(findings.foreign) == 1
+    apply_policy(findings, "strict", "x86_64", known, copied=False)

@@ -161,7 +161,7 @@ def test_services_in_a_place_of_their_own() -> None:
     assert not deptree.install_cache(tree, epoch=1)
 
 
-def made(**services: list[tuple[str, str]]) -> list[str]:
+def rendered(**services: list[tuple[str, str]]) -> list[str]:
     """The tree's lines for services given by (kind, names) pairs, keywords left out."""
     known = [
         ServiceDeclaration(name, tuple((kind, tuple(names.split())) for kind, names in pairs))
@@ -171,7 +171,7 @@ def made(**services: list[tuple[str, str]]) -> list[str]:
 
 
 def test_relations_are_seen_from_both_ends() -> None:
-    assert made(a=[("ineed", "b gone"), ("iprovide", "p a"), ("iuse", "x.sh")], b=[("iafter", "p")]) == [
+    assert rendered(a=[("ineed", "b gone"), ("iprovide", "p a"), ("iuse", "x.sh")], b=[("iafter", "p")]) == [
         "depinfo_0_service='a'",
         "depinfo_0_ineed_0='b'",
         "depinfo_0_ineed_1='gone'",
@@ -187,10 +187,10 @@ def test_relations_are_seen_from_both_ends() -> None:
 
 
 def test_the_last_word_about_an_order_holds_and_a_dependency_beats_it() -> None:
-    assert "depinfo_0_iafter_0='b'" in made(a=[("ibefore", "b"), ("iafter", "b")], b=[])
-    assert not any("ibefore" in line for line in made(a=[("ibefore", "b"), ("ineed", "b")], b=[]))
-    assert made(a=[("ineed", "b"), ("ineed", "!b")], b=[]) == ["depinfo_0_service='a'", "depinfo_1_service='b'"]
-    circle = made(a=[("ineed", "b")], b=[("iafter", "a")])
+    assert "depinfo_0_iafter_0='b'" in rendered(a=[("ibefore", "b"), ("iafter", "b")], b=[])
+    assert not any("ibefore" in line for line in rendered(a=[("ibefore", "b"), ("ineed", "b")], b=[]))
+    assert rendered(a=[("ineed", "b"), ("ineed", "!b")], b=[]) == ["depinfo_0_service='a'", "depinfo_1_service='b'"]
+    circle = rendered(a=[("ineed", "b")], b=[("iafter", "a")])
     assert circle == [
         "depinfo_0_service='a'",
         "depinfo_0_ineed_0='b'",

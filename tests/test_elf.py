@@ -337,9 +337,9 @@ def test_run_paths_with_origin_come_before_the_system() -> None:
     tree = small_tree()
     tree.write("opt/lib/libz.so.1", make_elf(), mode=0o755)
     program(tree, "opt/bin/tool", needed=["libz.so.1"], runpath="${ORIGIN}/../lib")
-    found = Libraries(tree).closure(["opt/bin/tool"])
-    assert "opt/lib/libz.so.1" in found
-    assert "usr/lib/libz.so.1" not in found
+    closure = Libraries(tree).closure(["opt/bin/tool"])
+    assert "opt/lib/libz.so.1" in closure
+    assert "usr/lib/libz.so.1" not in closure
 
 
 def test_run_paths_are_inherited_by_what_a_program_needs() -> None:
@@ -437,9 +437,9 @@ def test_a_hard_link_is_reported_once() -> None:
 def test_problems(path: str, data: bytes, problem: str) -> None:
     tree = complete_tree()
     tree.write(path, data)
-    (found,) = check_architecture(tree, "x86_64")
-    assert found.startswith(f"/{path}: ")
-    assert problem in found
+    (line,) = check_architecture(tree, "x86_64")
+    assert line.startswith(f"/{path}: ")
+    assert problem in line
 
 
 @pytest.mark.parametrize(

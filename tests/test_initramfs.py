@@ -187,10 +187,10 @@ def test_globs() -> None:
 
 
 def test_names_of_everything() -> None:
-    found = members(alpine())
-    directories = {name for name, member in found.items() if stat.S_ISDIR(member.mode)}
+    packed = members(alpine())
+    directories = {name for name, member in packed.items() if stat.S_ISDIR(member.mode)}
     kernel = f"usr/{MODULES}"
-    assert set(found) - directories == {
+    assert set(packed) - directories == {
         *("bin", "sbin", "lib", "init", "etc/fstab", "etc/group", "etc/passwd", "etc/apk/keys/one.rsa.pub"),
         *("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs", "usr/lib/mdev/usbdev"),
         *("usr/lib/ld-musl-x86_64.so.1", "usr/lib/libc.musl-x86_64.so.1", "usr/lib/libkmod.so.2"),
@@ -200,18 +200,18 @@ def test_names_of_everything() -> None:
         *(f"{kernel}/kernel/lib/crc16.ko.gz", f"{kernel}/kernel/drivers/block/loop.ko.gz"),
     }
     assert {".", "proc", "newroot", "usr/lib/firmware", ".modloop", "media/usb"} <= directories
-    assert list(found) == sorted(found)
+    assert list(packed) == sorted(packed)
 
 
 def test_attributes() -> None:
-    found = members(alpine())
-    assert {member.numbers[5] for member in found.values()} == {EPOCH}
-    assert {member.numbers[2:4] for member in found.values()} == {(0, 0)}
-    assert oct(found["init"].mode) == "0o100755"
-    assert oct(found["etc/fstab"].mode) == "0o100644"
-    assert found["usr/bin/sh"].data == b"/bin/busybox"
-    assert found["lib"].data == b"usr/lib"
-    assert found[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
+    packed = members(alpine())
+    assert {member.numbers[5] for member in packed.values()} == {EPOCH}
+    assert {member.numbers[2:4] for member in packed.values()} == {(0, 0)}
+    assert oct(packed["init"].mode) == "0o100755"
+    assert oct(packed["etc/fstab"].mode) == "0o100644"
+    assert packed["usr/bin/sh"].data == b"/bin/busybox"
+    assert packed["lib"].data == b"usr/lib"
+    assert packed[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
 
 
 def test_everything_belongs_to_root_and_keeps_its_mode() -> None:
@@ -219,10 +219,10 @@ def test_everything_belongs_to_root_and_keeps_its_mode() -> None:
     tree.change("bin/busybox", mode=0o4711, uid=5, gid=6)
     tree.change(f"{MODULES}/kernel/lib/crc16.ko.gz", uid=5, gid=6)
     tree.change("etc/apk/keys/one.rsa.pub", mode=0o666, gid=6)
-    found = members(tree)
-    assert oct(found["usr/bin/busybox"].mode) == "0o104711"
-    assert oct(found["etc/apk/keys/one.rsa.pub"].mode) == "0o100644", "only root may change it"
-    assert {member.numbers[2:4] for member in found.values()} == {(0, 0)}
+    packed = members(tree)
+    assert oct(packed["usr/bin/busybox"].mode) == "0o104711"
+    assert oct(packed["etc/apk/keys/one.rsa.pub"].mode) == "0o100644", "only root may change it"
+    assert {member.numbers[2:4] for member in packed.values()} == {(0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_no_process_for_every_event(text: str, wanted: str) -> None:
 
 
 def test_features_of_the_caller_win() -> None:
-    found = members(alpine(), features=["base"])
-    assert not [name for name in found if "ext4" in name]
+    packed = members(alpine(), features=["base"])
+    assert not [name for name in packed if "ext4" in name]
 
 
 def test_hard_linked_programs() -> None:
@@ -281,8 +281,8 @@ def test_firmware_that_modules_name() -> None:
     tree.write("lib/firmware/real/b.bin.zst", "blob")
     tree.write("lib/firmware/unused", "blob")
     tree.symlink("lib/firmware/a", "real")
-    found = {name: member.data for name, member in members(tree).items() if name.startswith("usr/lib/firmware/")}
-    assert found == {
+    firmware = {name: member.data for name, member in members(tree).items() if name.startswith("usr/lib/firmware/")}
+    assert firmware == {
         "usr/lib/firmware/a": b"real",
         "usr/lib/firmware/real": b"",
         "usr/lib/firmware/real/b.bin.zst": b"blob",
@@ -436,31 +436,31 @@ def dependencies(data: bytes) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
 def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
-    (one,) = kernels(tree)
-    real = {member.name: member for member in read_newc(gzip.decompress(tree.read(one.initramfs)))}
-    made = {member.name: member for member in read_newc(initramfs(tree, one.release, compression="none"))}
-    assert list(made) == list(real)
+    (kernel,) = kernels(tree)
+    real = {member.name: member for member in read_newc(gzip.decompress(tree.read(kernel.initramfs)))}
+    ours = {member.name: member for member in read_newc(initramfs(tree, kernel.release, compression="none"))}
+    assert list(ours) == list(real)
     # mkinitfs packs a folder of mktemp, and re-sorts dependencies; its init starts mdev: differences on purpose.
-    dep = f"usr/{one.directory}/modules.dep"
-    assert dependencies(made[dep].data) == dependencies(real[dep].data)
+    dep = f"usr/{kernel.directory}/modules.dep"
+    assert dependencies(ours[dep].data) == dependencies(real[dep].data)
     different = [
         name
-        for name, member in made.items()
+        for name, member in ours.items()
         if (member.mode, member.numbers[2:4], member.data)
         != (real[name].mode, real[name].numbers[2:4], real[name].data)
     ]
     assert different == [".", "init", dep, f"{dep}.bin"]
     assert real["init"].data.count(b"-p /sbin/mdev") == 3
-    assert made["init"].data.count(b"nlplug-findfs") == real["init"].data.count(b"nlplug-findfs")
-    assert b"-p /sbin/mdev" not in made["init"].data
+    assert ours["init"].data.count(b"nlplug-findfs") == real["init"].data.count(b"nlplug-findfs")
+    assert b"-p /sbin/mdev" not in ours["init"].data
 
 
 @pytest.mark.mirror
 @pytest.mark.parametrize(("architecture", "modules"), [("x86_64", 34), ("aarch64", 35)])
 def test_minimal_features(mirror: Mirror, architecture: str, modules: int) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
-    (one,) = kernels(tree)
-    data = initramfs(tree, one.release, features=("base", "virtio", "ext4"))
+    (kernel,) = kernels(tree)
+    data = initramfs(tree, kernel.release, features=("base", "virtio", "ext4"))
     names = [member.name for member in read_newc(gzip.decompress(data))]
     assert len([name for name in names if ".ko" in name]) == modules
     assert len(data) < 7_000_000

@@ -64,9 +64,9 @@ def read_index(data: bytes) -> list[IndexEntry]:
         for character, child in children:
             yield from node(child, key + character)
 
-    found = list(node(struct.unpack_from(">I", data, 8)[0], ""))
+    entries = list(node(struct.unpack_from(">I", data, 8)[0], ""))
     assert end == len(data)
-    return found
+    return entries
 
 
 keys = st.text(st.characters(min_codepoint=1, max_codepoint=127), max_size=12)
@@ -230,11 +230,11 @@ def test_indexes_equal_those_of_the_kernel_package(mirror: Mirror, architecture:
     tree = tree_from_tar(mirror.oracle[architecture])
     (kernel,) = kernels(tree)
     texts = {name: tree.text(f"{kernel.directory}/modules.{name}") for name in kmod.TEXTS}
-    made = indexes(texts)
-    assert sorted(made) == sorted(
+    files = indexes(texts)
+    assert sorted(files) == sorted(
         path.rpartition("/")[2] for path in tree.children(kernel.directory) if path.endswith(".bin")
     )
-    for name, data in made.items():
+    for name, data in files.items():
         assert data == tree.read(f"{kernel.directory}/{name}"), name
         assert read_index(data), name
     everything = subset(texts, set(parse_dependencies(texts["dep"], kernel.directory)), kernel.directory)

@@ -99,7 +99,7 @@ def test_files_that_are_no_services() -> None:
         ("depend() { keyword -containers; }", "keyword -containers"),
         ("supervisor=s6", "supervisor s6"),
         ("false", "fails"),
-        ("exit 1", "an end before its end"),
+        ("exit 1", "a script that ends early"),
         ("depend() { depend; }", "deeper"),
         ("x=$((1))", "arithmetic"),
         ("start() {\n\tfoo\n\t}\n\ndepend() {\n\tneed net\n}\n", "the function start without an end"),
@@ -108,8 +108,8 @@ def test_files_that_are_no_services() -> None:
         ("depend() { use $RC_RUNLEVEL; }", "the variable RC_RUNLEVEL"),
         (". /lib/missing.sh", ". /lib/missing.sh"),
         ("rc_after='*'", "the pattern * for after"),
-        ("break", "an end before its end"),
-        ("for x in ${y:?}; do need $x; done", "an end before its end"),
+        ("break", "a script that ends early"),
+        ("for x in ${y:?}; do need $x; done", "a script that ends early"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(script: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -192,7 +192,7 @@ def _service(tree: Tree, name: str, text: str, budget: Budget) -> ServiceDeclara
     except Exhausted as cause:
         raise Unsupported(f"the script {cause}", line=shell.line, where=f"/{INIT}/{name}") from cause
     except (Leave, Jump, Failed, RecursionError) as cause:
-        raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
+        raise Unsupported("a script that ends early", line=shell.line, where=f"/{INIT}/{name}") from cause
     return ServiceDeclaration(name, tuple(shell.declared))
 
 

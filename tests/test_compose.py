@@ -98,6 +98,13 @@ def test_the_initramfs_has_the_recipes_features_and_the_images_own_mkinitfs_too(
     assert not any(name.endswith("/net/a.ko.gz") for name in names)
 
 
+def test_a_package_that_makes_the_initramfs_is_computed() -> None:
+    """The initramfs is made once, at the end: what the script asks for is done then."""
+    made = make(None, built("a", scripts={"post-install": "mkinitfs -o /boot/initramfs-virt 6.18.0-0-virt"}))
+    assert [(script.kind, script.outcome.status) for script in made.scripts.ran] == [("post-install", 0)]
+    assert "boot/initramfs-virt" in made.tree
+
+
 def test_an_image_without_a_configuration_of_mkinitfs() -> None:
     tree = base()
     tree.remove("etc/mkinitfs/mkinitfs.conf")

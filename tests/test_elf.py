@@ -196,6 +196,10 @@ def test_segments_of_a_relocatable_file_are_not_read() -> None:
     assert (facts.type, facts.needed) == (ET_REL, ())
 
 
+def test_a_file_without_segments_needs_nothing() -> None:
+    assert facts_of(changed(make_elf(needed=["libz.so.1"]), 54, "<HH", 0, 0)) == (None, (), (), None)
+
+
 @pytest.mark.parametrize(
     ("size", "count", "message"),
     [

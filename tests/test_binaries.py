@@ -118,6 +118,25 @@ def test_other_platforms(name: str, data: bytes, platform: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "system"),
+    [(2, "NetBSD"), (6, "Solaris"), (7, "AIX"), (9, "FreeBSD"), (12, "OpenBSD"), (0, None), (3, None), (13, None)],
+)
+def test_systems_that_the_header_states(number: int, system: str | None) -> None:
+    """EI_OSABI of the gABI, chapter 4; 3 is Linux, and most files have 0."""
+    data = make_elf(kind=ET_EXEC)
+    findings = examined(data[:7] + bytes([number]) + data[8:])
+    assert [binary.platform for binary in findings.foreign] == ([system] if system else [])
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "system"),
+    [("/system/bin/linker64", "Android"), ("/libexec/ld-elf.so.1", "FreeBSD"), ("/usr/libexec/ld.so", "OpenBSD")],
+)
+def test_systems_that_the_interpreter_belongs_to(interpreter: str, system: str) -> None:
+    assert [binary.platform for binary in examined(make_elf(interpreter=interpreter)).foreign] == [system]
+
+
+@pytest.mark.parametrize(
     ("name", "data"),
     [
         ("static", make_elf(kind=ET_EXEC)),

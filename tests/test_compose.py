@@ -85,6 +85,7 @@ def test_everything_that_the_recipe_states_is_in_the_tree() -> None:
 def test_a_read_only_root_without_a_network() -> None:
     tree = make(read_only_root=True, network="none").tree
     assert tree.text("etc/fstab") == "overlay\t/\toverlay\trw\t0 0\n"
+    assert "overlaytmpfs" in tree.text("boot/grub/grub.cfg")
     assert tree.text("etc/network/interfaces") == "auto lo\niface lo inet loopback\n"
 
 

@@ -56,6 +56,13 @@ def make_pe(*, subsystem: int = 3, wide: bool = True, clr: bool = False, dos: by
         (make_pe(), "Windows"),
         (make_pe(wide=False, subsystem=2), "Windows"),
         (JAVA, None),
+        (FAT[:8], "macOS"),
+        (FAT[:7], None),
+        (FAT[:4] + bytes([0, 0, 0, 39]), "macOS"),
+        (FAT[:4] + bytes([0, 0, 0, 40]), None),
+        (FAT[:4] + bytes(4), None),
+        (make_pe(subsystem=1), "Windows"),
+        (make_pe(subsystem=4), None),
         (bytes.fromhex("cafebabe"), None),
         (make_pe(clr=True), None),  # an assembly of .NET
         (make_pe(clr=True, wide=False), None),

@@ -78,7 +78,14 @@ def test_everything_that_the_recipe_states_is_in_the_tree() -> None:
     assert UUID in grub
     assert "console=" in grub, "of the architecture"
     assert "sysctl.kernel.sysrq=0" in grub, "of the recipe"
-    for path in ("etc/hostname", "etc/fstab", "etc/apk/repositories", "boot/grub/grub.cfg", "boot/initramfs-virt"):
+    for path in (
+        "etc/mkinitfs/mkinitfs.conf",
+        "etc/hostname",
+        "etc/fstab",
+        "etc/apk/repositories",
+        "boot/grub/grub.cfg",
+        "boot/initramfs-virt",
+    ):
         assert tree[path].mtime == EPOCH, path
 
 

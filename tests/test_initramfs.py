@@ -300,6 +300,16 @@ def test_compression(method: str, unpack: object) -> None:
     assert initramfs(tree) == packed
 
 
+def test_gzip_has_no_time_of_its_own_and_a_level() -> None:
+    """At level 6, or what ``mkinitfs.conf`` states; RFC 1952 has the time at 4."""
+    tree = alpine()
+    packed = initramfs(tree)
+    assert packed[4:8] == bytes(4)
+    plain = initramfs(tree, compression="none")
+    assert packed[10:] == gzip.compress(plain, 6)[10:]
+    assert initramfs(tree, level=1)[10:] == gzip.compress(plain, 1)[10:]
+
+
 def test_xz_is_what_the_kernel_can_check() -> None:
     data = initramfs(alpine(), compression="xz")
     assert lzma.decompress(data).startswith(b"070701")

@@ -9,11 +9,13 @@ import argparse
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fixtures.mirror import make
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs.make import make_initramfs
+from imgkit.rootfs.initramfs.mkinitfs import MkinitfsConfiguration, read_configuration
 from imgkit.rootfs.kernel import kernels
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
@@ -46,9 +48,12 @@ def measure(architecture: str, tree: Tree) -> None:
     (one,) = kernels(tree)
     for name, features in FEATURES.items():
         for compression in ("none", "gzip"):
+            stated = read_configuration(tree)
+            chosen = stated.features if features is None else features
+            configuration = replace(stated, features=chosen, compression=compression, level=None)
 
-            def work(compression: str = compression, features: tuple[str, ...] | None = features) -> bytes:
-                return make_initramfs(tree, one.release, features=features, epoch=0, compression=compression)
+            def work(configuration: MkinitfsConfiguration = configuration) -> bytes:
+                return make_initramfs(tree, one.release, configuration, epoch=0)
 
             size = len(work()) / 1e6
             line = f"{architecture:8} {name:17} {compression:5} {size:6.2f} MB {best(work):5.2f} s"

@@ -72,7 +72,7 @@ _REGEX_WORDS = tuple(
 
 def _service(data: bytes) -> None:
     tree = tree_with({"etc/init.d/one": b"#!/sbin/openrc-run\n" + data, "etc/fstab": b"a /b ext4 rw 0 1\n"})
-    depends.services(tree)
+    depends.declarations(tree)
 
 
 _SERVICES = (

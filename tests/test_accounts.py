@@ -222,3 +222,70 @@ def test_nobody_is_left_out_when_numbers_run_out() -> None:
     tree.add("etc/group", File(content=Inline(lines.encode())))
     with pytest.raises(AccountError, match="no number left"):
         accounts.add_group(tree, "more", system=True)
+
+
+def test_which_lines_are_users() -> None:
+    """As the C library reads them: a field more belongs to the comment, and numbers have 32 bits but two values."""
+    tree = base()
+    tree.write(
+        "etc/passwd",
+        "a:x:1:2:x:y:/h:/s\nb:x:1:2:c:/h\nc:x:1:none:c:/h:/s\nd:x:-1:2:c:/h:/s\n"
+        "e:x:4294967294:0:c:/h:/s\nf:x:4294967295:0:c:/h:/s\ng:x:00000000001:2:c:/h:/s\nh:x:\u0661:2:c:/h:/s\n",
+    )
+    assert accounts.read_users(tree) == [
+        accounts.PasswdEntry("a", 1, 2, "x:y", "/h", "/s"),
+        accounts.PasswdEntry("e", 4294967294, 0, "c", "/h", "/s"),
+    ]
+
+
+def test_which_lines_are_groups() -> None:
+    tree = base()
+    tree.write("etc/group", "a:x:1:u,,v\nb:x:1\nc:x:1:u:v\nd:x:y:u\n")
+    assert accounts.read_groups(tree) == [accounts.GroupEntry("a", 1, ("u", "v"))]
+
+
+def test_the_own_group_of_a_user_has_its_number() -> None:
+    tree = base()
+    user = accounts.add_user(tree, "person", uid=1234, epoch=EPOCH)
+    assert (user.uid, user.gid) == (1234, 1234)
+    assert tree.text("etc/group").endswith("person:x:1234:\n")
+    with pytest.raises(AccountError, match="uid '101' in use"):
+        accounts.add_user(tree, "other", uid=101)  # the number of a group
+    assert accounts.add_user(tree, "service", uid=101, system=True).uid == 101
+
+
+def test_whatever_is_written_has_the_time_of_the_build() -> None:
+    tree = base()
+    accounts.ensure_user(tree, "agent", uid=1500, home="/home/agent", groups=["wheel"], epoch=EPOCH)
+    for path in ("etc/passwd", "etc/group", "etc/shadow", "home/agent"):
+        assert tree[path].mtime == EPOCH, path
+    tree = base()
+    accounts.set_password(tree, "root", "*", epoch=EPOCH)
+    assert (tree["etc/passwd"].mtime, tree["etc/shadow"].mtime) == (EPOCH, EPOCH)
+    assert tree.text("etc/passwd-") == tree.text("etc/passwd"), "busybox copies both files"
+    assert tree.text("etc/shadow-").startswith("root:*::0:")
+    accounts.add_member(tree, "dhcpcd", "wheel", epoch=EPOCH)
+    assert tree["etc/group"].mtime == EPOCH
+
+
+def test_the_longest_name() -> None:
+    tree = base()
+    assert accounts.add_group(tree, "g" * 255).name == "g" * 255
+    with pytest.raises(AccountError, match="name is too long"):
+        accounts.add_group(tree, "g" * 256)
+    with pytest.raises(AccountError, match="illegal character with code 0 at position 0"):
+        accounts.add_group(tree, "")
+
+
+def test_an_existing_user_is_used_as_it_is() -> None:
+    tree = base()
+    assert accounts.ensure_user(tree, "dhcpcd", home="/elsewhere", groups=["wheel"]).home == "/var/lib/dhcpcd"
+    assert "wheel:x:10:root,dhcpcd\n" in tree.text("etc/group")
+    assert accounts.password(tree, "dhcpcd") == "!"
+
+
+def test_a_user_without_a_stated_number_takes_a_free_one() -> None:
+    tree = base()
+    assert accounts.ensure_user(tree, "agent").uid == 1000
+    assert accounts.ensure_group(tree, "service").gid == 103, "102 is the group of agent"
+    assert accounts.password(tree, "nobody") is None

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from imgkit.errors import InputError
 from imgkit.rootfs.binaries import elf
 from imgkit.rootfs.binaries.elf import ET_EXEC, ET_REL
-from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking, examine, platforms, prune
+from imgkit.rootfs.binaries.examine import (
+    BinaryFindings,
+    DoubtfulBinary,
+    ForeignBinary,
+    MissingLibrary,
+    examine,
+    platforms,
+    prune,
+)
 from imgkit.rootfs.binaries.formats import foreign_system
 from imgkit.rootfs.binaries.libraries import check_architecture
-from imgkit.rootfs.binaries.verdict import Policy, judge
+from imgkit.rootfs.binaries.policy import Policy, apply_policy
 from imgkit.tree import HardLink, Inline, Tree
 from tests.elves import make_elf
 
@@ -48,6 +56,13 @@ def make_pe(*, subsystem: int = 3, wide: bool = True, clr: bool = False, dos: by
         (make_pe(), "Windows"),
         (make_pe(wide=False, subsystem=2), "Windows"),
         (JAVA, None),
+        (FAT[:8], "macOS"),
+        (FAT[:7], None),
+        (FAT[:4] + bytes([0, 0, 0, 39]), "macOS"),
+        (FAT[:4] + bytes([0, 0, 0, 40]), None),
+        (FAT[:4] + bytes(4), None),
+        (make_pe(subsystem=1), "Windows"),
+        (make_pe(subsystem=4), None),
         (bytes.fromhex("cafebabe"), None),
         (make_pe(clr=True), None),  # an assembly of .NET
         (make_pe(clr=True, wide=False), None),
@@ -68,8 +83,8 @@ def test_systems_by_their_formats(data: bytes, system: str | None) -> None:
 def test_any_bytes_are_judged(data: bytes, start: bytes) -> None:
     tree = small_tree()
     tree.write(f"{TOP}/a.node", start + data)
-    found = look(tree)
-    assert len([*found.foreign, *found.doubtful]) + len(found.lacking) <= 20
+    findings = look(tree)
+    assert len([*findings.foreign, *findings.doubtful]) + len(findings.missing_libraries) <= 20
 
 
 def small_tree() -> Tree:
@@ -80,11 +95,11 @@ def small_tree() -> Tree:
     return tree
 
 
-def look(tree: Tree, machine: str = "x86_64") -> Findings:
+def look(tree: Tree, machine: str = "x86_64") -> BinaryFindings:
     return examine(tree, machine, [path for path, _ in tree.walk(TOP) if path != TOP])
 
 
-def one(data: bytes, name: str = "tool") -> Findings:
+def examined(data: bytes, name: str = "tool") -> BinaryFindings:
     tree = small_tree()
     tree.write(f"{TOP}/{name}", data)
     return look(tree)
@@ -106,7 +121,26 @@ def one(data: bytes, name: str = "tool") -> Findings:
     ],
 )
 def test_other_platforms(name: str, data: bytes, platform: str) -> None:
-    assert one(data, name) == Findings(foreign=(Foreign(f"{TOP}/{name}", len(data), platform),))
+    assert examined(data, name) == BinaryFindings(foreign=(ForeignBinary(f"{TOP}/{name}", len(data), platform),))
+
+
+@pytest.mark.parametrize(
+    ("number", "system"),
+    [(2, "NetBSD"), (6, "Solaris"), (7, "AIX"), (9, "FreeBSD"), (12, "OpenBSD"), (0, None), (3, None), (13, None)],
+)
+def test_systems_that_the_header_states(number: int, system: str | None) -> None:
+    """EI_OSABI of the gABI, chapter 4; 3 is Linux, and most files have 0."""
+    data = make_elf(kind=ET_EXEC)
+    findings = examined(data[:7] + bytes([number]) + data[8:])
+    assert [binary.platform for binary in findings.foreign] == ([system] if system else [])
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "system"),
+    [("/system/bin/linker64", "Android"), ("/libexec/ld-elf.so.1", "FreeBSD"), ("/usr/libexec/ld.so", "OpenBSD")],
+)
+def test_systems_that_the_interpreter_belongs_to(interpreter: str, system: str) -> None:
+    assert [binary.platform for binary in examined(make_elf(interpreter=interpreter)).foreign] == [system]
 
 
 @pytest.mark.parametrize(
@@ -124,14 +158,14 @@ def test_other_platforms(name: str, data: bytes, platform: str) -> None:
     ],
 )
 def test_what_is_fine(name: str, data: bytes) -> None:
-    assert one(data, name) == Findings()
+    assert examined(data, name) == BinaryFindings()
 
 
 def test_glibc_is_no_other_platform_where_something_stands_in_for_it() -> None:
     tree = small_tree()
     tree.symlink("lib64/ld-linux-x86-64.so.2", "/" + LOADER)
     tree.write(f"{TOP}/tool", make_elf(interpreter=GLIBC, needed=["libc.so.6"]))
-    assert look(tree) == Findings()
+    assert look(tree) == BinaryFindings()
 
 
 def test_libraries_are_missed_through_the_ones_that_a_payload_brings() -> None:
@@ -139,12 +173,12 @@ def test_libraries_are_missed_through_the_ones_that_a_payload_brings() -> None:
     tree.write(f"{TOP}/a/lib/a.node", make_elf(needed=["libv.so.42", "libgcc_s.so.1"], rpath="$ORIGIN/../../v"))
     tree.write(f"{TOP}/v/libv.so.42", make_elf(needed=["libstdc++.so.6", "libv.so.42", "libc.so"], runpath="$ORIGIN"))
     tree.write(f"{TOP}/tool", make_elf(interpreter="/" + LOADER, needed=["libstdc++.so.6"]))
-    found = look(tree)
-    assert (found.foreign, found.doubtful) == ((), ())
-    assert set(found.lacking) == {
-        Lacking(f"{TOP}/a/lib/a.node", "libgcc_s.so.1"),
-        Lacking(f"{TOP}/a/lib/a.node", "libstdc++.so.6"),
-        Lacking(f"{TOP}/tool", "libstdc++.so.6"),
+    findings = look(tree)
+    assert (findings.foreign, findings.doubtful) == ((), ())
+    assert set(findings.missing_libraries) == {
+        MissingLibrary(f"{TOP}/a/lib/a.node", "libgcc_s.so.1"),
+        MissingLibrary(f"{TOP}/a/lib/a.node", "libstdc++.so.6"),
+        MissingLibrary(f"{TOP}/tool", "libstdc++.so.6"),
     }
 
 
@@ -158,9 +192,9 @@ def test_libraries_are_missed_through_the_ones_that_a_payload_brings() -> None:
     ],
 )
 def test_doubts(name: str, data: bytes, problem: str) -> None:
-    found = one(data, name)
-    (doubt,) = found.doubtful
-    assert (found.foreign, found.lacking) == ((), ())
+    findings = examined(data, name)
+    (doubt,) = findings.doubtful
+    assert (findings.foreign, findings.missing_libraries) == ((), ())
     assert doubt.problem.startswith(problem)
 
 
@@ -178,8 +212,10 @@ def test_the_rest_of_the_image_is_as_strict_as_ever() -> None:
 
 
 def test_platforms_are_counted() -> None:
-    found = [Foreign(str(number), 1, name) for number, name in enumerate(["glibc", "macOS", "aarch64", "macOS"])]
-    assert platforms(found) == "2 for macOS, 1 for aarch64, 1 for glibc"
+    findings = [
+        ForeignBinary(str(number), 1, name) for number, name in enumerate(["glibc", "macOS", "aarch64", "macOS"])
+    ]
+    assert platforms(findings) == "2 for macOS, 1 for aarch64, 1 for glibc"
 
 
 # ---- leaving out -----------------------------------------------------------------------------------------------------
@@ -209,7 +245,7 @@ def test_pruning_leaves_no_trace_of_other_platforms_and_all_of_this_one() -> Non
     ]
     assert "usr/bin/foreign" in tree
     assert len(before.foreign) == 3
-    assert look(tree) == Findings()
+    assert look(tree) == BinaryFindings()
 
 
 def test_pruning_everything_leaves_the_payloads_folder() -> None:
@@ -219,10 +255,14 @@ def test_pruning_everything_leaves_the_payloads_folder() -> None:
     assert [path for path, _ in tree.walk("opt")] == ["opt", TOP]
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+# ---- what is logged --------------------------------------------------------------------------------------------------
 
-FOREIGN = Findings(foreign=(Foreign("opt/a", 1_500_000, "macOS"), Foreign("opt/b.node", 2_000_000, "aarch64")))
-LACKING = Findings(lacking=(Lacking("opt/a.node", "libstdc++.so.6"), Lacking("opt/b.node", "libstdc++.so.6")))
+FOREIGN = BinaryFindings(
+    foreign=(ForeignBinary("opt/a", 1_500_000, "macOS"), ForeignBinary("opt/b.node", 2_000_000, "aarch64"))
+)
+LACKING = BinaryFindings(
+    missing_libraries=(MissingLibrary("opt/a.node", "libstdc++.so.6"), MissingLibrary("opt/b.node", "libstdc++.so.6"))
+)
 PROVIDERS = {"so:libstdc++.so.6": ("libstdc++",), "so:libjpeg.so.8": ("libjpeg-turbo", "mozjpeg"), "so:no.so": ()}
 
 
@@ -230,12 +270,12 @@ def known(names: Collection[str]) -> Mapping[str, Sequence[str]]:
     return {name: PROVIDERS.get(name, ()) for name in names}
 
 
-def said(
-    findings: Findings, caplog: pytest.LogCaptureFixture, policy: Policy = "warn", *, copied: bool = False
+def logged(
+    findings: BinaryFindings, caplog: pytest.LogCaptureFixture, policy: Policy = "warn", *, copied: bool = False
 ) -> list[str]:
     """Warnings, and in front of the rest its level."""
     with caplog.at_level(logging.INFO, "imgkit"):
-        judge(findings, policy, "x86_64", known, copied=copied)
+        apply_policy(findings, policy, "x86_64", known, copied=copied)
     return [
         ("" if record.levelno == logging.WARNING else f"{record.levelname}: ") + record.getMessage()
         for record in caplog.records
@@ -243,7 +283,7 @@ def said(
 
 
 def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(FOREIGN, caplog) == [
+    assert logged(FOREIGN, caplog) == [
         "the payload has 2 binaries for other platforms (3.5 MB: 1 for aarch64, 1 for macOS), listed in the manifest; "
         'payload_binaries = "prune" leaves them out'
     ]
@@ -252,19 +292,19 @@ def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -
 def test_a_payload_that_was_not_installed_by_imgkit_may_be_for_another_machine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (line,) = said(FOREIGN, caplog, copied=True)
+    (line,) = logged(FOREIGN, caplog, copied=True)
     assert line.endswith("let imgkit install the payload's packages for the image: AGENT_RUNNER_BUILD=auto")
 
 
 def test_what_was_left_out_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(FOREIGN, caplog, "prune") == [
+    assert logged(FOREIGN, caplog, "prune") == [
         "INFO: left out of the payload: 2 binaries for other platforms (3.5 MB: 1 for aarch64, 1 for macOS)"
     ]
 
 
 @pytest.mark.parametrize("policy", ["warn", "prune"])
 def test_a_missing_library_names_the_package(caplog: pytest.LogCaptureFixture, policy: Policy) -> None:
-    assert said(LACKING, caplog, policy) == [
+    assert logged(LACKING, caplog, policy) == [
         "/opt/a.node (and 1 more) needs the library libstdc++.so.6, which the image lacks: add the package libstdc++"
     ]
 
@@ -278,12 +318,12 @@ def test_a_missing_library_names_the_package(caplog: pytest.LogCaptureFixture, p
     ],
 )
 def test_several_providers_and_none(caplog: pytest.LogCaptureFixture, library: str, advice: str) -> None:
-    (line,) = said(Findings(lacking=(Lacking("opt/a.node", library),)), caplog)
+    (line,) = logged(BinaryFindings(missing_libraries=(MissingLibrary("opt/a.node", library),)), caplog)
     assert line.endswith(f"{library}, which the image lacks: {advice}")
 
 
 def test_without_an_index_the_name_is_given(caplog: pytest.LogCaptureFixture) -> None:
-    judge(LACKING, "warn", "x86_64", lambda _names: None, copied=False)
+    apply_policy(LACKING, "warn", "x86_64", lambda _names: None, copied=False)
     (record,) = caplog.records
     assert record.getMessage().endswith("lacks: add the package that provides so:libstdc++.so.6")
 
@@ -293,37 +333,37 @@ def test_nothing_is_asked_and_nothing_said_where_all_is_well(caplog: pytest.LogC
         raise AssertionError("an index was read for nothing")
 
     for policy in ("warn", "strict", "prune"):
-        judge(Findings(), policy, "x86_64", asked, copied=False)
-    judge(FOREIGN, "warn", "x86_64", asked, copied=False)
+        apply_policy(BinaryFindings(), policy, "x86_64", asked, copied=False)
+    apply_policy(FOREIGN, "warn", "x86_64", asked, copied=False)
     assert len(caplog.records) == 1
 
 
 def test_doubts_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    doubts = Findings(doubtful=(Doubtful("opt/a.node", "is odd"), Doubtful("opt/b.node", "is odd")))
-    assert said(doubts, caplog) == ["/opt/a.node is odd (and 1 more)"]
+    doubts = BinaryFindings(doubtful=(DoubtfulBinary("opt/a.node", "is odd"), DoubtfulBinary("opt/b.node", "is odd")))
+    assert logged(doubts, caplog) == ["/opt/a.node is odd (and 1 more)"]
 
 
 @pytest.mark.parametrize(
     ("findings", "message", "hint"),
     [
         (FOREIGN, "/opt/a: is for macOS, the image for x86_64 (and 1 more)", "AGENT_RUNNER_BUILD=auto"),
-        (one(make_elf(needed=["libc.so.6"])), "/opt/agent-runner/tool: is for glibc, the image has musl", "=auto"),
+        (examined(make_elf(needed=["libc.so.6"])), "/opt/agent-runner/tool: is for glibc, the image has musl", "=auto"),
         (
             LACKING,
             "/opt/a.node: needs the library libstdc++.so.6, which the image lacks (and 1 more)",
             "add the package libstdc++",
         ),
-        (Findings(doubtful=(Doubtful("opt/a.node", "is odd"),)), "/opt/a.node: is odd", "=auto"),
+        (BinaryFindings(doubtful=(DoubtfulBinary("opt/a.node", "is odd"),)), "/opt/a.node: is odd", "=auto"),
     ],
 )
-def test_strict_refuses(findings: Findings, message: str, hint: str) -> None:
+def test_strict_refuses(findings: BinaryFindings, message: str, hint: str) -> None:
     with pytest.raises(InputError) as caught:
-        judge(findings, "strict", "x86_64", known, copied=False)
+        apply_policy(findings, "strict", "x86_64", known, copied=False)
     assert caught.value.message == message
     assert str(caught.value.hint).endswith(hint)
 
 
 def test_strict_accepts_prebuilt_binaries_of_several_platforms() -> None:
-    found = one(make_elf("aarch64"), "node_modules/x/prebuilds/linux-arm64/x.node")
-    assert len(found.foreign) == 1
-    judge(found, "strict", "x86_64", known, copied=False)
+    findings = examined(make_elf("aarch64"), "node_modules/x/prebuilds/linux-arm64/x.node")
+    assert len(findings.foreign) == 1
+    apply_policy(findings, "strict", "x86_64", known, copied=False)

@@ -16,7 +16,7 @@ from imgkit.fetch.cache import Cache
 from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
 from imgkit.rootfs.compose import PackageSet, compose
-from imgkit.rootfs.system import guest_branch
+from imgkit.rootfs.systemfiles import guest_branch
 from imgkit.tree import Tree
 from tests.commandline import Place
 from tests.mirrors import RECIPE, Small

@@ -48,12 +48,12 @@ def expected(node: Node) -> tuple[int, int, int, int, int, int, bytes]:
 def test_round_trip(members: list[Member]) -> None:
     data = archive(*members)
     assert len(data) % 512 == 0
-    found = read_newc(data)
-    assert [member.name for member in found] == [member.name for member in members]
-    for one, member in zip(found, members, strict=True):
-        number = one.numbers
-        assert (*number[1:4], number[5], *number[9:11], one.data) == expected(member.node)
-    assert [one.numbers[0] for one in found] == list(range(1, len(members) + 1))
+    read = read_newc(data)
+    assert [member.name for member in read] == [member.name for member in members]
+    for copy, member in zip(read, members, strict=True):
+        number = copy.numbers
+        assert (*number[1:4], number[5], *number[9:11], copy.data) == expected(member.node)
+    assert [copy.numbers[0] for copy in read] == list(range(1, len(members) + 1))
 
 
 def test_cpio_agrees() -> None:

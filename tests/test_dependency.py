@@ -118,3 +118,13 @@ def test_any_text_is_a_dependency_or_refused(text: str) -> None:
     except ValueError:
         return
     assert Dependency.parse(str(dependency)) == dependency
+
+
+def test_a_lenient_dependency_keeps_a_version_that_breaks_the_grammar() -> None:
+    """``v2`` compares as apk compares it: it is less than every valid version."""
+    assert Dependency.lenient("n=v2") == Dependency("n", "=", "v2")
+    assert [Dependency.lenient(text).matches("1-r0") for text in ("n=v2", "n<v2", "n>v2")] == [False, False, True]
+    assert Dependency.lenient("n=v2").matches("v2")
+    assert Dependency.lenient("n>=2") == Dependency.parse("n>=2")
+    with pytest.raises(ValueError, match="not a valid dependency"):
+        Dependency.lenient("n=")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.rootfs.openrc import depends, deptree
-from imgkit.rootfs.openrc.depends import Service
+from imgkit.rootfs.openrc.depends import ServiceDeclaration
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Slice, Tree
 
@@ -28,7 +28,7 @@ def tree_with(scripts: dict[str, str], **files: str) -> Tree:
 
 
 def declared(script: str, **files: str) -> list[tuple[str, tuple[str, ...]]]:
-    (service,) = depends.services(tree_with({"one": script}, **files))
+    (service,) = depends.declarations(tree_with({"one": script}, **files))
     return list(service.declared)
 
 
@@ -79,7 +79,7 @@ def test_files_that_scripts_read() -> None:
     for folder in ("usr", "usr/libexec", "usr/libexec/rc", "usr/libexec/rc/sh"):
         tree.mkdir(folder)
     tree.write("usr/libexec/rc/sh/more.sh", "more=x\nhelp() {\n\techo $((1))\n}\n")
-    assert [service.declared for service in depends.services(tree)] == [(("ineed", ("x",)),)]
+    assert [service.declared for service in depends.declarations(tree)] == [(("ineed", ("x",)),)]
 
 
 def test_files_that_are_no_services() -> None:
@@ -88,7 +88,7 @@ def test_files_that_are_no_services() -> None:
     tree.write("etc/init.d/plain", RUN, mode=0o644)
     tree.write("etc/init.d/other", "#!/bin/sh\nrm -rf /\n", mode=0o755)
     tree.symlink("etc/init.d/gone", "/nowhere")
-    assert [service.name for service in depends.services(tree)] == ["one"]
+    assert [service.name for service in depends.declarations(tree)] == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_files_that_are_no_services() -> None:
         ("depend() { keyword -containers; }", "keyword -containers"),
         ("supervisor=s6", "supervisor s6"),
         ("false", "fails"),
-        ("exit 1", "an end before its end"),
+        ("exit 1", "a script that ends early"),
         ("depend() { depend; }", "deeper"),
         ("x=$((1))", "arithmetic"),
         ("start() {\n\tfoo\n\t}\n\ndepend() {\n\tneed net\n}\n", "the function start without an end"),
@@ -108,14 +108,14 @@ def test_files_that_are_no_services() -> None:
         ("depend() { use $RC_RUNLEVEL; }", "the variable RC_RUNLEVEL"),
         (". /lib/missing.sh", ". /lib/missing.sh"),
         ("rc_after='*'", "the pattern * for after"),
-        ("break", "an end before its end"),
-        ("for x in ${y:?}; do need $x; done", "an end before its end"),
+        ("break", "a script that ends early"),
+        ("for x in ${y:?}; do need $x; done", "a script that ends early"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(script: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     tree = tree_with({"one": script, "two": ""})
     with pytest.raises(Unsupported, match=r"/etc/init\.d/one") as caught:
-        depends.services(tree)
+        depends.declarations(tree)
     assert reason in str(caught.value)
     before = set(tree)
     with caplog.at_level("INFO", "imgkit"):
@@ -149,9 +149,9 @@ def test_a_service_that_never_ends_is_left_to_the_guest(name: str, caplog: pytes
 def test_all_services_together_have_an_end() -> None:
     script = f"for a in {'1 ' * 300}; do for b in {'1 ' * 100}; do :; done; done\n"
     with pytest.raises(Unsupported, match="takes more than 16000000 steps"):
-        depends.services(tree_with({f"s{number}": script for number in range(20)}))
+        depends.declarations(tree_with({f"s{number}": script for number in range(20)}))
     with pytest.raises(Unsupported, match="more than 1000 services"):
-        depends.services(tree_with({f"s{number}": "" for number in range(1001)}))
+        depends.declarations(tree_with({f"s{number}": "" for number in range(1001)}))
 
 
 def test_services_in_a_place_of_their_own() -> None:
@@ -161,16 +161,17 @@ def test_services_in_a_place_of_their_own() -> None:
     assert not deptree.install_cache(tree, epoch=1)
 
 
-def made(**services: list[tuple[str, str]]) -> list[str]:
+def rendered(**services: list[tuple[str, str]]) -> list[str]:
     """The tree's lines for services given by (kind, names) pairs, keywords left out."""
     known = [
-        Service(name, tuple((kind, tuple(names.split())) for kind, names in pairs)) for name, pairs in services.items()
+        ServiceDeclaration(name, tuple((kind, tuple(names.split())) for kind, names in pairs))
+        for name, pairs in services.items()
     ]
     return deptree.render(deptree.resolve(known)).splitlines()
 
 
 def test_relations_are_seen_from_both_ends() -> None:
-    assert made(a=[("ineed", "b gone"), ("iprovide", "p a"), ("iuse", "x.sh")], b=[("iafter", "p")]) == [
+    assert rendered(a=[("ineed", "b gone"), ("iprovide", "p a"), ("iuse", "x.sh")], b=[("iafter", "p")]) == [
         "depinfo_0_service='a'",
         "depinfo_0_ineed_0='b'",
         "depinfo_0_ineed_1='gone'",
@@ -186,10 +187,10 @@ def test_relations_are_seen_from_both_ends() -> None:
 
 
 def test_the_last_word_about_an_order_holds_and_a_dependency_beats_it() -> None:
-    assert "depinfo_0_iafter_0='b'" in made(a=[("ibefore", "b"), ("iafter", "b")], b=[])
-    assert not any("ibefore" in line for line in made(a=[("ibefore", "b"), ("ineed", "b")], b=[]))
-    assert made(a=[("ineed", "b"), ("ineed", "!b")], b=[]) == ["depinfo_0_service='a'", "depinfo_1_service='b'"]
-    circle = made(a=[("ineed", "b")], b=[("iafter", "a")])
+    assert "depinfo_0_iafter_0='b'" in rendered(a=[("ibefore", "b"), ("iafter", "b")], b=[])
+    assert not any("ibefore" in line for line in rendered(a=[("ibefore", "b"), ("ineed", "b")], b=[]))
+    assert rendered(a=[("ineed", "b"), ("ineed", "!b")], b=[]) == ["depinfo_0_service='a'", "depinfo_1_service='b'"]
+    circle = rendered(a=[("ineed", "b")], b=[("iafter", "a")])
     assert circle == [
         "depinfo_0_service='a'",
         "depinfo_0_ineed_0='b'",

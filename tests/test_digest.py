@@ -48,6 +48,6 @@ CHANGES: dict[str, Callable[[Tree], None]] = {
 def test_each_change_is_named(line: str, change: Callable[[Tree], None]) -> None:
     tree = sample()
     change(tree)
-    found = differences(records(sample()), records(tree))
-    assert any(each.startswith(line) for each in found), found
+    lines = differences(records(sample()), records(tree))
+    assert any(found_line.startswith(line) for found_line in lines), lines
     assert fingerprint(records(sample())) != fingerprint(records(tree))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -106,13 +107,13 @@ def test_part_of_any_content(tmp_path_factory: pytest.TempPathFactory, data: byt
     path.write_bytes(b"before" + data + b"after")
     contents: list[Content] = [Inline(data), Slice(path, 6, len(data)), Stream(data)]
     for content in contents:
-        assert elf.part(content, offset, size) == data[offset : offset + size]
+        assert elf.read_part(content, offset, size) == data[offset : offset + size]
 
 
 @pytest.mark.parametrize("data", [b"", b"#!/bin/sh\n", b"\x7fEL", b"MZ" + bytes(200)])
 def test_no_elf_at_all(data: bytes) -> None:
     assert elf.read(Inline(data)) is None
-    assert elf.head(data) is None
+    assert elf.parse_header(data) is None
 
 
 @given(length=st.integers(4, 119))
@@ -128,6 +129,127 @@ def test_damage_is_an_elf_error_or_other_facts(place: int, value: int) -> None:
     with suppress(ElfError):  # anything else fails the test
         facts = elf.read(Inline(bytes(data)))
         assert facts is None or 0 <= facts.machine < 1 << 16
+
+
+# Numbers of the gABI's registry of machines, not those of the module under test.
+REGISTRY = {
+    "x86_64": (62, 2, 1),
+    "aarch64": (183, 2, 1),
+    "x86": (3, 1, 1),
+    "armhf": (40, 1, 1),
+    "armv7": (40, 1, 1),
+    "ppc64le": (21, 2, 1),
+    "s390x": (22, 2, 2),
+    "riscv64": (243, 2, 1),
+    "loongarch64": (258, 2, 1),
+}
+
+
+def header(machine: int, bits: int = 2, order: int = 1) -> bytes:
+    """The first 64 bytes of a relocatable file for a machine."""
+    start = b"\x7fELF" + bytes((bits, order, 1)) + bytes(9)
+    return (start + struct.pack("<HH" if order == 1 else ">HH", ET_REL, machine)).ljust(64, b"\0")
+
+
+@pytest.mark.parametrize("architecture", sorted(MACHINES))
+def test_machines_have_the_numbers_of_the_registry(architecture: str) -> None:
+    facts = elf.parse_header(header(*REGISTRY[architecture]))
+    assert facts is not None
+    assert facts.is_for(architecture)
+
+
+@pytest.mark.parametrize(
+    ("machine", "bits", "name"),
+    [
+        (2, 1, "sparc"),
+        (3, 1, "x86"),
+        (8, 1, "mips"),
+        (21, 2, "ppc64"),
+        (22, 2, "s390x"),
+        (40, 1, "arm"),
+        (62, 2, "x86_64"),
+        (62, 1, "x32"),
+        (183, 2, "aarch64"),
+        (243, 2, "riscv64"),
+        (247, 2, "bpf"),
+        (258, 2, "loongarch64"),
+        (999, 2, "machine 999"),
+    ],
+)
+def test_names_of_machines(machine: int, bits: int, name: str) -> None:
+    facts = elf.parse_header(header(machine, bits))
+    assert facts is not None
+    assert facts.machine_name == name
+
+
+def changed(data: bytes, place: int, layout: str, *values: int) -> bytes:
+    """``data`` with other numbers at a place."""
+    buffer = bytearray(data)
+    struct.pack_into(layout, buffer, place, *values)
+    return bytes(buffer)
+
+
+def test_segments_of_a_relocatable_file_are_not_read() -> None:
+    data = changed(make_elf(kind=ET_REL), 54, "<HH", 1, 60_000)
+    facts = elf.read(Inline(data))
+    assert facts is not None
+    assert (facts.type, facts.needed) == (ET_REL, ())
+
+
+def test_a_file_without_segments_needs_nothing() -> None:
+    assert facts_of(changed(make_elf(needed=["libz.so.1"]), 54, "<HH", 0, 0)) == (None, (), (), None)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "message"),
+    [
+        (55, 1, "a table of 1 headers of 55 bytes"),
+        (56, 1170, "its headers are outside the file"),
+        (56, 1171, "a table of 1171 segments of 56 bytes"),
+        (64, 1024, "its headers are outside the file"),
+    ],
+)
+def test_tables_of_segments_that_are_too_large_or_narrow(size: int, count: int, message: str) -> None:
+    with pytest.raises(ElfError, match=f"^{message}$"):
+        elf.read(Inline(changed(make_elf(), 54, "<HH", size, count)))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "message"),
+    [
+        (63, 3, "a table of 3 headers of 63 bytes"),
+        (64, 16384, "its headers are outside the file"),
+        (64, 16385, "a table of 16385 headers of 64 bytes"),
+    ],
+)
+def test_tables_of_sections_that_are_too_large_or_narrow(size: int, count: int, message: str) -> None:
+    with pytest.raises(ElfError, match=f"^{message}$"):
+        elf.section(changed(make_elf(sections={".text": b"x"}), 58, "<HH", size, count), ".text")
+
+
+def test_the_dynamic_section_ends_with_its_null() -> None:
+    data = make_elf(needed=["libz.so.1"], soname="x")
+    place = data.index(struct.pack("<QQ", 1, 1))
+    assert facts_of(data)[1] == ("libz.so.1",)
+    assert facts_of(changed(data, place, "<QQ", 0, 0)) == (None, (), (), None)
+
+
+@pytest.mark.parametrize(("begin", "end", "inside"), [(0, 0, True), (16, 0, True), (-1, 0, True), (-1, 1, False)])
+def test_the_string_table_is_found_by_its_address(begin: int, end: int, inside: bool) -> None:
+    """The loaded segment begins at ``begin`` (-1: at the table itself), and may end just before the table."""
+    data = make_elf(needed=["libz.so.1"])
+    table = data.index(b"\0libz.so.1")
+    first = table if begin < 0 else begin
+    if end:
+        first = table - 8
+    size = 8 if end else len(data) - first
+    data = changed(data, 64 + 8, "<QQ", first, 0x10000 + first)
+    data = changed(data, 64 + 32, "<Q", size)
+    if inside:
+        assert facts_of(data)[1] == ("libz.so.1",)
+    else:
+        with pytest.raises(ElfError, match="its string table is in no segment"):
+            elf.read(Inline(data))
 
 
 def test_sections() -> None:
@@ -219,9 +341,9 @@ def test_run_paths_with_origin_come_before_the_system() -> None:
     tree = small_tree()
     tree.write("opt/lib/libz.so.1", make_elf(), mode=0o755)
     program(tree, "opt/bin/tool", needed=["libz.so.1"], runpath="${ORIGIN}/../lib")
-    found = Libraries(tree).closure(["opt/bin/tool"])
-    assert "opt/lib/libz.so.1" in found
-    assert "usr/lib/libz.so.1" not in found
+    closure = Libraries(tree).closure(["opt/bin/tool"])
+    assert "opt/lib/libz.so.1" in closure
+    assert "usr/lib/libz.so.1" not in closure
 
 
 def test_run_paths_are_inherited_by_what_a_program_needs() -> None:
@@ -319,9 +441,46 @@ def test_a_hard_link_is_reported_once() -> None:
 def test_problems(path: str, data: bytes, problem: str) -> None:
     tree = complete_tree()
     tree.write(path, data)
-    (found,) = check_architecture(tree, "x86_64")
-    assert found.startswith(f"/{path}: ")
-    assert problem in found
+    (line,) = check_architecture(tree, "x86_64")
+    assert line.startswith(f"/{path}: ")
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("opt/m/prebuilt/m.node", make_elf("aarch64")),
+        ("opt/m/prebuild/m.node", make_elf("aarch64")),
+        ("prebuilds/m.node", make_elf("aarch64")),
+        ("opt/empty.node", b""),
+        ("opt/filter", changed(make_elf(kind=ET_EXEC), 18, "<H", 247)),  # a BPF program
+        ("opt/tool", make_elf(needed=["libnothing.so"])),  # a library counts when something needs it
+        ("boot/vmlinuz", make_elf("aarch64")),
+        ("usr/lib/firmware/x", make_elf("aarch64")),
+    ],
+)
+def test_what_is_data_or_not_needed_is_no_problem(path: str, data: bytes) -> None:
+    tree = complete_tree()
+    tree.write(path, data)
+    assert check_architecture(tree, "x86_64") == []
+
+
+@pytest.mark.parametrize("path", ["opt/myprebuilds/m.node", "boots/x", "usr/shared/x"])
+def test_names_that_only_resemble_folders_of_data(path: str) -> None:
+    tree = complete_tree()
+    tree.write(path, make_elf("aarch64"))
+    assert check_architecture(tree, "x86_64") == [f"/{path}: is for aarch64, the image for x86_64"]
+
+
+def test_a_library_that_is_needed_by_its_path() -> None:
+    tree = small_tree()
+    tree.write("opt/own.so", make_elf())
+    program(tree, needed=["/opt/own.so"])
+    assert "opt/own.so" in Libraries(tree).closure(["bin/program"])
+    tree.remove("opt/own.so")
+    with pytest.raises(InputError, match=r"/bin/program needs the library /opt/own\.so, which") as caught:
+        Libraries(tree).closure(["bin/program"])
+    assert caught.value.hint == "add the package that provides /opt/own.so"
 
 
 def test_glibc_modules_are_fine_where_something_stands_in_for_it() -> None:

@@ -31,7 +31,7 @@ from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.process import MissingProgramError, ProgramError
 from imgkit.host.progress import Steps
-from imgkit.rootfs.initramfs.cpio import Member, write_newc
+from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from tests.conftest import need, need_program
 from tests.files import noise
@@ -235,7 +235,7 @@ def cpio(name: str, content: bytes) -> bytes:
 
 @given(st.binary(max_size=300), st.text("abc/.", min_size=1, max_size=20))
 def test_cpio_survives_a_round_trip(content: bytes, name: str) -> None:
-    archive = cpio(name, content)
+    archive = newc(Member(name, File(content=Inline(content))))
     assert len(archive) % 4 == 0
     assert list(quickstart.read_cpio(archive)) == [(name, content)]
 
@@ -268,7 +268,7 @@ def test_the_quick_appliance_is_made_once_and_remade_when_supermin_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = fake_supermin(tmp_path, MAKE_BASE, monkeypatch) / "made/with its parents"
-    initrd = cpio("modules", b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n")
+    initrd = newc(Member("modules", File(content=Inline(b"virtio_scsi.ko\nlibata.ko.xz\nnfit.ko\next4.ko\n"))))
     (tmp_path / "bin/supermin.initrd").write_bytes(initrd)
     source = tmp_path / "lib/supermin.d"
     (source / "daemon.tar.gz").write_bytes(b"libguestfs' own")

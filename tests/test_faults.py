@@ -16,7 +16,7 @@ from fixtures.keys import Keys, load, new_rsa
 from fixtures.server import HTML, NOT_FOUND, Fault, Site
 from imgkit.cli.main import main
 from imgkit.fetch.http import Http
-from imgkit.rootfs.binaries.examine import Findings, Lacking
+from imgkit.rootfs.binaries.examine import BinaryFindings, MissingLibrary
 from imgkit.vm.qemu.machines import host_arch
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, package
@@ -404,7 +404,9 @@ def test_a_payload_that_lacks_a_library(
     """The hint comes from the plan's own index. That a root filesystem was made is pretended."""
     packages = [*build.small.packages, package("libx", key=keys.signing, provides=provides)]
     build.small.index(each.record for each in packages)
-    made = SimpleNamespace(binaries=Findings(lacking=(Lacking("opt/agent-runner/x.node", "libx.so.1"),)))
+    made = SimpleNamespace(
+        binaries=BinaryFindings(missing_libraries=(MissingLibrary("opt/agent-runner/x.node", "libx.so.1"),))
+    )
     monkeypatch.setattr("imgkit.image.assemble.compose", lambda *_, **__: made)
     error = "/opt/agent-runner/x.node: needs the library libx.so.1, which the image lacks"
     hint = "add the package libx" if provides else "no package of the image's repositories provides so:libx.so.1"

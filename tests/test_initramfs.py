@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import stat
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +19,9 @@ from imgkit.rootfs.initramfs.make import install_initramfs, make_initramfs
 from imgkit.rootfs.initramfs.mkinitfs import (
     CONFIGURATION,
     FEATURES,
-    Configuration,
-    expand,
-    parse_shell,
+    MkinitfsConfiguration,
+    expand_glob,
+    parse_assignments,
     read_configuration,
 )
 from imgkit.rootfs.kernel import kernels
@@ -78,8 +80,14 @@ def alpine() -> Tree:
     return tree
 
 
+def initramfs(tree: Tree, release: str = RELEASE, **changes: Any) -> bytes:
+    """The initramfs by the Tree's configuration with some settings changed."""
+    return make_initramfs(tree, release, replace(read_configuration(tree), **changes), epoch=EPOCH)
+
+
 def members(tree: Tree, *, features: list[str] | None = None) -> dict[str, CpioMember]:
-    data = make_initramfs(tree, RELEASE, features=features, epoch=EPOCH, compression="none")
+    changes: dict[str, Any] = {} if features is None else {"features": tuple(features)}
+    data = initramfs(tree, compression="none", **changes)
     return {member.name: member for member in read_newc(data)}
 
 
@@ -107,12 +115,12 @@ def test_features(text: str, features: tuple[str, ...]) -> None:
 
 def test_other_settings() -> None:
     tree = Tree()
-    assert read_configuration(tree) == Configuration()
+    assert read_configuration(tree) == MkinitfsConfiguration()
     tree.write(
         CONFIGURATION,
         "initfscomp=xz\ncomplevel_xz=-9\ncomplevel_gzip=-1\ncustom_files='/etc/a etc/b'\ndisable_trigger=yes",
     )
-    assert read_configuration(tree) == Configuration((), "xz", 9, ("/etc/a", "etc/b"), disabled=True)
+    assert read_configuration(tree) == MkinitfsConfiguration((), "xz", 9, ("/etc/a", "etc/b"), disabled=True)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +143,20 @@ def test_other_settings() -> None:
 )
 def test_what_a_shell_would_compute_is_refused(text: str, line: int) -> None:
     with pytest.raises(InputError, match=f"^/conf: line {line} is more than") as caught:
-        parse_shell(text, "conf")
+        parse_assignments(text, "conf")
     assert "recipe" in str(caught.value.hint)
 
 
 @given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), st.text("ab \n#;|&-'", max_size=9)))
 def test_quoted_constants_come_back(variables: dict[str, str]) -> None:
     text = "".join(f'{name}="{value}"\n' for name, value in variables.items())
-    assert parse_shell(text, "conf") == variables
+    assert parse_assignments(text, "conf") == variables
 
 
 @given(st.text("a=\"' \n\\$`#;", max_size=12))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
-        variables = parse_shell(text, "conf")
+        variables = parse_assignments(text, "conf")
     except InputError:
         return
     assert not any("$" in value or "`" in value for value in variables.values() if "'" not in text)
@@ -167,22 +175,22 @@ def test_globs() -> None:
         tree.write(path, "")
     tree.symlink("c", "b")
     tree.symlink("d", "nowhere")
-    assert expand(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
-    assert expand(tree, "", "a/.h*") == ["a/.hidden"]
-    assert expand(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
-    assert expand(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
-    assert expand(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
-    assert expand(tree, "", "none/*") == expand(tree, "a", "none") == []
+    assert expand_glob(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
+    assert expand_glob(tree, "", "a/.h*") == ["a/.hidden"]
+    assert expand_glob(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
+    assert expand_glob(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
+    assert expand_glob(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
+    assert expand_glob(tree, "", "none/*") == expand_glob(tree, "a", "none") == []
 
 
 # ---- what is in it ---------------------------------------------------------------------------------------------------
 
 
 def test_names_of_everything() -> None:
-    found = members(alpine())
-    directories = {name for name, member in found.items() if stat.S_ISDIR(member.mode)}
+    packed = members(alpine())
+    directories = {name for name, member in packed.items() if stat.S_ISDIR(member.mode)}
     kernel = f"usr/{MODULES}"
-    assert set(found) - directories == {
+    assert set(packed) - directories == {
         *("bin", "sbin", "lib", "init", "etc/fstab", "etc/group", "etc/passwd", "etc/apk/keys/one.rsa.pub"),
         *("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs", "usr/lib/mdev/usbdev"),
         *("usr/lib/ld-musl-x86_64.so.1", "usr/lib/libc.musl-x86_64.so.1", "usr/lib/libkmod.so.2"),
@@ -192,18 +200,29 @@ def test_names_of_everything() -> None:
         *(f"{kernel}/kernel/lib/crc16.ko.gz", f"{kernel}/kernel/drivers/block/loop.ko.gz"),
     }
     assert {".", "proc", "newroot", "usr/lib/firmware", ".modloop", "media/usb"} <= directories
-    assert list(found) == sorted(found)
+    assert list(packed) == sorted(packed)
 
 
 def test_attributes() -> None:
-    found = members(alpine())
-    assert {member.numbers[5] for member in found.values()} == {EPOCH}
-    assert {member.numbers[2:4] for member in found.values()} == {(0, 0)}
-    assert oct(found["init"].mode) == "0o100755"
-    assert oct(found["etc/fstab"].mode) == "0o100644"
-    assert found["usr/bin/sh"].data == b"/bin/busybox"
-    assert found["lib"].data == b"usr/lib"
-    assert found[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
+    packed = members(alpine())
+    assert {member.numbers[5] for member in packed.values()} == {EPOCH}
+    assert {member.numbers[2:4] for member in packed.values()} == {(0, 0)}
+    assert oct(packed["init"].mode) == "0o100755"
+    assert oct(packed["etc/fstab"].mode) == "0o100644"
+    assert packed["usr/bin/sh"].data == b"/bin/busybox"
+    assert packed["lib"].data == b"usr/lib"
+    assert packed[f"usr/{MODULES}/modules.alias"].data == b"# Aliases\nalias fs-ext4 ext4\n"
+
+
+def test_everything_belongs_to_root_and_keeps_its_mode() -> None:
+    tree = alpine()
+    tree.change("bin/busybox", mode=0o4711, uid=5, gid=6)
+    tree.change(f"{MODULES}/kernel/lib/crc16.ko.gz", uid=5, gid=6)
+    tree.change("etc/apk/keys/one.rsa.pub", mode=0o666, gid=6)
+    packed = members(tree)
+    assert oct(packed["usr/bin/busybox"].mode) == "0o104711"
+    assert oct(packed["etc/apk/keys/one.rsa.pub"].mode) == "0o100644", "only root may change it"
+    assert {member.numbers[2:4] for member in packed.values()} == {(0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -221,8 +240,8 @@ def test_no_process_for_every_event(text: str, wanted: str) -> None:
 
 
 def test_features_of_the_caller_win() -> None:
-    found = members(alpine(), features=["base"])
-    assert not [name for name in found if "ext4" in name]
+    packed = members(alpine(), features=["base"])
+    assert not [name for name in packed if "ext4" in name]
 
 
 def test_hard_linked_programs() -> None:
@@ -262,8 +281,8 @@ def test_firmware_that_modules_name() -> None:
     tree.write("lib/firmware/real/b.bin.zst", "blob")
     tree.write("lib/firmware/unused", "blob")
     tree.symlink("lib/firmware/a", "real")
-    found = {name: member.data for name, member in members(tree).items() if name.startswith("usr/lib/firmware/")}
-    assert found == {
+    firmware = {name: member.data for name, member in members(tree).items() if name.startswith("usr/lib/firmware/")}
+    assert firmware == {
         "usr/lib/firmware/a": b"real",
         "usr/lib/firmware/real": b"",
         "usr/lib/firmware/real/b.bin.zst": b"blob",
@@ -273,16 +292,26 @@ def test_firmware_that_modules_name() -> None:
 @pytest.mark.parametrize(("method", "unpack"), [("gzip", gzip.decompress), ("xz", lzma.decompress)])
 def test_compression(method: str, unpack: object) -> None:
     tree = alpine()
-    plain = make_initramfs(tree, RELEASE, epoch=EPOCH, compression="none")
-    packed = make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    plain = initramfs(tree, compression="none")
+    packed = initramfs(tree, compression=method)
     assert unpack(packed) == plain  # type: ignore[operator]
-    assert packed == make_initramfs(tree, RELEASE, epoch=EPOCH, compression=method)
+    assert packed == initramfs(tree, compression=method)
     tree.write(CONFIGURATION, f"features='base ext4'\ninitfscomp={method}\n")
-    assert make_initramfs(tree, RELEASE, epoch=EPOCH) == packed
+    assert initramfs(tree) == packed
+
+
+def test_gzip_has_no_time_of_its_own_and_a_level() -> None:
+    """At level 6, or what ``mkinitfs.conf`` states; RFC 1952 has the time at 4."""
+    tree = alpine()
+    packed = initramfs(tree)
+    assert packed[4:8] == bytes(4)
+    plain = initramfs(tree, compression="none")
+    assert packed[10:] == gzip.compress(plain, 6)[10:]
+    assert initramfs(tree, level=1)[10:] == gzip.compress(plain, 1)[10:]
 
 
 def test_xz_is_what_the_kernel_can_check() -> None:
-    data = make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="xz")
+    data = initramfs(alpine(), compression="xz")
     assert lzma.decompress(data).startswith(b"070701")
     assert data[7] == lzma.CHECK_CRC32
 
@@ -307,44 +336,51 @@ def test_missing_files_are_named(path: str, message: str) -> None:
     tree = alpine()
     tree.remove(path)
     with pytest.raises(InputError) as caught:
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
     assert message in str(caught.value)
 
 
 def test_features_without_base() -> None:
     with pytest.raises(InputError, match="would lack /usr/bin/busybox") as caught:
-        make_initramfs(alpine(), RELEASE, features=["ext4"], epoch=EPOCH)
+        initramfs(alpine(), features=("ext4",))
     assert "base" in str(caught.value.hint)
 
 
 def test_unknown_features_are_all_named() -> None:
     with pytest.raises(RecipeError, match="feature ext5") as caught:
-        make_initramfs(alpine(), RELEASE, features=["base", "ext5", "zzz"], epoch=EPOCH)
+        initramfs(
+            alpine(),
+            features=(
+                "base",
+                "ext5",
+                "zzz",
+            ),
+        )
     assert len(caught.value.problems) == 2
     assert caught.value.hint == "known are base ext4 net"
 
 
 def test_no_mkinitfs_and_no_kernel() -> None:
     with pytest.raises(InputError, match=f"/{MODULES}: no modules"):
-        make_initramfs(Tree(), RELEASE, epoch=EPOCH)
+        initramfs(Tree())
     tree = Tree()
     tree.mkdir(MODULES)
     with pytest.raises(InputError, match=f"/{FEATURES}: missing"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_module_named_without_wildcards_must_be_there() -> None:
     tree = alpine()
     tree.write(f"{FEATURES}/ext4.modules", "kernel/fs/exportfs/exportfs.ko\nkernel/fs/gone.ko.gz\n")
     with pytest.raises(InputError, match=rf"^/{MODULES}/kernel/fs/gone\.ko\.gz"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_module_that_depmod_has_not_seen() -> None:
     tree = alpine()
     tree.write(f"{MODULES}/kernel/fs/ext4/new.ko.gz", module())
     with pytest.raises(InputError, match=r"kernel/fs/ext4/new\.ko\.gz.*modules\.dep"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_a_damaged_module_among_firmware() -> None:
@@ -352,12 +388,12 @@ def test_a_damaged_module_among_firmware() -> None:
     tree.write("lib/firmware/a", "blob")
     tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", b"damaged")
     with pytest.raises(InputError, match=r"ext4\.ko\.gz: damaged kernel module"):
-        make_initramfs(tree, RELEASE, epoch=EPOCH)
+        initramfs(tree)
 
 
 def test_unknown_compression() -> None:
     with pytest.raises(RecipeError, match="compression lz4"):
-        make_initramfs(alpine(), RELEASE, epoch=EPOCH, compression="lz4")
+        initramfs(alpine(), compression="lz4")
 
 
 # ---- the trigger -----------------------------------------------------------------------------------------------------
@@ -369,7 +405,7 @@ def test_install() -> None:
     node = tree["boot/initramfs-virt"]
     assert isinstance(node, File)
     assert (node.mode, node.mtime, node.uid) == (0o600, EPOCH, 0)
-    assert node.content.read() == make_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert node.content.read() == initramfs(tree)
     assert tree.read(f"{MODULES}/initramfs-suffix") == b"-virt\n"
     assert tree["boot/boot"] == Symlink(target=".", mtime=EPOCH)
 
@@ -410,33 +446,31 @@ def dependencies(data: bytes) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
 def test_equals_what_mkinitfs_made(mirror: Mirror, architecture: str) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
-    (one,) = kernels(tree)
-    real = {member.name: member for member in read_newc(gzip.decompress(tree.read(one.initramfs)))}
-    made = {
-        member.name: member for member in read_newc(make_initramfs(tree, one.release, epoch=EPOCH, compression="none"))
-    }
-    assert list(made) == list(real)
+    (kernel,) = kernels(tree)
+    real = {member.name: member for member in read_newc(gzip.decompress(tree.read(kernel.initramfs)))}
+    ours = {member.name: member for member in read_newc(initramfs(tree, kernel.release, compression="none"))}
+    assert list(ours) == list(real)
     # mkinitfs packs a folder of mktemp, and re-sorts dependencies; its init starts mdev: differences on purpose.
-    dep = f"usr/{one.directory}/modules.dep"
-    assert dependencies(made[dep].data) == dependencies(real[dep].data)
+    dep = f"usr/{kernel.directory}/modules.dep"
+    assert dependencies(ours[dep].data) == dependencies(real[dep].data)
     different = [
         name
-        for name, member in made.items()
+        for name, member in ours.items()
         if (member.mode, member.numbers[2:4], member.data)
         != (real[name].mode, real[name].numbers[2:4], real[name].data)
     ]
     assert different == [".", "init", dep, f"{dep}.bin"]
     assert real["init"].data.count(b"-p /sbin/mdev") == 3
-    assert made["init"].data.count(b"nlplug-findfs") == real["init"].data.count(b"nlplug-findfs")
-    assert b"-p /sbin/mdev" not in made["init"].data
+    assert ours["init"].data.count(b"nlplug-findfs") == real["init"].data.count(b"nlplug-findfs")
+    assert b"-p /sbin/mdev" not in ours["init"].data
 
 
 @pytest.mark.mirror
 @pytest.mark.parametrize(("architecture", "modules"), [("x86_64", 34), ("aarch64", 35)])
 def test_minimal_features(mirror: Mirror, architecture: str, modules: int) -> None:
     tree = tree_from_tar(mirror.oracle[architecture])
-    (one,) = kernels(tree)
-    data = make_initramfs(tree, one.release, features=["base", "virtio", "ext4"], epoch=EPOCH)
+    (kernel,) = kernels(tree)
+    data = initramfs(tree, kernel.release, features=("base", "virtio", "ext4"))
     names = [member.name for member in read_newc(gzip.decompress(data))]
     assert len([name for name in names if ".ko" in name]) == modules
     assert len(data) < 7_000_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.kernel import Kernel, direct_boot_image, is_zboot, kernel, kernels, unpack_zboot, version_key
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, find_kernel, is_zboot, kernels, release_key, unpack_zboot
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 
@@ -34,28 +34,32 @@ def tree_of(*releases: str) -> Tree:
 
 
 def test_a_kernel_and_its_files() -> None:
-    (one,) = kernels(tree_of("6.18.56-0-virt"))
-    assert one == Kernel("6.18.56-0-virt", "lib/modules/6.18.56-0-virt", "-virt")
-    assert (one.flavour, one.image, one.initramfs) == ("virt", "boot/vmlinuz-virt", "boot/initramfs-virt")
+    (kernel,) = kernels(tree_of("6.18.56-0-virt"))
+    assert kernel == Kernel("6.18.56-0-virt", "lib/modules/6.18.56-0-virt", "-virt")
+    assert (kernel.flavour, kernel.image, kernel.initramfs) == ("virt", "boot/vmlinuz-virt", "boot/initramfs-virt")
 
 
 def test_the_newest_comes_last_by_number() -> None:
     releases = ["6.18.2-0-lts", "6.9.10-1-virt", "6.18.10-0-edge"]
-    assert [one.release for one in kernels(tree_of(*releases))] == ["6.9.10-1-virt", "6.18.2-0-lts", "6.18.10-0-edge"]
+    assert [kernel.release for kernel in kernels(tree_of(*releases))] == [
+        "6.9.10-1-virt",
+        "6.18.2-0-lts",
+        "6.18.10-0-edge",
+    ]
 
 
 @given(st.lists(st.integers(0, 99), min_size=3, max_size=4), st.lists(st.integers(0, 99), min_size=3, max_size=4))
-def test_keys_order_as_numbers_do(one: list[int], other: list[int]) -> None:
-    keys = [version_key(".".join(map(str, numbers)) + "-virt") for numbers in (one, other)]
-    if len(one) == len(other):
-        assert (keys[0] < keys[1]) == (one < other)
+def test_keys_order_as_numbers_do(left: list[int], right: list[int]) -> None:
+    keys = [release_key(".".join(map(str, numbers)) + "-virt") for numbers in (left, right)]
+    if len(left) == len(right):
+        assert (keys[0] < keys[1]) == (left < right)
 
 
 def test_left_over_modules_are_no_kernel() -> None:
     tree = tree_of("6.18.56-0-virt")
     tree.write("lib/modules/6.1.0-0-lts/initramfs-suffix", "-lts\n")
     tree.write("lib/modules/file", "x")
-    assert [one.release for one in kernels(tree)] == ["6.18.56-0-virt"]
+    assert [kernel.release for kernel in kernels(tree)] == ["6.18.56-0-virt"]
     assert kernels(Tree()) == ()
 
 
@@ -64,26 +68,26 @@ def test_merged_usr() -> None:
     tree.mkdir("usr/lib")
     tree.symlink("lib", "usr/lib")
     tree.write("lib/modules/6.18.0-0-virt/kernel-suffix", "-virt")
-    assert kernel(tree, "6.18.0-0-virt").directory == "usr/lib/modules/6.18.0-0-virt"
+    assert find_kernel(tree, "6.18.0-0-virt").directory == "usr/lib/modules/6.18.0-0-virt"
 
 
 @pytest.mark.parametrize(("release", "suffix"), [("6.1.0-0-lts", "-lts"), ("6.1.0", ""), ("6.1-2-rpi-4", "-rpi-4")])
 def test_suffix_without_the_package_saying_so(release: str, suffix: str) -> None:
     tree = Tree()
     tree.mkdir(f"lib/modules/{release}")
-    assert kernel(tree, release).suffix == suffix
+    assert find_kernel(tree, release).suffix == suffix
 
 
 def test_a_suffix_that_leaves_boot_is_refused() -> None:
     tree = Tree()
     tree.write("lib/modules/6/kernel-suffix", "-../../etc/passwd")
     with pytest.raises(InputError, match="/lib/modules/6/kernel-suffix"):
-        kernel(tree, "6")
+        find_kernel(tree, "6")
 
 
 def test_a_kernel_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"/lib/modules/6\.1: no modules"):
-        kernel(Tree(), "6.1")
+        find_kernel(Tree(), "6.1")
 
 
 @pytest.mark.parametrize("trailer", [b"", b"\x00\x01\x00\x00"])
@@ -132,20 +136,20 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_image_of_a_kernel_in_the_tree() -> None:
     tree = tree_of("6.18.0-0-virt")
-    (one,) = kernels(tree)
-    assert direct_boot_image(tree, one) == b"image"
-    tree.write(one.image, zboot(gzip.compress(IMAGE)))
-    assert direct_boot_image(tree, one) == IMAGE
-    tree.remove(one.image)
+    (kernel,) = kernels(tree)
+    assert direct_boot_image(tree, kernel) == b"image"
+    tree.write(kernel.image, zboot(gzip.compress(IMAGE)))
+    assert direct_boot_image(tree, kernel) == IMAGE
+    tree.remove(kernel.image)
     with pytest.raises(InputError, match="/boot/vmlinuz-virt: no image"):
-        direct_boot_image(tree, one)
+        direct_boot_image(tree, kernel)
 
 
 @pytest.mark.mirror
 def test_real_kernels(mirror: Mirror) -> None:
     for architecture, packed in (("x86_64", False), ("aarch64", True)):
         tree = tree_from_tar(mirror.oracle[architecture])
-        (one,) = kernels(tree)
-        image = tree.read(one.image)
+        (kernel,) = kernels(tree)
+        image = tree.read(kernel.image)
         assert is_zboot(image) is packed
-        assert (direct_boot_image(tree, one) == image) is not packed
+        assert (direct_boot_image(tree, kernel) == image) is not packed

@@ -14,7 +14,7 @@ from imgkit.errors import InputError
 from imgkit.rootfs.binaries.elf import ET_REL, ElfError
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.kmod import (
-    Entry,
+    IndexEntry,
     closure,
     indexes,
     normalize_alias,
@@ -29,7 +29,7 @@ from tests.trees import tree_from_tar
 DIRECTORY = "lib/modules/6.18.0-virt"
 
 
-def read_index(data: bytes) -> list[Entry]:
+def read_index(data: bytes) -> list[IndexEntry]:
     """Every entry of an index, found by walking it from its root; nodes must lie in pre-order without gaps."""
     assert struct.unpack_from(">II", data) == (0xB007F457, 0x00020001)
     end = 12
@@ -38,7 +38,7 @@ def read_index(data: bytes) -> list[Entry]:
         stop = data.index(b"\0", place)
         return data[place:stop].decode(), stop + 1
 
-    def node(word: int, key: str) -> Iterator[Entry]:
+    def node(word: int, key: str) -> Iterator[IndexEntry]:
         nonlocal end
         place = word & 0x0FFFFFFF
         assert place == end, "a gap, or another order"
@@ -64,9 +64,9 @@ def read_index(data: bytes) -> list[Entry]:
         for character, child in children:
             yield from node(child, key + character)
 
-    found = list(node(struct.unpack_from(">I", data, 8)[0], ""))
+    entries = list(node(struct.unpack_from(">I", data, 8)[0], ""))
     assert end == len(data)
-    return found
+    return entries
 
 
 keys = st.text(st.characters(min_codepoint=1, max_codepoint=127), max_size=12)
@@ -75,12 +75,12 @@ entries = st.lists(st.tuples(keys | few, st.text("xyz:-", max_size=6), st.intege
 
 
 @given(entries)
-def test_index_round_trip(wanted: list[Entry]) -> None:
+def test_index_round_trip(wanted: list[IndexEntry]) -> None:
     assert read_index(write_index(wanted)) == sorted(wanted, key=lambda entry: (entry[0], entry[2]))
 
 
 @given(entries, st.randoms())
-def test_order_of_entries_with_distinct_priorities_does_not_matter(wanted: list[Entry], random: object) -> None:
+def test_order_of_entries_with_distinct_priorities_does_not_matter(wanted: list[IndexEntry], random: object) -> None:
     numbered = [(key, value, row) for row, (key, value, _) in enumerate(wanted)]
     shuffled = list(numbered)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def test_index_known_bytes() -> None:
 
 
 @pytest.mark.parametrize("entry", [("ä", "x", 0), ("a\0b", "x", 0), ("a", "x\0y", 0)])
-def test_index_refuses(entry: Entry) -> None:
+def test_index_refuses(entry: IndexEntry) -> None:
     with pytest.raises(InputError, match="cannot be a key"):
         write_index([entry])
 
@@ -230,11 +230,11 @@ def test_indexes_equal_those_of_the_kernel_package(mirror: Mirror, architecture:
     tree = tree_from_tar(mirror.oracle[architecture])
     (kernel,) = kernels(tree)
     texts = {name: tree.text(f"{kernel.directory}/modules.{name}") for name in kmod.TEXTS}
-    made = indexes(texts)
-    assert sorted(made) == sorted(
+    files = indexes(texts)
+    assert sorted(files) == sorted(
         path.rpartition("/")[2] for path in tree.children(kernel.directory) if path.endswith(".bin")
     )
-    for name, data in made.items():
+    for name, data in files.items():
         assert data == tree.read(f"{kernel.directory}/{name}"), name
         assert read_index(data), name
     everything = subset(texts, set(parse_dependencies(texts["dep"], kernel.directory)), kernel.directory)

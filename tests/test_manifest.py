@@ -13,28 +13,28 @@ from imgkit.disk.layout import make_layout, partition_specs
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.image.manifest import Made, describe
 from imgkit.recipe import load
-from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking
+from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
 from imgkit.rootfs.compose import Composition
-from imgkit.rootfs.install import Report
+from imgkit.rootfs.install import ScriptReport
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
-FINDINGS = Findings(
-    (Foreign("opt/a.exe", 5, "Windows"), Foreign("opt/b", 7, "aarch64")),
-    (Lacking("opt/c.node", "libstdc++.so.6"),),
-    (Doubtful("opt/d", "is odd"),),
+FINDINGS = BinaryFindings(
+    (ForeignBinary("opt/a.exe", 5, "Windows"), ForeignBinary("opt/b", 7, "aarch64")),
+    (MissingLibrary("opt/c.node", "libstdc++.so.6"),),
+    (DoubtfulBinary("opt/d", "is odd"),),
 )
 
 
 @pytest.mark.parametrize("policy", ["warn", "prune"])
-@pytest.mark.parametrize("findings", [FINDINGS, Findings()], ids=["some", "none"])
-def test_all_findings_are_in_the_manifest(findings: Findings, policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("findings", [FINDINGS, BinaryFindings()], ids=["some", "none"])
+def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str, tmp_path: Path) -> None:
     recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/", "payload_binaries": policy})
     layout = make_layout(partition_specs(recipe.architecture("amd64")), 1 << 30, uuid.UUID(int=1))
     kernel: Any = SimpleNamespace(release="6")
     made = cast(
         "Composition",
-        SimpleNamespace(kernel=kernel, scripts=Report((), (), ()), records={}, build_id="b", binaries=findings),
+        SimpleNamespace(kernel=kernel, scripts=ScriptReport((), (), ()), records={}, build_id="b", binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()

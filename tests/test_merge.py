@@ -10,7 +10,7 @@ from imgkit.apk.index import Package
 from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import RecipeError
 from imgkit.rootfs.accounts import AccountNumbers
-from imgkit.rootfs.merge import Ledger, merge, remove
+from imgkit.rootfs.merge import Ledger, is_protected, merge, remove
 from imgkit.tree import Directory, File, HardLink, Inline, Symlink, Tree
 
 NAMES = AccountNumbers(users={"root": 0, "www": 80}, groups={"root": 0, "www": 81})
@@ -33,8 +33,8 @@ def file(path: str, text: str, *, uname: str = "root", gname: str = "root", uid:
 
 def installed(*steps: tuple[Package, list[PackageEntry]], tree: Tree | None = None) -> tuple[Tree, Ledger]:
     tree, ledger = tree or Tree(), Ledger()
-    for one, entries in steps:
-        merge(tree, ledger, one, entries, NAMES)
+    for each_package, entries in steps:
+        merge(tree, ledger, each_package, entries, NAMES)
     return tree, ledger
 
 
@@ -47,9 +47,22 @@ def test_owners_are_resolved_by_name_and_unknown_names_keep_their_number() -> No
     assert ledger.files["x"].uid == 80
 
 
+def test_root_is_0_whatever_the_accounts_say() -> None:
+    tree = Tree()
+    entry = file("x", "", uid=7)
+    merge(tree, Ledger(), package("a"), [entry], AccountNumbers(users={"root": 5}, groups={"root": 6}))
+    assert (tree["x"].uid, tree["x"].gid) == (0, 0)
+
+
 def test_two_packages_with_one_file_conflict() -> None:
-    with pytest.raises(RecipeError, match="a-1-r0 and b-1-r0 both install usr/x"):
+    with pytest.raises(RecipeError, match="a-1-r0 and b-1-r0 both install usr/x") as caught:
         installed((package("a"), [file("usr/x", "a")]), (package("b"), [file("usr/x", "b")]))
+    assert caught.value.hint == "leave one of a and b out of the recipe's packages"
+
+
+def test_packages_without_an_origin_do_not_share_one() -> None:
+    with pytest.raises(RecipeError, match="both install"):
+        installed((package("a", origin=""), [file("x", "a")]), (package("b", origin=""), [file("x", "b")]))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +88,18 @@ def test_replaces_of_another_version_does_not_count() -> None:
         installed((package("a"), [file("x", "a")]), (package("b", replaces="a>=2"), [file("x", "b")]))
 
 
+@pytest.mark.parametrize("replaces", ["a=v2", "a<v2", "=v2", "a=", "!"])
+def test_replaces_that_breaks_the_grammar_does_not_count(replaces: str) -> None:
+    """Such a version compares as apk compares it; a word that is no dependency replaces nothing."""
+    with pytest.raises(RecipeError, match="a-1-r0 and b-1-r0 both install x"):
+        installed((package("a"), [file("x", "a")]), (package("b", replaces=replaces), [file("x", "b")]))
+
+
+def test_replaces_of_a_version_that_breaks_the_grammar() -> None:
+    steps = [(package("a", "v2"), [file("x", "a")]), (package("b", replaces="= a=v2"), [file("x", "b")])]
+    assert installed(*steps)[0].read("x") == b"b"
+
+
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_directory_takes_its_mode_from_the_highest_priority(swap: bool) -> None:
     steps = [
@@ -84,6 +109,30 @@ def test_a_directory_takes_its_mode_from_the_highest_priority(swap: bool) -> Non
     tree, ledger = installed(*(reversed(steps) if swap else steps))
     assert tree["var"].mode == 0o700
     assert set(ledger.directories["var"]) == {"base", "aaa"}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (package("b", priority=2, origin="o"), package("a", priority=1, origin="a")),
+        (package("b", origin="b"), package("a", origin="o")),
+        (package("a", origin="o"), package("b", origin="o")),
+        (package("a", origin="a"), package("b", origin="b")),
+    ],
+)
+def test_whose_mode_a_shared_directory_has(first: Package, second: Package, swap: bool) -> None:
+    """The highest priority, then the package that is named like its origin, then the first name."""
+    steps = [(first, [directory("var", 0o700)]), (second, [directory("var", 0o755)])]
+    tree, _ = installed(*(reversed(steps) if swap else steps))
+    assert tree["var"].mode == 0o700
+
+
+def test_a_path_below_a_link_to_the_root() -> None:
+    tree = Tree()
+    tree.symlink("system", "/")
+    installed((package("a"), [file("system/x", "x")]), tree=tree)
+    assert tree.read("x") == b"x"
 
 
 def test_links_to_directories_are_followed() -> None:
@@ -116,6 +165,27 @@ def test_changed_configuration_is_kept_and_the_packages_copy_put_beside_it() -> 
     assert (tree.read("etc/conf"), tree.read("etc/conf.apk-new")) == (b"mine", b"theirs")
 
 
+@pytest.mark.parametrize(
+    ("path", "protected"),
+    [
+        ("etc/conf", True),
+        ("etc/apk", True),
+        ("etc/init.d", True),
+        ("etc/apk/repositories", False),
+        ("etc/init.d/agentd", False),
+        ("etcetera/x", False),
+        ("usr/etc/conf", False),
+    ],
+)
+def test_which_paths_are_protected(path: str, protected: bool) -> None:
+    assert is_protected(path) is protected
+    tree = Tree()
+    tree.write(path, "mine")
+    tree, _ = installed((package("a"), [file(path, "theirs")]), tree=tree)
+    assert tree.read(path) == (b"mine" if protected else b"theirs")
+    assert (f"{path}.apk-new" in tree) is protected
+
+
 def test_unchanged_configuration_is_upgraded() -> None:
     tree, ledger = installed((package("a"), [file("etc/conf", "old")]))
     merge(tree, ledger, package("a", "2-r0"), [file("etc/conf", "new")], NAMES)
@@ -141,6 +211,7 @@ def test_removing_a_package_leaves_what_others_have_and_what_was_changed() -> No
     assert remove(tree, ledger, "a").name == "a"
     assert list(tree) == ["", "d", "d/g", "etc", "etc/mine"]
     assert set(ledger.packages) == {"b"}
+    assert {path: set(records) for path, records in ledger.directories.items()} == {"d": {"b"}}
 
 
 def test_what_the_new_version_has_too_is_not_removed() -> None:

@@ -19,7 +19,7 @@ import pytest
 from fixtures.server import serve
 from imgkit.errors import InputError
 from imgkit.rootfs.binaries.examine import examine, platforms
-from imgkit.rootfs.npm.npmbox import problem
+from imgkit.rootfs.npm.npmrunner import sandbox_problem
 from imgkit.rootfs.npm.prepare import MINIMUM, Build, prepare, unlocked_options
 from imgkit.rootfs.payload import replace_payload
 from imgkit.tree import Tree
@@ -244,7 +244,7 @@ def sandbox(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if request.param == "none":
         no_bubblewrap(tmp_path / "bin", monkeypatch)
     else:
-        need("bubblewrap that may make user namespaces", problem() is None)
+        need("bubblewrap that may make user namespaces", sandbox_problem() is None)
     return str(request.param)
 
 

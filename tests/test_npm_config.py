@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.npm.npmbox import Box
 from imgkit.rootfs.npm.npmconfig import Setting, parse, settings
-from imgkit.rootfs.npm.npmsources import check_lock, check_manifest, is_git, leaves, read_json
-from imgkit.rootfs.npm.prepare import _mention_unlocked, prepare
+from imgkit.rootfs.npm.npmrunner import NpmRunner
+from imgkit.rootfs.npm.npmsources import check_lock, check_manifest, is_git, is_outside, read_json
+from imgkit.rootfs.npm.prepare import _warn_of_unlocked, prepare
 from tests.conftest import need_program
 
 MANIFEST = Path("package.json")
@@ -249,7 +249,7 @@ def test_lock_files_of_version_1() -> None:
 def test_paths_leave_as_path_arithmetic_says(parts: list[str]) -> None:
     path = "/".join(parts)
     real = posixpath.normpath(posixpath.join("/top/folder", path))
-    assert leaves(path) == (not (real + "/").startswith("/top/folder/"))
+    assert is_outside(path) == (not (real + "/").startswith("/top/folder/"))
 
 
 @pytest.mark.parametrize("field", ["dependencies", "overrides", "workspaces", "packages"])
@@ -288,10 +288,10 @@ def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "node_modules/@s/c/lib").mkdir(parents=True)
     for name, there in (("a", True), ("@s/b", True), ("@s/c", True), ("b", False), ("@s", False), ("lib", False)):
         caplog.clear()
-        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert ("did not install it" not in caplog.text) == there, name
     for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
-        _mention_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
+        _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert f"lacks {name}, and this npm did not install it" in caplog.text
 
 
@@ -301,7 +301,9 @@ def test_a_stand_in_that_needs_its_home_is_named(tmp_path: Path) -> None:
     program.write_text('#!/bin/sh\ntest -d "$HOME/.volta" || { echo "no tools" >&2; exit 1; }\n')
     program.chmod(0o755)
     (tmp_path / "home").mkdir()
-    started = Box(tmp_path, str(program), tmp_path, tmp_path, tmp_path, {"HOME": str(tmp_path / "home")}, (), "git")
+    started = NpmRunner(
+        tmp_path, str(program), tmp_path, tmp_path, tmp_path, {"HOME": str(tmp_path / "home")}, (), "git"
+    )
     with pytest.raises(HostError, match="npm failed with status 1: no tools") as caught:
         started.version()
     assert "version manager" in str(caught.value.hint)

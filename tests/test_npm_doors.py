@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError, InputError
-from imgkit.rootfs.npm.npmbox import problem
+from imgkit.rootfs.npm.npmrunner import sandbox_problem
 from imgkit.rootfs.npm.prepare import prepare
 from tests.conftest import need, need_program
 from tests.test_npm import no_bubblewrap, npm, tarball
@@ -202,7 +202,7 @@ def spy(tmp_path: Path) -> Path:
 
 
 def test_a_build_script_sees_its_own_folder_only(spy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need("bubblewrap that may make user namespaces", problem() is None)
+    need("bubblewrap that may make user namespaces", sandbox_problem() is None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("API_KEY", "secret")
     made = prepare(spy, tmp_path / "made", build="1", architecture="x86_64", cache=tmp_path / "cache")
@@ -236,7 +236,7 @@ def test_without_bubblewrap_a_build_script_has_the_rights_of_whoever_builds(
 
 def test_nothing_outlives_a_build_script(spy: Path, tmp_path: Path) -> None:
     """Not even a process that went into a session of its own, which without bubblewrap would."""
-    need("bubblewrap that may make user namespaces", problem() is None)
+    need("bubblewrap that may make user namespaces", sandbox_problem() is None)
     need_program("setsid")
     mark = f"imgkit-{tmp_path.name}"
     script = f"IMGKIT_MARK={mark} setsid sleep 300 >/dev/null 2>&1 </dev/null & sleep 0.2"

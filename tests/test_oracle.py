@@ -20,7 +20,7 @@ from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_pl
 from imgkit.recipe import Recipe, load
 from imgkit.rootfs.digest import differences, records
 from imgkit.rootfs.initramfs.make import install_initramfs
-from imgkit.rootfs.install import Report, install, installed_in, world_in
+from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
 from imgkit.rootfs.kernel import kernels
 from imgkit.rootfs.scripts.effects import Hooks
 from imgkit.tree import File, HardLink, Slice, Symlink, Tree
@@ -74,7 +74,7 @@ class Composed:
         self.tree = self.base.tree
 
 
-def compose(recipe: Recipe, arch: str, folder: Path) -> tuple[Plan, Base, Report]:
+def compose(recipe: Recipe, arch: str, folder: Path) -> tuple[Plan, Base, ScriptReport]:
     cache = Cache(folder / "cache")
     base = fetch_base(recipe, arch, cache, folder / "minirootfs")
     plan, files = fetch_packages(make_plan(recipe, arch, base, cache), base, cache)

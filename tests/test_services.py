@@ -6,7 +6,7 @@ import pytest
 
 from imgkit.errors import RecipeError
 from imgkit.recipe import load
-from imgkit.rootfs import system
+from imgkit.rootfs import systemfiles
 from imgkit.rootfs.openrc import services
 from imgkit.tree import Directory, Symlink, Tree
 from tests.images import RECIPE
@@ -32,7 +32,7 @@ def test_enable_links_to_the_script() -> None:
 
 
 def test_services_are_the_executable_scripts() -> None:
-    assert services.services(base()) == ["agentd", "networking", "sysctl"]
+    assert services.available(base()) == ["agentd", "networking", "sysctl"]
 
 
 def test_unknown_service_is_refused_with_near_misses() -> None:
@@ -94,7 +94,7 @@ def test_a_recipe_that_has_tmp_cleaned_beside_agents_is_refused() -> None:
     services.enable(tree, "sysinit", "agentd")
     recipe = load(RECIPE).model_copy(update={"services": {"boot": ("sysctl", "bootmisc")}})
     with pytest.raises(RecipeError, match="bootmisc: in runlevel boot") as refusal:
-        system.enable_services(tree, recipe)
+        systemfiles.enable_services(tree, recipe)
     assert refusal.value.hint == "leave bootmisc out of services; an image needs nothing of it"
 
 
@@ -102,6 +102,6 @@ def test_folders_for_sockets_are_roots_from_the_start() -> None:
     tree = base()
     tree.mkdir("tmp", mode=0o1777)
     tree.write("etc/shadow", "root:!::0:::::\n")
-    system.configure(tree, load(RECIPE).model_copy(update={"users": ()}), root_uuid="u", epoch=7)
+    systemfiles.configure(tree, load(RECIPE).model_copy(update={"users": ()}), root_uuid="u", epoch=7)
     for path in ("tmp/.ICE-unix", "tmp/.X11-unix"):
         assert tree[path] == Directory(mode=0o1777, uid=0, gid=0, mtime=7)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from imgkit.engines.guestfs.lookscripts import BENEATH
 from imgkit.errors import InputError
 from imgkit.image.manifest import MAX_SIZE, read_manifest
-from imgkit.rootfs.digest import Record, differences, records
+from imgkit.rootfs.digest import NodeRecord, differences, records
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree, TreeError
 from imgkit.verification import statement
 from imgkit.verification.beside import boot_files, compare_boot_files
@@ -311,7 +311,7 @@ def test_an_archive_that_ends_early_is_no_surprise(tree: Tree, data: st.DataObje
 
 def test_the_first_name_of_a_file_is_not_the_same_everywhere() -> None:
     """The writer of a manifest and tar may take different names of a file for the first."""
-    facts: Record = {"type": "file", "size": 1}
+    facts: NodeRecord = {"type": "file", "size": 1}
     one = {"/a": facts, "/b": {**facts, "link": "/a"}, "/c": {**facts, "link": "/a"}}
     other = {"/b": facts, "/a": {**facts, "link": "/b"}, "/c": {**facts, "link": "/b"}}
     assert with_one_leader(one) == with_one_leader(other) == one

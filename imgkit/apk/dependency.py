@@ -61,6 +61,15 @@ class Dependency:
         """
         return _parse_dependency(text)
 
+    @classmethod
+    def lenient(cls, text: str) -> Dependency:
+        """Like :meth:`parse`, but a version that breaks the grammar is kept and compared by :meth:`Version.lenient`.
+
+        Raises:
+            ValueError: the syntax is wrong.
+        """
+        return _parse_dependency(text, lenient=True)
+
     def matches(self, version: str | None, identity: str | None = None) -> bool:
         """Whether a package or provide of this name satisfies operator and version. ``conflict`` is not considered.
 
@@ -73,7 +82,7 @@ class Dependency:
             return True
         if self.operator == _IDENTITY:
             return identity == self.version
-        return self._compare(Version.lenient(version), Version.parse(self.version), self.operator)
+        return self._compare(Version.lenient(version), Version.lenient(self.version), self.operator)
 
     @staticmethod
     def _compare(have: Version, want: Version, operator: str) -> bool:
@@ -115,14 +124,14 @@ class Provide:
 
 
 @lru_cache(maxsize=16384)
-def _parse_dependency(text: str) -> Dependency:
+def _parse_dependency(text: str, *, lenient: bool = False) -> Dependency:
     match = _DEPENDENCY.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a valid dependency")
     operator, version = match["operator"], match["version"]
     if operator is not None:
         operator = _canonical(operator)
-        if operator != _IDENTITY and not is_valid(version):
+        if not lenient and operator != _IDENTITY and not is_valid(version):
             raise ValueError(f"{text!r} has an invalid version")
     return Dependency(match["name"], operator, version, bool(match["conflict"]), match["tag"])
 

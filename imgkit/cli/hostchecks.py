@@ -13,7 +13,7 @@ from pathlib import Path
 from imgkit.engines.guestfs.starting import BINDINGS_FIX, KERNEL_FIX
 from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
-from imgkit.rootfs.npm import npmbox
+from imgkit.rootfs.npm import npmrunner
 from imgkit.vm.qemu import firmware, probe
 from imgkit.vm.sandbox import confinement, identity, supervisor
 
@@ -156,11 +156,11 @@ def _confinement() -> HostCheck:
 
 def _sandbox() -> HostCheck:
     """How npm is isolated when it installs the packages of a payload."""
-    problem = npmbox.problem()
+    problem = npmrunner.sandbox_problem()
     detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
     fix = (
         "apt-get install bubblewrap"
-        if problem == npmbox.MISSING
+        if problem == npmrunner.MISSING
         else "allow user namespaces (sysctl user.max_user_namespaces; Ubuntu: an AppArmor profile)"
     )
     return HostCheck("bubblewrap", problem is None, detail, "keep npm from the host's files", fix, required=False)

@@ -30,7 +30,7 @@ from imgkit.image.manifest import Made, boot_names, describe
 from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned, providers
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, parse_size
-from imgkit.rootfs.binaries.verdict import judge
+from imgkit.rootfs.binaries.policy import apply_policy
 from imgkit.rootfs.compose import Composition, PackageSet, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
@@ -217,7 +217,7 @@ def _payload(request: BuildRequest, work: Path) -> Path | None:
 
 def _judge(request: BuildRequest, plan: Plan, base: Base, made: Composition) -> None:
     recipe = request.recipe
-    judge(
+    apply_policy(
         made.binaries,
         recipe.payload_binaries,
         recipe.architecture(request.arch).alpine,

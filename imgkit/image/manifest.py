@@ -16,7 +16,7 @@ from imgkit.host.jsonfile import checked, read_json
 from imgkit.planning.plan import Plan
 from imgkit.planning.schemas import Manifest
 from imgkit.recipe import Recipe
-from imgkit.rootfs.binaries.examine import Findings
+from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
 
 VERSION = 1
@@ -102,13 +102,13 @@ def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, resu
     }  # fmt: skip
 
 
-def _binaries(found: Findings) -> dict[str, Any]:
+def _binaries(found: BinaryFindings) -> dict[str, Any]:
     """The payload's programs and modules that cannot run in the image. With ``prune`` the first are not in it."""
     return {
         "otherPlatforms": [
             {"path": f"/{each.path}", "size": each.size, "platform": each.platform} for each in found.foreign
         ],
-        "missingLibraries": [{"path": f"/{each.path}", "library": each.library} for each in found.lacking],
+        "missingLibraries": [{"path": f"/{each.path}", "library": each.library} for each in found.missing_libraries],
         "doubtful": [{"path": f"/{each.path}", "problem": each.problem} for each in found.doubtful],
     }
 

@@ -1,8 +1,11 @@
-"""Users and groups of the Tree: etc/passwd, etc/group, etc/shadow and the copies that end in ``-``.
+"""Read and change the users and groups of the Tree: etc/passwd, etc/group, etc/shadow and their ``-`` copies.
 
-The rules are those of busybox's adduser and addgroup (1.37), measured: system accounts take the smallest free number
-from 100 to 999, others from 1000; a system user without a group of its own goes into ``nogroup`` (65533); whoever is
-added is also listed as a member. The day in etc/shadow comes from the caller's epoch, so builds are reproducible.
+    add_group(tree, "web", system=True)
+    add_user(tree, "web", group="web", system=True, epoch=epoch)
+
+The rules are those of busybox's adduser and addgroup (1.37), as observed: system accounts take the smallest free number
+from 100 to 999, others from 1000; a system user without a group of its own goes into ``nogroup`` (65533); a new user
+is also listed as a member of its group. The day in etc/shadow is that of the caller's epoch: builds are reproducible.
 File formats: passwd(5), group(5), shadow(5).
 """
 
@@ -14,7 +17,9 @@ from dataclasses import dataclass, replace
 from imgkit.tree import Directory, File, Tree, parent
 
 PASSWD, GROUP, SHADOW = "etc/passwd", "etc/group", "etc/shadow"
-NOGROUP = 65533
+UNUSABLE = "*"
+"""The field of etc/shadow for which no password is valid."""
+_NOGROUP = 65533
 _SYSTEM = range(100, 1000)
 _ORDINARY = range(1000, 60000)
 _DAY = 86400
@@ -23,7 +28,7 @@ _MAX_ID = (1 << 32) - 2  # of a user or group, as Linux has them
 
 
 class AccountError(Exception):
-    """What adduser or addgroup would say before it fails."""
+    """The account cannot be added or changed; the message is the one of adduser or addgroup."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +60,21 @@ class GroupEntry:
 
 @dataclass(frozen=True)
 class AccountNumbers:
-    """Numbers by name."""
+    """The numbers of users and groups, by name."""
 
     users: Mapping[str, int]
     groups: Mapping[str, int]
 
 
 def lookup(tree: Tree) -> AccountNumbers:
-    """The numbers that names stand for in the Tree now; ``root`` is 0 even where there are no files yet."""
+    """Return the numbers of all users and groups of the Tree; ``root`` is 0 even where there are no files yet."""
     users = {user.name: user.uid for user in reversed(read_users(tree))}
     groups = {group.name: group.gid for group in reversed(read_groups(tree))}
     return AccountNumbers({"root": 0, **users}, {"root": 0, **groups})
 
 
 def read_users(tree: Tree) -> list[PasswdEntry]:
-    """The lines of etc/passwd that are of the format; others are left out."""
+    """Return the users in etc/passwd; lines that break the format are left out."""
     users = []
     for line in _lines(tree, PASSWD):
         fields = line.split(":")
@@ -80,7 +85,7 @@ def read_users(tree: Tree) -> list[PasswdEntry]:
 
 
 def read_groups(tree: Tree) -> list[GroupEntry]:
-    """The lines of etc/group that are of the format; others are left out."""
+    """Return the groups in etc/group; lines that break the format are left out."""
     groups = []
     for line in _lines(tree, GROUP):
         fields = line.split(":")
@@ -90,22 +95,22 @@ def read_groups(tree: Tree) -> list[GroupEntry]:
 
 
 def find_user(tree: Tree, name: str) -> PasswdEntry | None:
-    """The user of this name."""
+    """Return the first user of this name, None if there is none."""
     return next((user for user in read_users(tree) if user.name == name), None)
 
 
 def find_group(tree: Tree, name: str) -> GroupEntry | None:
-    """The group of this name."""
+    """Return the first group of this name, None if there is none."""
     return next((group for group in read_groups(tree) if group.name == name), None)
 
 
 def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = False, epoch: int = 0) -> GroupEntry:
-    """``addgroup [-S] [-g GID] NAME``.
+    """Add a group, as ``addgroup [-S] [-g GID] NAME`` does.
 
     Raises:
-        AccountError: an improper name, name or number in use, no number left.
+        AccountError: the name is improper, the name or number is in use, or no number is left.
     """
-    check_name(name)
+    _check_name(name)
     groups = read_groups(tree)
     if any(group.name == name for group in groups):
         raise AccountError(f"group '{name}' in use")
@@ -118,18 +123,16 @@ def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = F
 
 
 def add_member(tree: Tree, user: str, group: str, *, epoch: int = 0) -> None:
-    """``addgroup USER GROUP``; nothing happens if the user is a member already.
+    """Make a user a member of a group, as ``addgroup USER GROUP`` does. A member stays one.
 
     Raises:
         AccountError: there is no such user or group.
     """
     if find_user(tree, user) is None:
         raise AccountError(f"unknown user {user}")
-    found = find_group(tree, group)
-    if found is None:
-        raise AccountError(f"unknown group {group}")
-    if user not in found.members:
-        _edit(tree, GROUP, group, str(replace(found, members=(*found.members, user))), epoch)
+    entry = _existing_group(tree, group)
+    if user not in entry.members:
+        _edit(tree, GROUP, group, str(replace(entry, members=(*entry.members, user))), epoch)
 
 
 def add_user(
@@ -146,18 +149,21 @@ def add_user(
     skeleton: str = "/etc/skel",
     epoch: int = 0,
 ) -> PasswdEntry:
-    """``adduser -D [-S] [-H] [-u UID] [-G GROUP] [-h HOME] [-s SHELL] [-g GECOS] [-k SKELETON] NAME``.
+    """Add a user, as ``adduser -D [-S] [-H] [-u UID] [-G GROUP] [-h HOME] [-s SHELL] [-g GECOS] [-k SKELETON] NAME``.
 
     Raises:
-        AccountError: an improper name, name or number in use, unknown group, no number left.
+        AccountError: the name is improper, the name or number is in use, the group is unknown, or no number is left.
     """
-    check_name(name)
+    _check_name(name)
     users = read_users(tree)
     if any(user.name == name for user in users):
         raise AccountError(f"user '{name}' in use")
     own_group = group is None and not system
     number = _uid(tree, users, uid, system=system, own_group=own_group)
-    gid = add_group(tree, name, gid=number, epoch=epoch).gid if own_group else _primary(tree, group)
+    if own_group:
+        gid = add_group(tree, name, gid=number, epoch=epoch).gid
+    else:
+        gid = _NOGROUP if group is None else _existing_group(tree, group).gid
     shell = shell if shell is not None else ("/sbin/nologin" if system else "/bin/sh")
     user = PasswdEntry(name, number, gid, gecos, home if home is not None else f"/home/{name}", shell)
     _append(tree, PASSWD, str(user), epoch)
@@ -172,10 +178,10 @@ def add_user(
 
 
 def set_password(tree: Tree, name: str, field: str, *, epoch: int = 0) -> None:
-    """Put ``field`` (a hash, ``*``, ``!``, or nothing) where etc/shadow has the password of ``name``.
+    """Set the password field of ``name`` in etc/shadow to ``field``: a hash, ``*``, ``!``, or nothing.
 
     Raises:
-        AccountError: there is no such user, or no line for it in etc/shadow.
+        AccountError: etc/shadow has no line for this user, or ``field`` has a colon or a newline in it.
     """
     entry = next((line.split(":") for line in _lines(tree, SHADOW) if line.split(":")[0] == name), None)
     if entry is None or len(entry) < 3:
@@ -187,22 +193,22 @@ def set_password(tree: Tree, name: str, field: str, *, epoch: int = 0) -> None:
 
 
 def password(tree: Tree, name: str) -> str | None:
-    """The password field of ``name`` in etc/shadow."""
+    """Return the password field of ``name`` in etc/shadow, None if it has no line there."""
     return next((line.split(":")[1] for line in _lines(tree, SHADOW) if line.startswith(f"{name}:")), None)
 
 
 def ensure_group(tree: Tree, name: str, gid: int | None = None, *, epoch: int = 0) -> GroupEntry:
-    """The group ``name``, made (system range unless ``gid`` is given) if it is missing.
+    """Return the group ``name``; add it if it is missing (in the system range unless ``gid`` is given).
 
     Raises:
-        AccountError: it exists with another number, or cannot be made.
+        AccountError: it exists with another number, or cannot be added.
     """
-    found = find_group(tree, name)
-    if found is None:
+    group = find_group(tree, name)
+    if group is None:
         return add_group(tree, name, gid=gid, system=True, epoch=epoch)
-    if gid is not None and found.gid != gid:
-        raise AccountError(f"group '{name}' exists with gid {found.gid}, not {gid}")
-    return found
+    if gid is not None and group.gid != gid:
+        raise AccountError(f"group '{name}' exists with gid {group.gid}, not {gid}")
+    return group
 
 
 def ensure_user(
@@ -210,39 +216,38 @@ def ensure_user(
     name: str,
     *,
     uid: int | None = None,
-    gid: int | None = None,
     home: str | None = None,
     shell: str = "/bin/sh",
     groups: Sequence[str] = (),
-    shadow_field: str = "*",
     epoch: int = 0,
 ) -> PasswdEntry:
-    """The user ``name`` with a primary group of the same name, a home directory (2755) and membership in ``groups``.
+    """Return the user ``name`` and make it a member of ``groups``; add it if it is missing.
 
-    Whatever exists already is used as it is. The default field of etc/shadow lets nobody in by password, but does not
-    lock the account for keys.
+    A new user gets a primary group of the same name and a home directory of mode 2755. No password is valid for it, but
+    the account is not locked for keys. A user or group that exists is used as it is.
 
     Raises:
-        AccountError: user or group exist with other numbers, a group of ``groups`` is missing, a number is in use.
+        AccountError: the user or group exists with another number, a group of ``groups`` is missing, or a number is in
+            use.
     """
-    found = find_user(tree, name)
-    if found is not None and uid is not None and found.uid != uid:
-        raise AccountError(f"user '{name}' exists with uid {found.uid}, not {uid}")
-    if found is None:
-        ensure_group(tree, name, gid if gid is not None else uid, epoch=epoch)
+    user = find_user(tree, name)
+    if user is not None and uid is not None and user.uid != uid:
+        raise AccountError(f"user '{name}' exists with uid {user.uid}, not {uid}")
+    if user is None:
+        ensure_group(tree, name, uid, epoch=epoch)
         number = _free({user.uid for user in read_users(tree)}, system=False) if uid is None else uid
-        found = add_user(tree, name, uid=number, group=name, home=home, shell=shell, make_home=True, epoch=epoch)
-        set_password(tree, name, shadow_field, epoch=epoch)
+        user = add_user(tree, name, uid=number, group=name, home=home, shell=shell, make_home=True, epoch=epoch)
+        set_password(tree, name, UNUSABLE, epoch=epoch)
     for group in groups:
         add_member(tree, name, group, epoch=epoch)
-    return found
+    return user
 
 
-def check_name(name: str) -> None:
-    """busybox's rule for names: letters, digits, ``_``; ``.`` and ``-`` not first; ``$`` only last.
+def _check_name(name: str) -> None:
+    """Check a name by busybox's rule: letters, digits, ``_``; ``.`` and ``-`` not first; ``$`` only last.
 
     Raises:
-        AccountError: the name breaks it.
+        AccountError: the name breaks the rule.
     """
     if not name or len(name) > _MAX_NAME:
         raise AccountError("illegal character with code 0 at position 0" if not name else "name is too long")
@@ -254,7 +259,7 @@ def check_name(name: str) -> None:
 
 
 def _uid(tree: Tree, users: Sequence[PasswdEntry], uid: int | None, *, system: bool, own_group: bool) -> int:
-    """The number for a new user; that of its own group must be free as well."""
+    """Return the number for a new user; its own group, if it gets one, must be able to have the same number."""
     taken = {user.uid for user in users} | ({group.gid for group in read_groups(tree)} if own_group else set())
     if uid is None:
         return _free(taken, system=system)
@@ -263,13 +268,11 @@ def _uid(tree: Tree, users: Sequence[PasswdEntry], uid: int | None, *, system: b
     return uid
 
 
-def _primary(tree: Tree, group: str | None) -> int:
+def _existing_group(tree: Tree, name: str) -> GroupEntry:
+    group = find_group(tree, name)
     if group is None:
-        return NOGROUP
-    found = find_group(tree, group)
-    if found is None:
-        raise AccountError(f"unknown group {group}")
-    return found.gid
+        raise AccountError(f"unknown group {name}")
+    return group
 
 
 def _free(taken: set[int], *, system: bool) -> int:
@@ -280,11 +283,11 @@ def _free(taken: set[int], *, system: bool) -> int:
 
 
 def _make_home(tree: Tree, user: PasswdEntry, skeleton: str, epoch: int) -> None:
-    """Make or take over the home directory: owner and mode 2755; a new one gets what the skeleton has."""
+    """Give the home directory its owner and mode 2755; a new one also gets the files of the skeleton."""
     home = tree.resolve(user.home)
     if home not in tree:
         if not isinstance(tree.get(parent(home)), Directory):
-            return  # adduser complains here, and exits 0 all the same
+            return  # adduser prints an error here, but exits with status 0
         tree.mkdir(home, mtime=epoch)
         _copy_skeleton(tree, tree.resolve(skeleton), home, user)
     if isinstance(tree[home], Directory):
@@ -300,7 +303,7 @@ def _copy_skeleton(tree: Tree, skeleton: str, home: str, user: PasswdEntry) -> N
 
 
 def _lines(tree: Tree, path: str) -> list[str]:
-    """The lines of a file; only a newline ends one, as for the C library that reads it in the guest."""
+    """Return the lines of a file. Only a newline ends a line, as for the C library that reads the file in the guest."""
     text = tree.text(path) if isinstance(tree.stat(path), File) else ""
     return text.removesuffix("\n").split("\n") if text else []
 
@@ -310,22 +313,22 @@ def _is_id(text: str) -> bool:
 
 
 def _append(tree: Tree, path: str, line: str, epoch: int) -> None:
-    """Add a line. busybox makes no etc/shadow where there is none."""
+    """Append a line. As busybox, do not create etc/shadow where there is none."""
     if path != SHADOW or isinstance(tree.stat(path), File):
         _write(tree, path, [*_lines(tree, path), line], epoch)
 
 
 def _edit(tree: Tree, path: str, name: str, line: str, epoch: int) -> None:
-    """Replace the first line of ``name``."""
+    """Replace the first line of ``name`` in the file at ``path``."""
     lines = _lines(tree, path)
     index = next(index for index, old in enumerate(lines) if old.split(":")[0] == name)
     _write(tree, path, [*lines[:index], line, *lines[index + 1 :]], epoch)
 
 
 def _write(tree: Tree, path: str, lines: Sequence[str], epoch: int) -> None:
-    """Write a file anew; the old one, attributes and all, stays as the copy that ends in ``-``."""
-    where = tree.resolve(path)
-    old = tree.get(where)
+    """Replace a file; the old one is kept, with its attributes, under the name that ends in ``-``."""
+    place = tree.resolve(path)
+    old = tree.get(place)
     if isinstance(old, File):
-        tree.add(where + "-", old)
-    tree.write(where, "".join(f"{line}\n" for line in lines), mtime=epoch)
+        tree.add(place + "-", old)
+    tree.write(place, "".join(f"{line}\n" for line in lines), mtime=epoch)

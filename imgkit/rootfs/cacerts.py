@@ -1,9 +1,10 @@
-"""``update-ca-certificates`` and ``c_rehash`` without running them: the bundle and the links of etc/ssl/certs.
+"""Write the bundle and the links of etc/ssl/certs, as ``update-ca-certificates`` and ``c_rehash`` do, in Python.
 
-For every certificate that etc/ca-certificates.conf names (``!`` and ``#`` at the start of a line switch it off) and
-every ``*.crt`` of usr/local/share/ca-certificates, update-ca-certificates makes a link ``ca-cert-<name>.pem`` and adds
-the file to the bundle ca-certificates.crt. Its hook ``certhash`` then has c_rehash make a link ``<hash>.<n>`` to each
-certificate, where the hash is OpenSSL's of the subject: so OpenSSL finds it in a directory (X509_LOOKUP_hash_dir(3)).
+For every certificate that etc/ca-certificates.conf names (``!`` and ``#`` at the start of a line disable it) and every
+``*.crt`` of usr/local/share/ca-certificates, update-ca-certificates makes a link ``ca-cert-<name>.pem`` and adds the
+file to the bundle ca-certificates.crt. Its hook ``certhash`` then runs c_rehash, which makes a link ``<hash>.<n>`` to
+each certificate. The hash is OpenSSL's hash of the subject, by which OpenSSL finds a certificate in a directory
+(X509_LOOKUP_hash_dir(3)).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _END = re.compile(rb"-----END (?:X509 |TRUSTED )?CERTIFICATE-----")
 _MAX_FILE = 4 << 20  # bytes of a file of certificates; Alpine's whole bundle has a quarter of a megabyte
 _HASH_LINK = re.compile(r"/[0-9a-f]{8}\.[0-9]+$")
 
-# ASN.1 (X.690) tags; the string types below are those that OpenSSL brings to UTF8String.
+# ASN.1 (X.690) tags; the string types below are those that OpenSSL converts to UTF8String.
 _UTF8, _SEQUENCE, _SET, _VERSION = 0x0C, 0x30, 0x31, 0xA0
 _ENCODINGS = {
     0x0C: "utf-8",
@@ -46,7 +47,7 @@ _BLANKS = " \t\n\v\f\r"
 
 @dataclass(frozen=True)
 class _Certificate:
-    """``path`` of a file with a certificate, the ``link`` to it, its bytes."""
+    """The ``path`` of a file with a certificate, the ``link`` to it, and its bytes."""
 
     path: str
     link: str
@@ -54,9 +55,13 @@ class _Certificate:
 
 
 def update(tree: Tree, *, epoch: int = 0) -> int:
-    """Write the bundle and the links ``ca-cert-*.pem``; the number of certificates is returned.
+    """Write the bundle and the links ``ca-cert-*.pem``; remove such links that lead nowhere any more.
 
-    Such links that lead nowhere any more are removed.
+    Returns:
+        The number of certificates.
+
+    Raises:
+        InputError: a file of certificates is too large.
     """
     certificates = list(_enabled(tree))
     tree.mkdir(CERTS, mtime=epoch)
@@ -73,10 +78,13 @@ def update(tree: Tree, *, epoch: int = 0) -> int:
 
 
 def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
-    """Make the hash links of a directory anew, and return a warning for each file that gets none.
+    """Make the hash links of a directory anew.
+
+    Returns:
+        A warning for each file that gets no link.
 
     Raises:
-        InputError: a file has a certificate that cannot be read.
+        InputError: a file is too large, or has a certificate that cannot be read.
     """
     wanted: dict[str, str] = {}
     warnings: list[str] = []
@@ -90,8 +98,8 @@ def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
             raise InputError(f"/{path}: more than {_MAX_FILE >> 20} MiB of certificates")
         blocks = _blocks(node.content.read())
         if len(blocks) != 1 or blocks[0] in seen:
-            why = "duplicate certificate" if len(blocks) == 1 else "does not contain exactly one certificate"
-            warnings.append(f"{path}: {why}: skipped")
+            reason = "duplicate certificate" if len(blocks) == 1 else "does not contain exactly one certificate"
+            warnings.append(f"{path}: {reason}: skipped")
             continue
         seen.add(blocks[0])
         value = subject_hash(blocks[0], path)
@@ -105,7 +113,7 @@ def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
 
 
 def _blocks(data: bytes) -> list[bytes]:
-    """The PEM certificates in ``data``, in one pass: where no block ends any more, none is looked for."""
+    """Return the PEM certificates in ``data``. It is scanned once: after a block without an end the search stops."""
     blocks = []
     at = 0
     while (begin := _BEGIN.search(data, at)) and (end := _END.search(data, begin.end() + 1)):
@@ -122,6 +130,7 @@ def _link_all(tree: Tree, wanted: Mapping[str, str], epoch: int) -> None:
 
 
 def _enabled(tree: Tree) -> Iterator[_Certificate]:
+    """Yield the certificates that the configuration enables, and those of usr/local."""
     lines = tree.text(_CONF).splitlines() if isinstance(tree.stat(_CONF), File) else []
     for line in lines:
         if line and line[0] not in "#!":
@@ -132,7 +141,7 @@ def _enabled(tree: Tree) -> Iterator[_Certificate]:
 
 
 def _certificate(tree: Tree, path: str) -> Iterator[_Certificate]:
-    """The certificate at ``path``, if there is something: the real program warns about a missing one and goes on."""
+    """Yield the certificate at ``path`` if the file exists: the real program warns about a missing one and goes on."""
     if not isinstance(tree.stat(path), File):
         return
     name = path.rpartition("/")[2].removesuffix(".crt").translate(_LINK_NAME)
@@ -140,10 +149,14 @@ def _certificate(tree: Tree, path: str) -> Iterator[_Certificate]:
 
 
 def subject_hash(pem: bytes, name: str = "certificate") -> int:
-    """What ``openssl x509 -subject_hash`` prints, as a number.
+    """Return the number that ``openssl x509 -subject_hash`` prints.
 
     It is the first four bytes, little-endian, of the SHA-1 over the subject in canonical form: text values as UTF-8
-    in lower case, blanks trimmed and folded, each relative name a SET, without the SEQUENCE around all of them.
+    in lower case, with blanks trimmed and folded, each relative name a SET, without the SEQUENCE around all of them.
+
+    Args:
+        pem: the certificate; its first PEM block counts.
+        name: the name of the file in an error.
 
     Raises:
         InputError: ``pem`` has no certificate that can be read.
@@ -161,23 +174,24 @@ def subject_hash(pem: bytes, name: str = "certificate") -> int:
 
 
 def _subject(certificate: bytes) -> bytes:
-    """The subject's relative names in a DER Certificate (RFC 5280, 4.1).
+    """Return the subject's relative names in a DER Certificate (RFC 5280, 4.1).
 
-    Read by hand: libraries refuse some root certificates of the real bundle for their serial number 0.
+    This is not left to a library, because libraries refuse some root certificates of the real bundle for their serial
+    number 0.
     """
-    ((_, whole),) = _elements(certificate, _SEQUENCE)
-    signed = next((contents for _, contents in _elements(whole, _SEQUENCE)), b"")
+    ((_, fields_and_signature),) = _elements(certificate, _SEQUENCE)
+    signed = next((contents for _, contents in _elements(fields_and_signature, _SEQUENCE)), b"")
     fields = [contents for tag, contents in _elements(signed) if tag != _VERSION]
     return fields[4]  # after serial number, signature algorithm, issuer, validity
 
 
 def _canonical(relative_names: bytes) -> bytes:
-    """The canonical form of the contents of a DER Name (X.501): SET OF SEQUENCE {OID, value}."""
-    out = b""
-    for _, relative in _elements(relative_names, _SET):
-        pairs = sorted(_canonical_pair(pair) for _, pair in _elements(relative, _SEQUENCE))
-        out += _element(_SET, b"".join(pairs))
-    return out
+    """Return the canonical form of the contents of a DER Name (X.501): SET OF SEQUENCE {OID, value}."""
+    canonical = b""
+    for _, relative_name in _elements(relative_names, _SET):
+        pairs = sorted(_canonical_pair(pair) for _, pair in _elements(relative_name, _SEQUENCE))
+        canonical += _element(_SET, b"".join(pairs))
+    return canonical
 
 
 def _canonical_pair(pair: bytes) -> bytes:
@@ -190,10 +204,10 @@ def _canonical_pair(pair: bytes) -> bytes:
 
 
 def _elements(data: bytes, expected: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Tag and contents of the DER elements that follow one another in ``data``.
+    """Yield tag and contents of the DER elements that follow one another in ``data``.
 
     Raises:
-        ValueError: an element does not fit, or has another tag than the ``expected`` one.
+        ValueError: an element is longer than ``data``, or has another tag than the ``expected`` one.
         IndexError: ``data`` ends within a header.
     """
     at = 0
@@ -211,6 +225,7 @@ def _elements(data: bytes, expected: int | None = None) -> Iterator[tuple[int, b
 
 
 def _element(tag: int, contents: bytes) -> bytes:
+    """Encode one DER element."""
     size = len(contents)
     if size < 0x80:
         return bytes([tag, size]) + contents

@@ -1,4 +1,4 @@
-"""Composing a root filesystem: the one place that says what is written into the Tree, and in which order."""
+"""Compose a root filesystem: the one place that says what is written into the Tree, and in which order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from imgkit.apk.package import PackageFile
 from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Architecture, Recipe
-from imgkit.rootfs import digest, system
+from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.accounts import AccountError
-from imgkit.rootfs.binaries.examine import Findings, examine, prune
+from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs.make import install_initramfs
-from imgkit.rootfs.install import Report, install
+from imgkit.rootfs.install import ScriptReport, install
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.openrc.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
@@ -32,9 +32,9 @@ class PackageSet:
     """The packages of an image, verified.
 
     Attributes:
-        packages: in install order.
-        open_file: gives the verified file of one of them.
-        world: what the image's own apk shall take as wanted.
+        packages: all packages, in install order.
+        open_file: returns the verified file of one of them.
+        world: the dependencies that the image's own apk finds in ``etc/apk/world``.
     """
 
     packages: tuple[Package, ...]
@@ -47,20 +47,20 @@ class Composition:
     """A finished root filesystem.
 
     Attributes:
-        tree: all of it.
-        kernel: the one that boots.
-        scripts: what became of the packages' scripts.
+        tree: the whole root filesystem.
+        kernel: the kernel that boots.
+        scripts: the results of the packages' scripts.
         records: every path with what is there (:func:`imgkit.rootfs.digest.records`).
         build_id: equal for equal root filesystems.
-        binaries: what of the payload is for another platform, or lacks something.
+        binaries: binaries of the payload that are for another platform, or that lack a library.
     """
 
     tree: Tree
     kernel: Kernel
-    scripts: Report
-    records: Mapping[str, digest.Record]
+    scripts: ScriptReport
+    records: Mapping[str, digest.NodeRecord]
     build_id: str
-    binaries: Findings
+    binaries: BinaryFindings
 
 
 def compose(
@@ -77,50 +77,51 @@ def compose(
     """Turn the Tree of a minirootfs into the root filesystem of an image.
 
     Args:
-        tree: of the minirootfs; it is changed.
-        arch: imgkit's name of the architecture, ``amd64``.
-        payload: prepared folder that replaces /opt/agent-runner; None keeps the overlay's.
-        can_run: scripts that cannot be computed will be run in the image; else they are refused.
-        root_uuid: of the filesystem that the Tree will be on.
-        epoch: seconds since 1970 for the times of all that is generated.
+        tree: the Tree of the minirootfs; it is changed.
+        arch: imgkit's name of the architecture, such as ``amd64``.
+        payload: the prepared folder that replaces /opt/agent-runner; None keeps the one of the overlay.
+        can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
+        root_uuid: UUID of the filesystem that the Tree will be written to.
+        epoch: seconds since 1970 for the times of all generated files.
 
     Raises:
-        RecipeError: packages clash, a service or a kernel is missing, a script can neither be computed nor run.
+        RecipeError: two packages have the same file, a service or a kernel is missing, a user cannot be added, or a
+            script can neither be computed nor run.
         InputError: something outside the payload is not for this architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
     scripts = _install(tree, selection, recipe, facts, epoch)
     if scripts.pending and not can_run:
         raise _not_computed(scripts.pending, arch)
-    with _possible():
-        system.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
-    carried = _carried(tree, recipe, payload, epoch)
-    system.enable_services(tree, recipe)
+    with _setup_errors():
+        systemfiles.configure(tree, recipe, root_uuid=root_uuid, epoch=epoch)
+    payload_paths = _add_folders(tree, recipe, payload, epoch)
+    systemfiles.enable_services(tree, recipe)
     install_dependency_cache(tree, epoch=epoch)
     kernel = _boot(tree, recipe, facts, root_uuid, epoch)
-    _check(tree, facts, carried)
-    binaries = examine(tree, facts.alpine, carried)
+    _check(tree, facts, payload_paths)
+    binaries = examine(tree, facts.alpine, payload_paths)
     if recipe.payload_binaries == "prune":
-        prune(tree, binaries.foreign, carried)
-    found = digest.records(tree)
-    build_id = digest.fingerprint(found)[:16]
-    system.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
-    for path in ("etc", system.RELEASE):
-        found["/" + path] = digest.record(tree, tree[path])
-    return Composition(tree, kernel, scripts, found, build_id, binaries)
+        prune(tree, binaries.foreign, payload_paths)
+    records = digest.records(tree)
+    build_id = digest.fingerprint(records)[:16]
+    systemfiles.write_release(tree, image=recipe.name, arch=arch, build_id=build_id, epoch=epoch)
+    for path in ("etc", systemfiles.RELEASE):
+        records["/" + path] = digest.record(tree, tree[path])
+    return Composition(tree, kernel, scripts, records, build_id, binaries)
 
 
 @contextmanager
-def _possible() -> Iterator[None]:
-    """What the Tree or its accounts refuse, the recipe must not ask for (or lacks the package that makes it right)."""
+def _setup_errors() -> Iterator[None]:
+    """Turn what the Tree or its accounts refuse into an error of the recipe, which asks for it or lacks a package."""
     try:
         yield
     except (TreeError, AccountError) as cause:
         raise RecipeError(f"the image cannot be set up as the recipe says: {cause}") from cause
 
 
-def _carried(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> frozenset[str]:
-    """Copy the overlay and the payload; the paths of what they put where the payload is."""
+def _add_folders(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> frozenset[str]:
+    """Copy the overlay and the payload into the Tree; return the paths below the payload's folder that they wrote."""
     written: list[str] = []
     if recipe.overlay is not None:
         written += add_directory(tree, recipe.overlay, "", epoch=epoch)
@@ -130,7 +131,7 @@ def _carried(tree: Tree, recipe: Recipe, payload: Path | None, epoch: int) -> fr
     return frozenset(path for path in written if path.startswith(top) and path in tree)
 
 
-def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architecture, epoch: int) -> Report:
+def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architecture, epoch: int) -> ScriptReport:
     return install(
         tree,
         selection.packages,
@@ -138,27 +139,27 @@ def _install(tree: Tree, selection: PackageSet, recipe: Recipe, facts: Architect
         world=selection.world,
         arch=facts.alpine,
         epoch=epoch,
-        hooks=Hooks(mkinitfs=_later),
+        hooks=Hooks(mkinitfs=_initramfs_is_made_later),
         skip=recipe.skip_scripts,
     )
 
 
 def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:
-    """The refusal of scripts that would have to run on a machine that is none of theirs."""
-    reasons = "; ".join(each.reason for each in pending)  # with package, script and line
-    packages = sorted({each.package for each in pending})
+    """Return the error for scripts that would have to run on another architecture than this host's."""
+    reasons = "; ".join(script.reason for script in pending)  # with package, script and line
+    packages = sorted({script.package for script in pending})
     return RecipeError(
         f"{arch}: scripts that can neither be computed nor run on this host: {reasons}",
         hint=f"build on {arch}, or state that they need not run: skip_scripts = {packages}",
     )
 
 
-def _later(_tree: Tree, _release: str, _path: str) -> None:
-    """The initramfs is made once, when all that belongs into it is there."""
+def _initramfs_is_made_later(_tree: Tree, _release: str, _path: str) -> None:
+    """Do nothing: the initramfs is made once, when everything that belongs into it is in the Tree."""
 
 
 def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int) -> Kernel:
-    """The initramfs of every kernel, and GRUB's configuration for the newest one of the recipe's flavour."""
+    """Make the initramfs of every kernel, and GRUB's configuration for the newest one of the recipe's flavour."""
     _set_features(tree, recipe.initramfs_features, epoch)
     for kernel in kernels(tree):
         install_initramfs(tree, kernel.release, epoch=epoch)
@@ -177,14 +178,15 @@ def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch
 
 
 def _set_features(tree: Tree, features: Iterable[str], epoch: int) -> None:
-    """State the features where the image's own mkinitfs finds them when it makes the next initramfs."""
+    """Write the features where the image's own mkinitfs finds them when it makes the next initramfs."""
     old = tree.text(_MKINITFS_CONF).splitlines() if _MKINITFS_CONF in tree else []
     kept = [line for line in old if not line.lstrip().startswith("features=")]
     tree.write(_MKINITFS_CONF, "\n".join([f'features="{" ".join(features)}"', *kept]) + "\n", mtime=epoch)
 
 
-def _check(tree: Tree, facts: Architecture, carried: Collection[str]) -> None:
-    problems = check_architecture(tree, facts.alpine, without=carried)
+def _check(tree: Tree, facts: Architecture, payload_paths: Collection[str]) -> None:
+    """Refuse programs and modules outside the payload that cannot run on this architecture."""
+    problems = check_architecture(tree, facts.alpine, without=payload_paths)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(

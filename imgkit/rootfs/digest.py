@@ -1,4 +1,9 @@
-"""What is in a Tree, as records that can be written down, compared and hashed."""
+"""Describe what is in a Tree by records that can be written to the manifest, compared and hashed.
+
+expected = records(tree)
+fingerprint(expected)                      # equal for equal root filesystems
+differences(expected, records(other))      # one line per path that differs
+"""
 
 from __future__ import annotations
 
@@ -8,26 +13,34 @@ from typing import Any, TypeAlias
 
 from imgkit.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
 
-Record: TypeAlias = Mapping[str, Any]
+NodeRecord: TypeAlias = Mapping[str, Any]
+"""The facts about one path, see :func:`records`: texts, numbers and a mapping of texts, as JSON holds them."""
+
 _CHUNK = 1 << 20
 
 
-def records(tree: Tree) -> dict[str, Record]:
-    """Every path of ``tree`` (``/etc/passwd``; the root is ``/``) with what is there.
+def records(tree: Tree) -> dict[str, NodeRecord]:
+    """Return a record for every path of ``tree`` (``/etc/passwd``; the root is ``/``).
 
-    A record has ``type``, ``mode`` (octal text), ``uid``, ``gid``; a file ``size`` and ``sha256``, a link ``target``, a
-    device ``device``; ``xattrs`` (hex) where there are some. Times are left out: they decide nothing.
+    A record has ``type``, ``mode`` (octal text), ``uid`` and ``gid``; that of a file also ``size`` and ``sha256``, that
+    of a symbolic link ``target``, that of a device ``device``; ``xattrs`` (hexadecimal) if there are some. Times are
+    left out, because nothing depends on them.
     """
     return {"/" + path: record(tree, node) for path, node in tree.items()}
 
 
-def record(tree: Tree, node: Node) -> Record:
-    """The record of one node; a hard link's is that of its file, with the ``link`` it is."""
+def record(tree: Tree, node: Node) -> NodeRecord:
+    """Return the record of one node; for a hard link that of its file, with the path of the file as ``link``."""
     if isinstance(node, HardLink):
         return {**record(tree, tree[node.target]), "link": "/" + node.target}
-    facts: dict[str, Any] = {"type": kind(node), "mode": f"{node.mode:04o}", "uid": node.uid, "gid": node.gid}
+    facts: dict[str, str | int | Mapping[str, str]] = {
+        "type": kind(node),
+        "mode": f"{node.mode:04o}",
+        "uid": node.uid,
+        "gid": node.gid,
+    }
     if isinstance(node, File):
-        facts |= {"size": node.content.size, "sha256": sha256(node.content)}
+        facts |= {"size": node.content.size, "sha256": _sha256(node.content)}
     elif isinstance(node, Symlink):
         facts["target"] = node.target
     elif isinstance(node, Device):
@@ -37,8 +50,8 @@ def record(tree: Tree, node: Node) -> Record:
     return facts
 
 
-def sha256(content: Content) -> str:
-    """SHA-256 of a file's content, as hexadecimal text."""
+def _sha256(content: Content) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal text."""
     digest = hashlib.sha256()
     with content.open() as stream:
         while piece := stream.read(_CHUNK):
@@ -46,16 +59,16 @@ def sha256(content: Content) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(found: Mapping[str, Record]) -> str:
-    """One SHA-256 over all records: equal fingerprints mean equal root filesystems (times aside)."""
+def fingerprint(records: Mapping[str, NodeRecord]) -> str:
+    """Return a SHA-256 over all records: equal fingerprints mean equal root filesystems, except for times."""
     digest = hashlib.sha256()
-    for path, facts in sorted(found.items()):
+    for path, facts in sorted(records.items()):
         digest.update(repr((path, sorted(facts.items()))).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def differences(expected: Mapping[str, Record], found: Mapping[str, Record]) -> list[str]:
-    """One line for each path that is missing, should not be there, or is not as it should be; sorted by path."""
+def differences(expected: Mapping[str, NodeRecord], found: Mapping[str, NodeRecord]) -> list[str]:
+    """Return one line for each path that is missing, is not in ``expected``, or differs; sorted by path."""
     lines = []
     for path in sorted(expected.keys() | found.keys()):
         if path not in found:
@@ -67,6 +80,6 @@ def differences(expected: Mapping[str, Record], found: Mapping[str, Record]) -> 
     return lines
 
 
-def _difference(expected: Record, found: Record) -> str:
+def _difference(expected: NodeRecord, found: NodeRecord) -> str:
     keys = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
     return ", ".join(f"{key} is {found.get(key)}, should be {expected.get(key)}" for key in keys)

@@ -1,9 +1,11 @@
-"""Installing packages into a Tree that may have some already: what ``apk add`` does, in its order.
+"""Install packages into a Tree that may have some already: what ``apk add`` does, in the same order.
 
-For each package in the order of the solution: pre-install script, files, post-install script; after all of them the
-triggers; then the database. Of a package that is there in another version the upgrade scripts run instead, and what
-only the old version had goes. Scripts are computed (:mod:`imgkit.rootfs.scripts`); what cannot be computed is returned,
-not dropped.
+    report = install(tree, packages, open_file, world=("alpine-base",), arch="x86_64", epoch=epoch)
+
+For each package in the order of the solution come its pre-install script, its files and its post-install script; after
+all packages the triggers; then the database. If another version of a package is installed, the upgrade scripts run
+instead, and files that only the old version had are removed. Scripts are computed (:mod:`imgkit.rootfs.scripts`); a
+script that cannot be computed is part of the result, so that the caller can run it or refuse the build.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, attempt
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Directory, File, Tree
 
-_MAX_TRIGGERS = 200  # patterns, each of which is held against every directory; packages have up to ten
+_MAX_TRIGGERS = 200  # patterns, each of which is matched against every directory; packages have up to ten
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A script whose effects are in the Tree: what it was, how it ended, what it said."""
+class CompletedScript:
+    """A script whose effects are in the Tree: ``kind`` of ``package``, and how it ended."""
 
     package: str
     kind: str
@@ -40,33 +42,34 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of every script that a fresh installation runs.
+class ScriptReport:
+    """The result of every script of an installation.
 
     Attributes:
-        ran: computed.
-        pending: not computable; somebody has to run them in the guest's own world, or refuse the build.
-        skipped: ``package.kind`` of those that the recipe says need not run.
+        ran: scripts that were computed.
+        pending: scripts that cannot be computed. The caller has to run them in the guest, or to refuse the build.
+        skipped: ``package.kind`` of the scripts that need not run, according to the recipe.
     """
 
-    ran: tuple[Ran, ...]
+    ran: tuple[CompletedScript, ...]
     pending: tuple[Pending, ...]
     skipped: tuple[str, ...]
 
 
 @dataclass
 class _Scripts:
-    """Runs scripts on the Tree and keeps account of them."""
+    """Runs scripts on the Tree and collects their results."""
 
     tree: Tree
     epoch: int
     hooks: Hooks
     skip: frozenset[str]
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[CompletedScript] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def run(self, package: str, kind: str, scripts: Mapping[str, bytes], args: Sequence[str]) -> None:
+        """Run the script ``kind`` of a package, if it has one and the recipe does not skip it."""
         script = scripts.get(kind)
         if script is None:
             return
@@ -78,25 +81,25 @@ class _Scripts:
         if isinstance(result, Pending):
             self.pending.append(result)
         else:
-            self.ran.append(Ran(package, kind, result))
+            self.ran.append(CompletedScript(package, kind, result))
 
 
 def installed_in(tree: Tree) -> tuple[InstalledPackage, ...]:
-    """The packages that the database in ``tree`` lists; none if there is no database.
+    """Return the packages that the database in ``tree`` lists, none if there is no database.
 
     Raises:
         InputError: the database is malformed.
     """
 
     def read(*names: str) -> bytes:
-        found = next((name for name in names if isinstance(tree.stat(f"{FOLDER}/{name}"), File)), None)
-        return tree.read(f"{FOLDER}/{found}") if found else b""
+        present = next((name for name in names if isinstance(tree.stat(f"{FOLDER}/{name}"), File)), None)
+        return tree.read(f"{FOLDER}/{present}") if present else b""
 
     return read_database(read("installed"), read("triggers"), read("scripts.tar.gz", "scripts.tar"))
 
 
 def world_in(tree: Tree) -> tuple[str, ...]:
-    """The words of ``etc/apk/world``."""
+    """Return the words of ``etc/apk/world``, none if there is no such file."""
     return tuple(tree.text("etc/apk/world").split()) if "etc/apk/world" in tree else ()
 
 
@@ -110,37 +113,40 @@ def install(
     epoch: int,
     hooks: Hooks | None = None,
     skip: Iterable[str] = (),
-) -> Report:
+) -> ScriptReport:
     """Make ``packages`` the installed packages of ``tree``.
 
     Args:
-        tree: a root filesystem, empty or with a database; what it has beyond ``packages`` is removed.
-        packages: all of them, in install order, as the solver gives them.
-        open_file: gives the verified file of a package; asked for those only that are not there in this very build.
-        world: the dependencies to write down as wanted.
+        tree: a root filesystem, empty or with a database. Packages in it that are not in ``packages`` are removed.
+        packages: all packages that are wanted, in install order, as the solver returns them.
+        open_file: returns the verified file of a package. It is called only for packages that are not installed in
+            exactly this build.
+        world: the dependencies to write into ``etc/apk/world``.
         arch: Alpine's name of the architecture.
-        epoch: seconds since 1970 for all that depends on the time of the build.
-        hooks: what scripts may call and others compute.
+        epoch: seconds since 1970, for everything that depends on the time of the build.
+        hooks: what scripts may call and other parts of imgkit compute.
         skip: names of packages whose scripts are not run.
 
     Raises:
-        RecipeError: two packages have one file and neither replaces the other.
-        InputError: the database in ``tree`` is malformed, or ``open_file`` cannot give a file.
+        RecipeError: two packages have the same file and neither replaces the other.
+        InputError: the database in ``tree`` is malformed, ``open_file`` cannot return a file, or a trigger has too many
+            or too expensive patterns.
     """
-    run = _Installation(tree, _Scripts(tree, epoch, hooks or Hooks(), frozenset(skip)))
+    installation = _Installation(tree, _Scripts(tree, epoch, hooks or Hooks(), frozenset(skip)))
     wanted = {package.name for package in packages}
-    for name in [name for name in run.records if name not in wanted]:
-        run.remove(name)
+    for name in [name for name in installation.records if name not in wanted]:
+        installation.remove(name)
     for package in packages:
-        if not run.has(package):
-            run.add(package, open_file(package))
-    run.triggers(packages)
-    run.write(world, arch, epoch)
-    return Report(tuple(run.scripts.ran), tuple(run.scripts.pending), tuple(run.scripts.skipped))
+        if not installation.has(package):
+            installation.add(package, open_file(package))
+    installation.run_triggers(packages)
+    installation.write_database(world, arch, epoch)
+    scripts = installation.scripts
+    return ScriptReport(tuple(scripts.ran), tuple(scripts.pending), tuple(scripts.skipped))
 
 
 class _Installation:
-    """The state of one installation: the Tree, who owns what in it, and the records to be written."""
+    """The state of one installation: the Tree, which package owns which path, and the records of the database."""
 
     def __init__(self, tree: Tree, scripts: _Scripts) -> None:
         self.tree = tree
@@ -151,16 +157,17 @@ class _Installation:
         self.touched: set[str] = set()
 
     def has(self, package: Package) -> bool:
-        """Whether this very build of the package is there."""
+        """Whether exactly this build of the package is installed."""
         record = self.records.get(package.name)
         return record is not None and record.package.identity == package.identity
 
     def remove(self, name: str) -> None:
+        """Remove a package."""
         del self.records[name]
         merge.remove(self.tree, self.ledger, name)
 
     def add(self, package: Package, file: PackageFile) -> None:
-        """Install one package, or upgrade it from what is there."""
+        """Install a package, or upgrade it if another version is installed."""
         package = replace(package, replaces=file.replaces, replaces_priority=file.replaces_priority)
         old = self.records.get(package.name)
         stage, args = ("install", [package.version]) if old is None else (
@@ -170,17 +177,20 @@ class _Installation:
         names = accounts.lookup(self.tree)
         if old is not None:
             keep = frozenset(entry.path for entry in file.entries)
-            before = {path: claim for path, claim in self.ledger.files.items() if claim.package == package.name}
+            before = {path: owner for path, owner in self.ledger.files.items() if owner.package == package.name}
             merge.remove(self.tree, self.ledger, package.name, keep=keep)
-            self.ledger.files.update((path, claim) for path, claim in before.items() if path in keep)
+            self.ledger.files.update((path, owner) for path, owner in before.items() if path in keep)
         merge.merge(self.tree, self.ledger, package, file.entries, names)
         self.touched.update(entry.path for entry in file.entries if isinstance(entry.node, Directory))
         self.entries[package.name] = file.entries
         self.records[package.name] = InstalledPackage(package, triggers=file.triggers, scripts=file.scripts)
         self.scripts.run(package.name, f"post-{stage}", file.scripts, args)
 
-    def triggers(self, packages: Iterable[Package]) -> None:
-        """Run the triggers that match a directory: all directories for new packages, touched ones for older."""
+    def run_triggers(self, packages: Iterable[Package]) -> None:
+        """Run the triggers that match a directory.
+
+        The trigger of a new package sees all directories, that of an older package those that this run touched.
+        """
         for package in packages:
             record = self.records[package.name]
             if not record.triggers:
@@ -196,16 +206,16 @@ class _Installation:
             if matched:
                 self.scripts.run(package.name, "trigger", record.scripts, matched)
 
-    def write(self, world: Iterable[str], arch: str, epoch: int) -> None:
-        """Write the database, ``world`` and ``arch``."""
+    def write_database(self, world: Iterable[str], arch: str, epoch: int) -> None:
+        """Write the installed database, ``world`` and ``arch``."""
         failed = {ran.package for ran in self.scripts.ran if ran.outcome.status != 0}
         records = [replace(self._record(name), flags=self._flags(name, failed)) for name in self.records]
         for name, data in write_database(records).files.items():
             self.tree.write(f"{FOLDER}/{name}", data, mtime=epoch)
-        if "lib/apk/db/scripts.tar" in self.tree:  # apk 3 keeps to this name where it finds it
+        if "lib/apk/db/scripts.tar" in self.tree:  # apk 3 keeps using this name where it finds it
             self.tree.remove("lib/apk/db/scripts.tar")
         self.tree.write(f"{FOLDER}/lock", b"", mode=0o600, mtime=epoch)
-        self.tree.write("etc/apk/world", world_text(world), mtime=epoch)
+        self.tree.write("etc/apk/world", _world_text(world), mtime=epoch)
         self.tree.write("etc/apk/arch", arch + "\n", mtime=epoch)
 
     def _flags(self, name: str, failed: set[str]) -> str:
@@ -213,23 +223,23 @@ class _Installation:
         return flags + "s" if name in failed and "s" not in flags else flags
 
     def _record(self, name: str) -> InstalledPackage:
-        """The record of a package, without the files that others took over."""
+        """Return the record of a package without the files that other packages took over."""
         record, files = self.records[name], self.ledger.files
         if name not in self.entries:
             return replace(
                 record,
                 directories=tuple(
-                    replace(each, files=tuple(
-                        file for file in each.files if files[_join(each.path, file.name)].package == name
+                    replace(directory, files=tuple(
+                        file for file in directory.files if files[_join(directory.path, file.name)].package == name
                     ))
-                    for each in record.directories
+                    for directory in record.directories
                 ),
             )  # fmt: skip
 
         def owner(entry: PackageEntry) -> tuple[int, int]:
             is_directory = isinstance(entry.node, Directory)
-            claim = self.ledger.directories[entry.path][name] if is_directory else files[entry.path]
-            return claim.uid, claim.gid
+            owned = self.ledger.directories[entry.path][name] if is_directory else files[entry.path]
+            return owned.uid, owned.gid
 
         own = [
             entry
@@ -240,20 +250,19 @@ class _Installation:
 
 
 def _ledger(records: Iterable[InstalledPackage]) -> Ledger:
-    """Who owns what, as a database says."""
+    """Return which package owns which path, according to the installed database."""
     ledger = Ledger()
     for record in records:
         name = record.package.name
         ledger.packages[name] = record.package
         for directory in record.directories:
-            own = directory.attributes
-            claim = PathRecord(name, own.uid, own.gid, own.mode)
-            ledger.directories.setdefault(directory.path, {})[name] = claim
+            attributes = directory.attributes
+            owned = PathRecord(name, attributes.uid, attributes.gid, attributes.mode)
+            ledger.directories.setdefault(directory.path, {})[name] = owned
             for file in directory.files:
-                kept = file.attributes
-                ledger.files[_join(directory.path, file.name)] = PathRecord(
-                    name, kept.uid, kept.gid, kept.mode, _checksum(file.checksum)
-                )
+                attributes, checksum = file.attributes, _checksum(file.checksum)
+                owned = PathRecord(name, attributes.uid, attributes.gid, attributes.mode, checksum)
+                ledger.files[_join(directory.path, file.name)] = owned
     return ledger
 
 
@@ -262,14 +271,15 @@ def _join(directory: str, name: str) -> str:
 
 
 def _checksum(text: str) -> bytes | None:
+    """Decode ``Q1…``; None if it is damaged or empty."""
     try:
         return base64.b64decode(text[2:]) or None
     except binascii.Error:
         return None
 
 
-def world_text(world: Iterable[str]) -> str:
-    """The text of ``etc/apk/world``: one dependency a line; of several on one name the last one counts."""
+def _world_text(world: Iterable[str]) -> str:
+    """Return the text of ``etc/apk/world``: one dependency per line; the last of several on one name counts."""
     parsed = {}
     for word in world:
         dependency = Dependency.parse(word)

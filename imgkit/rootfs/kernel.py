@@ -1,4 +1,8 @@
-"""The kernels in a Tree, and their images in the form that QEMU boots directly."""
+"""Find the kernels of a Tree, and get their images in the form that QEMU boots directly.
+
+newest = kernels(tree)[-1]
+image = direct_boot_image(tree, newest)
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Protocol
 from imgkit.errors import InputError
 from imgkit.tree import Directory, File, Tree, TreeError
 
-MODULES = "lib/modules"
+_MODULES = "lib/modules"
 MAX_IMAGE = 256 << 20  # bytes of an unpacked kernel; Alpine's has 36 MB
 
 # drivers/firmware/efi/libstub/zboot-header.S: "MZ", then at 4 "zimg", payload offset, payload size, eight bytes
@@ -28,48 +32,44 @@ class Kernel:
     """One kernel of a Tree. Paths are those of the Tree."""
 
     release: str
-    """What ``uname -r`` says: ``6.18.56-0-virt``."""
+    """The release that ``uname -r`` prints: ``6.18.56-0-virt``."""
     directory: str
-    """Where its modules are: ``lib/modules/6.18.56-0-virt``."""
+    """The folder of its modules: ``lib/modules/6.18.56-0-virt``."""
     suffix: str
-    """What its files in ``boot`` end in: ``-virt``."""
+    """The end of the names of its files in ``boot``: ``-virt``."""
 
     @property
     def flavour(self) -> str:
-        """``virt``, ``lts``, …"""
+        """The kernel's variant in Alpine: ``virt``, ``lts``, …"""
         return self.suffix.removeprefix("-")
 
     @property
     def image(self) -> str:
+        """The path of its image: ``boot/vmlinuz-virt``."""
         return "boot/vmlinuz" + self.suffix
 
     @property
     def initramfs(self) -> str:
+        """The path of its initramfs: ``boot/initramfs-virt``."""
         return "boot/initramfs" + self.suffix
 
 
 def kernels(tree: Tree) -> tuple[Kernel, ...]:
-    """All kernels of the Tree that have modules and an image, the newest last.
+    """Return all kernels of the Tree that have modules and an image, the newest last.
 
-    A folder of modules whose kernel is gone (what a removed package left behind) does not count.
+    A folder of modules without an image is ignored: a removed package left it behind.
     """
-    found = [
-        kernel(tree, path.rpartition("/")[2])
-        for path in tree.children(_modules(tree))
-        if isinstance(tree.get(path), Directory)
-    ]
-    return tuple(
-        sorted(
-            (one for one in found if isinstance(tree.stat(one.image), File)), key=lambda one: version_key(one.release)
-        )
-    )
+    folders = [path for path in tree.children(_modules(tree)) if isinstance(tree.get(path), Directory)]
+    with_modules = [find_kernel(tree, path.rpartition("/")[2]) for path in folders]
+    bootable = [candidate for candidate in with_modules if isinstance(tree.stat(candidate.image), File)]
+    return tuple(sorted(bootable, key=lambda candidate: release_key(candidate.release)))
 
 
-def kernel(tree: Tree, release: str) -> Kernel:
-    """The kernel ``release``, whose modules the Tree has.
+def find_kernel(tree: Tree, release: str) -> Kernel:
+    """Return the kernel ``release``, whose modules the Tree has.
 
     Raises:
-        InputError: it has not.
+        InputError: the Tree has no modules for this kernel, or the suffix that the kernel's package states is improper.
     """
     directory = f"{_modules(tree)}/{release}"
     if not isinstance(tree.get(directory), Directory):
@@ -78,12 +78,15 @@ def kernel(tree: Tree, release: str) -> Kernel:
 
 
 def _modules(tree: Tree) -> str:
-    """The folder of modules, usr-merged or not."""
-    return tree.resolve(MODULES)
+    """Return the folder of modules, which is below ``usr`` in a usr-merged Tree."""
+    return tree.resolve(_MODULES)
 
 
 def _suffix(tree: Tree, directory: str, release: str) -> str:
-    """What the package says, or else what follows the last number of the release, as Alpine's trigger has it."""
+    """Return the suffix that the package states, or else what follows the last number of the release.
+
+    Alpine's trigger of mkinitfs has the same rule.
+    """
     if tree.stat(f"{directory}/kernel-suffix") is not None:
         suffix = tree.text(f"{directory}/kernel-suffix").strip()
         if not re.fullmatch(r"(-[\w.+-]+)?", suffix):
@@ -93,29 +96,31 @@ def _suffix(tree: Tree, directory: str, release: str) -> str:
     return f"-{last[1]}" if last else ""
 
 
-def version_key(release: str) -> tuple[tuple[int, str], ...]:
-    """A key that sorts releases by their numbers: 6.9 comes before 6.18."""
+def release_key(release: str) -> tuple[tuple[int, str], ...]:
+    """Return a key that sorts kernel releases by their numbers: 6.9 comes before 6.18."""
     return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"\d+|[A-Za-z]+", release))
 
 
-def direct_boot_image(tree: Tree, one: Kernel) -> bytes:
-    """The image of a kernel as ``qemu -kernel`` takes it: an EFI zboot image is unpacked, anything else is as it is.
+def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
+    """Return the image of a kernel for ``qemu -kernel``: an EFI zboot image is unpacked, others are returned unchanged.
 
     Raises:
         InputError: the Tree has no image for it, or it cannot be unpacked.
     """
     try:
-        return unpack_zboot(tree.read(one.image, MAX_IMAGE), one.image)
+        return unpack_zboot(tree.read(kernel.image, MAX_IMAGE), kernel.image)
     except TreeError as cause:
-        raise InputError(f"/{one.image}: no image for kernel {one.release}") from cause
+        raise InputError(f"/{kernel.image}: no image for kernel {kernel.release}") from cause
 
 
 def is_zboot(image: bytes) -> bool:
-    """Whether this is a compressed EFI image; versions of QEMU before 8.0 hang silently with ``-kernel`` and one."""
+    """Whether this is a compressed EFI image, with which ``-kernel`` of QEMU before 8.0 hangs silently."""
     return image[:2] == _MZ and image[4:8] == _ZIMG
 
 
 class _Decompressor(Protocol):
+    """A decompressor of :mod:`zlib` or :mod:`lzma`."""
+
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
     @property
@@ -123,14 +128,14 @@ class _Decompressor(Protocol):
 
 
 def unpack_zboot(image: bytes, name: str) -> bytes:
-    """The kernel inside an EFI zboot image; any other image is returned as it is.
+    """Return the kernel inside an EFI zboot image; any other image is returned unchanged.
 
     Args:
         image: the whole file.
-        name: what to call it in an error.
+        name: its name in an error.
 
     Raises:
-        InputError: it is damaged, is compressed in a way that is not known, or has no arm64 Image inside.
+        InputError: it is damaged, its compression is unknown, or it has no arm64 Image inside.
     """
     if not is_zboot(image):
         return image
@@ -148,7 +153,7 @@ def unpack_zboot(image: bytes, name: str) -> bytes:
 
 
 def _decompress(payload: bytes, method: str, name: str) -> bytes:
-    """One compressed stream; bytes behind it (a length, for all methods but gzip) are ignored."""
+    """Decompress one stream; bytes after it (a length, for all methods but gzip) are ignored."""
     try:
         decompressor = _decompressor(method, name)
         unpacked = decompressor.decompress(payload, MAX_IMAGE)

@@ -1,4 +1,4 @@
-"""Alpine's minirootfs: a gzipped tar archive of a small root filesystem with apk's database in it."""
+"""Unpack Alpine's minirootfs: a gzipped tar archive of a small root filesystem with apk's database in it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ MAX_INFLATED = 256 << 20  # real ones have 8 MB
 
 
 def unpack(archive: Path, spool: Path) -> Tree:
-    """The Tree that a minirootfs holds; contents are inflated into the new file ``spool`` and refer to it.
+    """Return the Tree that a minirootfs holds.
 
-    The archive must have been verified: this checks its form, not its origin. Owners are numeric, as the archives are
-    made; entries are ``./…``.
+    The archive must have been verified: this function checks its form, not its origin. Owners are numeric and the names
+    of entries begin with ``./``, as in the archives that Alpine publishes.
+
+    Args:
+        spool: a new file, into which the contents of files are inflated. The Tree refers to it.
 
     Raises:
-        InputError: it is damaged, too big, or has entries that leave the root filesystem.
+        InputError: the archive is damaged or too big, or has entries that leave the root filesystem or are devices.
     """
     tree = Tree()
     with archive.open("rb") as source, spool.open("xb") as sink:
@@ -41,7 +44,7 @@ def unpack(archive: Path, spool: Path) -> Tree:
 
 
 def _inflated(members: GzipMembers) -> Iterator[bytes]:
-    """All members (pigz and others may write several) as one stream of at most :data:`MAX_INFLATED` bytes."""
+    """Yield the data of all gzip members (pigz and others may write several), at most :data:`MAX_INFLATED` bytes."""
     left = MAX_INFLATED
     while members.more():
         for piece in members.member(left):
@@ -50,17 +53,17 @@ def _inflated(members: GzipMembers) -> Iterator[bytes]:
 
 
 def _path(name: str) -> str:
-    """``./etc/`` → ``etc``; ``./`` and ``.`` are the root. What else is odd about a name is the Tree's to refuse."""
+    """Return ``etc`` for ``./etc/``; ``./`` and ``.`` are the root. The Tree refuses other odd names."""
     return "" if name in (".", "./") else name.removeprefix("./").removesuffix("/")
 
 
 def _node(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
-    bare, xattrs = _bare(header, stream, sink, spool), xattrs_of(header.pax)
-    return replace(bare, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
+    node, xattrs = _without_attributes(header, stream, sink, spool), xattrs_of(header.pax)
+    return replace(node, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
 
 
-def _bare(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
-    """What the entry is, its attributes aside."""
+def _without_attributes(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
+    """Return the node of an entry with default attributes."""
     if header.kind == tarstream.DIRECTORY:
         return Directory()
     if header.kind == tarstream.SYMLINK:

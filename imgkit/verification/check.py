@@ -28,7 +28,7 @@ from imgkit.engines.limits import DEFAULT_SECONDS, Limits
 from imgkit.engines.rawcopy import oddities, raw_disk
 from imgkit.engines.reading import Archive, Filesystem, ImageReader
 from imgkit.errors import InputError
-from imgkit.rootfs.digest import Record
+from imgkit.rootfs.digest import NodeRecord
 from imgkit.verification.beside import compare_boot_files, is_as_built
 from imgkit.verification.contents import LOST_AND_FOUND, Contents, compare_archive
 from imgkit.verification.disk import DiskReport, compare_disk
@@ -78,7 +78,7 @@ def limits_for(stated: Statement, size: int | None, seconds: float | None) -> Li
     return Limits(size or max(_LEAST_LIMIT, 2 * disk, 2 * files), seconds or DEFAULT_SECONDS)
 
 
-def _size_of(record: Record) -> int:
+def _size_of(record: NodeRecord) -> int:
     """Bytes of a file, from a record that anybody may have written."""
     size = record.get("size", 0)
     return size if type(size) is int and size > 0 else 0
@@ -188,7 +188,7 @@ def _compare_files(
             result.faults += _compared(reader, "esp", _on_esp(stated), limits)
 
 
-def _on_esp(stated: Statement) -> dict[str, Record]:
+def _on_esp(stated: Statement) -> dict[str, NodeRecord]:
     """Records of the files of the EFI system partition and their folders, owned as the appliance mounts it."""
     owner = {"mode": "0755", "uid": 0, "gid": 0}
     files = {
@@ -200,7 +200,7 @@ def _on_esp(stated: Statement) -> dict[str, Record]:
 
 
 def _compared(
-    reader: ImageReader, filesystem: Filesystem, expected: Mapping[str, Record], limits: Limits, *, replay: bool = True
+    reader: ImageReader, filesystem: Filesystem, expected: Mapping[str, NodeRecord], limits: Limits, *, replay: bool = True
 ) -> list[str]:
     """One line for each path of a filesystem that is not as expected, or one that says that all are."""
     name = {"root": ROOT, "esp": ESP}[filesystem]

@@ -16,7 +16,7 @@ from imgkit.apk import tarstream
 from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.engines.failures import LimitError
 from imgkit.engines.limits import MORE_TIME
-from imgkit.rootfs.digest import Record, differences
+from imgkit.rootfs.digest import NodeRecord, differences
 from imgkit.tree import xattrs_of
 
 _KINDS = {
@@ -29,7 +29,7 @@ _KINDS = {
 }
 _DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
 _MOST_UNEXPECTED = 10_000  # paths that are not in the manifest and are listed
-LOST_AND_FOUND: Mapping[str, Record] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
+LOST_AND_FOUND: Mapping[str, NodeRecord] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
 """The folder that mke2fs makes, which is not in the manifest."""
 
 
@@ -50,7 +50,7 @@ class Contents:
     fault: str = ""
 
 
-def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, Record], deadline: float) -> Contents:
+def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, NodeRecord], deadline: float) -> Contents:
     """Compare a tar archive with the records of a manifest.
 
     Args:
@@ -61,7 +61,7 @@ def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, Record], dea
     Raises:
         LimitError: the comparison took too long.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, NodeRecord] = {}
     paths = unexpected = 0
     fault = ""
     stream = TarStream(iter(pieces))
@@ -86,7 +86,7 @@ def _path(name: str) -> str:
     return "/" if inside == "." else "/" + inside
 
 
-def _record(header: Header, stream: TarStream, records: Mapping[str, Record]) -> Record:
+def _record(header: Header, stream: TarStream, records: Mapping[str, NodeRecord]) -> NodeRecord:
     """The record of a member. ``records`` has those of the members before it, which a hard link refers to."""
     if header.kind == tarstream.HARD_LINK:
         target = _path(header.link)
@@ -117,7 +117,7 @@ def _sha256(pieces: Iterator[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def with_one_leader(records: Mapping[str, Record]) -> dict[str, Record]:
+def with_one_leader(records: Mapping[str, NodeRecord]) -> dict[str, NodeRecord]:
     """The same records, with hard links in one form: the other names of a file link to its first name in the alphabet.
 
     An archive may have the names in any order.

@@ -10,7 +10,7 @@ from typing import Any
 
 from imgkit.disk.regions import DiskMap, MapError, parse_map
 from imgkit.errors import InputError
-from imgkit.rootfs.digest import Record
+from imgkit.rootfs.digest import NodeRecord
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}")
@@ -42,7 +42,7 @@ class Statement:
     arch: str
     image: StatedFile | None
     boot: Mapping[str, StatedFile]
-    files: Mapping[str, Record]
+    files: Mapping[str, NodeRecord]
     disk: DiskMap | None
     esp: Mapping[str, StatedFile] = field(default_factory=dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from fixtures.download import member, wheel
 from fixtures.mirror import cache_folder
 from fixtures.pins import QUICKSAND, WHEELS
+from imgkit.rootfs.initramfs.cpio import Member, newc
+from imgkit.tree import File, Inline
 from imgkit.vm import VM
 
 _INIT = Path(__file__).with_name("init.sh")
@@ -36,14 +37,14 @@ def make(folder: Path) -> Guest:
     guest.stock_initrd.write_bytes(stock)
     # Several archives may follow one another, the later files win; one that is not compressed starts at a multiple
     # of 4 (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
-    guest.initrd.write_bytes(stock + bytes(-len(stock) % 4) + _cpio("init", 0o100755, _INIT.read_bytes()))
+    guest.initrd.write_bytes(stock + bytes(-len(stock) % 4) + _archive("init", _INIT))
     return guest
 
 
 def attacking(guest: Guest, folder: Path) -> Path:
     """An initrd in ``folder`` whose guest attacks its shares before it plays agentd: :file:`attack.sh`."""
     initrd, base = folder / "attacking-initrd", guest.initrd.read_bytes()
-    initrd.write_bytes(base + bytes(-len(base) % 4) + _cpio("attack.sh", 0o100755, _ATTACK.read_bytes()))
+    initrd.write_bytes(base + bytes(-len(base) % 4) + _archive("attack.sh", _ATTACK))
     return initrd
 
 
@@ -56,17 +57,6 @@ def until_it_says(vm: VM, word: str, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def _cpio(name: str, mode: int, data: bytes) -> bytes:
-    """An archive ("newc") of one file."""
-    return _entry(name, mode, data) + _entry("TRAILER!!!", 0, b"")
-
-
-def _entry(name: str, mode: int, data: bytes) -> bytes:
-    encoded = name.encode() + b"\0"
-    fields = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
-    header = b"070701" + b"".join(b"%08X" % value for value in fields) + encoded
-    return _padded(header) + _padded(data)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % struct.calcsize("I"))
+def _archive(name: str, source: Path) -> bytes:
+    """A cpio archive of one program."""
+    return newc(Member(name, File(content=Inline(source.read_bytes()), mode=0o755)))

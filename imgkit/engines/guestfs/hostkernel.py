@@ -1,16 +1,17 @@
 """Choose the kernel of this host that the appliance is made from.
 
 Ubuntu, and newer kernels of other distributions, make ``/boot/vmlinuz-*`` readable for root only, and supermin takes
-the newest kernel whether it can read it or not. This module is imported in the process that holds libguestfs, so it
-needs the standard library only.
+the newest kernel whether it can read it or not. This module is imported in the process that holds libguestfs, so it and
+what it imports need the standard library only.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from imgkit.rootfs.kernel import release_key
 
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
@@ -54,9 +55,4 @@ def _kernels(boot: Path, modules: Path) -> Sequence[tuple[Path, Path]]:
     """Kernels with the folders of their modules, the oldest version first."""
     kernels = [(path, modules / path.name.partition("-")[2]) for path in boot.glob("vmlinu[xz]-*")]
     kernels += [(path, path.parent) for path in modules.glob("*/vmlinuz")]
-    return sorted((pair for pair in kernels if pair[1].is_dir()), key=lambda pair: _version(pair[1].name))
-
-
-def _version(release: str) -> tuple[tuple[int, str], ...]:
-    """A key for sorting releases: 6.1.0-9 comes before 6.1.0-10."""
-    return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"[0-9]+|[a-z]+", release))
+    return sorted((pair for pair in kernels if pair[1].is_dir()), key=lambda pair: release_key(pair[1].name))

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgkit.host import locks, wholefile
-from imgkit.rootfs.initramfs.cpio import Member, write_newc
+from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import File, Inline
 
 VERSION = "1"  # part of the cache key: raise it when this module makes another appliance
@@ -247,9 +247,8 @@ def _shorter_list(initrd: bytes) -> bytes:
     if listed is None:
         return b""
     names = [name for name in listed.decode().split() if name.partition(".ko")[0] not in _UNNEEDED_MODULES.split()]
-    archive = io.BytesIO()
-    write_newc(archive, [Member("modules", File(content=Inline("".join(f"{name}\n" for name in names).encode())))])
-    return archive.getvalue()
+    content = Inline("".join(f"{name}\n" for name in names).encode())
+    return newc(Member("modules", File(content=content)))
 
 
 def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -1,1 +1,1 @@
-"""Programs and libraries of a payload: their format, their needs, and whether the image can run them."""
+"""Programs and libraries: their format, the libraries that they need, and whether the image can run them."""

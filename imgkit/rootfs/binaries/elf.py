@@ -1,4 +1,7 @@
-"""What an ELF file says about itself: machine, interpreter, needed libraries, search paths.
+"""Read what an ELF file states: machine, interpreter, needed libraries, search paths.
+
+    facts = read(content)      # None if it is no ELF file
+    facts.is_for("x86_64")
 
 Formats: System V ABI, chapters 4 and 5 (file and program headers, dynamic section). Only the few hundred bytes that
 matter are read, so thousands of files (or one of a hundred megabytes) cost little; a general ELF library reads the
@@ -14,7 +17,7 @@ from types import MappingProxyType
 
 from imgkit.tree import Content, Inline, Slice
 
-MAGIC = b"\x7fELF"
+_MAGIC = b"\x7fELF"
 
 # Alpine's name of an architecture → (e_machine, bits, byte order); numbers from the gABI's registry.
 MACHINES: Mapping[str, tuple[int, int, str]] = MappingProxyType(
@@ -48,12 +51,12 @@ HEADER_SIZE = 64
 
 
 class ElfError(ValueError):
-    """The file claims to be ELF and is not a proper one."""
+    """The file begins like an ELF file, but is damaged."""
 
 
 @dataclass(frozen=True)
 class Elf:
-    """Facts about one ELF file. ``search`` are its DT_RPATH and DT_RUNPATH entries, unexpanded."""
+    """Facts about one ELF file. ``search`` has its DT_RPATH and DT_RUNPATH entries, with ``$ORIGIN`` unexpanded."""
 
     type: int
     machine: int
@@ -65,18 +68,24 @@ class Elf:
     soname: str | None = None
 
     def is_for(self, architecture: str) -> bool:
-        """Whether this file is for Alpine's ``architecture`` (KeyError if that is an unknown one)."""
+        """Whether this file is for Alpine's ``architecture``.
+
+        Raises:
+            KeyError: the architecture is unknown.
+        """
         return (self.machine, self.bits, self.order) == MACHINES[architecture]
 
     @property
     def machine_name(self) -> str:
-        """The machine in words."""
+        """The machine's name for messages."""
         name = _NAMES.get(self.machine, f"machine {self.machine}")
         return "x32" if name == "x86_64" and self.bits == 32 else name
 
 
 @dataclass(frozen=True)
 class _Segment:
+    """A row of the program header table: type, place in the file, address in memory, bytes in the file."""
+
     kind: int
     offset: int
     address: int
@@ -97,8 +106,8 @@ class _Header:
     names: int
 
 
-def part(content: Content, offset: int, size: int) -> bytes:
-    """Up to ``size`` bytes at ``offset`` of ``content`` without reading what comes before, where that can be had."""
+def read_part(content: Content, offset: int, size: int) -> bytes:
+    """Return up to ``size`` bytes at ``offset`` of ``content``, if possible without reading what comes before them."""
     size = max(0, min(size, content.size - offset))
     if isinstance(content, Inline):
         return content.data[offset : offset + size]
@@ -110,36 +119,38 @@ def part(content: Content, offset: int, size: int) -> bytes:
 
 
 def read(content: Content) -> Elf | None:
-    """The facts of an ELF file, None if ``content`` does not start as one.
+    """Return the facts of an ELF file, None if ``content`` does not begin like one.
 
     Raises:
-        ElfError: its headers make no sense.
+        ElfError: its headers are damaged.
     """
-    start = part(content, 0, HEADER_SIZE)
-    if start[:4] != MAGIC:
+    start = read_part(content, 0, HEADER_SIZE)
+    if start[:4] != _MAGIC:
         return None
     header = _header(start)
     if header.facts.type not in (ET_EXEC, ET_DYN):
         return header.facts
     segments = _segments(content, header)
-    interpreter = None
-    for segment in [segment for segment in segments if segment.kind == _PT_INTERP][:1]:
-        interpreter = _text(part(content, segment.offset, min(segment.size, _MAX_STRING)))
+    interpreter = next((_interpreter(content, segment) for segment in segments if segment.kind == _PT_INTERP), None)
     return _with_dynamic(content, replace(header.facts, interpreter=interpreter), segments)
 
 
-def head(start: bytes) -> Elf | None:
-    """The facts in the first :data:`HEADER_SIZE` bytes of a file (type and machine), None if it is no ELF file."""
-    return _header(start).facts if start[:4] == MAGIC else None
+def parse_header(start: bytes) -> Elf | None:
+    """Return the type and machine in the first :data:`HEADER_SIZE` bytes of a file, None if it is no ELF file.
+
+    Raises:
+        ElfError: the header is damaged.
+    """
+    return _header(start).facts if start[:4] == _MAGIC else None
 
 
 def section(data: bytes, name: str) -> bytes:
-    """The contents of the section ``name`` of a whole file in memory, empty if there is none.
+    """Return the contents of the section ``name`` of the file ``data``, empty if there is none.
 
     Raises:
-        ElfError: no ELF file, or its headers make no sense.
+        ElfError: it is no ELF file, or its headers are damaged.
     """
-    if data[:4] != MAGIC:
+    if data[:4] != _MAGIC:
         raise ElfError("not an ELF file")
     header = _header(data[:HEADER_SIZE])
     content = Inline(data)
@@ -154,7 +165,12 @@ def section(data: bytes, name: str) -> bytes:
     return b""
 
 
+def _interpreter(content: Content, segment: _Segment) -> str:
+    return _text(read_part(content, segment.offset, min(segment.size, _MAX_STRING)))
+
+
 def _extent(data: bytes, row: tuple[int, ...]) -> bytes:
+    """Return the contents of the section that a row of the section header table describes."""
     return data[row[4] : row[4] + row[5]]
 
 
@@ -173,12 +189,12 @@ def _header(start: bytes) -> _Header:
 
 
 def _table(content: Content, layout: str, offset: int, size: int, count: int) -> list[tuple[int, ...]]:
-    """Rows of a header table; each has ``size`` bytes, of which ``layout`` describes the first ones."""
+    """Return the rows of a header table; each has ``size`` bytes, of which ``layout`` describes the first ones."""
     if not count:
         return []
     if size < struct.calcsize(layout) or size * count > _MAX_TABLE:
         raise ElfError(f"a table of {count} headers of {size} bytes")
-    data = part(content, offset, size * count)
+    data = read_part(content, offset, size * count)
     if len(data) < size * count:
         raise ElfError("its headers are outside the file")
     return [struct.unpack_from(layout, data, index * size) for index in range(count)]
@@ -196,7 +212,7 @@ def _segments(content: Content, header: _Header) -> list[_Segment]:
 
 
 def _with_dynamic(content: Content, facts: Elf, segments: list[_Segment]) -> Elf:
-    """``facts`` with what the dynamic section says."""
+    """Return ``facts`` with the libraries, search paths and soname of the dynamic section."""
     sections = [segment for segment in segments if segment.kind == _PT_DYNAMIC]
     if len(sections) > 1:
         raise ElfError(f"{len(sections)} dynamic sections")
@@ -217,9 +233,9 @@ def _with_dynamic(content: Content, facts: Elf, segments: list[_Segment]) -> Elf
 
 
 def _dynamic(content: Content, facts: Elf, segment: _Segment) -> Iterator[tuple[int, int]]:
-    """(tag, value) of each entry of the dynamic section up to DT_NULL."""
+    """Yield (tag, value) of each entry of the dynamic section up to DT_NULL."""
     layout = struct.Struct(facts.order + ("QQ" if facts.bits == 64 else "II"))
-    data = part(content, segment.offset, min(segment.size, _MAX_TABLE))
+    data = read_part(content, segment.offset, min(segment.size, _MAX_TABLE))
     for tag, value in layout.iter_unpack(data[: len(data) // layout.size * layout.size]):
         if tag == _DT_NULL:
             return
@@ -227,6 +243,7 @@ def _dynamic(content: Content, facts: Elf, segment: _Segment) -> Iterator[tuple[
 
 
 def _file_offset(address: int, segments: list[_Segment]) -> int:
+    """Return where the byte at ``address`` in memory is in the file."""
     for segment in segments:
         if segment.kind == _PT_LOAD and segment.address <= address < segment.address + segment.size:
             return address - segment.address + segment.offset
@@ -234,7 +251,7 @@ def _file_offset(address: int, segments: list[_Segment]) -> int:
 
 
 def _string(content: Content, offset: int) -> str:
-    return _text(part(content, offset, _MAX_STRING))
+    return _text(read_part(content, offset, _MAX_STRING))
 
 
 def _text(data: bytes) -> str:

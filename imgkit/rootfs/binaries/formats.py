@@ -1,4 +1,4 @@
-"""For which operating system a program or library is that is no ELF file: told by the first bytes of its format.
+"""Recognise programs and libraries of macOS and Windows by the first bytes of their formats, Mach-O and PE.
 
 Formats: Apple's ``mach-o/loader.h`` and ``mach-o/fat.h``; Microsoft's PE/COFF specification. Only a few hundred bytes
 of a file are read.
@@ -14,34 +14,33 @@ from imgkit.tree import Content
 # Mach-O for one machine, of 32 and 64 bits, as a little-endian and as a big-endian machine writes it.
 _MACH_O = frozenset(bytes.fromhex(magic) for magic in ("cefaedfe", "cffaedfe", "feedface", "feedfacf"))
 _FAT = frozenset(bytes.fromhex(magic) for magic in ("cafebabe", "cafebabf"))
-_FAT_MOST = (
-    40  # machines in one file; a Java class, which begins with the same magic, has its version there: 45 and more
-)
+# Machines in one file. A Java class, which begins with the same magic, has its version in this place: 45 or more.
+_MAX_FAT_MACHINES = 40
 # "Actually portable executables" run on Linux too: they are PE files and shell scripts at the same time.
 _PORTABLE = b"MZqFpD"
-_WINDOWS_SUBSYSTEMS = (1, 2, 3)  # native, graphical, console; firmware's programs and Linux' kernels have others
-_CLR_HEADER = 14  # the data directory that only assemblies of .NET have, which are for no particular system
+_WINDOWS_SUBSYSTEMS = (1, 2, 3)  # native, graphical, console; programs of firmware and Linux kernels have others
+_CLR_HEADER = 14  # the data directory that only .NET assemblies have, which are for no particular system
 _PE_HEADERS = 512
 
 
 def foreign_system(content: Content, start: bytes) -> str | None:
-    """``"macOS"`` or ``"Windows"``; None for anything else, ELF files among it.
+    """Return ``"macOS"`` or ``"Windows"``, None for anything else (ELF files too).
 
     Args:
         start: the first :data:`imgkit.rootfs.binaries.elf.HEADER_SIZE` bytes of ``content``.
     """
     if start[:4] in _MACH_O:
         return "macOS"
-    if start[:4] in _FAT and len(start) >= 8 and 0 < int.from_bytes(start[4:8], "big") < _FAT_MOST:
+    if start[:4] in _FAT and len(start) >= 8 and 0 < int.from_bytes(start[4:8], "big") < _MAX_FAT_MACHINES:
         return "macOS"
     return "Windows" if start[:2] == b"MZ" and _is_windows(content, start) else None
 
 
 def _is_windows(content: Content, start: bytes) -> bool:
-    """Whether what begins with DOS' magic is a program or library that needs Windows."""
+    """Whether a file that begins with the magic of DOS is a program or library that needs Windows."""
     if start.startswith(_PORTABLE) or len(start) < 64:
         return False
-    headers = elf.part(content, struct.unpack_from("<I", start, 60)[0], _PE_HEADERS)
+    headers = elf.read_part(content, struct.unpack_from("<I", start, 60)[0], _PE_HEADERS)
     if headers[:4] != b"PE\0\0" or len(headers) < 24 + 96:
         return False
     magic, subsystem = struct.unpack_from("<H", headers, 24)[0], struct.unpack_from("<H", headers, 24 + 68)[0]

@@ -1,8 +1,12 @@
-"""Which files a program needs to run, found as musl's dynamic linker finds them, and whether the Tree has them.
+"""Find the libraries that a program needs as musl's dynamic linker does, and check whether the Tree has them.
 
-Rules: musl's manual and ``ldso/dynlink.c`` (``load_library``): a needed name without a slash is looked for in the run
+    Libraries(tree).closure(["bin/busybox"])   # {"bin/busybox", "lib/ld-musl-x86_64.so.1", …}
+    check_architecture(tree, "x86_64")         # one line per file that cannot run
+
+Rules: musl's manual and ``ldso/dynlink.c`` (``load_library``). A needed name without a slash is searched for in the run
 paths of the object that needs it, then of the object that needed that one and so on, then in the system's path.
-DT_RPATH and DT_RUNPATH count alike. The system's path is ``/etc/ld-musl-<arch>.path`` or a fixed one.
+DT_RPATH and DT_RUNPATH are handled alike. The system's path is in ``/etc/ld-musl-<arch>.path``; the default is
+``/lib:/usr/local/lib:/usr/lib``.
 """
 
 from __future__ import annotations
@@ -18,44 +22,44 @@ from imgkit.rootfs.binaries import elf
 from imgkit.rootfs.binaries.elf import Elf, ElfError
 from imgkit.tree import Content, File, Symlink, Tree, TreeError, parent
 
-SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
+_SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
 # Libraries that are part of musl's libc: the dynamic linker never opens a file for these (``libc.`` covers
 # libc.musl-x86_64.so.1, but also glibc's libc.so.6).
-_OWN = re.compile(r"lib(c|pthread|rt|m|dl|util|xnet)\.")
+_PART_OF_MUSL = re.compile(r"lib(c|pthread|rt|m|dl|util|xnet)\.")
 _GLIBC = re.compile(r"libc\.so\.6|ld-linux.*")
-# Where ELF files are for boot loaders and devices, or (usr/share) must not depend on the machine.
-DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/share/")
-MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
-# npm's way to ship binaries for several platforms in one package: one folder each, chosen when it is loaded.
+# Folders in which ELF files are for boot loaders and devices, or (usr/share) must not depend on the machine.
+_DATA = ("boot/", "lib/firmware/", "usr/lib/firmware/", "usr/lib/grub/", "usr/share/")
+_MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
+# npm packages have binaries for several platforms in such folders, and choose one of them when they are loaded.
 PREBUILT = re.compile(r"(^|/)(prebuilds|prebuilt|prebuild)/")
 _MAX_DICTIONARY = 64 << 20  # bytes of memory that unpacking the head of a module may take
-_MAX_LOADS = 20_000  # of one file, from different run paths; libraries that need each other could make it n!
+_MAX_LOADS = 20_000  # of files with different run paths; libraries that need each other could make it n!
 _COMPRESSED_HEAD = 4096  # more than enough compressed bytes for a file header
 
 
 def system_path(tree: Tree) -> tuple[str, ...]:
-    """The directories in which the Tree's dynamic linker looks for libraries, absolute."""
+    """Return the directories in which the Tree's dynamic linker looks for libraries, absolute."""
     for path in tree.children("etc"):
         if re.fullmatch(r"etc/ld-musl-[^/]+\.path", path) and tree.stat(path) is not None:
             return tuple(place for place in re.split(r"[:\n]", tree.text(path)) if place)
-    return SYSTEM_PATH
+    return _SYSTEM_PATH
 
 
 def with_targets(tree: Tree, path: str) -> list[str]:
-    """``path`` and, where it is a symbolic link, every path on the way to the file at its end.
+    """Return ``path`` and, if it is a symbolic link, every path on the way to the file at its end.
 
-    The directories of each are resolved, so that none of the paths has a link in the middle.
+    The directories of each path are resolved, so that none of the paths has a link in the middle.
 
     Raises:
         InputError: a link leads nowhere, or round in a circle.
     """
-    found: list[str] = []
+    paths: list[str] = []
     here = path
     try:
         tree.resolve(path)
         while True:
             here = tree.resolve(here, follow=False)
-            found.append(here)
+            paths.append(here)
             node = tree.get(here)
             if not isinstance(node, Symlink):
                 break
@@ -64,11 +68,11 @@ def with_targets(tree: Tree, path: str) -> list[str]:
         raise InputError(f"/{path}: leads round in a circle") from cause
     if node is None:
         raise InputError(f"/{path}: no such file in the root filesystem" + (f" (/{here})" if here != path else ""))
-    return found
+    return paths
 
 
 class Libraries:
-    """Finds libraries in one Tree; the facts of each file are read once."""
+    """Finds libraries in one Tree. The facts of each file are read once."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -76,7 +80,7 @@ class Libraries:
         self._facts: dict[str, Elf | None] = {}
 
     def facts(self, path: str) -> Elf | None:
-        """The ELF facts of the regular file at ``path`` (links are followed), None for anything else.
+        """Return the ELF facts of the regular file at ``path`` (links are followed), None for anything else.
 
         Raises:
             InputError: it is a damaged ELF file.
@@ -91,40 +95,40 @@ class Libraries:
         return self._facts[place]
 
     def closure(self, paths: Iterable[str]) -> set[str]:
-        """``paths``, the interpreters and libraries that they need, and all targets of symbolic links.
+        """Return ``paths``, the interpreters and libraries that they need, and all targets of symbolic links.
 
         Raises:
-            InputError: something is missing; the message names it and what needs it.
+            InputError: a file is missing or damaged; the message names it and the file that needs it.
         """
-        found: set[str] = set()
+        complete: set[str] = set()
         todo: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
         seen: set[tuple[str, tuple[str, ...]]] = set()
         while todo:
             path, inherited = todo.pop()
-            found.update(with_targets(self._tree, path))
+            complete.update(with_targets(self._tree, path))
             facts = self.facts(path)
             if facts is None or (path, inherited) in seen:
                 continue
             seen.add((path, inherited))
             if len(seen) > _MAX_LOADS:
                 raise InputError(f"/{path}: it and what else is needed take more than {_MAX_LOADS} loads of libraries")
-            # Each place once, or else libraries that need each other would make the list longer for ever.
+            # Each place once: libraries that need each other would make the list longer without end.
             search = tuple(dict.fromkeys(self._run_path(path, facts) + inherited))
             if facts.interpreter:
                 todo.append((self._existing(facts.interpreter, path), ()))
             todo.extend((self._library(name, path, search), search) for name in self._wanted(facts, search))
-        return found
+        return complete
 
     def missing(self, path: str) -> list[str]:
-        """Needed libraries of the file at ``path`` itself that the Tree lacks."""
+        """Return the libraries that the file at ``path`` itself needs and the Tree lacks."""
         facts = self.facts(path)
         if facts is None:
             return []
         search = self._run_path(path, facts)
-        return [name for name in facts.needed if not _OWN.match(name) and self._find(name, search) is None]
+        return [name for name in facts.needed if not _PART_OF_MUSL.match(name) and self._find(name, search) is None]
 
-    def absent(self, path: str) -> list[str]:
-        """Names of the libraries that the file at ``path`` and the libraries it needs lack, each once.
+    def missing_recursively(self, path: str) -> list[str]:
+        """Return the libraries that the Tree lacks for the file at ``path`` and the libraries it needs, each once.
 
         Raises:
             InputError: one of those files is a damaged ELF file.
@@ -143,21 +147,24 @@ class Libraries:
                 place = self._find(name, search)
                 if place is not None:
                     todo.append((place, search))
-                elif not _OWN.match(name):
+                elif not _PART_OF_MUSL.match(name):
                     missing[name] = None
         return list(missing)
 
     def _run_path(self, path: str, facts: Elf) -> tuple[str, ...]:
+        """Return a file's own search path with ``$ORIGIN`` expanded."""
         origin = "/" + parent(self._tree.resolve(path))
         return tuple(place.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for place in facts.search)
 
     def _wanted(self, facts: Elf, search: Sequence[str]) -> Iterator[str]:
+        """Yield the needed names for which a file must be there, or is."""
         for name in facts.needed:
-            # Copied where there is such a file, as packages link it; not missed where there is none.
-            if not _OWN.match(name) or self._find(name, search) is not None:
+            # A part of musl is copied if there is such a file, because packages link it; it need not be there.
+            if not _PART_OF_MUSL.match(name) or self._find(name, search) is not None:
                 yield name
 
     def _find(self, name: str, search: Sequence[str]) -> str | None:
+        """Return the path of a library, None if the Tree lacks it."""
         places = [""] if "/" in name else [*search, *self._system]
         for place in places:
             path = f"{place}/{name}".strip("/")
@@ -165,30 +172,37 @@ class Libraries:
                 return path
         return None
 
-    def _library(self, name: str, needer: str, search: Sequence[str]) -> str:
+    def _library(self, name: str, needed_by: str, search: Sequence[str]) -> str:
         path = self._find(name, search)
         if path is None:
             raise InputError(
-                f"/{needer} needs the library {name}, which the root filesystem lacks",
+                f"/{needed_by} needs the library {name}, which the root filesystem lacks",
                 hint="add the package that provides " + ("so:" + name if "/" not in name else name),
             )
         return path
 
-    def _existing(self, interpreter: str, needer: str) -> str:
+    def _existing(self, interpreter: str, needed_by: str) -> str:
         if not isinstance(self._tree.stat(interpreter), File):
-            raise InputError(f"/{needer} needs the interpreter {interpreter}, which the root filesystem lacks")
+            raise InputError(f"/{needed_by} needs the interpreter {interpreter}, which the root filesystem lacks")
         return interpreter.strip("/")
 
 
 def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = ()) -> list[str]:
-    """What in the Tree cannot run on ``machine``, one line a file.
+    """Find the files of the Tree that cannot run on ``machine``.
 
-    ``machine`` is Alpine's name of an architecture: "x86_64", "aarch64", … (KeyError for an unknown one). Files at the
-    paths ``without`` are somebody else's business (:mod:`imgkit.rootfs.binaries.examine`).
+    ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules (``.node``) are
+    checked. What is data for something else is not: other relocatable objects, BPF programs, files of firmware, boot
+    loaders and ``usr/share``, and binaries that an npm package has for several platforms in ``prebuilds``.
 
-    Looked at are ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules
-    (``.node``). Not looked at, because they are data for something else: other relocatable objects, BPF programs,
-    the folders of :data:`DATA`, and binaries that an npm package carries for several platforms in ``prebuilds``.
+    Args:
+        machine: Alpine's name of an architecture: "x86_64", "aarch64", …
+        without: paths of files that are not checked here, but by :mod:`imgkit.rootfs.binaries.examine`.
+
+    Returns:
+        One line for each problem, which begins with the file's path.
+
+    Raises:
+        KeyError: the architecture is unknown.
     """
     libraries = Libraries(tree)
     problems: list[str] = []
@@ -202,28 +216,30 @@ def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = (
 
 
 def _is_data(path: str) -> bool:
-    return path.startswith(DATA) or bool(PREBUILT.search(path))
+    return path.startswith(_DATA) or bool(PREBUILT.search(path))
 
 
 def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:
-    if MODULE.search(path):
-        facts = elf.head(_module_head(path, node.content))
+    """Return the reasons for which one file cannot run."""
+    if _MODULE.search(path):
+        facts = elf.parse_header(_module_head(path, node.content))
         return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
-    facts = elf.head(elf.part(node.content, 0, elf.HEADER_SIZE))
+    facts = elf.parse_header(elf.read_part(node.content, 0, elf.HEADER_SIZE))
     native = path.endswith(".node")
     if facts is None:
         return ["native module, but no ELF file: it was compiled for another system"] if native else []
     if facts.type not in (elf.ET_EXEC, elf.ET_DYN) or facts.machine == elf.EM_BPF:
         return []
     wrong = _wrong_machine(facts, machine)
-    return wrong or _unmet(tree, libraries, path, native=native)
+    return wrong or _unmet_needs(tree, libraries, path, native=native)
 
 
 def _wrong_machine(facts: Elf, machine: str) -> list[str]:
     return [] if facts.is_for(machine) else [f"is for {facts.machine_name}, the image for {machine}"]
 
 
-def _unmet(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list[str]:
+def _unmet_needs(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list[str]:
+    """Return what a file for the right machine needs and the Tree lacks."""
     facts = libraries.facts(path)
     if facts is None:
         return []
@@ -231,26 +247,30 @@ def _unmet(tree: Tree, libraries: Libraries, path: str, *, native: bool) -> list
         return [f"needs the interpreter {facts.interpreter}, which the image lacks"]
     if not native:
         return []
-    absent = libraries.missing(path)
-    glibc = [name for name in facts.needed if glibc_name(name) and not has_glibc(tree)]
+    missing = libraries.missing(path)
+    glibc = [name for name in facts.needed if is_glibc_library(name) and not has_glibc(tree)]
     if glibc:
         return [f"native module compiled for glibc ({glibc[0]}), the image has musl"]
-    return [f"needs the library {name}, which the image lacks" for name in absent]
+    return [f"needs the library {name}, which the image lacks" for name in missing]
 
 
-def glibc_name(library: str) -> bool:
-    """Whether only programs for glibc need a library of this name: its libc, or its dynamic linker."""
+def is_glibc_library(library: str) -> bool:
+    """Whether only programs for glibc need a library of this name: it is glibc's libc or dynamic linker."""
     return _GLIBC.fullmatch(library) is not None
 
 
 def has_glibc(tree: Tree) -> bool:
-    """Whether something (gcompat) stands in for glibc's dynamic linker."""
+    """Whether the Tree has a substitute for glibc's dynamic linker, such as gcompat."""
     return any(re.fullmatch(r"lib(64)?/ld-linux.*", path) for top in ("lib", "lib64") for path in tree.children(top))
 
 
 def _module_head(path: str, content: Content) -> bytes:
-    """The first bytes of a kernel module, decompressed."""
-    start = elf.part(content, 0, _COMPRESSED_HEAD)
+    """Return the first bytes of a kernel module, decompressed.
+
+    Raises:
+        ElfError: it cannot be decompressed.
+    """
+    start = elf.read_part(content, 0, _COMPRESSED_HEAD)
     try:
         if path.endswith(".gz"):
             return zlib.decompressobj(wbits=31).decompress(start, elf.HEADER_SIZE)

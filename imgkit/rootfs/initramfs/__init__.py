@@ -1,1 +1,1 @@
-"""The initramfs, made from the image's own mkinitfs configuration and modules."""
+"""The initramfs, which is made from the image's own mkinitfs configuration and kernel modules."""

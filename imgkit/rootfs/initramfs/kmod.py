@@ -1,8 +1,8 @@
-"""Kernel modules: the closure over ``modules.dep``, subsets of depmod's files, and the binary index that kmod reads.
+"""Select kernel modules: their dependencies, depmod's files for a subset, and the binary index that kmod reads.
 
 Formats: modules.dep(5), and for the index ``libkmod/libkmod-index.h`` of kmod: a path-compressed trie in big-endian
 order. The file is a header (magic, version, root) and nodes, parents before children, children in ascending order. A
-node is named by a 32-bit word: its place in the file in the low 28 bits, and flags for what it has:
+32-bit word refers to a node: its position in the file in the low 28 bits, and flags for the parts that it has:
 
 * :data:`_PREFIX`: the characters that all keys below share, and a NUL;
 * :data:`_CHILDREN`: first and last character (a byte each), then one word per character of that range, 0 for none;
@@ -19,46 +19,50 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from os.path import commonprefix
 from typing import TypeAlias
 
 from imgkit.errors import InputError
 from imgkit.rootfs.binaries import elf
 
-MAGIC = 0xB007F457
-VERSION = 0x00020001
+_MAGIC = 0xB007F457
+_VERSION = 0x00020001
 _PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
 _POSITION = 0x0FFFFFFF
 _MAX_KEY = 600  # characters; the longest are symbols, of which the kernel takes 512 (KSYM_NAME_LEN)
 _SUFFIX = re.compile(r"\.ko(\.[a-z0-9]+)?$")
 
-Entry: TypeAlias = tuple[str, str, int]
-"""Key, value, priority: the unit of an index."""
+IndexEntry: TypeAlias = tuple[str, str, int]
+"""An entry of an index: key, value, priority."""
 
 TEXTS = ("alias", "builtin", "builtin.modinfo", "dep", "devname", "order", "softdep", "symbols", "weakdep")
-"""The text files that a subset is made from, each ``modules.<name>``; all but ``dep`` may be missing."""
+"""The text files ``modules.<name>`` from which those of a subset are made; all but ``dep`` may be missing."""
 
 _FILTERED: Mapping[str, int] = {"alias": -1, "devname": 0, "softdep": 1, "symbols": -1, "weakdep": 1}
-"""Files of which only some lines belong to a subset: which word of a line is the module's name."""
+"""Files of which only some lines belong to a subset → index of the word of a line that is the module's name."""
 
 
 def module_name(path: str) -> str:
-    """The kernel's name of the module in the file ``path``: no folder, no suffix, ``_`` for ``-``."""
+    """Return the kernel's name of the module in the file ``path``: no folder, no suffix, ``_`` for ``-``."""
     return _SUFFIX.sub("", path.rpartition("/")[2]).replace("-", "_")
 
 
 def normalize_alias(alias: str) -> str:
-    """``-`` is ``_`` in an alias, except inside brackets, where it means a range."""
-    return re.sub(r"\[[^]]*\]|-", lambda found: "_" if found[0] == "-" else found[0], alias)
+    """Replace ``-`` by ``_`` in an alias, except inside brackets, where it means a range."""
+    return re.sub(r"\[[^]]*\]|-", lambda match: "_" if match[0] == "-" else match[0], alias)
 
 
 # ---- modules.dep -----------------------------------------------------------------------------------------------------
 
 
 def parse_dependencies(text: str, directory: str) -> dict[str, tuple[str, ...]]:
-    """``modules.dep`` as a mapping: module file → files that it needs, in the file's order, relative to ``directory``.
+    """Parse ``modules.dep``.
+
+    Returns:
+        Module file → files that it needs, in the file's order, relative to ``directory``.
 
     Raises:
-        InputError: a line without a colon; the message names the file and the line.
+        InputError: a line has no colon; the message names the file and the line.
     """
     dependencies: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -75,38 +79,38 @@ def _relative(path: str, directory: str) -> str:
 
 
 def closure(dependencies: Mapping[str, Sequence[str]], wanted: Iterable[str]) -> set[str]:
-    """``wanted`` and everything that they need.
+    """Return the ``wanted`` modules and all modules that they need.
 
     Raises:
-        InputError: a module that ``modules.dep`` does not have.
+        InputError: a module is not in ``modules.dep``.
     """
-    found: set[str] = set()
+    complete: set[str] = set()
     todo = [(path, "") for path in wanted]
     while todo:
-        path, needer = todo.pop()
-        if path in found:
+        path, needed_by = todo.pop()
+        if path in complete:
             continue
         if path not in dependencies:
-            why = f", which {needer} needs" if needer else ""
-            raise InputError(f"{path}: kernel module is not in modules.dep{why}", hint="its package needs depmod")
-        found.add(path)
+            reason = f", which {needed_by} needs" if needed_by else ""
+            raise InputError(f"{path}: kernel module is not in modules.dep{reason}", hint="its package needs depmod")
+        complete.add(path)
         todo.extend((other, path) for other in dependencies[path])
-    return found
+    return complete
 
 
 # ---- depmod's files --------------------------------------------------------------------------------------------------
 
 
 def subset(texts: Mapping[str, str], kept: Collection[str], directory: str) -> dict[str, bytes]:
-    """depmod's files for some of the modules of a kernel.
+    """Return depmod's files for some of the modules of a kernel.
 
-    Lines keep the order of the complete files. Where depmod itself is run on such a subset, only the order of the
+    Lines keep the order of the complete files. If depmod itself is run on such a subset, only the order of the
     dependencies within a line of ``modules.dep`` (and so of ``modules.dep.bin``) differs; both orders are valid.
 
     Args:
         texts: name (see :data:`TEXTS`) → text of the complete file.
         kept: module files that belong to the subset, closed under dependencies.
-        directory: where the complete set is, for error messages.
+        directory: the folder of the complete set, for errors.
 
     Returns:
         File name → contents, ``.bin`` files included.
@@ -125,15 +129,19 @@ def subset(texts: Mapping[str, str], kept: Collection[str], directory: str) -> d
 
 
 def _filter(text: str, word: int, names: Collection[str]) -> str:
-    """The comments of ``text`` and the lines of which the given word is one of ``names``."""
+    """Return the comments of ``text`` and the lines of which the given word is one of ``names``."""
     lines = [(line, line.split()) for line in text.splitlines(keepends=True)]
     return "".join(line for line, words in lines if line.startswith("#") or (len(words) > 1 and words[word] in names))
 
 
 def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
-    """The ``.bin`` files that belong to depmod's text files: file name → contents."""
+    """Return the ``.bin`` files that belong to depmod's text files: file name → contents.
+
+    Raises:
+        InputError: an alias or another key cannot be in an index.
+    """
     priority = {module_name(line.partition(":")[0]): row for row, line in enumerate(texts["dep"].splitlines())}
-    makers: dict[str, tuple[str, Callable[[str], Iterable[Entry]]]] = {
+    makers: dict[str, tuple[str, Callable[[str], Iterable[IndexEntry]]]] = {
         "modules.dep.bin": ("dep", _dep_entries),
         "modules.alias.bin": ("alias", lambda text: _alias_entries(text, priority)),
         "modules.symbols.bin": ("symbols", lambda text: _alias_entries(text, priority)),
@@ -143,19 +151,19 @@ def indexes(texts: Mapping[str, str]) -> dict[str, bytes]:
     return {file: write_index(make(texts[name])) for file, (name, make) in makers.items() if name in texts}
 
 
-def _dep_entries(text: str) -> Iterable[Entry]:
+def _dep_entries(text: str) -> Iterable[IndexEntry]:
     return [(module_name(line.partition(":")[0]), line, row) for row, line in enumerate(text.splitlines())]
 
 
-def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[Entry]:
+def _alias_entries(text: str, priority: Mapping[str, int]) -> Iterable[IndexEntry]:
     for line in text.splitlines():
         alias, _, module = line.removeprefix("alias ").rpartition(" ")
         if alias and line.startswith("alias "):
             yield normalize_alias(alias), module, priority.get(module, 0)
 
 
-def _builtin_entries(text: str) -> Iterable[Entry]:
-    """Aliases out of ``modules.builtin.modinfo``: records ``module.key=value``, each ended by a NUL."""
+def _builtin_entries(text: str) -> Iterable[IndexEntry]:
+    """Yield the aliases in ``modules.builtin.modinfo``: records ``module.key=value``, each ended by a NUL."""
     for record in text.split("\0"):
         module, _, rest = record.partition(".")
         if rest.startswith("alias="):
@@ -163,7 +171,10 @@ def _builtin_entries(text: str) -> Iterable[Entry]:
 
 
 def modinfo(module: bytes, key: str) -> list[str]:
-    """The values of ``key`` in the ``.modinfo`` section of a module (decompressed), in its order.
+    """Return the values of ``key`` in the ``.modinfo`` section of a module, in the section's order.
+
+    Args:
+        module: the file, decompressed.
 
     Raises:
         ElfError: it is no ELF file, or a damaged one.
@@ -177,20 +188,24 @@ def modinfo(module: bytes, key: str) -> list[str]:
 
 @dataclass
 class _Node:
+    """A node of the trie. ``values`` are (priority, text) pairs, ``children`` are named by one character each."""
+
     prefix: str
     values: list[tuple[int, str]]
     children: dict[str, _Node] = field(default_factory=dict)
 
     @property
     def flags(self) -> int:
+        """The bits that say which parts the node has."""
         return (_PREFIX if self.prefix else 0) | (_VALUES if self.values else 0) | (_CHILDREN if self.children else 0)
 
 
-def write_index(entries: Iterable[Entry]) -> bytes:
-    """The index of ``entries``. Values of one key are ordered by priority, equal ones as they come.
+def write_index(entries: Iterable[IndexEntry]) -> bytes:
+    """Return the index of ``entries``. Values of one key are sorted by priority; ties keep their order.
 
     Raises:
-        InputError: a key that is not plain ASCII or is too long, or a NUL in a key or value.
+        InputError: a key is not plain ASCII or is too long, there is a NUL in a key or value, or the index would be too
+            large.
     """
     ordered = sorted(entries, key=itemgetter(0))
     for key, value, _ in ordered:
@@ -198,14 +213,14 @@ def write_index(entries: Iterable[Entry]) -> bytes:
             raise InputError(f"module index: {key[:80]!r} cannot be a key of it")
     out = bytearray(12)
     root = _write(out, _trie(ordered, 0))
-    struct.pack_into(">III", out, 0, MAGIC, VERSION, root)
+    struct.pack_into(">III", out, 0, _MAGIC, _VERSION, root)
     return bytes(out)
 
 
-def _trie(entries: Sequence[Entry], depth: int) -> _Node:
-    """The node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
-    # In sorted text the first and the last share what all share. depmod never gives the root a prefix.
-    shared = _common(entries[0][0], entries[-1][0]) if depth else ""
+def _trie(entries: Sequence[IndexEntry], depth: int) -> _Node:
+    """Return the node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
+    # What the first and the last of sorted keys share, all keys share. depmod never gives the root a prefix.
+    shared = commonprefix((entries[0][0], entries[-1][0])) if depth else ""  # noqa: RUF071 - of texts
     end = max(depth, len(shared))
     here = [(priority, value) for key, value, priority in entries if len(key) == end]
     node = _Node(shared[depth:end], sorted(here, key=itemgetter(0)))
@@ -215,18 +230,8 @@ def _trie(entries: Sequence[Entry], depth: int) -> _Node:
     return node
 
 
-def _common(one: str, other: str) -> str:
-    """The longest text that both start with."""
-    length = 0
-    for left, right in zip(one, other):  # noqa: B905 - the shorter one decides
-        if left != right:
-            break
-        length += 1
-    return one[:length]
-
-
 def _write(out: bytearray, node: _Node) -> int:
-    """Append ``node`` and all below it; return the word that names it."""
+    """Append ``node`` and all nodes below it; return the word that refers to it."""
     position = len(out)
     if node.prefix:
         out += node.prefix.encode() + b"\0"

@@ -1,9 +1,11 @@
-"""The initramfs, as Alpine's mkinitfs makes it: the same files from the same configuration, without running anything.
+"""Make the initramfs as Alpine's mkinitfs does: the same files from the same configuration, without running anything.
 
-Source of the rules: mkinitfs 3.13 as packaged (``mkinitfs.conf``, ``features.d``, the trigger) and what it was seen to
-produce. Deliberate differences: lines of ``modules.dep`` list dependencies in the order of the complete file, times
-are all ``epoch``, its init starts no mdev (:func:`_without_mdev`), and what would make an initramfs that cannot boot
-(an unknown feature, a missing library or init) is an error instead of silence.
+    path = install_initramfs(tree, "6.18.56-0-virt", epoch=epoch)
+
+Source of the rules: mkinitfs 3.13 as packaged (``mkinitfs.conf``, ``features.d``, the trigger), and archives that it
+made. Deliberate differences: lines of ``modules.dep`` list dependencies in the order of the complete file, all times
+are ``epoch``, the init starts no mdev (:func:`_without_mdev`), and faults that would make an initramfs that cannot boot
+(an unknown feature, a missing library or init) are errors, where mkinitfs is silent.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import lzma
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -24,18 +26,24 @@ from imgkit.rootfs.binaries.elf import ElfError
 from imgkit.rootfs.binaries.libraries import Libraries, with_targets
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.cpio import Member, Sink, write_newc
-from imgkit.rootfs.initramfs.mkinitfs import WILDCARD, check_features, feature_files, read_configuration
-from imgkit.rootfs.kernel import Kernel, kernel
+from imgkit.rootfs.initramfs.mkinitfs import (
+    WILDCARD,
+    MkinitfsConfiguration,
+    check_features,
+    feature_files,
+    read_configuration,
+)
+from imgkit.rootfs.kernel import Kernel, find_kernel
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
 
-SHARED = "usr/share/mkinitfs"
+_SHARED = "usr/share/mkinitfs"
 
 _DIRECTORIES = (
     *("dev", "proc", "sys", "usr/sbin", "usr/bin", "run", ".modloop", "usr/lib/modules", "usr/lib/firmware"),
     *("media/cdrom", "media/floppy", "media/usb", "etc/apk/keys", "newroot"),
 )
 _MERGED = ("bin", "sbin", "lib")  # the initramfs always has these under usr
-_NEEDED = ("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs")  # without these its init does nothing
+_NEEDED = ("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs")  # without these the init does nothing
 
 _MDEV = re.compile(r"[ \t]+-p /sbin/mdev\b(?:[ \t]*\\\n)?")
 
@@ -43,68 +51,53 @@ _MDEV = re.compile(r"[ \t]+-p /sbin/mdev\b(?:[ \t]*\\\n)?")
 _LEVELS: Mapping[str, int] = MappingProxyType({"gzip": 6, "xz": 6, "none": 0})
 
 
-def make_initramfs(
-    tree: Tree,
-    release: str,
-    *,
-    features: Sequence[str] | None = None,
-    epoch: int,
-    compression: str | None = None,
-) -> bytes:
-    """The initramfs of the kernel ``release``, compressed.
+def make_initramfs(tree: Tree, release: str, configuration: MkinitfsConfiguration, *, epoch: int) -> bytes:
+    """Return the initramfs of the kernel ``release``, compressed.
 
     Args:
-        features: names in ``etc/mkinitfs/features.d``; None takes those of ``mkinitfs.conf``.
         epoch: modification time of everything in it, seconds since 1970.
-        compression: ``gzip``, ``xz`` or ``none``; None takes what ``mkinitfs.conf`` says, or gzip.
 
     Raises:
-        InputError: a file that has to be in it is missing in the Tree; a damaged program or module.
-        RecipeError: an unknown feature or compression.
+        InputError: the Tree lacks a file that the initramfs needs, or has a damaged program or module.
+        RecipeError: a feature or the compression is unknown.
     """
-    configuration = read_configuration(tree)
-    chosen = tuple(features) if features is not None else configuration.features
-    members = collect(tree, kernel(tree, release), chosen, configuration.custom_files)
-    dated = (Member(name, replace(node, mtime=epoch)) for name, node in members)
-    method = compression or configuration.compression
+    nodes = _collect(tree, find_kernel(tree, release), configuration)
+    members = (Member(path or ".", replace(node, mtime=epoch)) for path, node in sorted(nodes.items()))
     sink = io.BytesIO()
-    with _compressor(sink, method, configuration.level if method == configuration.compression else None) as out:
-        write_newc(out, dated)
+    with _compressor(sink, configuration.compression, configuration.level) as out:
+        write_newc(out, members)
     return sink.getvalue()
 
 
-def install_initramfs(
-    tree: Tree,
-    release: str,
-    *,
-    features: Sequence[str] | None = None,
-    epoch: int,
-    compression: str | None = None,
-) -> str | None:
-    """Do what the trigger of mkinitfs does for one kernel: write the initramfs and the two things beside it.
+def install_initramfs(tree: Tree, release: str, *, epoch: int) -> str | None:
+    """Do what the trigger of mkinitfs does for one kernel.
+
+    Write the initramfs, the file ``initramfs-suffix`` among the kernel's modules, and the link ``boot/boot``.
 
     Returns:
         The path of the initramfs; None if ``mkinitfs.conf`` has ``disable_trigger`` and nothing was done.
 
     Raises:
-        As :func:`make_initramfs`.
+        InputError: see :func:`make_initramfs`; or ``mkinitfs.conf`` cannot be understood.
+        RecipeError: see :func:`make_initramfs`.
     """
-    if read_configuration(tree).disabled:
+    configuration = read_configuration(tree)
+    if configuration.disabled:
         return None
-    one = kernel(tree, release)
-    data = make_initramfs(tree, release, features=features, epoch=epoch, compression=compression)
-    tree.write(f"{one.directory}/initramfs-suffix", one.suffix + "\n", mtime=epoch)
-    tree.write(one.initramfs, data, mode=0o600, mtime=epoch)
+    kernel = find_kernel(tree, release)
+    data = make_initramfs(tree, release, configuration, epoch=epoch)
+    tree.write(f"{kernel.directory}/initramfs-suffix", kernel.suffix + "\n", mtime=epoch)
+    tree.write(kernel.initramfs, data, mode=0o600, mtime=epoch)
     if tree.stat("boot/boot") is None:  # boot loaders that see a separate /boot partition as their root
         tree.symlink(f"{tree.resolve('boot')}/boot", ".", mtime=epoch)
-    return one.initramfs
+    return kernel.initramfs
 
 
 def _compressor(sink: BinaryIO, method: str, level: int | None) -> AbstractContextManager[Sink]:
-    """A stream that compresses into ``sink``; equal input gives equal output (with equal zlib or liblzma).
+    """Open a stream that compresses into ``sink``; equal input gives equal output (with equal zlib or liblzma).
 
     Raises:
-        RecipeError: there is no such method here.
+        RecipeError: the method is not supported.
     """
     if method not in _LEVELS:
         raise RecipeError(f"initramfs compression {method} is not known here", hint=f"use one of {', '.join(_LEVELS)}")
@@ -118,34 +111,26 @@ def _compressor(sink: BinaryIO, method: str, level: int | None) -> AbstractConte
 
 @dataclass
 class _Root:
-    """The root filesystem of an initramfs while it is collected: path → node."""
+    """The root filesystem of an initramfs while its files are collected: path → node."""
 
     nodes: dict[str, Node] = field(default_factory=lambda: {"": Directory()})
 
     def mkdir(self, path: str) -> None:
+        """Make a directory and its missing parents."""
         if path not in self.nodes:
             self.mkdir(parent(path))
             self.nodes[path] = Directory()
 
     def put(self, path: str, node: Node) -> None:
-        """Put ``node`` at ``path``, moved under usr as the initramfs has it."""
+        """Put ``node`` at ``path``, which is moved below ``usr`` as in every initramfs."""
         path = f"usr/{path}" if path.partition("/")[0] in _MERGED else path
         self.mkdir(parent(path))
         self.nodes[path] = node
 
-    def members(self) -> Iterator[tuple[str, Node]]:
-        for path in sorted(self.nodes):
-            yield path or ".", self.nodes[path]
 
-
-def collect(
-    tree: Tree, one: Kernel, features: Sequence[str], custom_files: Sequence[str] = ()
-) -> list[tuple[str, Node]]:
-    """Everything that belongs into the initramfs, sorted: name (``.`` for the root) and node.
-
-    Raises:
-        As :func:`make_initramfs`.
-    """
+def _collect(tree: Tree, kernel: Kernel, configuration: MkinitfsConfiguration) -> Mapping[str, Node]:
+    """Return everything that belongs into the initramfs: path → node."""
+    features = configuration.features
     check_features(tree, features)
     root = _Root()
     for path in _DIRECTORIES:
@@ -153,52 +138,54 @@ def collect(
     for name in _MERGED:
         root.nodes[name] = Symlink(target=f"usr/{name}")
     _add_programs(tree, root, features)
-    modules = _add_modules(tree, root, one, features)
+    modules = _add_modules(tree, root, kernel, features)
     _add_firmware(tree, root, modules)
-    _add_fixed(tree, root, custom_files)
+    _add_fixed_files(tree, root, configuration.custom_files)
     for path in _NEEDED:
         if path not in root.nodes:
             raise InputError(
                 f"the initramfs would lack /{path}, without which it finds no root filesystem",
                 hint="the features must have base, and the image the packages that base names files of",
             )
-    return list(root.members())
+    return root.nodes
 
 
 def _add_programs(tree: Tree, root: _Root, features: Sequence[str]) -> None:
+    """Add the files that the features name, and the libraries that they need."""
     matches = [path for _, path in feature_files(tree, features, "files", "")]
     for path in sorted(Libraries(tree).closure(matches)):
         root.put(path, _copy(tree, path))
 
 
-def _add_modules(tree: Tree, root: _Root, one: Kernel, features: Sequence[str]) -> list[str]:
+def _add_modules(tree: Tree, root: _Root, kernel: Kernel, features: Sequence[str]) -> list[str]:
     """Add modules and depmod's files for them; return the modules' paths in the Tree."""
-    texts = _texts(tree, one)
+    texts = _depmod_texts(tree, kernel)
     wanted: list[str] = []
     builtin = {kmod.module_name(line) for line in texts.get("builtin", "").splitlines()}
-    for glob, path in feature_files(tree, features, "modules", one.directory):
+    for glob, path in feature_files(tree, features, "modules", kernel.directory):
         if path:
-            wanted.append(path.removeprefix(one.directory + "/"))
+            wanted.append(path.removeprefix(kernel.directory + "/"))
         elif ".ko" in glob and not WILDCARD.search(glob) and kmod.module_name(glob) not in builtin:
-            raise InputError(f"/{one.directory}/{glob}: kernel module is missing, an initramfs feature names it")
-    kept = kmod.closure(kmod.parse_dependencies(texts["dep"], one.directory), wanted)
-    paths = [f"{one.directory}/{path}" for path in sorted(kept)]
+            raise InputError(f"/{kernel.directory}/{glob}: kernel module is missing, an initramfs feature names it")
+    kept = kmod.closure(kmod.parse_dependencies(texts["dep"], kernel.directory), wanted)
+    paths = [f"{kernel.directory}/{path}" for path in sorted(kept)]
     for path in paths:
         root.put(path, _copy(tree, path))
-    for name, data in kmod.subset(texts, kept, one.directory).items():
-        root.put(f"{one.directory}/{name}", File(content=Inline(data)))
+    for name, data in kmod.subset(texts, kept, kernel.directory).items():
+        root.put(f"{kernel.directory}/{name}", File(content=Inline(data)))
     return paths
 
 
-def _texts(tree: Tree, one: Kernel) -> dict[str, str]:
-    paths = {name: f"{one.directory}/modules.{name}" for name in kmod.TEXTS}
+def _depmod_texts(tree: Tree, kernel: Kernel) -> dict[str, str]:
+    """Return the text files that depmod made for a kernel: name (:data:`kmod.TEXTS`) → text."""
+    paths = {name: f"{kernel.directory}/modules.{name}" for name in kmod.TEXTS}
     if tree.stat(paths["dep"]) is None:
         raise InputError(f"/{paths['dep']}: missing", hint="the kernel's package has it; depmod is not run here")
     return {name: tree.text(path) for name, path in paths.items() if tree.stat(path) is not None}
 
 
 def _add_firmware(tree: Tree, root: _Root, modules: Sequence[str]) -> None:
-    """Add the firmware files that the modules name and the Tree has. Most images have none: then nothing is read."""
+    """Add the firmware files that the modules name and the Tree has. In an image without firmware nothing is read."""
     top = tree.resolve("lib/firmware")
     if not tree.children(top):
         return
@@ -211,6 +198,7 @@ def _add_firmware(tree: Tree, root: _Root, modules: Sequence[str]) -> None:
 
 
 def _firmware_of(tree: Tree, path: str) -> list[str]:
+    """Return the names of the firmware files that a kernel module may ask for."""
     data = tree.read(path)
     try:
         if path.endswith(".gz"):
@@ -223,40 +211,41 @@ def _firmware_of(tree: Tree, path: str) -> list[str]:
 
 
 def _links_on_the_way(tree: Tree, path: str) -> list[str]:
-    """``path``'s file and every symbolic link that is followed to get there, also those in place of directories."""
-    found: list[str] = []
+    """Return the path of the file and of every symbolic link on the way to it, links to directories included."""
+    paths: list[str] = []
     parts = path.split("/")
     for depth in range(1, len(parts) + 1):
         here = "/".join(parts[:depth])
         if depth == len(parts) or isinstance(tree.get(tree.resolve(here, follow=False)), Symlink):
-            found.extend(step for step in with_targets(tree, here) if not isinstance(tree.get(step), Directory))
-    return found
+            paths.extend(step for step in with_targets(tree, here) if not isinstance(tree.get(step), Directory))
+    return paths
 
 
-def _add_fixed(tree: Tree, root: _Root, custom_files: Sequence[str]) -> None:
-    root.nodes["init"] = _without_mdev(tree, _fixed(tree, f"{SHARED}/initramfs-init", 0o755))
+def _add_fixed_files(tree: Tree, root: _Root, custom_files: Sequence[str]) -> None:
+    """Add what every initramfs has: the init, three files of etc, apk's keys, and the configured custom files."""
+    root.nodes["init"] = _without_mdev(tree, _as_root(tree, f"{_SHARED}/initramfs-init", 0o755))
     for name in ("fstab", "passwd", "group"):
-        root.nodes[f"etc/{name}"] = _fixed(tree, f"{SHARED}/{name}", 0o644)
+        root.nodes[f"etc/{name}"] = _as_root(tree, f"{_SHARED}/{name}", 0o644)
     for path in tree.children(tree.resolve("etc/apk/keys")):
-        root.put(f"etc/apk/keys/{path.rpartition('/')[2]}", _fixed(tree, path))
+        root.put(f"etc/apk/keys/{path.rpartition('/')[2]}", _as_root(tree, path))
     for name in custom_files:
         if isinstance(tree.stat(name), File):
-            root.put(name.strip("/"), _fixed(tree, name))
+            root.put(name.strip("/"), _as_root(tree, name))
 
 
 def _without_mdev(tree: Tree, init: File) -> File:
-    """The init, but nlplug-findfs handles events itself instead of starting mdev for each.
+    """Return the init in a version in which nlplug-findfs handles events itself instead of starting mdev for each.
 
-    There are well over a hundred (64 terminals alone), and under emulation their processes take longer than the rest
-    of the initramfs together. devtmpfs has made the nodes, with the kernel's own modes; nlplug-findfs finds a root by
-    UUID, label or name without help.
+    There are well over a hundred events (64 terminals alone), and under emulation their processes take longer than the
+    rest of the initramfs together. mdev is not needed: devtmpfs has made the nodes, with the kernel's own modes, and
+    nlplug-findfs finds a root by UUID, label or name without help.
     """
-    text = tree.text(f"{SHARED}/initramfs-init")
+    text = tree.text(f"{_SHARED}/initramfs-init")
     return replace(init, content=Inline(_MDEV.sub("", text).encode()))
 
 
-def _fixed(tree: Tree, path: str, mode: int | None = None) -> File:
-    """The file that ``path`` leads to, as a copy that belongs to root."""
+def _as_root(tree: Tree, path: str, mode: int | None = None) -> File:
+    """Return the file that ``path`` leads to, as a copy that belongs to root and that only root may change."""
     node = tree.stat(path)
     if not isinstance(node, File):
         raise InputError(f"/{path}: missing", hint="the package mkinitfs has it")
@@ -264,7 +253,11 @@ def _fixed(tree: Tree, path: str, mode: int | None = None) -> File:
 
 
 def _copy(tree: Tree, path: str) -> Node:
-    """The node at exactly ``path``; a hard link becomes the file that it names. Raises InputError if it is missing."""
+    """Return the node at exactly ``path`` as a copy that belongs to root; a hard link becomes the file that it names.
+
+    Raises:
+        InputError: there is nothing at ``path``.
+    """
     node = tree.get(path)
     if isinstance(node, HardLink):
         node = tree[node.target]

@@ -22,8 +22,8 @@ _YES = ("yes", "YES", "true", "TRUE", "1")
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """What ``mkinitfs.conf`` says. ``level`` is that of the chosen compression, None for the default."""
+class MkinitfsConfiguration:
+    """The settings of ``mkinitfs.conf``. ``level`` is that of the chosen compression, None for the default."""
 
     features: tuple[str, ...] = ()
     compression: str = "gzip"
@@ -39,13 +39,16 @@ _ASSIGNMENT = re.compile(
 _BLANK = re.compile(r"\s*(?:\#[^\n]*)?(?:\n|$)")
 
 
-def parse_shell(text: str, name: str) -> dict[str, str]:
-    """The variables of a shell fragment that only assigns constants: ``NAME=word``, ``NAME="words"``, comments.
+def parse_assignments(text: str, name: str) -> dict[str, str]:
+    """Return the variables of a shell fragment that only assigns constants: ``NAME=word``, ``NAME="words"``, comments.
 
     No shell runs, so anything that a shell would have to compute is refused.
 
+    Args:
+        name: the path of the file, for errors.
+
     Raises:
-        InputError: something else is in it; the message names the file and the line.
+        InputError: there is something else in it; the message names the file and the line.
     """
     variables: dict[str, str] = {}
     place = 0
@@ -54,33 +57,33 @@ def parse_shell(text: str, name: str) -> dict[str, str]:
         if blank and blank.end() > place:
             place = blank.end()
             continue
-        found = _ASSIGNMENT.match(text, place)
-        if not found:
+        assignment = _ASSIGNMENT.match(text, place)
+        if not assignment:
             line = text.count("\n", 0, place) + 1
             raise InputError(
                 f"/{name}: line {line} is more than the assignment of a constant",
                 hint="set the initramfs features in the recipe: no code of the image is run",
             )
-        value = found["value"]
-        variables[found["name"]] = (value[1:-1] if value[:1] in ("'", '"') else value).replace("\\\n", "")
-        place = found.end()
+        value = assignment["value"]
+        variables[assignment["name"]] = (value[1:-1] if value[:1] in ("'", '"') else value).replace("\\\n", "")
+        place = assignment.end()
     return variables
 
 
-def read_configuration(tree: Tree) -> Configuration:
-    """The Tree's ``mkinitfs.conf``; a missing one is as good as an empty one.
+def read_configuration(tree: Tree) -> MkinitfsConfiguration:
+    """Read the Tree's ``mkinitfs.conf``; a missing one is like an empty one.
 
     Raises:
-        InputError: it is more than assignments, or a level in it is no number.
+        InputError: it has more than assignments of constants, or a compression level is not of the form ``-9``.
     """
     if tree.stat(CONFIGURATION) is None:
-        return Configuration()
-    variables = parse_shell(tree.text(CONFIGURATION), CONFIGURATION)
+        return MkinitfsConfiguration()
+    variables = parse_assignments(tree.text(CONFIGURATION), CONFIGURATION)
     compression = variables.get("initfscomp", "gzip")
     level = variables.get(f"complevel_{compression}")
     if level is not None and not re.fullmatch(r"-\d{1,2}", level):
         raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is no level, such as -9")
-    return Configuration(
+    return MkinitfsConfiguration(
         features=tuple(variables.get("features", "").split()),
         compression=compression,
         level=int(level[1:]) if level else None,
@@ -90,7 +93,12 @@ def read_configuration(tree: Tree) -> Configuration:
 
 
 def check_features(tree: Tree, features: Sequence[str]) -> None:
-    """Raise RecipeError if a feature is unknown, InputError if the Tree has no features at all."""
+    """Check that the Tree has all ``features``.
+
+    Raises:
+        RecipeError: a feature is unknown.
+        InputError: the Tree has no features at all.
+    """
     known = {path.rpartition("/")[2].rpartition(".")[0] for path in tree.children(tree.resolve(FEATURES))}
     if not known:
         raise InputError(f"/{FEATURES}: missing", hint="add the package mkinitfs, or leave out the initramfs")
@@ -104,10 +112,14 @@ def check_features(tree: Tree, features: Sequence[str]) -> None:
 
 
 def feature_files(tree: Tree, features: Sequence[str], suffix: str, base: str) -> Iterator[tuple[str, str]]:
-    """(glob, path in the Tree) of everything that the features' lists match.
+    """Yield (glob, path in the Tree) for everything that the features' lists match.
 
-    A glob among the modules that matches nothing comes with an empty path; one among the files is passed over, as
-    mkinitfs does: its lists name whatever some system might have.
+    A glob of modules that matches nothing is returned with an empty path. A glob of files that matches nothing is left
+    out, as mkinitfs does: its lists name files that only some systems have.
+
+    Args:
+        suffix: which lists: ``files`` or ``modules``.
+        base: the directory that the globs are relative to.
     """
     for feature in features:
         path = f"{FEATURES}/{feature}.{suffix}"
@@ -115,38 +127,42 @@ def feature_files(tree: Tree, features: Sequence[str], suffix: str, base: str) -
             continue
         for line in tree.read(path, _MAX_LIST).decode(errors="surrogateescape").splitlines():
             for glob in () if line.startswith("#") else line.split():
-                matches = [file for match in expand(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
+                matches = [file for match in expand_glob(tree, base, glob.lstrip("/")) for file in _files(tree, match)]
                 yield from ((glob, match) for match in matches or [""] if match or suffix == "modules")
 
 
 def _files(tree: Tree, path: str) -> list[str]:
-    """A file or a link as it is; for a real directory all regular files below it; nothing for a dangling link."""
+    """Return ``path`` for a file or link, all regular files below a directory, and nothing for a dangling link."""
     if isinstance(tree.get(path), Directory):
         return [below for below, node in tree.walk(path) if isinstance(node, File | HardLink)]
     return [path] if tree.stat(path) is not None else []
 
 
-def expand(tree: Tree, base: str, glob: str) -> list[str]:
-    """Paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, sorted.
+def expand_glob(tree: Tree, base: str, glob: str) -> list[str]:
+    """Return the paths that match ``glob`` below the directory ``base``, as a shell expands it, sorted.
 
     ``*``, ``?`` and ``[…]`` match neither a slash nor a leading dot.
+
+    Raises:
+        InputError: a path has too many symbolic links.
     """
-    found = [base]
+    paths = [base]
     try:
         for part in (part for part in glob.split("/") if part not in ("", ".")):
-            directories = dict.fromkeys(found)  # each once, or "*/../*/.." would make the list longer without end
-            found = [child for directory in directories for child in _matching(tree, directory, part)]
+            directories = dict.fromkeys(paths)  # each once, or "*/../*/.." would make the list longer without end
+            paths = [child for directory in directories for child in _matching(tree, directory, part)]
     except TreeError as cause:
         raise InputError(f"/{glob}: {cause}") from cause
-    return [path for path in found if path in tree]
+    return [path for path in paths if path in tree]
 
 
 def _matching(tree: Tree, directory: str, part: str) -> list[str]:
-    where = tree.resolve(directory)
+    """Return the paths in ``directory`` that match one part of a glob; without a wildcard they need not exist."""
+    place = tree.resolve(directory)
     if part == "..":
-        return [parent(where)]
+        return [parent(place)]
     if not WILDCARD.search(part):
-        return [f"{where}/{part}".lstrip("/")]
+        return [f"{place}/{part}".lstrip("/")]
     pattern = re.compile(fnmatch.translate(part))
-    names = [(child, child.rpartition("/")[2]) for child in tree.children(where)]
+    names = [(child, child.rpartition("/")[2]) for child in tree.children(place)]
     return [child for child, name in names if pattern.match(name) and name.startswith(".") <= part.startswith(".")]

@@ -1,1 +1,1 @@
-"""npm payloads: checked, then installed by npm inside a sandbox of its own."""
+"""Payloads with npm packages: they are checked, then npm installs them in a sandbox."""

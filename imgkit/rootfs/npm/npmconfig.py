@@ -1,14 +1,14 @@
-"""The configuration that npm is given: imgkit's own, with the few settings that are safe to take over.
+"""Make npm's configuration: a file of imgkit's with the few settings that are safe to copy from other files.
 
 npm's configuration can name programs (``git``, ``script-shell``, ``node-options``) and folders (``prefix``, ``cache``),
-and npm reads it from the payload's folder. So npm is shown a file of imgkit's instead (``--userconfig``), which has:
+and npm reads it from the payload's folder. So npm gets a file of imgkit's instead (``--userconfig``), with:
 
-* from the ``.npmrc`` of the payload: where packages come from, with the credentials that are written there, and how
-  dependencies are resolved;
-* from the configuration of whoever builds (their ``.npmrc``, the system's, ``npm_config_…`` variables): that, and how
-  the network is reached.
+* from the ``.npmrc`` of the payload: the registries, with the credentials that are written there, and how dependencies
+  are resolved;
+* from the user's configuration (their ``.npmrc``, the system's, ``npm_config_…`` variables): the same, and how the
+  network is reached.
 
-``${VARIABLE}`` is replaced in the configuration of whoever builds only: a payload could have it sent to any host.
+``${VARIABLE}`` is replaced in the user's configuration only: a payload could have the value sent to any host.
 Format: https://docs.npmjs.com/cli/configuring-npm/npmrc, an INI file as the npm package ``ini`` reads it.
 """
 
@@ -37,7 +37,7 @@ _NETWORK = (
 _PAYLOADS = re.compile(f"{_SOURCES}|{_RESOLUTION}")
 _HOSTS = re.compile(f"{_SOURCES}|{_RESOLUTION}|{_NETWORK}")
 
-# Settings of a payload that change nothing about what imgkit asks of npm: no cause for a warning.
+# Settings of a payload that have no effect on what imgkit asks npm to do: they need no warning.
 _WITHOUT_EFFECT = frozenset(
     (
         *("audit", "fund", "update-notifier", "progress", "loglevel", "color", "unicode"),
@@ -58,10 +58,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Settings:
-    """What npm is told.
+    """npm's configuration.
 
     Attributes:
-        text: the configuration file.
+        text: the text of the configuration file.
         ignored: printable names of the payload's settings that are not in it.
         files: files of the host that the configuration names (certificates).
     """
@@ -76,23 +76,23 @@ def settings(payload: Path, hosts: Sequence[Path], environment: Mapping[str, str
 
     Args:
         payload: the payload's ``.npmrc``, which may be missing.
-        hosts: those of the system and of whoever builds; later ones win. Missing or unreadable ones are left out.
-        environment: variables of whoever builds.
+        hosts: the files of the system and of the user; later files win. Missing or unreadable ones are left out.
+        environment: the user's variables.
 
     Raises:
-        InputError: the payload's ``.npmrc`` is no regular file, or too large.
+        InputError: the payload's ``.npmrc`` is not a regular file, or too large.
     """
     trusted = [setting for path in hosts for setting in _trusted(path, environment)]
-    trusted += [setting for setting in _of_variables(environment) if _HOSTS.fullmatch(setting.key)]
+    trusted += [setting for setting in _from_variables(environment) if _HOSTS.fullmatch(setting.key)]
     stated = list(parse(_read(payload))) if payload.exists() else []
-    taken = [setting for setting in stated if _may_be_taken(setting)]
-    left = {_printable(setting) for setting in stated if setting not in taken}
+    copied = [setting for setting in stated if _may_be_copied(setting)]
+    ignored = {_printable(setting) for setting in stated if setting not in copied}
     files = tuple(Path(setting.value) for setting in trusted if _names_a_file(setting.key))
-    return Settings(_format([*trusted, *taken]), tuple(sorted(left - _WITHOUT_EFFECT)), files)
+    return Settings(_format([*trusted, *copied]), tuple(sorted(ignored - _WITHOUT_EFFECT)), files)
 
 
 def parse(text: str) -> Iterator[Setting]:
-    """The settings of an ``.npmrc``. What follows the header of a section is no setting of npm's, and left out."""
+    """Yield the settings of an ``.npmrc``. npm ignores what follows the header of a section, and so does this."""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             return
@@ -103,6 +103,7 @@ def parse(text: str) -> Iterator[Setting]:
 
 
 def _unquoted(text: str) -> str:
+    """Return a key or value without quotes and comments, as the npm package ``ini`` reads it."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
@@ -125,7 +126,7 @@ def _read(path: Path) -> str:
 
 
 def _trusted(path: Path, environment: Mapping[str, str]) -> Iterator[Setting]:
-    """The settings in a file of whoever builds that are taken over, with variables replaced."""
+    """Yield the settings in a file of the user's that are copied, with variables replaced."""
     try:
         text = _read(path) if path.is_file() else ""
     except (OSError, InputError):
@@ -141,12 +142,12 @@ def _names_a_file(key: str) -> bool:
 
 
 def _at_home(value: str, environment: Mapping[str, str]) -> str:
-    """``~/name`` in the home of whoever builds: npm, which has another, would take its own."""
+    """Expand ``~/name`` to the user's home: npm, which gets another home, would use that one."""
     return f"{environment['HOME']}/{value[2:]}" if value.startswith("~/") and environment.get("HOME") else value
 
 
-def _of_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
-    """``npm_config_https_proxy=…`` is ``https-proxy``; what begins with ``//`` or ``@`` is kept as it is."""
+def _from_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
+    """Yield ``https-proxy`` for ``npm_config_https_proxy=…``; keys that begin with ``//`` or ``@`` stay unchanged."""
     for name, value in sorted(environment.items()):
         if name.lower().startswith("npm_config_") and value:
             key = name[len("npm_config_") :]
@@ -154,17 +155,17 @@ def _of_variables(environment: Mapping[str, str]) -> Iterator[Setting]:
             yield Setting(key, _at_home(value, environment) if _names_a_file(key) else value)
 
 
-def _may_be_taken(setting: Setting) -> bool:
+def _may_be_copied(setting: Setting) -> bool:
     return bool(_PAYLOADS.fullmatch(setting.key)) and not _VARIABLE.search(setting.value)
 
 
 def _printable(setting: Setting) -> str:
-    """The key of a payload's setting, for a message: without what a terminal would obey. Never its value."""
+    """Return the key of a payload's setting for a message, without control characters and never with its value."""
     key = "".join(char if char.isprintable() else "?" for char in setting.key)[:80]
     return f"{key} (with a variable)" if _PAYLOADS.fullmatch(setting.key) else key
 
 
-def _format(found: Sequence[Setting]) -> str:
-    """The file: each value is quoted, and none has what npm would replace by a variable."""
-    lines = [f"{each.key}={json.dumps(each.value)}" for each in found if "${" not in each.value]
+def _format(settings: Sequence[Setting]) -> str:
+    """Return the text of the file. Values are quoted; settings in which npm would replace a variable are left out."""
+    lines = [f"{setting.key}={json.dumps(setting.value)}" for setting in settings if "${" not in setting.value]
     return "".join(line + "\n" for line in lines)

@@ -1,11 +1,11 @@
-"""Where a payload's packages come from, as its package.json and its lock file say.
+"""Check where the packages of a payload come from, according to its package.json and its lock file.
 
-Packages come from a registry, from a URL of an archive, or from the payload's own folder. Those from git repositories
-make npm run git on the host, so they must be allowed. What is outside of the payload's folder never is a package: npm
-installs in a copy of the folder, and what is elsewhere on the host is not the payload's to read.
+Packages come from a registry, from a URL of an archive, or from the payload's own folder. Packages from git
+repositories make npm run git on the host, so they must be allowed. A package outside of the payload's folder is always
+refused: npm installs in a copy of the folder, and the payload has no right to read other files of the host.
 
-What is written here is looked at before npm is started, for the sake of a clear message; what packages of packages ask
-for is npm's to find out. It is kept from git by its configuration, and what it installed is looked at again.
+These files are checked before npm is started, for a clear message. What the packages themselves depend on, only npm
+finds out: npm's configuration keeps it from running git, and what it installed is checked afterwards.
 
 Forms of a specification: https://docs.npmjs.com/cli/using-npm/package-spec; lock file:
 https://docs.npmjs.com/cli/configuring-npm/package-lock-json.
@@ -14,7 +14,6 @@ https://docs.npmjs.com/cli/configuring-npm/package-lock-json.
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +22,9 @@ from urllib.parse import unquote
 
 from imgkit.errors import InputError
 from imgkit.host import jsonfile
+from imgkit.rootfs.paths import leads_out
 
-MAX_BYTES = 64 << 20
-"""Of a package.json or a lock file."""
+_MAX_BYTES = 64 << 20  # of a package.json or a lock file
 
 _HOSTED = r"(github\.com|gitlab\.com|bitbucket\.org|gist\.github\.com)"
 _GIT = re.compile(
@@ -40,21 +39,21 @@ _KINDS = ("dependencies", "optionalDependencies", "peerDependencies")
 
 
 def read_json(path: Path, shown: Path | None = None) -> Any:
-    """What a JSON file of a payload says.
+    """Read a JSON file of a payload.
 
     Args:
         shown: its name in messages, if that is not ``path``.
 
     Raises:
-        InputError: it is no regular file, too large, no JSON, or nested absurdly deep.
+        InputError: it is not a regular file, too large, not JSON, or nested too deeply.
         FileNotFoundError: it is missing.
     """
     shown = shown or path
     if not path.exists():
         raise FileNotFoundError(path)
-    data = jsonfile.read_bytes(path, MAX_BYTES, name=shown)
+    data = jsonfile.read_bytes(path, _MAX_BYTES, name=shown)
     try:
-        return json.loads(data)  # as npm does: of names that occur twice the last one counts
+        return json.loads(data)  # as npm does: if a name occurs twice, the last one counts
     except ValueError as cause:
         raise InputError(f"{shown}: cannot be read as JSON: {cause}") from cause
     except RecursionError as cause:
@@ -65,80 +64,85 @@ def check_manifest(path: Path, manifest: Mapping[str, Any], *, allow_git: bool, 
     """Check what the package.json at ``path`` asks for.
 
     Args:
-        development: whether npm will look at packages for development (it does without a lock file).
+        allow_git: whether packages may come from git repositories.
+        development: whether npm will resolve packages for development too, as it does without a lock file.
 
     Raises:
-        InputError: a package from a git repository that is not allowed, or one outside of the folder.
+        InputError: a package comes from a git repository, which is not allowed, or is outside of the folder.
     """
     for name, spec in _specs(manifest, development=development):
         _check(f"{path}: {name}", spec, allow_git=allow_git)
     for pattern in _workspaces(manifest):
-        if leaves(pattern.lstrip("!")):
+        if is_outside(pattern.lstrip("!")):
             raise InputError(f"{path}: the workspace {pattern!r} leads out of the payload's folder")
 
 
 def check_lock(path: Path, lock: object, *, allow_git: bool) -> None:
-    """Check what npm's lock file at ``path`` says of its packages. Those for development only are not installed.
+    """Check where the packages in npm's lock file at ``path`` come from.
+
+    Packages that are for development only are ignored, because they are not installed.
 
     Raises:
-        InputError: as for :func:`check_manifest`, or it is of another shape.
+        InputError: see :func:`check_manifest`; or ``lock`` is not an object.
     """
     if not isinstance(lock, dict):
         raise InputError(f"{path}: cannot be read as a lock file of npm: not an object")
     for name, entry in _entries(path, lock):
         if entry.get("dev") is True:
             continue
-        where = f"{path}: {name!r}"
+        label = f"{path}: {name!r}"
         for key in ("resolved", "version"):
             value = entry.get(key)
-            if isinstance(value, str) and entry.get("link") is True and leaves(value):
-                raise InputError(f"{where}: leads out of the payload's folder")
+            if isinstance(value, str) and entry.get("link") is True and is_outside(value):
+                raise InputError(f"{label}: leads out of the payload's folder")
             if isinstance(value, str) and entry.get("link") is not True:
-                _check(where, value, allow_git=allow_git)
+                _check(label, value, allow_git=allow_git)
 
 
-def leaves(path: str) -> bool:
-    """Whether a path is not one below the folder that it is relative to, judged by its text."""
+def is_outside(path: str) -> bool:
+    """Whether a path leads out of the folder that it is relative to, judged by its text. Windows' paths count too."""
     plain = path.replace("\\", "/")
     if plain.startswith(("/", "~")) or re.match(r"[a-zA-Z]:", plain):
         return True
-    return posixpath.normpath(plain).split("/")[0] == ".."
+    return leads_out(plain)
 
 
 def is_git(spec: str) -> bool:
-    """Whether a specification (what follows a package's name) is one of a git repository."""
+    """Whether a specification (what follows a package's name) names a git repository."""
     return _GIT.fullmatch(spec.strip()) is not None
 
 
-def _check(where: str, spec: str, *, allow_git: bool) -> None:
+def _check(label: str, spec: str, *, allow_git: bool) -> None:
+    """Refuse a specification that is outside of the folder, or names a git repository if that is not allowed."""
     shown = repr(spec[:200])
     if local := _LOCAL.fullmatch(spec.strip()):
         path = unquote(local["named"]) if local["named"] is not None else local["bare"]
-        if leaves(path):
+        if is_outside(path):
             raise InputError(
-                f"{where}: {shown} is outside of the payload's folder",
+                f"{label}: {shown} is outside of the payload's folder",
                 hint="copy the package into the folder, or install the packages yourself and set AGENT_RUNNER_BUILD=0",
             )
     elif is_git(spec) and not allow_git:
-        raise InputError(f"{where}: {shown} comes from a git repository", hint=GIT_HINT)
+        raise InputError(f"{label}: {shown} comes from a git repository", hint=GIT_HINT)
 
 
 GIT_HINT = "depend on a version from a registry, or let npm run git on this host: npm_git = True in the recipe"
 
 
 def _specs(manifest: Mapping[str, Any], *, development: bool) -> Iterator[tuple[str, str]]:
-    """Each name and specification in a package.json, overrides of any depth included."""
+    """Yield each name and specification in a package.json, overrides of any depth included."""
     kinds = (*_KINDS, "devDependencies") if development else _KINDS
-    left = [manifest[kind] for kind in (*kinds, "overrides") if isinstance(manifest.get(kind), dict)]
-    while left:
-        for name, spec in left.pop().items():
+    todo = [manifest[kind] for kind in (*kinds, "overrides") if isinstance(manifest.get(kind), dict)]
+    while todo:
+        for name, spec in todo.pop().items():
             if isinstance(spec, dict):
-                left.append(spec)
+                todo.append(spec)
             elif isinstance(spec, str):
                 yield str(name), spec
 
 
 def _workspaces(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the patterns of a package.json's workspaces."""
     stated = manifest.get("workspaces")
     if isinstance(stated, dict):
         stated = stated.get("packages")
@@ -146,22 +150,22 @@ def _workspaces(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _entries(path: Path, lock: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each package of a lock file: by its place in versions 2 and 3, by its name in version 1.
+    """Yield (name, facts) of each package of a lock file; the name is its path in versions 2 and 3.
 
     Raises:
-        InputError: a place is outside of the folder.
+        InputError: a path is outside of the folder.
     """
     packages = lock.get("packages")
     if isinstance(packages, dict):
         for place, entry in packages.items():
-            if place and leaves(place):
+            if place and is_outside(place):
                 raise InputError(f"{path}: {place!r} is outside of the payload's folder")
             if place and isinstance(entry, dict):
                 yield place, entry
-    left = [lock.get("dependencies")]
-    while left:
-        dependencies = left.pop()
+    todo = [lock.get("dependencies")]
+    while todo:
+        dependencies = todo.pop()
         for name, entry in dependencies.items() if isinstance(dependencies, dict) else ():
             if isinstance(entry, dict):
                 yield name, entry
-                left.append(entry.get("dependencies"))
+                todo.append(entry.get("dependencies"))

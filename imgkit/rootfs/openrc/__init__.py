@@ -1,1 +1,1 @@
-"""OpenRC: services, what their scripts declare, and the dependency tree made ahead of the first boot."""
+"""OpenRC: runlevels, what service scripts declare, and the dependency cache that is made before the first boot."""

@@ -1,8 +1,8 @@
-"""What OpenRC's service scripts declare, computed: the facts that OpenRC's gendepends.sh collects at every boot.
+"""Compute what OpenRC's service scripts declare: the facts that OpenRC's gendepends.sh collects at every boot.
 
-Each script is read by the interpreter of package scripts after its own configuration, and its ``depend`` is called;
-functions that only a start would call are defined and never run. What depends on a running system is refused: a tree
-that is wrong would be believed at every boot.
+The interpreter of package scripts reads the configuration of a service, then its script, and calls the script's
+``depend``. Functions that are called only when the service starts are defined, but never run. A script that depends on
+a running system is refused, because OpenRC would use a wrong cache at every boot.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgkit.rootfs.openrc.services import INIT
 from imgkit.rootfs.scripts.budget import MAX_BYTES, MAX_STEPS, Budget, Exhausted
 from imgkit.rootfs.scripts.shell import Jump, Leave, Shell
 from imgkit.rootfs.scripts.state import Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree
 
-INIT = "etc/init.d"
 _CONF = "etc/conf.d"
 _SETTINGS = "etc/rc.conf"
 _MORE_SETTINGS = "etc/rc.conf.d"
@@ -34,35 +34,35 @@ _KINDS = {
     "provide": "iprovide",
     "keyword": "keyword",
 }
-# The head of a function over several lines, as everybody writes them in service scripts; but for depend they are not
-# looked at.
+# The head of a function of several lines, as service scripts write them. Only depend is ever read.
 _FUNCTION = re.compile(r"^(?!depend\b)(\w+)[ \t]*\(\)\s*\{[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
 _INSIDE = re.compile(r"^(\w+[ \t]*\(\)|\s*depend[ \t]*\()", re.MULTILINE)
-_PURE = frozenset({"[", "echo", "false", "printf", "test", "true"})  # commands whose outcome the files alone decide
+_PURE = frozenset({"[", "echo", "false", "printf", "test", "true"})  # commands whose result depends on files only
 _VARIABLES = {
     "RC_UNAME": "Linux",
     "RC_LIBEXECDIR": "/usr/libexec/rc",
     "RC_SVCDIR": "/run/openrc",
-}  # what OpenRC sets for every script
-_LARGEST = 256 << 10  # bytes of a service script
-_SHARE = 4  # all services together may cost this many times what a package script may
-_MOST_NAMES = 200  # that one service may declare; those of Alpine have a dozen
-_MOST_SERVICES = 1000
+}  # OpenRC sets these for every script
+_MAX_SCRIPT = 256 << 10  # bytes of a service script
+_BUDGETS = 4  # all services together may cost this many times as much as a package script
+_MAX_NAMES = 200  # that one service may declare; Alpine's services declare a dozen
+_MAX_SERVICES = 1000
 _YES = frozenset({"yes", "true", "on", "1"})
 
 
 @dataclass(frozen=True)
-class Service:
-    """A service script's own words: (``ineed``, ``iuse`` …, the names that follow), in the order of the calls."""
+class ServiceDeclaration:
+    """What a service script declares: (``ineed``, ``iuse`` …, the names that follow), in the order of the calls."""
 
     name: str
     declared: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-class _Files(ShellState):
-    """Files as they are when nothing runs."""
+class _StaticFiles(ShellState):
+    """The files of an image that is not running."""
 
     def path(self, text: str, *, follow: bool = True) -> str:
+        """Return the Tree's path as the base class does; /run is refused."""
         path = super().path(text, follow=follow)
         if path.startswith("run/"):
             raise Unsupported(f"use of /{path}, which only a running system has")
@@ -89,41 +89,42 @@ class _ServiceShell(Shell):
         return super()._external(name, arguments, streams)
 
     def value(self, name: str) -> str | None:
-        """A variable; one of OpenRC's own that is not set here may be set there."""
+        """Return a variable. OpenRC's own that are not set here are refused: a running OpenRC may set them."""
         if name.startswith("RC_") and name not in self.variables:
             raise Unsupported(f"the variable {name}")
         return super().value(name)
 
     def _source(self, arguments: list[str], streams: Streams) -> int:
-        """A file that is missing ends a real shell."""
+        """Read another script; one that cannot be read is refused, because it ends a real shell."""
         try:
             return self.read(self.machine.read(arguments[0]), streams)
         except (Failed, IndexError) as cause:
             raise Unsupported(f". {' '.join(arguments)}") from cause
 
     def read(self, text: str, streams: Streams) -> int:
-        """Run a file, whose functions are not looked into."""
+        """Run a file; the bodies of its functions are not read."""
         return self.run_text(_without_functions(text), streams)
 
     def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
+        """Run ``need``, ``use`` and their like."""
         if any(word.endswith("-containers") for word in arguments):
             raise Unsupported(f"{name} {' '.join(arguments)}")
         words = tuple(word for argument in arguments for word in argument.split())
-        if len(words) + sum(len(names) for _, names in self.declared) > _MOST_NAMES:
-            raise Unsupported(f"more than {_MOST_NAMES} names")
+        if len(words) + sum(len(names) for _, names in self.declared) > _MAX_NAMES:
+            raise Unsupported(f"more than {_MAX_NAMES} names")
         if not words:
             return 1
         self.declared.append((_KINDS[name], words))
         return 0
 
     def _yesno(self, arguments: Sequence[str]) -> int:
-        """A value, or the name of a variable that has one (OpenRC's functions.sh)."""
+        """Run ``yesno`` with a value, or with the name of a variable that has one (OpenRC's functions.sh)."""
         value = arguments[0] if arguments else ""
         known = value.lower() in _YES or value.lower() in ("no", "false", "off", "0")
         return int((value if known else self.variables.get(value, "")).lower() not in _YES)
 
-    def configured(self) -> None:
-        """Dependencies that the configuration adds to the script's: ``rc_need`` and its kin."""
+    def add_configured(self) -> None:
+        """Add the dependencies that the configuration states: ``rc_need``, ``rc_use`` and so on."""
         own = re.sub(r"[^A-Za-z0-9]", "_", self.name)
         for kind in _KINDS:
             names = (f"rc_{own}_{kind}", f"rc_{kind}", f"RC_{own}_{kind.upper()}", f"RC_{kind.upper()}")
@@ -134,44 +135,46 @@ class _ServiceShell(Shell):
 
 
 def _fstabinfo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``fstabinfo -o -t TYPE,…``: the mount options of the file systems of these types."""
+    """Run ``fstabinfo -o -t TYPE,…``, which prints the mount options of the filesystems of these types."""
     flags, operands = options(arguments, "ot:")
     if "t" not in flags or "o" not in flags or operands:
         raise Unsupported(f"fstabinfo {' '.join(arguments)}")
     entries = [line.split() for line in machine.read("/etc/fstab").splitlines()]
-    found = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in flags["t"].split(",")]
-    for entry in found:
+    types = flags["t"].split(",")
+    matching = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in types]
+    for entry in matching:
         streams.out(f"{entry[3]}\n")
-    return int(not found)
+    return int(not matching)
 
 
-def services(tree: Tree) -> list[Service]:
-    """What the services of ``tree`` declare, in the order of their names.
+def declarations(tree: Tree) -> list[ServiceDeclaration]:
+    """Return what the services of ``tree`` declare, in the order of their names.
 
     Raises:
-        Unsupported: a script does something that is not computed here.
+        Unsupported: a script does something that is not computed here, or there are too many or too large scripts.
     """
     for path in _ELSEWHERE:
         if path in tree:
             raise Unsupported(f"services in /{path}")
-    if tree.count(INIT) > _MOST_SERVICES:
-        raise Unsupported(f"more than {_MOST_SERVICES} services")
-    found = []
-    budget = Budget(_SHARE * MAX_STEPS, _SHARE * MAX_BYTES)
+    if tree.count(INIT) > _MAX_SERVICES:
+        raise Unsupported(f"more than {_MAX_SERVICES} services")
+    services = []
+    budget = Budget(_BUDGETS * MAX_STEPS, _BUDGETS * MAX_BYTES)
     for path in _listed(tree, INIT):
         node = tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111:
             name = path.rpartition("/")[2]
-            if node.content.size > _LARGEST:
-                raise Unsupported(f"/{path}, which has more than {_LARGEST >> 10} KiB")
+            if node.content.size > _MAX_SCRIPT:
+                raise Unsupported(f"/{path}, which has more than {_MAX_SCRIPT >> 10} KiB")
             text = tree.text(tree.resolve(path))
             if _RUNNER.match(text):
-                found.append(_service(tree, name, text, budget))
-    return found
+                services.append(_service(tree, name, text, budget))
+    return services
 
 
-def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
-    files = _Files(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
+def _service(tree: Tree, name: str, text: str, budget: Budget) -> ServiceDeclaration:
+    """Compute what one service script declares."""
+    files = _StaticFiles(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
     shell = _ServiceShell(files, name)
     streams = Streams(io.StringIO(), _ignore, _ignore)
     try:
@@ -183,38 +186,38 @@ def _service(tree: Tree, name: str, text: str, budget: Budget) -> Service:
             raise Unsupported("the supervisor s6")
         if "depend" in shell.functions:
             shell.call(["depend"], streams)
-        shell.configured()
+        shell.add_configured()
     except Unsupported as cause:
         raise Unsupported(cause.construct, line=cause.line or shell.line, where=f"/{INIT}/{name}") from cause
     except Exhausted as cause:
         raise Unsupported(f"the script {cause}", line=shell.line, where=f"/{INIT}/{name}") from cause
     except (Leave, Jump, Failed, RecursionError) as cause:
-        raise Unsupported("an end before its end", line=shell.line, where=f"/{INIT}/{name}") from cause
-    return Service(name, tuple(shell.declared))
+        raise Unsupported("a script that ends early", line=shell.line, where=f"/{INIT}/{name}") from cause
+    return ServiceDeclaration(name, tuple(shell.declared))
 
 
 def _without_functions(text: str) -> str:
-    """``text`` with its functions replaced by ones that are not looked at."""
+    """Return ``text`` with its functions replaced by functions that refuse to be called."""
     pieces = []
     done = 0
     while head := _FUNCTION.search(text, done):
         end = text.find("\n}", head.end() - 1)
         if end < 0:
             break
-        pieces += [text[done : head.start()], _unread(head[1], text[head.start() : end + 1])]
+        pieces += [text[done : head.start()], _refusing_function(head[1], text[head.start() : end + 1])]
         done = end + len("\n}")
     return "".join([*pieces, text[done:]])
 
 
-def _unread(name: str, text: str) -> str:
-    """A function that refuses to be called, in as many lines.
+def _refusing_function(name: str, text: str) -> str:
+    """Return a function that refuses to be called, with as many lines as the original.
 
     Args:
-        name: of the function.
-        text: all of it but its last line.
+        name: the name of the function.
+        text: the original without its last line.
 
     Raises:
-        Unsupported: it does not end where it seems to, and another one would be taken for a part of it.
+        Unsupported: the original does not end where it seems to, so that ``text`` has another function in it.
     """
     if _INSIDE.search(text, text.index("\n")):
         raise Unsupported(f"the function {name} without an end in the first column")
@@ -222,7 +225,7 @@ def _unread(name: str, text: str) -> str:
 
 
 def _configuration(tree: Tree, name: str) -> list[str]:
-    """The files that are read before a script, in their order."""
+    """Return the files that OpenRC reads before a script, in this order."""
     base = name.partition(".")[0]
     paths = [f"{_CONF}/{base}"] if base and base != name else []
     paths += [f"{_CONF}/{name}", _SETTINGS]
@@ -232,9 +235,9 @@ def _configuration(tree: Tree, name: str) -> list[str]:
 
 
 def _listed(tree: Tree, folder: str) -> list[str]:
-    """What ``*`` is in a folder."""
+    """Return what ``*`` matches in a folder."""
     return sorted(path for path in tree.children(folder) if not path.rpartition("/")[2].startswith("."))
 
 
 def _ignore(_: str) -> None:
-    """What a script says while its dependencies are asked for."""
+    """Drop the output of a script."""

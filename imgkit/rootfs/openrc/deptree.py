@@ -1,7 +1,8 @@
-"""OpenRC's dependency tree, made when the image is: the file that OpenRC would otherwise compute at every boot.
+"""Write OpenRC's dependency cache when the image is built, which OpenRC would otherwise compute at every boot.
 
-OpenRC copies /var/cache/rc to /run/openrc when it starts (what its own service ``savecache`` left there) and computes
-the tree only if a service or a configuration file is newer. Format and rules: OpenRC, src/librc/librc-depend.c.
+When OpenRC starts, it copies /var/cache/rc (which its own service ``savecache`` writes) to /run/openrc, and computes
+the dependencies only if a service or a configuration file is newer. Format and rules: OpenRC,
+src/librc/librc-depend.c.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from imgkit.rootfs.openrc import depends
-from imgkit.rootfs.openrc.depends import Service
+from imgkit.rootfs.openrc.depends import ServiceDeclaration, declarations
+from imgkit.rootfs.openrc.services import INIT
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
 
 log = logging.getLogger("imgkit")
 
-CACHE = "var/cache/rc"
+_CACHE = "var/cache/rc"
 _WATCHED = ("etc/init.d", "etc/conf.d", "etc/rc.conf", "etc/rc.conf.d")
 _REVERSE = {
     "ineed": "needsme",
@@ -32,7 +33,7 @@ _EARLIER = ("ineed", "iwant", "iuse", "iafter")
 
 @dataclass
 class ServiceEntry:
-    """One service, or a name that services provide: names by the kind of their relation."""
+    """A service, or a name that services provide. ``related``: kind of relation → names."""
 
     name: str
     related: dict[str, list[str]] = field(default_factory=dict)
@@ -51,38 +52,42 @@ class ServiceEntry:
 
 
 def install_cache(tree: Tree, *, epoch: int) -> bool:
-    """Put the cache into ``tree``; whether that could be done.
+    """Write the cache into ``tree``.
 
-    Without it the image works as well, only its boot takes longer: a script that cannot be computed is reported and
-    nothing is written.
+    Without the cache the image works too, but boots more slowly. So a service script that cannot be computed is only
+    logged, and nothing is written.
+
+    Returns:
+        True if the cache was written.
     """
-    if depends.INIT not in tree:
+    if INIT not in tree:
         return False
     try:
-        services = depends.services(tree)
+        services = declarations(tree)
     except Unsupported as cause:
         log.info("OpenRC computes its dependencies at every boot: %s", cause)
         return False
     watched = [tree.stat(path) for path in _watched(tree, _WATCHED)]
     newest = max([epoch, *(node.mtime for node in watched if node is not None)])
-    if CACHE not in tree:
-        tree.mkdir(CACHE, mtime=newest)
-    tree.write(f"{CACHE}/deptree", render(resolve(services)), mtime=newest)
-    files = config_files(services)
+    if _CACHE not in tree:
+        tree.mkdir(_CACHE, mtime=newest)
+    tree.write(f"{_CACHE}/deptree", render(resolve(services)), mtime=newest)
+    files = _config_files(services)
     if files:
-        tree.write(f"{CACHE}/depconfig", "".join(f"{name}\n" for name in files), mtime=newest)
+        tree.write(f"{_CACHE}/depconfig", "".join(f"{name}\n" for name in files), mtime=newest)
     return True
 
 
 def _watched(tree: Tree, paths: Iterable[str]) -> Iterable[str]:
+    """Yield those of ``paths`` that exist, and what is in them."""
     for path in paths:
         if path in tree:
             yield path
             yield from tree.children(path)
 
 
-def config_files(services: Iterable[Service]) -> list[str]:
-    """Other files whose change makes the tree stale (``config`` in a service's ``depend``), each once."""
+def _config_files(services: Iterable[ServiceDeclaration]) -> list[str]:
+    """Return the other files whose change makes the cache stale (``config`` in a service's ``depend``), each once."""
     return list(
         dict.fromkeys(
             word for service in services for kind, words in service.declared if kind == "config" for word in words
@@ -90,22 +95,23 @@ def config_files(services: Iterable[Service]) -> list[str]:
     )
 
 
-def resolve(services: Sequence[Service]) -> list[ServiceEntry]:
-    """The whole tree: what services declare, the names they provide, and every relation seen from its other end."""
-    entries = [_own(service) for service in services]
+def resolve(services: Sequence[ServiceDeclaration]) -> list[ServiceEntry]:
+    """Return all entries: what services declare, the names that they provide, and the reverse of every relation."""
+    entries = [_declared_entry(service) for service in services]
     provided = [name for entry in entries for name in entry.related.get("iprovide", [])]
     entries += [ServiceEntry(name) for name in dict.fromkeys(provided)]
     first: dict[str, ServiceEntry] = {}
     for entry in entries:
         first.setdefault(entry.name, entry)
     for entry in entries:
-        _tell_others(entry, first)
+        _add_reverse_relations(entry, first)
     for entry in entries:
-        _break_circles(entry, first)
+        _drop_circles(entry, first)
     return entries
 
 
-def _own(service: Service) -> ServiceEntry:
+def _declared_entry(service: ServiceDeclaration) -> ServiceEntry:
+    """Return the entry of a service with what its script declares."""
     entry = ServiceEntry(service.name)
     for kind, words in service.declared:
         if kind != "config":
@@ -116,7 +122,10 @@ def _own(service: Service) -> ServiceEntry:
 
 
 def _declare(entry: ServiceEntry, kind: str, names: list[str], word: str) -> None:
-    """One word of a declaration. The last of ``before`` and ``after`` the same service holds; ``!name`` takes back."""
+    """Add one word of a declaration; ``!name`` removes a name.
+
+    If a service lists another in both ``before`` and ``after``, the later entry wins.
+    """
     if word.startswith("!"):
         entry.drop(kind, word[1:])
     elif not word.endswith(".sh") and (kind, word) != ("iprovide", entry.name):
@@ -127,8 +136,8 @@ def _declare(entry: ServiceEntry, kind: str, names: list[str], word: str) -> Non
             entry.drop("ibefore", word)
 
 
-def _tell_others(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
-    """Note each relation of ``entry`` at the service that it names."""
+def _add_reverse_relations(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
+    """Add the reverse of each relation of ``entry`` to the service that it names."""
     for kind, reverse in _REVERSE.items():
         for name in entry.related.get(kind, []):
             if name in first:
@@ -137,8 +146,8 @@ def _tell_others(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
                 entry.add("broken", name)
 
 
-def _break_circles(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
-    """What ``entry`` depends on (itself or as a provider) cannot also come after it."""
+def _drop_circles(entry: ServiceEntry, first: dict[str, ServiceEntry]) -> None:
+    """Drop ``before`` relations to services that ``entry`` depends on, by name or by what they provide."""
     earlier = [name for kind in _EARLIER for name in entry.related.get(kind, [])]
     if "providedby" not in entry.related:
         earlier.append(entry.name)
@@ -154,7 +163,7 @@ def _is_or_provides(entry: ServiceEntry | None, name: str) -> bool:
 
 
 def render(entries: Iterable[ServiceEntry]) -> str:
-    """The file, one assignment of a shell variable a line."""
+    """Return the text of the cache file: one assignment of a shell variable per line."""
     lines = []
     for number, entry in enumerate(entries):
         lines.append(f"depinfo_{number}_service='{entry.name}'\n")

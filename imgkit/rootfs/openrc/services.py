@@ -1,4 +1,4 @@
-"""OpenRC's runlevels: a service is enabled by a link in etc/runlevels/<level> to its script in /etc/init.d."""
+"""Enable and disable services of OpenRC: links in etc/runlevels/<level> to the scripts in /etc/init.d."""
 
 from __future__ import annotations
 
@@ -7,81 +7,82 @@ from difflib import get_close_matches
 from imgkit.errors import RecipeError
 from imgkit.tree import Directory, File, Tree, parent
 
-_INIT = "etc/init.d"
+INIT = "etc/init.d"
 _LEVELS = "etc/runlevels"
 _ORDER = ("sysinit", "boot", "default")
-_AGENTS = "agentd"
-_CLEANERS = {"bootmisc": "it removes and makes files in /tmp"}
-"""Services that work as root where agents may put links and files of their own, and what they do there."""
+_AGENT_SERVICE = "agentd"
+_UNSAFE_AFTER_AGENTS = {"bootmisc": "it removes and makes files in /tmp"}
+"""Services that work as root in folders in which agents can make files and links, and what they do there."""
 
 
-def services(tree: Tree) -> list[str]:
-    """Names of the services that the Tree has: the executable files of etc/init.d."""
-    found = []
-    for path in tree.children(tree.resolve(_INIT)):
+def available(tree: Tree) -> list[str]:
+    """Return the names of the services that the Tree has: the executable files of etc/init.d."""
+    names = []
+    for path in tree.children(tree.resolve(INIT)):
         node = tree.stat(path)
         name = path.rpartition("/")[2]
         if isinstance(node, File) and node.mode & 0o111 and not name.endswith(".sh"):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def runlevels(tree: Tree) -> dict[str, list[str]]:
-    """The services of every runlevel."""
+    """Return the services of every runlevel: runlevel → names."""
     levels = [path for path in tree.children(_LEVELS) if isinstance(tree[path], Directory)]
     return {level.rpartition("/")[2]: [path.rpartition("/")[2] for path in tree.children(level)] for level in levels}
 
 
 def enable(tree: Tree, runlevel: str, service: str, *, epoch: int = 0) -> None:
-    """Start ``service`` in ``runlevel``; nothing happens if it is there already.
+    """Have ``service`` started in ``runlevel``. A service that is in it already stays as it is.
 
     Raises:
         RecipeError: there is no such service or runlevel in the Tree.
     """
-    _check("service", service, services(tree), "the package that has it may be missing")
-    _check("runlevel", runlevel, list(runlevels(tree)), "the package openrc may be missing")
+    _check_known("service", service, available(tree), "the package that has it may be missing")
+    _check_known("runlevel", runlevel, list(runlevels(tree)), "the package openrc may be missing")
     path = f"{_LEVELS}/{runlevel}/{service}"
     if path not in tree:
-        tree.symlink(path, f"/{_INIT}/{service}", mtime=epoch)
+        tree.symlink(path, f"/{INIT}/{service}", mtime=epoch)
 
 
 def disable(tree: Tree, runlevel: str, service: str) -> None:
-    """Take ``service`` out of ``runlevel``.
+    """Remove ``service`` from ``runlevel``.
 
     Raises:
-        RecipeError: it is not in it.
+        RecipeError: the service is not in the runlevel.
     """
     enabled = runlevels(tree).get(runlevel, [])
     if service not in enabled:
-        raise RecipeError(f"{service}: not in runlevel {runlevel}", hint=_near(service, enabled))
+        raise RecipeError(f"{service}: not in runlevel {runlevel}", hint=_did_you_mean(service, enabled))
     tree.remove(f"{_LEVELS}/{runlevel}/{service}")
 
 
 def refuse_unsafe_order(tree: Tree) -> None:
-    """Refuse services that would work as root among the agent's files after agentd has begun to take requests.
+    """Refuse services that would work as root among the agent's files after agentd has begun to accept requests.
 
-    In agentd's own runlevel they come before it, as its script says.
+    In agentd's own runlevel they start before it, because agentd's script says so.
 
     Raises:
-        RecipeError: naming the service, and agentd's runlevel.
+        RecipeError: there is such a service; the message names it and agentd's runlevel.
     """
     levels = runlevels(tree)
-    start = next((level for level in _ORDER if _AGENTS in levels.get(level, [])), None)
+    start = next((level for level in _ORDER if _AGENT_SERVICE in levels.get(level, [])), None)
     if start is None:
         return
     for level in _ORDER[_ORDER.index(start) + 1 :]:
-        for name in sorted(_CLEANERS.keys() & set(levels.get(level, []))):
+        for name in sorted(_UNSAFE_AFTER_AGENTS.keys() & set(levels.get(level, []))):
+            work = _UNSAFE_AFTER_AGENTS[name]
             raise RecipeError(
-                f"{name}: in runlevel {level}, {_AGENTS} in {start}: {_CLEANERS[name]} as root while agents are there",
+                f"{name}: in runlevel {level}, {_AGENT_SERVICE} in {start}: {work} as root while agents are there",
                 hint=f"leave {name} out of services; an image needs nothing of it",
             )
 
 
-def _check(what: str, name: str, known: list[str], otherwise: str) -> None:
+def _check_known(kind: str, name: str, known: list[str], fallback_hint: str) -> None:
     if name not in known or parent(name):
-        raise RecipeError(f"{name}: no such {what} in the image", hint=_near(name, known) or otherwise)
+        raise RecipeError(f"{name}: no such {kind} in the image", hint=_did_you_mean(name, known) or fallback_hint)
 
 
-def _near(name: str, known: list[str]) -> str | None:
+def _did_you_mean(name: str, known: list[str]) -> str | None:
     near = get_close_matches(name, known, 3)
     return f"did you mean {' or '.join(near)}?" if near else None

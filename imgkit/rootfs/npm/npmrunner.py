@@ -1,9 +1,12 @@
-"""Where npm runs: with an environment, a home and a configuration of imgkit's own, and inside bubblewrap where it can.
+"""Run npm with an environment, a home and a configuration made by imgkit, if possible inside bubblewrap.
+
+    with npm_runner(source, copy, cache, allow_git=False, offline=False) as runner:
+        runner.install(["ci", "--omit=dev"], scripts=False)
 
 Inside bubblewrap npm sees the system's programs and its own installation, read-only, and of the rest of the host only
-the copy of the payload, its cache and a home that is empty; it has no other processes in sight and no privileges. It
-has the host's network, to download packages, unless the build is offline. bubblewrap needs user namespaces; where it is
-missing or may not make them (in most containers) npm runs as any other program of this user.
+the copy of the payload, its cache and an empty home. It sees no other processes and has no privileges. It has the
+host's network, to download packages, unless the build is offline. bubblewrap needs user namespaces; if it is missing,
+or may not make them (as in most containers), npm runs like any other program of this user.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from imgkit.rootfs.npm.npmsources import GIT_HINT
 
 log = logging.getLogger("imgkit")
 
-TIMEOUT = 900.0  # seconds for one run of npm
+_TIMEOUT = 900.0  # seconds for one run of npm
+_VERSION_TIMEOUT = 60.0  # seconds for npm --version
+_PROBE_TIMEOUT = 10.0  # seconds for a program that does nothing inside bubblewrap
 
 _CERTIFICATES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
 _VARIABLES = (
@@ -34,16 +39,16 @@ _VARIABLES = (
     *_CERTIFICATES,
     *("NODE_USE_ENV_PROXY", "NODE_USE_SYSTEM_CA", "SOURCE_DATE_EPOCH"),
 )
-"""The variables of whoever builds that npm gets: proxies, certificates, and the time."""
+"""The variables of this process that npm gets: proxies, certificates, and the time."""
 
 _FIXED = MappingProxyType(
     {
         "LANG": "C.UTF-8",
-        # npm may be corepack's stand-in, which would download and run the npm that the payload's package.json names.
+        # npm may be a wrapper of corepack, which would download and run the npm that the payload's package.json names.
         "COREPACK_ENABLE_PROJECT_SPEC": "0",
         "COREPACK_ENV_FILE": "0",
         "COREPACK_ENABLE_DOWNLOAD_PROMPT": "0",
-        # If git may run at all, then without anybody's configuration, without questions, and not on the host's files.
+        # If git may run, then without any configuration, without questions, and not on files of the host.
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_TERMINAL_PROMPT": "0",
@@ -52,7 +57,7 @@ _FIXED = MappingProxyType(
 )
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-_SETTINGS = (  # of /etc: names of hosts and users, certificates, the linker. Not what only root may read.
+_SETTINGS = (  # of /etc: names of hosts and users, certificates, the linker; nothing that only root may read
     *("resolv.conf", "hosts", "host.conf", "nsswitch.conf", "gai.conf", "services", "protocols", "passwd", "group"),
     *("localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "crypto-policies"),
     *("ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki/tls/certs", "pki/ca-trust", "static"),
@@ -62,13 +67,13 @@ _NAMESPACES = (
     *("--new-session", "--die-with-parent", "--cap-drop", "ALL"),
 )
 MISSING = "not on PATH"
-"""What :func:`problem` says where there is no bubblewrap."""
+"""The result of :func:`sandbox_problem` if there is no bubblewrap."""
 
-_STAND_IN = (
-    "npm gets no HOME and few variables of yours: if this is the stand-in of a version manager (Volta, asdf, mise), put"
+_WRAPPER_HINT = (
+    "npm gets no HOME and few variables of yours: if this is the wrapper of a version manager (Volta, asdf, mise), put"
     " the folder of the real npm and node first on PATH"
 )
-# Programs that do not exist, so that npm's message has their names.
+# Names of programs that do not exist: npm's error message has them in it.
 _NO_GIT = "git-is-not-allowed"
 _MISSING_GIT = "git-is-not-installed"
 _FULL = re.compile(r"\b(ENOSPC|EDQUOT)\b")  # Node's names
@@ -76,17 +81,18 @@ _GIT_REFUSED = re.compile(rf"EALLOWGIT|{_NO_GIT}")
 
 
 @dataclass(frozen=True)
-class Box:
-    """A way to start npm.
+class NpmRunner:
+    """Runs npm on the copy of a payload.
 
     Attributes:
         source: the payload, for messages.
         npm: the program.
-        folder: has npm's home and configuration, and goes away with the box.
+        folder: the folder of npm's home and configuration, which is removed at the end.
         copy: the folder in which npm installs.
-        environment: all variables.
-        wrapper: what comes before the program: bubblewrap with its options, or nothing.
-        git: the program that npm takes for git.
+        cache: the folder of npm's cache.
+        environment: all variables that npm gets.
+        wrapper: the command that starts the program: bubblewrap with its options, or nothing.
+        git: the program that npm uses as git.
     """
 
     source: Path
@@ -100,66 +106,67 @@ class Box:
 
     @property
     def rights(self) -> str:
-        """With which rights code of the payload runs, for messages."""
+        """The rights with which code of the payload runs, for messages."""
         return "inside bubblewrap" if self.wrapper else "with your rights on this host"
 
     def version(self) -> str:
-        """What ``npm --version`` prints.
+        """Return the version that npm prints.
 
         Raises:
-            HostError: it failed.
+            HostError: npm failed.
         """
         argv = [*self.wrapper, self.npm, "--version"]
         try:
-            output = process.run(argv, env=self.environment, cwd=self.folder / "home", timeout=60)
+            output = process.run(argv, env=self.environment, cwd=self.folder / "home", timeout=_VERSION_TIMEOUT)
         except HostError as cause:
             if self.wrapper:
                 raise
-            raise HostError(f"{self.npm}: {cause.message}", hint=_STAND_IN) from cause
+            raise HostError(f"{self.npm}: {cause.message}", hint=_WRAPPER_HINT) from cause
         return output.decode(errors="replace").strip()
 
     def install(self, arguments: Sequence[str], *, scripts: bool) -> None:
         """Run npm to install packages in the copy.
 
         Args:
-            scripts: whether their lifecycle scripts may run, and the payload's own.
+            arguments: npm's command and its options.
+            scripts: whether lifecycle scripts of the packages and of the payload may run.
 
         Raises:
-            InputError: it failed; the message has what npm said first.
-            HostError: there was no room.
+            InputError: npm failed or took too long; the message has npm's first error.
+            HostError: there is no space left, or git is missing.
         """
         options = [*arguments, f"--userconfig={self.folder / 'npmrc'}", f"--cache={self.cache}"]
         self._run([*options, *([] if scripts else ["--ignore-scripts"])], {} if scripts else _without_scripts())
 
     def build(self, *, scripts: bool) -> None:
-        """Run the payload's ``build`` script, without the settings and the cache that installing takes.
+        """Run the payload's ``build`` script, without the configuration and the cache that :meth:`install` uses.
 
         Args:
             scripts: whether ``prebuild`` and ``postbuild`` may run.
 
         Raises:
-            InputError: it failed; the message has what npm said first.
-            HostError: there was no room.
+            InputError: npm failed or took too long; the message has npm's first error.
+            HostError: there is no space left, or git is missing.
         """
-        (self.folder / "npmrc").unlink(missing_ok=True)  # has credentials
+        (self.folder / "npmrc").unlink(missing_ok=True)  # it has credentials
         options = ["run", "build", f"--userconfig={self.folder / 'npmrc'}", f"--cache={self.folder / 'home/cache'}"]
         self._run([*options, *([] if scripts else ["--ignore-scripts"])], {})
 
     def _run(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         argv = [*self.wrapper, self.npm, *arguments, *self._options()]
         environment = {**self.environment, **variables}
-        where = self.folder / "home"
+        home = self.folder / "home"
         pipe, both = subprocess.PIPE, subprocess.STDOUT
-        with process.start_family(argv, cwd=where, env=environment, stdout=pipe, stderr=both) as child:
+        with process.start_family(argv, cwd=home, env=environment, stdout=pipe, stderr=both) as child:
             try:
-                output, _ = child.communicate(timeout=TIMEOUT)
+                output, _ = child.communicate(timeout=_TIMEOUT)
             except subprocess.TimeoutExpired as late:
-                raise InputError(f"{self.source}: npm {arguments[0]} did not end within {TIMEOUT:g} s") from late
+                raise InputError(f"{self.source}: npm {arguments[0]} did not end within {_TIMEOUT:g} s") from late
         if child.returncode != 0:
             raise self._failure(arguments[0], child.returncode, output.decode(errors="replace"))
 
     def _options(self) -> list[str]:
-        """Programs and folders, named where no configuration can change them.
+        """Return the options that name programs and folders: no configuration can change what the command line says.
 
         With ``--prefix`` npm does not look for a package.json in the folders above.
         """
@@ -172,27 +179,30 @@ class Box:
         ]
 
     def _failure(self, command: str, status: int, output: str) -> InputError | HostError:
+        """Return the error for a run of npm that failed."""
         if _FULL.search(output):
             return HostError(f"{self.copy}: npm {command}: no space left", hint="make room, or choose another WORK_DIR")
         if _MISSING_GIT in output:
             return process.missing("git")
-        said = _complaint(output)
+        error = _first_error(output)
         hint = GIT_HINT if _GIT_REFUSED.search(output) else None
-        what = "wants a package from a git repository: " if hint else ""
-        message = f"{self.source}: {what}npm {command} {process.ending(status)}" + (f": {said}" if said else "")
+        reason = "wants a package from a git repository: " if hint else ""
+        message = f"{self.source}: {reason}npm {command} {process.ending(status)}" + (f": {error}" if error else "")
         return InputError(message, hint=hint)
 
 
 @contextmanager
-def box(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offline: bool) -> Iterator[Box]:
-    """Have a way to start npm on ``copy`` during the block. The copy's ``.npmrc`` is out of the way until it ends.
+def npm_runner(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offline: bool) -> Iterator[NpmRunner]:
+    """Prepare npm to work on ``copy`` during the block, in which the copy's ``.npmrc`` is moved away.
 
     Args:
-        source: the payload's folder; programs in it are not taken for npm.
-        cache: npm's cache, which is made; None has one for this block only.
+        source: the payload's folder; programs in it are not used as npm.
+        cache: the folder of npm's cache, which is made if it is missing; None makes one for this block only.
+        allow_git: whether npm may run git.
+        offline: whether npm gets no network.
 
     Raises:
-        HostError: npm is missing or does not start, or a folder cannot be made.
+        HostError: npm is missing, or a folder cannot be made.
         InputError: the payload's ``.npmrc`` cannot be read.
     """
     path = _search_path(source)
@@ -203,15 +213,15 @@ def box(source: Path, copy: Path, cache: Path | None, *, allow_git: bool, offlin
         cache = cache or folder / "home/cache"
         for needed in (folder / "home/tmp", cache):
             needed.mkdir(parents=True, exist_ok=True)
-        files = _configure(source, copy, folder, npm)
+        host_files = _configure(source, copy, folder, npm)
         git = shutil.which("git", path=path) or str(folder / _MISSING_GIT) if allow_git else str(folder / _NO_GIT)
-        plain = Box(source, npm, folder, copy, cache.resolve(), _environment(folder, path), (), git)
+        plain = NpmRunner(source, npm, folder, copy, cache.resolve(), _environment(folder, path), (), git)
         with _set_aside(copy / npmconfig.NAME, folder / "npmrc-of-the-payload"):
-            yield _inside(plain, path, files, offline=offline)
+            yield _sandboxed(plain, path, host_files, offline=offline)
 
 
 def _search_path(source: Path) -> str:
-    """PATH without what is relative (to a folder of the payload's, say) or in the payload."""
+    """Return PATH without entries that are relative or in the payload."""
     top = source.resolve()
     entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(
@@ -227,54 +237,56 @@ def _environment(folder: Path, path: str) -> dict[str, str]:
 
 def _configure(source: Path, copy: Path, folder: Path, npm: str) -> tuple[Path, ...]:
     """Write npm's configuration; return the files of the host that it names."""
-    found = npmconfig.settings(copy / npmconfig.NAME, _configurations(npm), dict(os.environ))
-    if found.ignored:
+    configuration = npmconfig.settings(copy / npmconfig.NAME, _configurations(npm), dict(os.environ))
+    if configuration.ignored:
         log.warning(
             "%s: npm is not told of %s; what your host or network needs belongs in your own ~/.npmrc",
             source / npmconfig.NAME,
-            ", ".join(found.ignored),
+            ", ".join(configuration.ignored),
         )
-    (folder / "npmrc").touch(mode=0o600)  # has credentials
-    (folder / "npmrc").write_text(found.text)
+    (folder / "npmrc").touch(mode=0o600)  # it has credentials
+    (folder / "npmrc").write_text(configuration.text)
     named = [Path(place) for name in _CERTIFICATES for place in os.environ.get(name, "").split(os.pathsep)]
-    return tuple(path for path in (*found.files, *named) if path.is_absolute())
+    return tuple(path for path in (*configuration.files, *named) if path.is_absolute())
 
 
 def _configurations(npm: str) -> list[Path]:
-    """The configuration files of the host, in npm's order: of the system, of npm's installation, of this user."""
+    """Return the configuration files of the host in npm's order: the system's, npm's own, and the user's."""
     installed = Path(npm).resolve().parts
-    found = [Path("/etc/npmrc")]
+    paths = [Path("/etc/npmrc")]
     if "lib" in installed:
-        found.append(Path(*installed[: installed.index("lib")], "etc/npmrc"))
+        paths.append(Path(*installed[: installed.index("lib")], "etc/npmrc"))
     variables = {name.lower(): value for name, value in os.environ.items()}
     own = variables.get("npm_config_userconfig") or f"{os.environ.get('HOME', '')}/{npmconfig.NAME}"
-    return [path for path in (*found, Path(own)) if path.is_absolute()]  # a relative one might be the payload's
+    return [path for path in (*paths, Path(own)) if path.is_absolute()]  # a relative one might be the payload's
 
 
 @contextmanager
 def _set_aside(path: Path, place: Path) -> Iterator[None]:
-    """Have no file at ``path`` during the block; afterwards it is there again, in place of whatever then is."""
-    there = os.path.lexists(path)
-    if there:
+    """Move the file at ``path`` to ``place`` during the block. At the end it replaces what is then at ``path``."""
+    exists = os.path.lexists(path)
+    if exists:
         path.rename(place)
     try:
         yield
     finally:
-        if there:
-            with suppress(IsADirectoryError):  # made by a script that was allowed to run
+        if exists:
+            with suppress(IsADirectoryError):  # a script that was allowed to run made a folder
                 place.rename(path)
 
 
 # ---- bubblewrap ------------------------------------------------------------------------------------------------------
 
 
-def _inside(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> Box:
-    """``plain`` inside bubblewrap, if it can be started there; else as it is, with a word about why."""
+def _sandboxed(plain: NpmRunner, path: str, files: Sequence[Path], *, offline: bool) -> NpmRunner:
+    """Return a runner inside bubblewrap if npm can be started there; else log the reason and return ``plain``."""
     program = shutil.which("bwrap", path=path)
     if program is None:
         log.info("npm runs without a sandbox: bubblewrap is not installed")
         return plain
-    wrapped = Box(**{**vars(plain), "wrapper": (program, *_words(plain, path, files, offline=offline))})
+    wrapped = NpmRunner(
+        **{**vars(plain), "wrapper": (program, *_bubblewrap_options(plain, path, files, offline=offline))}
+    )
     try:
         wrapped.version()
     except HostError as problem:
@@ -283,27 +295,27 @@ def _inside(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> B
     return wrapped
 
 
-def _words(plain: Box, path: str, files: Sequence[Path], *, offline: bool) -> list[str]:
-    """bubblewrap's options (bwrap(1)): a root with nothing in it, and what npm needs bound into that."""
+def _bubblewrap_options(plain: NpmRunner, path: str, files: Sequence[Path], *, offline: bool) -> list[str]:
+    """Return bubblewrap's options (bwrap(1)): an empty root, into which what npm needs is bound."""
     shown = [*_SYSTEM, *(f"/etc/{name}" for name in _SETTINGS)]
     shown += [str(place) for name in ("npm", "node", "git") for place in _installation(name, path)]
-    words = [*_NAMESPACES, *(["--unshare-net"] if offline else []), "--tmpfs", "/tmp"]  # noqa: S108 - a new one
+    options = [*_NAMESPACES, *(["--unshare-net"] if offline else []), "--tmpfs", "/tmp"]  # noqa: S108 - a new one
     for place in dict.fromkeys([*shown, *map(str, files)]):
         if place not in _SYSTEM and place.startswith(tuple(f"{folder}/" for folder in _SYSTEM)):
             continue
-        words += ["--ro-bind-try", place, place]
-    words += ["--proc", "/proc", "--dev", "/dev"]
+        options += ["--ro-bind-try", place, place]
+    options += ["--proc", "/proc", "--dev", "/dev"]
     config = str(plain.folder / "npmrc")
-    words += ["--ro-bind-try", config, config]
+    options += ["--ro-bind-try", config, config]
     for folder in (plain.folder / "home", plain.cache, plain.copy):
-        words += ["--bind", str(folder), str(folder)]
-    return [*words, "--chdir", str(plain.folder / "home"), "--"]
+        options += ["--bind", str(folder), str(folder)]
+    return [*options, "--chdir", str(plain.folder / "home"), "--"]
 
 
 def _installation(name: str, path: str) -> Iterator[Path]:
-    """The folders that have a program and its libraries, wherever its links lead: ``bin`` and ``lib`` beside it."""
-    found = shutil.which(name, path=path)
-    hops = [Path(found)] if found else []
+    """Yield the folders of a program and its libraries: those of every link on the way to it and of the program."""
+    program = shutil.which(name, path=path)
+    hops = [Path(program)] if program else []
     while hops and hops[-1].is_symlink() and len(hops) < 40:
         hops.append(hops[-1].parent / hops[-1].readlink())
     for hop in {*hops, *(hop.resolve() for hop in hops)}:
@@ -316,30 +328,30 @@ def _installation(name: str, path: str) -> Iterator[Path]:
             yield hop.parent
 
 
-def problem() -> str | None:
-    """Why npm cannot be run inside bubblewrap on this host, or None if it can."""
+def sandbox_problem() -> str | None:
+    """Return why npm cannot be run inside bubblewrap on this host, None if it can."""
     program = shutil.which("bwrap")
     if program is None:
         return MISSING
     argv = [program, *_NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
     try:
-        process.run(argv, timeout=10)
+        process.run(argv, timeout=_PROBE_TIMEOUT)
     except HostError as error:
         return error.message
     return None
 
 
 def _without_scripts() -> dict[str, str]:
-    """Variables for an npm that shall run no scripts.
+    """Return variables for an npm that must not run scripts.
 
     npm 10 runs ``prepare`` of workspaces and of packages from git repositories in spite of ``--ignore-scripts``, and
-    starts another npm for the latter, which is not given that option. With a shell that does nothing nothing runs.
+    starts another npm for the latter without that option. With a shell that does nothing, no script runs.
     """
     return {"npm_config_ignore_scripts": "true", "npm_config_script_shell": shutil.which("true") or "true"}
 
 
-def _complaint(output: str) -> str:
-    """The line of npm's output that says what is wrong: the first error that is more than a code, or the last line."""
+def _first_error(output: str) -> str:
+    """Return the first error in npm's output that is more than a code, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"npm (ERR!|error) (?!code |errno |syscall )\S", line)]
     return (errors or lines[-1:] or [""])[0]

@@ -1,4 +1,4 @@
-"""What the recipe says about the system itself: its names, its disks, its network, its users, its release file."""
+"""Write the files of the system itself, as the recipe says: its name, disks, network, users and release file."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import re
 
 from imgkit.errors import RecipeError
 from imgkit.recipe import Recipe
-from imgkit.rootfs.accounts import AccountError, ensure_user, set_password
+from imgkit.rootfs.accounts import UNUSABLE, AccountError, ensure_user, set_password
 from imgkit.rootfs.openrc.services import enable, refuse_unsafe_order
 from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
-ALPINE_RELEASE = "etc/alpine-release"
-LOCKED = "*"  # no password is right
-LOOPBACK = "auto lo\niface lo inet loopback\n"
-DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
-SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
+_ALPINE_RELEASE = "etc/alpine-release"
+_LOOPBACK = "auto lo\niface lo inet loopback\n"
+_DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
+_SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
 
 
 def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
     """Write what ``recipe`` says about the system into ``tree``.
 
     Args:
-        root_uuid: of the root filesystem, for ``fstab``. Alpine's init leaves the root read-only unless there is a line
-            for it.
-        epoch: seconds since 1970 for the times of what is written.
+        root_uuid: UUID of the root filesystem, for ``fstab``. Alpine's init leaves the root read-only unless there is a
+            line for it.
+        epoch: seconds since 1970 for the times of the files.
 
     Raises:
-        RecipeError: a service does not exist in the image, or a user cannot be made.
+        RecipeError: a user cannot be added.
+        AccountError: the image has no user root.
     """
     host = recipe.hostname
     tree.write("etc/hostname", f"{host}\n", mtime=epoch)
     tree.write("etc/hosts", f"127.0.0.1\tlocalhost {host}\n::1\tlocalhost {host}\n", mtime=epoch)
-    interfaces = LOOPBACK + (DHCP if recipe.network == "dhcp" else "")
+    interfaces = _LOOPBACK + (_DHCP if recipe.network == "dhcp" else "")
     tree.write("etc/network/interfaces", interfaces, mtime=epoch)
     tree.write("etc/fstab", _fstab(root_uuid, read_only=recipe.read_only_root), mtime=epoch)
     branch = guest_branch(tree, recipe.branch)
     repositories = "".join(f"{recipe.guest_mirror}/{branch}/{name}\n" for name in recipe.repositories)
     tree.write("etc/apk/repositories", repositories, mtime=epoch)
     _make_socket_folders(tree, epoch)
-    set_password(tree, "root", LOCKED, epoch=epoch)
+    set_password(tree, "root", UNUSABLE, epoch=epoch)
     for user in recipe.users:
         try:
             ensure_user(
@@ -54,32 +54,33 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
 
 
 def _make_socket_folders(tree: Tree, epoch: int) -> None:
-    """Make the folders in which X and its session managers put their sockets; they want them to be root's.
+    """Make the folders in which X and its session managers put their sockets, and which must belong to root.
 
-    Otherwise OpenRC's bootmisc makes them, at every boot, while agents may already be at work in /tmp. Nobody but root
-    can remove or rename them there, because /tmp is sticky.
+    Otherwise OpenRC's bootmisc makes them at every boot, while agents may already use /tmp. Only root can remove or
+    rename them there, because /tmp is sticky.
     """
-    for path in SOCKET_FOLDERS:
+    for path in _SOCKET_FOLDERS:
         if "tmp" in tree:
             tree.mkdir(path, mode=0o1777, mtime=epoch)
 
 
 def guest_branch(tree: Tree, branch: str) -> str:
-    """The branch that the image's own apk takes packages from: ``branch``, or what ``latest-stable`` stands for.
+    """Return the branch from which the image's own apk installs packages.
 
-    ``latest-stable`` is a link that mirrors move to the next branch with each release. An image that followed it would
-    one day mix the packages of two releases. The file of the package alpine-release says which release ``tree`` is.
+    It is ``branch``, except for ``latest-stable``, a link that mirrors move to the next branch with each release: an
+    image that followed it would one day mix the packages of two releases. Instead it is the branch of the release that
+    ``tree`` has, according to the file of the package alpine-release.
     """
-    if branch != "latest-stable" or ALPINE_RELEASE not in tree:
+    if branch != "latest-stable" or _ALPINE_RELEASE not in tree:
         return branch
-    release = re.match(r"(\d+\.\d+)\.\d+", tree.text(ALPINE_RELEASE))
+    release = re.match(r"(\d+\.\d+)\.\d+", tree.text(_ALPINE_RELEASE))
     return f"v{release[1]}" if release else branch
 
 
 def _fstab(root_uuid: str, *, read_only: bool) -> str:
-    """The line of the root; a read-only one lies under the overlay that the initramfs has mounted by then.
+    """Return the line of the root. A read-only root is the lower layer of an overlay that the initramfs has mounted.
 
-    No check at boot (the last 0): the journal is replayed by the kernel, and nobody is there to answer fsck.
+    The filesystem is not checked at boot (the last 0): the kernel replays the journal, and nobody could answer fsck.
     """
     if read_only:
         return "overlay\t/\toverlay\trw\t0 0\n"
@@ -87,7 +88,7 @@ def _fstab(root_uuid: str, *, read_only: bool) -> str:
 
 
 def enable_services(tree: Tree, recipe: Recipe) -> None:
-    """Link the recipe's services into their runlevels; after the overlay, which may bring some of them.
+    """Link the recipe's services into their runlevels. The overlay must be there: it may have some of them.
 
     Raises:
         RecipeError: the image has no such service, or one would work as root among the agent's files.
@@ -99,6 +100,6 @@ def enable_services(tree: Tree, recipe: Recipe) -> None:
 
 
 def write_release(tree: Tree, *, image: str, arch: str, build_id: str, epoch: int) -> None:
-    """``/etc/imgkit-release``: what this image is, for agentd's heartbeat and for people."""
+    """Write ``/etc/imgkit-release``, which identifies the image for agentd's heartbeat and for people."""
     text = f"IMGKIT_IMAGE={image}\nIMGKIT_ARCH={arch}\nIMGKIT_BUILD_ID={build_id}\n"
     tree.write(RELEASE, text, mtime=epoch)

@@ -72,21 +72,21 @@ class _Files(ShellState):
 class _ServiceShell(Shell):
     """The shell that gendepends.sh gives to a service script."""
 
-    def __init__(self, machine: ShellState, name: str) -> None:
-        super().__init__(machine, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
+    def __init__(self, state: ShellState, name: str) -> None:
+        super().__init__(state, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
         self.name = name
         self.declared: list[tuple[str, tuple[str, ...]]] = []
 
-    def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
+    def external(self, name: str, arguments: list[str], streams: Streams) -> int:
         if name in _KINDS:
             return self._declare_dependency(name, arguments)
         if name == "yesno":
             return self._yesno(arguments)
         if name == "fstabinfo":
-            return _fstabinfo(self.machine, arguments, streams)
+            return _fstabinfo(self.state, arguments, streams)
         if name not in _PURE:
             raise Unsupported(f"the command {name}")
-        return super()._external(name, arguments, streams)
+        return super().external(name, arguments, streams)
 
     def value(self, name: str) -> str | None:
         """A variable; one of OpenRC's own that is not set here may be set there."""
@@ -94,10 +94,10 @@ class _ServiceShell(Shell):
             raise Unsupported(f"the variable {name}")
         return super().value(name)
 
-    def _source(self, arguments: list[str], streams: Streams) -> int:
+    def source(self, arguments: list[str], streams: Streams) -> int:
         """A file that is missing ends a real shell."""
         try:
-            return self.read(self.machine.read(arguments[0]), streams)
+            return self.read(self.state.read(arguments[0]), streams)
         except (Failed, IndexError) as cause:
             raise Unsupported(f". {' '.join(arguments)}") from cause
 
@@ -133,12 +133,12 @@ class _ServiceShell(Shell):
             self._declare_dependency(kind, [value])
 
 
-def _fstabinfo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def _fstabinfo(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``fstabinfo -o -t TYPE,…``: the mount options of the file systems of these types."""
     flags, operands = options(arguments, "ot:")
     if "t" not in flags or "o" not in flags or operands:
         raise Unsupported(f"fstabinfo {' '.join(arguments)}")
-    entries = [line.split() for line in machine.read("/etc/fstab").splitlines()]
+    entries = [line.split() for line in state.read("/etc/fstab").splitlines()]
     found = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in flags["t"].split(",")]
     for entry in found:
         streams.out(f"{entry[3]}\n")

@@ -90,14 +90,14 @@ def run_script(
     """
     variables = environment(package, kind)
 
-    def interpret(machine: ShellState, inner: str, streams: Streams) -> int:
-        return _run(Shell(machine, (), variables), inner, streams)
+    def interpret(state: ShellState, inner: str, streams: Streams) -> int:
+        return _run(Shell(state, (), variables), inner, streams)
 
-    machine = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
+    state = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
     output: list[str] = []
-    sink = collector(output, machine.budget)
+    sink = collector(output, state.budget)
     streams = Streams(io.StringIO(), sink, sink)
-    shell = Shell(machine, args, variables)
+    shell = Shell(state, args, variables)
     try:
         status = _run(shell, text, streams)
     except RecursionError as cause:
@@ -110,7 +110,7 @@ def run_script(
     except Unsupported as refusal:
         line = refusal.line or shell.line
         raise Unsupported(refusal.construct, line=line, where=f"{package}.{kind}") from refusal
-    tree.replace_with(machine.tree)
+    tree.replace_with(state.tree)
     return Outcome(status, tuple("".join(output).splitlines()[-_KEPT:]))
 
 

@@ -49,7 +49,7 @@ class _Fields:
 class Expander(ABC):
     """Words of a script as fields, texts or patterns."""
 
-    machine: ShellState
+    state: ShellState
     variables: dict[str, str]
     arguments: list[str]
     status: int
@@ -64,7 +64,7 @@ class Expander(ABC):
         """Words as arguments of a command."""
         result: list[str] = []
         for word in words:
-            fields = _Fields(self.machine.budget)
+            fields = _Fields(self.state.budget)
             for part in word.parts:
                 self._expand(part, fields)
             fields.end()
@@ -78,8 +78,8 @@ class Expander(ABC):
 
     def _joined(self, texts: Sequence[str], between: str = "") -> str:
         """Texts as one, charged before it is made."""
-        self.machine.budget.memory(sum(map(len, texts)) + len(between) * len(texts))
-        return self.machine.budget.text(between.join(texts))
+        self.state.budget.memory(sum(map(len, texts)) + len(between) * len(texts))
+        return self.state.budget.text(between.join(texts))
 
     def pattern(self, word: Word) -> str:
         """A word as a shell pattern in which quoted characters stand for themselves."""
@@ -87,12 +87,12 @@ class Expander(ABC):
 
     def _quoted(self, chunks: Sequence[tuple[str, bool]]) -> str:
         """Chunks as a pattern."""
-        self.machine.budget.memory(4 * sum(len(text) for text, _ in chunks))
+        self.state.budget.memory(4 * sum(len(text) for text, _ in chunks))
         return "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in chunks)
 
     def matches(self, word: Word, text: str) -> bool:
         """Whether ``text`` matches the pattern ``word``."""
-        return self.machine.matcher(self.pattern(word))(text)
+        return self.state.matcher(self.pattern(word))(text)
 
     def _chunks(self, word: Word) -> list[tuple[str, bool]]:
         chunks: list[tuple[str, bool]] = []
@@ -183,14 +183,14 @@ class Expander(ABC):
 
     def _trimmed(self, value: str, operator: str, text: str) -> str:
         """``value`` without the shortest or longest prefix (#) or suffix (%) that matches."""
-        pattern = self.machine.pattern(text)
-        self.machine.budget.scan(len(value), len(text) + 16)
+        pattern = self.state.pattern(text)
+        self.state.budget.scan(len(value), len(text) + 16)
         longest = len(operator) > 1
         if operator[0] == "#":
             size = pattern.prefix(value, longest=longest) or 0
-            return self.machine.budget.text(value[size:])
+            return self.state.budget.text(value[size:])
         size = pattern.suffix(value, longest=longest) or 0
-        return self.machine.budget.text(value[: len(value) - size])
+        return self.state.budget.text(value[: len(value) - size])
 
     def _pathnames(self, field: list[tuple[str, bool]]) -> list[str]:
         plain = self._joined([text for text, _ in field])
@@ -200,7 +200,7 @@ class Expander(ABC):
 
     def glob(self, pattern: str) -> list[str]:
         """Paths of the Tree that match, sorted, spelled as the pattern is (absolute or relative)."""
-        self.machine.budget.pattern(pattern)
+        self.state.budget.pattern(pattern)
         found = ["/"] if pattern.startswith("/") else [""]
         components = [component for component in pattern.split("/") if component]
         for index, component in enumerate(components):
@@ -209,16 +209,16 @@ class Expander(ABC):
         return found
 
     def _below(self, base: str, component: str, *, directories: bool) -> list[str]:
-        self.machine.budget.work(2)
+        self.state.budget.work(2)
         if not _MAGIC.search(_QUOTED.sub("", component)):
             names = [re.sub(r"\\(.)", r"\1", component)]
         else:
-            matches = self.machine.matcher(component)
-            here = self.machine.children(self.machine.path(base or "."))
+            matches = self.state.matcher(component)
+            here = self.state.children(self.state.path(base or "."))
             names = [path.rpartition("/")[2] for path in here]
             names = [name for name in names if matches(name) and (name[0] != "." or component[0] == ".")]
-        self.machine.budget.memory(sum(len(base) + len(name) + PIECE for name in names))
+        self.state.budget.memory(sum(len(base) + len(name) + PIECE for name in names))
         paths = [f"{base}{name}" for name in names]
         if directories:
-            return [f"{path}/" for path in paths if self.machine.is_directory(path)]
-        return [path for path in paths if self.machine.node(path, follow=False) is not None]
+            return [f"{path}/" for path in paths if self.state.is_directory(path)]
+        return [path for path in paths if self.state.node(path, follow=False) is not None]

@@ -23,9 +23,9 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _destination(machine: ShellState, source: str, target: str) -> str:
+def _destination(state: ShellState, source: str, target: str) -> str:
     """Where ``source`` goes: into ``target`` if that is a directory."""
-    return f"{target.rstrip('/')}/{_name(source)}" if machine.is_directory(target) else target
+    return f"{target.rstrip('/')}/{_name(source)}" if state.is_directory(target) else target
 
 
 def _sources(operands: list[str]) -> tuple[list[str], str]:
@@ -34,7 +34,7 @@ def _sources(operands: list[str]) -> tuple[list[str], str]:
     return operands[:-1], operands[-1]
 
 
-def ln(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def ln(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``ln [-sfnv] TARGET… LINK|DIRECTORY``."""
     flags, operands = options(arguments, "sfnv")
     if len(operands) == 1:
@@ -42,63 +42,63 @@ def ln(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     sources, target = _sources(operands)
 
     def link(source: str) -> None:
-        keep = "n" in flags and isinstance(machine.node(target, follow=False), Symlink)
-        place = machine.path(target if keep else _destination(machine, source, target), follow=False)
-        if place in machine.tree and "f" not in flags:
+        keep = "n" in flags and isinstance(state.node(target, follow=False), Symlink)
+        place = state.path(target if keep else _destination(state, source, target), follow=False)
+        if place in state.tree and "f" not in flags:
             raise Failed(f"{place}: File exists")
         if "s" in flags:
-            _replace(machine, place, Symlink(target=source, mtime=machine.epoch))
+            _replace(state, place, Symlink(target=source, mtime=state.epoch))
             return
-        file = machine.existing(source, follow=False)
-        old = machine.tree[file]
+        file = state.existing(source, follow=False)
+        old = state.tree[file]
         if not isinstance(old, File | HardLink):
             raise Unsupported(f"a hard link to /{file}, which is no regular file")
-        _replace(machine, place, HardLink(target=old.target if isinstance(old, HardLink) else file, mode=old.mode))
+        _replace(state, place, HardLink(target=old.target if isinstance(old, HardLink) else file, mode=old.mode))
 
     return each(streams, "ln", sources, link)
 
 
-def _replace(machine: ShellState, place: str, node: Node) -> None:
-    if isinstance(machine.tree.get(place), Directory) and not isinstance(node, Directory):
+def _replace(state: ShellState, place: str, node: Node) -> None:
+    if isinstance(state.tree.get(place), Directory) and not isinstance(node, Directory):
         raise Failed(f"{place}: Is a directory")
-    machine.add(place, node)
+    state.add(place, node)
 
 
-def mkdir(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def mkdir(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``mkdir [-pv] [-m MODE] DIRECTORY…``."""
     flags, operands = options(arguments, "pvm:", ["parents", "mode="])
     wanted = flags.get("m", flags.get("mode"))
     parents = "p" in flags or "parents" in flags
 
     def make(operand: str) -> None:
-        path = machine.path(operand)
-        if path in machine.tree:
-            if parents and isinstance(machine.tree[path], Directory):
+        path = state.path(operand)
+        if path in state.tree:
+            if parents and isinstance(state.tree[path], Directory):
                 return
             raise Failed(f"can't create directory '{operand}': File exists")
-        if machine.path(operand, follow=False) in machine.tree:  # a link to nothing
+        if state.path(operand, follow=False) in state.tree:  # a link to nothing
             raise Failed(f"can't create directory '{operand}': File exists")
         if parents:
-            make_parents(machine, path)
-        elif not isinstance(machine.tree.get(parent(path)), Directory):
+            make_parents(state, path)
+        elif not isinstance(state.tree.get(parent(path)), Directory):
             raise Failed(f"can't create directory '{operand}': No such file or directory")
-        _new_directory(machine, path)
+        _new_directory(state, path)
         if wanted is not None:
-            machine.tree.change(path, mode=mode_of(wanted, machine.tree[path], machine.umask))
+            state.tree.change(path, mode=mode_of(wanted, state.tree[path], state.umask))
 
     return each(streams, "mkdir", operands, make)
 
 
-def _new_directory(machine: ShellState, path: str) -> None:
-    machine.add(path, Directory(mode=0o777 & ~machine.umask, mtime=machine.epoch))
+def _new_directory(state: ShellState, path: str) -> None:
+    state.add(path, Directory(mode=0o777 & ~state.umask, mtime=state.epoch))
 
 
-def make_parents(machine: ShellState, path: str) -> None:
+def make_parents(state: ShellState, path: str) -> None:
     """Make the missing directories above ``path``."""
     above = parent(path)
-    if above and above not in machine.tree:
-        make_parents(machine, above)
-        _new_directory(machine, above)
+    if above and above not in state.tree:
+        make_parents(state, above)
+        _new_directory(state, above)
 
 
 def mode_of(text: str, node: Node, umask: int) -> int:
@@ -134,7 +134,7 @@ def _apply(mode: int, who: str, action: str, umask: int, *, runnable: bool) -> i
     return mode & ~bits if action[0] == "-" else (mode & ~mask) | bits
 
 
-def chmod(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def chmod(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chmod [-Rvfc] MODE FILE…``; a mode such as ``-x`` is not taken for an option."""
     signs = [word for word in arguments if re.fullmatch(r"-[rwxXst,=+ugoa-]+", word)]
     flags, operands = options([word for word in arguments if word not in signs[:1]], "Rvfc")
@@ -143,25 +143,25 @@ def chmod(machine: ShellState, arguments: list[str], streams: Streams) -> int:
         raise Failed("missing operand")
 
     def change(path: str) -> None:
-        node = machine.tree[path]
-        machine.tree.change(path, mode=mode_of(wanted, node, machine.umask))
+        node = state.tree[path]
+        state.tree.change(path, mode=mode_of(wanted, node, state.umask))
 
     def operand(text: str) -> None:
-        top = machine.existing(text)
-        for path in machine.walk(top) if "R" in flags else [top]:
-            if not isinstance(machine.tree[path], Symlink):
+        top = state.existing(text)
+        for path in state.walk(top) if "R" in flags else [top]:
+            if not isinstance(state.tree[path], Symlink):
                 change(path)
 
     return each(streams, "chmod", files, operand)
 
 
-def owner_of(machine: ShellState, text: str) -> tuple[int | None, int | None]:
+def owner_of(state: ShellState, text: str) -> tuple[int | None, int | None]:
     """Numbers for ``user``, ``user:group``, ``user:`` or ``:group``; None where nothing is said.
 
     Raises:
         Failed: an unknown name.
     """
-    names = lookup(machine.accounts())
+    names = lookup(state.accounts())
     user, colon, group = text.partition(":")
     return _number(names.users, user, "user"), _number(names.groups, group, "group") if colon else None
 
@@ -177,123 +177,123 @@ def _number(numbers: Mapping[str, int], name: str, what: str) -> int | None:
     raise Failed(f"unknown {what} {name[:80]}")
 
 
-def _chown(machine: ShellState, flags: Mapping[str, str], uid: int | None, gid: int | None, text: str) -> None:
+def _chown(state: ShellState, flags: Mapping[str, str], uid: int | None, gid: int | None, text: str) -> None:
     recursive, links = "R" in flags, "h" in flags or "R" in flags
-    top = machine.existing(text, follow=not links)
-    for path in machine.walk(top) if recursive else [top]:
-        set_owner(machine, path, uid, gid)
+    top = state.existing(text, follow=not links)
+    for path in state.walk(top) if recursive else [top]:
+        set_owner(state, path, uid, gid)
 
 
-def set_owner(machine: ShellState, path: str, uid: int | None, gid: int | None) -> None:
+def set_owner(state: ShellState, path: str, uid: int | None, gid: int | None) -> None:
     """chown(2): also takes set-user-id and set-group-id away from a file (not from a directory)."""
-    node = machine.tree[path]
+    node = state.tree[path]
     mode = node.mode
     if isinstance(node, File | HardLink):
         mode &= ~(0o6000 if mode & 0o010 else 0o4000)
-    machine.tree.change(path, mode=mode, uid=uid, gid=gid)
+    state.tree.change(path, mode=mode, uid=uid, gid=gid)
 
 
-def chown(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def chown(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chown [-Rhvfc] OWNER[:GROUP] FILE…``."""
     flags, operands = options(arguments, "Rhvfc", ["recursive", "no-dereference"])
     flags = {**flags, **({"R": ""} if "recursive" in flags else {}), **({"h": ""} if "no-dereference" in flags else {})}
     owner, *files = operands or [""]
     if not files:
         raise Failed("missing operand")
-    uid, gid = owner_of(machine, owner)
-    return each(streams, "chown", files, lambda text: _chown(machine, flags, uid, gid, text))
+    uid, gid = owner_of(state, owner)
+    return each(streams, "chown", files, lambda text: _chown(state, flags, uid, gid, text))
 
 
-def chgrp(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def chgrp(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chgrp [-Rhvfc] GROUP FILE…``."""
     flags, operands = options(arguments, "Rhvfc")
     group, *files = operands or [""]
     if not files:
         raise Failed("missing operand")
-    gid = owner_of(machine, f":{group}")[1]
-    return each(streams, "chgrp", files, lambda text: _chown(machine, flags, None, gid, text))
+    gid = owner_of(state, f":{group}")[1]
+    return each(streams, "chgrp", files, lambda text: _chown(state, flags, None, gid, text))
 
 
-def rm(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def rm(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``rm [-rRfv] FILE…``."""
     flags, operands = options(arguments, "rRfvi")
     recursive = "r" in flags or "R" in flags
 
     def remove(text: str) -> None:
-        path = machine.path(text, follow=False)
-        if path not in machine.tree:
+        path = state.path(text, follow=False)
+        if path not in state.tree:
             if "f" in flags:
                 return
             raise Failed(f"can't remove '{text}': No such file or directory")
-        if isinstance(machine.tree[path], Directory) and not recursive:
+        if isinstance(state.tree[path], Directory) and not recursive:
             raise Failed(f"'{text}' is a directory")
-        remove_all(machine, path)
+        remove_all(state, path)
 
     return each(streams, "rm", operands, remove)
 
 
-def remove_all(machine: ShellState, top: str) -> None:
+def remove_all(state: ShellState, top: str) -> None:
     """Remove ``top`` and all below it."""
-    for path in reversed(machine.walk(top)):
-        machine.tree.remove(path)
+    for path in reversed(state.walk(top)):
+        state.tree.remove(path)
 
 
-def rmdir(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def rmdir(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``rmdir [-p] DIRECTORY…``."""
     flags, operands = options(arguments, "p", ["ignore-fail-on-non-empty"])
 
     def remove(text: str) -> None:
-        path = machine.path(text, follow=False)
-        if not isinstance(machine.tree.get(path), Directory):
+        path = state.path(text, follow=False)
+        if not isinstance(state.tree.get(path), Directory):
             raise Failed(f"'{text}': No such file or directory")
-        if machine.tree.count(path):
+        if state.tree.count(path):
             if "ignore-fail-on-non-empty" in flags:
                 return
             raise Failed(f"'{text}': Directory not empty")
-        machine.tree.remove(path)
+        state.tree.remove(path)
         if "p" in flags and parent(text.rstrip("/")):
             remove(parent(text.rstrip("/")))
 
     return each(streams, "rmdir", operands, remove)
 
 
-def mv(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def mv(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``mv [-fnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "fnv")
     sources, target = _sources(operands)
 
     def move(source: str) -> None:
-        old = machine.existing(source, follow=False)
-        new = machine.path(_destination(machine, source, target), follow=False)
-        if "n" in flags and new in machine.tree:
+        old = state.existing(source, follow=False)
+        new = state.path(_destination(state, source, target), follow=False)
+        if "n" in flags and new in state.tree:
             return
         if new == old or new.startswith(old + "/"):
             raise Failed(f"can't rename '{source}': Invalid argument")
-        _copy_nodes(machine, old, new, keep=True)
-        remove_all(machine, old)
+        _copy_nodes(state, old, new, keep=True)
+        remove_all(state, old)
 
     return each(streams, "mv", sources, move)
 
 
-def _copy_nodes(machine: ShellState, old: str, new: str, *, keep: bool) -> None:
+def _copy_nodes(state: ShellState, old: str, new: str, *, keep: bool) -> None:
     """Copy a file or a whole directory, with owners and modes if ``keep``."""
-    for path in machine.walk(old):
-        node = machine.tree[path]
+    for path in state.walk(old):
+        node = state.tree[path]
         if isinstance(node, HardLink):
             if keep:
                 raise Unsupported(f"moving or copying the hard link /{path}")
-            node = machine.tree[node.target]
+            node = state.tree[node.target]
         place = new + path[len(old) :]
         if keep:
-            machine.budget.memory(NODE + len(place))
-            machine.tree.add(place, node)
+            state.budget.memory(NODE + len(place))
+            state.tree.add(place, node)
         else:
-            fresh = replace(node, uid=0, gid=0, mtime=machine.epoch)
-            mode = node.mode if isinstance(node, Symlink) else node.mode & ~machine.umask
-            machine.add(place, replace(fresh, mode=mode))
+            fresh = replace(node, uid=0, gid=0, mtime=state.epoch)
+            mode = node.mode if isinstance(node, Symlink) else node.mode & ~state.umask
+            state.add(place, replace(fresh, mode=mode))
 
 
-def cp(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def cp(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cp [-aprRfdPnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "aprRfdPnv")
     sources, target = _sources(operands)
@@ -301,86 +301,86 @@ def cp(machine: ShellState, arguments: list[str], streams: Streams) -> int:
 
     def copy(source: str) -> None:
         follow = not (recursive or {"d", "P"} & set(flags))
-        old = machine.existing(source, follow=follow)
-        new = machine.path(_destination(machine, source, target), follow=False)
-        if isinstance(machine.tree[old], Directory) and not recursive:
+        old = state.existing(source, follow=follow)
+        new = state.path(_destination(state, source, target), follow=False)
+        if isinstance(state.tree[old], Directory) and not recursive:
             raise Failed(f"omitting directory '{source}'")
-        if "n" in flags and new in machine.tree:
+        if "n" in flags and new in state.tree:
             return
         if new == old or new.startswith(old + "/"):
             raise Failed(f"can't copy '{source}' to itself")
-        present = machine.tree.get(new)
-        node = machine.tree[old]
+        present = state.tree.get(new)
+        node = state.tree[old]
         if not keep and isinstance(present, File) and isinstance(node, File):
-            machine.tree.add(new, replace(present, content=node.content, mtime=machine.epoch))
+            state.tree.add(new, replace(present, content=node.content, mtime=state.epoch))
             return
-        _copy_nodes(machine, old, new, keep=keep)
+        _copy_nodes(state, old, new, keep=keep)
 
     return each(streams, "cp", sources, copy)
 
 
-def touch(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def touch(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``touch [-c] FILE…``."""
     flags, operands = options(arguments, "c")
 
     def make(text: str) -> None:
-        path = machine.path(text)
-        if path in machine.tree:
-            node = machine.tree[path]
+        path = state.path(text)
+        if path in state.tree:
+            node = state.tree[path]
             if not isinstance(node, HardLink):
-                machine.tree.add(path, replace(node, mtime=machine.epoch))
+                state.tree.add(path, replace(node, mtime=state.epoch))
         elif "c" not in flags:
-            new_file(machine, path)
+            new_file(state, path)
 
     return each(streams, "touch", operands, make)
 
 
-def new_file(machine: ShellState, path: str, content: Content = Inline(b"")) -> None:  # noqa: B008 - it is frozen
+def new_file(state: ShellState, path: str, content: Content = Inline(b"")) -> None:  # noqa: B008 - it is frozen
     """Make a file as open(2) does, the umask applied.
 
     Raises:
         Failed: the directory is missing.
     """
-    if not isinstance(machine.tree.get(parent(path)), Directory):
+    if not isinstance(state.tree.get(parent(path)), Directory):
         raise Failed(f"/{path}: No such file or directory")
-    machine.add(path, File(content=content, mode=0o666 & ~machine.umask, mtime=machine.epoch))
+    state.add(path, File(content=content, mode=0o666 & ~state.umask, mtime=state.epoch))
 
 
-def _content(machine: ShellState, source: str) -> Content:
+def _content(state: ShellState, source: str) -> Content:
     if source == "/dev/null":
         return Inline(b"")
-    node = machine.node(source)
+    node = state.node(source)
     if not isinstance(node, File):
         raise Failed(f"can't stat '{source}': No such file or directory")
     return node.content
 
 
-def install(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def install(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``install [-dDvcp] [-m MODE] [-o OWNER] [-g GROUP] SOURCE… TARGET``, or ``-d DIRECTORY…``."""
     flags, operands = options(arguments, "dDvcpm:o:g:", ["directory", "mode=", "owner=", "group="])
     mode = flags.get("m", flags.get("mode", "0755"))
-    uid, _ = owner_of(machine, flags.get("o", flags.get("owner", "")))
-    _, gid = owner_of(machine, ":" + flags.get("g", flags.get("group", "")))
+    uid, _ = owner_of(state, flags.get("o", flags.get("owner", "")))
+    _, gid = owner_of(state, ":" + flags.get("g", flags.get("group", "")))
 
     def finish(path: str) -> None:
-        set_owner(machine, path, uid, gid)
-        machine.tree.change(path, mode=mode_of(mode, machine.tree[path], 0))
+        set_owner(state, path, uid, gid)
+        state.tree.change(path, mode=mode_of(mode, state.tree[path], 0))
 
     def directory(text: str) -> None:
-        path = machine.path(text)
-        if path not in machine.tree:
-            make_parents(machine, path)
-            _new_directory(machine, path)
+        path = state.path(text)
+        if path not in state.tree:
+            make_parents(state, path)
+            _new_directory(state, path)
         finish(path)
 
     def file(source: str) -> None:
-        place = machine.path(_destination(machine, source, operands[-1]))
+        place = state.path(_destination(state, source, operands[-1]))
         if "D" in flags:
-            make_parents(machine, place)
-        content = _content(machine, source)
-        if place in machine.tree:
-            machine.tree.remove(place)
-        new_file(machine, place, content)
+            make_parents(state, place)
+        content = _content(state, source)
+        if place in state.tree:
+            state.tree.remove(place)
+        new_file(state, place, content)
         finish(place)
 
     if "d" in flags or "directory" in flags:

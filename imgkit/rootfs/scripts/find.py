@@ -42,7 +42,7 @@ _Test: TypeAlias = Callable[[_Visit], bool]
 class _Search:
     """What the arguments say besides the expression, and what has come of it so far."""
 
-    machine: ShellState
+    state: ShellState
     streams: Streams
     follow: bool = False
     follow_operands: bool = False
@@ -58,14 +58,14 @@ class _Search:
         self.streams.err(f"find: {message}\n")
 
     def execute(self, words: list[str]) -> bool:
-        self.machine.budget.memory(sum(map(len, words)))
-        return self.machine.execute(words, self.streams) == 0
+        self.state.budget.memory(sum(map(len, words)))
+        return self.state.execute(words, self.streams) == 0
 
 
-def find(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def find(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``find [-H] [-L] [PATH…] [EXPRESSION]``; an expression has what the tables at the end name."""
     words = list(arguments)
-    search = _Search(machine, streams)
+    search = _Search(state, streams)
     while words and words[0] in ("-L", "-H"):
         option = words.pop(0)
         search.follow |= option == "-L"
@@ -84,8 +84,8 @@ def find(machine: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _visit(search: _Search, test: _Test, text: str, depth: int, above: tuple[str, ...]) -> None:
-    search.machine.budget.work(COMMAND // 4 + search.terms)
-    search.machine.budget.memory(PIECE + 2 * len(text))
+    search.state.budget.work(COMMAND // 4 + search.terms)
+    search.state.budget.memory(PIECE + 2 * len(text))
     try:
         visit = _look(search, text, depth)
     except Failed as cause:
@@ -111,19 +111,19 @@ def _look(search: _Search, text: str, depth: int) -> _Visit:
     Raises:
         Failed: nothing is.
     """
-    machine = search.machine
+    state = search.state
     follow = search.follow or (search.follow_operands and depth == 0)
-    follow = follow and machine.path(text) in machine.tree
-    path = machine.existing(text, follow=follow or text.endswith("/"))
-    return _Visit(text, path, machine.tree[path])
+    follow = follow and state.path(text) in state.tree
+    path = state.existing(text, follow=follow or text.endswith("/"))
+    return _Visit(text, path, state.tree[path])
 
 
 def _descend(search: _Search, test: _Test, visit: _Visit, depth: int, above: tuple[str, ...]) -> None:
-    if not isinstance(search.machine.tree.get(visit.path), Directory):  # an action has taken it away
+    if not isinstance(search.state.tree.get(visit.path), Directory):  # an action has taken it away
         search.complain(f"{visit.text}: No such file or directory")
         search.status = 1
         return
-    for name in names_in(search.machine, "/" + visit.path):
+    for name in names_in(search.state, "/" + visit.path):
         _visit(search, test, visit.text + ("" if visit.text.endswith("/") else "/") + name, depth + 1, above)
 
 
@@ -212,7 +212,7 @@ class _Parser:
 
 
 def _filled(search: _Search, word: str, path: str) -> str:
-    search.machine.budget.memory(len(word) + word.count("{}") * len(path))
+    search.state.budget.memory(len(word) + word.count("{}") * len(path))
     return word.replace("{}", path)
 
 
@@ -259,10 +259,10 @@ def _contents_first(search: _Search) -> _Test:
 
 def _delete(search: _Search) -> _Test:
     search.contents_first = True
-    tree = search.machine.tree
+    tree = search.state.tree
 
     def delete(visit: _Visit) -> bool:
-        path = search.machine.path(visit.text, follow=False)
+        path = search.state.path(visit.text, follow=False)
         if tree.count(path):
             search.complain(f"{visit.text}: Directory not empty")
             return False
@@ -274,12 +274,12 @@ def _delete(search: _Search) -> _Test:
 
 
 def _empty(search: _Search) -> _Test:
-    tree = search.machine.tree
+    tree = search.state.tree
 
     def empty(visit: _Visit) -> bool:
         node = tree[visit.node.target] if isinstance(visit.node, HardLink) else visit.node
         if isinstance(node, Directory):
-            return not names_in(search.machine, "/" + visit.path)
+            return not names_in(search.state, "/" + visit.path)
         return isinstance(node, File) and node.content.size == 0
 
     return empty
@@ -304,7 +304,7 @@ def _deepest(search: _Search, text: str) -> _Test:
 
 def _name(*, ignore_case: bool, whole: bool) -> Callable[[_Search, str], _Test]:
     def build(search: _Search, text: str) -> _Test:
-        matches = search.machine.matcher(text, ignore_case=ignore_case)
+        matches = search.state.matcher(text, ignore_case=ignore_case)
         return lambda visit: matches(visit.text if whole else visit.name)
 
     return build
@@ -342,7 +342,7 @@ def _permissions(_: _Search, text: str) -> _Test:
 
 def _owner(what: str) -> Callable[[_Search, str], _Test]:
     def build(search: _Search, text: str) -> _Test:
-        names = lookup(search.machine.accounts())
+        names = lookup(search.state.accounts())
         numbers = names.users if what == "user" else names.groups
         number = numbers.get(text, whole_number(text))
         if number is None:

@@ -88,9 +88,9 @@ def collector(collected: list[str], budget: Budget) -> Sink:
 class Shell(Expander):
     """One run of one script."""
 
-    def __init__(self, machine: ShellState, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
-        self.machine = machine
-        machine.execute = self._execute
+    def __init__(self, state: ShellState, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+        self.state = state
+        state.execute = self._execute
         self.arguments = list(arguments)
         self.variables = dict(variables)
         self.functions: dict[str, Redirected] = {}
@@ -105,7 +105,7 @@ class Shell(Expander):
         self._streams = Streams(io.StringIO(), _discard, _discard)
         self._builtins: Mapping[str, Callable[[list[str], Streams], int]] = {
             ":": lambda arguments, streams: 0,  # noqa: ARG005
-            ".": self._source,
+            ".": self.source,
             "break": lambda arguments, streams: self._jump(arguments, again=False),  # noqa: ARG005
             "cd": self._cd,
             "command": self._command,
@@ -134,8 +134,8 @@ class Shell(Expander):
 
     def run_text(self, text: str, streams: Streams) -> int:
         """Run the statements of a text; reading them takes about a step and :data:`PARSED` bytes for each character."""
-        self.machine.budget.work(len(text))
-        self.machine.budget.memory(PARSED * len(text))
+        self.state.budget.work(len(text))
+        self.state.budget.memory(PARSED * len(text))
         return self.run(parse(text), streams)
 
     def _background(self, node: AndOr, streams: Streams) -> int:
@@ -145,7 +145,7 @@ class Shell(Expander):
         which waits for its results.
         """
         apart = replace(streams, stdin=io.StringIO())
-        self.machine.budget.work(COMMAND)
+        self.state.budget.work(COMMAND)
         try:
             status = self._isolated(lambda: self._and_or(node, apart))
         except Jump:  # out of a loop that this subshell is not in
@@ -155,16 +155,16 @@ class Shell(Expander):
 
     def capture(self, body: object) -> str:
         collected: list[str] = []
-        streams = Streams(io.StringIO(), collector(collected, self.machine.budget), self._streams.err)
+        streams = Streams(io.StringIO(), collector(collected, self.state.budget), self._streams.err)
         self._substituted = self._isolated(lambda: self.run(cast("Body", body), streams) if body else 0)
         return self._joined(collected).rstrip("\n")
 
     def _isolated(self, action: Callable[[], int]) -> int:
         """Run in a subshell: files change, this shell's own state does not."""
         size = len(self.variables) + len(self.functions) + len(self.arguments) + len(self.jobs)
-        self.machine.budget.work(size // 10 + COMMAND)
+        self.state.budget.work(size // 10 + COMMAND)
         saved = dict(self.variables), dict(self.functions), list(self.arguments), self._streams
-        flags = self.errexit, self.nounset, self.pipefail, self.machine.cwd, self.machine.umask
+        flags = self.errexit, self.nounset, self.pipefail, self.state.cwd, self.state.umask
         jobs = list(self.jobs)
         try:
             return action()
@@ -173,7 +173,7 @@ class Shell(Expander):
         finally:
             self.variables, self.functions, self.arguments, self._streams = saved
             self.jobs = jobs
-            self.errexit, self.nounset, self.pipefail, self.machine.cwd, self.machine.umask = flags
+            self.errexit, self.nounset, self.pipefail, self.state.cwd, self.state.umask = flags
 
     # ---- statements ----------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Shell(Expander):
         for index, command in enumerate(commands):
             collected: list[str] = []
             last = index == len(commands) - 1
-            sink = streams.out if last else collector(collected, self.machine.budget)
+            sink = streams.out if last else collector(collected, self.state.budget)
             step = Streams(source, sink, streams.err)
             statuses.append(self._isolated(partial(self._redirected, command, step)))
             source = self._input(collected)
@@ -225,7 +225,7 @@ class Shell(Expander):
 
     def _input(self, texts: Sequence[str]) -> io.StringIO:
         """Texts as an input, which has four bytes for each character."""
-        self.machine.budget.memory(4 * sum(map(len, texts)))
+        self.state.budget.memory(4 * sum(map(len, texts)))
         return io.StringIO(self._joined(texts))
 
     def _redirected(self, node: Redirected, streams: Streams) -> int:
@@ -285,12 +285,12 @@ class Shell(Expander):
     def _rounds(self, node: For | While, streams: Streams) -> Iterator[None]:
         if isinstance(node, For):
             for value in list(self.arguments) if node.words is None else self.fields(node.words):
-                self.machine.budget.work(COMMAND)
+                self.state.budget.work(COMMAND)
                 self._assign(node.variable, value)
                 yield
             return
         while True:
-            self.machine.budget.work(COMMAND)
+            self.state.budget.work(COMMAND)
             with self._condition():
                 status = self.run(node.condition, streams)
             if (status == 0) == node.until:
@@ -301,7 +301,7 @@ class Shell(Expander):
 
     def _simple(self, node: Simple, redirects: Sequence[Redirect], streams: Streams) -> int:
         self.line = node.line
-        self.machine.budget.work(COMMAND)
+        self.state.budget.work(COMMAND)
         self._streams = streams
         self._substituted = None
         try:
@@ -343,7 +343,7 @@ class Shell(Expander):
     def _assign(self, name: str, value: str) -> None:
         if name in ("IFS", "PATH") and self.variables.get(name) != value:
             raise Unsupported(f"a value of its own for {name}")
-        self.machine.budget.memory(len(name))
+        self.state.budget.memory(len(name))
         self.variables[name] = value
 
     def call(self, words: Sequence[str], streams: Streams) -> int:
@@ -352,7 +352,7 @@ class Shell(Expander):
         Raises:
             Unsupported: it is none that is known here.
         """
-        self.machine.budget.words(len(words))
+        self.state.budget.words(len(words))
         name, *arguments = words
         if self.dash:
             _refuse_difference(name, arguments)
@@ -383,26 +383,26 @@ class Shell(Expander):
     def _execute(self, words: list[str], streams: Streams) -> int:
         """Run what is neither function nor builtin."""
         try:
-            return self._external(words[0], words[1:], streams)
+            return self.external(words[0], words[1:], streams)
         except (Failed, AccountError, TreeError) as cause:
             streams.err(f"{words[0]}: {cause}\n")
             return cause.status if isinstance(cause, Failed) else 1
 
-    def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
-        self.machine.budget.work(COMMAND)
-        self.machine.budget.words(len(arguments))
+    def external(self, name: str, arguments: list[str], streams: Streams) -> int:
+        self.state.budget.work(COMMAND)
+        self.state.budget.words(len(arguments))
         directory, _, base = name.rpartition("/")
         if base == "busybox" and arguments and (not directory or directory in _BIN):
             if arguments[0].startswith("-"):
-                return triggers.install_links("bin/busybox")(self.machine, arguments, streams)
-            return self._external(arguments[0], arguments[1:], streams)
+                return triggers.install_links("bin/busybox")(self.state, arguments, streams)
+            return self.external(arguments[0], arguments[1:], streams)
         if directory and directory not in _BIN:
             raise Unsupported(f"the command {name}")
-        if base in self.machine.hooks.commands:
-            return self.machine.hooks.commands[base](self.machine.tree, tuple(arguments))
+        if base in self.state.hooks.commands:
+            return self.state.hooks.commands[base](self.state.tree, tuple(arguments))
         if base not in COMMANDS:
             raise Unsupported(f"the command {name}")
-        return COMMANDS[base](self.machine, list(arguments), streams)
+        return COMMANDS[base](self.state, list(arguments), streams)
 
     # ---- redirections --------------------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class Shell(Expander):
             if redirect.operator in (">&", "<&"):
                 streams = self._duplicate(redirect.descriptor, target, streams)
             elif redirect.operator in ("<", "<<"):
-                text = target if redirect.operator == "<<" else self.machine.read(target)
+                text = target if redirect.operator == "<<" else self.state.read(target)
                 if redirect.descriptor != 0:
                     raise Unsupported(f"the redirection {redirect.descriptor}{redirect.operator}")
                 streams = replace(streams, stdin=self._input([text]))
@@ -431,24 +431,24 @@ class Shell(Expander):
         special: dict[str, Sink] = {"/dev/null": _discard, "/dev/stdout": streams.out, "/dev/stderr": streams.err}
         if target in special:
             return special[target]
-        machine = self.machine
-        path = machine.path(target)
-        if path not in machine.tree:
-            file_commands.new_file(machine, path)
+        state = self.state
+        path = state.path(target)
+        if path not in state.tree:
+            file_commands.new_file(state, path)
         elif not append:
-            machine.tree.write(path, b"", mtime=machine.epoch)
+            state.tree.write(path, b"", mtime=state.epoch)
 
         def write(text: str) -> None:
-            machine.write(path, machine.tree.text(path) + text)
+            state.write(path, state.tree.text(path) + text)
 
         return write
 
     # ---- builtins that change the shell --------------------------------------------------------------------------
 
-    def _source(self, arguments: list[str], streams: Streams) -> int:
+    def source(self, arguments: list[str], streams: Streams) -> int:
         if not arguments or "/" not in arguments[0]:
             raise Unsupported("sourcing a file from PATH")
-        text = self.machine.read(arguments[0])
+        text = self.state.read(arguments[0])
         try:
             return self.run_text(text, streams)
         except Unsupported as cause:
@@ -460,9 +460,9 @@ class Shell(Expander):
     def _cd(self, arguments: list[str], _: Streams) -> int:
         if len(arguments) != 1 or arguments[0] == "-":
             raise Unsupported("cd without a directory")
-        if not self.machine.is_directory(arguments[0]):
+        if not self.state.is_directory(arguments[0]):
             raise Failed(f"can't cd to {arguments[0]}: No such file or directory", 2)
-        self.machine.cwd = "/" + self.machine.path(arguments[0])
+        self.state.cwd = "/" + self.state.path(arguments[0])
         return 0
 
     def _command(self, arguments: list[str], streams: Streams) -> int:
@@ -472,7 +472,7 @@ class Shell(Expander):
             return 127
         name = arguments[1]
         known = name in self.functions or name in self._builtins or name in ("[", "test", "echo", "printf", "true")
-        found = name if known else text_commands.which(self.machine, name)
+        found = name if known else text_commands.which(self.state, name)
         streams.out(f"{found}\n" if found else "")
         return 0 if found else 127
 
@@ -501,7 +501,7 @@ class Shell(Expander):
         names = [name for name in arguments if name != "-r"]
         if not names or any(name.startswith("-") for name in names):
             raise Unsupported("this form of read")
-        line = self.machine.budget.text(streams.stdin.readline())
+        line = self.state.budget.text(streams.stdin.readline())
         fields = line.rstrip("\n").strip(" \t").split(None, len(names) - 1) if line else []
         for index, name in enumerate(names):
             self._assign(name, fields[index] if index < len(fields) else "")
@@ -537,11 +537,11 @@ class Shell(Expander):
 
     def _umask(self, arguments: list[str], streams: Streams) -> int:
         if not arguments:
-            streams.out(f"{self.machine.umask:04o}\n")
+            streams.out(f"{self.state.umask:04o}\n")
         elif len(arguments[0]) > 4 or not arguments[0] or arguments[0].strip("01234567"):
             raise Unsupported(f"umask {arguments[0]}")
         else:
-            self.machine.umask = int(arguments[0], 8)
+            self.state.umask = int(arguments[0], 8)
         return 0
 
     def _wait(self, arguments: list[str], _: Streams) -> int:

@@ -35,11 +35,11 @@ class _Key:
         return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
 
 
-def sort(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``sort [-nrVfus] [-t X] [-k N[,M]]… [-o FILE] [FILE…]``."""
     flags, operands = options(arguments, _SORT)
     keys = [_key(value) for name, value in gnu_getopt(arguments, _SORT)[0] if name == "-k"]  # there may be several
-    lines = [line for operand in operands or ["-"] for line in _lines(machine, operand, streams)]
+    lines = [line for operand in operands or ["-"] for line in _lines(state, operand, streams)]
     delimiter = flags.get("t", "")
     if keys and len(delimiter) != 1:
         raise Unsupported("sort -k without a delimiter (-t)")
@@ -48,7 +48,7 @@ def sort(machine: ShellState, arguments: list[str], streams: Streams) -> int:
         _compare, [_Key(key.first, key.last, key.how or how) for key in keys] or [_Key(0, 0, how)], delimiter
     )
     characters = sum(map(len, lines))
-    machine.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
+    state.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
     reverse = -1 if "r" in flags else 1
 
     def whole(left: str, right: str) -> int:
@@ -59,7 +59,7 @@ def sort(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     lines.sort(key=cmp_to_key(whole))
     if "u" in flags:
         lines = [line for index, line in enumerate(lines) if index == 0 or compare(lines[index - 1], line)]
-    _put(machine, "".join(f"{line}\n" for line in lines), flags.get("o"), streams)
+    _put(state, "".join(f"{line}\n" for line in lines), flags.get("o"), streams)
     return 0
 
 
@@ -72,22 +72,22 @@ def _key(text: str) -> _Key:
     return _Key(start, end, how + (more or ""))
 
 
-def _lines(machine: ShellState, operand: str, streams: Streams) -> list[str]:
+def _lines(state: ShellState, operand: str, streams: Streams) -> list[str]:
     try:
-        text = streams.stdin.read() if operand == "-" else machine.read(operand)
+        text = streams.stdin.read() if operand == "-" else state.read(operand)
     except Failed as cause:
         raise Failed(str(cause), 2) from cause
-    return machine.lines(machine.budget.text(text))
+    return state.lines(state.budget.text(text))
 
 
-def _put(machine: ShellState, text: str, target: str | None, streams: Streams) -> None:
+def _put(state: ShellState, text: str, target: str | None, streams: Streams) -> None:
     if target is None:
         streams.out(text)
         return
-    path = machine.path(target)
-    if path not in machine.tree:
-        new_file(machine, path)
-    machine.write(path, text)
+    path = state.path(target)
+    if path not in state.tree:
+        new_file(state, path)
+    state.write(path, text)
 
 
 def _compare(keys: Iterable[_Key], delimiter: str, left: str, right: str) -> int:
@@ -160,57 +160,57 @@ def _after_zeros(text: bytes, at: int) -> int:
 # ---- ls ------------------------------------------------------------------------------------------------------------
 
 
-def ls(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def ls(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``ls [-1adApr] [PATH…]``, one name a line, as it writes where no terminal is."""
     flags, operands = options(arguments, "1adApr")
-    present = [operand for operand in operands or ["."] if _is_there(machine, operand, streams)]
+    present = [operand for operand in operands or ["."] if _is_there(state, operand, streams)]
     present.sort(key=_raw, reverse="r" in flags)
-    folders = [operand for operand in present if machine.is_directory(operand) and "d" not in flags]
-    plain = [_shown(machine, operand, flags, follow=True) for operand in present if operand not in folders]
+    folders = [operand for operand in present if state.is_directory(operand) and "d" not in flags]
+    plain = [_shown(state, operand, flags, follow=True) for operand in present if operand not in folders]
     parts = ["".join(plain)] if plain else []
     for folder in folders:
         title = f"{folder}:\n" if len(operands) > 1 else ""
-        parts.append(title + _listing(machine, folder, flags))
-    machine.budget.memory(2 * sum(map(len, parts)))
+        parts.append(title + _listing(state, folder, flags))
+    state.budget.memory(2 * sum(map(len, parts)))
     streams.out("\n".join(parts))
     return int(len(present) < len(operands or ["."]))
 
 
-def _is_there(machine: ShellState, operand: str, streams: Streams) -> bool:
+def _is_there(state: ShellState, operand: str, streams: Streams) -> bool:
     """Whether something is; a link to nothing is not."""
     try:
-        machine.existing(operand)
+        state.existing(operand)
     except Failed as cause:
         streams.err(f"ls: {cause}\n")
         return False
     return True
 
 
-def _shown(machine: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
-    slash = "p" in flags and isinstance(machine.node(text, follow=follow), Directory)
+def _shown(state: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
+    slash = "p" in flags and isinstance(state.node(text, follow=follow), Directory)
     return f"{text if name is None else name}{'/' if slash else ''}\n"
 
 
-def _listing(machine: ShellState, folder: str, flags: Mapping[str, str]) -> str:
-    names = names_in(machine, folder)
+def _listing(state: ShellState, folder: str, flags: Mapping[str, str]) -> str:
+    names = names_in(state, folder)
     if "a" in flags:
         names += [".", ".."]
     elif "A" not in flags:
         names = [name for name in names if not name.startswith(".")]
     names.sort(key=_raw, reverse="r" in flags)
-    return "".join(_shown(machine, f"{folder}/{name}", flags, follow=False, name=name) for name in names)
+    return "".join(_shown(state, f"{folder}/{name}", flags, follow=False, name=name) for name in names)
 
 
-def names_in(machine: ShellState, folder: str) -> list[str]:
+def names_in(state: ShellState, folder: str) -> list[str]:
     """The names in a directory, sorted.
 
     Raises:
         Unsupported: it is /dev, /proc or /sys, which only a running system fills.
     """
-    path = machine.path(folder)
+    path = state.path(folder)
     if path in ("dev", "proc", "sys"):
         raise Unsupported(f"what is in /{path}, which only a running system knows")
-    return [child.rpartition("/")[2] for child in machine.children(path)]
+    return [child.rpartition("/")[2] for child in state.children(path)]
 
 
 COMMANDS: Mapping[str, Command] = {"sort": sort, "ls": ls}

@@ -34,28 +34,28 @@ def _unescape(text: str) -> str:
     return _ESCAPE.sub(one, text)
 
 
-def echo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def echo(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``echo [-neE] WORD…``; escapes only with -e, as Alpine's ash does."""
     flags = ""
     while arguments and re.fullmatch(r"-[neE]+", arguments[0]):
         flags += arguments.pop(0)
-    machine.budget.memory(2 * sum(map(len, arguments)))
+    state.budget.memory(2 * sum(map(len, arguments)))
     text = " ".join(arguments)
-    machine.budget.work(len(text) if "e" in flags else 0)
+    state.budget.work(len(text) if "e" in flags else 0)
     streams.out((_unescape(text) if "e" in flags else text) + ("" if "n" in flags else "\n"))
     return 0
 
 
-def printf(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def printf(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is used again while arguments are left."""
     if not arguments:
         raise Failed("usage: printf FORMAT [ARGUMENT...]", 2)
-    machine.budget.work(2 * len(arguments[0]))
+    state.budget.work(2 * len(arguments[0]))
     form, values = _unescape(arguments[0]), deque(arguments[1:])
     while True:
         before = len(values)
-        machine.budget.work(len(form) + 1)
-        streams.out(_CONVERSION.sub(lambda found: machine.budget.text(_convert(found, values)), form))
+        state.budget.work(len(form) + 1)
+        streams.out(_CONVERSION.sub(lambda found: state.budget.text(_convert(found, values)), form))
         if not values or len(values) == before:
             return 0
 
@@ -76,27 +76,27 @@ def _convert(found: re.Match[str], values: deque[str]) -> str:
         raise Failed(f"invalid number '{value[:80]}'") from cause
 
 
-def cat(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def cat(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cat [FILE…]``."""
     operands = options(arguments, "")[1]
-    return each(streams, "cat", operands or ["-"], lambda text: streams.out(_input(machine, text, streams)))
+    return each(streams, "cat", operands or ["-"], lambda text: streams.out(_input(state, text, streams)))
 
 
-def _input(machine: ShellState, text: str, streams: Streams) -> str:
-    return machine.budget.text(streams.stdin.read() if text == "-" else machine.read(text))
+def _input(state: ShellState, text: str, streams: Streams) -> str:
+    return state.budget.text(streams.stdin.read() if text == "-" else state.read(text))
 
 
-def grep(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def grep(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``grep [-qwxFEivschnl] [-e PATTERN] PATTERN FILE…``."""
     flags, operands = options(arguments, "qwxFEivschoe:")
     if "o" in flags:
         raise Unsupported("grep -o")
     patterns = (flags["e"] if "e" in flags else operands.pop(0) if operands else "").split("\n")
-    matches = _matcher(machine, patterns, flags)
+    matches = _matcher(state, patterns, flags)
     status = 1
     for operand in operands or ["-"]:
         try:
-            lines = machine.lines(_input(machine, operand, streams))
+            lines = state.lines(_input(state, operand, streams))
         except Failed as cause:
             if "s" not in flags:
                 streams.err(f"grep: {cause}\n")
@@ -112,12 +112,12 @@ def grep(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     return status
 
 
-def _matcher(machine: ShellState, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
+def _matcher(state: ShellState, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
     around = ("^", "$") if "x" in flags else ("before", "after") if "w" in flags else None
     try:
         compiled = compile_expressions(
             patterns,
-            machine.budget,
+            state.budget,
             extended="E" in flags,
             literal="F" in flags,
             ignore_case="i" in flags,
@@ -125,10 +125,10 @@ def _matcher(machine: ShellState, patterns: list[str], flags: Mapping[str, str])
         )
     except ValueError as cause:
         raise Unsupported(f"the regular expression {patterns[0][:80]!r}: {cause}") from cause
-    return lambda line: compiled.search(line, machine.budget)
+    return lambda line: compiled.search(line, state.budget)
 
 
-def cut(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def cut(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``cut -d X -f N[,M][-] [FILE…]``."""
     flags, operands = options(arguments, "d:f:s")
     if not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", flags.get("f", "")):
@@ -138,9 +138,9 @@ def cut(machine: ShellState, arguments: list[str], streams: Streams) -> int:
         raise Unsupported(f"cut with the delimiter {delimiter[:20]!r}")
     ranges = _ranges(flags["f"])
     for operand in operands or ["-"]:
-        for line in machine.lines(_input(machine, operand, streams)):
-            fields = machine.budget.pieces(line, delimiter)
-            machine.budget.work(len(fields) * len(ranges) // 8)
+        for line in state.lines(_input(state, operand, streams)):
+            fields = state.budget.pieces(line, delimiter)
+            state.budget.work(len(fields) * len(ranges) // 8)
             if len(fields) > 1:
                 streams.out(delimiter.join(_picked(fields, ranges)) + "\n")
             elif "s" not in flags:
@@ -165,15 +165,15 @@ def _picked(fields: list[str], ranges: Sequence[range]) -> list[str]:
     return [field for number, field in enumerate(fields, 1) if any(number in each for each in ranges)]
 
 
-def head(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def head(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``head [-n N] [FILE]``."""
     arguments = [f"-n{word[1:]}" if re.fullmatch(r"-\d+", word) else word for word in arguments]
     flags, operands = options(arguments, "n:")
     count = whole_number(flags.get("n", "10"))
     if count is None or len(operands) > 1:
         raise Unsupported("this form of head")
-    text = _input(machine, operands[0] if operands else "-", streams)
-    lines = machine.lines(text)[:count]
+    text = _input(state, operands[0] if operands else "-", streams)
+    lines = state.lines(text)[:count]
     whole = "".join(f"{line}\n" for line in lines)
     streams.out(whole if text.startswith(whole) else text)  # the last line of a file may lack its newline
     return 0
@@ -204,16 +204,16 @@ def dirname(_: ShellState, arguments: list[str], streams: Streams) -> int:
     return 0
 
 
-def readlink(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def readlink(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``readlink [-f] PATH``."""
     flags, operands = options(arguments, "fn")
     text = operands[0] if operands else ""
     if not text:
         return 1
     if "f" in flags:
-        streams.out("/" + machine.path(text) + "\n")
+        streams.out("/" + state.path(text) + "\n")
         return 0
-    node = machine.node(text, follow=False)
+    node = state.node(text, follow=False)
     if not isinstance(node, Symlink):
         return 1
     streams.out(node.target + "\n")
@@ -230,66 +230,66 @@ def fail(*_: object) -> int:
     return 1
 
 
-def pwd(machine: ShellState, _: list[str], streams: Streams) -> int:
+def pwd(state: ShellState, _: list[str], streams: Streams) -> int:
     """``pwd``."""
-    streams.out(machine.cwd + "\n")
+    streams.out(state.cwd + "\n")
     return 0
 
 
-def which(machine: ShellState, name: str) -> str | None:
+def which(state: ShellState, name: str) -> str | None:
     """Where the image has the program ``name`` on PATH."""
     places = [name] if "/" in name else [f"{directory}/{name}" for directory in PATH.split(":")]
     for place in places:
-        node = machine.node(place)
+        node = state.node(place)
         if isinstance(node, File) and node.mode & 0o111:
             return place
     return None
 
 
-def which_command(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def which_command(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``which NAME…``."""
-    found = [which(machine, name) for name in arguments]
+    found = [which(state, name) for name in arguments]
     streams.out("".join(f"{place}\n" for place in found if place))
     return 0 if found and all(found) else 1
 
 
-def test(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def test(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``test EXPRESSION``, with -a, -o, ! and parentheses."""
     if not arguments:
         return 1
     rest = list(arguments)
-    value = _either(machine, rest)
+    value = _either(state, rest)
     if rest:
         raise Failed(f"{rest[0]}: unknown operand", 2)
     return 0 if value else 1
 
 
-def bracket(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def bracket(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``[ EXPRESSION ]``."""
     if not arguments or arguments[-1] != "]":
         raise Failed("missing ]", 2)
-    return test(machine, arguments[:-1], streams)
+    return test(state, arguments[:-1], streams)
 
 
-def _either(machine: ShellState, rest: list[str]) -> bool:
-    value = _both(machine, rest)
+def _either(state: ShellState, rest: list[str]) -> bool:
+    value = _both(state, rest)
     while rest and rest[0] == "-o":
         rest.pop(0)
-        right = _both(machine, rest)
+        right = _both(state, rest)
         value = value or right
     return value
 
 
-def _both(machine: ShellState, rest: list[str]) -> bool:
-    value = _primary(machine, rest)
+def _both(state: ShellState, rest: list[str]) -> bool:
+    value = _primary(state, rest)
     while rest and rest[0] == "-a":
         rest.pop(0)
-        right = _primary(machine, rest)
+        right = _primary(state, rest)
         value = value and right
     return value
 
 
-def _primary(machine: ShellState, rest: list[str]) -> bool:
+def _primary(state: ShellState, rest: list[str]) -> bool:
     if not rest:
         raise Failed("argument expected", 2)
     if len(rest) >= 3 and (rest[1] in _TEXTS or rest[1] in _NUMBERS):
@@ -298,14 +298,14 @@ def _primary(machine: ShellState, rest: list[str]) -> bool:
         return _TEXTS[operator](left, right) if operator in _TEXTS else _compare(left, operator, right)
     word = rest.pop(0)
     if word == "!" and rest:
-        return not _primary(machine, rest)
+        return not _primary(state, rest)
     if word == "(" and ")" in rest:
-        value = _either(machine, rest)
+        value = _either(state, rest)
         if not rest or rest.pop(0) != ")":
             raise Failed("closing paren expected", 2)
         return value
     if rest and rest[0] not in ("-a", "-o") and re.fullmatch(r"-[a-zA-Z]", word):
-        return _unary(machine, word, rest.pop(0))
+        return _unary(state, word, rest.pop(0))
     return word != ""
 
 
@@ -316,7 +316,7 @@ def _compare(left: str, operator: str, right: str) -> bool:
         raise Failed(f"bad number {left[:80]!r} or {right[:80]!r}", 2) from cause
 
 
-def _unary(machine: ShellState, operator: str, operand: str) -> bool:
+def _unary(state: ShellState, operator: str, operand: str) -> bool:
     if operator in ("-n", "-z"):
         return (operand != "") == (operator == "-n")
     if operator == "-t":
@@ -328,7 +328,7 @@ def _unary(machine: ShellState, operator: str, operand: str) -> bool:
     if not operand:
         return False
     try:
-        node = machine.node(operand, follow=operator not in ("-L", "-h"))
+        node = state.node(operand, follow=operator not in ("-L", "-h"))
     except Failed:  # links in a circle
         return False
     return node is not None and _FILES[operator](node)
@@ -370,8 +370,8 @@ COMMANDS: Mapping[str, Command] = {
     "printf": printf,
     "cat": cat,
     "grep": grep,
-    "fgrep": lambda machine, arguments, streams: grep(machine, ["-F", *arguments], streams),
-    "egrep": lambda machine, arguments, streams: grep(machine, ["-E", *arguments], streams),
+    "fgrep": lambda state, arguments, streams: grep(state, ["-F", *arguments], streams),
+    "egrep": lambda state, arguments, streams: grep(state, ["-E", *arguments], streams),
     "cut": cut,
     "head": head,
     "basename": basename,

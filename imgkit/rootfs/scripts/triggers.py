@@ -82,53 +82,53 @@ def unlisted_modules(tree: Tree, release: str) -> list[str]:
     return sorted(present ^ listed)
 
 
-def depmod(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def depmod(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``depmod [-a] RELEASE``: nothing to do where the kernel's package brought a complete index."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     operands = options(arguments, "a")[1]
     if len(operands) != 1:
         raise Unsupported("depmod for the running kernel")
     release = operands[0]
-    if machine.path(f"/lib/modules/{release}") not in machine.tree:
+    if state.path(f"/lib/modules/{release}") not in state.tree:
         raise Failed(f"depmod: could not open directory /lib/modules/{release}")
-    unlisted = unlisted_modules(machine.tree, release)
+    unlisted = unlisted_modules(state.tree, release)
     if unlisted:
-        if machine.hooks.depmod is None:
+        if state.hooks.depmod is None:
             raise Unsupported(f"depmod {release}: {unlisted[0]} is not in the kernel's index of modules")
-        machine.hooks.depmod(machine.tree, release)
+        state.hooks.depmod(state.tree, release)
     return 0
 
 
-def mkinitfs(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def mkinitfs(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``mkinitfs -o FILE RELEASE``."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     flags, operands = options(arguments, "o:")
     if "o" not in flags or len(operands) != 1:
         raise Unsupported(f"mkinitfs {' '.join(arguments)}")
-    if machine.hooks.mkinitfs is None:
+    if state.hooks.mkinitfs is None:
         raise Unsupported("mkinitfs")
-    machine.hooks.mkinitfs(machine.tree, operands[0], machine.path(flags["o"]))
+    state.hooks.mkinitfs(state.tree, operands[0], state.path(flags["o"]))
     return 0
 
 
-def update_ca_certificates(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def update_ca_certificates(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``update-ca-certificates``: the bundle and its links, then the scripts of /etc/ca-certificates/update.d."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     options(arguments, "v", ["verbose"])
-    cacerts.update(machine.tree, epoch=machine.epoch)
-    for path in machine.tree.children(_UPDATE_HOOKS):
-        node = machine.tree.stat(path)
+    cacerts.update(state.tree, epoch=state.epoch)
+    for path in state.tree.children(_UPDATE_HOOKS):
+        node = state.tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111 and _PART.search(path):
-            machine.interpret(machine, machine.read(f"/{path}"), streams)
+            state.interpret(state, state.read(f"/{path}"), streams)
     return 0
 
 
-def c_rehash(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def c_rehash(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``c_rehash DIRECTORY``."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise Unsupported(f"c_rehash {' '.join(arguments)}")
-    for warning in cacerts.rehash(machine.tree, machine.existing(arguments[0]), epoch=machine.epoch):
+    for warning in cacerts.rehash(state.tree, state.existing(arguments[0]), epoch=state.epoch):
         streams.err(f"WARNING: {warning}\n")
     return 0
 
@@ -136,12 +136,12 @@ def c_rehash(machine: ShellState, arguments: list[str], streams: Streams) -> int
 def install_links(program: str) -> Command:
     """``PROGRAM --install -s`` for busybox and its likes."""
 
-    def install(machine: ShellState, arguments: list[str], _: Streams) -> int:
+    def install(state: ShellState, arguments: list[str], _: Streams) -> int:
         if arguments != ["--install", "-s"]:
             raise Unsupported(f"{program} {' '.join(arguments)}")
-        machine.budget.work(HEAVY // 4)
+        state.budget.work(HEAVY // 4)
         try:
-            busybox.install_links(machine.tree, program, epoch=machine.epoch)
+            busybox.install_links(state.tree, program, epoch=state.epoch)
         except TreeError as cause:
             raise Unsupported(str(cause)) from cause
         return 0
@@ -149,7 +149,7 @@ def install_links(program: str) -> Command:
     return install
 
 
-def rc_update(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def rc_update(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``rc-update [-q] add|del SERVICE RUNLEVEL``."""
     words = [word for word in arguments if word not in ("-q", "--quiet")]
     if len(words) != 3 or words[0] not in ("add", "del", "delete"):
@@ -157,9 +157,9 @@ def rc_update(machine: ShellState, arguments: list[str], _: Streams) -> int:
     action, service, level = words
     try:
         if action == "add":
-            services.enable(machine.tree, level, service, epoch=machine.epoch)
+            services.enable(state.tree, level, service, epoch=state.epoch)
         else:
-            services.disable(machine.tree, level, service)
+            services.disable(state.tree, level, service)
     except RecipeError as cause:
         raise Failed(cause.message) from cause
     return 0

@@ -9,15 +9,15 @@ from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, nu
 from imgkit.rootfs.scripts.words import Unsupported
 
 
-def addgroup(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def addgroup(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``addgroup [-S] [-g GID] GROUP`` and ``addgroup USER GROUP``."""
     flags, operands = options(arguments, "Sg:", ["system", "gid="])
     gid = _number(flags.get("g", flags.get("gid")))
     if len(operands) == 2:
-        accounts.add_member(machine.accounts(), operands[0], operands[1], epoch=machine.epoch)
+        accounts.add_member(state.accounts(), operands[0], operands[1], epoch=state.epoch)
     elif len(operands) == 1:
         system = "S" in flags or "system" in flags
-        accounts.add_group(machine.accounts(), operands[0], gid=gid, system=system, epoch=machine.epoch)
+        accounts.add_group(state.accounts(), operands[0], gid=gid, system=system, epoch=state.epoch)
     else:
         raise Failed("usage: addgroup [-g GID] [-S] [USER] GROUP")
     return 0
@@ -36,7 +36,7 @@ _ADDUSER = {
 }
 
 
-def adduser(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def adduser(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``adduser [-SDH] [-h DIR] [-g GECOS] [-s SHELL] [-G GROUP] [-u UID] [-k SKEL] USER``, ``adduser USER GROUP``."""
     long = ["home=", "gecos=", "shell=", "ingroup=", "system", "uid=", "skel=", "disabled-password", "no-create-home"]
     found, operands = options(arguments, "h:g:s:G:SDHu:k:", long)
@@ -45,13 +45,13 @@ def adduser(machine: ShellState, arguments: list[str], streams: Streams) -> int:
         for name, value in found.items()
     }
     if len(operands) == 2 and not flags:
-        return addgroup(machine, operands, streams)
+        return addgroup(state, operands, streams)
     if len(operands) != 1:
         raise Failed("usage: adduser [OPTIONS] USER [GROUP]")
     if not {"S", "D"} & set(flags):
         raise Unsupported("adduser that asks for a password")
     accounts.add_user(
-        machine.accounts(),
+        state.accounts(),
         operands[0],
         uid=_number(flags.get("u")),
         group=flags.get("G"),
@@ -61,7 +61,7 @@ def adduser(machine: ShellState, arguments: list[str], streams: Streams) -> int:
         system="S" in flags,
         make_home="H" not in flags,
         skeleton=flags.get("k", "/etc/skel"),
-        epoch=machine.epoch,
+        epoch=state.epoch,
     )
     return 0
 
@@ -70,42 +70,42 @@ def _number(text: str | None) -> int | None:
     return None if text is None else number(text)
 
 
-def passwd(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def passwd(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``passwd -l|-u|-d USER``: lock, unlock, no password."""
     flags, operands = options(arguments, "lud")
     if len(operands) != 1 or len(flags) != 1:
         raise Unsupported("passwd that asks for a password")
     name = operands[0]
-    old = accounts.password(machine.accounts(), name)
+    old = accounts.password(state.accounts(), name)
     if old is None:
         raise Failed(f"unknown user {name}")
     if "d" not in flags and old.startswith("!") == ("l" in flags):
         raise Failed(f"password for {name} is already {'locked' if 'l' in flags else 'unlocked'}")
     new = "" if "d" in flags else f"!{old}" if "l" in flags else old[1:]
-    accounts.set_password(machine.tree, name, new, epoch=machine.epoch)
+    accounts.set_password(state.tree, name, new, epoch=state.epoch)
     return 0
 
 
-def chpasswd(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def chpasswd(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``chpasswd -e``: lines of ``user:hash``."""
     if arguments not in (["-e"], ["--encrypted"]):
         raise Unsupported("chpasswd with a password in plain text (its hash would be random)")
-    for line in machine.lines(streams.stdin.read()):
+    for line in state.lines(streams.stdin.read()):
         name, _, field = line.partition(":")
-        accounts.set_password(machine.accounts(), name, field, epoch=machine.epoch)
+        accounts.set_password(state.accounts(), name, field, epoch=state.epoch)
     return 0
 
 
-def getent(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def getent(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``getent passwd|group KEY…``."""
     if not arguments or arguments[0] not in ("passwd", "group"):
         raise Unsupported(f"getent {' '.join(arguments)}")
     entries: list[accounts.PasswdEntry] | list[accounts.GroupEntry] = (
-        accounts.read_users(machine.accounts()) if arguments[0] == "passwd" else accounts.read_groups(machine.tree)
+        accounts.read_users(state.accounts()) if arguments[0] == "passwd" else accounts.read_groups(state.tree)
     )
     status = 0
     for key in arguments[1:]:
-        machine.budget.work(len(entries))
+        state.budget.work(len(entries))
         found = [each for each in entries if key in (each.name, str(_id(each)))][:1]
         streams.out("".join(f"{each}\n" for each in found))
         status = status if found else 2
@@ -118,14 +118,14 @@ def _id(entry: accounts.PasswdEntry | accounts.GroupEntry) -> int:
     return entry.uid if isinstance(entry, accounts.PasswdEntry) else entry.gid
 
 
-def identity(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def identity(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``id [-u|-g|-un|-gn|-Gn] USER``."""
     flags, operands = options(arguments, "ugnG")
     name = operands[0] if operands else "root"
-    user = accounts.find_user(machine.accounts(), name)
+    user = accounts.find_user(state.accounts(), name)
     if user is None:
         raise Failed(f"unknown user {name}")
-    groups = accounts.read_groups(machine.tree)
+    groups = accounts.read_groups(state.tree)
     kinds = "".join(sorted(flags))
     if kinds in ("Gn", "G"):
         mine = [each for each in groups if each.gid == user.gid]
@@ -140,13 +140,13 @@ def identity(machine: ShellState, arguments: list[str], streams: Streams) -> int
     return 0
 
 
-def add_shell(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def add_shell(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``add-shell PATH…``: lines of etc/shells, each once."""
-    path = machine.path("/etc/shells")
-    lines = machine.lines(machine.read("/etc/shells")) if path in machine.tree else []
+    path = state.path("/etc/shells")
+    lines = state.lines(state.read("/etc/shells")) if path in state.tree else []
     known = set(lines)
     lines += [shell for shell in dict.fromkeys(arguments) if shell not in known]
-    machine.write(path, "".join(f"{line}\n" for line in lines))
+    state.write(path, "".join(f"{line}\n" for line in lines))
     return 0
 
 

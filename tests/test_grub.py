@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkit.disk import grub
-from imgkit.disk.layout import PartitionSpec, make_layout
+from imgkit.disk.layout import SizedPartition, make_layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import Tree
 from tests.conftest import need_program
@@ -151,11 +151,11 @@ def test_a_grub_mkimage_without_the_format_is_quoted(tmp_path: Path, monkeypatch
 
 def test_an_esp_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_mkimage(tmp_path, WRITE_CORE.replace("1300", "2000000"), monkeypatch)
-    small = make_layout((PartitionSpec("esp", 1 << 20), PartitionSpec("root")), 1 << 30, uuid.UUID(int=1))
+    small = make_layout((SizedPartition("esp", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="EFI system partition of 1024 KiB is too small") as e:
         grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], small)
     assert e.value.hint == "make it 16 MiB"
-    none = make_layout((PartitionSpec("root"),), 1 << 30, uuid.UUID(int=1))
+    none = make_layout((SizedPartition("root"),), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="needs an EFI system partition"):
         grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], none)
 

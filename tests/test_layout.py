@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.disk.layout import ALIGNMENT, SECTOR, PartitionSpec, make_layout
+from imgkit.disk.layout import ALIGNMENT, SECTOR, SizedPartition, make_layout
 from imgkit.disk.size import check_fits, needed_root_bytes, root_capacity, show_size, tree_blocks
 from imgkit.errors import RecipeError
 from imgkit.recipe import parse_size
@@ -69,12 +69,12 @@ def test_identifiers_come_from_the_seed_and_differ() -> None:
     [
         (SPECS["amd64"], 16 << 20, "no room for root"),
         (SPECS["amd64"], GIB + 1, "not a multiple"),
-        ((PartitionSpec("esp", 1 << 20),), GIB, "root exactly once"),
-        ((PartitionSpec("root"), PartitionSpec("root")), GIB, "root exactly once"),
-        ((PartitionSpec("esp", 0), PartitionSpec("root")), GIB, "esp: size of 0"),
+        ((SizedPartition("esp", 1 << 20),), GIB, "root exactly once"),
+        ((SizedPartition("root"), SizedPartition("root")), GIB, "root exactly once"),
+        ((SizedPartition("esp", 0), SizedPartition("root")), GIB, "esp: size of 0"),
     ],
 )
-def test_impossible_layouts_are_refused(spec: tuple[PartitionSpec, ...], size: int, words: str) -> None:
+def test_impossible_layouts_are_refused(spec: tuple[SizedPartition, ...], size: int, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         make_layout(spec, size, SEED)
 

@@ -10,36 +10,33 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
 
 from imgkit.errors import RecipeError
-from imgkit.recipe import Architecture, parse_size
+from imgkit.recipe import Architecture, PartitionKind, parse_size
 
 SECTOR = 512
 ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
 _BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: 32 sectors of entries and one header end the disk
 
-Kind: TypeAlias = Literal["bios-boot", "esp", "root"]
-
-NUMBERS: Mapping[Kind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
+NUMBERS: Mapping[PartitionKind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
 # UEFI specification table 5-7, GRUB manual "BIOS installation", Discoverable Partitions Specification (Linux data)
-TYPE_GUIDS: Mapping[Kind, str] = MappingProxyType(
+TYPE_GUIDS: Mapping[PartitionKind, str] = MappingProxyType(
     {
         "bios-boot": "21686148-6449-6E6F-744E-656564454649",
         "esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
         "root": "0FC63DAF-8483-4772-8E79-3D69D8477DE4",
     }
 )
-_FILESYSTEMS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "vfat", "root": "ext4"})
-_LABELS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "ESP", "root": "root"})
-_ORDER: tuple[Kind, ...] = ("bios-boot", "esp", "root")  # as they lie on the disk
+_FILESYSTEMS: Mapping[PartitionKind, str] = MappingProxyType({"bios-boot": "", "esp": "vfat", "root": "ext4"})
+_LABELS: Mapping[PartitionKind, str] = MappingProxyType({"bios-boot": "", "esp": "ESP", "root": "root"})
+_ORDER: tuple[PartitionKind, ...] = ("bios-boot", "esp", "root")  # as they lie on the disk
 
 
 @dataclass(frozen=True)
-class PartitionSpec:
+class SizedPartition:
     """A partition that is wanted. ``size`` is in bytes; 0 takes what is left and is for root only."""
 
-    kind: Kind
+    kind: PartitionKind
     size: int = 0
 
 
@@ -48,7 +45,7 @@ class Partition:
     """A partition with its place and identity. ``fs_uuid`` of FAT is its volume id in the form ``1A2B-3C4D``."""
 
     number: int
-    kind: Kind
+    kind: PartitionKind
     name: str
     type_guid: str
     uuid: str
@@ -77,7 +74,7 @@ class Layout:
     disk_guid: str
     partitions: tuple[Partition, ...]
 
-    def get(self, kind: Kind) -> Partition | None:
+    def get(self, kind: PartitionKind) -> Partition | None:
         """The partition of this kind, or None."""
         return next((part for part in self.partitions if part.kind == kind), None)
 
@@ -87,14 +84,14 @@ class Layout:
         return next(part for part in self.partitions if part.kind == "root")
 
 
-def partition_specs(architecture: Architecture) -> tuple[PartitionSpec, ...]:
+def sized_partitions(architecture: Architecture) -> tuple[SizedPartition, ...]:
     """The partitions that a recipe states for an architecture."""
     return tuple(
-        PartitionSpec(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
+        SizedPartition(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
     )
 
 
-def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> Layout:
+def make_layout(spec: Sequence[SizedPartition], size: int, seed: uuid.UUID) -> Layout:
     """Place the partitions of ``spec`` on a disk of ``size`` bytes.
 
     Args:
@@ -120,7 +117,7 @@ def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> La
     return Layout(size, _guid(seed, "disk"), tuple(partitions))
 
 
-def _check(spec: Sequence[PartitionSpec], size: int) -> None:
+def _check(spec: Sequence[SizedPartition], size: int) -> None:
     kinds = [part.kind for part in spec]
     if size % SECTOR:
         raise RecipeError(f"image size of {size} bytes is not a multiple of {SECTOR}")
@@ -131,7 +128,7 @@ def _check(spec: Sequence[PartitionSpec], size: int) -> None:
             raise RecipeError(f"partition {part.kind}: size of {part.size} bytes")
 
 
-def _partition(kind: Kind, start: int, length: int, seed: uuid.UUID) -> Partition:
+def _partition(kind: PartitionKind, start: int, length: int, seed: uuid.UUID) -> Partition:
     fs_uuid = ""
     if kind == "root":
         fs_uuid = str(uuid.uuid5(seed, "filesystem root"))

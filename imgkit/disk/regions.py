@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imgkit.disk.layout import SECTOR, Kind, Layout
+from imgkit.disk.layout import SECTOR, Layout
+from imgkit.recipe import PartitionKind
 
 CHUNK = 1 << 20
 """Bytes that one hash of the map stands for at most."""
@@ -32,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 BOOT_SECTOR, TABLE, BACKUP, GAP = "boot sector", "partition table", "backup partition table", "gap"
 BIOS_BOOT, ESP, ROOT = "BIOS boot partition", "EFI system partition", "root filesystem"
-_NAMES: Mapping[Kind, str] = {"bios-boot": BIOS_BOOT, "esp": ESP, "root": ROOT}
+_NAMES: Mapping[PartitionKind, str] = {"bios-boot": BIOS_BOOT, "esp": ESP, "root": ROOT}
 
 
 class MapError(ValueError):

@@ -350,20 +350,6 @@ def test_commands_for_a_running_system_fail_and_say_so() -> None:
     )
 
 
-def test_further_commands_come_from_the_caller() -> None:
-    seen: list[tuple[str, ...]] = []
-
-    def update_grub(_: Tree, arguments: object) -> int:
-        assert isinstance(arguments, tuple)
-        seen.append(arguments)
-        return 4
-
-    hooks = Hooks(commands={"update-grub": update_grub})
-    text = "#!/bin/sh\nexec /usr/sbin/update-grub -x\n"
-    assert run_script(base(), text, package="grub", kind="trigger", hooks=hooks) == Outcome(4)
-    assert seen == [("-x",)]
-
-
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs.scripts.budget import Budget
-from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Grouping, If, Redirected, Simple, While, parse
+from imgkit.rootfs.scripts.grammar import parse
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.regex import compile_expressions
+from imgkit.rootfs.scripts.syntax import AndOr, Case, For, Function, Grouping, If, Redirected, Simple, While
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 

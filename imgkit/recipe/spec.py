@@ -29,7 +29,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """The number of bytes that ``4G``, ``512M`` or ``1073741824`` means (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
+    """The bytes of a size such as ``4G``, ``512M`` or ``1073741824`` (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
 
     Raises:
         ValueError: the text is not a size, or the size is zero.

@@ -94,6 +94,8 @@ def said(text: str, *args: str) -> list[str]:
         ("echo one | { read q; echo got $q; }; echo x$q", ["got one", "x"]),
         ("FOO=bar true; echo F$FOO", ["F"]),
         ("echo /etc/*.conf etc/[!a]*.conf /no/*", ["/etc/a.conf /etc/b.conf etc/b.conf /no/*"]),
+        ("ln -s loop /etc/loop; echo /etc/l* /etc/*/x", ["/etc/loop /etc/*/x"]),
+        ("ln -s l l; cp etc/motd l; [ -d l ]; echo $?", ["cp: l: Symbolic link loop", "1"]),
         ("echo 'a\\tb'; echo -e 'a\\tb'; echo -n x; echo y", ["a\\tb", "a\tb", "xy"]),
         ("printf '%s-%d\\n' a 1 b 2; printf '%5s|%-5s|%03d%%\\n' ab cd 7", ["a-1", "b-2", "   ab|cd   |007%"]),
         ("cat <<EOF\n$0x\nEOF", None),

@@ -24,8 +24,9 @@ from imgkit.rootfs.binaries.elf import ElfError
 from imgkit.rootfs.binaries.libraries import Libraries, with_targets
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.cpio import Member, Sink, write_newc
-from imgkit.rootfs.initramfs.mkinitfs import WILDCARD, check_features, feature_files, read_configuration
+from imgkit.rootfs.initramfs.mkinitfs import check_features, feature_files, read_configuration
 from imgkit.rootfs.kernel import Kernel, kernel
+from imgkit.rootfs.scripts.pathnames import WILDCARD
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
 
 SHARED = "usr/share/mkinitfs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from imgkit.rootfs.scripts.budget import PIECE
-from imgkit.rootfs.scripts.state import ShellState, base_name
+from imgkit.rootfs.scripts.state import Failed, ShellState, base_name
 
 WILDCARD = re.compile(r"[*?\[]")
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
@@ -18,8 +18,8 @@ def expand_pathname(state: ShellState, pattern: str) -> list[str]:
     character. A part without wildcards matches what has its name, a dangling link included.
 
     Raises:
-        Failed: a path is too long, or leads through too many links.
-        Unsupported: the pattern is not valid, or leads into /dev, /proc or /sys.
+        Failed: a path is too long.
+        Unsupported: the pattern is not valid, or leads into a volatile folder.
         Exhausted: there are too many paths.
     """
     state.budget.pattern(pattern)
@@ -42,8 +42,16 @@ def _matches(state: ShellState, folder: str, component: str, *, directories: boo
     state.budget.memory(sum(len(folder) + len(name) + PIECE for name in names))
     paths = [f"{folder}{name}" for name in names]
     if directories:
-        return [f"{path}/" for path in paths if state.is_directory(path)]
+        return [f"{path}/" for path in paths if _is_directory(state, path)]
     return [path for path in paths if state.node(path, follow=False) is not None]
+
+
+def _is_directory(state: ShellState, path: str) -> bool:
+    """Whether a path is a directory; one that leads into a loop of links is not."""
+    try:
+        return state.is_directory(path)
+    except Failed:
+        return False
 
 
 def _names(state: ShellState, folder: str, component: str) -> list[str]:

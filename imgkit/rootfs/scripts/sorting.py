@@ -220,10 +220,10 @@ def names_in(state: ShellState, folder: str) -> list[str]:
     """The names in a directory, sorted.
 
     Raises:
-        Unsupported: the directory is /dev, /proc or /sys, which only a running system fills.
+        Unsupported: the directory is volatile, such as /dev, which only a running system fills.
     """
     path = state.path(folder)
-    if path in ("dev", "proc", "sys"):
+    if path in state.volatile:
         raise Unsupported(f"what is in /{path}, which only a running system knows")
     return [base_name(child) for child in state.children(path)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from getopt import GetoptError, gnu_getopt
 from types import MappingProxyType
@@ -16,7 +16,8 @@ from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, Node, Tree, TreeError, parent
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # as apk sets it for scripts
-_VOLATILE = frozenset({"dev", "proc", "sys"})  # what is below these exists on a running system only
+VOLATILE = frozenset({"dev", "proc", "sys"})
+"""Folders whose contents only a running system has."""
 _CACHED_PATTERNS = 256  # patterns that a script may use again without paying for compiling them
 _MAX_CACHED = 256  # characters of a pattern that is cached
 _CHARACTERS_PER_STEP = 16  # of the files of users and groups, when they are parsed
@@ -71,6 +72,7 @@ class ShellState:
         hooks: what other parts of imgkit compute.
         cwd: the working directory, absolute.
         umask: permissions that new files and directories do not get.
+        volatile: folders below the root whose contents a script cannot use here.
         interpret: runs the text of another script on this state.
         execute: runs a program for a command such as ``find -exec``; never a function or a builtin of the shell.
         budget: what the script may still cost; commands charge it before they do what may be expensive.
@@ -81,6 +83,7 @@ class ShellState:
     hooks: Hooks = field(default_factory=Hooks)
     cwd: str = "/"
     umask: int = 0o022
+    volatile: Collection[str] = VOLATILE
     interpret: Callable[[ShellState, str, Streams], int] = _uninterpreted
     execute: Callable[[list[str], Streams], int] = _uninterpreted
     budget: Budget = field(default_factory=Budget)
@@ -95,7 +98,7 @@ class ShellState:
 
         Raises:
             Failed: the path is empty or too long, or leads through too many links.
-            Unsupported: it is inside /dev, /proc or /sys.
+            Unsupported: it is inside a volatile folder.
         """
         if not text:
             raise Failed("'': No such file or directory")
@@ -107,7 +110,7 @@ class ShellState:
             path = self.tree.resolve(absolute, follow=follow)
         except TreeError as cause:
             raise Failed(f"{text}: Symbolic link loop") from cause
-        if path.partition("/")[0] in _VOLATILE and "/" in path:
+        if path.partition("/")[0] in self.volatile and "/" in path:
             raise Unsupported(f"use of /{path}, which only a running system has")
         return path
 
@@ -117,7 +120,11 @@ class ShellState:
         return self.tree.stat(path) if follow else self.tree.get(path)
 
     def is_directory(self, text: str) -> bool:
-        """Whether ``text`` is a directory, or a link to one."""
+        """Whether ``text`` is a directory, or a link to one.
+
+        Raises:
+            Failed: the path is too long, or leads through too many links.
+        """
         return bool(text) and isinstance(self.node(text), Directory)
 
     def existing(self, text: str, *, follow: bool = True) -> str:

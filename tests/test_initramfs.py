@@ -191,7 +191,6 @@ def test_globs_may_name_devices() -> None:
     [
         ("a/[z-a]", r"/a/\[z-a\]: the pattern '\[z-a\]': .*bad character range"),
         ("x" * 300, "File name too long"),
-        ("*/../" * 40 + "*", "steps: it may never end|of memory"),
     ],
 )
 def test_globs_that_are_refused(glob: str, message: str) -> None:

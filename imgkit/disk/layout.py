@@ -1,7 +1,7 @@
 """Where everything is on the disk: GPT partitions as values.
 
 The numbers are fixed: the EFI system partition is 1, root is 2 and last on the disk (so it can grow), the BIOS boot
-partition of amd64 is 14 and first. All identifiers come from a seed, so one recipe always makes the same ones.
+partition of amd64 is 14 and first. All identifiers are derived from a seed, so a recipe always gives the same ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from imgkit.recipe import Architecture, PartitionKind, parse_size
 
 SECTOR = 512
 ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
-_BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: 32 sectors of entries and one header end the disk
+_BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: the disk ends with 32 sectors of entries and one header
 
 NUMBERS: Mapping[PartitionKind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
 # UEFI specification table 5-7, GRUB manual "BIOS installation", Discoverable Partitions Specification (Linux data)
@@ -34,7 +34,7 @@ _ORDER: tuple[PartitionKind, ...] = ("bios-boot", "esp", "root")  # as they lie 
 
 @dataclass(frozen=True)
 class SizedPartition:
-    """A partition that is wanted. ``size`` is in bytes; 0 takes what is left and is for root only."""
+    """A partition that has no place yet. ``size`` is in bytes; 0, for the root only, takes what the others leave."""
 
     kind: PartitionKind
     size: int = 0
@@ -42,7 +42,7 @@ class SizedPartition:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition with its place and identity. ``fs_uuid`` of FAT is its volume id in the form ``1A2B-3C4D``."""
+    """A partition with its place and identity; the ``fs_uuid`` of a FAT is its volume id in the form ``1A2B-3C4D``."""
 
     number: int
     kind: PartitionKind
@@ -68,7 +68,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Layout:
-    """A whole disk of ``size_bytes``; partitions in the order in which they lie on it."""
+    """A whole disk of ``size_bytes``, with its partitions in the order of their places."""
 
     size_bytes: int
     disk_guid: str
@@ -85,35 +85,36 @@ class Layout:
 
 
 def sized_partitions(architecture: Architecture) -> tuple[SizedPartition, ...]:
-    """The partitions that a recipe states for an architecture."""
+    """The partitions of a recipe for an architecture, with their sizes in bytes."""
     return tuple(
         SizedPartition(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
     )
 
 
 def make_layout(spec: Sequence[SizedPartition], size: int, seed: uuid.UUID) -> Layout:
-    """Place the partitions of ``spec`` on a disk of ``size`` bytes.
+    """Place partitions on a disk.
 
     Args:
-        spec: which partitions, in any order, one of each kind at most.
+        spec: the partitions in any order, at most one of each kind.
         size: bytes of the whole disk, a multiple of 512.
-        seed: namespace of the identifiers; equal seeds make equal ones.
+        seed: the namespace of the identifiers; equal seeds give equal identifiers.
 
     Raises:
-        RecipeError: the disk is too small or no whole number of sectors, or the partitions make no sense.
+        RecipeError: the disk is too small or not a multiple of 512 bytes, there is no root, two partitions are of the
+            same kind, or one but the root has no size.
     """
     _check(spec, size)
     partitions: list[Partition] = []
-    at = ALIGNMENT
-    for wanted in sorted(spec, key=lambda part: _ORDER.index(part.kind)):
-        length = -(-wanted.size // ALIGNMENT) * ALIGNMENT
-        if wanted.kind == "root":
-            length = (size - _BACKUP_TABLE - at) // ALIGNMENT * ALIGNMENT
+    start = ALIGNMENT
+    for sized in sorted(spec, key=lambda part: _ORDER.index(part.kind)):
+        length = -(-sized.size // ALIGNMENT) * ALIGNMENT
+        if sized.kind == "root":
+            length = (size - _BACKUP_TABLE - start) // ALIGNMENT * ALIGNMENT
         if length <= 0:
-            least = at // ALIGNMENT + 2
-            raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {least} MiB")
-        partitions.append(_partition(wanted.kind, at, length, seed))
-        at += length
+            minimum = start // ALIGNMENT + 2
+            raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {minimum} MiB")
+        partitions.append(_partition(sized.kind, start, length, seed))
+        start += length
     return Layout(size, _guid(seed, "disk"), tuple(partitions))
 
 

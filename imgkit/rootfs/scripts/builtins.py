@@ -85,7 +85,7 @@ def _return(shell: Shell, arguments: list[str], _: Streams) -> NoReturn:
 
 
 def _declare(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``export``, ``local`` and ``readonly``.
+    """``export``, ``local`` and ``readonly``; the status is 0, whatever the status of ``$(…)`` in their arguments is.
 
     There is one set of variables, because no command here reads its environment.
     """
@@ -95,7 +95,7 @@ def _declare(shell: Shell, arguments: list[str], _: Streams) -> int:
             raise Unsupported(f"the option {name}")
         if equals:
             shell.assign(name, value)
-    return shell.substituted or 0
+    return 0
 
 
 def _read(shell: Shell, arguments: list[str], streams: Streams) -> int:

@@ -147,10 +147,13 @@ class Expander(ABC):
                 fields.split(argument)
 
     def _expand_default(self, part: Parameter, word: Word, fields: _Fields) -> None:
-        """``${name:-word}`` and ``${name:+word}`` outside of quotes: the word's own quotes count."""
+        """``${name:-word}`` and ``${name:+word}`` outside of quotes: what is not quoted in the word is split."""
         if _uses_word(part, self.value(part.name)):
             for inner in word.parts:
-                self._expand(inner, fields)
+                if isinstance(inner, Literal) and not inner.quoted:
+                    fields.split(inner.text)
+                else:
+                    self._expand(inner, fields)
         elif part.operator[-1] == "-":
             fields.split(self.value(part.name) or "")
 

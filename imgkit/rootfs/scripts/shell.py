@@ -48,7 +48,6 @@ class Shell(Expander):
         options: the options that ``set`` has switched on: errexit, nounset, pipefail, xtrace.
         dash: whether the script is for dash, not for Alpine's ash.
         line: the line of the last simple command, for messages.
-        substituted: the status of the last command substitution of the present command; None if it has none.
     """
 
     def __init__(self, state: ShellState, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -62,7 +61,7 @@ class Shell(Expander):
         self.status = 0
         self.dash = False
         self.line = 0
-        self.substituted: int | None = None
+        self._substituted = 0  # status of the last command substitution of the present command
         self._conditions = 0  # how many conditions the present command is part of, where set -e has no effect
         self._calls = 0
         self._streams = Streams(io.StringIO(), discard, discard)
@@ -85,7 +84,8 @@ class Shell(Expander):
         """What the statements of ``$(…)`` write, without the newlines at its end."""
         collected: list[str] = []
         streams = Streams(io.StringIO(), collector(collected, self.state.budget), self._streams.err)
-        self.substituted = self._isolated(lambda: self._block(body, streams))
+        with self._outside_of_conditions():
+            self._substituted = self._isolated(lambda: self._block(body, streams))
         return self.state.budget.joined(collected).rstrip("\n")
 
     def assign(self, name: str, value: str) -> None:
@@ -150,7 +150,8 @@ class Shell(Expander):
         without_input = replace(streams, stdin=io.StringIO())
         self.state.budget.work(COMMAND)
         try:
-            status = self._isolated(lambda: self._and_or(node, without_input))
+            with self._outside_of_conditions():
+                status = self._isolated(lambda: self._and_or(node, without_input))
         except Jump:  # the loop that it would leave is outside of this subshell
             status = 0
         self.jobs.append(status)
@@ -188,6 +189,16 @@ class Shell(Expander):
             yield
         finally:
             self._conditions -= active
+
+    @contextmanager
+    def _outside_of_conditions(self) -> Iterator[None]:
+        """For ``$(…)`` and ``… &``, whose own commands are not tested even if the command that they are in is."""
+        saved = self._conditions
+        self._conditions = 0
+        try:
+            yield
+        finally:
+            self._conditions = saved
 
     def _pipeline(self, node: Pipeline, streams: Streams, *, tested: bool) -> int:
         with self._condition(active=tested or node.negated):
@@ -296,7 +307,7 @@ class Shell(Expander):
         self.line = node.line
         self.state.budget.work(COMMAND)
         self._streams = streams
-        self.substituted = None
+        self._substituted = 0
         try:
             words = self._words(node.words)
             values = [(name, self.text(word)) for name, word in node.assignments]
@@ -309,7 +320,7 @@ class Shell(Expander):
         if not words:
             for name, value in values:
                 self.assign(name, value)
-            return self.substituted or 0
+            return self._substituted
         return self._with_variables(values, lambda: self.call(words, streams))
 
     def _words(self, words: Sequence[Word]) -> list[str]:

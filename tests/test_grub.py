@@ -266,7 +266,7 @@ def test_the_esp_that_is_proposed_holds_a_large_loader(tmp_path: Path, monkeypat
 
 
 def test_how_grub_mkimage_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    fake_mkimage(tmp_path, WRITE_CORE.replace("case $1 in", 'case $1 in -c) cp "$2" "${0%/*}/early";;'), monkeypatch)
     tree = tree_with_modules("i386-pc")
     tree.write("usr/lib/grub/i386-pc/readme.txt", "not for grub-mkimage")
     tree.write("usr/lib/grub/i386-pc/lzma_decompress.img", "x")
@@ -275,6 +275,7 @@ def test_how_grub_mkimage_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert argv[:3] == ["-O", "i386-pc", "-d"]
     assert argv[4:7] == ["-p", "/boot/grub", "-c"]
     assert argv[8] == "-o"
+    assert (tmp_path / "early").read_text() == grub.early_config(UUID)
     names = (tmp_path / "modules").read_text().split()
     assert "readme.txt" not in names
     assert {"lzma_decompress.img", "boot.img", "kernel.img", "moddep.lst", "biosdisk.mod"} <= set(names)

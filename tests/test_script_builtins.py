@@ -45,7 +45,7 @@ def outcome(text: str, tree: Tree | None = None) -> tuple[int, list[str]]:
         ("set a b c d; shift; echo $* $?; shift 2; echo $*", ["b c d 0", "d"]),
         ("set a b; shift 2; echo $# $?", ["0 0"]),
         ("set a; shift 2; echo $# $?", ["shift: can't shift that many", "1 1"]),
-        ("umask 27; umask; umask 0; umask; echo $?", ["0027", "0000", "0"]),
+        ("umask 27; umask; umask 0; umask; echo $?; umask 0077; umask", ["0027", "0000", "0", "0077"]),
         ("x=1 y=2; unset x y z; echo [$x$y] $?", ["[] 0"]),
         ("true & false & wait 1001; echo $?; wait $!; echo $?; wait 1003; echo $?; wait; echo $?",
          ["0", "1", "127", "0"]),

@@ -99,7 +99,7 @@ def _check_qcow2(start: bytes, name: Path) -> None:
 
 def _start(path: Path, name: Path | None = None) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

@@ -7,7 +7,6 @@ class Leave(Exception):  # noqa: N818 - control flow
     """``exit``: the script, or the subshell that it is in, ends with ``status``."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(status)
         self.status = status
 
 
@@ -19,6 +18,5 @@ class Jump(Exception):  # noqa: N818 - control flow
     """``break`` or, with ``again``, ``continue``: the innermost ``levels`` loops are left."""
 
     def __init__(self, levels: int, *, again: bool) -> None:
-        super().__init__(levels)
         self.levels = levels
         self.again = again

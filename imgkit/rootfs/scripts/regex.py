@@ -397,7 +397,7 @@ def compile_expressions(
         ValueError: an expression is not valid, too large, or has something that imgkit does not compute.
         Exhausted: a pattern is too long, or the budget does not suffice.
     """
-    nodes = []
+    nodes: list[_Node] = []
     for pattern in patterns:
         budget.pattern(pattern)
         if literal:

@@ -251,3 +251,12 @@ def test_an_image_that_just_fits_is_accepted() -> None:
     least = GIB + 1
     assert refusal.value.message == f"image of 1024 MiB is too small for its content, which needs {show_size(least)}"
     assert refusal.value.hint == f"set size to {1025 + 64}M or more"
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB, 100 * MIB, 245 * MIB, 900 * MIB, 1900 * MIB, 70 * GIB])
+def test_one_mib_less_is_not_enough(size: int) -> None:
+    tree = _tree_of(size)
+    needed = needed_root_bytes(tree)
+    assert needed % MIB == 0
+    assert root_capacity(needed)[0] >= tree_blocks(tree)
+    assert root_capacity(needed - MIB)[0] < tree_blocks(tree)

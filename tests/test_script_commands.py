@@ -166,6 +166,11 @@ def test_links_with_one_operand_are_made_here() -> None:
     assert tree["tmp/b"] == HardLink(target="etc/b.conf")
 
 
+def test_hard_links_have_the_mode_of_their_file() -> None:
+    tree, _ = run("chmod 600 etc/motd; ln etc/motd a; ln a b")
+    assert tree["a"] == tree["b"] == HardLink(target="etc/motd", mode=0o600)
+
+
 def test_hard_links_to_what_is_no_file_are_refused() -> None:
     with pytest.raises(Unsupported, match="a hard link to /etc, which is no regular file"):
         run("ln etc x")
@@ -433,6 +438,8 @@ def test_find(expression: str, lines: str) -> None:
         ("mkdir -p d/e; touch d/e/f; find d -name e -delete; echo $?; ls d",
          ["find: d/e: Directory not empty", "0", "e"]),
         ("mkdir -p d/e; find d -name e -exec rmdir {} ';'; echo $?", ["find: d/e: No such file or directory", "1"]),
+        ("mkdir d; ln -s /etc/motd d/l; ln -s /etc d/m; find d -type l -delete; find d etc/motd",
+         ["d", "etc/motd"]),
         ("find etc/motd -print0 | { read x; echo $x; }", ["etc/motd\0"]),
         ("find / -maxdepth 0; find /etc/ -name motd", ["/", "/etc/motd"]),
         ("mkdir -p d/x d/y; find d -name x -prune -o -print", ["d", "d/y"]),

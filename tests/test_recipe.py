@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import Recipe, load, parse_setting, parse_size
+from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load, parse_setting, parse_size
 
 ROOT = Path(__file__).parent.parent
 
@@ -400,3 +400,33 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
 )  # fmt: skip
 def test_whole_sentences(tmp_path: Path, line: str, message: str) -> None:
     assert faults(tmp_path, GOOD + line) == (message,)
+
+
+def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path))
+    stated = {"branch", "packages", "architectures"}
+    assert {name: getattr(recipe, name) for name in Recipe.model_fields if name not in stated} == {
+        "name": "linux",
+        "mirror": OFFICIAL_MIRROR,
+        "guest_mirror": OFFICIAL_MIRROR,
+        "version": None,
+        "repositories": ("main", "community"),
+        "release_key": None,
+        "size": "4G",
+        "compression": "zstd",
+        "kernel": "virt",
+        "initramfs_features": ("base", "ext4", "virtio"),
+        "kernel_arguments": (),
+        "read_only_root": False,
+        "hostname": "sandbox",
+        "network": "dhcp",
+        "services": {},
+        "users": (),
+        "overlay": None,
+        "agent_runner": None,
+        "agent_runner_build": "auto",
+        "npm_scripts": False,
+        "npm_git": False,
+        "payload_binaries": "warn",
+        "skip_scripts": (),
+    }

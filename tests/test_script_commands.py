@@ -474,6 +474,13 @@ def test_find_that_is_refused(text: str, reason: str) -> None:
     assert refusal.value.construct == reason
 
 
+def test_find_by_owner_and_group() -> None:
+    text = "mkdir d; touch d/a d/b; chown bin d/a; chgrp wheel d/b"
+    text += "; find d -user bin; find d -group wheel; find d -group 10"
+    assert said(text) == ["d/a", "d/b", "d/b"]
+    assert said("find etc -user wheel; find etc -group root -name motd") == ["find: unknown user wheel", "etc/motd"]
+
+
 def test_find_goes_100_levels_deep() -> None:
     tree = base()
     tree.mkdir("/".join("d" * 100))

@@ -511,3 +511,10 @@ def test_the_root_may_be_replaced_but_not_removed() -> None:
     tree.remove("f")
     with pytest.raises(TreeError, match=r"^/: directory is not empty$"):
         tree.remove("")
+
+
+def test_the_modes_that_nodes_have_by_default() -> None:
+    assert Directory().mode == 0o755
+    assert File(content=Inline(b"")).mode == HardLink(target="f").mode == 0o644
+    assert Symlink(target="f").mode == 0o777
+    assert Device(kind="c") == Device(kind="c", major=0, minor=0, mode=0o600, uid=0, gid=0, mtime=0)

@@ -93,6 +93,37 @@ def test_headers_that_are_refused(values: dict[str, int], words: str, tmp_path: 
     diskimage.check(image, "qcow2")  # version 2 has no features
 
 
+@pytest.mark.parametrize("features", [0, 1, 8, 16, 1 | 8 | 16])
+def test_features_that_are_known(features: int, tmp_path: Path) -> None:
+    """A dirty image, one with another compression, one with extended L2 entries."""
+    image = tmp_path / "image"
+    image.write_bytes(header(incompatible=features))
+    diskimage.check(image, "qcow2")
+    image.write_bytes(header(incompatible=features | 32))
+    with pytest.raises(InputError, match=r"features of qcow2 that are not known here \(0x20\)$"):
+        diskimage.check(image, "qcow2")
+    image.write_bytes(header(incompatible=features | 2))
+    with pytest.raises(InputError, match=r"is marked as damaged$"):
+        diskimage.check(image, "qcow2")
+
+
+def test_messages_have_the_name_that_is_given(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        diskimage.check(image, "qcow2", name=Path("out/x.qcow2"))
+    assert caught.value.message == "out/x.qcow2: no qcow2 image of version 2 or 3"
+    with pytest.raises(InputError) as caught:
+        diskimage.check(image, "vmdk", name=Path("out/x.vmdk"))
+    assert (caught.value.message, caught.value.hint) == (
+        "out/x.vmdk: format vmdk is not supported",
+        "qcow2 and raw are",
+    )
+    with pytest.raises(InputError) as caught:
+        diskimage.check(tmp_path / "none", "raw", name=Path("disk"))
+    assert caught.value.message == "disk: cannot be read: No such file or directory"
+
+
 @given(st.binary(max_size=600), st.booleans())
 def test_any_bytes_end_in_a_word(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "any"

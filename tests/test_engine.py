@@ -226,13 +226,6 @@ def test_other_kernels_stay_as_they_are(image: bytes) -> None:
     assert quickstart.unpack_kernel(image) is None
 
 
-def cpio(name: str, content: bytes) -> bytes:
-    """An archive with one file."""
-    archive = io.BytesIO()
-    write_newc(archive, [Member(name, File(content=Inline(content)))])
-    return archive.getvalue()
-
-
 @given(st.binary(max_size=300), st.text("abc/.", min_size=1, max_size=20))
 def test_cpio_survives_a_round_trip(content: bytes, name: str) -> None:
     archive = newc(Member(name, File(content=Inline(content))))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkit.disk import grub
-from imgkit.disk.layout import PartitionSpec, make_layout
+from imgkit.disk.layout import SizedPartition, make_layout
 from imgkit.errors import HostError, RecipeError
 from imgkit.tree import Tree
 from tests.conftest import need_program
@@ -151,11 +151,11 @@ def test_a_grub_mkimage_without_the_format_is_quoted(tmp_path: Path, monkeypatch
 
 def test_an_esp_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_mkimage(tmp_path, WRITE_CORE.replace("1300", "2000000"), monkeypatch)
-    small = make_layout((PartitionSpec("esp", 1 << 20), PartitionSpec("root")), 1 << 30, uuid.UUID(int=1))
+    small = make_layout((SizedPartition("esp", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="EFI system partition of 1024 KiB is too small") as e:
         grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], small)
     assert e.value.hint == "make it 16 MiB"
-    none = make_layout((PartitionSpec("root"),), 1 << 30, uuid.UUID(int=1))
+    none = make_layout((SizedPartition("root"),), 1 << 30, uuid.UUID(int=1))
     with pytest.raises(RecipeError, match="needs an EFI system partition"):
         grub.make_boot_files(tree_with_modules("arm64-efi"), PLATFORMS["arm64"], none)
 
@@ -180,3 +180,117 @@ def test_the_real_grub_mkimage_makes_equal_bytes_from_equal_input(mirror: Mirror
     else:
         assert one[:2] == b"MZ"
         assert UUID.encode() in one
+
+
+# ---- boundaries ------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_only_root_is_covered_by_a_tmpfs() -> None:
+    words = grub.kernel_arguments(UUID, ("ttyS0",), read_only=True)
+    assert words == (f"root=UUID={UUID}", "rootfstype=ext4", "overlaytmpfs", "console=ttyS0")
+
+
+def test_the_whole_configuration() -> None:
+    text = grub.grub_cfg(UUID, ("a", "b"))
+    assert text.splitlines()[1:4] == [f"search.fs_uuid {UUID} root", "set default=0", "set timeout=0"]
+    assert "    linux /boot/vmlinuz-virt a b\n    initrd /boot/initramfs-virt\n" in text
+    assert "    linux /boot/vmlinuz-virt a b init=/bin/sh\n    initrd /boot/initramfs-virt\n" in text
+    assert "initrd /boot/other\n" in grub.grub_cfg(UUID, (), kernel="vmlinuz-x", initrd="other")
+    assert grub.early_config(UUID) == (
+        f"search.fs_uuid {UUID} root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"
+    )
+
+
+def test_boot_code_keeps_the_rest_of_boot_img() -> None:
+    image = bytes(number % 251 for number in range(512))
+    image = b"\xeb" + image[1:0x1FE] + b"\x55\xaa"
+    code = grub.boot_code(image, 0x1122334455667788)
+    assert code[:0x5C] == image[:0x5C]
+    assert code[0x5C:0x64] == bytes.fromhex("8877665544332211")
+    assert code[0x64:0x66] == image[0x64:0x66]
+    assert code[0x68:] == image[0x68:440]
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "fits"),
+    [
+        (512, 1 << 20, False), (513, 1 << 20, True), (1024, 1024, True), (1025, 1024, False), (1024, 1023, False),
+        (888 * 512, 1 << 20, True), (888 * 512 + 1, 1 << 20, False),
+    ],
+)  # fmt: skip
+def test_sizes_of_core_images(size: int, room: int, fits: bool) -> None:
+    if fits:
+        assert len(grub.embed_core(b"x" * size, 2048, room)) == -(-size // 512) * 512
+    else:
+        with pytest.raises(ValueError, match="does not fit") as refusal:
+            grub.embed_core(b"x" * size, 2048, room)
+        assert str(refusal.value) == f"core image of {size} bytes does not fit (at most {min(room, 888 * 512)})"
+
+
+def test_bios_needs_a_partition_and_a_boot_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    tree = tree_with_modules("i386-pc")
+    with pytest.raises(RecipeError, match=r"^GRUB for i386-pc needs a BIOS boot partition$"):
+        grub.make_boot_files(tree, ("i386-pc",), make_layout((SizedPartition("root"),), 1 << 30, uuid.UUID(int=1)))
+    tree.write("usr/lib/grub/i386-pc/boot.img", b"")
+    with pytest.raises(RecipeError, match=r"^GRUB for i386-pc: not a GRUB boot\.img$"):
+        grub.make_boot_files(tree, ("i386-pc",), LAYOUT)
+
+
+def test_a_disk_for_bios_alone_has_nothing_for_efi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    files = grub.make_boot_files(tree_with_modules("i386-pc"), ("i386-pc",), LAYOUT)
+    assert files.esp == {}
+    assert struct.unpack_from("<Q", files.boot_code, 0x5C) == (2048,)
+    assert struct.unpack_from("<QH", files.core, 0x1F4) == (2049, 2)
+    assert grub.BootFiles() == grub.BootFiles(b"", b"", {})
+
+
+def test_the_room_that_an_esp_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth and 256 KiB more than the files: an image of 714,924 bytes and startup.nsh fit 1 MiB exactly."""
+    startup = len(b"\\EFI\\BOOT\\BOOTAA64.EFI\r\n")
+    largest = ((1 << 20) - (256 << 10)) * 10 // 11 - startup
+    small = make_layout((SizedPartition("esp", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest)), monkeypatch)
+    grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest + 2)), monkeypatch)
+    with pytest.raises(RecipeError, match=r"partition of 1024 KiB is too small for GRUB, which needs 1024 KiB$"):
+        grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
+
+
+def test_the_esp_that_is_proposed_holds_a_large_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(20 << 20)), monkeypatch)
+    with pytest.raises(RecipeError) as refusal:
+        grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), LAYOUT)
+    assert refusal.value.hint == "make it 23 MiB"
+
+
+def test_how_grub_mkimage_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE.replace("case $1 in", 'case $1 in -c) cp "$2" "${0%/*}/early";;'), monkeypatch)
+    tree = tree_with_modules("i386-pc")
+    tree.write("usr/lib/grub/i386-pc/readme.txt", "not for grub-mkimage")
+    tree.write("usr/lib/grub/i386-pc/lzma_decompress.img", "x")
+    assert len(grub.make_image(tree, "i386-pc", UUID)) == 1300
+    argv = (tmp_path / "argv").read_text().split()
+    assert argv[:3] == ["-O", "i386-pc", "-d"]
+    assert argv[4:7] == ["-p", "/boot/grub", "-c"]
+    assert argv[8] == "-o"
+    assert (tmp_path / "early").read_text() == grub.early_config(UUID)
+    names = (tmp_path / "modules").read_text().split()
+    assert "readme.txt" not in names
+    assert {"lzma_decompress.img", "boot.img", "kernel.img", "moddep.lst", "biosdisk.mod"} <= set(names)
+
+
+@pytest.mark.parametrize("lacking", ["kernel.img", "moddep.lst", "ext2.mod"])
+def test_every_file_that_is_needed_is_missed(lacking: str) -> None:
+    tree = tree_with_modules("i386-pc")
+    tree.remove(f"usr/lib/grub/i386-pc/{lacking}")
+    with pytest.raises(RecipeError, match=rf"not in the image \(usr/lib/grub/i386-pc/{lacking}\)"):
+        grub.make_image(tree, "i386-pc", UUID)
+
+
+def test_a_failure_has_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, "exit 1", monkeypatch)
+    with pytest.raises(HostError) as refusal:
+        grub.make_image(tree_with_modules("i386-pc"), "i386-pc", UUID)
+    assert refusal.value.hint == "see what it says: grub-mkimage -O i386-pc --help"

@@ -177,10 +177,37 @@ def test_globs() -> None:
     tree.symlink("d", "nowhere")
     assert expand_glob(tree, "", "a/*") == ["a/x.ko", "a/y.ko.gz"]
     assert expand_glob(tree, "", "a/.h*") == ["a/.hidden"]
-    assert expand_glob(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko", "b/x.ko"]  # through the link, too
-    assert expand_glob(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]  # a directory is looked into once
+    assert expand_glob(tree, "", "*/x.ko") == ["a/x.ko", "b/x.ko"]  # the link c leads to b
+    assert expand_glob(tree, "", "[!a]/*/x.ko*") == ["b/deep/x.ko"]
     assert expand_glob(tree, "b", "./deep//x.k?") == ["b/deep/x.ko"]
     assert expand_glob(tree, "", "none/*") == expand_glob(tree, "a", "none") == []
+    assert expand_glob(tree, "b", "../a/[x]*") == ["a/x.ko"]
+    assert expand_glob(tree, "b", "") == ["b"]
+    assert expand_glob(tree, "", "d") == ["d"]
+    tree.symlink("loop", "loop")
+    assert expand_glob(tree, "", "*/x.ko*") == ["a/x.ko", "b/x.ko"]
+
+
+def test_globs_may_name_devices() -> None:
+    tree = Tree()
+    tree.write("dev/console", "")
+    assert expand_glob(tree, "", "dev/c*") == ["dev/console"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "message"),
+    [
+        ("a/[z-a]", r"/a/\[z-a\]: the pattern '\[z-a\]': .*bad character range"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_globs_that_are_refused(glob: str, message: str) -> None:
+    tree = Tree()
+    for name in "abcdefgh":
+        tree.mkdir(name)
+    tree.symlink("loop", "loop")
+    with pytest.raises(InputError, match=message):
+        expand_glob(tree, "", glob)
 
 
 # ---- what is in it ---------------------------------------------------------------------------------------------------

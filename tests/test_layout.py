@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.disk.layout import ALIGNMENT, SECTOR, PartitionSpec, make_layout
-from imgkit.disk.size import check_fits, needed_root_bytes, root_capacity, show_size, tree_blocks
+from imgkit.disk.layout import ALIGNMENT, SECTOR, SizedPartition, make_layout
+from imgkit.disk.size import (
+    check_fits,
+    journal_mib,
+    needed_root_bytes,
+    root_capacity,
+    show_size,
+    tree_blocks,
+    tree_inodes,
+)
 from imgkit.errors import RecipeError
 from imgkit.recipe import parse_size
-from imgkit.tree import File, Inline, Slice, Tree
+from imgkit.tree import Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree
 from tests.layouts import SPECS
 
 GIB = 1 << 30
@@ -69,12 +77,12 @@ def test_identifiers_come_from_the_seed_and_differ() -> None:
     [
         (SPECS["amd64"], 16 << 20, "no room for root"),
         (SPECS["amd64"], GIB + 1, "not a multiple"),
-        ((PartitionSpec("esp", 1 << 20),), GIB, "root exactly once"),
-        ((PartitionSpec("root"), PartitionSpec("root")), GIB, "root exactly once"),
-        ((PartitionSpec("esp", 0), PartitionSpec("root")), GIB, "esp: size of 0"),
+        ((SizedPartition("esp", 1 << 20),), GIB, "root exactly once"),
+        ((SizedPartition("root"), SizedPartition("root")), GIB, "root exactly once"),
+        ((SizedPartition("esp", 0), SizedPartition("root")), GIB, "esp: size of 0"),
     ],
 )
-def test_impossible_layouts_are_refused(spec: tuple[PartitionSpec, ...], size: int, words: str) -> None:
+def test_impossible_layouts_are_refused(spec: tuple[SizedPartition, ...], size: int, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         make_layout(spec, size, SEED)
 
@@ -116,3 +124,139 @@ def test_an_image_that_is_too_small_says_what_it_needs() -> None:
 def test_sizes_are_shown_rounded_up() -> None:
     assert show_size((1 << 20) + 1) == "2 MiB"
     assert show_size(5) == "5 bytes"
+
+
+# ---- boundaries ------------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def test_sizes_are_rounded_up_to_the_alignment() -> None:
+    esp = make_layout((SizedPartition("root"), SizedPartition("esp", MIB + 1)), GIB, SEED).get("esp")
+    assert esp is not None
+    assert (esp.start, esp.size) == (MIB, 2 * MIB)
+    assert (esp.start_lba, esp.sectors) == (2048, 4096)
+
+
+def test_the_smallest_disk_has_a_root_of_one_mib() -> None:
+    spec = (SizedPartition("esp", 2 * MIB), SizedPartition("root"))
+    smallest = 4 * MIB + 33 * SECTOR
+    layout = make_layout(spec, smallest, SEED)
+    assert (layout.root.start, layout.root.size) == (3 * MIB, MIB)
+    with pytest.raises(RecipeError) as refusal:
+        make_layout(spec, smallest - SECTOR, SEED)
+    assert refusal.value.message == f"image size of {smallest - SECTOR} bytes leaves no room for root"
+    assert refusal.value.hint == "at least 5 MiB"
+    assert make_layout(spec, 5 * MIB, SEED).root.size == MIB
+
+
+def test_everything_that_a_partition_states() -> None:
+    layout = make_layout(SPECS["amd64"], GIB, SEED)
+    stated = [(part.name, part.type_guid, part.filesystem, part.label) for part in layout.partitions]
+    assert stated == [
+        ("bios-boot", "21686148-6449-6E6F-744E-656564454649", "", ""),
+        ("esp", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "vfat", "ESP"),
+        ("root", "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "ext4", "root"),
+    ]
+    bios, esp, root = layout.partitions
+    assert bios.fs_uuid == ""
+    assert esp.fs_uuid == esp.fs_uuid.upper() != ""
+    assert root.fs_uuid == str(uuid.UUID(root.fs_uuid))
+    assert layout.size_bytes == GIB
+    for identifier in (layout.disk_guid, *(part.uuid for part in layout.partitions)):
+        assert identifier == str(uuid.UUID(identifier)).upper()
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "message"),
+    [
+        ((), GIB, "partitions (none): root exactly once and no kind twice"),
+        ((SizedPartition("esp", 1), SizedPartition("esp", 1), SizedPartition("root")), GIB,
+         "partitions esp, esp, root: root exactly once and no kind twice"),
+        ((SizedPartition("root", -1),), GIB, "partition root: size of -1 bytes"),
+        ((SizedPartition("esp", -1), SizedPartition("root")), GIB, "partition esp: size of -1 bytes"),
+        ((SizedPartition("root"),), GIB + 511, f"image size of {GIB + 511} bytes is not a multiple of 512"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_layout_is_said(spec: tuple[SizedPartition, ...], size: int, message: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        make_layout(spec, size, SEED)
+    assert refusal.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("size", "journal"),
+    [
+        ((256 << 20) - 1, 4), (256 << 20, 16), (GIB - 1, 16), (GIB, 32), (2 * GIB - 1, 32), (2 * GIB, 64),
+    ],
+)  # fmt: skip
+def test_journals(size: int, journal: int) -> None:
+    assert journal_mib(size) == journal
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(MIB - 1, "1048575 bytes"), (MIB, "1 MiB"), (MIB + 1, "2 MiB"), (2 * MIB, "2 MiB")]
+)
+def test_sizes_in_words(size: int, text: str) -> None:
+    assert show_size(size) == text
+
+
+def test_blocks_of_every_kind_of_node() -> None:
+    def blocks(*nodes: tuple[str, Node]) -> int:
+        tree = Tree()
+        for path, node in nodes:
+            tree.add(path, node)
+        return tree_blocks(tree) - tree_blocks(Tree())
+
+    def sized(size: int) -> File:
+        return File(content=Slice(NOWHERE, 0, size))
+
+    assert tree_blocks(Tree()) == 17
+    assert [blocks(("f", sized(size))) for size in (0, 1, 4096, 4097)] == [0, 1, 1, 2]
+    assert blocks(("f", sized(4 * 32768 * 4096))) == 4 * 32768
+    assert blocks(("f", sized(4 * 32768 * 4096 + 1))) == 4 * 32768 + 2
+    assert blocks(("d", Directory())) == 1
+    assert [blocks(("l", Symlink(target="x" * length))) for length in (59, 60)] == [0, 1]
+    assert blocks(("l", Symlink(target="ü" * 30))) == 1
+    assert blocks(("f", File(content=Inline(b""), xattrs={"user.a": bytes(64)}))) == 0
+    assert blocks(("f", File(content=Inline(b""), xattrs={"user.a": bytes(40), "user.b": bytes(25)}))) == 1
+    names = [(f"d/{number:03}", Symlink(target="x")) for number in range(171)]
+    assert blocks(("d", Directory()), *names[:170]) == 1
+    assert blocks(("d", Directory()), *names) == 2
+    names = [(f"d/{'x' * 240}{number:03}", Symlink(target="x")) for number in range(11)]
+    assert blocks(("d", Directory()), *names[:10]) == 1
+    assert blocks(("d", Directory()), *names) == 2
+
+
+def test_inodes() -> None:
+    tree = _tree_of(1, 3)
+    tree.add("hard", HardLink(target="file0"))
+    assert tree_inodes(tree) == 11 + 4
+
+
+def test_capacities() -> None:
+    blocks, inodes = root_capacity(GIB)
+    assert inodes == GIB // 16384
+    assert blocks == (GIB - inodes * 256 - 8 * 4 * 4096 - (32 << 20) - (6 << 20)) // 4096
+    assert root_capacity(128 << 20)[0] == ((128 << 20) - 8192 * 256 - 4 * 4096 - (4 << 20) - (6 << 20)) // 4096
+    assert root_capacity(MIB)[0] == 0
+
+
+def test_an_image_that_just_fits_is_accepted() -> None:
+    tree = _tree_of(100 * MIB)
+    needed = needed_root_bytes(tree)
+    check_fits(tree, needed, GIB)
+    with pytest.raises(RecipeError) as refusal:
+        check_fits(tree, needed - 1, GIB)
+    least = GIB + 1
+    assert refusal.value.message == f"image of 1024 MiB is too small for its content, which needs {show_size(least)}"
+    assert refusal.value.hint == f"set size to {1025 + 64}M or more"
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB, 100 * MIB, 245 * MIB, 900 * MIB, 1900 * MIB, 70 * GIB])
+def test_one_mib_less_is_not_enough(size: int) -> None:
+    tree = _tree_of(size)
+    needed = needed_root_bytes(tree)
+    assert needed % MIB == 0
+    assert root_capacity(needed)[0] >= tree_blocks(tree)
+    assert root_capacity(needed - MIB)[0] < tree_blocks(tree)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from imgkit.disk.layout import make_layout, partition_specs
+from imgkit.disk.layout import make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.image.manifest import Made, describe
 from imgkit.recipe import load
@@ -30,7 +30,7 @@ FINDINGS = BinaryFindings(
 @pytest.mark.parametrize("findings", [FINDINGS, BinaryFindings()], ids=["some", "none"])
 def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str, tmp_path: Path) -> None:
     recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/", "payload_binaries": policy})
-    layout = make_layout(partition_specs(recipe.architecture("amd64")), 1 << 30, uuid.UUID(int=1))
+    layout = make_layout(sized_partitions(recipe.architecture("amd64")), 1 << 30, uuid.UUID(int=1))
     kernel: Any = SimpleNamespace(release="6")
     made = cast(
         "Composition",

@@ -101,8 +101,8 @@ def test_globs_that_go_up_and_down() -> None:
     tree = Tree()
     for number in range(30):
         tree.mkdir(f"usr/{number}")
-    with quick():
-        assert len(expand_glob(tree, "", "usr/" + "*/../" * 40 + "*")) == 30
+    with quick(), pytest.raises(InputError, match=r"^/usr/\*/\.\./.*: (takes|needs) more than"):
+        expand_glob(tree, "", "usr/" + "*/../" * 40 + "*")
     tree.write("etc/mkinitfs/features.d/base.files", "usr/*\n" * 100_000)
     with pytest.raises(InputError, match="where at most 262144 are read"):
         list(feature_files(tree, ["base"], "files", ""))

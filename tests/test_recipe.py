@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import Recipe, load, parse_setting, parse_size
+from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load, parse_setting, parse_size
 
 ROOT = Path(__file__).parent.parent
 
@@ -224,3 +225,208 @@ def test_absurd_settings_are_wrong_usage(value: str) -> None:
     with pytest.raises(UsageError, match="not a value in YAML") as caught:
         parse_setting(f"users={value}")
     assert len(caught.value.message) < 200
+
+
+# ---- boundaries and messages -----------------------------------------------------------------------------------------
+
+
+def message(path: Path, overrides: Mapping[str, object], origins: Mapping[str, str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(path, overrides, origins)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [("256M", True), ("255M", False), (str((256 << 20) - 1), False), ("2T", True), ("2049G", False)]
+)
+def test_sizes_of_images(tmp_path: Path, size: str, fits: bool) -> None:
+    if fits:
+        assert load(write(tmp_path), {"size": size}).size == size
+    else:
+        fault = message(write(tmp_path), {"size": size}, {"size": "IMAGE_SIZE"})
+        assert fault.startswith(f"IMAGE_SIZE: {size} is out of range: a disk has 256M to 2T")
+
+
+def test_the_units_of_sizes() -> None:
+    assert [parse_size(f"1{unit}") for unit in ("", "K", "M", "G", "T")] == [1, 1 << 10, 1 << 20, 1 << 30, 1 << 40]
+    assert parse_size("9" * 18) == int("9" * 18)
+    assert parse_size("3kb") == parse_size("3KiB") == 3 << 10
+    with pytest.raises(ValueError, match=r"^'5 X' is not a size such as 4G or 512M$"):
+        parse_size("5 X")
+
+
+@pytest.mark.parametrize(("size", "fits"), [("9M", True), (str((9 << 20) - 1), False)])
+def test_the_smallest_esp(tmp_path: Path, size: str, fits: bool) -> None:
+    path = write(tmp_path, arch=GOOD_ARCH.replace("16M", size))
+    if fits:
+        assert load(path).architecture("amd64").partitions[0].size == size
+    else:
+        with pytest.raises(RecipeError) as caught:
+            load(path)
+        fault = f"architectures.amd64.partitions: an esp of {size} is too small: its FAT16 needs 9M"
+        assert caught.value.message == f"{path}: {fault}"
+        assert caught.value.problems == (fault,)
+
+
+def test_faults_of_overrides_name_where_they_come_from(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    origins = {"size": "IMAGE_SIZE", "branch": "--branch"}
+    assert message(path, {"size": "x"}, origins).startswith("IMAGE_SIZE: 'x' is not a size such as 4G or 512M")
+    both = message(path, {"size": "x", "branch": "3"}, origins)
+    assert both.startswith("--branch: string should match pattern")
+    assert "; IMAGE_SIZE: 'x' is not a size" in both
+    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == "--mirror: 'ftp://x' is no http(s) URL"
+
+
+def test_faults_of_the_recipe_count_beside_those_of_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "hostname = 'a b'")
+    with pytest.raises(RecipeError) as caught:
+        load(path, {"size": "x"}, {"size": "--size"})
+    assert caught.value.message.startswith(f"{path}: 2 faults: size: 'x' is not a size")
+    assert len(caught.value.problems) == 2
+
+
+def test_missing_recipes_have_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path / "imge.py")
+    assert caught.value.message == f"{tmp_path}/imge.py: no such recipe"
+    assert caught.value.hint == "give the path of a recipe, e.g. recipes/alpine.py"
+    write(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path / "imge.py")
+    assert caught.value.hint == f"did you mean {tmp_path}/image.py?"
+
+
+def test_a_recipe_that_is_no_python_file(tmp_path: Path) -> None:
+    path = tmp_path / "image.txt"
+    path.write_text(GOOD)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.message == f"{path}: not a Python file"
+    assert caught.value.hint == "a recipe's name ends in .py"
+
+
+def test_faults_below_the_recipe_name_their_own_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"arch/pc\.py:2: ZeroDivisionError: division by zero$"):
+        load(write(tmp_path, arch="x = 1\ny = 1 / 0\n"))
+    with pytest.raises(RecipeError, match=r"arch/pc\.py:1: not Python: "):
+        load(write(tmp_path, arch="x = = 1\n"))
+
+
+def test_interrupts_and_recipe_errors_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load(write(tmp_path, "raise KeyboardInterrupt"))
+    with pytest.raises(RecipeError, match=r"^of its own$"):
+        load(write(tmp_path, "from imgkit.errors import RecipeError\nraise RecipeError('of its own')"))
+    assert not [name for name in sys.modules if name.startswith("_imgkit_recipe")]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_writing_bytecode_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", before)
+    path = write(tmp_path, GOOD + "import sys\n_flag = sys.dont_write_bytecode\nassert _flag\n")
+    load(path)
+    assert sys.dont_write_bytecode is before
+
+
+def test_paths_are_those_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "key.asc").write_text("")
+    recipe = load(write(tmp_path, GOOD + "overlay = 'files'\nrelease_key = 'key.asc'\n"))
+    assert (recipe.overlay, recipe.release_key) == (tmp_path / "files", tmp_path / "key.asc")
+    assert faults(tmp_path, GOOD + "overlay = 'key.asc'") == (f"overlay: {tmp_path}/key.asc is not there",)
+    assert faults(tmp_path, GOOD + "release_key = 'files'") == (f"release_key: {tmp_path}/files is not there",)
+    assert faults(tmp_path, GOOD + "agent_runner = 'none'") == (f"agent_runner: {tmp_path}/none is not there",)
+
+
+def test_the_architectures_of_a_recipe_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(write(tmp_path)).architecture("sparc")
+    assert caught.value.message == "sparc: no such architecture in this recipe"
+    assert caught.value.hint == "it has amd64"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("read_only_root=true", True),
+        ("read_only_root=no", False),
+        ("version=3.20", "3.20"),
+        ("version=null", None),
+        ("version=7", "7"),
+        ("size=010", "010"),
+        ("initramfs_features=[]", []),
+        ("branch=a=b", "a=b"),
+    ],
+)
+def test_values_of_settings(text: str, value: object) -> None:
+    assert parse_setting(text) == (text.partition("=")[0], value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("size", "--set size: no '=' in it", "write --set size=8G"),
+        ("sise=3G", "--set sise: recipes have no such field", "did you mean size?"),
+        ("users=[", "--set users=[: not a value in YAML", "lists are written [a, b]"),
+    ],
+)
+def test_settings_that_are_wrong(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_setting(text)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_setting("zzz=1")
+    assert str(caught.value.hint).startswith("the fields are name, mirror, guest_mirror, branch")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sise = 4", "sise: no such field (did you mean size?)"),
+        ("zzz = 4", "zzz: no such field"),
+        ("users = [{'name': 'x', 'uid': 5, 'nam': 1}]", "users.0.nam: no such field (did you mean name?)"),
+        ("users = [{'uid': 5}]", "users.0.name: must be given"),
+        ("users = [{'name': 'x', 'uid': 0}]", "users.0.uid: input should be greater than or equal to 1 (it is 0)"),
+        ("users = [{'name': 'x', 'uid': 65533}]",
+         "users.0.uid: input should be less than or equal to 65532 (it is 65533)"),
+        ("users = [{'name': 'x', 'uid': 5}, {'name': 'y', 'uid': 5}]", "users: two users have the same uid"),
+        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is no http(s) URL"),
+        ("packages = None", "packages: input should be a list, such as [a, b] (it is None)"),
+    ],
+)  # fmt: skip
+def test_whole_sentences(tmp_path: Path, line: str, message: str) -> None:
+    assert faults(tmp_path, GOOD + line) == (message,)
+
+
+def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path))
+    stated = {"branch", "packages", "architectures"}
+    assert {name: getattr(recipe, name) for name in Recipe.model_fields if name not in stated} == {
+        "name": "linux",
+        "mirror": OFFICIAL_MIRROR,
+        "guest_mirror": OFFICIAL_MIRROR,
+        "version": None,
+        "repositories": ("main", "community"),
+        "release_key": None,
+        "size": "4G",
+        "compression": "zstd",
+        "kernel": "virt",
+        "initramfs_features": ("base", "ext4", "virtio"),
+        "kernel_arguments": (),
+        "read_only_root": False,
+        "hostname": "sandbox",
+        "network": "dhcp",
+        "services": {},
+        "users": (),
+        "overlay": None,
+        "agent_runner": None,
+        "agent_runner_build": "auto",
+        "npm_scripts": False,
+        "npm_git": False,
+        "payload_binaries": "warn",
+        "skip_scripts": (),
+    }

@@ -10,9 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imgkit.rootfs.scripts.budget import Budget
-from imgkit.rootfs.scripts.grammar import AndOr, Case, For, Function, Grouping, If, Redirected, Simple, While, parse
+from imgkit.rootfs.scripts.grammar import parse
 from imgkit.rootfs.scripts.patterns import shell_pattern
 from imgkit.rootfs.scripts.regex import compile_expressions
+from imgkit.rootfs.scripts.syntax import AndOr, Case, For, Function, Grouping, If, Redirected, Simple, While
 from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
 
 
@@ -346,3 +347,137 @@ def test_regular_expressions_that_are_refused(pattern: str) -> None:
 def test_nothing_to_repeat(pattern: str) -> None:
     with pytest.raises(ValueError, match="nothing to repeat"):
         found(pattern, "")
+
+
+# ---- boundaries and messages -----------------------------------------------------------------------------------------
+
+
+def test_50_levels_are_read() -> None:
+    assert parse("(" * 49 + "a" + ")" * 49)
+    with pytest.raises(Unsupported, match="nesting deeper than 50 levels"):
+        parse("(" * 50 + "a" + ")" * 50)
+    assert found("(" * 50 + "a" + ")" * 50, "a")
+    with pytest.raises(ValueError, match=r"^groups deeper than 50 levels$"):
+        found("(" * 51 + "a" + ")" * 51, "a")
+    assert found("(a)" * 60, "a" * 60)
+    assert parse("(a);" * 60)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("a)", "unmatched )"),
+        ("(a", "unmatched ("),
+        ("a\\", "a backslash at the end"),
+        ("[a", "unterminated bracket expression"),
+        (r"\d", "escape \\d"),
+        (r"(a)\1", "escape \\1"),
+        ("a{2,1}", "an improper interval"),
+        ("a{256}", "an improper interval"),
+        ("a{1,256}", "an improper interval"),
+        ("a{x}", "an improper interval"),
+        ("a{1", "an improper interval"),
+        ("^*", "nothing to repeat"),
+        ("(a{99}){99}", "more than this computes"),
+    ],
+)
+def test_why_regular_expressions_are_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        found(pattern, "")
+
+
+def test_programs_have_5000_states() -> None:
+    compile_expressions(["(a{100}){50}"], Budget(), extended=True)
+    with pytest.raises(ValueError, match="more than this computes"):
+        found("(a{100}){50}a", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("a{255}", ["a" * 255], ["a" * 254]),
+        ("^a{2,}$", ["aa", "aaaa"], ["a"]),
+        ("^a{0,1}b?$", ["", "a", "ab"], ["aa", "abb"]),
+        ("^(ab)+$", ["ab", "abab"], ["", "aba"]),
+        ("^(a|b|c)$", ["a", "b", "c"], ["d", "ab"]),
+        (r"\<b", ["b", "a b", "a-b"], ["ab", "_b", "1b"]),
+        (r"b\>", ["b", "b a", "b-"], ["ba", "b_", "b1"]),
+        (r"\bb", ["b", "a b"], ["ab"]),
+        (r"a\Bb", ["ab"], ["a b"]),
+        (r"\Ba", ["ba"], ["a", "b a"]),
+        (r"^\w\W\s\S$", ["a- b"], ["--  ", "a- "]),
+        (r"^\.$", ["."], ["a"]),
+        ("^.$", ["a", "é"], ["", "ab"]),
+        ("a$|^b", ["ca", "bc"], ["ac", "cb"]),
+    ],
+)
+def test_more_regular_expressions(pattern: str, yes: list[str], no: list[str]) -> None:
+    assert [text for text in yes if not found(pattern, text)] == []
+    assert [text for text in no if found(pattern, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("around", "yes", "no"),
+    [
+        (("^", "$"), ["ab"], ["xab", "abx", "x ab"]),
+        (("before", "after"), ["ab", "x ab", "ab x", "(ab)"], ["xab", "abx", "ab_", "1ab"]),
+    ],
+)
+def test_whole_lines_and_words(around: tuple[str, str], yes: list[str], no: list[str]) -> None:
+    expression = compile_expressions(["ab", "other"], Budget(), around=around)
+    assert [text for text in yes if not expression.search(text, Budget())] == []
+    assert [text for text in no if expression.search(text, Budget())] == []
+
+
+def test_literal_and_caseless_expressions() -> None:
+    literal = compile_expressions(["a.b*"], Budget(), literal=True)
+    assert literal.search("xa.b*x", Budget())
+    assert not literal.search("aXb", Budget())
+    caseless = compile_expressions(["Ab"], Budget(), ignore_case=True)
+    assert caseless.search("xaBx", Budget())
+    assert not compile_expressions(["Ab"], Budget()).search("xaBx", Budget())
+
+
+def test_pathname_patterns_have_as_many_parts_as_paths() -> None:
+    pattern = shell_pattern("/a*/b", Budget(), pathname=True)
+    assert [text for text in ("/a/b", "/ax/b", "/a/b/", "a/b", "/b", "/a//b") if pattern.fullmatch(text)] == [
+        "/a/b",
+        "/ax/b",
+    ]
+    assert shell_pattern("A?", Budget(), ignore_case=True).fullmatch("ab")
+    assert not shell_pattern("A?", Budget()).fullmatch("ab")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "construct"),
+    [
+        ("a\nb <> c", 2, "the redirection <>"),
+        ("~", 1, "tilde expansion"),
+        ("echo ${x/a/b} more", 1, "the expansion ${x/a/b} more"),
+        ("echo ${#x%y}", 1, "the expansion ${#x%y}"),
+        ("echo $'a'", 1, "the quoting $'…'"),
+        ("echo $((1))", 1, "arithmetic expansion"),
+        ("cat <<$x\n", 1, "an expansion in the delimiter of a here-document"),
+        ("cat <<E 'a\nb'\nE\n", 1, "a quoted newline on the line of a here-document"),
+        ('cat <<E "a\nb"\nE\n', 1, "a quoted newline on the line of a here-document"),
+        ("if a; then b; done", 1, "syntax error: 'fi' expected near 'done'"),
+        ("a\n)", 2, "syntax error near ')'"),
+        ("fi", 1, "syntax error near 'fi'"),
+        ("a | fi", 1, "syntax error: unexpected 'fi'"),
+        ("for", 1, "syntax error: a name expected near ''"),
+        ("case a in b c) ;; esac", 1, "syntax error: ')' expected near 'c) ;; esac'"),
+        ("a < ; b", 1, "syntax error: a word expected near '; b'"),
+        ("echo 'a", 1, "syntax error: unterminated '"),
+        ('echo "a', 1, 'syntax error: unterminated "'),
+        ("echo `a", 1, "syntax error: unterminated `"),
+        ("echo ${x:-a", 1, "syntax error: unterminated ${"),
+        ("cat <<E\na\n", 1, "syntax error: here-document without its E"),
+        ("a (", 1, "syntax error near '('"),
+        ("a\\\n\n'b\nc' <> d", 4, "the redirection <>"),
+    ],
+)
+def test_refusals_in_full(text: str, line: int, construct: str) -> None:
+    with pytest.raises(Unsupported) as refusal:
+        parse(text)
+    assert (refusal.value.construct, refusal.value.line) == (construct, line)
+    assert str(refusal.value) == f"line {line}: {construct}"

@@ -10,7 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.tree import Device, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, parent
+from imgkit.errors import InputError
+from imgkit.tree import (
+    MAX_READ,
+    MAX_TEXT,
+    Device,
+    Directory,
+    File,
+    HardLink,
+    Inline,
+    Slice,
+    Symlink,
+    Tree,
+    TreeError,
+    check_path,
+    parent,
+    xattrs_of,
+)
 
 
 def tree_of(*paths: str) -> Tree:
@@ -256,3 +272,249 @@ def test_resolution_never_leaves_the_tree(steps: list[tuple[str, str, str]], pat
     except TreeError:
         return  # a circle
     assert check_path(where) == where
+
+
+# ---- limits and corners ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_up_to_the_limit_and_not_beyond() -> None:
+    tree = tree_of("f")
+    tree.write("f", b"12345")
+    assert tree.read("f", 5) == b"12345"
+    with pytest.raises(InputError, match=r"^/f: a file of 5 bytes, where at most 4 are read$"):
+        tree.read("f", 4)
+
+
+def test_texts_have_a_lower_limit_than_files(tmp_path: Path) -> None:
+    tree = Tree()
+    for name, size in (("text", MAX_TEXT), ("file", MAX_READ)):
+        tree.add(name, File(content=Slice(tmp_path / "nowhere", 0, size + 1)))
+    with pytest.raises(InputError, match=f"^/text: a file of {MAX_TEXT + 1} bytes, where at most {MAX_TEXT} are read$"):
+        tree.text("text")
+    with pytest.raises(InputError, match=f"where at most {MAX_READ} are read"):
+        tree.read("file")
+
+
+def test_bytes_that_are_not_utf_8_survive() -> None:
+    tree = Tree()
+    tree.write("f", b"\xff\n")
+    tree.write("g", tree.text("f"))
+    assert tree.read("g") == b"\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "proper"),
+    [
+        ("", True),
+        ("x" * 255, True),
+        ("x" * 256, False),
+        ("a/" + "x" * 256 + "/b", False),
+        ("ü" * 127, True),
+        ("ü" * 128, False),
+        ("/".join(["x" * 255] * 16)[:4095], True),
+        ("/".join(["x" * 200] * 21)[:4096], False),
+        ("\x1f", False),
+        (" ", True),
+        ("~", True),
+    ],
+)
+def test_which_paths_are_proper(path: str, proper: bool) -> None:
+    if proper:
+        assert check_path(path) == path
+    else:
+        with pytest.raises(TreeError, match=r"is longer than a path may be|has control characters in it"):
+            check_path(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "possible"), [("", False), ("a\0b", False), ("x" * 4095, True), ("x" * 4096, False)]
+)
+def test_which_targets_of_links_are_possible(target: str, possible: bool) -> None:
+    tree = Tree()
+    if possible:
+        tree.symlink("l", target)
+        assert tree["l"] == Symlink(target=target)
+    else:
+        with pytest.raises(TreeError, match=r"^l: improper link target "):
+            tree.symlink("l", target)
+
+
+def test_40_links_are_followed_and_no_more() -> None:
+    tree = tree_of("40", *(f"{number} -> {number + 1}" for number in range(40)))
+    assert tree.resolve("0") == "40"
+    assert tree.read("0") == b"40"
+    tree.symlink("first", "0")
+    with pytest.raises(TreeError, match=r"^first: too many levels of symbolic links$"):
+        tree.resolve("first")
+
+
+def test_a_hard_link_needs_another_file() -> None:
+    tree = tree_of("f", "d/", "l -> f")
+    for target in ("d", "l", "none"):
+        with pytest.raises(TreeError, match=f"^h: hard link to {target}, which is not a regular file$"):
+            tree.add("h", HardLink(target=target))
+    with pytest.raises(TreeError, match=r"^f: hard link to f, "):
+        tree.add("f", HardLink(target="f"))
+
+
+def test_what_cannot_replace_what_is_named() -> None:
+    tree = tree_of("d/", "f")
+    tree.add("p", Device(kind="p"))
+    with pytest.raises(TreeError, match=r"^d: a symbolic link cannot replace a directory$"):
+        tree.symlink("d", "f")
+    with pytest.raises(TreeError, match=r"^f: a directory cannot replace a file$"):
+        tree.add("f", Directory())
+    with pytest.raises(TreeError, match=r"^p: a directory cannot replace a device$"):
+        tree.add("p", Directory())
+
+
+def test_a_hard_link_may_be_replaced_and_removed() -> None:
+    tree = tree_of("f", "x")
+    for name in ("g", "h"):
+        tree.add(name, HardLink(target="f", mode=0o600))
+    tree.add("g", Symlink(target="x"))
+    tree.remove("h")
+    tree.remove("f")
+    assert list(tree) == ["", "g", "x"]
+    assert tree["g"] == Symlink(target="x")
+
+
+def test_the_other_names_of_a_file_stay_together() -> None:
+    tree = tree_of("a")
+    tree.change("a", mode=0o4711)
+    for name in ("d", "c", "b"):
+        tree.add(name, HardLink(target="a"))
+    tree.remove("a")
+    assert isinstance(tree["b"], File)
+    assert (tree["c"], tree["d"]) == (HardLink(target="b", mode=0o4711), HardLink(target="b", mode=0o4711))
+    tree.remove("b")
+    assert (tree.read("c"), tree["d"]) == (b"a", HardLink(target="c", mode=0o4711))
+
+
+def test_new_directories_and_their_parents() -> None:
+    tree = tree_of("a/")
+    tree.change("a", mode=0o711)
+    tree.mkdir("a/b/c", mode=0o2700, uid=1, gid=2, mtime=3)
+    assert tree["a"] == Directory(mode=0o711)
+    assert tree["a/b"] == Directory(mtime=3)
+    assert tree["a/b/c"] == Directory(mode=0o2700, uid=1, gid=2, mtime=3)
+    tree.mkdir("a/b/c")
+    assert tree["a/b/c"].mode == 0o2700
+
+
+def test_new_and_old_files_that_are_written() -> None:
+    tree = Tree()
+    tree.write("a/b", "x", mode=0o600, uid=1, gid=2, mtime=3)
+    assert tree["a/b"] == File(content=Inline(b"x"), mode=0o600, uid=1, gid=2, mtime=3)
+    assert tree["a"] == Directory(mtime=3)
+    tree.write("a/b", "y", uid=7, mtime=4)
+    assert tree["a/b"] == File(content=Inline(b"y"), mode=0o600, uid=1, gid=2, mtime=4)
+    tree.write("a/b", "z", mode=0)
+    assert tree["a/b"].mode == 0
+    tree.write("new", "")
+    assert tree["new"] == File(content=Inline(b""))
+    tree.symlink("a/l", "../deep/file", mtime=5)
+    tree.write("a/l", "through")
+    assert tree.text("deep/file") == "through"
+    assert tree["a/l"] == Symlink(target="../deep/file", mtime=5)
+
+
+def test_change_leaves_alone_what_is_not_given() -> None:
+    tree = Tree()
+    tree.write("f", "", mode=0o600, uid=1, gid=2)
+    for change, expected in (({"mode": 0}, (0, 1, 2)), ({"uid": 0}, (0, 0, 2)), ({"gid": 0}, (0, 0, 0))):
+        tree.change("f", **change)
+        assert (tree["f"].mode, tree["f"].uid, tree["f"].gid) == expected
+
+
+def test_a_copy_is_independent() -> None:
+    tree = tree_of("d/f", "d/g")
+    tree.add("h", HardLink(target="d/f"))
+    copy = tree.copy()
+    copy.remove("d/g")
+    copy.remove("d/f")
+    copy.write("new", "")
+    assert list(tree) == ["", "d", "d/f", "d/g", "h"]
+    assert list(copy) == ["", "d", "h", "new"]
+    assert tree["h"] == HardLink(target="d/f")
+    assert (len(tree), len(copy)) == (5, 4)
+    tree.replace_with(copy)
+    assert list(tree.items()) == list(copy.items())
+
+
+def test_what_is_in_directories() -> None:
+    tree = tree_of("d/b", "d/a/x", "f", "l -> d")
+    assert tree.children("") == ["d", "f", "l"]
+    assert tree.children("d") == ["d/a", "d/b"]
+    assert tree.children("f") == tree.children("l") == tree.children("none") == []
+    assert [tree.count(path) for path in ("", "d", "d/a", "f", "none")] == [3, 2, 1, 0, 0]
+    assert [path for path, _ in tree.walk("d")] == ["d", "d/a", "d/a/x", "d/b"]
+    assert [path for path, _ in tree.walk("l")] == ["l"]
+
+
+def test_nodes_that_paths_lead_to() -> None:
+    tree = tree_of("f", "l -> f", "dangling -> none")
+    tree.add("h", HardLink(target="f"))
+    assert tree.stat("l") == tree.stat("h") == tree.stat("f") == tree["f"]
+    assert tree.stat("dangling") is None
+    assert tree.get("dangling") == Symlink(target="none")
+    assert tree.get("none") is None
+    assert "dangling" in tree
+    assert "none" not in tree
+
+
+def test_the_size_of_the_contents_counts_a_file_once() -> None:
+    tree = tree_of("abc", "d/", "l -> abc")
+    tree.add("h", HardLink(target="abc"))
+    tree.write("five", "12345")
+    assert tree.content_size == 8
+
+
+def test_equal_trees_make_equal_archives() -> None:
+    archives = []
+    for order in (("b", "a/x", "c"), ("c", "b", "a/x")):
+        tree = tree_of(*order)
+        tree.add("0", HardLink(target="b"))
+        sink = io.BytesIO()
+        tree.write_tar(sink)
+        archives.append(sink.getvalue())
+    assert archives[0] == archives[1]
+    with tarfile.open(fileobj=io.BytesIO(archives[0])) as archive:
+        assert archive.getnames() == [".", "./a", "./a/x", "./b", "./c", "./0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tar_type"), [("c", tarfile.CHRTYPE), ("b", tarfile.BLKTYPE), ("p", tarfile.FIFOTYPE)]
+)
+def test_devices_in_the_archive(kind: str, tar_type: bytes) -> None:
+    tree = Tree()
+    tree.add("x", Device(kind=kind, major=8, minor=1, mode=0o640, uid=1, gid=2, mtime=3))
+    sink = io.BytesIO()
+    tree.write_tar(sink)
+    with tarfile.open(fileobj=io.BytesIO(sink.getvalue())) as archive:
+        info = archive.getmember("./x")
+    assert info.type == tar_type
+    assert (info.mode, info.uid, info.gid, info.mtime) == (0o640, 1, 2, 3)
+    assert kind == "p" or (info.devmajor, info.devminor) == (8, 1)
+
+
+def test_extended_attributes_of_an_archive() -> None:
+    assert xattrs_of({"SCHILY.xattr.user.a": "\udcff", "path": "x"}) == {"user.a": b"\xff"}
+    assert xattrs_of({"path": "x"}) == {}
+
+
+def test_the_root_may_be_replaced_but_not_removed() -> None:
+    tree = tree_of("f")
+    tree.add("", Directory(mode=0o700))
+    assert tree[""].mode == 0o700
+    assert tree.children("") == ["f"]
+    tree.remove("f")
+    with pytest.raises(TreeError, match=r"^/: directory is not empty$"):
+        tree.remove("")
+
+
+def test_the_modes_that_nodes_have_by_default() -> None:
+    assert Directory().mode == 0o755
+    assert File(content=Inline(b"")).mode == HardLink(target="f").mode == 0o644
+    assert Symlink(target="f").mode == 0o777
+    assert Device(kind="c") == Device(kind="c", major=0, minor=0, mode=0o600, uid=0, gid=0, mtime=0)

@@ -1,7 +1,7 @@
-"""What a disk image says of itself, before any program opens it: the header of qcow2, and nothing else is followed.
+"""Check the header of a disk image before any program opens the image.
 
-A guest, or whoever made an image, may write anything into it. One that names other files would show those of the host
-to its guest, so it is refused; and the programs that open an image are told its format, so that none has to guess.
+A guest, or the author of an image, may write anything into it. An image that names other files would show files of the
+host to its guest, so it is refused. Programs that open an image are told its format, so that none has to guess.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED = 1, 2, 4, 8, 16
 _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED
 _VERSION_3 = 3
 _RAW_NAMES = (".raw",)
-# First bytes of formats that are none of ours, from QEMU's block drivers. As raw disks they would boot nothing.
+# First bytes of formats that imgkit does not support, from QEMU's block drivers. As raw disks they would not boot.
 _FOREIGN = {
     b"KDMV": "vmdk",
     b"# Disk DescriptorFile": "vmdk",
@@ -36,16 +36,16 @@ _FOREIGN = {
     b"WithouFreSpacExt": "parallels",
     b"LUKS\xba\xbe": "luks",
 }
-_LOOKED_AT = 512
+_START_SIZE = 512  # bytes that are read
 
 
 def format_of(path: Path) -> Format:
-    """The format of an image: "qcow2" where it has that one's header, "raw" otherwise.
+    """The format of an image: "qcow2" if it begins with the magic number of qcow2, "raw" otherwise.
 
-    A file that is called ``….raw`` is a raw disk, and may not begin as qcow2: its guest could have written that.
+    A file with a name that ends in ``.raw`` is a raw disk. It must not begin as qcow2, which a guest can write.
 
     Raises:
-        InputError: it cannot be read, is of another format, or not what its name says.
+        InputError: the image cannot be read, has another format, or is not what its name says.
     """
     start = _start(path)
     if start.startswith(MAGIC):
@@ -62,16 +62,16 @@ def format_of(path: Path) -> Format:
 
 
 def check(path: Path, kind: str, *, name: Path | None = None) -> None:
-    """Refuse an image that is more than one file, or that QEMU would have to guess at.
+    """Refuse an image that consists of several files, or whose format QEMU would have to guess.
 
     Args:
         path: the image.
-        kind: "qcow2" or "raw", as it will be opened.
+        kind: the format that it will be opened as.
         name: what messages call it; None for its path.
 
     Raises:
-        InputError: it cannot be read, or is no regular file or block device; it refers to another file or is encrypted;
-            its header makes no sense or needs features that are not known.
+        InputError: the image cannot be read, is neither a regular file nor a block device, refers to another file or
+            is encrypted, has a header that is not valid or needs unknown features, or ``kind`` is not supported.
     """
     name = name or path
     if kind not in ("raw", "qcow2"):
@@ -99,12 +99,12 @@ def _check_qcow2(start: bytes, name: Path) -> None:
 
 def _start(path: Path, name: Path | None = None) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
                 raise InputError(f"{name or path}: no disk image: it is not a file")
-            return os.pread(descriptor, _LOOKED_AT, 0)
+            return os.pread(descriptor, _START_SIZE, 0)
         finally:
             os.close(descriptor)
     except OSError as cause:

@@ -1,4 +1,4 @@
-"""The little that must be known of an ext4 filesystem without mounting it.
+"""What imgkit reads from the superblock of an ext4 filesystem.
 
 Format: Documentation/filesystems/ext4 of the Linux kernel, "Super Block".
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 SUPERBLOCK = 1024
-"""Where the superblock is, in bytes from the start of the filesystem, and how long it is."""
+"""The offset of the superblock from the start of the filesystem, and its length, both in bytes."""
 
 _MAGIC_AT, _INCOMPAT_AT, _ORPHAN_AT, _RO_COMPAT_AT = 0x38, 0x60, 0xE8, 0x64
 _MAGIC = 0xEF53
@@ -17,14 +17,14 @@ _ORPHAN_PRESENT = 0x10000  # EXT4_FEATURE_RO_COMPAT_ORPHAN_PRESENT
 
 
 def pending(superblock: bytes) -> str:
-    """What the kernel does to the filesystem when it mounts it, before anybody looks; empty if nothing.
+    """What the kernel will change in the filesystem as soon as it is mounted, in words; empty if nothing.
 
     Args:
-        superblock: its 1024 bytes.
+        superblock: the 1024 bytes of the superblock.
     """
     if len(superblock) != SUPERBLOCK or struct.unpack_from("<H", superblock, _MAGIC_AT)[0] != _MAGIC:
         return ""
-    incompat, read_only = (struct.unpack_from("<I", superblock, place)[0] for place in (_INCOMPAT_AT, _RO_COMPAT_AT))
+    incompat, read_only = (struct.unpack_from("<I", superblock, offset)[0] for offset in (_INCOMPAT_AT, _RO_COMPAT_AT))
     if incompat & _RECOVER:
         return "its journal needs recovery: what that holds is written when the image boots"
     if struct.unpack_from("<I", superblock, _ORPHAN_AT)[0] or read_only & _ORPHAN_PRESENT:

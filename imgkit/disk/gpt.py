@@ -1,7 +1,7 @@
 """The fields of a partition table that follow from the size of the disk.
 
-Whoever enlarges a disk moves the backup table to its new end and writes the new size into sectors 0 and 1. These
-functions say what exactly may be there then, so that everything else can be compared byte by byte.
+Partitioning programs that enlarge a disk move the backup table to its new end and write the new size into sectors 0
+and 1. These functions compute what exactly may be there then, so that everything else can be compared byte by byte.
 
 Formats: UEFI specification, 5.2.3 (protective MBR), 5.3.2 (GPT header).
 """
@@ -18,30 +18,30 @@ _MBR_CHS, _MBR_SECTORS = 446 + 5, 446 + 12  # EndingCHS and SizeInLBA of the fir
 _NO_CHS = b"\xff\xff\xff"
 _HEADER_SIZE, _HEADER_CRC, _MY_LBA, _ALTERNATE, _LAST_USABLE, _ENTRIES = 12, 16, 24, 32, 48, 72
 _SIGNATURE = b"EFI PART"
-_LEAST_HEADER = 92
+_MIN_HEADER = 92
 _ENTRY_SECTORS = BACKUP_SIZE // SECTOR - 1
-_HEADS, _TRACK = 255, 63  # the geometry that every BIOS reports for a large disk
+_HEADS, _TRACK = 255, 63  # heads and sectors of a track, which every BIOS reports for a large disk
 
 
 def head_for(head: bytes, size: int) -> bytes:
-    """``head`` as it would be on a disk of ``size`` bytes: the first 34 sectors, changed where they tell the size.
+    """The first 34 sectors of a disk as they would be if it had ``size`` bytes.
 
-    A head without a partition table comes back as it is.
+    A head without a partition table is returned unchanged.
     """
     return _head(head, size, _last_usable(size), _NO_CHS) if _is_header(_header(head)) else head
 
 
 def before_growth(head: bytes, old: int, new: int) -> bytes | None:
-    """The head that a disk of ``old`` bytes had before it was enlarged to ``new`` bytes.
+    """The first 34 sectors of a disk of ``old`` bytes before it was enlarged to ``new`` bytes.
 
     Partitioning programs differ in two fields: the end of the protective partition as cylinder, head and sector, and
-    the last usable sector, which some align. All others can have one value only.
+    the last usable sector, which some align. All other fields have one possible value.
 
     Args:
         head: the first 34 sectors of the enlarged disk.
 
     Returns:
-        None if ``head`` is not what moving the backup table makes of any head.
+        None if more was changed in ``head`` than enlarging a disk changes.
     """
     if not _is_header(_header(head)):
         return None
@@ -49,18 +49,20 @@ def before_growth(head: bytes, old: int, new: int) -> bytes | None:
     if not _last_usable(old) <= usable <= _last_usable(new):
         return None
     before = head_for(head, old)
-    allowed = [_head(before, new, usable, ending) for ending in (_NO_CHS, _chs(new // SECTOR - 1))]
+    allowed = [_head(before, new, usable, last_chs) for last_chs in (_NO_CHS, _chs(new // SECTOR - 1))]
     return before if head in allowed else None
 
 
 def backup_for(head: bytes, size: int, last_sector: bytes) -> dict[int, bytes]:
-    """The backup table that belongs to ``head`` at the end of a disk of ``size`` bytes: first byte → bytes.
+    """The backup table at the end of a disk of ``size`` bytes that begins with ``head``.
 
     Args:
-        last_sector: of that disk. Its header may say that the entries lie elsewhere than right before it.
+        head: the first 34 sectors of the disk.
+        size: bytes of the disk.
+        last_sector: the last sector of the disk. By its header, the entries may be elsewhere than right before it.
 
     Returns:
-        Nothing if ``head`` has no partition table.
+        Offset on the disk → bytes, for the entries and for the header; empty if ``head`` has no partition table.
     """
     header = _header(head)
     if not _is_header(header):
@@ -75,6 +77,7 @@ def backup_for(head: bytes, size: int, last_sector: bytes) -> dict[int, bytes]:
 
 
 def _head(head: bytes, size: int, usable: int, chs: bytes) -> bytes:
+    """``head`` with the fields of the size replaced: ``usable`` is the last usable sector, ``chs`` the last one."""
     header = _put(_put(_header(head), _ALTERNATE, size // SECTOR - 1), _LAST_USABLE, usable)
     boot = bytearray(head[:SECTOR])
     boot[_MBR_CHS : _MBR_CHS + 3] = chs
@@ -87,9 +90,10 @@ def _header(head: bytes) -> bytes:
 
 
 def _is_header(sector: bytes) -> bool:
+    """Whether a sector is a GPT header: its signature and its length are checked, not its checksum."""
     if len(sector) != SECTOR or sector[:8] != _SIGNATURE:
         return False
-    return _LEAST_HEADER <= int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little") <= SECTOR
+    return _MIN_HEADER <= int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little") <= SECTOR
 
 
 def _last_usable(size: int) -> int:
@@ -97,7 +101,7 @@ def _last_usable(size: int) -> int:
 
 
 def _chs(sector: int) -> bytes:
-    """A sector as a partition record of an MBR has it in its fields of cylinder, head and sector."""
+    """A sector as cylinder, head and sector, in the three bytes of a partition record of an MBR."""
     cylinder, rest = divmod(sector, _HEADS * _TRACK)
     head, number = divmod(rest, _TRACK)
     if cylinder > 1023:

@@ -22,13 +22,13 @@ EFI_NAMES: Mapping[str, str] = MappingProxyType({"x86_64-efi": "BOOTX64.EFI", "a
 PACKAGES: Mapping[str, str] = MappingProxyType(
     {"i386-pc": "grub-bios", "x86_64-efi": "grub-efi", "arm64-efi": "grub-efi"}
 )
-# The order is part of the result's bytes. Few modules, because firmware reads them slowly; the rest can be loaded from
-# the root filesystem once it is found.
+# The order decides the bytes of the image. There are few modules, because firmware reads them slowly; GRUB can load
+# others from the root filesystem.
 _COMMON = ("part_gpt", "ext2", "search_fs_uuid", "normal", "linux", "test")
 MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"i386-pc": ("biosdisk", *_COMMON), "x86_64-efi": _COMMON, "arm64-efi": _COMMON}
 )
-# grub-mkimage fills in what it needs from these beside the modules.
+# Files that grub-mkimage needs besides the modules.
 _SUPPORT = ("kernel.img", "boot.img", "diskboot.img", "lzma_decompress.img", "moddep.lst", "modinfo.sh")
 
 BOOT_CODE = 440  # bytes of sector 0 before the disk signature and the partition table
@@ -36,15 +36,17 @@ _CORE_LBA = 0x5C  # in boot.img: sector of the core image, 64 bits
 _DRIVE_CHECK = 0x66  # in boot.img: a jump over the test for hard disks
 _BLOCKLIST = 0x1F4  # in the first sector of core.img: sector (64 bits), count and segment (16 bits each)
 _CORE_SEGMENT = 0x0820
-_CORE_LIMIT = (0x78000 - 0x9000) // SECTOR  # what fits below the EBDA of a PC
+_CORE_LIMIT = (0x78000 - 0x9000) // SECTOR  # sectors that fit below the EBDA of a PC
 
 
 @dataclass(frozen=True)
 class BootFiles:
-    """What makes the disk boot.
+    """The boot loader as bytes for each place on the disk.
 
-    ``boot_code`` (440 bytes of sector 0) and ``core`` (for the BIOS boot partition) are empty where there is no BIOS.
-    ``esp`` maps paths on the EFI system partition to contents.
+    Attributes:
+        boot_code: the first 440 bytes of sector 0; empty if the disk does not boot from BIOS.
+        core: the core image for the BIOS boot partition; empty if there is none.
+        esp: paths on the EFI system partition → contents.
     """
 
     boot_code: bytes = b""
@@ -55,10 +57,16 @@ class BootFiles:
 def kernel_arguments(
     root_uuid: str, consoles: Sequence[str], extra: Sequence[str] = (), *, read_only: bool = False
 ) -> tuple[str, ...]:
-    """The kernel command line. The last console is the one that ``/dev/console`` writes to.
+    """The kernel command line. ``/dev/console`` writes to the last console.
 
-    Alpine's initramfs mounts root read-only unless ``rootflags`` says rw, and needs the filesystem's type. With
-    ``overlaytmpfs`` it lays a tmpfs over a root that it mounts read-only in any case.
+    Alpine's initramfs mounts the root read-only unless ``rootflags`` has rw, and needs the type of the filesystem. With
+    ``overlaytmpfs`` it mounts the root read-only in any case and covers it with a tmpfs.
+
+    Args:
+        root_uuid: UUID of the root filesystem.
+        consoles: values of ``console=``.
+        extra: further arguments, which come last.
+        read_only: whether changes of the root are kept in memory only.
     """
     root = (f"root=UUID={root_uuid}", "rootfstype=ext4", "overlaytmpfs" if read_only else "rootflags=rw")
     return (*root, *(f"console={console}" for console in consoles), *extra)
@@ -71,7 +79,7 @@ def grub_cfg(root_uuid: str, arguments: Sequence[str], *, kernel: str = "vmlinuz
         root_uuid: UUID of the filesystem that has ``/boot``.
         arguments: the kernel command line, from :func:`kernel_arguments`.
         kernel: name of the kernel in ``/boot``.
-        initrd: name of the initramfs in ``/boot``; by default the one that belongs to ``kernel``.
+        initrd: name of the initramfs in ``/boot``; by default that of ``kernel``.
     """
     initrd = initrd or kernel.replace("vmlinuz", "initramfs", 1)
     words = " ".join(arguments)
@@ -104,15 +112,19 @@ menuentry "Alpine Linux (rescue shell)" {{
 
 
 def early_config(root_uuid: str) -> str:
-    """What the core image does by itself: find the root filesystem and go on with the configuration there."""
+    """The configuration inside the core image: find the root filesystem and read the configuration there."""
     return f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"
 
 
 def boot_code(boot_img: bytes, core_lba: int) -> bytes:
-    """The first 440 bytes of the disk: ``boot.img`` told where the core image is and that it boots from a hard disk.
+    """The first 440 bytes of the disk: those of ``boot.img``, patched to load the core image from a hard disk.
+
+    Args:
+        boot_img: the file of GRUB.
+        core_lba: the sector at which the core image begins.
 
     Raises:
-        ValueError: this is no boot.img.
+        ValueError: ``boot_img`` is not GRUB's.
     """
     if len(boot_img) != SECTOR or boot_img[0x1FE:] != b"\x55\xaa" or boot_img[:1] != b"\xeb":
         raise ValueError("not a GRUB boot.img")
@@ -123,15 +135,15 @@ def boot_code(boot_img: bytes, core_lba: int) -> bytes:
 
 
 def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
-    """``core.img`` for BIOS, padded to sectors, its first sector told where the others are.
+    """A core image for BIOS, padded to sectors, with the position of its other sectors written into the first.
 
     Args:
-        core: what grub-mkimage made.
-        core_lba: sector of the disk at which it will start.
+        core: the image that grub-mkimage made.
+        core_lba: the sector of the disk at which it will begin.
         room: bytes that it may take.
 
     Raises:
-        ValueError: it is too large or no core image.
+        ValueError: the image is too large, or too small to be a core image.
     """
     sectors = -(-len(core) // SECTOR)
     if sectors < 2 or sectors > _CORE_LIMIT or sectors * SECTOR > room:
@@ -142,10 +154,12 @@ def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
 
 
 def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> BootFiles:
-    """Make everything that boots the disk, from the GRUB modules in the Tree.
+    """Make the boot loader from the GRUB modules in the Tree.
 
     Args:
-        platforms: GRUB's names of what the disk boots on, such as "i386-pc" (keys of :data:`MODULES`).
+        tree: the root filesystem.
+        platforms: GRUB's names of the firmware that the disk boots from, such as "i386-pc" (keys of :data:`MODULES`).
+        layout: the partitions, which must have room for it.
 
     Raises:
         RecipeError: the Tree lacks GRUB's modules for one of them, or a partition is missing or too small.
@@ -172,7 +186,7 @@ def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> Boo
 
 
 def _check_esp(layout: Layout, files: Mapping[str, bytes]) -> None:
-    """Refuse an ESP that is missing or cannot hold the boot loader (with a tenth and 256 KiB for FAT itself)."""
+    """Refuse an ESP that is missing or too small for the boot loader (with a tenth and 256 KiB for FAT itself)."""
     if not files:
         return
     place = layout.get("esp")
@@ -187,9 +201,13 @@ def _check_esp(layout: Layout, files: Mapping[str, bytes]) -> None:
 
 
 def make_image(tree: Tree, platform: str, root_uuid: str) -> bytes:
-    """A core image (BIOS) or EFI application, by ``grub-mkimage`` on the host with the Tree's modules.
+    """Make a core image (BIOS) or an EFI application by ``grub-mkimage`` of the host, with the modules in the Tree.
 
-    Equal inputs make equal bytes. Errors as :func:`make_boot_files`.
+    Equal inputs make equal bytes.
+
+    Raises:
+        RecipeError: the Tree lacks GRUB's modules for this platform.
+        HostError: grub-mkimage is missing, failed, or cannot make this format.
     """
     with scratch.folder() as work:
         modules = work / "modules"

@@ -1,7 +1,7 @@
 """Where everything is on the disk: GPT partitions as values.
 
 The numbers are fixed: the EFI system partition is 1, root is 2 and last on the disk (so it can grow), the BIOS boot
-partition of amd64 is 14 and first. All identifiers come from a seed, so one recipe always makes the same ones.
+partition of amd64 is 14 and first. All identifiers are derived from a seed, so a recipe always gives the same ones.
 """
 
 from __future__ import annotations
@@ -10,45 +10,42 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
 
 from imgkit.errors import RecipeError
-from imgkit.recipe import Architecture, parse_size
+from imgkit.recipe import Architecture, PartitionKind, parse_size
 
 SECTOR = 512
 ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
-_BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: 32 sectors of entries and one header end the disk
+_BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: the disk ends with 32 sectors of entries and one header
 
-Kind: TypeAlias = Literal["bios-boot", "esp", "root"]
-
-NUMBERS: Mapping[Kind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
+NUMBERS: Mapping[PartitionKind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
 # UEFI specification table 5-7, GRUB manual "BIOS installation", Discoverable Partitions Specification (Linux data)
-TYPE_GUIDS: Mapping[Kind, str] = MappingProxyType(
+TYPE_GUIDS: Mapping[PartitionKind, str] = MappingProxyType(
     {
         "bios-boot": "21686148-6449-6E6F-744E-656564454649",
         "esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
         "root": "0FC63DAF-8483-4772-8E79-3D69D8477DE4",
     }
 )
-_FILESYSTEMS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "vfat", "root": "ext4"})
-_LABELS: Mapping[Kind, str] = MappingProxyType({"bios-boot": "", "esp": "ESP", "root": "root"})
-_ORDER: tuple[Kind, ...] = ("bios-boot", "esp", "root")  # as they lie on the disk
+_FILESYSTEMS: Mapping[PartitionKind, str] = MappingProxyType({"bios-boot": "", "esp": "vfat", "root": "ext4"})
+_LABELS: Mapping[PartitionKind, str] = MappingProxyType({"bios-boot": "", "esp": "ESP", "root": "root"})
+_ORDER: tuple[PartitionKind, ...] = ("bios-boot", "esp", "root")  # as they lie on the disk
 
 
 @dataclass(frozen=True)
-class PartitionSpec:
-    """A partition that is wanted. ``size`` is in bytes; 0 takes what is left and is for root only."""
+class SizedPartition:
+    """A partition that has no place yet. ``size`` is in bytes; 0, for the root only, takes what the others leave."""
 
-    kind: Kind
+    kind: PartitionKind
     size: int = 0
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition with its place and identity. ``fs_uuid`` of FAT is its volume id in the form ``1A2B-3C4D``."""
+    """A partition with its place and identity; the ``fs_uuid`` of a FAT is its volume id in the form ``1A2B-3C4D``."""
 
     number: int
-    kind: Kind
+    kind: PartitionKind
     name: str
     type_guid: str
     uuid: str
@@ -71,13 +68,13 @@ class Partition:
 
 @dataclass(frozen=True)
 class Layout:
-    """A whole disk of ``size_bytes``; partitions in the order in which they lie on it."""
+    """A whole disk of ``size_bytes``, with its partitions in the order of their places."""
 
     size_bytes: int
     disk_guid: str
     partitions: tuple[Partition, ...]
 
-    def get(self, kind: Kind) -> Partition | None:
+    def get(self, kind: PartitionKind) -> Partition | None:
         """The partition of this kind, or None."""
         return next((part for part in self.partitions if part.kind == kind), None)
 
@@ -87,40 +84,41 @@ class Layout:
         return next(part for part in self.partitions if part.kind == "root")
 
 
-def partition_specs(architecture: Architecture) -> tuple[PartitionSpec, ...]:
-    """The partitions that a recipe states for an architecture."""
+def sized_partitions(architecture: Architecture) -> tuple[SizedPartition, ...]:
+    """The partitions of a recipe for an architecture, with their sizes in bytes."""
     return tuple(
-        PartitionSpec(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
+        SizedPartition(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
     )
 
 
-def make_layout(spec: Sequence[PartitionSpec], size: int, seed: uuid.UUID) -> Layout:
-    """Place the partitions of ``spec`` on a disk of ``size`` bytes.
+def make_layout(spec: Sequence[SizedPartition], size: int, seed: uuid.UUID) -> Layout:
+    """Place partitions on a disk.
 
     Args:
-        spec: which partitions, in any order, one of each kind at most.
+        spec: the partitions in any order, at most one of each kind.
         size: bytes of the whole disk, a multiple of 512.
-        seed: namespace of the identifiers; equal seeds make equal ones.
+        seed: the namespace of the identifiers; equal seeds give equal identifiers.
 
     Raises:
-        RecipeError: the disk is too small or no whole number of sectors, or the partitions make no sense.
+        RecipeError: the disk is too small or not a multiple of 512 bytes, there is no root, two partitions are of the
+            same kind, or one but the root has no size.
     """
     _check(spec, size)
     partitions: list[Partition] = []
-    at = ALIGNMENT
-    for wanted in sorted(spec, key=lambda part: _ORDER.index(part.kind)):
-        length = -(-wanted.size // ALIGNMENT) * ALIGNMENT
-        if wanted.kind == "root":
-            length = (size - _BACKUP_TABLE - at) // ALIGNMENT * ALIGNMENT
+    start = ALIGNMENT
+    for sized in sorted(spec, key=lambda part: _ORDER.index(part.kind)):
+        length = -(-sized.size // ALIGNMENT) * ALIGNMENT
+        if sized.kind == "root":
+            length = (size - _BACKUP_TABLE - start) // ALIGNMENT * ALIGNMENT
         if length <= 0:
-            least = at // ALIGNMENT + 2
-            raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {least} MiB")
-        partitions.append(_partition(wanted.kind, at, length, seed))
-        at += length
+            minimum = start // ALIGNMENT + 2
+            raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {minimum} MiB")
+        partitions.append(_partition(sized.kind, start, length, seed))
+        start += length
     return Layout(size, _guid(seed, "disk"), tuple(partitions))
 
 
-def _check(spec: Sequence[PartitionSpec], size: int) -> None:
+def _check(spec: Sequence[SizedPartition], size: int) -> None:
     kinds = [part.kind for part in spec]
     if size % SECTOR:
         raise RecipeError(f"image size of {size} bytes is not a multiple of {SECTOR}")
@@ -131,7 +129,7 @@ def _check(spec: Sequence[PartitionSpec], size: int) -> None:
             raise RecipeError(f"partition {part.kind}: size of {part.size} bytes")
 
 
-def _partition(kind: Kind, start: int, length: int, seed: uuid.UUID) -> Partition:
+def _partition(kind: PartitionKind, start: int, length: int, seed: uuid.UUID) -> Partition:
     fs_uuid = ""
     if kind == "root":
         fs_uuid = str(uuid.uuid5(seed, "filesystem root"))

@@ -1,7 +1,7 @@
-"""What lies where on a disk, and the map of a manifest: the SHA-256 of every piece of it.
+"""The regions of a disk, and the map in a manifest: the SHA-256 of every chunk of the disk.
 
-The regions of a disk lie one behind the other and leave nothing out. Each is cut into chunks at multiples of 1 MiB; a
-chunk without a hash in the map holds nothing but zeros::
+The regions follow each other without gaps. They are divided into chunks at multiples of 1 MiB; a chunk without a hash
+in the map has only zeros::
 
     regions = regions_of(layout)
     chunk_at(regions, 700)      # → Chunk(region 'partition table', 512, 17408)
@@ -15,33 +15,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imgkit.disk.layout import SECTOR, Kind, Layout
+from imgkit.disk.layout import SECTOR, Layout
+from imgkit.recipe import PartitionKind
 
 CHUNK = 1 << 20
-"""Bytes that one hash of the map stands for at most."""
+"""The greatest size of a chunk in bytes."""
 
 TABLE_END = 34 * SECTOR
-"""Where the primary partition table ends: UEFI specification 5.3, a header and 32 sectors of entries after sector 0."""
+"""The end of the primary partition table: after sector 0 a header and 32 sectors of entries (UEFI 5.3)."""
 
 BACKUP_SIZE = 33 * SECTOR
 """Bytes of the backup partition table at the end of a disk."""
 
-_MOST_REGIONS = 1000
-_MOST_CHUNKS = 1 << 22  # 4 TiB without a zero
+_MAX_REGIONS = 1000
+_MAX_CHUNKS = 1 << 22  # of 4 TiB
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 BOOT_SECTOR, TABLE, BACKUP, GAP = "boot sector", "partition table", "backup partition table", "gap"
 BIOS_BOOT, ESP, ROOT = "BIOS boot partition", "EFI system partition", "root filesystem"
-_NAMES: Mapping[Kind, str] = {"bios-boot": BIOS_BOOT, "esp": ESP, "root": ROOT}
+_NAMES: Mapping[PartitionKind, str] = {"bios-boot": BIOS_BOOT, "esp": ESP, "root": ROOT}
 
 
 class MapError(ValueError):
-    """The map of a manifest is not one; the message says why."""
+    """The map of a manifest is not valid; the message says why."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the disk with a name; ``start`` and ``size`` are in bytes."""
+    """A named part of the disk; ``start`` and ``size`` are in bytes."""
 
     name: str
     start: int
@@ -49,13 +50,13 @@ class Region:
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """The offset of the first byte after it."""
         return self.start + self.size
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes ``start`` to ``end`` (not included) of a disk, all of them in ``region``."""
+    """The bytes of a disk from ``start`` up to and without ``end``, all of them in ``region``."""
 
     region: Region
     start: int
@@ -64,7 +65,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DiskMap:
-    """What a disk holds: ``hashes`` has the SHA-256 of each chunk that is not all zeros, by its first byte."""
+    """The contents of a disk: ``hashes`` has the SHA-256 of each chunk that is not all zeros, by its offset."""
 
     regions: tuple[Region, ...]
     hashes: Mapping[int, str]
@@ -84,41 +85,43 @@ class DiskMap:
         return [chunk_at(self.regions, start) for start in starts]
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest; :func:`parse_map` reads it."""
+        """The map as it is in the manifest; :func:`parse_map` reads it."""
+        regions = [{"name": region.name, "start": region.start, "size": region.size} for region in self.regions]
         return {
             "chunk": CHUNK,
-            "regions": [{"name": each.name, "start": each.start, "size": each.size} for each in self.regions],
+            "regions": regions,
             "sha256": {str(start): value for start, value in sorted(self.hashes.items())},
         }
 
 
 def regions_of(layout: Layout) -> tuple[Region, ...]:
     """The regions of a disk, from its first byte to its last."""
-    stated = [
+    regions = [
         Region(BOOT_SECTOR, 0, SECTOR),
         Region(TABLE, SECTOR, TABLE_END - SECTOR),
         *(Region(_NAMES[part.kind], part.start, part.size) for part in layout.partitions),
         Region(BACKUP, layout.size_bytes - BACKUP_SIZE, BACKUP_SIZE),
     ]
-    return tuple(_with_gaps(stated))
+    return tuple(_with_gaps(regions))
 
 
-def _with_gaps(stated: Sequence[Region]) -> Iterator[Region]:
-    at = 0
-    for region in sorted(stated, key=lambda each: each.start):
-        if region.start > at:
-            yield Region(GAP, at, region.start - at)
+def _with_gaps(regions: Sequence[Region]) -> Iterator[Region]:
+    """The regions in order, and what is between them as further regions."""
+    end = 0
+    for region in sorted(regions, key=lambda region: region.start):
+        if region.start > end:
+            yield Region(GAP, end, region.start - end)
         yield region
-        at = region.end
+        end = region.end
 
 
 def chunk_at(regions: Sequence[Region], offset: int) -> Chunk:
-    """The chunk that the byte at ``offset`` of the disk is in.
+    """The chunk that has the byte at ``offset`` of the disk.
 
     Raises:
-        IndexError: the disk is not that long.
+        IndexError: the disk is shorter.
     """
-    region = regions[bisect_right(regions, offset, key=lambda each: each.start) - 1]
+    region = regions[bisect_right(regions, offset, key=lambda region: region.start) - 1]
     if not region.start <= offset < region.end:
         raise IndexError(offset)
     start = offset // CHUNK * CHUNK
@@ -126,23 +129,23 @@ def chunk_at(regions: Sequence[Region], offset: int) -> Chunk:
 
 
 def parse_map(body: object) -> DiskMap:
-    """The map in a manifest, which may hold anything.
+    """Read the map of a manifest, which is not trusted.
 
     Raises:
-        MapError: it is not a map, or leaves a part of the disk out.
+        MapError: it is not a valid map, or a part of the disk is missing from it.
     """
     if not isinstance(body, dict) or body.get("chunk") != CHUNK:
         raise MapError(f"is not made of chunks of {CHUNK} bytes")
     listed, hashes = body.get("regions"), body.get("sha256")
-    if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_REGIONS:
+    if not isinstance(listed, list) or not 0 < len(listed) <= _MAX_REGIONS:
         raise MapError("has no list of regions")
     regions = tuple(map(_region, listed))
-    at = 0
+    end = 0
     for region in regions:
-        if region.start != at:
-            raise MapError(f"has a hole or an overlap at byte {at}")
-        at = region.end
-    if not isinstance(hashes, dict) or len(hashes) > _MOST_CHUNKS:
+        if region.start != end:
+            raise MapError(f"has a hole or an overlap at byte {end}")
+        end = region.end
+    if not isinstance(hashes, dict) or len(hashes) > _MAX_CHUNKS:
         raise MapError("has no table of hashes")
     return DiskMap(regions, dict(_hash(regions, key, value) for key, value in hashes.items()))
 

@@ -1,4 +1,4 @@
-"""Sizes: how much room a Tree needs on ext4."""
+"""Sizes: how much space a Tree takes on ext4, and whether that fits on a disk."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ INODE_SIZE = 256
 BYTES_PER_INODE = 16384
 _GROUP = 32768 * BLOCK  # one block bitmap covers 32,768 blocks
 _RESERVED_INODES = 11
-_GROWTH_TABLES = 6 << 20  # room for the descriptors of a filesystem grown to 1 TiB, with their copies
+_GROWTH_TABLES = 6 << 20  # reserved for the descriptors of a filesystem that is grown to 1 TiB, with their copies
 
 
 def show_size(size: int) -> str:
-    """``size`` bytes for people: whole MiB, rounded up, or bytes below one."""
+    """``size`` bytes in words: whole MiB, rounded up, or bytes below 1 MiB."""
     return f"{-(-size // (1 << 20))} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 
@@ -27,8 +27,8 @@ def journal_mib(root_bytes: int) -> int:
 
 
 def tree_blocks(tree: Tree) -> int:
-    """Blocks of 4 KiB that the Tree's contents take on ext4, metadata of the filesystem itself left out."""
-    blocks = 16  # lost+found and the like
+    """The blocks of 4 KiB that the contents of a Tree take on ext4, without the metadata of the filesystem itself."""
+    blocks = 16  # for lost+found and the like
     for path, node in tree.items():
         if isinstance(node, File):
             data = -(-node.content.size // BLOCK)
@@ -44,12 +44,12 @@ def tree_blocks(tree: Tree) -> int:
 
 
 def tree_inodes(tree: Tree) -> int:
-    """Inodes that the Tree takes."""
+    """The inodes that a Tree takes."""
     return _RESERVED_INODES + sum(1 for _, node in tree.items() if not isinstance(node, HardLink))
 
 
 def root_capacity(root_bytes: int) -> tuple[int, int]:
-    """Blocks and inodes that a fresh ext4 of this size offers to files (somewhat less than it really does)."""
+    """The blocks and inodes that a new ext4 of this size has for files; somewhat less than it really has."""
     groups = -(-root_bytes // _GROUP)
     inodes = root_bytes // BYTES_PER_INODE
     overhead = inodes * INODE_SIZE + groups * 4 * BLOCK + (journal_mib(root_bytes) << 20) + _GROWTH_TABLES
@@ -57,7 +57,7 @@ def root_capacity(root_bytes: int) -> tuple[int, int]:
 
 
 def needed_root_bytes(tree: Tree) -> int:
-    """The smallest root partition, in bytes and whole MiB, that holds the Tree."""
+    """The size of the smallest root partition for a Tree, in bytes, which are whole MiB."""
     blocks, inodes = tree_blocks(tree), tree_inodes(tree)
     size = (blocks * BLOCK + BLOCK) // (1 << 20) << 20
     while True:
@@ -72,8 +72,13 @@ def needed_root_bytes(tree: Tree) -> int:
 def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:
     """Refuse an image that is too small for its content, before anything is written.
 
+    Args:
+        tree: the content.
+        root_bytes: size of the root partition.
+        disk_bytes: size of the whole disk.
+
     Raises:
-        RecipeError: says how large the image must be at least.
+        RecipeError: the image is too small; the message has the size that it needs.
     """
     needed = needed_root_bytes(tree)
     if needed > root_bytes:
@@ -81,7 +86,7 @@ def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:
 
 
 def too_small(disk_bytes: int, needed: int) -> RecipeError:
-    """The error for an image that cannot hold its content; ``needed`` is the least size of the disk in bytes."""
+    """The error for an image of ``disk_bytes`` that is too small; ``needed`` is the smallest size that suffices."""
     return RecipeError(
         f"image of {show_size(disk_bytes)} is too small for its content, which needs {show_size(needed)}",
         hint=f"set size to {-(-needed // (1 << 20)) + 64}M or more",

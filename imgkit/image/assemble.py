@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imgkit.disk.grub import make_boot_files
-from imgkit.disk.layout import Layout, make_layout, partition_specs
+from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
 from imgkit.engines.chunks import map_disk
@@ -229,7 +229,7 @@ def _judge(request: BuildRequest, plan: Plan, base: Base, made: Composition) -> 
 def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
     """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
-    return make_layout(partition_specs(recipe.architecture(arch)), size, seed)
+    return make_layout(sized_partitions(recipe.architecture(arch)), size, seed)
 
 
 def _write_boot_files(made: Composition, work: Path) -> None:

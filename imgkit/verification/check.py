@@ -200,7 +200,12 @@ def _on_esp(stated: Statement) -> dict[str, NodeRecord]:
 
 
 def _compared(
-    reader: ImageReader, filesystem: Filesystem, expected: Mapping[str, NodeRecord], limits: Limits, *, replay: bool = True
+    reader: ImageReader,
+    filesystem: Filesystem,
+    expected: Mapping[str, NodeRecord],
+    limits: Limits,
+    *,
+    replay: bool = True,
 ) -> list[str]:
     """One line for each path of a filesystem that is not as expected, or one that says that all are."""
     name = {"root": ROOT, "esp": ESP}[filesystem]

@@ -17,8 +17,9 @@ subclasses of :class:`BootError`, those of a request :class:`RequestError`. The 
 """
 
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
+from imgkit.vm.agent.completed import Completed
 from imgkit.vm.agent.protocol import AgentResult, HostToolRequest, Output, PermissionRequest
-from imgkit.vm.agent.requests import AgentRequest, Completed
+from imgkit.vm.agent.requests import AgentRequest
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.failures import (
     AgentError,

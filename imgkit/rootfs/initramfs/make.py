@@ -27,13 +27,13 @@ from imgkit.rootfs.binaries.libraries import Libraries, with_targets
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.initramfs.cpio import Member, Sink, write_newc
 from imgkit.rootfs.initramfs.mkinitfs import (
-    WILDCARD,
     MkinitfsConfiguration,
     check_features,
     feature_files,
     read_configuration,
 )
 from imgkit.rootfs.kernel import Kernel, find_kernel
+from imgkit.rootfs.scripts.pathnames import WILDCARD
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
 
 _SHARED = "usr/share/mkinitfs"

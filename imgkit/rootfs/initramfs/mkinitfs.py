@@ -6,17 +6,19 @@ root and to the kernel's folder of modules; lines that start with ``#`` are comm
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgkit.errors import InputError, RecipeError
-from imgkit.tree import Directory, File, HardLink, Tree, TreeError, parent
+from imgkit.rootfs.scripts.budget import Exhausted
+from imgkit.rootfs.scripts.pathnames import expand_pathname
+from imgkit.rootfs.scripts.state import Failed, ShellState
+from imgkit.rootfs.scripts.words import Unsupported
+from imgkit.tree import Directory, File, HardLink, Tree
 
 CONFIGURATION = "etc/mkinitfs/mkinitfs.conf"
 FEATURES = "etc/mkinitfs/features.d"
-WILDCARD = re.compile(r"[*?\[]")
 _MAX_LIST = 256 << 10  # bytes of a list of files; the longest one of mkinitfs has a few kilobytes
 _YES = ("yes", "YES", "true", "TRUE", "1")
 
@@ -139,30 +141,18 @@ def _files(tree: Tree, path: str) -> list[str]:
 
 
 def expand_glob(tree: Tree, base: str, glob: str) -> list[str]:
-    """Return the paths that match ``glob`` below the directory ``base``, as a shell expands it, sorted.
+    """The paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, each once.
 
-    ``*``, ``?`` and ``[…]`` match neither a slash nor a leading dot.
+    Links to directories are followed, and the paths are those behind them.
 
     Raises:
-        InputError: a path has too many symbolic links.
+        InputError: the pattern is not valid, or stands for too many paths.
     """
-    paths = [base]
+    state = ShellState(tree, cwd=f"/{base}", volatile=())
     try:
-        for part in (part for part in glob.split("/") if part not in ("", ".")):
-            directories = dict.fromkeys(paths)  # each once, or "*/../*/.." would make the list longer without end
-            paths = [child for directory in directories for child in _matching(tree, directory, part)]
-    except TreeError as cause:
+        matches = [state.path(match, follow=False) for match in expand_pathname(state, glob or ".")]
+    except (Failed, Exhausted) as cause:
         raise InputError(f"/{glob}: {cause}") from cause
-    return [path for path in paths if path in tree]
-
-
-def _matching(tree: Tree, directory: str, part: str) -> list[str]:
-    """Return the paths in ``directory`` that match one part of a glob; without a wildcard they need not exist."""
-    place = tree.resolve(directory)
-    if part == "..":
-        return [parent(place)]
-    if not WILDCARD.search(part):
-        return [f"{place}/{part}".lstrip("/")]
-    pattern = re.compile(fnmatch.translate(part))
-    names = [(child, child.rpartition("/")[2]) for child in tree.children(place)]
-    return [child for child, name in names if pattern.match(name) and name.startswith(".") <= part.startswith(".")]
+    except Unsupported as cause:
+        raise InputError(f"/{glob}: {cause.construct}") from cause
+    return list(dict.fromkeys(matches))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from imgkit.rootfs.openrc.services import INIT
 from imgkit.rootfs.scripts.budget import MAX_BYTES, MAX_STEPS, Budget, Exhausted
-from imgkit.rootfs.scripts.shell import Jump, Leave, Shell
+from imgkit.rootfs.scripts.control import Jump, Leave
+from imgkit.rootfs.scripts.shell import Shell
 from imgkit.rootfs.scripts.state import Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree
@@ -72,21 +73,21 @@ class _StaticFiles(ShellState):
 class _ServiceShell(Shell):
     """The shell that gendepends.sh gives to a service script."""
 
-    def __init__(self, machine: ShellState, name: str) -> None:
-        super().__init__(machine, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
+    def __init__(self, state: ShellState, name: str) -> None:
+        super().__init__(state, (), {"RC_SERVICE": name, "RC_SVCNAME": name, "SVCNAME": name, **_VARIABLES})
         self.name = name
         self.declared: list[tuple[str, tuple[str, ...]]] = []
 
-    def _external(self, name: str, arguments: list[str], streams: Streams) -> int:
+    def external(self, name: str, arguments: list[str], streams: Streams) -> int:
         if name in _KINDS:
             return self._declare_dependency(name, arguments)
         if name == "yesno":
             return self._yesno(arguments)
         if name == "fstabinfo":
-            return _fstabinfo(self.machine, arguments, streams)
+            return _fstabinfo(self.state, arguments, streams)
         if name not in _PURE:
             raise Unsupported(f"the command {name}")
-        return super()._external(name, arguments, streams)
+        return super().external(name, arguments, streams)
 
     def value(self, name: str) -> str | None:
         """Return a variable. OpenRC's own that are not set here are refused: a running OpenRC may set them."""
@@ -94,10 +95,10 @@ class _ServiceShell(Shell):
             raise Unsupported(f"the variable {name}")
         return super().value(name)
 
-    def _source(self, arguments: list[str], streams: Streams) -> int:
+    def source(self, arguments: list[str], streams: Streams) -> int:
         """Read another script; one that cannot be read is refused, because it ends a real shell."""
         try:
-            return self.read(self.machine.read(arguments[0]), streams)
+            return self.read(self.state.read(arguments[0]), streams)
         except (Failed, IndexError) as cause:
             raise Unsupported(f". {' '.join(arguments)}") from cause
 
@@ -134,12 +135,12 @@ class _ServiceShell(Shell):
             self._declare_dependency(kind, [value])
 
 
-def _fstabinfo(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def _fstabinfo(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """Run ``fstabinfo -o -t TYPE,…``, which prints the mount options of the filesystems of these types."""
     flags, operands = options(arguments, "ot:")
     if "t" not in flags or "o" not in flags or operands:
         raise Unsupported(f"fstabinfo {' '.join(arguments)}")
-    entries = [line.split() for line in machine.read("/etc/fstab").splitlines()]
+    entries = [line.split() for line in state.read("/etc/fstab").splitlines()]
     types = flags["t"].split(",")
     matching = [entry for entry in entries if len(entry) > 3 and entry[0][0] != "#" and entry[2] in types]
     for entry in matching:

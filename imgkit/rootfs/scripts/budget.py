@@ -1,22 +1,23 @@
 """What one run of a package script may cost: steps of work and bytes of memory.
 
-A script comes from a package, so it is foreign: one that doubles a variable or calls itself would fill the memory of
-the host or never end. Everything that a script can make large or repeat draws on the :class:`Budget` of its run:
+A script comes from a package and cannot be trusted: one that doubles a variable or calls itself would fill the memory
+of the host or never end. Everything that a script can make large or repeat draws on the :class:`Budget` of its run:
 commands, loops, expansions, patterns, regular expressions, input, output and the files that it writes. Costs are
 charged before the work is done.
 
-The numbers are far above what scripts need (the largest one of Alpine's base packages takes 8,000 steps of its own and
-70 KB), and low enough that a hostile script ends within seconds.
+The limits are far above what scripts need (the largest one of Alpine's base packages takes 8,000 steps and 70 KB), and
+low enough that a hostile script ends within seconds.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 MAX_STEPS = 4_000_000
 """Steps of one run. A step takes about a microsecond; a command is :data:`COMMAND` of them."""
 MAX_BYTES = 256 << 20
-"""Bytes of memory that the texts and files of one run may take together, those that were given back included."""
+"""Bytes of memory that the texts and files of one run may take together; what is freed in between counts, too."""
 MAX_PATTERN = 4096
 """Characters of one shell pattern or regular expression."""
 COMMAND = 40
@@ -26,25 +27,30 @@ HEAVY = 200_000
 NODE = 512
 """Bytes of memory that a file, link or directory of the Tree takes besides its content."""
 PIECE = 100
-"""Bytes of memory that each of the pieces takes into which a text is cut."""
+"""Bytes of memory that a piece of a text takes besides its characters."""
 PARSED = 128
-"""Bytes of memory that a character of a script takes once it is read, at most about twice as many."""
+"""Bytes of memory that are charged for a character of a script that is parsed; it takes about twice as many at most."""
 COMPILED = 60
-"""Steps of compiling a piece of a pattern, a bracket expression or a range in it."""
+"""Steps of compiling a part of a pattern, a bracket expression or a range in it."""
 WIDE = 20_000
-"""The same for a range outside of ASCII, of whose characters Python's compiler looks at each, up to 65,536 of them."""
+"""Steps of compiling a range outside of ASCII: Python's compiler looks at each of its up to 65,536 characters."""
 MAX_DIGITS = 18
-"""Digits of a number; converting more takes quadratic time, and no command of a script needs them."""
+"""Digits of a number. Converting more would take quadratic time, and no command of a script needs them."""
 
-_QUICK = 64  # characters that are copied, searched or compared by C code in a step, at the slowest
+_CHARACTERS_PER_STEP = 64  # that C code copies, searches or compares, at the slowest
 
 
 class Exhausted(Exception):  # noqa: N818 - a verdict on the script rather than an error in it
-    """The script asks for more than a package script may; the message says for what."""
+    """The script asks for more than a package script may; the message says what it asks for."""
 
 
 class Budget:
-    """Steps and bytes that are left for a script. Every method that charges raises :class:`Exhausted` at the limit."""
+    """The steps and bytes that a script has left. Methods that charge raise :class:`Exhausted` beyond the limit.
+
+    Args:
+        steps: steps that may be charged.
+        size: bytes of memory that may be charged.
+    """
 
     def __init__(self, steps: int = MAX_STEPS, size: int = MAX_BYTES) -> None:
         self._limits = steps, size
@@ -65,20 +71,25 @@ class Budget:
         self.work(size >> 10)
 
     def text(self, text: str) -> str:
-        """Charge a text that was just made, and return it."""
+        """Charge for a text that was just made, and return the text."""
         self.memory(sys.getsizeof(text))
         return text
 
+    def joined(self, texts: Sequence[str], separator: str = "") -> str:
+        """Join texts, charged before the result is made."""
+        self.memory(sum(map(len, texts)) + len(separator) * len(texts))
+        return self.text(separator.join(texts))
+
     def scan(self, size: int, times: int = 1) -> None:
-        """Charge looking ``times`` times at ``size`` characters."""
-        self.work(size * times // _QUICK + 1)
+        """Charge looking at ``size`` characters, ``times`` times."""
+        self.work(size * times // _CHARACTERS_PER_STEP + 1)
 
     def words(self, count: int) -> None:
-        """Charge a list of ``count`` words, which commands go through in quadratic time (option parsing, ``shift``)."""
+        """Charge a list of ``count`` words, which commands process in quadratic time (option parsing, ``shift``)."""
         self.work(count + count * count // 1000)
 
     def lines(self, text: str) -> list[str]:
-        """The lines of ``text`` as the commands of a system see them: only a newline ends one."""
+        """The lines of ``text`` as commands see them: only a newline ends a line."""
         self.memory(len(text) + PIECE * text.count("\n"))
         return text.removesuffix("\n").split("\n") if text else []
 
@@ -88,7 +99,7 @@ class Budget:
         return text.split(delimiter)
 
     def pattern(self, text: str) -> str:
-        """Charge compiling a pattern, and return it."""
+        """Charge for compiling a pattern, and return the pattern."""
         if len(text) > MAX_PATTERN:
             raise Exhausted(f"has a pattern of more than {MAX_PATTERN} characters")
         self.work(4 * len(text) + COMPILED * (text.count("*") + 1))
@@ -99,5 +110,5 @@ class Budget:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that ``text`` is in decimal digits; None if it is none, or longer than :data:`MAX_DIGITS`."""
+    """The number that ``text`` is in decimal digits; None if it is not one, or has more than 18 digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

@@ -1,8 +1,11 @@
-"""Effects of package scripts on the Tree, computed: nothing of the target is ever run.
+"""Effects of package scripts on the Tree, computed: nothing of the target is ever run::
 
-:func:`run_script` interprets a script on a copy of the Tree and takes that over only if every construct and every
-command on the way was known. What is unknown is a refusal with package, script and line, never a guess; a caller that
-can run programs of the target (in the appliance, on the same architecture) gets it as a :class:`Pending`.
+    outcome = run_script(tree, text, package="nginx", kind="post-install", args=["1.2-r0"])
+
+:func:`run_script` interprets a script on a copy of the Tree and takes the copy over only if it knew every construct
+and every command that was reached. Anything unknown is refused with package, script and line, never guessed. A caller
+that can run programs of the target (in the appliance, on the same architecture) uses :func:`attempt`, which returns
+such a script as a :class:`Pending`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from dataclasses import dataclass
 
 from imgkit.errors import InputError
 from imgkit.rootfs.scripts.budget import Budget, Exhausted
-from imgkit.rootfs.scripts.shell import Leave, Shell, collector, environment
+from imgkit.rootfs.scripts.control import Leave
+from imgkit.rootfs.scripts.redirections import collector
+from imgkit.rootfs.scripts.shell import Shell, environment
 from imgkit.rootfs.scripts.state import Failed, Hooks, ShellState, Streams
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
@@ -25,9 +30,7 @@ _INTERPRETER = re.compile(
     r"#![ \t]*(?:/bin/sh|/bin/ash|/bin/busybox[ \t]+(?:sh|ash)|/usr/bin/env[ \t]+sh|(?P<dash>(?:/usr)?/bin/dash))"
     r"(?:[ \t]+-(?P<flags>[eux]+))?[ \t]*"
 )
-
-
-_KEPT = 200  # lines of what a script said
+_MAX_MESSAGES = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Outcome:
 
     Attributes:
         status: its exit status.
-        messages: the last lines that it wrote to standard output and standard error.
+        messages: the last 200 lines that it wrote to standard output and standard error.
     """
 
     status: int
@@ -45,14 +48,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pending:
-    """A script that cannot be computed; the Tree is as before it.
+    """A script that imgkit cannot compute, and that has changed nothing in the Tree.
 
     Attributes:
         package: the package's name.
         kind: ``pre-install``, ``post-install`` or ``trigger``.
         text: the script itself.
         args: its arguments.
-        reason: what in it is beyond the interpreter, with the line.
+        reason: what the interpreter does not know, with the line.
     """
 
     package: str
@@ -75,29 +78,29 @@ def run_script(
     """Compute what a script does to ``tree``: all of it, or nothing.
 
     Args:
-        tree: the root filesystem; working directory and root of the script.
-        text: the script, with its ``#!`` line (bytes that are no UTF-8 as surrogates).
+        tree: the root filesystem, which is also the script's working directory.
+        text: the script, with its ``#!`` line (bytes that are not UTF-8 as surrogates).
         package: name of the package, for messages and ``$APK_PACKAGE``.
         kind: which script it is, for messages and ``$APK_SCRIPT``.
         args: its arguments: the version, or the directories of a trigger.
-        epoch: seconds since 1970 for what depends on the date.
+        epoch: seconds since 1970, for everything that depends on the date.
         hooks: what other parts of imgkit compute.
 
     Raises:
-        Unsupported: there is something in it that imgkit does not compute. The Tree is unchanged.
-        InputError: it asks for more than a package script may (:mod:`imgkit.rootfs.scripts.budget`), so it is hostile
-            or broken. The Tree is unchanged.
+        Unsupported: the script does something that imgkit does not compute. The Tree is unchanged.
+        InputError: the script asks for more than a package script may (:mod:`imgkit.rootfs.scripts.budget`), so it is
+            hostile or broken. The Tree is unchanged.
     """
     variables = environment(package, kind)
 
-    def interpret(machine: ShellState, inner: str, streams: Streams) -> int:
-        return _run(Shell(machine, (), variables), inner, streams)
+    def interpret(state: ShellState, inner: str, streams: Streams) -> int:
+        return _run(Shell(state, (), variables), inner, streams)
 
-    machine = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
+    state = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
     output: list[str] = []
-    sink = collector(output, machine.budget)
+    sink = collector(output, state.budget)
     streams = Streams(io.StringIO(), sink, sink)
-    shell = Shell(machine, args, variables)
+    shell = Shell(state, args, variables)
     try:
         status = _run(shell, text, streams)
     except RecursionError as cause:
@@ -110,8 +113,8 @@ def run_script(
     except Unsupported as refusal:
         line = refusal.line or shell.line
         raise Unsupported(refusal.construct, line=line, where=f"{package}.{kind}") from refusal
-    tree.replace_with(machine.tree)
-    return Outcome(status, tuple("".join(output).splitlines()[-_KEPT:]))
+    tree.replace_with(state.tree)
+    return Outcome(status, tuple("".join(output).splitlines()[-_MAX_MESSAGES:]))
 
 
 def attempt(
@@ -124,7 +127,7 @@ def attempt(
     epoch: int = 0,
     hooks: Hooks | None = None,
 ) -> Outcome | Pending:
-    """:func:`run_script`, with what cannot be computed as a value.
+    """Call :func:`run_script`, and return a script that imgkit cannot compute as a :class:`Pending`.
 
     Raises:
         InputError: the script asks for more than a package script may.
@@ -136,31 +139,31 @@ def attempt(
 
 
 def _interpreter(text: str) -> re.Match[str]:
-    """The ``#!`` line.
+    """The groups of the ``#!`` line: ``dash`` and ``flags``.
 
     Raises:
-        Unsupported: there is no such line, or another interpreter.
+        Unsupported: there is no such line, the interpreter is not known, or the script uses what dash has not.
     """
     first = text.split("\n", 1)[0]
-    found = _INTERPRETER.fullmatch(first)
-    if not found:
-        what = f"the interpreter {first[2:].strip()}" if first.startswith("#!") else "no #! line"
-        raise Unsupported(what, line=1)
-    if found["dash"] and "&>" in text:
+    match = _INTERPRETER.fullmatch(first)
+    if not match:
+        construct = f"the interpreter {first[2:].strip()}" if first.startswith("#!") else "no #! line"
+        raise Unsupported(construct, line=1)
+    if match["dash"] and "&>" in text:
         raise Unsupported("&> in a script for dash", line=text[: text.index("&>")].count("\n") + 1)
-    return found
+    return match
 
 
 def _run(shell: Shell, text: str, streams: Streams) -> int:
-    """Run a whole script, from its ``#!`` line on."""
+    """Run a whole script, from its ``#!`` line on, and return its status."""
     try:
-        first = _interpreter(text)
-        shell.dash = bool(first["dash"])
-        for flag in first["flags"] or "":
-            shell.call(["set", f"-{flag}"], streams)
+        interpreter = _interpreter(text)
+        shell.dash = bool(interpreter["dash"])
+        if interpreter["flags"]:
+            shell.call(["set", f"-{interpreter['flags']}"], streams)
         return shell.run_text(text, streams)
-    except Leave as left:
-        return left.status
+    except Leave as leave:
+        return leave.status
     except Failed as cause:
         streams.err(f"{cause}\n")
         return cause.status

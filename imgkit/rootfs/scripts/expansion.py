@@ -5,34 +5,41 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from imgkit.rootfs.scripts.budget import PIECE, Budget, whole_number
+from imgkit.rootfs.scripts.pathnames import WILDCARD, expand_pathname
 from imgkit.rootfs.scripts.state import Failed, ShellState
-from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupported, Word
+from imgkit.rootfs.scripts.words import Literal, Parameter, Part, Unsupported, Word
 
-_MAGIC = re.compile(r"[*?\[]")
-_QUOTED = re.compile(r"\\.", re.DOTALL)
-_SPECIAL = re.compile(r"[\\*?\[\]!^-]")
-FIRST_JOB = 1001  # what $! is after the first command in the background; just something for wait
+if TYPE_CHECKING:
+    from imgkit.rootfs.scripts.syntax import Body
+
+_SPECIAL = re.compile(r"[\\*?\[\]!^-]")  # characters that have a meaning in a pattern
+FIRST_JOB = 1001
+"""The value of ``$!`` after the first command in the background; scripts can do nothing with it but ``wait``."""
 _UNPREDICTABLE = frozenset({"$", "-", "RANDOM", "PPID", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME"})
+
+_Chunk: TypeAlias = tuple[str, bool]  # a text, and whether it was quoted
 
 
 class _Fields:
-    """Fields in the making; each is a list of (text, whether it was quoted)."""
+    """The fields that a word becomes: those that are complete, and the ``current`` one if it has begun."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self.done: list[list[tuple[str, bool]]] = []
-        self.current: list[tuple[str, bool]] | None = None
+        self.complete: list[list[_Chunk]] = []
+        self.current: list[_Chunk] | None = None
 
     def text(self, text: str, *, quoted: bool) -> None:
+        """Append a text to the current field; even an empty one makes it a field."""
         self._budget.memory(PIECE)
         if self.current is None:
             self.current = []
         self.current.append((text, quoted))
 
     def split(self, text: str) -> None:
-        """The result of an unquoted expansion."""
+        """Append the result of an unquoted expansion, in which blanks and newlines separate fields."""
         self._budget.memory(2 * len(text) + PIECE * sum(map(text.count, " \t\n")))
         for index, piece in enumerate(re.split(r"[ \t\n]+", text)):
             if index:
@@ -41,79 +48,84 @@ class _Fields:
                 self.text(piece, quoted=False)
 
     def end(self) -> None:
+        """Complete the current field, if there is one."""
         if self.current is not None:
-            self.done.append(self.current)
+            self.complete.append(self.current)
         self.current = None
 
 
 class Expander(ABC):
-    """Words of a script as fields, texts or patterns."""
+    """Turns words of a script into fields, texts or patterns.
 
-    machine: ShellState
+    Attributes:
+        state: the files that pathnames are looked for in.
+        variables: the values of variables.
+        arguments: the positional parameters.
+        status: the exit status of the last command, ``$?``.
+        jobs: the exit statuses of the commands in the background.
+        options: the options that ``set`` has switched on; ``nounset`` counts here.
+    """
+
+    state: ShellState
     variables: dict[str, str]
     arguments: list[str]
     status: int
-    jobs: list[int]  # how each command in the background ended
-    nounset: bool
+    jobs: list[int]
+    options: set[str]
 
     @abstractmethod
-    def capture(self, body: object) -> str:
+    def capture(self, body: Body) -> str:
         """What the commands of ``$(…)`` write."""
 
     def fields(self, words: Sequence[Word]) -> list[str]:
         """Words as arguments of a command."""
-        result: list[str] = []
+        arguments: list[str] = []
         for word in words:
-            fields = _Fields(self.machine.budget)
+            fields = _Fields(self.state.budget)
             for part in word.parts:
                 self._expand(part, fields)
             fields.end()
-            for field in fields.done:
-                result += self._pathnames(field)
-        return result
+            for field in fields.complete:
+                arguments += self._pathnames(field)
+        return arguments
 
     def text(self, word: Word) -> str:
         """A word as one text: no splitting, no pathnames (assignments, redirections, ``case`` subjects)."""
-        return self._joined([text for text, _ in self._chunks(word)])
-
-    def _joined(self, texts: Sequence[str], between: str = "") -> str:
-        """Texts as one, charged before it is made."""
-        self.machine.budget.memory(sum(map(len, texts)) + len(between) * len(texts))
-        return self.machine.budget.text(between.join(texts))
+        return self.state.budget.joined([text for text, _ in self._chunks(word)])
 
     def pattern(self, word: Word) -> str:
         """A word as a shell pattern in which quoted characters stand for themselves."""
-        return self._quoted(self._chunks(word))
+        return self._as_pattern(self._chunks(word))
 
-    def _quoted(self, chunks: Sequence[tuple[str, bool]]) -> str:
-        """Chunks as a pattern."""
-        self.machine.budget.memory(4 * sum(len(text) for text, _ in chunks))
+    def _as_pattern(self, chunks: Sequence[_Chunk]) -> str:
+        self.state.budget.memory(4 * sum(len(text) for text, _ in chunks))
         return "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in chunks)
 
     def matches(self, word: Word, text: str) -> bool:
         """Whether ``text`` matches the pattern ``word``."""
-        return self.machine.matcher(self.pattern(word))(text)
+        return self.state.matcher(self.pattern(word))(text)
 
-    def _chunks(self, word: Word) -> list[tuple[str, bool]]:
-        chunks: list[tuple[str, bool]] = []
+    def _chunks(self, word: Word) -> list[_Chunk]:
+        """The expansions of a word's parts, without field splitting."""
+        chunks: list[_Chunk] = []
         for part in word.parts:
             if isinstance(part, Literal):
                 chunks.append((part.text, part.quoted))
-            elif isinstance(part, Parameter) and part.name in "@*" and not part.operator:
-                chunks.append((self._joined(self.arguments, " "), part.quoted))
             elif isinstance(part, Parameter):
-                chunks.append((self._parameter(part), part.quoted))
+                value = self._all_arguments() if _is_all_arguments(part) else self._parameter(part)
+                chunks.append((value, part.quoted))
             else:
                 chunks.append((self.capture(part.body), part.quoted))
         return chunks
 
-    def _expand(self, part: Literal | Parameter | Substitution, fields: _Fields) -> None:
+    def _expand(self, part: Part, fields: _Fields) -> None:
+        """Append the expansion of a word's part to fields."""
         if isinstance(part, Literal):
             fields.text(part.text, quoted=part.quoted)
-        elif isinstance(part, Parameter) and part.name in "@*" and not part.operator:
-            self._all_arguments(part, fields)
+        elif isinstance(part, Parameter) and _is_all_arguments(part):
+            self._expand_arguments(part, fields)
         elif isinstance(part, Parameter) and not part.quoted and part.word is not None and part.operator[-1] in "-+":
-            self._default(part, fields)
+            self._expand_default(part, part.word, fields)
         else:
             value = self._parameter(part) if isinstance(part, Parameter) else self.capture(part.body)
             if part.quoted:
@@ -121,9 +133,10 @@ class Expander(ABC):
             else:
                 fields.split(value)
 
-    def _all_arguments(self, part: Parameter, fields: _Fields) -> None:
+    def _expand_arguments(self, part: Parameter, fields: _Fields) -> None:
+        """``$@``, ``$*``, ``"$@"`` and ``"$*"``."""
         if part.quoted and part.name == "*":
-            fields.text(self._joined(self.arguments, " "), quoted=True)
+            fields.text(self._all_arguments(), quoted=True)
             return
         for index, argument in enumerate(self.arguments):
             if index:
@@ -133,24 +146,25 @@ class Expander(ABC):
             else:
                 fields.split(argument)
 
-    def _default(self, part: Parameter, fields: _Fields) -> None:
-        """``${name:-word}`` without quotes round it: the word's own quotes count."""
-        if self._uses_word(part, self.value(part.name)):
-            for inner in part.word.parts if part.word else ():
-                self._expand(inner, fields)
-        else:
-            fields.split(self.value(part.name) or "" if part.operator[-1] == "-" else "")
+    def _expand_default(self, part: Parameter, word: Word, fields: _Fields) -> None:
+        """``${name:-word}`` and ``${name:+word}`` outside of quotes: what is not quoted in the word is split."""
+        if _uses_word(part, self.value(part.name)):
+            for inner in word.parts:
+                if isinstance(inner, Literal) and not inner.quoted:
+                    fields.split(inner.text)
+                else:
+                    self._expand(inner, fields)
+        elif part.operator[-1] == "-":
+            fields.split(self.value(part.name) or "")
 
-    @staticmethod
-    def _uses_word(part: Parameter, value: str | None) -> bool:
-        absent = value is None or (value == "" and part.operator[0] == ":")
-        return absent != (part.operator[-1] == "+")
+    def _all_arguments(self) -> str:
+        return self.state.budget.joined(self.arguments, " ")
 
     def value(self, name: str) -> str | None:
         """The value of a parameter, None if it is unset.
 
         Raises:
-            Unsupported: its value is another one at each run.
+            Unsupported: its value differs from run to run.
         """
         if name.isdecimal() and name != "0":
             index = (whole_number(name) or 0) - 1
@@ -158,21 +172,22 @@ class Expander(ABC):
         if name in _UNPREDICTABLE or name == "0":
             raise Unsupported(f"the parameter ${name}")
         if name in ("@", "*"):
-            return self._joined(self.arguments, " ")
+            return self._all_arguments()
         special = {"#": len(self.arguments), "?": self.status}
         if self.jobs:
             special["!"] = FIRST_JOB + len(self.jobs) - 1
         return str(special[name]) if name in special else self.variables.get(name)
 
     def _parameter(self, part: Parameter) -> str:
+        """The text that a parameter with its operator stands for."""
         value = self.value(part.name)
-        if part.operator in ("", "length") or part.word is None:
-            if value is None and self.nounset:
+        if part.word is None:
+            if value is None and "nounset" in self.options:
                 raise Failed(f"{part.name}: parameter not set", 2)
             return str(len(value or "")) if part.operator == "length" else value or ""
         if part.operator[0] in "#%":
             return self._trimmed(value or "", part.operator, self.pattern(part.word))
-        if not self._uses_word(part, value):
+        if not _uses_word(part, value):
             return "" if part.operator[-1] == "+" else value or ""
         text = self.text(part.word)
         if part.operator[-1] == "?":
@@ -182,43 +197,29 @@ class Expander(ABC):
         return text
 
     def _trimmed(self, value: str, operator: str, text: str) -> str:
-        """``value`` without the shortest or longest prefix (#) or suffix (%) that matches."""
-        pattern = self.machine.pattern(text)
-        self.machine.budget.scan(len(value), len(text) + 16)
+        """``value`` without the shortest (``#``, ``%``) or longest prefix or suffix that matches a pattern."""
+        pattern = self.state.pattern(text)
+        self.state.budget.scan(len(value), len(text) + 16)
         longest = len(operator) > 1
         if operator[0] == "#":
             size = pattern.prefix(value, longest=longest) or 0
-            return self.machine.budget.text(value[size:])
+            return self.state.budget.text(value[size:])
         size = pattern.suffix(value, longest=longest) or 0
-        return self.machine.budget.text(value[: len(value) - size])
+        return self.state.budget.text(value[: len(value) - size])
 
-    def _pathnames(self, field: list[tuple[str, bool]]) -> list[str]:
-        plain = self._joined([text for text, _ in field])
-        if not any(not quoted and re.search(r"[*?\[]", text) for text, quoted in field):
+    def _pathnames(self, field: Sequence[_Chunk]) -> list[str]:
+        """The paths that match a field; the field itself if it has no wildcards or nothing matches."""
+        plain = self.state.budget.joined([text for text, _ in field])
+        if not any(not quoted and WILDCARD.search(text) for text, quoted in field):
             return [plain]
-        return self.glob(self._quoted(field)) or [plain]
+        return expand_pathname(self.state, self._as_pattern(field)) or [plain]
 
-    def glob(self, pattern: str) -> list[str]:
-        """Paths of the Tree that match, sorted, spelled as the pattern is (absolute or relative)."""
-        self.machine.budget.pattern(pattern)
-        found = ["/"] if pattern.startswith("/") else [""]
-        components = [component for component in pattern.split("/") if component]
-        for index, component in enumerate(components):
-            last = index == len(components) - 1
-            found = [path for base in found for path in self._below(base, component, directories=not last)]
-        return found
 
-    def _below(self, base: str, component: str, *, directories: bool) -> list[str]:
-        self.machine.budget.work(2)
-        if not _MAGIC.search(_QUOTED.sub("", component)):
-            names = [re.sub(r"\\(.)", r"\1", component)]
-        else:
-            matches = self.machine.matcher(component)
-            here = self.machine.children(self.machine.path(base or "."))
-            names = [path.rpartition("/")[2] for path in here]
-            names = [name for name in names if matches(name) and (name[0] != "." or component[0] == ".")]
-        self.machine.budget.memory(sum(len(base) + len(name) + PIECE for name in names))
-        paths = [f"{base}{name}" for name in names]
-        if directories:
-            return [f"{path}/" for path in paths if self.machine.is_directory(path)]
-        return [path for path in paths if self.machine.node(path, follow=False) is not None]
+def _is_all_arguments(part: Parameter) -> bool:
+    return part.name in "@*" and not part.operator
+
+
+def _uses_word(part: Parameter, value: str | None) -> bool:
+    """Whether ``${name-word}`` and its like stand for the word; a colon makes an empty value count as unset."""
+    is_unset = value is None or (value == "" and part.operator[0] == ":")
+    return is_unset != (part.operator[-1] == "+")

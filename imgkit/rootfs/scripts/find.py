@@ -1,7 +1,7 @@
 """``find`` of package scripts, as busybox 1.37 has it.
 
-A directory's names come sorted here; from a real one they come in no order. An expression is compiled to functions of
-one visited path; what is not understood is refused by name before anything is done.
+The names in a directory are sorted here; a real filesystem returns them in no particular order. An expression is
+compiled to a function of one visited path. What imgkit does not compute is refused by name before anything is done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeAlias
 from imgkit.rootfs.accounts import lookup
 from imgkit.rootfs.scripts.budget import COMMAND, PIECE, whole_number
 from imgkit.rootfs.scripts.sorting import names_in
-from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, base_name, number
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Device, Directory, File, HardLink, Node, Symlink
 
@@ -23,7 +23,14 @@ _MAX_DEPTH = 100
 
 @dataclass
 class _Visit:
-    """One path: as find spells it, where it is in the Tree, and what is there (links followed with -L)."""
+    """One visited path.
+
+    Attributes:
+        text: the path as find writes it.
+        path: the path in the Tree.
+        node: what is there (links followed with -L).
+        pruned: whether ``-prune`` was evaluated: find does not descend.
+    """
 
     text: str
     path: str
@@ -32,7 +39,8 @@ class _Visit:
 
     @property
     def name(self) -> str:
-        return self.text.rstrip("/").rpartition("/")[2] or "/"
+        """The last part of the path."""
+        return base_name(self.text) or "/"
 
 
 _Test: TypeAlias = Callable[[_Visit], bool]
@@ -40,32 +48,47 @@ _Test: TypeAlias = Callable[[_Visit], bool]
 
 @dataclass
 class _Search:
-    """What the arguments say besides the expression, and what has come of it so far."""
+    """The options of one call of find, and its results so far.
 
-    machine: ShellState
+    Attributes:
+        follow: follow all links (-L).
+        follow_operands: follow the links that are operands (-H).
+        contents_first: visit a directory after what is in it (-depth).
+        terms: how many words the expression has, which is what a visit costs.
+        min_depth: the smallest depth at which the expression is evaluated.
+        max_depth: the greatest depth that is visited.
+        acts: whether the expression has an action; without one it prints.
+        status: the exit status.
+        batches: (command, paths) of every ``-exec … +``.
+    """
+
+    state: ShellState
     streams: Streams
     follow: bool = False
     follow_operands: bool = False
     contents_first: bool = False
-    terms: int = 0  # words of the expression
-    shallowest: int = 0
-    deepest: int = _MAX_DEPTH
+    terms: int = 0
+    min_depth: int = 0
+    max_depth: int = _MAX_DEPTH
     acts: bool = False
     status: int = 0
-    batches: list[tuple[list[str], list[str]]] = field(default_factory=list)  # of -exec … +: command, paths
+    batches: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
-    def complain(self, message: str) -> None:
+    def fail(self, message: str) -> None:
+        """Report a failure that does not end the search."""
         self.streams.err(f"find: {message}\n")
+        self.status = 1
 
     def execute(self, words: list[str]) -> bool:
-        self.machine.budget.memory(sum(map(len, words)))
-        return self.machine.execute(words, self.streams) == 0
+        """Run a program; returns whether it succeeded."""
+        self.state.budget.memory(sum(map(len, words)))
+        return self.state.execute(words, self.streams) == 0
 
 
-def find(machine: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``find [-H] [-L] [PATH…] [EXPRESSION]``; an expression has what the tables at the end name."""
+def find(state: ShellState, arguments: list[str], streams: Streams) -> int:
+    """``find [-H] [-L] [PATH…] [EXPRESSION]``; the tables at the end of this module list what expressions may have."""
     words = list(arguments)
-    search = _Search(machine, streams)
+    search = _Search(state, streams)
     while words and words[0] in ("-L", "-H"):
         option = words.pop(0)
         search.follow |= option == "-L"
@@ -83,74 +106,79 @@ def find(machine: ShellState, arguments: list[str], streams: Streams) -> int:
     return search.status
 
 
-def _visit(search: _Search, test: _Test, text: str, depth: int, above: tuple[str, ...]) -> None:
-    search.machine.budget.work(COMMAND // 4 + search.terms)
-    search.machine.budget.memory(PIECE + 2 * len(text))
+def _visit(search: _Search, test: _Test, text: str, depth: int, ancestors: tuple[str, ...]) -> None:
+    """Visit a path and everything below it; ``ancestors`` are the paths of the directories above it."""
+    search.state.budget.work(COMMAND // 4 + search.terms)
+    search.state.budget.memory(PIECE + 2 * len(text))
     try:
         visit = _look(search, text, depth)
     except Failed as cause:
-        search.complain(str(cause))
-        search.status = 1
+        search.fail(str(cause))
         return
-    if visit.path in above:
+    if visit.path in ancestors:
         raise Unsupported(f"find -L in a circle of links: {text}")
     if depth >= _MAX_DEPTH:
         raise Unsupported(f"find deeper than {_MAX_DEPTH} levels: {text}")
-    wanted = depth >= search.shallowest
-    if wanted and not search.contents_first:
+    is_tested = depth >= search.min_depth
+    if is_tested and not search.contents_first:
         test(visit)
-    if isinstance(visit.node, Directory) and depth < search.deepest and not visit.pruned:
-        _descend(search, test, visit, depth, (*above, visit.path))
-    if wanted and search.contents_first:
+    if isinstance(visit.node, Directory) and depth < search.max_depth and not visit.pruned:
+        _descend(search, test, visit, depth, (*ancestors, visit.path))
+    if is_tested and search.contents_first:
         test(visit)
 
 
 def _look(search: _Search, text: str, depth: int) -> _Visit:
-    """What is at ``text``; where links are followed, one to nothing is a link.
+    """Look at a path. A dangling link is a link, even where links are followed.
 
     Raises:
-        Failed: nothing is.
+        Failed: there is nothing.
     """
-    machine = search.machine
+    state = search.state
     follow = search.follow or (search.follow_operands and depth == 0)
-    follow = follow and machine.path(text) in machine.tree
-    path = machine.existing(text, follow=follow or text.endswith("/"))
-    return _Visit(text, path, machine.tree[path])
+    follow = follow and state.path(text) in state.tree
+    path = state.existing(text, follow=follow or text.endswith("/"))
+    return _Visit(text, path, state.tree[path])
 
 
-def _descend(search: _Search, test: _Test, visit: _Visit, depth: int, above: tuple[str, ...]) -> None:
-    if not isinstance(search.machine.tree.get(visit.path), Directory):  # an action has taken it away
-        search.complain(f"{visit.text}: No such file or directory")
-        search.status = 1
+def _descend(search: _Search, test: _Test, visit: _Visit, depth: int, ancestors: tuple[str, ...]) -> None:
+    """Visit what is in a directory."""
+    if not isinstance(search.state.tree.get(visit.path), Directory):  # an action has removed it
+        search.fail(f"{visit.text}: No such file or directory")
         return
-    for name in names_in(search.machine, "/" + visit.path):
-        _visit(search, test, visit.text + ("" if visit.text.endswith("/") else "/") + name, depth + 1, above)
+    folder = visit.text if visit.text.endswith("/") else f"{visit.text}/"
+    for name in names_in(search.state, "/" + visit.path):
+        _visit(search, test, folder + name, depth + 1, ancestors)
 
 
 # ---- the expression ------------------------------------------------------------------------------------------------
 
 
 class _Parser:
-    """Recursive descent over the words: ``or`` of ``and`` of ``not``; an expression without action prints."""
+    """Recursive descent over the words of an expression, which are consumed.
+
+    ``-o`` binds weaker than ``-a``, and that weaker than ``!``. An expression without an action prints the paths for
+    which it is true.
+    """
 
     def __init__(self, words: list[str], search: _Search) -> None:
         self._words = words
         self._search = search
 
     def parse(self) -> _Test:
-        """The whole expression.
+        """Compile the whole expression.
 
         Raises:
-            Failed: it is no expression.
-            Unsupported: it has something that is not computed here.
+            Failed: the expression is not valid.
+            Unsupported: it has something that imgkit does not compute.
         """
-        whole = self._either() if self._words else _always
+        test = self._either() if self._words else _always
         if self._words:
             raise Failed("unpaired ')'" if self._words[0] == ")" else f"unrecognized: {self._words[0]}")
         if self._search.acts:
-            return whole
+            return test
         show = _print(self._search, "\n")
-        return lambda visit: whole(visit) and show(visit)
+        return lambda visit: test(visit) and show(visit)
 
     def _either(self) -> _Test:
         tests = [self._all()]
@@ -204,7 +232,7 @@ class _Parser:
         while self._words:
             word = self._words.pop(0)
             if word == ";" and command:
-                return lambda visit: search.execute([_filled(search, each, visit.text) for each in command])
+                return lambda visit: search.execute([_filled(search, part, visit.text) for part in command])
             if word == "+" and command[1:] and command[-1] == "{}":
                 return _batch(search, command[:-1])
             command.append(word)
@@ -212,22 +240,25 @@ class _Parser:
 
 
 def _filled(search: _Search, word: str, path: str) -> str:
-    search.machine.budget.memory(len(word) + word.count("{}") * len(path))
+    """``word`` with every ``{}`` replaced by the path."""
+    search.state.budget.memory(len(word) + word.count("{}") * len(path))
     return word.replace("{}", path)
 
 
 def _batch(search: _Search, command: list[str]) -> _Test:
+    """``-exec COMMAND… {} +``: collect the paths, with which the command is run once at the end."""
     paths: list[str] = []
     search.batches.append((command, paths))
 
-    def note(visit: _Visit) -> bool:
+    def collect(visit: _Visit) -> bool:
         paths.append(visit.text)
         return True
 
-    return note
+    return collect
 
 
 def _always(_: _Visit) -> bool:
+    """The test of an option such as -maxdepth, which is always true."""
     return True
 
 
@@ -259,12 +290,12 @@ def _contents_first(search: _Search) -> _Test:
 
 def _delete(search: _Search) -> _Test:
     search.contents_first = True
-    tree = search.machine.tree
+    tree = search.state.tree
 
     def delete(visit: _Visit) -> bool:
-        path = search.machine.path(visit.text, follow=False)
+        path = search.state.path(visit.text, follow=False)
         if tree.count(path):
-            search.complain(f"{visit.text}: Directory not empty")
+            search.streams.err(f"find: {visit.text}: Directory not empty\n")
             return False
         if visit.text != ".":
             tree.remove(path)
@@ -274,38 +305,33 @@ def _delete(search: _Search) -> _Test:
 
 
 def _empty(search: _Search) -> _Test:
-    tree = search.machine.tree
+    tree = search.state.tree
 
     def empty(visit: _Visit) -> bool:
         node = tree[visit.node.target] if isinstance(visit.node, HardLink) else visit.node
         if isinstance(node, Directory):
-            return not names_in(search.machine, "/" + visit.path)
+            return not names_in(search.state, "/" + visit.path)
         return isinstance(node, File) and node.content.size == 0
 
     return empty
 
 
-def _number(text: str) -> int:
-    value = whole_number(text)
-    if value is None:
-        raise Failed(f"invalid number '{text[:80]}'")
-    return value
-
-
-def _shallowest(search: _Search, text: str) -> _Test:
-    search.shallowest = _number(text)
+def _min_depth(search: _Search, text: str) -> _Test:
+    search.min_depth = number(text)
     return _always
 
 
-def _deepest(search: _Search, text: str) -> _Test:
-    search.deepest = _number(text)
+def _max_depth(search: _Search, text: str) -> _Test:
+    search.max_depth = number(text)
     return _always
 
 
-def _name(*, ignore_case: bool, whole: bool) -> Callable[[_Search, str], _Test]:
+def _name(*, ignore_case: bool, whole_path: bool) -> Callable[[_Search, str], _Test]:
+    """-name, -iname, -path and -ipath."""
+
     def build(search: _Search, text: str) -> _Test:
-        matches = search.machine.matcher(text, ignore_case=ignore_case)
-        return lambda visit: matches(visit.text if whole else visit.name)
+        matches = search.state.matcher(text, ignore_case=ignore_case)
+        return lambda visit: matches(visit.text if whole_path else visit.name)
 
     return build
 
@@ -329,25 +355,28 @@ def _type(_: _Search, text: str) -> _Test:
 
 
 def _permissions(_: _Search, text: str) -> _Test:
-    found = re.fullmatch(r"([-+/]?)([0-7]{1,4})", text)
-    if not found:
+    """-perm: exactly this mode, at least all of its bits (``-``), or any of them (``+`` or ``/``)."""
+    match = re.fullmatch(r"([-+/]?)([0-7]{1,4})", text)
+    if not match:
         raise Unsupported(f"find -perm {text}")
-    wanted = int(found.group(2), 8)
-    if found.group(1) == "-":
-        return lambda visit: visit.node.mode & wanted == wanted
-    if found.group(1):
-        return lambda visit: wanted == 0 or visit.node.mode & wanted != 0
-    return lambda visit: visit.node.mode == wanted
+    mode = int(match[2], 8)
+    if match[1] == "-":
+        return lambda visit: visit.node.mode & mode == mode
+    if match[1]:
+        return lambda visit: mode == 0 or visit.node.mode & mode != 0
+    return lambda visit: visit.node.mode == mode
 
 
-def _owner(what: str) -> Callable[[_Search, str], _Test]:
+def _owner(kind: str) -> Callable[[_Search, str], _Test]:
+    """-user and -group."""
+
     def build(search: _Search, text: str) -> _Test:
-        names = lookup(search.machine.accounts())
-        numbers = names.users if what == "user" else names.groups
-        number = numbers.get(text, whole_number(text))
-        if number is None:
-            raise Failed(f"unknown {what} {text[:80]}")
-        return lambda visit: (visit.node.uid if what == "user" else visit.node.gid) == number
+        accounts = lookup(search.state.accounts())
+        numbers = accounts.users if kind == "user" else accounts.groups
+        owner = numbers.get(text, whole_number(text))
+        if owner is None:
+            raise Failed(f"unknown {kind} {text[:80]}")
+        return lambda visit: (visit.node.uid if kind == "user" else visit.node.gid) == owner
 
     return build
 
@@ -364,12 +393,12 @@ _PLAIN: Mapping[str, Callable[[_Search], _Test]] = {
 }
 _WITH_VALUE: Mapping[str, Callable[[_Search, str], _Test]] = {
     "-group": _owner("group"),
-    "-iname": _name(ignore_case=True, whole=False),
-    "-ipath": _name(ignore_case=True, whole=True),
-    "-maxdepth": _deepest,
-    "-mindepth": _shallowest,
-    "-name": _name(ignore_case=False, whole=False),
-    "-path": _name(ignore_case=False, whole=True),
+    "-iname": _name(ignore_case=True, whole_path=False),
+    "-ipath": _name(ignore_case=True, whole_path=True),
+    "-maxdepth": _max_depth,
+    "-mindepth": _min_depth,
+    "-name": _name(ignore_case=False, whole_path=False),
+    "-path": _name(ignore_case=False, whole_path=True),
     "-perm": _permissions,
     "-type": _type,
     "-user": _owner("user"),

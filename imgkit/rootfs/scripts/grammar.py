@@ -1,21 +1,36 @@
 """The grammar of package scripts: POSIX shell text → syntax tree.
 
 Source: POSIX.1-2017, Shell Command Language (2.2 quoting, 2.6 expansions, 2.7 redirection, 2.9 commands, 2.10 grammar),
-plus ``&>file``, which Alpine's ash knows. What is understood is enough for install scripts; arithmetic, tilde expansion
-and the like raise :class:`Unsupported`, so that nothing is ever half understood.
+plus ``&>file`` of Alpine's ash. The subset suffices for install scripts. Arithmetic, tilde expansion and everything
+else outside of it raise :class:`Unsupported`, so that no script is understood in part only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
+from imgkit.rootfs.scripts.syntax import (
+    AndOr,
+    Body,
+    Case,
+    Compound,
+    For,
+    Function,
+    Grouping,
+    If,
+    Pipeline,
+    Redirect,
+    Redirected,
+    Simple,
+    While,
+)
 from imgkit.rootfs.scripts.words import Scanner, Unsupported, Word
 
 __all__ = ["Unsupported", "parse"]
 
+_MAX_DEPTH = 50
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=", re.ASCII)
 _FUNCTION = re.compile(r"([A-Za-z_][\w-]*)[ \t]*\([ \t]*\)", re.ASCII)
 _RESERVED = re.compile(r"(?:[a-z]+|[{}!])(?=[\s;&|()<>]|$)")
@@ -23,102 +38,15 @@ _REDIRECT = re.compile(r"([0-9]?)(<<-|<<|<&|<>|>>|>&|>\||<|>)|(&>)(?!>)")
 _ENDS = frozenset({"then", "else", "elif", "fi", "do", "done", "esac", "}"})
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
-    """``descriptor`` operator ``target``; for ``<<`` the target is the here-document itself."""
-
-    descriptor: int
-    operator: str
-    target: Word
-
-
-@dataclass(frozen=True, slots=True)
-class Simple:
-    """Assignments, then a command with its arguments."""
-
-    line: int
-    assignments: tuple[tuple[str, Word], ...]
-    words: tuple[Word, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class If:
-    branches: tuple[tuple[Body, Body], ...]
-    otherwise: Body
-
-
-@dataclass(frozen=True, slots=True)
-class For:
-    """``words`` is None where the loop is over the positional parameters."""
-
-    variable: str
-    words: tuple[Word, ...] | None
-    body: Body
-
-
-@dataclass(frozen=True, slots=True)
-class While:
-    condition: Body
-    body: Body
-    until: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    subject: Word
-    arms: tuple[tuple[tuple[Word, ...], Body], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    body: Body
-    subshell: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    name: str
-    body: Redirected
-
-
-Command: TypeAlias = Simple | If | For | While | Case | Grouping | Function
-
-
-@dataclass(frozen=True, slots=True)
-class Redirected:
-    """A command of any kind with its redirections."""
-
-    command: Command
-    redirects: tuple[Redirect, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    commands: tuple[Redirected, ...]
-    negated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AndOr:
-    """``first``, then pairs of ``&&`` or ``||`` and what follows; all of it in the background if an ``&`` ends it."""
-
-    first: Pipeline
-    rest: tuple[tuple[str, Pipeline], ...]
-    background: bool = False
-
-
-Body: TypeAlias = tuple[AndOr, ...]
-
-
 def parse(text: str, *, line: int = 1) -> Body:
-    """The statements of a script.
+    """Parse a script.
 
     Args:
         text: the script.
         line: the number of its first line.
 
     Raises:
-        Unsupported: a construct outside the subset, or a syntax error.
+        Unsupported: there is a construct outside the subset, or a syntax error.
     """
     parser = _Parser(text, line)
     try:
@@ -132,30 +60,30 @@ def parse(text: str, *, line: int = 1) -> Body:
 
 @dataclass
 class _Parser(Scanner):
-    """Recursive descent, one method a production."""
+    """Recursive descent, with one method for each production."""
 
     text: str
     first_line: int = 1
     pos: int = 0
     body_end: int = 0
     counted: tuple[int, int] = (0, 0)
-    depth: int = field(default=0)
+    depth: int = 0
 
-    def substituted(self) -> object:
-        """The statements of ``$(…)`` up to its parenthesis, which is consumed."""
+    def substituted(self) -> Body:
+        """Read the statements of ``$(…)`` and the parenthesis that ends it."""
         body = self.body()
         self._expect(")")
         return body
 
-    def subparser(self, text: str, line: int) -> object:
-        """The statements of a backquoted command that begins on ``line``."""
+    def subparser(self, text: str, line: int) -> Body:
+        """Parse the statements of a backquoted command that begins on ``line``."""
         return parse(text, line=line)
 
     def body(self) -> Body:
-        """Statements up to whatever cannot start one."""
+        """Read statements up to the first token that cannot start one."""
         self.depth += 1
-        if self.depth > 50:
-            raise self.refuse("nesting deeper than 50 levels")
+        if self.depth > _MAX_DEPTH:
+            raise self.refuse(f"nesting deeper than {_MAX_DEPTH} levels")
         statements: list[AndOr] = []
         while self._starts_command():
             statements.append(self._and_or())
@@ -175,22 +103,24 @@ class _Parser(Scanner):
         return not (self.at_end() or self.peek(")") or self.peek(";") or self._reserved() in _ENDS)
 
     def _reserved(self) -> str:
-        found = _RESERVED.match(self.text, self.pos)
-        return found.group() if found else ""
+        """The reserved word that is next, or any other word of small letters; empty if there is none."""
+        match = _RESERVED.match(self.text, self.pos)
+        return match.group() if match else ""
 
     def _expect(self, symbol: str) -> None:
+        """Consume a reserved word or an operator, which must be next."""
         if symbol.isalpha() or symbol in ")}":
             self.newlines()
         if not self._accept(symbol):
             raise self.refuse(f"syntax error: {symbol!r} expected near {self.rest()!r}")
 
     def _accept(self, symbol: str) -> bool:
-        """Consume a reserved word or an operator if it is next."""
+        """Consume a reserved word or an operator if it is next; returns whether it was."""
         self.blanks()
-        found = self._reserved() == symbol if symbol.isalpha() or symbol in "{}!" else self.peek(symbol)
-        if found:
+        is_next = self._reserved() == symbol if symbol.isalpha() or symbol in "{}!" else self.peek(symbol)
+        if is_next:
             self.pos += len(symbol)
-        return found
+        return is_next
 
     def _and_or(self) -> AndOr:
         first = self._pipeline()
@@ -221,7 +151,7 @@ class _Parser(Scanner):
         if function:
             self.pos = function.end()
             self.newlines()
-            return Redirected(Function(function.group(1), self._command()), ())
+            return Redirected(Function(function[1], self._command()), ())
         compound = self._compound()
         if compound is None:
             return self._simple()
@@ -230,12 +160,13 @@ class _Parser(Scanner):
             pass
         return Redirected(compound, tuple(redirects))
 
-    def _compound(self) -> Command | None:
+    def _compound(self) -> Compound | None:
+        """Read a compound command if one is next."""
         if self._accept("("):
             body = self.body()
             self._expect(")")
             return Grouping(body, subshell=True)
-        productions: dict[str, Callable[[], Command]] = {
+        productions: dict[str, Callable[[], Compound]] = {
             "if": self._if,
             "for": self._for,
             "while": self._while,
@@ -264,6 +195,7 @@ class _Parser(Scanner):
         return If(tuple(branches), otherwise)
 
     def _branch(self) -> tuple[Body, Body]:
+        """Read a condition, ``then`` and a body."""
         condition = self.body()
         self._expect("then")
         body = self.body()
@@ -271,6 +203,7 @@ class _Parser(Scanner):
         return condition, body
 
     def _loop(self) -> Body:
+        """Read the body of a loop, from ``do`` to ``done``."""
         self._expect("do")
         body = self.body()
         self._expect("done")
@@ -314,6 +247,7 @@ class _Parser(Scanner):
         return Case(subject, tuple(arms))
 
     def _arm(self) -> tuple[tuple[Word, ...], Body]:
+        """Read the patterns and the body of one arm of a ``case``."""
         self._accept("(")
         patterns: list[Word] = []
         while True:
@@ -329,6 +263,7 @@ class _Parser(Scanner):
         return tuple(patterns), body
 
     def _simple(self) -> Redirected:
+        """Read assignments, words and redirections up to the end of a simple command."""
         line = self.line
         assignments: list[tuple[str, Word]] = []
         words: list[Word] = []
@@ -350,21 +285,20 @@ class _Parser(Scanner):
         return Redirected(Simple(line, tuple(assignments), tuple(words)), tuple(redirects))
 
     def _redirect(self, redirects: list[Redirect]) -> bool:
-        """Read one redirection into ``redirects``, if one is next."""
+        """Append the redirection that is next to ``redirects``; returns False if none is next."""
         self.blanks()
-        found = _REDIRECT.match(self.text, self.pos)
-        if not found:
+        match = _REDIRECT.match(self.text, self.pos)
+        if not match:
             return False
-        self.pos = found.end()
-        if found.group(3):
+        self.pos = match.end()
+        if match[3]:  # &>
             target = self._target()
-            both = Word((), self.line).literal("1", self.line)
-            redirects += [Redirect(1, ">", target), Redirect(2, ">&", both)]
+            redirects += [Redirect(1, ">", target), Redirect(2, ">&", Word.literal("1", self.line))]
             return True
-        operator = found.group(2)
+        operator = match[2]
         if operator == "<>":
             raise self.refuse("the redirection <>")
-        descriptor = int(found.group(1) or ("0" if operator.startswith("<") else "1"))
+        descriptor = int(match[1] or ("0" if operator.startswith("<") else "1"))
         if operator in ("<<", "<<-"):
             redirects.append(Redirect(descriptor, "<<", self.here_document(strip_tabs=operator == "<<-")))
         else:

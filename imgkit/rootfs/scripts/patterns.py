@@ -1,8 +1,10 @@
-"""Shell patterns (POSIX.1-2017, 2.13), matched without backtracking.
+"""Shell patterns (POSIX.1-2017, 2.13), matched without backtracking::
 
-A pattern is cut at its asterisks into segments whose items each stand for one character. Segments are looked for one
-after the other, each as early as possible; nothing is ever tried twice, so the time is at most the product of the
-lengths of pattern and text.
+    shell_pattern("*.conf", Budget()).fullmatch("a.conf")       # → True
+
+A pattern is split at its asterisks into segments, whose items each match one character. Segments are searched one
+after the other, each as early as possible. Nothing is tried twice, so the time is at most proportional to the product
+of the lengths of pattern and text.
 """
 
 from __future__ import annotations
@@ -29,30 +31,30 @@ _INSIDE = re.compile(r"\[:([a-z]+):\]|\\(.)|(.)", re.DOTALL)
 
 
 class PatternSegment:
-    """Items that stand for one character each: regular expressions of that width, or the characters themselves."""
+    """Items that match one character each; every item is a regular expression of that width."""
 
     def __init__(self, items: Sequence[str], flags: int) -> None:
         self.width = len(items)
         self._expression = re.compile("".join(items), re.DOTALL | flags)
 
     def find(self, text: str, start: int) -> int:
-        """The first place at or after ``start`` where it is, or -1."""
-        found = self._expression.search(text, start)
-        return found.start() if found else -1
+        """The first place at or after ``start`` where the segment matches, or -1."""
+        match = self._expression.search(text, start)
+        return match.start() if match else -1
 
     def find_last(self, text: str, start: int) -> int:
-        """The last place at or after ``start`` where it is, or -1."""
+        """The last place at or after ``start`` where the segment matches, or -1."""
         last = len(text) - self.width
         return next((place for place in range(last, start - 1, -1) if self.at(text, place)), -1)
 
     def at(self, text: str, place: int) -> bool:
-        """Whether it is at ``place``."""
+        """Whether the segment matches at ``place``."""
         return place >= 0 and self._expression.match(text, place) is not None
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A pattern that has no slash to heed: segments with any number of characters between each two of them."""
+    """A pattern without a slash: segments, with any characters between each two of them."""
 
     segments: tuple[PatternSegment, ...]
 
@@ -74,7 +76,7 @@ class _Part:
         return None if place < 0 else place + last.width
 
     def matches(self, text: str) -> bool:
-        """Whether all of ``text`` does."""
+        """Whether all of ``text`` matches."""
         *others, last = self.segments
         if not others:
             return len(text) == last.width and last.at(text, 0)
@@ -88,7 +90,12 @@ _NOTHING = PatternSegment((), 0)
 
 @dataclass(frozen=True)
 class ShellPattern:
-    """A compiled pattern. Its length, and so the time of a match, is for the caller to limit."""
+    """A compiled pattern; callers limit its length, and so the time that matching takes.
+
+    Attributes:
+        parts: what is between the slashes of a pathname pattern; other patterns have one part.
+        backwards: the last part with its segments and items reversed, which matches reversed text.
+    """
 
     parts: tuple[_Part, ...]
     backwards: _Part
@@ -107,7 +114,7 @@ class ShellPattern:
         return self.parts[0].prefix(text, longest=longest)
 
     def suffix(self, text: str, *, longest: bool) -> int | None:
-        """:meth:`prefix` from the other end."""
+        """The length of the shortest or longest suffix that matches, None if none does. Not for pathname patterns."""
         return self.backwards.prefix(text[::-1], longest=longest)
 
 
@@ -115,13 +122,14 @@ def shell_pattern(pattern: str, budget: Budget, *, pathname: bool = False, ignor
     """Compile a shell pattern; a backslash quotes the next character.
 
     Args:
+        pattern: the pattern.
         budget: what compiling it is charged to.
         pathname: ``*``, ``?`` and brackets do not match a slash (FNM_PATHNAME).
         ignore_case: letters match without regard to case.
 
     Raises:
-        ValueError: a bracket expression that means nothing.
-        Exhausted: it is too long, or the budget does not suffice.
+        ValueError: a bracket expression is not valid.
+        Exhausted: the pattern is too long, or the budget does not suffice.
     """
     budget.pattern(pattern)
     flags = re.IGNORECASE if ignore_case else 0
@@ -134,12 +142,12 @@ def shell_pattern(pattern: str, budget: Budget, *, pathname: bool = False, ignor
         else:
             pieces[-1][-1].append(item)
     parts = tuple(_Part(tuple(PatternSegment(items, flags) for items in segments)) for segments in pieces)
-    turned = tuple(PatternSegment(items[::-1], flags) for items in pieces[-1][::-1])
-    return ShellPattern(parts, _Part(turned))
+    backwards = tuple(PatternSegment(items[::-1], flags) for items in pieces[-1][::-1])
+    return ShellPattern(parts, _Part(backwards))
 
 
 def _items(pattern: str) -> list[str]:
-    """The items of a pattern as regular expressions of one character; an asterisk is itself."""
+    """The items of a pattern as regular expressions for one character; an asterisk stays an asterisk."""
     items = []
     at = 0
     while at < len(pattern):
@@ -158,22 +166,22 @@ def _items(pattern: str) -> list[str]:
     return items
 
 
-def bracket_expression(found: re.Match[str]) -> str:
-    """A match of :data:`BRACKET` as a character class of a regular expression of Python's.
+def bracket_expression(bracket: re.Match[str]) -> str:
+    """Translate a match of :data:`BRACKET` to a character class of Python's regular expressions.
 
     Raises:
-        ValueError: an unknown class, or a range that is none.
+        ValueError: a character class is unknown, or a range is not valid.
     """
-    items = _INSIDE.findall(found.group(2))
+    items = _INSIDE.findall(bracket[2])
     inside = []
     for index, (name, quoted, plain) in enumerate(items):
         if name and name not in CLASSES:
             raise ValueError(f"character class {name!r}")
         between = 0 < index < len(items) - 1 and "-" not in (items[index - 1][2], items[index + 1][2])
         inside.append(CLASSES[name] if name else "-" if plain == "-" and between else re.escape(quoted or plain))
-    expression = f"[{'^' if found.group(1) else ''}{''.join(inside)}]"
+    expression = f"[{'^' if bracket[1] else ''}{''.join(inside)}]"
     try:
         re.compile(expression)
     except re.error as cause:
-        raise ValueError(f"{found.group()[:80]}: {cause}") from cause
+        raise ValueError(f"{bracket[0][:80]}: {cause}") from cause
     return expression

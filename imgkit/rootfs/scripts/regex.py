@@ -1,7 +1,9 @@
-"""Regular expressions of ``grep`` (POSIX.1-2017, chapter 9, with the escapes that GNU and busybox add), in linear time.
+"""Regular expressions of ``grep`` (POSIX.1-2017, chapter 9, with the escapes of GNU and busybox), in linear time::
 
-An expression is compiled to a program whose states are all followed at once (Thompson's construction), so no text makes
-it try again what it has tried. Backreferences, which need backtracking, are refused.
+    compile_expressions(["^root:"], budget).search("root:x:0:0", budget)      # → True
+
+An expression is compiled to a program whose states are all followed at once (Thompson's construction), so matching
+never goes back in the text. Backreferences, which need backtracking, are refused.
 """
 
 from __future__ import annotations
@@ -13,43 +15,48 @@ from typing import TypeAlias
 from imgkit.rootfs.scripts.budget import COMPILED, Budget
 from imgkit.rootfs.scripts.patterns import BRACKET, bracket_expression
 
-_MAX_PROGRAM = 5000
+_MAX_PROGRAM = 5000  # states
+_MAX_DEPTH = 50  # of groups
 _MAX_REPEAT = 255  # RE_DUP_MAX of POSIX
-_CACHED = 2000  # transitions that are remembered
-_EDGE, _WORD, _OTHER = 0, 1, 2  # what is beside a position
+_MAX_CACHED = 2000  # transitions
+_EDGE, _WORD, _OTHER = 0, 1, 2  # what is next to a position: the end of the text, a character of a word, another one
 _INTERVAL = re.compile(r"([0-9]{1,3})(,([0-9]{1,3})?)?")
 _CLASSES = {"w": r"\w", "W": r"\W", "s": r"\s", "S": r"\S"}
-_ASSERTIONS = {"<": "<", ">": ">", "b": "b", "B": "B"}
-_OPERATORS = frozenset("(){}|+?")  # plain in a basic expression, operators behind a backslash
+_ASSERTIONS = frozenset("<>bB")
+_OPERATORS = frozenset("(){}|+?")  # in a basic expression these are operators only after a backslash
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One character, by a regular expression of Python's for it."""
+    """One character, given by a regular expression of Python that matches it."""
 
     expression: str
 
 
 @dataclass(frozen=True)
 class _Assertion:
-    """A place: ``^ $ < > b B``, or ``before`` and ``after``: no part of a word is on that side."""
+    """A condition on a position: ``^ $ < > b B``; with ``before`` or ``after``, no word continues on that side."""
 
     kind: str
 
 
 @dataclass(frozen=True)
 class _Sequence:
+    """Nodes that match one after the other."""
+
     nodes: tuple[_Node, ...]
 
 
 @dataclass(frozen=True)
 class _Choice:
+    """Nodes of which any may match."""
+
     nodes: tuple[_Node, ...]
 
 
 @dataclass(frozen=True)
 class _Repeat:
-    """``least`` to ``most`` times; ``most`` is None where there is no limit."""
+    """A node that matches ``least`` to ``most`` times; without a limit ``most`` is None."""
 
     node: _Node
     least: int
@@ -58,12 +65,12 @@ class _Repeat:
 
 _Node: TypeAlias = _Item | _Assertion | _Sequence | _Choice | _Repeat
 
-# What takes no character. The parser leaves it out: 255 times nothing, repeated 255 times, five times over, would make
-# no state that a limit could count, and never end.
+# What matches no character. The parser leaves it out: (){255}{255}{255}… would make no states that a limit could
+# count, and compiling it would never end.
 _EMPTY = _Sequence(())
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- parsing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -75,14 +82,15 @@ class _Parser:
     at: int = 0
     depth: int = 0
 
-    def whole(self) -> _Node:
+    def parse(self) -> _Node:
+        """Parse the whole expression."""
         node = self._choice()
         if self.at < len(self.text):
             raise ValueError("unmatched )")
         return node
 
     def _next(self) -> tuple[str, bool]:
-        """The next character, and whether it has the meaning that it has in an extended expression."""
+        """The next character without its backslash, and whether it means what it means in an extended expression."""
         character = self.text[self.at : self.at + 1]
         if character != "\\":
             return character, self.extended or character not in _OPERATORS
@@ -101,6 +109,7 @@ class _Parser:
         return character
 
     def _ends(self) -> bool:
+        """Whether a sequence ends here."""
         start = self.at
         ended = bool(self._operator("|", ")")) or start >= len(self.text)
         self.at = start
@@ -129,14 +138,15 @@ class _Parser:
         return node
 
     def _interval(self) -> tuple[int, int | None]:
-        found = _INTERVAL.match(self.text, self.at)
-        if not found:
+        """Read ``2}``, ``2,}`` or ``2,5}``."""
+        match = _INTERVAL.match(self.text, self.at)
+        if not match:
             raise ValueError("an improper interval")
-        self.at = found.end()
+        self.at = match.end()
         if not self._operator("}"):
             raise ValueError("an improper interval")
-        least = int(found[1])
-        most = least if not found[2] else int(found[3]) if found[3] else None
+        least = int(match[1])
+        most = least if not match[2] else int(match[3]) if match[3] else None
         if max(least, most or 0) > _MAX_REPEAT or (most is not None and most < least):
             raise ValueError("an improper interval")
         return least, most
@@ -161,8 +171,8 @@ class _Parser:
 
     def _group(self) -> _Node:
         self.depth += 1
-        if self.depth > 50:
-            raise ValueError("groups deeper than 50 levels")
+        if self.depth > _MAX_DEPTH:
+            raise ValueError(f"groups deeper than {_MAX_DEPTH} levels")
         node = self._choice()
         if not self._operator(")"):
             raise ValueError("unmatched (")
@@ -170,11 +180,11 @@ class _Parser:
         return node
 
     def _bracket(self) -> _Node:
-        found = BRACKET.match(self.text, self.at)
-        if not found:
+        bracket = BRACKET.match(self.text, self.at)
+        if not bracket:
             raise ValueError("unterminated bracket expression")
-        self.at = found.end()
-        return _Item(bracket_expression(found))
+        self.at = bracket.end()
+        return _Item(bracket_expression(bracket))
 
     def _escape(self, character: str) -> _Node:
         if character in _ASSERTIONS:
@@ -194,9 +204,14 @@ _TIMES: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?"
 
 @dataclass
 class _Program:
-    """States by number. A state takes a character, is an assertion, or forks; the last one is the match.
+    """A program of numbered states, of which the one after the last is the match.
 
-    Making them is charged to ``budget``.
+    Attributes:
+        budget: what compiling is charged to.
+        items: states that match one character and lead to the next state.
+        assertions: states that lead to the next one if a condition holds.
+        forks: states that lead to two others.
+        size: how many states there are.
     """
 
     budget: Budget
@@ -207,13 +222,18 @@ class _Program:
     _expressions: dict[str, re.Pattern[str]] = field(default_factory=dict)
 
     def compiled(self, expression: str, flags: int) -> re.Pattern[str]:
-        """An expression for one character; the same one is compiled once."""
+        """Compile an expression for one character, or return the one that was compiled before."""
         if expression not in self._expressions:
             self.budget.work(COMPILED)
             self._expressions[expression] = re.compile(expression, re.DOTALL | flags)
         return self._expressions[expression]
 
     def new(self) -> int:
+        """Add a state and return its number.
+
+        Raises:
+            ValueError: there are too many.
+        """
         self.size += 1
         if self.size > _MAX_PROGRAM:
             raise ValueError("more than this computes")
@@ -221,7 +241,7 @@ class _Program:
 
 
 def _emit(program: _Program, node: _Node, flags: int) -> None:
-    """Append the states of ``node``; what comes after it begins where the program then ends."""
+    """Append the states of ``node``; the states of what follows it come after them."""
     program.budget.work(1)
     if isinstance(node, _Item):
         program.items[program.new()] = program.compiled(node.expression, flags)
@@ -273,14 +293,14 @@ _States: TypeAlias = frozenset[int]
 
 
 class Regex:
-    """Several expressions, of which any may be found; made by :func:`compile_expressions`."""
+    """Expressions, any of which may match; made by :func:`compile_expressions`."""
 
     def __init__(self, program: _Program) -> None:
         self._program = program
         self._steps: dict[tuple[_States, int, int, str], tuple[_States, bool]] = {}
 
     def search(self, text: str, budget: Budget) -> bool:
-        """Whether one of the expressions is found in a line.
+        """Whether one of the expressions matches somewhere in a line.
 
         Raises:
             Exhausted: the budget does not suffice.
@@ -288,57 +308,58 @@ class Regex:
         budget.work(len(text) // 2 + 1)
         states: _States = frozenset()
         before = _EDGE
-        looks = bool(self._program.assertions)
+        has_assertions = bool(self._program.assertions)
         for place in range(len(text) + 1):
             character = text[place : place + 1]
-            after = _beside(character) if looks else _OTHER
-            known = self._steps.get((states, before, after, character))
-            if known is None:
-                known = self._step(states, before, after, character, budget)
-            states, matched = known
+            after = _neighbour(character) if has_assertions else _OTHER
+            step = self._steps.get((states, before, after, character))
+            if step is None:
+                step = self._step(states, before, after, character, budget)
+            states, matched = step
             if matched:
                 return True
             before = after
         return False
 
     def _step(self, states: _States, before: int, after: int, character: str, budget: Budget) -> tuple[_States, bool]:
-        """The states behind ``character``, and whether the match state was reached before it."""
-        here = self._closure(states, before, after, budget)
+        """The states after ``character``, and whether the match was reached before it."""
+        reached = self._closure(states, before, after, budget)
         items = self._program.items
         if character:
-            budget.work(len(here))
-        following = (state + 1 for state in here if state in items and items[state].match(character))
-        result = (frozenset(following) if character else frozenset[int]()), self._program.size in here
-        if len(self._steps) >= _CACHED:
+            budget.work(len(reached))
+        following = (state + 1 for state in reached if state in items and items[state].match(character))
+        step = (frozenset(following) if character else frozenset[int]()), self._program.size in reached
+        if len(self._steps) >= _MAX_CACHED:
             self._steps.clear()
-        self._steps[states, before, after, character] = result
-        return result
+        self._steps[states, before, after, character] = step
+        return step
 
     def _closure(self, states: _States, before: int, after: int, budget: Budget) -> set[int]:
-        """``states``, the start and all that can be reached from them without a character."""
+        """The states that can be reached from ``states`` and from the start without a character."""
         program = self._program
-        found: set[int] = set()
+        reached: set[int] = set()
         todo = [0, *states]
         while todo:
             state = todo.pop()
-            if state in found:
+            if state in reached:
                 continue
-            found.add(state)
+            reached.add(state)
             if state in program.forks:
                 todo += program.forks[state]
             elif state in program.assertions and _holds(program.assertions[state], before, after):
                 todo.append(state + 1)
-        budget.work(len(found))
-        return found
+        budget.work(len(reached))
+        return reached
 
 
-def _beside(character: str) -> int:
+def _neighbour(character: str) -> int:
     if not character:
         return _EDGE
     return _WORD if character.isalnum() or character == "_" else _OTHER
 
 
 def _holds(kind: str, before: int, after: int) -> bool:
+    """Whether an assertion holds between these neighbours."""
     left, right = before == _WORD, after == _WORD
     return {
         "^": before == _EDGE,
@@ -361,29 +382,32 @@ def compile_expressions(
     ignore_case: bool = False,
     around: tuple[str, str] | None = None,
 ) -> Regex:
-    """Compile expressions of which any may be found.
+    """Compile expressions, any of which may match.
 
     Args:
-        patterns: basic expressions, or ``extended`` or ``literal`` ones.
+        patterns: the expressions, which are basic ones.
         budget: what compiling them is charged to.
-        around: assertions that must hold before and after what is found: ``("^", "$")`` for whole lines, ``("before",
+        extended: they are extended regular expressions.
+        literal: they are texts without operators.
+        ignore_case: letters match without regard to case.
+        around: assertions that must hold before and after a match: ``("^", "$")`` for whole lines, ``("before",
             "after")`` for whole words.
 
     Raises:
-        ValueError: something in an expression is not understood, or it is too large.
-        Exhausted: a pattern is too long.
+        ValueError: an expression is not valid, too large, or has something that imgkit does not compute.
+        Exhausted: a pattern is too long, or the budget does not suffice.
     """
-    nodes = []
+    nodes: list[_Node] = []
     for pattern in patterns:
         budget.pattern(pattern)
         if literal:
             nodes.append(_Sequence(tuple(_Item(re.escape(character)) for character in pattern)))
         else:
-            nodes.append(_Sequence((_Parser(pattern, extended).whole(),)))
-    whole: _Node = _Choice(tuple(nodes))
+            nodes.append(_Parser(pattern, extended).parse())
+    node: _Node = _Choice(tuple(nodes))
     if around is not None:
-        whole = _Sequence((_Assertion(around[0]), whole, _Assertion(around[1])))
+        node = _Sequence((_Assertion(around[0]), node, _Assertion(around[1])))
     program = _Program(budget)
-    _emit(program, whole, re.IGNORECASE if ignore_case else 0)
+    _emit(program, node, re.IGNORECASE if ignore_case else 0)
     budget.work(4 * program.size)
     return Regex(program)

@@ -1,4 +1,4 @@
-"""``sort`` and ``ls`` of package scripts, as busybox 1.37 has them: bytes decide, whatever the language."""
+"""``sort`` and ``ls`` of package scripts, as busybox 1.37 has them: text is compared by its bytes in every language."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from getopt import gnu_getopt
 
 from imgkit.rootfs.scripts.budget import whole_number
 from imgkit.rootfs.scripts.files import new_file
-from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, options
+from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, base_name, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Directory
 
@@ -23,88 +23,96 @@ _DIGITS = frozenset(b"0123456789")
 
 @dataclass(frozen=True)
 class _Key:
-    """What is compared: fields ``first`` to ``last`` (0: all that follow), and how: letters of nrVf."""
+    """A key that lines are sorted by.
+
+    Attributes:
+        first: the number of its first field; 0 makes the whole line the key.
+        last: the number of its last field; 0 for all that follow.
+        order: how keys are compared: the options of sort among ``nrVf``.
+    """
 
     first: int
     last: int
-    how: str
+    order: str
 
     def of(self, line: str, delimiter: str) -> str:
+        """The key of a line."""
         if not self.first:
             return line
         return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
 
 
-def sort(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``sort [-nrVfus] [-t X] [-k N[,M]]… [-o FILE] [FILE…]``."""
     flags, operands = options(arguments, _SORT)
-    keys = [_key(value) for name, value in gnu_getopt(arguments, _SORT)[0] if name == "-k"]  # there may be several
-    lines = [line for operand in operands or ["-"] for line in _lines(machine, operand, streams)]
+    keys = [_parse_key(value) for name, value in gnu_getopt(arguments, _SORT)[0] if name == "-k"]
+    lines = [line for operand in operands or ["-"] for line in _lines(state, operand, streams)]
     delimiter = flags.get("t", "")
     if keys and len(delimiter) != 1:
         raise Unsupported("sort -k without a delimiter (-t)")
-    how = "".join(letter for letter in "nrVf" if letter in flags)
-    compare = partial(
-        _compare, [_Key(key.first, key.last, key.how or how) for key in keys] or [_Key(0, 0, how)], delimiter
-    )
+    order = "".join(letter for letter in "nrVf" if letter in flags)
+    keys = [_Key(key.first, key.last, key.order or order) for key in keys] or [_Key(0, 0, order)]
+    compare = partial(_compare, keys, delimiter)
     characters = sum(map(len, lines))
-    machine.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
+    state.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
     reverse = -1 if "r" in flags else 1
 
-    def whole(left: str, right: str) -> int:
-        """Ties of all keys are decided by the whole lines."""
-        by_key = compare(left, right)
-        return by_key if by_key or "s" in flags else reverse * _order(_raw(left), _raw(right))
+    def compare_lines(left: str, right: str) -> int:
+        """Lines whose keys are all equal are compared as a whole, unless -s is given."""
+        result = compare(left, right)
+        return result if result or "s" in flags else reverse * _order(_raw(left), _raw(right))
 
-    lines.sort(key=cmp_to_key(whole))
+    lines.sort(key=cmp_to_key(compare_lines))
     if "u" in flags:
         lines = [line for index, line in enumerate(lines) if index == 0 or compare(lines[index - 1], line)]
-    _put(machine, "".join(f"{line}\n" for line in lines), flags.get("o"), streams)
+    _write(state, "".join(f"{line}\n" for line in lines), flags.get("o"), streams)
     return 0
 
 
-def _key(text: str) -> _Key:
-    found = _KEY.fullmatch(text)
-    first, how, last, more = found.groups() if found else ("", "", "", "")
+def _parse_key(text: str) -> _Key:
+    """The value of an option -k."""
+    match = _KEY.fullmatch(text)
+    first, first_order, last, last_order = match.groups() if match else ("", "", "", "")
     start, end = whole_number(first), whole_number(last or "0")
     if not start or end is None:
         raise Unsupported(f"sort -k {text[:80]}")
-    return _Key(start, end, how + (more or ""))
+    return _Key(start, end, first_order + (last_order or ""))
 
 
-def _lines(machine: ShellState, operand: str, streams: Streams) -> list[str]:
+def _lines(state: ShellState, operand: str, streams: Streams) -> list[str]:
     try:
-        text = streams.stdin.read() if operand == "-" else machine.read(operand)
+        text = streams.stdin.read() if operand == "-" else state.read(operand)
     except Failed as cause:
         raise Failed(str(cause), 2) from cause
-    return machine.lines(machine.budget.text(text))
+    return state.lines(state.budget.text(text))
 
 
-def _put(machine: ShellState, text: str, target: str | None, streams: Streams) -> None:
+def _write(state: ShellState, text: str, target: str | None, streams: Streams) -> None:
+    """Write the result to the file ``target``, or without one to standard output."""
     if target is None:
         streams.out(text)
         return
-    path = machine.path(target)
-    if path not in machine.tree:
-        new_file(machine, path)
-    machine.write(path, text)
+    path = state.path(target)
+    if path not in state.tree:
+        new_file(state, path)
+    state.write(path, text)
 
 
 def _compare(keys: Iterable[_Key], delimiter: str, left: str, right: str) -> int:
-    """Less, equal or greater, by the first key that differs."""
+    """Negative, 0 or positive, as ``left`` is less, equal or greater by the first key that differs."""
     for key in keys:
-        result = _by(key.how, key.of(left, delimiter), key.of(right, delimiter))
+        result = _compare_keys(key.order, key.of(left, delimiter), key.of(right, delimiter))
         if result:
-            return -result if "r" in key.how else result
+            return -result if "r" in key.order else result
     return 0
 
 
-def _by(how: str, left: str, right: str) -> int:
-    if "n" in how:
+def _compare_keys(order: str, left: str, right: str) -> int:
+    if "n" in order:
         return _order(_number(left), _number(right))
-    if "V" in how:
+    if "V" in order:
         return version_order(_raw(left), _raw(right))
-    if "f" in how:
+    if "f" in order:
         return _order(_raw(left).upper(), _raw(right).upper())
     return _order(_raw(left), _raw(right))
 
@@ -118,33 +126,38 @@ def _raw(text: str) -> bytes:
 
 
 def _number(text: str) -> float:
+    """The number that a text begins with, 0 if there is none."""
     if _ODD_NUMBER.match(text):
         raise Unsupported(f"sort -n of {text!r}")
-    found = _NUMBER.match(text)
-    return float(found.group(1)) if found else 0.0
+    match = _NUMBER.match(text)
+    return float(match[1]) if match else 0.0
 
 
 def version_order(left: bytes, right: bytes) -> int:
-    """Less, equal or greater, as strverscmp(3) says: numbers in names count as numbers, 9 before 11.
+    """Compare as strverscmp(3): numbers in names count as numbers, 9 before 11.
 
-    Digits after leading zeros are as after a decimal point: 1.01 before 1.0 before 1.1.
+    Digits after leading zeros are compared as after a decimal point: 1.01 before 1.0 before 1.1.
+
+    Returns:
+        -1, 0 or 1, as ``left`` is less, equal or greater.
     """
     same = next((i for i, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), None)
     same = min(len(left), len(right)) if same is None else same
     start = same
     while start and left[start - 1] in _DIGITS:
         start -= 1
-    ones, others = _digits(left, start), _digits(right, start)
-    zeros = left[start:same]
-    if ones[:1] not in (b"", b"0") and others[:1] not in (b"", b"0"):
-        if len(ones) != len(others):
-            return _order(len(ones), len(others))
-    elif zeros and not zeros.strip(b"0") and (ones[len(zeros) :] or others[len(zeros) :]):
+    left_digits, right_digits = _digits(left, start), _digits(right, start)
+    common = left[start:same]
+    if left_digits[:1] not in (b"", b"0") and right_digits[:1] not in (b"", b"0"):
+        if len(left_digits) != len(right_digits):
+            return _order(len(left_digits), len(right_digits))
+    elif common and not common.strip(b"0") and (left_digits[len(common) :] or right_digits[len(common) :]):
         return _order(*(_after_zeros(text, same) for text in (left, right)))
     return _order(left[same:], right[same:])
 
 
 def _digits(text: bytes, start: int) -> bytes:
+    """The digits from ``start`` on."""
     end = start
     while end < len(text) and text[end] in _DIGITS:
         end += 1
@@ -152,7 +165,7 @@ def _digits(text: bytes, start: int) -> bytes:
 
 
 def _after_zeros(text: bytes, at: int) -> int:
-    """The weight of what follows common zeros: a digit is less than anything else, the end included."""
+    """The weight of what follows common zeros: a digit weighs less than anything else, and than the end."""
     following = text[at] if at < len(text) else 0
     return (following - ord("0")) % 256
 
@@ -160,57 +173,59 @@ def _after_zeros(text: bytes, at: int) -> int:
 # ---- ls ------------------------------------------------------------------------------------------------------------
 
 
-def ls(machine: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``ls [-1adApr] [PATH…]``, one name a line, as it writes where no terminal is."""
+def ls(state: ShellState, arguments: list[str], streams: Streams) -> int:
+    """``ls [-1adApr] [PATH…]``, with one name on each line, as ls writes without a terminal."""
     flags, operands = options(arguments, "1adApr")
-    present = [operand for operand in operands or ["."] if _is_there(machine, operand, streams)]
+    present = [operand for operand in operands or ["."] if _is_there(state, operand, streams)]
     present.sort(key=_raw, reverse="r" in flags)
-    folders = [operand for operand in present if machine.is_directory(operand) and "d" not in flags]
-    plain = [_shown(machine, operand, flags, follow=True) for operand in present if operand not in folders]
+    folders = [operand for operand in present if state.is_directory(operand) and "d" not in flags]
+    plain = [_shown(state, operand, flags, follow=True) for operand in present if operand not in folders]
     parts = ["".join(plain)] if plain else []
     for folder in folders:
         title = f"{folder}:\n" if len(operands) > 1 else ""
-        parts.append(title + _listing(machine, folder, flags))
-    machine.budget.memory(2 * sum(map(len, parts)))
+        parts.append(title + _listing(state, folder, flags))
+    state.budget.memory(2 * sum(map(len, parts)))
     streams.out("\n".join(parts))
     return int(len(present) < len(operands or ["."]))
 
 
-def _is_there(machine: ShellState, operand: str, streams: Streams) -> bool:
-    """Whether something is; a link to nothing is not."""
+def _is_there(state: ShellState, operand: str, streams: Streams) -> bool:
+    """Whether there is something at an operand of ls; a dangling link does not count. What is missing is reported."""
     try:
-        machine.existing(operand)
+        state.existing(operand)
     except Failed as cause:
         streams.err(f"ls: {cause}\n")
         return False
     return True
 
 
-def _shown(machine: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
-    slash = "p" in flags and isinstance(machine.node(text, follow=follow), Directory)
+def _shown(state: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
+    """The line of one path, called ``name`` if that is given."""
+    slash = "p" in flags and isinstance(state.node(text, follow=follow), Directory)
     return f"{text if name is None else name}{'/' if slash else ''}\n"
 
 
-def _listing(machine: ShellState, folder: str, flags: Mapping[str, str]) -> str:
-    names = names_in(machine, folder)
+def _listing(state: ShellState, folder: str, flags: Mapping[str, str]) -> str:
+    """The lines of what is in a folder."""
+    names = names_in(state, folder)
     if "a" in flags:
         names += [".", ".."]
     elif "A" not in flags:
         names = [name for name in names if not name.startswith(".")]
     names.sort(key=_raw, reverse="r" in flags)
-    return "".join(_shown(machine, f"{folder}/{name}", flags, follow=False, name=name) for name in names)
+    return "".join(_shown(state, f"{folder}/{name}", flags, follow=False, name=name) for name in names)
 
 
-def names_in(machine: ShellState, folder: str) -> list[str]:
+def names_in(state: ShellState, folder: str) -> list[str]:
     """The names in a directory, sorted.
 
     Raises:
-        Unsupported: it is /dev, /proc or /sys, which only a running system fills.
+        Unsupported: the directory is volatile, such as /dev, which only a running system fills.
     """
-    path = machine.path(folder)
-    if path in ("dev", "proc", "sys"):
+    path = state.path(folder)
+    if path in state.volatile:
         raise Unsupported(f"what is in /{path}, which only a running system knows")
-    return [child.rpartition("/")[2] for child in machine.children(path)]
+    return [base_name(child) for child in state.children(path)]
 
 
 COMMANDS: Mapping[str, Command] = {"sort": sort, "ls": ls}

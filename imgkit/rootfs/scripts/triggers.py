@@ -1,9 +1,8 @@
-"""Triggers, and the commands of the system that scripts may call and imgkit computes itself.
+"""Triggers, and the programs of the system that scripts may call and imgkit computes itself.
 
-:data:`NATIVE` maps the name of such a command to its equivalent on the Tree. It is the command that a script calls
-which decides, not the package that the script is from: a trigger that does something else besides is interpreted as
-well, and one that calls something unknown is refused. So the scripts of busybox, ca-certificates, kmod and mkinitfs
-work as they are, in whatever version they come.
+:data:`NATIVE` maps the name of such a program to its equivalent on the Tree. The program that a script calls decides,
+not the package that the script is from: the rest of a trigger is interpreted as well, and one that calls something
+unknown is refused. So the scripts of busybox, ca-certificates, kmod and mkinitfs work unchanged, in any version.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree, TreeError
 
 _UPDATE_HOOKS = "etc/ca-certificates/update.d"
-_PART = re.compile(r"/[A-Za-z0-9_-]+$")  # names that run-parts looks at
+_PART = re.compile(r"/[A-Za-z0-9_-]+$")  # names of the scripts that run-parts runs
 _MODULE = re.compile(r"\.ko(\.gz|\.xz|\.zst)?")
 
 
@@ -36,40 +35,40 @@ def matching_directories(
     """The directories that a trigger is called with, as absolute paths, sorted (apk passes them in no fixed order).
 
     Args:
-        directories: all that the installed database knows, relative to the root.
-        globs: the patterns of the trigger; matched with FNM_PATHNAME, so ``*`` stops at a slash. One that starts with
-            ``+`` sees modified directories only.
-        modified: directories that this run touched; None means all, as on a fresh install. The trigger of a package
+        directories: all directories of the installed database, relative to the root.
+        globs: the patterns of the trigger, matched with FNM_PATHNAME, so ``*`` stops at a slash. A pattern that starts
+            with ``+`` matches modified directories only.
+        modified: directories that this run changed; None means all, as on a fresh install. The trigger of a package
             that is being installed sees everything that matches, so pass this for older packages only.
-        budget: what compiling and matching the patterns is charged to; by default one of its own.
+        budget: what compiling and matching the patterns is charged to; by default a budget for this call.
 
     Raises:
         Exhausted: the patterns cost more than one run of a script may.
     """
     budget = budget or Budget()
-    found: set[str] = set()
+    matching: set[str] = set()
     patterns = []
     for glob in globs:
         if len(glob) > MAX_PATTERN:
             continue  # no path is that long
-        with suppress(ValueError):  # as fnmatch does it, a pattern without a meaning matches nothing
+        with suppress(ValueError):  # for fnmatch(3), too, a pattern that is not valid matches nothing
             compiled = shell_pattern(glob.removeprefix("+"), budget, pathname=True)
             patterns.append((compiled, len(glob), glob.startswith("+")))
     for directory in directories:
         path = "/" + directory.strip("/")
-        touched = modified is None or directory in modified
+        is_modified = modified is None or directory in modified
         depth = path.count("/") + 1
-        for pattern, length, only in patterns:
+        for pattern, length, modified_only in patterns:
             budget.work(1)
-            if (touched or not only) and len(pattern.parts) == depth:
+            if (is_modified or not modified_only) and len(pattern.parts) == depth:
                 budget.scan(len(path), length)
                 if pattern.fullmatch(path):
-                    found.add(path)
-    return tuple(sorted(found))
+                    matching.add(path)
+    return tuple(sorted(matching))
 
 
 def unlisted_modules(tree: Tree, release: str) -> list[str]:
-    """Kernel modules in lib/modules/<release> that modules.dep there does not list, and those it lists in vain."""
+    """Kernel modules in lib/modules/<release> that its modules.dep does not list, and those listed but missing."""
     top = tree.resolve(f"lib/modules/{release}")
     index = f"{top}/modules.dep"
     text = tree.text(index) if isinstance(tree.stat(index), File) else ""
@@ -82,66 +81,64 @@ def unlisted_modules(tree: Tree, release: str) -> list[str]:
     return sorted(present ^ listed)
 
 
-def depmod(machine: ShellState, arguments: list[str], _: Streams) -> int:
-    """``depmod [-a] RELEASE``: nothing to do where the kernel's package brought a complete index."""
-    machine.budget.work(HEAVY)
+def depmod(state: ShellState, arguments: list[str], _: Streams) -> int:
+    """``depmod [-a] RELEASE``, which has nothing to do if the index in the kernel's package is complete."""
+    state.budget.work(HEAVY)
     operands = options(arguments, "a")[1]
     if len(operands) != 1:
         raise Unsupported("depmod for the running kernel")
     release = operands[0]
-    if machine.path(f"/lib/modules/{release}") not in machine.tree:
+    if state.path(f"/lib/modules/{release}") not in state.tree:
         raise Failed(f"depmod: could not open directory /lib/modules/{release}")
-    unlisted = unlisted_modules(machine.tree, release)
+    unlisted = unlisted_modules(state.tree, release)
     if unlisted:
-        if machine.hooks.depmod is None:
-            raise Unsupported(f"depmod {release}: {unlisted[0]} is not in the kernel's index of modules")
-        machine.hooks.depmod(machine.tree, release)
+        raise Unsupported(f"depmod {release}: {unlisted[0]} is not in the kernel's index of modules")
     return 0
 
 
-def mkinitfs(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def mkinitfs(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``mkinitfs -o FILE RELEASE``."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     flags, operands = options(arguments, "o:")
     if "o" not in flags or len(operands) != 1:
         raise Unsupported(f"mkinitfs {' '.join(arguments)}")
-    if machine.hooks.mkinitfs is None:
+    if state.hooks.mkinitfs is None:
         raise Unsupported("mkinitfs")
-    machine.hooks.mkinitfs(machine.tree, operands[0], machine.path(flags["o"]))
+    state.hooks.mkinitfs(state.tree, operands[0], state.path(flags["o"]))
     return 0
 
 
-def update_ca_certificates(machine: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``update-ca-certificates``: the bundle and its links, then the scripts of /etc/ca-certificates/update.d."""
-    machine.budget.work(HEAVY)
-    options(arguments, "v", ["verbose"])
-    cacerts.update(machine.tree, epoch=machine.epoch)
-    for path in machine.tree.children(_UPDATE_HOOKS):
-        node = machine.tree.stat(path)
+def update_ca_certificates(state: ShellState, arguments: list[str], streams: Streams) -> int:
+    """``update-ca-certificates``: write the bundle and its links, then run /etc/ca-certificates/update.d."""
+    state.budget.work(HEAVY)
+    options(arguments, "v", {"verbose": "v"})
+    cacerts.update(state.tree, epoch=state.epoch)
+    for path in state.tree.children(_UPDATE_HOOKS):
+        node = state.tree.stat(path)
         if isinstance(node, File) and node.mode & 0o111 and _PART.search(path):
-            machine.interpret(machine, machine.read(f"/{path}"), streams)
+            state.interpret(state, state.read(f"/{path}"), streams)
     return 0
 
 
-def c_rehash(machine: ShellState, arguments: list[str], streams: Streams) -> int:
+def c_rehash(state: ShellState, arguments: list[str], streams: Streams) -> int:
     """``c_rehash DIRECTORY``."""
-    machine.budget.work(HEAVY)
+    state.budget.work(HEAVY)
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise Unsupported(f"c_rehash {' '.join(arguments)}")
-    for warning in cacerts.rehash(machine.tree, machine.existing(arguments[0]), epoch=machine.epoch):
+    for warning in cacerts.rehash(state.tree, state.existing(arguments[0]), epoch=state.epoch):
         streams.err(f"WARNING: {warning}\n")
     return 0
 
 
 def install_links(program: str) -> Command:
-    """``PROGRAM --install -s`` for busybox and its likes."""
+    """The command ``PROGRAM --install -s``, for busybox and busybox-extras."""
 
-    def install(machine: ShellState, arguments: list[str], _: Streams) -> int:
+    def install(state: ShellState, arguments: list[str], _: Streams) -> int:
         if arguments != ["--install", "-s"]:
             raise Unsupported(f"{program} {' '.join(arguments)}")
-        machine.budget.work(HEAVY // 4)
+        state.budget.work(HEAVY // 4)
         try:
-            busybox.install_links(machine.tree, program, epoch=machine.epoch)
+            busybox.install_links(state.tree, program, epoch=state.epoch)
         except TreeError as cause:
             raise Unsupported(str(cause)) from cause
         return 0
@@ -149,7 +146,7 @@ def install_links(program: str) -> Command:
     return install
 
 
-def rc_update(machine: ShellState, arguments: list[str], _: Streams) -> int:
+def rc_update(state: ShellState, arguments: list[str], _: Streams) -> int:
     """``rc-update [-q] add|del SERVICE RUNLEVEL``."""
     words = [word for word in arguments if word not in ("-q", "--quiet")]
     if len(words) != 3 or words[0] not in ("add", "del", "delete"):
@@ -157,19 +154,20 @@ def rc_update(machine: ShellState, arguments: list[str], _: Streams) -> int:
     action, service, level = words
     try:
         if action == "add":
-            services.enable(machine.tree, level, service, epoch=machine.epoch)
+            services.enable(state.tree, level, service, epoch=state.epoch)
         else:
-            services.disable(machine.tree, level, service)
+            services.disable(state.tree, level, service)
     except RecipeError as cause:
         raise Failed(cause.message) from cause
     return 0
 
 
 def _nothing_runs(*_: object) -> int:
+    """A program that needs a running system: it fails."""
     raise Failed("there is no running system to talk to")
 
 
-# These talk to services or to the kernel, leave no trace in files, and fail in a root that is only being filled.
+# These talk to services or to the kernel, change no files, and fail in a root filesystem that nothing runs in.
 _RUNTIME = ("dbus-send", "killall", "modprobe", "pkill", "rc-service", "sysctl", "udevadm")
 
 NATIVE: Mapping[str, Command] = {

@@ -6,7 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from imgkit.rootfs.scripts.syntax import Body
 
 _PARAMETER = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]", re.ASCII)
 _BRACED = re.compile(r"\{(#?)([A-Za-z_]\w*|[0-9]+|[@*#?$!-])(:?[-=?+]|##|#|%%|%|\})", re.ASCII)
@@ -16,7 +19,13 @@ _ESCAPED_IN_QUOTES = frozenset('$`"\\')
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on the script rather than an error in it
-    """Shell text that imgkit does not compute: ``construct`` in ``line``; the runner adds package and script."""
+    """A script has something that imgkit does not compute.
+
+    Args:
+        construct: what it is, in words.
+        line: the line of the script; 0 if only the caller knows it.
+        where: package and script.
+    """
 
     def __init__(self, construct: str, *, line: int = 0, where: str = "") -> None:
         super().__init__(f"{where}{', ' if where else ''}line {line}: {construct}")
@@ -44,9 +53,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
-    """``$(…)``; ``body`` is what :func:`imgkit.rootfs.shell.parse` returns."""
+    """``$(…)`` or backquotes; ``body`` is what :func:`imgkit.rootfs.scripts.grammar.parse` returns."""
 
-    body: object
+    body: Body
     quoted: bool = False
 
 
@@ -55,14 +64,14 @@ Part: TypeAlias = Literal | Parameter | Substitution
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Parts that stand next to each other; ``line`` is where they do."""
+    """Parts without blanks between them, and the number of the ``line`` that they begin on."""
 
     parts: tuple[Part, ...]
     line: int
 
     @staticmethod
     def literal(text: str, line: int) -> Word:
-        """A word that is just ``text``."""
+        """A word that is ``text``, quoted."""
         return Word((Literal(text, quoted=True),), line)
 
     @property
@@ -73,49 +82,60 @@ class Word:
 
 
 class Scanner(ABC):
-    """A position in shell text, and what can be read there."""
+    """Reads words and tokens of shell text from a position on.
+
+    Attributes:
+        text: the text.
+        first_line: the number of its first line.
+        pos: the position, an index of ``text``.
+        body_end: where the here-documents of the present line end; 0 if it has none.
+        counted: a position, and how many newlines are before it.
+    """
 
     text: str
     first_line: int
     pos: int
-    body_end: int  # where the here-documents of the present line end; 0 if it has none
-    counted: tuple[int, int]  # a position, and how many newlines are before it
+    body_end: int
+    counted: tuple[int, int]
 
     @abstractmethod
-    def substituted(self) -> object:
-        """Read the rest of ``$(…)``."""
+    def substituted(self) -> Body:
+        """Read the statements of ``$(…)`` from behind its opening parenthesis to its closing one."""
 
     @abstractmethod
-    def subparser(self, text: str, line: int) -> object:
-        """Read the inside of backquotes."""
+    def subparser(self, text: str, line: int) -> Body:
+        """Parse the statements between backquotes, which begin on ``line``."""
 
     @property
     def line(self) -> int:
-        """Number of the present line."""
+        """The number of the present line."""
         return self._line_at(self.pos)
 
     def _line_at(self, position: int) -> int:
-        """Number of the line of a position. Only what lies behind the last position asked for is looked at."""
+        """The number of the line of a position; newlines before the last position that was asked for are remembered."""
         start, newlines = self.counted if position >= self.counted[0] else (0, 0)
         newlines += self.text.count("\n", start, position)
         self.counted = position, newlines
         return self.first_line + newlines
 
     def refuse(self, construct: str) -> Unsupported:
-        """The exception for something at this position."""
+        """The exception for a construct at this position."""
         return Unsupported(construct, line=self.line)
 
     def at_end(self) -> bool:
+        """Whether the text ends here."""
         return self.pos >= len(self.text)
 
     def peek(self, token: str) -> bool:
+        """Whether ``token`` is next."""
         return self.text.startswith(token, self.pos)
 
     def rest(self) -> str:
-        """What follows on this line, for messages."""
+        """Up to 30 characters of the rest of this line, for messages."""
         return self.text[self.pos : self.pos + 30].split("\n", 1)[0]
 
     def at_delimiter(self) -> bool:
+        """Whether a word ends here: at a blank, a newline, an operator or the end."""
         return self.at_end() or self.text[self.pos] in _DELIMITERS
 
     def blanks(self) -> bool:
@@ -141,13 +161,13 @@ class Scanner(ABC):
             self.blanks()
 
     def name(self) -> str:
-        """Read a variable's name."""
+        """Read the name of a variable."""
         self.blanks()
-        found = _NAME.match(self.text, self.pos)
-        if not found:
+        match = _NAME.match(self.text, self.pos)
+        if not match:
             raise self.refuse(f"syntax error: a name expected near {self.rest()!r}")
-        self.pos = found.end()
-        return found.group()
+        self.pos = match.end()
+        return match.group()
 
     def word(self, *, optional: bool = False) -> Word:
         """Read a word; an empty one only if it is ``optional`` (the value of an assignment)."""
@@ -162,7 +182,7 @@ class Scanner(ABC):
         return Word(_merged(parts), line)
 
     def _part(self, parts: list[Part]) -> None:
-        """Read one piece of unquoted text."""
+        """Read the next part of unquoted text."""
         character = self.text[self.pos]
         if character == "\\":
             self._backslash(parts)
@@ -174,7 +194,7 @@ class Scanner(ABC):
             self.pos += 1
             inside: list[Part] = []
             self._double_quoted(inside, '"')
-            parts += inside or [Literal("", quoted=True)]  # nothing but "$@" can be quoted and no field
+            parts += inside or [Literal("", quoted=True)]  # of quoted text, only "$@" may become no field at all
         elif character in "$`":
             self._expansion(parts, quoted=False)
         else:
@@ -182,11 +202,13 @@ class Scanner(ABC):
             self.pos += 1
 
     def _backslash(self, parts: list[Part]) -> None:
+        """Read a backslash with the character that it quotes; before a newline both are skipped."""
         if not self.peek("\\\n"):
             parts.append(Literal(self.text[self.pos + 1 : self.pos + 2] or "\\", quoted=True))
         self.pos = min(self.pos + 2, len(self.text))
 
     def _closing(self, quote: str, start: int) -> int:
+        """The position of the next ``quote``."""
         end = self.text.find(quote, start)
         if end < 0:
             raise self.refuse(f"syntax error: unterminated {quote}")
@@ -205,6 +227,7 @@ class Scanner(ABC):
         self.pos += len(end)
 
     def _quoted_part(self, parts: list[Part], escaped: frozenset[str]) -> None:
+        """Read the next part of text in double quotes; a backslash quotes the characters of ``escaped`` only."""
         character = self.text[self.pos]
         following = self.text[self.pos + 1 : self.pos + 2]
         if character == "\n" and self.body_end:
@@ -220,7 +243,7 @@ class Scanner(ABC):
             self.pos += 1
 
     def _expansion(self, parts: list[Part], *, quoted: bool) -> None:
-        """Read what ``$`` or a backquote starts."""
+        """Read an expansion, which begins with ``$`` or a backquote."""
         if self.peek("`"):
             line = self.line
             parts.append(Substitution(self.subparser(self._backquoted(), line), quoted))
@@ -239,14 +262,16 @@ class Scanner(ABC):
             self._named(parts, quoted=quoted)
 
     def _named(self, parts: list[Part], *, quoted: bool) -> None:
-        found = _PARAMETER.match(self.text, self.pos)
-        if found:
-            parts.append(Parameter(found.group(), quoted=quoted))
-            self.pos = found.end()
+        """Read the name of a parameter behind ``$``; without one the ``$`` is itself."""
+        match = _PARAMETER.match(self.text, self.pos)
+        if match:
+            parts.append(Parameter(match.group(), quoted=quoted))
+            self.pos = match.end()
         else:
             parts.append(Literal("$", quoted=quoted))
 
     def _backquoted(self) -> str:
+        """Read text in backquotes; its own backslashes are removed."""
         end = self.pos + 1
         while end < len(self.text) and self.text[end] != "`":
             end += 2 if self.text[end] == "\\" else 1
@@ -257,19 +282,21 @@ class Scanner(ABC):
         return re.sub(r"\\([$`\\])", r"\1", inside)
 
     def _braced(self, *, quoted: bool) -> Parameter:
+        """Read ``{name}``, ``{#name}`` or ``{name<operator>word}``."""
         if self.peek("{#}"):
             self.pos += 3
             return Parameter("#", quoted=quoted)
-        found = _BRACED.match(self.text, self.pos)
-        if not found or (found.group(1) and found.group(3) != "}"):
+        match = _BRACED.match(self.text, self.pos)
+        if not match or (match[1] and match[3] != "}"):
             raise self.refuse(f"the expansion ${self.rest()}")
-        length, name, operator = found.groups()
-        self.pos = found.end()
+        length, name, operator = match.groups()
+        self.pos = match.end()
         if operator == "}":
             return Parameter(name, "length" if length else "", quoted=quoted)
         return Parameter(name, operator, self._braced_word(quoted=quoted and operator[0] not in "#%"), quoted)
 
     def _braced_word(self, *, quoted: bool) -> Word:
+        """Read the word behind an operator, and the brace that ends it."""
         line = self.line
         parts: list[Part] = []
         while not self.peek("}"):
@@ -283,7 +310,7 @@ class Scanner(ABC):
         return Word(_merged(parts), line)
 
     def here_document(self, *, strip_tabs: bool) -> Word:
-        """Read the delimiter of a here-document and the document, which starts after the present line."""
+        """Read the delimiter of a here-document, and the document, which begins on the next line."""
         self.blanks()
         parts = self.word().parts
         if not all(isinstance(part, Literal) for part in parts):
@@ -297,7 +324,7 @@ class Scanner(ABC):
         return Word.literal(document, line) if quoted else self._expanded(document, line)
 
     def _until(self, delimiter: str, start: int, *, strip_tabs: bool) -> tuple[str, int]:
-        """The lines from ``start`` to the one that is ``delimiter``, and the position after that one."""
+        """The lines from ``start`` up to the delimiter, which is a line of its own, and the position after it."""
         lines: list[str] = []
         position = start
         while position < len(self.text) or not lines:
@@ -318,7 +345,7 @@ class Scanner(ABC):
 
 
 def _merged(parts: list[Part]) -> tuple[Part, ...]:
-    """Parts in which literal text that stands together is one part."""
+    """Parts, with neighbouring literal text of the same kind made one part."""
     merged: list[Part] = []
     for quoted, group in groupby(parts, lambda part: part.quoted if isinstance(part, Literal) else None):
         if quoted is None:

@@ -1,0 +1,97 @@
+"""From a recipe's file, and what the command line sets, to a frozen :class:`Recipe`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import yaml
+from pydantic import ValidationError
+
+from imgkit.errors import RecipeError, UsageError
+from imgkit.host.suggest import close_matches, did_you_mean
+from imgkit.recipe import faults
+from imgkit.recipe.module import execute, public_values
+from imgkit.recipe.spec import Recipe
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mapping[str, str] = _NOTHING) -> Recipe:
+    """Load and check a recipe.
+
+    Args:
+        path: the recipe's file.
+        overrides: fields that the command line or the environment set; they replace the recipe's.
+        origins: where overrides come from, for messages: field → ``--mirror``, ``IMAGE_SIZE``.
+
+    Raises:
+        RecipeError: the file is missing, is not Python, raises an exception, or has wrong values; every fault is in
+            ``problems``.
+        UsageError: all faults are in overrides.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    fields = {**public_values(execute(path)), **overrides}
+    for name in faults.PATHS:
+        value = fields.get(name)
+        if isinstance(value, (str, Path)) and value != "":
+            fields[name] = (path.parent / value).resolve()
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as invalid:
+        raise _error(path, [faults.sentence(error) for error in invalid.errors()], origins) from invalid
+    problems = list(faults.contradictions(recipe))
+    if problems:
+        raise _error(path, problems, origins)
+    return recipe
+
+
+def _missing(path: Path) -> RecipeError:
+    """The error for a recipe that is not there."""
+    names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")], limit=1)
+    hint = f"did you mean {path.parent / names[0]}?" if names else "give the path of a recipe, e.g. recipes/alpine.py"
+    return RecipeError(f"{path}: no such recipe", hint=hint)
+
+
+def _error(path: Path, problems: Sequence[str], origins: Mapping[str, str]) -> RecipeError | UsageError:
+    """The error for problems, each of which begins with its field.
+
+    A problem with a field that the command line or the environment set is not the recipe's fault.
+    """
+    fields = [re.split(r"[.:]", problem)[0] for problem in problems]
+    if all(field in origins for field in fields):
+        named = (origins[field] + problem.removeprefix(field) for field, problem in zip(fields, problems, strict=True))
+        return UsageError("; ".join(named))
+    if len(problems) == 1:
+        return RecipeError(f"{path}: {problems[0]}", problems=problems)
+    return RecipeError(f"{path}: {len(problems)} faults: " + "; ".join(problems), problems=problems)
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Parse ``NAME=VALUE`` of the command line.
+
+    Returns:
+        The name of a field, and its value: the text itself for a field of text, else what it is in YAML.
+
+    Raises:
+        UsageError: there is no ``=``, recipes have no such field, or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: no '=' in it", hint="write --set size=8G")
+    if name not in Recipe.model_fields:
+        known = f"the fields are {', '.join(Recipe.model_fields)}"
+        hint = did_you_mean(name, Recipe.model_fields) or known
+        raise UsageError(f"--set {name}: recipes have no such field", hint=hint)
+    annotation = Recipe.model_fields[name].annotation
+    if isinstance(annotation, type) and issubclass(annotation, str):
+        return name, value
+    try:
+        parsed: object = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # ValueError: a number too long for Python
+        raise UsageError(f"--set {text[:80]}: not a value in YAML", hint="lists are written [a, b]") from cause
+    is_number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool)
+    return name, value if is_number else parsed

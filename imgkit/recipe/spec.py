@@ -1,0 +1,175 @@
+"""The fields of a recipe: frozen records, which refuse unknown fields and wrong values.
+
+A recipe states facts and nothing else: ``size = "4G"``, ``packages = ["bash", …]``. Names that start with an
+underscore, modules, functions and classes are for the recipe's own use; every other name must be a field. The facts
+of an architecture are the names of a module of its own (``from .arch import amd64``;
+``architectures = {"amd64": amd64}``), in a file below the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from imgkit.errors import UsageError
+from imgkit.recipe.module import public_values
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
+
+_SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size such as ``4G``, ``512M`` or ``1073741824`` (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
+
+    Raises:
+        ValueError: the text is not a size, or the size is zero.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or not int(match[1]):
+        raise ValueError(f"{text!r} is not a size such as 4G or 512M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _checked_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _image_size(text: str) -> str:
+    size = parse_size(text)
+    if not 256 << 20 <= size <= 2 << 40:
+        raise ValueError(f"{text} is out of range: a disk has 256M to 2T")
+    return text
+
+
+def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
+    return MappingProxyType(dict(mapping))
+
+
+def _module_fields(value: object) -> object:
+    """The public values of a module; any other value as it is."""
+    return public_values(value) if isinstance(value, ModuleType) else value
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+Hostname = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Size = Annotated[str, AfterValidator(_checked_size)]
+ImageSize = Annotated[str, AfterValidator(_image_size)]
+Runlevel = Literal["sysinit", "boot", "default", "nonetwork", "shutdown"]
+PartitionKind = Literal["bios-boot", "esp", "root"]
+
+
+class _Spec(BaseModel):
+    """A record that never changes and refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class PartitionSpec(_Spec):
+    """One partition. The root needs no ``size``: it is the last on the disk and takes what the others leave.
+
+    Numbers follow from the kind, because hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
+    """
+
+    kind: PartitionKind
+    size: Size | None = None
+
+
+class UserSpec(_Spec):
+    """An account that the image has besides those of its packages. Nobody can log into it with a password."""
+
+    name: Name
+    uid: int = Field(ge=1, le=65532)
+    home: str = "/"
+    shell: str = "/bin/sh"
+    groups: tuple[Name, ...] = ()
+    owns: tuple[str, ...] = ()
+    """Directories that are created and belong to this user."""
+
+
+class Architecture(_Spec):
+    """What differs between architectures."""
+
+    alpine: Literal["x86_64", "aarch64"]
+    """Alpine's name of the architecture, which is a directory on the mirror."""
+    packages: tuple[str, ...] = ()
+    partitions: tuple[PartitionSpec, ...]
+    grub_platforms: tuple[Literal["i386-pc", "x86_64-efi", "arm64-efi"], ...]
+    consoles: tuple[str, ...]
+    """Values of the kernel's ``console=`` arguments; the last one becomes /dev/console."""
+    kernel_arguments: tuple[str, ...] = ()
+    """Arguments of the kernel, in front of the recipe's own."""
+
+
+class Recipe(_Spec):
+    """Everything that decides what is in an image. Paths are absolute once the recipe is loaded."""
+
+    name: Name = "linux"
+    """Images are called ``<name>-<arch>.qcow2``."""
+    mirror: str = OFFICIAL_MIRROR
+    """Where the build downloads from."""
+    guest_mirror: str = OFFICIAL_MIRROR
+    """Where the image's own apk downloads from."""
+    branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")]
+    """Directory of the mirror. ``latest-stable`` selects the newest release; the image itself stays on that release."""
+    version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = None
+    """Point release of the minirootfs; None selects the newest one that the mirror lists."""
+    repositories: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9/_-]+$")], ...] = ("main", "community")
+    release_key: Path | None = None
+    """OpenPGP certificate that the minirootfs must be signed with; None means that of Alpine's releases."""
+    size: ImageSize = "4G"
+    compression: Literal["zstd", "zlib"] = "zstd"
+    """Compression of the qcow2's clusters; QEMU before 5.1 needs zlib."""
+    packages: tuple[str, ...]
+    kernel: Name = "virt"
+    """Kernel flavour: the package is ``linux-<kernel>``."""
+    initramfs_features: tuple[Name, ...] = ("base", "ext4", "virtio")
+    kernel_arguments: tuple[str, ...] = ()
+    read_only_root: bool = False
+    """Whether the root is never written to: changes are kept in memory (half of it at most) and lost at power-off."""
+    hostname: Hostname = "sandbox"
+    network: Literal["dhcp", "none"] = "dhcp"
+    """How eth0 is set up; nothing ever waits for it."""
+    services: Annotated[Mapping[Runlevel, tuple[Name, ...]], AfterValidator(_frozen)] = Field(default_factory=dict)
+    users: tuple[UserSpec, ...] = ()
+    overlay: Path | None = None
+    """Folder that is copied over the root filesystem as it is."""
+    agent_runner: Path | None = None
+    """Folder that replaces /opt/agent-runner; None keeps that of the overlay."""
+    agent_runner_build: Literal["auto", "0", "1"] = "auto"
+    """``0`` takes the folder as it is; ``auto`` installs its npm packages and runs none of its code; ``1`` also runs
+    ``npm run build``, which is code of the payload, on the host, with the rights of the user who builds."""
+    npm_scripts: bool = False
+    """Whether npm may run the lifecycle scripts of the payload's packages, on the host."""
+    npm_git: bool = False
+    """Whether npm may take packages from git repositories, for which it runs git on the host."""
+    payload_binaries: Literal["warn", "strict", "prune"] = "warn"
+    """What happens to programs and native modules of the payload that cannot run in the image: ``warn`` prints a
+    warning, ``strict`` refuses to build, ``prune`` leaves out those for other platforms. The manifest lists all."""
+    skip_scripts: tuple[Name, ...] = ()
+    """Packages whose scripts and triggers are not run, because the recipe's author knows that they need not be."""
+    architectures: Annotated[
+        Mapping[str, Annotated[Architecture, BeforeValidator(_module_fields)]], AfterValidator(_frozen)
+    ]
+
+    def architecture(self, name: str) -> Architecture:
+        """The facts of the architecture ``name``, such as "amd64".
+
+        Raises:
+            UsageError: the recipe has no such architecture.
+        """
+        if name not in self.architectures:
+            raise UsageError(
+                f"{name}: no such architecture in this recipe", hint=f"it has {', '.join(sorted(self.architectures))}"
+            )
+        return self.architectures[name]

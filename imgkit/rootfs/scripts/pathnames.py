@@ -1,0 +1,63 @@
+"""Pathname expansion (POSIX.1-2017, 2.13.3): the paths of a Tree that match a pattern."""
+
+from __future__ import annotations
+
+import re
+
+from imgkit.rootfs.scripts.budget import PIECE
+from imgkit.rootfs.scripts.state import Failed, ShellState, base_name
+
+WILDCARD = re.compile(r"[*?\[]")
+_QUOTED = re.compile(r"\\(.)", re.DOTALL)
+
+
+def expand_pathname(state: ShellState, pattern: str) -> list[str]:
+    """The paths that match ``pattern``, sorted, written as the pattern is (absolute or relative to ``state.cwd``).
+
+    ``*``, ``?`` and ``[…]`` match neither a slash nor a dot at the start of a name; a backslash quotes the next
+    character. A part without wildcards matches what has its name, a dangling link included.
+
+    Raises:
+        Failed: a path is too long.
+        Unsupported: the pattern is not valid, or leads into a volatile folder.
+        Exhausted: there are too many paths.
+    """
+    state.budget.pattern(pattern)
+    paths = ["/"] if pattern.startswith("/") else [""]
+    components = [component for component in pattern.split("/") if component]
+    for index, component in enumerate(components):
+        is_last = index == len(components) - 1
+        paths = [path for folder in paths for path in _matches(state, folder, component, directories=not is_last)]
+    return paths
+
+
+def _matches(state: ShellState, folder: str, component: str, *, directories: bool) -> list[str]:
+    """What matches one component of a pattern in a folder, which is empty or ends with a slash.
+
+    Args:
+        directories: whether only directories count; a slash is appended to them.
+    """
+    state.budget.work(2)
+    names = _names(state, folder, component)
+    state.budget.memory(sum(len(folder) + len(name) + PIECE for name in names))
+    paths = [f"{folder}{name}" for name in names]
+    if directories:
+        return [f"{path}/" for path in paths if _is_directory(state, path)]
+    return [path for path in paths if state.node(path, follow=False) is not None]
+
+
+def _is_directory(state: ShellState, path: str) -> bool:
+    """Whether a path is a directory; one that leads into a loop of links is not."""
+    try:
+        return state.is_directory(path)
+    except Failed:
+        return False
+
+
+def _names(state: ShellState, folder: str, component: str) -> list[str]:
+    """Names that match one component; one without wildcards is a name itself, which need not exist."""
+    if not WILDCARD.search(_QUOTED.sub("", component)):
+        return [_QUOTED.sub(r"\1", component)]
+    matches = state.matcher(component)
+    names = [base_name(path) for path in state.children(state.path(folder or "."))]
+    return [name for name in names if matches(name) and (name[0] != "." or component[0] == ".")]

@@ -1,0 +1,165 @@
+"""What a Tree consists of: directories, files, links and devices, and the contents of files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, Protocol, TypeAlias
+
+NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
+"""The extended attributes of a node that has none."""
+
+
+class Content(Protocol):
+    """The bytes of a regular file, which may be anywhere."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """Open a stream of exactly ``size`` bytes, which the caller closes."""
+        ...
+
+    def read(self) -> bytes:
+        """Read all bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Content that is kept in memory, for small files that are generated."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.data)
+
+    def open(self) -> BinaryIO:
+        """Open a stream of the bytes."""
+        return io.BytesIO(self.data)
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        return self.data
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Content that is part of a file on the host: ``size`` bytes from ``offset`` on.
+
+    The file may be an unpacked archive, or just a file (``offset`` 0). It must not change while the Tree is in use.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        """Open a stream of these bytes; reading raises EOFError if the file has become shorter."""
+        return io.BufferedReader(_Window(self.path, self.offset, self.size))
+
+    def read(self) -> bytes:
+        """Read these bytes; raises EOFError if the file has become shorter."""
+        with self.open() as source:
+            return source.read()
+
+
+class _Window(io.RawIOBase):
+    """A raw stream of a part of a file."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        self._source = path.open("rb", buffering=0)
+        self._source.seek(offset)
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(buffer)[: self._left]
+        if not view:
+            return 0
+        count = self._source.readinto(view) or 0
+        if not count:
+            raise EOFError(f"{self._source.name}: file is shorter than it was")
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attributes:
+    """What every node has: permission bits, owner, and ``mtime`` in whole seconds since 1970."""
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    xattrs: Mapping[str, bytes] = field(default_factory=lambda: NO_XATTRS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directory(_Attributes):
+    """A directory; what is in it is known to the Tree."""
+
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(_Attributes):
+    """A regular file."""
+
+    content: Content
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symlink(_Attributes):
+    """A symbolic link to ``target``, which may be missing."""
+
+    target: str
+    mode: int = 0o777
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardLink(_Attributes):
+    """Another name of the regular file at ``target`` (a path of the Tree), whose attributes count."""
+
+    target: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(_Attributes):
+    """A character device (``kind`` is "c"), a block device ("b") or a FIFO ("p")."""
+
+    kind: str
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o600
+
+
+Node: TypeAlias = Directory | File | Symlink | HardLink | Device
+
+_KINDS: Mapping[type, str] = {
+    Directory: "directory",
+    File: "file",
+    Symlink: "symbolic link",
+    HardLink: "hard link",
+    Device: "device",
+}
+
+
+def kind(node: Node) -> str:
+    """What a node is in words, such as "symbolic link"."""
+    return _KINDS[type(node)]

@@ -1,0 +1,42 @@
+"""Paths of a Tree, and which of them are proper."""
+
+from __future__ import annotations
+
+MAX_PATH = 4095
+"""Bytes of a path, and of a link's target, as in Linux (PATH_MAX without its final zero)."""
+MAX_NAME = 255
+"""Bytes of a name in a directory, as in Linux (NAME_MAX)."""
+
+
+class TreeError(Exception):
+    """A path or an operation is not possible in this Tree. Callers decide whose fault that is."""
+
+
+def check_path(path: str) -> str:
+    """Return ``path`` if it is a proper path of a Tree.
+
+    Raises:
+        TreeError: the path is absolute, has empty, ``.`` or ``..`` parts or control characters (apk refuses these,
+            too), or is longer than filesystems allow.
+    """
+    if len(path) > MAX_NAME // 4 and _is_too_long(path):  # a character has at most four bytes
+        raise TreeError(f"{path[:80]!r}… is longer than a path may be")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise TreeError(f"{path!r} is not a path inside the root filesystem")
+    if any(character < " " or character == "\x7f" for character in path):
+        raise TreeError(f"{path!r} has control characters in it")
+    return path
+
+
+def _is_too_long(path: str) -> bool:
+    return len(encoded(path)) > MAX_PATH or any(len(encoded(part)) > MAX_NAME for part in path.split("/"))
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a path or a link's target; surrogates stand for bytes that are not UTF-8."""
+    return text.encode(errors="surrogateescape")
+
+
+def parent(path: str) -> str:
+    """The directory that ``path`` is in."""
+    return path.rpartition("/")[0]

@@ -1,0 +1,284 @@
+"""The Tree: a mapping of paths to nodes."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+from imgkit.errors import InputError
+from imgkit.tree.nodes import Directory, File, HardLink, Inline, Node, Symlink, kind
+from imgkit.tree.paths import MAX_PATH, TreeError, check_path, encoded, parent
+from imgkit.tree.tar import member
+
+MAX_LINKS = 40
+"""Symbolic links that are followed in one resolution, as in Linux (MAXSYMLINKS)."""
+MAX_READ = 512 << 20
+"""Bytes of a file that is read as a whole."""
+MAX_TEXT = 64 << 20
+"""Bytes of a text; the largest one that imgkit reads, the database of a large system, has a third of that."""
+
+
+def _reversed_parts(path: str) -> list[str]:
+    """The parts of a path that mean something, the last one first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+class Tree:
+    """A mutable mapping of paths to nodes with the invariant that every parent exists and is a directory."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {"": Directory()}
+        self._children: dict[str, set[str]] = {"": set()}
+        self._names: dict[str, set[str]] = {}  # path of a file → paths of the hard links to it
+
+    def copy(self) -> Tree:
+        """An independent Tree with the same nodes; the nodes themselves are shared, as they never change."""
+        other = Tree()
+        other.replace_with(self)
+        return other
+
+    def replace_with(self, other: Tree) -> None:
+        """Become equal to ``other``."""
+        self._nodes = dict(other._nodes)
+        self._children = {path: set(names) for path, names in other._children.items()}
+        self._names = {path: set(names) for path, names in other._names.items()}
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def __contains__(self, path: object) -> bool:
+        """Whether there is a node at exactly this path (``lstat``: a dangling symbolic link is a node)."""
+        return path in self._nodes
+
+    def __getitem__(self, path: str) -> Node:
+        """The node at exactly this path (``lstat``).
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._nodes[path]
+
+    def get(self, path: str) -> Node | None:
+        """The node at exactly this path, or None."""
+        return self._nodes.get(path)
+
+    def __len__(self) -> int:
+        """The number of nodes, the root included."""
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[str]:
+        """Every path, sorted by its parts: directories come before what is in them, the root is first."""
+        return iter(sorted(self._nodes, key=lambda path: path.split("/")))
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        """Paths and nodes in the order of iteration."""
+        for path in self:
+            yield path, self._nodes[path]
+
+    def children(self, path: str) -> list[str]:
+        """The paths in the directory at exactly ``path``, sorted; empty if that is not a directory."""
+        prefix = path + "/" if path else ""
+        return sorted(prefix + name for name in self._children.get(path, ()))
+
+    def count(self, path: str) -> int:
+        """The number of nodes in the directory at exactly ``path``; 0 if that is not a directory."""
+        return len(self._children.get(path, ()))
+
+    def walk(self, top: str) -> Iterator[tuple[str, Node]]:
+        """The node at ``top`` and everything below it, parents first, sorted."""
+        todo = [top]
+        while todo:
+            path = todo.pop()
+            yield path, self._nodes[path]
+            todo += reversed(self.children(path))
+
+    def resolve(self, path: str, *, follow: bool = True) -> str:
+        """The path that ``path`` leads to when symbolic links are followed; nothing need be there.
+
+        Args:
+            path: relative to the root; a leading ``/`` is accepted, ``.`` and ``..`` have their meaning in a chroot.
+            follow: also follow a link in the last place.
+
+        Raises:
+            TreeError: there are more than :data:`MAX_LINKS` links on the way.
+        """
+        todo = _reversed_parts(path)
+        resolved = ""
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                resolved = parent(resolved)
+                continue
+            candidate = f"{resolved}/{part}" if resolved else part
+            node = self._nodes.get(candidate)
+            if not isinstance(node, Symlink) or not (todo or follow):
+                resolved = candidate
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise TreeError(f"{path}: too many levels of symbolic links")
+            if node.target.startswith("/"):
+                resolved = ""
+            todo += _reversed_parts(node.target)
+        return resolved
+
+    def stat(self, path: str) -> Node | None:
+        """The node that ``path`` leads to when symbolic and hard links are followed, or None."""
+        node = self._nodes.get(self.resolve(path))
+        return self._nodes.get(node.target) if isinstance(node, HardLink) else node
+
+    def read(self, path: str, limit: int = MAX_READ) -> bytes:
+        """The contents of the regular file that ``path`` leads to.
+
+        Raises:
+            TreeError: nothing is there, or not a regular file.
+            InputError: the file has more than ``limit`` bytes, which a hostile package could use to fill the memory.
+        """
+        node = self.stat(path)
+        if not isinstance(node, File):
+            raise TreeError(f"{path}: no such file" if node is None else f"{path}: not a regular file")
+        if node.content.size > limit:
+            raise InputError(f"/{path}: a file of {node.content.size} bytes, where at most {limit} are read")
+        return node.content.read()
+
+    def text(self, path: str) -> str:
+        """:meth:`read` and decode as UTF-8; other bytes survive a round trip (surrogateescape)."""
+        return self.read(path, MAX_TEXT).decode(errors="surrogateescape")
+
+    # ---- changing ------------------------------------------------------------------------------------------------
+
+    def add(self, path: str, node: Node) -> None:
+        """Put ``node`` at ``path``; whatever was there is replaced, unless it is a directory.
+
+        Parents are taken literally: they must be directories, not links to them (use :meth:`resolve` to follow links).
+        A directory that is added over a directory replaces its attributes and keeps what is in it.
+
+        Raises:
+            TreeError: the path is not proper, its parent is missing or not a directory, a directory would be replaced
+                by something else or the other way round, a hard link's target is not a regular file of the Tree, or
+                a symbolic link's target is not possible.
+        """
+        check_path(path)
+        if path and not isinstance(self._nodes.get(parent(path)), Directory):
+            raise TreeError(f"{path}: parent is missing or not a directory")
+        old = self._nodes.get(path)
+        if old is not None and isinstance(old, Directory) != isinstance(node, Directory):
+            raise TreeError(f"{path}: a {kind(node)} cannot replace a {kind(old)}")
+        if isinstance(node, HardLink) and (node.target == path or not isinstance(self._nodes.get(node.target), File)):
+            raise TreeError(f"{path}: hard link to {node.target}, which is not a regular file")
+        if isinstance(node, Symlink) and not _is_possible_target(node.target):
+            raise TreeError(f"{path}: improper link target {node.target[:80]!r}")
+        self._forget(path, old)
+        self._nodes[path] = node
+        if isinstance(node, HardLink):
+            self._names.setdefault(node.target, set()).add(path)
+        if path:
+            self._children[parent(path)].add(path.rpartition("/")[2])
+        if isinstance(node, Directory):
+            self._children.setdefault(path, set())
+
+    def mkdir(self, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0, mtime: int = 0) -> None:
+        """Make a directory and its missing parents, which are root's with mode 0755; existing ones stay as they are."""
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            ancestor = "/".join(parts[:depth])
+            if ancestor not in self._nodes:
+                self.add(ancestor, Directory(mtime=mtime))
+        if not isinstance(self._nodes.get(path), Directory):
+            self.add(path, Directory(mode=mode, uid=uid, gid=gid, mtime=mtime))
+
+    def write(
+        self, path: str, data: bytes | str, *, mode: int | None = None, uid: int = 0, gid: int = 0, mtime: int = 0
+    ) -> None:
+        """Write a small file; links are followed as open(2) does, and missing parents are made.
+
+        An existing file keeps its owner and, unless ``mode`` is given, its mode; a new one gets 0644.
+        """
+        place = self.resolve(path)
+        content = Inline(encoded(data) if isinstance(data, str) else data)
+        old = self.stat(place)
+        if isinstance(old, File):
+            node = self._nodes[place]
+            place = node.target if isinstance(node, HardLink) else place  # the file counts, under all of its names
+            self._nodes[place] = replace(old, content=content, mtime=mtime, mode=old.mode if mode is None else mode)
+            return
+        self.mkdir(parent(place), mtime=mtime)
+        self.add(place, File(content=content, mode=0o644 if mode is None else mode, uid=uid, gid=gid, mtime=mtime))
+
+    def symlink(self, path: str, target: str, *, mtime: int = 0) -> None:
+        """Make a symbolic link owned by root; missing parents are made."""
+        self.mkdir(parent(path), mtime=mtime)
+        self.add(path, Symlink(target=target, mtime=mtime))
+
+    def change(self, path: str, *, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> None:
+        """Change mode and owner of the node at exactly ``path``; for a hard link, those of its file."""
+        node = self._nodes[path]
+        if isinstance(node, HardLink):
+            self.change(node.target, mode=mode, uid=uid, gid=gid)
+            return
+        self._nodes[path] = replace(
+            node,
+            mode=node.mode if mode is None else mode,
+            uid=node.uid if uid is None else uid,
+            gid=node.gid if gid is None else gid,
+        )
+
+    def remove(self, path: str) -> None:
+        """Remove the node at exactly ``path``; a file with other names is kept under the first of them.
+
+        Raises:
+            TreeError: it is the root, or a directory that is not empty.
+            KeyError: there is no such node.
+        """
+        node = self._nodes[path]
+        if not path or self._children.get(path):
+            raise TreeError(f"{path or '/'}: directory is not empty")
+        self._forget(path, node)
+        del self._nodes[path]
+        self._children.pop(path, None)
+        self._children[parent(path)].discard(path.rpartition("/")[2])
+
+    def _forget(self, path: str, node: Node | None) -> None:
+        """Prepare that ``node`` leaves ``path``: the first of a file's other names becomes the file."""
+        if isinstance(node, HardLink):
+            self._names[node.target].discard(path)
+        names = self._names.pop(path, None)
+        if isinstance(node, File) and names:
+            first, *others = sorted(names)
+            self._nodes[first] = node
+            self._names[first] = set(others)
+            for name in others:
+                self._nodes[name] = HardLink(target=first, mode=node.mode)
+
+    # ---- as an archive -------------------------------------------------------------------------------------------
+
+    @property
+    def content_size(self) -> int:
+        """The size of all regular files together, in bytes."""
+        return sum(node.content.size for node in self._nodes.values() if isinstance(node, File))
+
+    def write_tar(self, sink: BinaryIO) -> None:
+        """Write the Tree as a POSIX pax archive; it is sorted and has numeric owners, so equal Trees make equal bytes.
+
+        Hard links come last, after their files. Extended attributes go into ``SCHILY.xattr.*`` records, which GNU tar
+        restores with ``--xattrs``. The root's own attributes are in the entry ``./``.
+        """
+        hard_links: list[tuple[str, Node]] = []
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as archive:
+            for path, node in self.items():
+                if isinstance(node, HardLink):
+                    hard_links.append((path, node))
+                elif isinstance(node, File):
+                    with node.content.open() as source:
+                        archive.addfile(member(path, node), source)
+                else:
+                    archive.addfile(member(path, node))
+            for path, node in hard_links:
+                archive.addfile(member(path, node))
+
+
+def _is_possible_target(target: str) -> bool:
+    """Whether symlink(2) takes this target."""
+    return target != "" and "\0" not in target and len(encoded(target)) <= MAX_PATH

@@ -13,7 +13,10 @@ from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
 from imgkit.rootfs.compose import PackageSet, compose
 from imgkit.rootfs.system import guest_branch

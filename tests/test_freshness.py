@@ -18,8 +18,8 @@ from imgkit.cli import main as cli
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
+from imgkit.planning.base import fetch_base
 from imgkit.planning.freshness import Freshness, Stated, warn_expired
-from imgkit.planning.plan import fetch_base
 from imgkit.recipe import load
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package

@@ -14,7 +14,10 @@ from imgkit import recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
-from imgkit.planning.plan import fetch_base, fetch_packages, make_plan, providers
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages
+from imgkit.planning.indexes import providers
+from imgkit.planning.resolve import make_plan
 from tests.commandline import Place, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, minimal, package
 

@@ -19,7 +19,8 @@ from imgkit.cli import main as cli
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, hash_file
 from imgkit.planning import lockfile
-from imgkit.planning.plan import fetch_base, fetch_packages
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages
 from imgkit.planning.vouchers import check_locked
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import RECIPE, REPOSITORY, Small, package

@@ -27,7 +27,11 @@ from imgkit.fetch.http import no_room
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image.manifest import Made, boot_names, describe
-from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned, providers
+from imgkit.planning.base import Base, fetch_base
+from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.indexes import providers
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs.binaries.verdict import judge

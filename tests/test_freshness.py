@@ -19,7 +19,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
 from imgkit.planning.base import fetch_base
-from imgkit.planning.freshness import Freshness, Stated, warn_expired
+from imgkit.planning.freshness import AlpineRelease, Freshness, warn_expired
 from imgkit.recipe import load
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package
@@ -194,7 +194,7 @@ def test_the_branch_of_the_link_is_that_of_the_minirootfs(attack: Attack) -> Non
 
 
 def fresh(folder: Path, *, branch: str = BRANCH, says: str = "3.23.6", trust: str = "me", arch: str = "x") -> Freshness:
-    return Freshness(folder, trust, branch, arch, Stated(says, TIME))
+    return Freshness(folder, trust, branch, arch, AlpineRelease(says, TIME))
 
 
 def test_dates_are_kept_apart_by_what_they_are_of(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from imgkit.cli import main as cli
 from imgkit.errors import InputError, RecipeError
 from imgkit.host.jsonfile import DEEPEST, parse_json, read_json
 from imgkit.image import bootrecord
-from imgkit.image.assemble import _write_manifest
-from imgkit.image.manifest import MAX_SIZE, read_manifest
+from imgkit.image.manifest import MAX_SIZE, read_manifest, write_manifest
 from imgkit.planning import lockfile
 from imgkit.planning.plan import Plan
 from imgkit.publish.publication import parse_index
@@ -260,7 +259,7 @@ def test_names_that_are_not_utf_8_come_back_from_a_manifest(tmp_path: Path) -> N
     tree.write("caf\xe9 \u20ac", "x")
     manifest = {**MANIFEST, "files": records(tree)}
     path = tmp_path / "manifest.json"
-    _write_manifest(manifest, path)
+    write_manifest(manifest, path)
     path.read_bytes().decode()  # it is UTF-8 itself
     assert read_manifest(path) == manifest
     path.write_bytes(path.read_bytes().replace(b"udce9", b"ud8e9"))

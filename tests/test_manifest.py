@@ -11,7 +11,7 @@ import pytest
 
 from imgkit.disk.layout import make_layout, partition_specs
 from imgkit.disk.regions import DiskMap, regions_of
-from imgkit.image.manifest import Made, describe
+from imgkit.image.manifest import Outputs, describe
 from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import Doubtful, Findings, Foreign, Lacking
 from imgkit.rootfs.compose import Composition
@@ -39,7 +39,7 @@ def test_all_findings_are_in_the_manifest(findings: Findings, policy: str, tmp_p
     file = tmp_path / "file"
     file.touch()
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    results = Made(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
+    results = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
     manifest = describe(recipe, plan_of(recipe, "amd64"), made, layout, results)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {

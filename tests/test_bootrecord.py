@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from imgkit.cli import machineoptions
 from imgkit.cli import main as cli
 from imgkit.errors import InputError
-from imgkit.image.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
+from imgkit.image.bootrecord import BootRecord, ChangedError, Evidence, guest_facts, keep, parse, path_of, read
 from imgkit.vm.agent.protocol import Heartbeat
 from tests.publications import facts, proved
 
@@ -201,7 +201,7 @@ def test_a_missing_image_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
-GOOD = Record("linux-amd64.qcow2", "a" * 64, 5, "amd64", {"bios": {"accelerator": "tcg"}})
+GOOD = BootRecord("linux-amd64.qcow2", "a" * 64, 5, "amd64", {"bios": {"accelerator": "tcg"}})
 
 
 def changed(**values: Any) -> bytes:
@@ -244,7 +244,7 @@ def test_what_is_no_record(data: bytes) -> None:
 )
 def test_whatever_a_guest_says_can_be_written(values: dict[str, Any]) -> None:
     plain = guest_facts(values)
-    record = Record("x", "b" * 64, 1, "amd64", {"bios": {"agent": plain}})
+    record = BootRecord("x", "b" * 64, 1, "amd64", {"bios": {"agent": plain}})
     assert parse(record.text().encode("utf-8")) == record
     assert "NaN" not in {repr(value) for value in plain.values()}
     assert len(plain) <= 40

@@ -128,7 +128,7 @@ MANIFEST = {
     "boot": {"kernel": {"name": "vmlinuz-virt-amd64", "sha256": "ab" * 32, "size": 5}},
     "files": {"/": {"type": "directory", "mode": "0755"}},
 }
-RECORD = bootrecord.Record("x.qcow2", "ab" * 32, 5, "amd64", {"bios": {"seconds": 1}})
+RECORD = bootrecord.BootRecord("x.qcow2", "ab" * 32, 5, "amd64", {"bios": {"seconds": 1}})
 PUBLISHED = {"name": "a.qcow2", "url": None, "sha256": "ab" * 32, "size": 5}
 INDEX = {
     "index": 1,

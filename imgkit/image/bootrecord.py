@@ -40,7 +40,7 @@ _MAX_NUMBER = 1 << 53
 
 
 @dataclass(frozen=True)
-class Record:
+class BootRecord:
     """The boots of one image.
 
     Attributes:
@@ -65,7 +65,7 @@ class Record:
         }
         return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
-    def with_boots(self, other: Record | None) -> Record:
+    def with_boots(self, other: BootRecord | None) -> BootRecord:
         """This record with the boots of ``other`` that it lacks, if both are about the same bytes."""
         if other is None or other.sha256 != self.sha256:
             return self
@@ -111,7 +111,7 @@ class Evidence:
         source = self._files[0][1]
         return os.pread(source.fileno(), len(_QCOW2), 0) == _QCOW2
 
-    def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> Record:
+    def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> BootRecord:
         """The record of this boot. Reads the files to hash them, so call it when the machine is off.
 
         Raises:
@@ -119,7 +119,7 @@ class Evidence:
         """
         files = [self._hashed(*each) for each in self._files]
         boot = {**facts, **dict(zip(("kernel", "initramfs"), files[1:], strict=False))}
-        return Record(arch=arch, boots={firmware: boot}, image=files[0]["name"], **_identity(files[0]))
+        return BootRecord(arch=arch, boots={firmware: boot}, image=files[0]["name"], **_identity(files[0]))
 
     def _hashed(self, path: Path, source: BinaryIO, before: tuple[int, ...]) -> dict[str, Any]:
         size = before[-1]
@@ -141,7 +141,7 @@ def path_of(image: Path) -> Path:
     return image.with_suffix(".boot.json")
 
 
-def keep(image: Path, record: Record) -> Path | None:
+def keep(image: Path, record: BootRecord) -> Path | None:
     """Write ``record`` beside its image, together with what an earlier record of the same bytes says.
 
     Returns:
@@ -162,7 +162,7 @@ def keep(image: Path, record: Record) -> Path | None:
     return path
 
 
-def read(path: Path) -> Record | None:
+def read(path: Path) -> BootRecord | None:
     """The record in a file; None if there is no file or no usable record in it."""
     try:
         return parse(read_bytes(path, _MOST_BYTES))
@@ -170,7 +170,7 @@ def read(path: Path) -> Record | None:
         return None
 
 
-def parse(data: bytes) -> Record | None:
+def parse(data: bytes) -> BootRecord | None:
     """The record in ``data``; None if it is not one of this version, or is about nothing."""
     try:
         body = parse_json(data, "boot record")
@@ -178,7 +178,7 @@ def parse(data: bytes) -> Record | None:
         known = body["bootRecord"] == VERSION and _SHA256.fullmatch(image["sha256"]) and boots
         if not known or not all(isinstance(facts, dict) for facts in boots.values()):
             return None
-        return Record(str(image["name"]), image["sha256"], int(image["size"]), str(body["arch"]), dict(boots))
+        return BootRecord(str(image["name"]), image["sha256"], int(image["size"]), str(body["arch"]), dict(boots))
     except (InputError, ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -16,7 +16,7 @@ from imgkit.fetch.cache import hash_file
 from imgkit.host import interrupts, scratch, wholefile
 from imgkit.host.jsonfile import read_bytes
 from imgkit.image import bootrecord
-from imgkit.image.bootrecord import Record
+from imgkit.image.bootrecord import BootRecord
 from imgkit.publish import sources
 from imgkit.publish.publication import INDEX, Publication, PublishedArchitecture, PublishedFile, parse_index, texts
 from imgkit.publish.sources import Staged
@@ -178,7 +178,7 @@ def _with_record(each: Staged, target: Path, staging: Path) -> PublishedArchitec
     return replace(each.what, record=file, firmwares=tuple(sorted(record.boots)))
 
 
-def _merged(published: Record | None, fresh: Record | None) -> Record | None:
+def _merged(published: BootRecord | None, fresh: BootRecord | None) -> BootRecord | None:
     if published is None or fresh is None:
         return published or fresh
     return published if set(fresh.boots) <= set(published.boots) else published.with_boots(fresh)

@@ -173,7 +173,8 @@ def test_a_record_cannot_point_out_of_the_cache(site: Site, folder: Path, tmp_pa
     (place,) = folder.glob("urls/*/*.json")
     record = json.loads(place.read_text())
     (tmp_path / "secret").write_bytes(b"x")
-    place.write_text(json.dumps({**record, "sha256": "../../../secret"}))
+    place.write_text(json.dumps({**record, "sha256": "../secret"}))
+    assert (folder / "sha256/../../secret").is_file(), "where such a record leads to"
     assert Cache(folder, QUICK).fetch(wanted).read_bytes() == ONE
     assert (tmp_path / "secret").exists()
 
@@ -237,10 +238,10 @@ def test_a_killed_build_leaves_nothing_that_hurts(site: Site, folder: Path) -> N
     assert not list(folder.glob("tmp/*"))
 
 
-def test_a_lock_that_is_never_released_costs_patience_only(
+def test_a_lock_that_is_never_released_costs_time_only(
     site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT", 0.1)
     wanted = hashed(site, "one", ONE)
     other = Cache(folder, QUICK)
     with other._locked(str(wanted.sha256)):

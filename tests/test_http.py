@@ -20,6 +20,7 @@ from fixtures.server import HTML, Fault, Site, serve
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, check_status, looks_like_html, shown
 from imgkit.fetch.http import Http, Validators
+from tests.downloads import get
 
 DATA = gzip.compress(os.urandom(200_000), 1, mtime=0)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -57,8 +58,8 @@ def test_a_file_comes_whole_with_its_hash_and_validators(site: Site, tmp_path: P
 
 
 def test_small_files_come_into_memory(site: Site) -> None:
-    assert QUICK.get(site.url + "file", ANY) == DATA
-    assert QUICK.get(site.url + "empty", ANY) == b""
+    assert get(QUICK, site.url + "file", ANY) == DATA
+    assert get(QUICK, site.url + "empty", ANY) == b""
 
 
 @pytest.mark.parametrize("which", ["etag", "last_modified"])
@@ -145,7 +146,7 @@ def test_what_does_not_pass_is_not_tried_again(fault: Fault, site: Site, tmp_pat
 
 def test_a_redirect_is_followed(site: Site) -> None:
     site.faults["/old"] = Fault(status=302, location="/file")
-    assert QUICK.get(site.url + "old", ANY) == DATA
+    assert get(QUICK, site.url + "old", ANY) == DATA
 
 
 def test_nothing_listens() -> None:
@@ -153,13 +154,13 @@ def test_nothing_listens() -> None:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/x"
     with pytest.raises(InputError, match=r"127\.0\.0\.1 refuses the connection") as caught:
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
     assert "--mirror" in str(caught.value.hint)
 
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(InputError, match=r"the name mirror\.invalid is unknown"):
-        QUICK.get("http://mirror.invalid/x", ANY)
+        get(QUICK, "http://mirror.invalid/x", ANY)
 
 
 def test_nobody_accepts() -> None:
@@ -173,7 +174,7 @@ def test_nobody_accepts() -> None:
             other.connect_ex(bound.getsockname())
         client = Http(connect_timeout=0.3, stall_timeout=0.3)
         with pytest.raises(InputError, match=r"does not answer within 0\.3 s|stalled"):
-            client.get(f"http://127.0.0.1:{bound.getsockname()[1]}/x", ANY)
+            get(client, f"http://127.0.0.1:{bound.getsockname()[1]}/x", ANY)
         for other in others:
             other.close()
 
@@ -181,7 +182,7 @@ def test_nobody_accepts() -> None:
 @pytest.mark.parametrize("url", ["", "x", "ftp://a/b", "http://", "http://[::1", "http://a b/c", "file:///etc/passwd"])
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(InputError, match="is not a URL that can be downloaded"):
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
 
 
 def test_an_answer_that_is_no_http(tmp_path: Path) -> None:
@@ -194,16 +195,16 @@ def test_a_body_without_length_is_capped_too(tmp_path: Path) -> None:
     with _speaking(body) as url:
         with pytest.raises(InputError, match="is larger than the 4000 bytes"):
             QUICK.download(url, tmp_path / "x", Expected(max_bytes=4000))
-        assert QUICK.get(url, Expected(max_bytes=5000)) == b"x" * 5000
+        assert get(QUICK, url, Expected(max_bytes=5000)) == b"x" * 5000
     assert left(tmp_path) == []
 
 
 def test_a_chunked_body_that_ends_early_is_refused() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with _speaking(head + b"3\r\nabc\r\n0\r\n\r\n") as url:
-        assert QUICK.get(url, ANY) == b"abc"
+        assert get(QUICK, url, ANY) == b"abc"
     with _speaking(head + b"3\r\nabc\r\n9\r\nde") as url, pytest.raises(InputError, match="the connection broke off"):
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
 
 
 @contextmanager
@@ -232,17 +233,17 @@ def test_a_proxy_is_used_and_named_when_it_refuses(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("http_proxy", site.url)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert QUICK.get("http://mirror.invalid/file", ANY) == DATA  # the site plays the proxy
+    assert get(QUICK, "http://mirror.invalid/file", ANY) == DATA  # the site plays the proxy
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{bound.getsockname()[1]}")
     with pytest.raises(InputError, match="the proxy does not let it through"):
-        QUICK.get("http://mirror.invalid/file", ANY)
+        get(QUICK, "http://mirror.invalid/file", ANY)
 
 
 def test_no_secure_connection(site: Site) -> None:
     with pytest.raises(InputError, match=r"no secure connection to 127\.0\.0\.1|broke off"):
-        QUICK.get(site.url.replace("http:", "https:") + "file", ANY)
+        get(QUICK, site.url.replace("http:", "https:") + "file", ANY)
 
 
 def test_a_cancelled_download_ends(site: Site, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_newest_is_taken_by_number_not_by_text() -> None:
     found = newest_minirootfs(text.encode(), arch="x86_64")
     assert found.version == "3.23.10"
     assert found.file == "alpine-minirootfs-3.23.10-x86_64.tar.gz"
-    assert (found.sha256, found.sha512, found.size, found.branch) == (SHA256, SHA512, 3490290, "v3.23")
+    assert (found.sha256, found.sha512, found.size, found.arch) == (SHA256, SHA512, 3490290, "x86_64")
 
 
 def test_a_version_stays_text() -> None:
@@ -74,7 +74,7 @@ def test_entries_of_other_kinds_and_incomplete_ones_are_passed_over() -> None:
         + "- flavor: [a, b]\n  1: 2\n"
     )
     found = newest_minirootfs(text, arch="x86_64")
-    assert (found.version, found.size, found.sha512, found.branch) == ("3.23.6", 0, "", "")
+    assert (found.version, found.size, found.sha512) == ("3.23.6", 0, "")
 
 
 def test_old_lists_name_the_file_as_iso() -> None:
@@ -90,12 +90,12 @@ def test_a_list_without_the_flavor_says_what_it_has(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
-        ("\t- a", "is not YAML"),
-        ("? [a]\n: b\n", "is not YAML|not a list"),
-        (b"\xff\xfe\xff", "is not YAML"),
-        ("\0", "is not YAML"),
-        ("[" * 1500, "is not YAML"),
+        ("a: [", "is not valid YAML"),
+        ("\t- a", "is not valid YAML"),
+        ("? [a]\n: b\n", "is not valid YAML|not a list"),
+        (b"\xff\xfe\xff", "is not valid YAML"),
+        ("\0", "is not valid YAML"),
+        ("[" * 1500, "is not valid YAML"),
         ("", "is not a list of releases"),
         ("hello", "is not a list of releases"),
         ("a: b", "is not a list of releases"),
@@ -130,7 +130,7 @@ HOSTILE = {
     "deep lists": ("[" * LARGE, "nested deeper than 8 levels"),
     "deep entries": ("- " * (LARGE // 2), "nested deeper than 8 levels"),
     "aliases": ("- &a [x, x]\n- &b [*a, *a]\n- &c [*b, *b]\n", "has aliases"),
-    "too long": ("#" * (1 << 19), "is no list of releases: it has 524288 bytes"),
+    "too long": ("#" * (1 << 19), "is not a list of releases: it has 524288 bytes"),
     "blank lines": ("\n" * LARGE, "is not a list of releases"),
 }
 

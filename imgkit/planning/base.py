@@ -8,6 +8,7 @@ from pathlib import Path
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.fetch.checks import wrong_hash
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.host.jsonfile import read_bytes
@@ -62,6 +63,7 @@ def fetch_base(
     """
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
+    _check_sha512(archive, release, url)
     signer = verify_detached(archive, signature.read_bytes(), certificate_of(recipe), name=release.file)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
     tree = unpack(archive, spool)
@@ -135,6 +137,16 @@ def _wanted(release: Release, url: str) -> tuple[Wanted, Wanted]:
         gzip=True,
     )
     return archive, Wanted(url=f"{url}.asc", max_bytes=_MAX_SIGNATURE)
+
+
+def _check_sha512(archive: Path, release: Release, url: str) -> None:
+    """Compare the archive with the list's SHA-512. Its SHA-256 was checked as it was downloaded.
+
+    Raises:
+        InputError: the archive has another SHA-512.
+    """
+    if release.sha512 and (actual := hash_file(archive, "sha512")) != release.sha512:
+        raise wrong_hash(url, "SHA-512", actual, release.sha512)
 
 
 def _keys_in(tree: Tree, name: str) -> Keyring:

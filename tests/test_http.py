@@ -18,7 +18,7 @@ import pytest
 
 from fixtures.server import HTML, Fault, Site, serve
 from imgkit.errors import HostError, InputError
-from imgkit.fetch.checks import Expected, check_status, looks_like_html, shown
+from imgkit.fetch.checks import Expected, check_status, declared_length, looks_like_html, shown
 from imgkit.fetch.http import Http, Validators
 from tests.downloads import get
 
@@ -278,10 +278,38 @@ def test_passwords_in_urls_are_not_shown() -> None:
     assert shown("http://[::1") == "http://[::1"
 
 
-def test_web_pages_are_known_by_their_start() -> None:
-    assert looks_like_html(b"\xef\xbb\xbf\n<!DOCTYPE html>")
-    assert looks_like_html(b"garbage <HTML>")
-    assert not looks_like_html(b"\x1f\x8b<ht")
+@pytest.mark.parametrize(
+    ("head", "page"),
+    [
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", True),
+        (b"\t<?xml version='1.0'?>", True),
+        (b"\r\n <html>", True),
+        (b"garbage <HTML>", True),
+        (b"x" * 1019 + b"<html>", True),
+        (b"x" * 1020 + b"<html>", False),
+        (b"x <!doctype", False),
+        (b"\x1f\x8b<ht", False),
+    ],
+)
+def test_web_pages_are_known_by_their_start(head: bytes, page: bool) -> None:
+    assert looks_like_html(head) == page
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({"Content-Length": "0"}, 0),
+        ({"Content-Length": "9" * 19}, 10**19 - 1),
+        ({"Content-Length": "9" * 20}, None),
+        ({"Content-Length": "-1"}, None),
+        ({"Content-Length": "\u0665"}, None),
+        ({"Content-Length": "5, 5"}, None),
+        ({"Content-Length": ""}, None),
+        ({}, None),
+    ],
+)
+def test_the_announced_length_is_a_plain_number_or_none(header: dict[str, str], length: int | None) -> None:
+    assert declared_length(header) == length
 
 
 def test_memory_does_not_grow_with_the_download(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
-from tests.files import ALPINE
+from tests.files import REAL_INDEX, REAL_PACKAGE, needs_alpine
 from tests.test_signature import keyring, real_keyring, signing_key
 
 INFO: apkbuild.PkgInfo = {
@@ -163,25 +163,22 @@ def test_metadata_of_a_package_that_no_index_knows(tmp_path: Path) -> None:
     assert (record.build_time, record.description) == (1700000000, "A demo")
 
 
-REAL = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
-
-
-@pytest.mark.skipif(not REAL.is_file(), reason="needs the real package of Alpine beside the repository")
+@needs_alpine
 def test_a_real_package_is_vouched_for_by_its_own_signature_alone(tmp_path: Path) -> None:
     """The file is really version 3.2.0-r23 under a newer name: the index of 3.17 must refuse it."""
-    package = open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, keyring=real_keyring())
-    with tarfile.open(REAL) as archive:  # sees all three members as one archive
+    package = open_package(REAL_PACKAGE, spool=tmp_path / "spool", max_installed=1 << 20, keyring=real_keyring())
+    with tarfile.open(REAL_PACKAGE) as archive:  # sees all three members as one archive
         names = [member.name for member in archive if not member.name.startswith(".")]
     assert str(package) == "alpine-baselayout-3.2.0-r23"
     assert package.signed_by == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
     assert [entry.path for entry in package.entries] == names
     assert set(package.scripts) == {"pre-install", "pre-upgrade", "post-upgrade", "post-install"}
     with pytest.raises(InputError, match="is not the package that the index names"):
-        open_package(REAL, spool=tmp_path / "spool", max_installed=1 << 20, expected=_identity_in_index())
+        open_package(REAL_PACKAGE, spool=tmp_path / "spool", max_installed=1 << 20, expected=_identity_in_index())
 
 
 def _identity_in_index() -> str:
-    index = gzip.decompress((ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz").read_bytes()).decode(errors="replace")
+    index = gzip.decompress(REAL_INDEX.read_bytes()).decode(errors="replace")
     record = next(block for block in index.split("\n\n") if "\nP:alpine-baselayout\nV:3.4.0-r0\n" in block)
     return next(line[2:] for line in record.split("\n") if line.startswith("C:"))
 

@@ -130,8 +130,8 @@ def test_an_image_that_changed_meanwhile_is_not_proved(
     during(lambda: change(image))
     assert cli.main(["boot", str(image)]) == 0
     assert not path_of(image).exists()
-    said = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
-    assert capsys.readouterr().err == said
+    message = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_kernel_that_changed_meanwhile_is_not_proved(image: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_whatever_a_guest_says_can_be_written(values: dict[str, Any]) -> None:
 
 
 def test_a_guest_that_says_much_is_cut_short() -> None:
-    said: dict[str, Any] = {f"key{number}": number for number in range(1000)}
-    assert len(guest_facts(said)) == 40
+    values: dict[str, Any] = {f"key{number}": number for number in range(1000)}
+    assert len(guest_facts(values)) == 40
     assert guest_facts({"a": "x" * 1000, "b" * 1000: 1}) == {"a": "x" * 200}
     assert guest_facts({"a": float("nan"), "b": float("inf"), "c": 1 << 60, "d": "\ud800"}) == {"d": "\ud800"}

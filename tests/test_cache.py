@@ -1,4 +1,4 @@
-"""The download cache: what it has it does not fetch, what is damaged it fetches again, offline it never asks."""
+"""The download cache: a file that it has is not fetched, a damaged file is fetched again, offline nothing is fetched."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def by_url(site: Site, name: str) -> Wanted:
 
 def files(folder: Path) -> list[str]:
     """Everything in a cache but its locks."""
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in found if not name.startswith("locks/"))
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if not name.startswith("locks/"))
 
 
 @pytest.mark.parametrize("kind", [hashed, keyed])
@@ -116,7 +116,7 @@ def test_many_files_come_in_order_over_several_connections(site: Site, folder: P
         (site.root / f"f{number}").write_bytes(data)
         wanted.append(hashed(site, f"f{number}", data))
     paths = Cache(folder, QUICK).fetch_all([*wanted, wanted[3]])
-    assert [hash_file(path) for path in paths] == [one.sha256 for one in [*wanted, wanted[3]]]
+    assert [hash_file(path) for path in paths] == [file.sha256 for file in [*wanted, wanted[3]]]
     assert Cache(folder, QUICK).fetch_all([]) == []
 
 

@@ -149,7 +149,7 @@ def test_dead_addresses_do_not_take_the_time_of_the_answer(site: Site, monkeypat
             if host != "mirror.invalid":
                 return real(host, port, *rest, **more)
             ports = [dead.getsockname()[1]] * 4 + [port]
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in ports]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in ports]
 
         monkeypatch.setattr(socket, "getaddrinfo", lookup)
         client = Http(connect_timeout=0.3, stall_timeout=1.0)

@@ -258,7 +258,7 @@ def test_a_package_with_a_forged_signature(build: Builder) -> None:
 def test_an_index_that_is_older_than_one_seen_before(build: Builder) -> None:
     """It is signed as it should be."""
     build.fails(3, NEXT)
-    build.small.index([each.record for each in build.small.packages], time=TIME - 1)
+    build.small.index([apk.record for apk in build.small.packages], time=TIME - 1)
     build.fails(4, "APKINDEX.tar.gz: is of 2023-11-14 22:13", "--allow-stale-mirror")
     ran = build("--allow-stale-mirror")
     assert (ran.status, NEXT in ran.err) == (3, True)
@@ -448,9 +448,9 @@ def test_a_payload_that_lacks_a_library(
 ) -> None:
     """The hint comes from the plan's own index. That a root filesystem was made is pretended."""
     packages = [*build.small.packages, package("libx", key=keys.signing, provides=provides)]
-    build.small.index(each.record for each in packages)
-    made = SimpleNamespace(binaries=Findings(lacking=(Lacking("opt/agent-runner/x.node", "libx.so.1"),)))
-    monkeypatch.setattr("imgkit.image.assemble.compose", lambda *_, **__: made)
+    build.small.index(apk.record for apk in packages)
+    composition = SimpleNamespace(binaries=Findings(lacking=(Lacking("opt/agent-runner/x.node", "libx.so.1"),)))
+    monkeypatch.setattr("imgkit.image.assemble.compose", lambda *_, **__: composition)
     error = "/opt/agent-runner/x.node: needs the library libx.so.1, which the image lacks"
     hint = "add the package libx" if provides else "no package of the image's repositories provides so:libx.so.1"
     build.fails(4, error, f"hint: {hint}", recipe=RECIPE + "payload_binaries = 'strict'\n")

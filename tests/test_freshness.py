@@ -39,9 +39,9 @@ class Attack:
 
     def show(self, version: str, *, age: int, description: str = f"v{RELEASE}-17-g54a39ace82a") -> None:
         """Let the mirror have this version of hello, with an index that is so many days old."""
-        made = package("hello", version, key=self.small.keys.signing)
-        self.small.file(f"{REPOSITORY}/{made.filename}").write_bytes(made.blob)
-        self.small.index([made.record], time=TIME - age * DAY, description=description)
+        apk = package("hello", version, key=self.small.keys.signing)
+        self.small.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
+        self.small.index([apk.record], time=TIME - age * DAY, description=description)
 
     def release(self, alpine_release: str, *, age: int = 0) -> None:
         """Let the mirror have a minirootfs that says this of itself."""
@@ -126,9 +126,9 @@ def test_without_its_cache_the_first_index_is_believed(attack: Attack) -> None:
 
 def test_an_index_without_a_date_has_that_of_its_youngest_package(attack: Attack) -> None:
     for version, built in (("2.0-r0", TIME + 5), ("1.0-r0", TIME)):
-        made = package("hello", version, key=attack.small.keys.signing, builddate=built)
-        attack.small.file(f"{REPOSITORY}/{made.filename}").write_bytes(made.blob)
-        attack.small.index([made.record], time=0)
+        apk = package("hello", version, key=attack.small.keys.signing, builddate=built)
+        attack.small.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
+        attack.small.index([apk.record], time=0)
         if version == "2.0-r0":
             assert attack.lock().status == 0
     attack.fails("was seen before")
@@ -206,8 +206,8 @@ def test_dates_are_kept_apart_by_what_they_are_of(tmp_path: Path) -> None:
         (fresh(tmp_path, trust="you"), "main"),
         (fresh(tmp_path, arch="y"), "main"),
     ]
-    for other, what in others:
-        other.check_date("u", what, 50)
+    for other, name in others:
+        other.check_date("u", name, 50)
     with pytest.raises(InputError, match="u: is of 1970-01-01 00:01, but one of 1970-01-01 00:01 was seen before"):
         fresh(tmp_path).check_date("u", "main", 99)
     with pytest.raises(InputError, match="is of an unknown date"):

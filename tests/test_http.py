@@ -47,13 +47,13 @@ def test_a_file_comes_whole_with_its_hash_and_validators(site: Site, tmp_path: P
     seen: list[int] = []
     target = tmp_path / "new" / "file"
     expected = Expected(max_bytes=len(DATA), size=len(DATA), sha256=SHA256.upper(), gzip=True)
-    found = QUICK.download(site.url + "file", target, expected, on_bytes=seen.append)
-    assert found is not None
-    assert (found.size, found.sha256) == (len(DATA), SHA256)
+    download = QUICK.download(site.url + "file", target, expected, on_bytes=seen.append)
+    assert download is not None
+    assert (download.size, download.sha256) == (len(DATA), SHA256)
     assert target.read_bytes() == DATA
     assert sum(seen) == len(DATA)
-    assert found.validators.etag
-    assert found.validators.last_modified
+    assert download.validators.etag
+    assert download.validators.last_modified
     assert left(target.parent) == ["file"]
 
 

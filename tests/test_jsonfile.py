@@ -68,10 +68,10 @@ def test_hostile_files_are_refused(attack: str, tmp_path: Path) -> None:
 
 
 def test_levels_up_to_the_limit_are_read() -> None:
-    whole = b"[" * DEEPEST + b"]" * DEEPEST
-    assert parse_json(whole, "x") is not None
+    nested = b"[" * DEEPEST + b"]" * DEEPEST
+    assert parse_json(nested, "x") is not None
     with pytest.raises(InputError, match="nested deeper"):
-        parse_json(b"[" + whole + b"]", "x")
+        parse_json(b"[" + nested + b"]", "x")
 
 
 def test_size_is_limited_before_anything_is_parsed(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def use(plan: Plan) -> None:
     """What every build does with a plan."""
     assert plan.epoch >= 0
     assert plan.digest
-    for each in plan.packages:
-        format_record(each.package).encode()
+    for planned in plan.packages:
+        format_record(planned.package).encode()
 
 
 @settings(max_examples=300)
@@ -200,7 +200,7 @@ def test_the_files_that_are_changed_there_are_good_ones(tmp_path: Path) -> None:
     path.write_text(json.dumps(MANIFEST))
     assert read_manifest(path) == MANIFEST
     assert bootrecord.parse(RECORD.text().encode()) == RECORD
-    assert [each.arch for each in parse_index(json.dumps(INDEX).encode(), "x").architectures] == ["amd64"]
+    assert [published.arch for published in parse_index(json.dumps(INDEX).encode(), "x").architectures] == ["amd64"]
 
 
 LOCK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -134,9 +134,9 @@ def test_what_is_no_lock_is_named(recipe: Recipe, tmp_path: Path, text: str, mes
 
 
 def test_a_field_that_is_missing_is_no_bug_of_ours(recipe: Recipe, lock: Path) -> None:
-    found = json.loads(lock.read_text())
-    del found["architectures"]["amd64"]["minirootfs"]["sha256"]
-    lock.write_text(json.dumps(found))
+    body = json.loads(lock.read_text())
+    del body["architectures"]["amd64"]["minirootfs"]["sha256"]
+    lock.write_text(json.dumps(body))
     with pytest.raises(InputError, match=r"is not a lock file of imgkit: minirootfs\.sha256: Field required"):
         lockfile.read(lock, recipe, "amd64")
 

@@ -32,15 +32,15 @@ def test_all_findings_are_in_the_manifest(findings: Findings, policy: str, tmp_p
     recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/", "payload_binaries": policy})
     layout = make_layout(partition_specs(recipe.architecture("amd64")), 1 << 30, uuid.UUID(int=1))
     kernel: Any = SimpleNamespace(release="6")
-    made = cast(
+    composition = cast(
         "Composition",
         SimpleNamespace(kernel=kernel, scripts=Report((), (), ()), records={}, build_id="b", binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    results = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
-    manifest = describe(recipe, plan_of(recipe, "amd64"), made, layout, results)
+    outputs = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
+    manifest = describe(recipe, plan_of(recipe, "amd64"), composition, layout, outputs)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {
         "otherPlatforms": [

@@ -1,4 +1,4 @@
-"""The download cache: a file that it has is not fetched, a damaged file is fetched again, offline nothing is fetched."""
+"""The download cache: a file that it has is not fetched, a damaged one is fetched again, offline nothing is fetched."""
 
 from __future__ import annotations
 

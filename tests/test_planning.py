@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -62,11 +63,18 @@ class Planner:
         return make_plan(self.recipe, "amd64", base, self.cache)
 
 
-@pytest.fixture
-def planner(here: Place, keys: Keys) -> Iterator[Planner]:
+@contextmanager
+def planning(here: Place, keys: Keys) -> Iterator[Planner]:
+    """A planner and its mirror, which is served during the block."""
     small = Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
     with serve(small.root) as site:
         yield Planner(here, small, site)
+
+
+@pytest.fixture
+def planner(here: Place, keys: Keys) -> Iterator[Planner]:
+    with planning(here, keys) as made:
+        yield made
 
 
 def test_a_plan_names_every_file_and_who_vouches_for_it(planner: Planner) -> None:

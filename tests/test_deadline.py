@@ -353,6 +353,30 @@ def test_a_deadline_moves_with_what_comes_but_not_far() -> None:
     assert slow.passed
 
 
+def test_the_caller_waits_for_work_that_is_cut_to_end() -> None:
+    """It may be writing to a file that the caller is about to remove."""
+    cut, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        cut.wait(LONG)
+        time.sleep(0.1)
+        ended.set()
+
+    with pytest.raises(ExpiredError):
+        within(Deadline(0.05, 1), work, cancelled=threading.Event(), cut=cut.set)
+    assert ended.is_set()
+
+
+def test_the_caller_does_not_wait_for_work_that_cannot_be_cut() -> None:
+    """It waits for the name service, for example."""
+    over = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(ExpiredError):
+        within(Deadline(0.05, 1), lambda: over.wait(LONG), cancelled=threading.Event(), cut=lambda: None)
+    assert time.monotonic() - start < LONG / 2
+    over.set()
+
+
 def test_what_the_work_raises_is_raised() -> None:
     def work() -> None:
         raise TimeoutError("its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -264,6 +265,27 @@ def test_a_full_disk_is_the_host_s_fault(site: Site, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EIO, r"cannot be written \(Input/output error\)"),
+    ],
+)
+def test_a_full_disk_and_a_broken_one(
+    number: int, message: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file cannot even be made."""
+
+    def mkstemp(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkstemp", mkstemp)
+    with pytest.raises(HostError, match=f"^{tmp_path}: {message}$"):
+        QUICK.download(site.url + "file", tmp_path / "x", ANY)
 
 
 def test_a_folder_that_cannot_be_made(site: Site, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class Http:
                     raise fault.error from fault.__cause__
                 last = fault.error
                 log.info("trying again: %s", fault.error)
-                request.cancelled.wait(min(self._pause * 2**number, max(request.deadline.left(), 0)))
+                request.cancelled.wait(min(self._pause * 2**number, request.deadline.left()))
         raise AssertionError("at least one attempt is made")
 
     def _try(self, request: _Request) -> Download | None:
@@ -233,7 +233,7 @@ class Http:
     def _receive(
         self, response: requests.Response, request: _Request, sink: BinaryIO, declared: int | None
     ) -> tuple[int, str]:
-        """Stream the body into ``sink``, and return its length and SHA-256. A transient failure empties ``sink``."""
+        """Stream the body into ``sink``, and return its length and SHA-256."""
         digest = hashlib.sha256()
         size = 0
         try:
@@ -249,8 +249,6 @@ class Http:
             if declared is not None and size != declared:
                 raise broken_off(request.url, size, declared)
         except TransientError:
-            sink.seek(0)
-            sink.truncate()
             request.on_bytes(-size)
             raise
         return size, digest.hexdigest()

@@ -221,6 +221,29 @@ def test_a_date_in_the_future_bars_nobody(tmp_path: Path) -> None:
     fresh(tmp_path).check_date("u", "main", now)
 
 
+@pytest.mark.parametrize(("ahead", "remembered"), [(DAY - 600, True), (DAY + 600, False)])
+def test_a_date_may_be_a_day_in_the_future(ahead: int, remembered: bool, tmp_path: Path) -> None:
+    now = int(time.time())
+    fresh(tmp_path).check_date("u", "main", now + ahead)
+    fresh(tmp_path).remember_index("community", now + ahead)
+    for name in ("main", "community"):
+        if remembered:
+            with pytest.raises(InputError, match="was seen before"):
+                fresh(tmp_path).check_index("u", name, "", now)
+        else:
+            fresh(tmp_path).check_index("u", name, "", now)
+
+
+def test_an_index_is_remembered_only_when_it_is_asked_to_be(tmp_path: Path) -> None:
+    fresh(tmp_path).check_index("u", "main", "", 200)
+    fresh(tmp_path).check_index("u", "main", "", 100)
+    fresh(tmp_path).remember_index("main", 200)
+    fresh(tmp_path).remember_index("main", 150)
+    fresh(tmp_path).check_index("u", "main", "", 200)
+    with pytest.raises(InputError, match="was seen before"):
+        fresh(tmp_path).check_index("u", "main", "", 199)
+
+
 def test_the_link_goes_forward_only(tmp_path: Path) -> None:
     def check(says: str) -> None:
         fresh(tmp_path, branch="latest-stable", says=says).check_minirootfs("u", says, chosen=False)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,18 @@ def test_a_server_that_says_not_modified_to_a_first_request(site: Site, folder: 
     site.faults["/one"] = Fault(status=304)
     with pytest.raises(InputError, match="says 'not modified' to a first request"):
         Cache(folder, QUICK).fetch(by_url(site, "one"))
+
+
+def test_a_file_known_by_its_url_is_checked_too_if_there_is_a_check(site: Site, folder: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise InputError("is not what it should be")
+
+    with pytest.raises(InputError, match="is not what it should be"):
+        Cache(folder, QUICK).fetch(replace(by_url(site, "one"), check=refuse))
+    assert files(folder) == []
+    Cache(folder, QUICK).fetch(by_url(site, "one"))
+    with pytest.raises(InputError, match="offline"):
+        Cache(folder, offline=True).fetch(replace(by_url(site, "one"), check=refuse))
 
 
 # ---- offline --------------------------------------------------------------------------------------------------------

@@ -256,6 +256,18 @@ def test_the_link_goes_forward_only(tmp_path: Path) -> None:
         check("3.101.0_alpha20990101")
 
 
+@pytest.mark.parametrize("says", ["20260127", "corp"])
+def test_a_link_to_what_names_no_branch_is_not_compared(says: str, tmp_path: Path) -> None:
+    """A release that says nothing of a branch cannot be older than another."""
+    freshness = fresh(tmp_path, branch="latest-stable", says=says)
+    assert freshness.branch == "latest-stable"
+    if says == "corp":
+        freshness.check_minirootfs("u", says, chosen=False)
+    else:
+        with pytest.raises(InputError, match="is of branch edge, not of latest-stable"):
+            freshness.check_minirootfs("u", says, chosen=False)
+
+
 def test_edge_has_dates_for_versions(tmp_path: Path) -> None:
     check = fresh(tmp_path, branch="edge", says="3.24.0_alpha20260127").check_minirootfs
     check("u", "20260127", chosen=False)

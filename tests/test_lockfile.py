@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.apk.index import Package, Repository
-from imgkit.errors import InputError, RecipeError
+from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.planning import lockfile
 from imgkit.planning.plan import Artefact, Plan, PlannedPackage
 from imgkit.recipe import Recipe, load
@@ -139,6 +139,13 @@ def test_a_field_that_is_missing_is_no_bug_of_ours(recipe: Recipe, lock: Path) -
     lock.write_text(json.dumps(body))
     with pytest.raises(InputError, match=r"is not a lock file of imgkit: minirootfs\.sha256: Field required"):
         lockfile.read(lock, recipe, "amd64")
+
+
+def test_a_lock_that_cannot_be_written_is_the_host_s_fault(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "alpine.lock"
+    with pytest.raises(HostError, match=f"^{path}: Not a directory$"):
+        lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
 
 
 def test_no_lock_at_all(recipe: Recipe, tmp_path: Path) -> None:

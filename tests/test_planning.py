@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,14 +10,16 @@ from dataclasses import replace
 import pytest
 
 from fixtures.apkbuild import Apk, Entry
-from fixtures.keys import Keys
+from fixtures.keys import Keys, new_rsa
 from fixtures.server import Site, serve
 from imgkit.apk.database import InstalledPackage, write_database
 from imgkit.apk.index import parse_record
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, hash_file
-from imgkit.planning.base import Base, fetch_base
+from imgkit.fetch.openpgp import ALPINE_FINGERPRINT
+from imgkit.planning.base import Base, certificate_of, fetch_base
 from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.indexes import providers
 from imgkit.planning.plan import Plan, latest_build
 from imgkit.planning.resolve import make_plan
 from imgkit.recipe import Recipe, load
@@ -206,6 +209,11 @@ def test_a_minirootfs_without_keys_is_refused(planner: Planner) -> None:
     assert caught.value.message == f"{rootfs}: has no keys in /etc/apk/keys, so nothing can vouch for packages"
 
 
+def test_a_recipe_without_a_key_of_its_own_trusts_alpine(planner: Planner) -> None:
+    assert certificate_of(planner.recipe).data == planner.small.release_key.read_bytes()
+    assert certificate_of(load(planner.here.recipe)).fingerprint == ALPINE_FINGERPRINT
+
+
 def test_the_keys_of_the_minirootfs_are_those_that_are_trusted(planner: Planner) -> None:
     assert list(planner.base().keyring.keys) == [planner.small.keys.signing.name]
 
@@ -233,6 +241,21 @@ def test_the_date_of_an_index_from_which_nothing_is_taken_is_not_remembered(plan
     assert [str(planned.package) for planned in planner.plan(planner.base()).packages] == ["hello-1.0-r0"]
     planner.small.index([planner.hello.record], time=TIME)
     assert [str(planned.package) for planned in planner.plan(planner.base()).packages] == ["hello-1.0-r0"]
+
+
+def test_an_index_that_nobody_signed_provides_nothing(planner: Planner) -> None:
+    """A lock file names it, and it is in the cache: what it says is not repeated to the user."""
+    base = planner.base()
+    plan = planner.plan(base)
+    assert providers(plan, base, planner.cache, ["hello"]) == {"hello": ()}
+    planner.small.index([planner.hello.record], key=new_rsa())
+    data = planner.small.file(INDEX).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    place = planner.here.cache / "sha256" / digest[:2] / digest
+    place.parent.mkdir(parents=True)
+    place.write_bytes(data)
+    forged = replace(plan, indexes=(replace(plan.indexes[0], sha256=digest),))
+    assert providers(forged, base, planner.cache, ["hello"]) is None
 
 
 def test_packages_come_from_the_repository_that_has_them(planner: Planner) -> None:

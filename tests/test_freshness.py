@@ -363,3 +363,18 @@ def test_a_lock_cannot_rename_a_minirootfs(attack: Attack) -> None:
     plan = lockfile.read(path, loaded, "amd64")
     with pytest.raises(InputError, match=f"is called 3.23.99, but says itself that it is '{RELEASE}'"):
         fetch_base(loaded, "amd64", Cache(attack.here.cache), attack.here.base / "spool", locked=plan)
+
+
+def test_a_lock_keeps_its_minirootfs_when_a_newer_one_was_seen(attack: Attack) -> None:
+    attack.release(RELEASE, age=100)
+    assert attack.lock().status == 0
+    loaded = load(attack.here.recipe, {"mirror": attack.site.url, "release_key": attack.small.release_key})
+    plan = lockfile.read(attack.here.base / "recipe.lock", loaded, "amd64")
+    cache = Cache(attack.here.cache)
+    attack.release(RELEASE)
+    fetch_base(loaded, "amd64", cache, attack.here.base / "newer")
+    attack.release(RELEASE, age=100)
+    with pytest.raises(InputError, match="was seen before"):
+        fetch_base(loaded, "amd64", cache, attack.here.base / "older")
+    base = fetch_base(loaded, "amd64", cache, attack.here.base / "locked", locked=plan)
+    assert base.artefact == plan.minirootfs

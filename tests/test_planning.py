@@ -273,3 +273,13 @@ def test_packages_come_from_the_repository_that_has_them(planner: Planner) -> No
         "hello-1.0-r0": "main",
         "world-1.0-r0": "community",
     }
+
+
+@pytest.mark.parametrize("names", [["main", "community"], ["community", "main"]])
+def test_a_package_that_two_repositories_have_comes_from_the_first(names: list[str], planner: Planner) -> None:
+    planner.here.recipe.write_text(RECIPE + f"repositories = {names}\n")
+    community = planner.small.file(INDEX.replace("main", "community"))
+    community.parent.mkdir(parents=True)
+    community.write_bytes(planner.small.file(INDEX).read_bytes())
+    (planned,) = planner.plan(planner.base()).packages
+    assert planned.url.split("/")[-3] == names[0]

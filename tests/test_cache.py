@@ -344,3 +344,43 @@ def test_an_interrupt_sets_the_event_of_the_others() -> None:
     with pytest.raises(KeyboardInterrupt):
         in_parallel([waits, interrupts], workers=2)
     assert seen.wait(5)
+
+
+def test_a_failure_waits_for_jobs_that_end_soon_and_for_no_others() -> None:
+    """What they still do must not touch a folder that the caller is about to remove."""
+    ended, over = threading.Event(), threading.Event()
+
+    def soon(stop: threading.Event) -> None:
+        stop.wait(5)
+        time.sleep(0.1)
+        ended.set()
+
+    def never(stop: threading.Event) -> None:
+        over.wait(30)
+
+    def fails(stop: threading.Event) -> None:
+        raise InputError("x")
+
+    start = time.monotonic()
+    with pytest.raises(InputError, match="x"):
+        in_parallel([soon, never, fails], workers=3)
+    assert ended.is_set()
+    assert time.monotonic() - start < 15
+    over.set()
+
+
+def test_no_more_jobs_run_at_once_than_there_are_workers() -> None:
+    running = most = 0
+    lock = threading.Lock()
+
+    def job(stop: threading.Event) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+
+    assert in_parallel([job] * 6, workers=2) == [None] * 6
+    assert most == 2

@@ -166,6 +166,14 @@ def test_time_for_connections_is_bounded() -> None:
         assert deadline.left() < 0
 
 
+def test_without_an_allowance_connections_take_the_time_of_the_answer() -> None:
+    deadline = Deadline(timeout=0.1, rate=1)
+    with deadline.connecting():
+        time.sleep(0.15)
+        assert deadline.left() < 0
+    assert deadline.left() < 0
+
+
 def test_what_was_said_before_the_time_was_up_is_named(site: Site) -> None:
     site.faults["/file"] = Fault(status=503)
     with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s for \d+ attempts; the one before: .*503"):

@@ -46,7 +46,7 @@ def left(folder: Path) -> list[str]:
 
 def test_a_file_comes_whole_with_its_hash_and_validators(site: Site, tmp_path: Path) -> None:
     seen: list[int] = []
-    target = tmp_path / "new" / "file"
+    target = tmp_path / "new" / "folder" / "file"
     expected = Expected(max_bytes=len(DATA), size=len(DATA), sha256=SHA256.upper(), gzip=True)
     download = QUICK.download(site.url + "file", target, expected, on_bytes=seen.append)
     assert download is not None

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ PATIENCE = 5.0  # seconds that the official mirror has to answer
 
 def unreachable() -> str:
     """Why the official mirror is out of reach; empty if it answers. A fault in its answer is reported by the build."""
+    client = Http(connect_timeout=PATIENCE, stall_timeout=PATIENCE, attempts=1)
+    url = f"{OFFICIAL_MIRROR}/latest-stable/releases/x86_64/latest-releases.yaml"
     try:
-        Http(connect_timeout=PATIENCE, stall_timeout=PATIENCE, attempts=1).get(
-            f"{OFFICIAL_MIRROR}/latest-stable/releases/x86_64/latest-releases.yaml", Expected(max_bytes=1 << 20)
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            client.download(url, Path(folder, "releases"), Expected(max_bytes=1 << 20))
     except UnreachableError as error:
         return error.message
     except InputError:

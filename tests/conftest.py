@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.images import Builder, Image, Images
     from tests.mirrors import Small
 
-pytest.register_assert_rewrite("tests.commandline")
+pytest.register_assert_rewrite("tests.commandline", "tests.realdata")
 
 # A run that a script put into the background ignores SIGINT, and so would every program that is to be interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +67,17 @@ def need_program(name: str) -> str:
     need(name, path)
     assert path is not None
     return path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests on real data were skipped, and how to have them."""
+    from tests.files import skipped_for_alpine
+
+    lines = skipped_for_alpine(str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if lines:
+        terminalreporter.section("real data")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -115,10 +126,10 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def real_text() -> str:
     """The text of a real index: main of Alpine 3.17 for aarch64, 5,004 packages."""
-    from tests.files import REAL_INDEX
+    from tests.files import ALPINE, NEEDS_ALPINE, REAL_INDEX
 
     if not REAL_INDEX.is_file():
-        pytest.skip(f"no {REAL_INDEX.name} of Alpine 3.17 beside the repository (IMGKIT_SHARED names the folder)")
+        pytest.skip(f"{NEEDS_ALPINE} in {ALPINE}")
     with tarfile.open(REAL_INDEX) as archive:
         member = archive.extractfile("APKINDEX")
         assert member is not None

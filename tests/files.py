@@ -1,4 +1,4 @@
-"""Real Alpine files that tests may use, noise, a short question about files, and trees that are deeper than paths."""
+"""Real Alpine files for tests, noise, a short question about files, and trees that are deeper than paths."""
 
 from __future__ import annotations
 
@@ -6,16 +6,47 @@ import hashlib
 import os
 import random
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from imgkit.host import walk
 
 ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared")) / "alpine"
-"""Files of Alpine's own beside the repository; tests skip where they are not there."""
+"""Files of Alpine's own, by their path on a mirror. Tests on them are skipped where they are not there."""
 REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
 """The signed index of a release's main repository: 5,004 packages."""
+REAL_PACKAGE = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
+"""A signed package, whose name is that of another version."""
+REAL_MINIROOTFS = {
+    arch: ALPINE / f"v3.20/releases/{arch}/alpine-minirootfs-3.20.3-{arch}.tar.gz" for arch in ("x86_64", "aarch64")
+}
+NEEDS_ALPINE = "needs files of Alpine's own"
+"""How the reason begins for which such a test is skipped; the summary of a test run counts them."""
+ALPINE_FILES = (REAL_INDEX, REAL_PACKAGE, *REAL_MINIROOTFS.values())
+
+needs_alpine = pytest.mark.skipif(
+    not all(path.is_file() for path in ALPINE_FILES), reason=f"{NEEDS_ALPINE} in {ALPINE}"
+)
+
+
+def skipped_for_alpine(reasons: Iterable[str]) -> list[str]:
+    """Lines for the summary of a test run: how many tests on Alpine's own files were skipped, and how to have them.
+
+    Args:
+        reasons: why tests were skipped.
+    """
+    count = sum(NEEDS_ALPINE in reason for reason in reasons)
+    if not count:
+        return []
+    lines = [
+        f"{count} tests on files of Alpine's own were skipped. To have them, put these files of an Alpine mirror into"
+    ]
+    lines += [f"{ALPINE} (or set IMGKIT_SHARED to the folder that has alpine/ in it):"]
+    lines += [f"    {path.relative_to(ALPINE)}" for path in ALPINE_FILES]
+    return [*lines, "pytest -m mirror asks the same questions of another real system (tests/test_real.py)."]
 
 
 def noise(size: int) -> bytes:

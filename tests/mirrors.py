@@ -5,6 +5,7 @@ They have the layout of real ones, a minirootfs with nothing but keys, and as ma
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,15 @@ def package(
     return build(info, entries, key=key, scripts=scripts)
 
 
+def another(apk: Apk, *entries: Entry, key: SigningKey) -> Apk:
+    """Another build of a package of these entries, whose file is just as long and well signed."""
+    for letters in itertools.product("helo", repeat=5):
+        made = package(apk.name, apk.version, *entries, key=key, pkgdesc="".join(letters))
+        if len(made.blob) == len(apk.blob) and made.identity != apk.identity:
+            return made
+    raise AssertionError("no description makes a package of the same length")
+
+
 def minimal(keys: Keys) -> Tree:
     """The Tree of a minirootfs that trusts the mirror's key and has nothing else."""
     tree = Tree()
@@ -88,9 +98,9 @@ class Small:
         """The minirootfs (of ``tree``), its signature and list, the packages and their index."""
         self.release(tree or minimal(self.keys))
         self.file(REPOSITORY).mkdir(parents=True)
-        for one in self.packages:
-            self.file(f"{REPOSITORY}/{one.filename}").write_bytes(one.blob)
-        self.index(one.record for one in self.packages)
+        for apk in self.packages:
+            self.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
+        self.index(apk.record for apk in self.packages)
         self.release_key.write_bytes(self.keys.release_public)
         return self
 

@@ -311,7 +311,9 @@ def test_serial_survives_anything(lines: list[bytes]) -> None:
     host, guest = socket.socketpair()
     mode = SerialTransport(host)
     tell(guest, *(line + b"\n" for line in lines), {"type": "heartbeat", "timestamp": 1000})
-    assert mode.heartbeat() is not None
+    beat = mode.heartbeat()
+    assert beat is not None
+    assert beat.timestamp == 1, "the last one, in seconds"
     mode.close()
     guest.close()
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from imgkit.cli import machineoptions
 from imgkit.cli.main import main
 from imgkit.errors import InputError
-from imgkit.image.bootrecord import ChangedError, Evidence, Record, guest_facts, keep, parse, path_of, read
+from imgkit.image.bootrecord import BootRecord, ChangedError, Evidence, guest_facts, keep, parse, path_of, read
 from imgkit.vm.agent.protocol import Heartbeat
 from tests.publications import facts, proved
 
@@ -131,8 +131,8 @@ def test_an_image_that_changed_meanwhile_is_not_proved(
     during(lambda: change(image))
     assert main(["boot", str(image)]) == 0
     assert not path_of(image).exists()
-    said = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
-    assert capsys.readouterr().err == said
+    message = f"{image}: was replaced or changed while it was booted, so there is no boot record of it\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_kernel_that_changed_meanwhile_is_not_proved(image: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_missing_image_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
-GOOD = Record("linux-amd64.qcow2", "a" * 64, 5, "amd64", {"bios": {"accelerator": "tcg"}})
+GOOD = BootRecord("linux-amd64.qcow2", "a" * 64, 5, "amd64", {"bios": {"accelerator": "tcg"}})
 
 
 def changed(**values: Any) -> bytes:
@@ -245,14 +245,14 @@ def test_what_is_no_record(data: bytes) -> None:
 )
 def test_whatever_a_guest_says_can_be_written(values: dict[str, Any]) -> None:
     plain = guest_facts(values)
-    record = Record("x", "b" * 64, 1, "amd64", {"bios": {"agent": plain}})
+    record = BootRecord("x", "b" * 64, 1, "amd64", {"bios": {"agent": plain}})
     assert parse(record.text().encode("utf-8")) == record
     assert "NaN" not in {repr(value) for value in plain.values()}
     assert len(plain) <= 40
 
 
 def test_a_guest_that_says_much_is_cut_short() -> None:
-    said: dict[str, Any] = {f"key{number}": number for number in range(1000)}
-    assert len(guest_facts(said)) == 40
+    values: dict[str, Any] = {f"key{number}": number for number in range(1000)}
+    assert len(guest_facts(values)) == 40
     assert guest_facts({"a": "x" * 1000, "b" * 1000: 1}) == {"a": "x" * 200}
     assert guest_facts({"a": float("nan"), "b": float("inf"), "c": 1 << 60, "d": "\ud800"}) == {"d": "\ud800"}

@@ -13,7 +13,10 @@ from fixtures.pins import BRANCH, RELEASE
 from fixtures.server import Site, serve
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
-from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
 from imgkit.rootfs.compose import PackageSet, compose
 from imgkit.rootfs.systemfiles import guest_branch
@@ -53,7 +56,7 @@ def test_where_the_image_itself_takes_packages_from(branch: str, release: str | 
 def test_a_branch_by_variable(branch: str, here: Place, small: Small, site: Site) -> None:
     """The mirror has only that branch, and all of its addresses are below it."""
     if branch == NEWER:
-        small.index([each.record for each in small.packages], description=f"{NEWER}.1-5-g0123456789a")
+        small.index([apk.record for apk in small.packages], description=f"{NEWER}.1-5-g0123456789a")
     (small.root / BRANCH).rename(small.root / "moved")
     (small.root / branch).symlink_to("moved")
     here.recipe.write_text(RECIPE)
@@ -93,9 +96,10 @@ def test_another_branch_with_the_same_packages_is_planned_alike(
                 (tmp_path / "c" / arch).unlink()
             other = plan(load(CORE, fields), arch, tmp_path / "b", allow_stale=branch == NEWER)
             assert (other.branch, other.version, other.digest) == (branch, RELEASE, usual.digest)
-            missing = [each.url for each in other.packages if each.package.repository.url]  # the others it has already
-            assert missing
-            assert all(url.startswith(f"{site.url}{branch}/") for url in missing)
+            # those that the minirootfs has are in no repository
+            urls = [planned.url for planned in other.packages if planned.package.repository.url]
+            assert urls
+            assert all(url.startswith(f"{site.url}{branch}/") for url in urls)
 
 
 @pytest.mark.mirror
@@ -106,11 +110,11 @@ def test_an_image_from_the_link_stays_with_its_release(mirror: Mirror, tmp_path:
         recipe = load(CORE, {"mirror": site.url, "release_key": mirror.release_key, "branch": LINK})
         cache = Cache(tmp_path / "cache")
         base = fetch_base(recipe, "amd64", cache, tmp_path / "minirootfs")
-        made, files = fetch_packages(make_plan(recipe, "amd64", base, cache), base, cache)
+        image_plan, files = fetch_packages(make_plan(recipe, "amd64", base, cache), base, cache)
     selection = PackageSet(
-        tuple(each.package for each in made.packages),
+        tuple(planned.package for planned in image_plan.packages),
         partial(open_planned, files, base, tmp_path / "packages"),
-        made.world,
+        image_plan.world,
     )
     uuid = "00000000-0000-4000-8000-000000000000"
     image = compose(base.tree, selection, recipe, "amd64", payload=None, can_run=False, root_uuid=uuid, epoch=0).tree

@@ -1,4 +1,4 @@
-"""The download cache: what it has it does not fetch, what is damaged it fetches again, offline it never asks."""
+"""The download cache: a file that it has is not fetched, a damaged one is fetched again, offline nothing is fetched."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,8 @@ def by_url(site: Site, name: str) -> Wanted:
 
 def files(folder: Path) -> list[str]:
     """Everything in a cache but its locks."""
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in found if not name.startswith("locks/"))
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if not name.startswith("locks/"))
 
 
 @pytest.mark.parametrize("kind", [hashed, keyed])
@@ -116,7 +117,7 @@ def test_many_files_come_in_order_over_several_connections(site: Site, folder: P
         (site.root / f"f{number}").write_bytes(data)
         wanted.append(hashed(site, f"f{number}", data))
     paths = Cache(folder, QUICK).fetch_all([*wanted, wanted[3]])
-    assert [hash_file(path) for path in paths] == [one.sha256 for one in [*wanted, wanted[3]]]
+    assert [hash_file(path) for path in paths] == [file.sha256 for file in [*wanted, wanted[3]]]
     assert Cache(folder, QUICK).fetch_all([]) == []
 
 
@@ -173,7 +174,8 @@ def test_a_record_cannot_point_out_of_the_cache(site: Site, folder: Path, tmp_pa
     (place,) = folder.glob("urls/*/*.json")
     record = json.loads(place.read_text())
     (tmp_path / "secret").write_bytes(b"x")
-    place.write_text(json.dumps({**record, "sha256": "../../../secret"}))
+    place.write_text(json.dumps({**record, "sha256": "../secret"}))
+    assert (folder / "sha256/../../secret").is_file(), "where such a record leads to"
     assert Cache(folder, QUICK).fetch(wanted).read_bytes() == ONE
     assert (tmp_path / "secret").exists()
 
@@ -182,6 +184,18 @@ def test_a_server_that_says_not_modified_to_a_first_request(site: Site, folder: 
     site.faults["/one"] = Fault(status=304)
     with pytest.raises(InputError, match="says 'not modified' to a first request"):
         Cache(folder, QUICK).fetch(by_url(site, "one"))
+
+
+def test_a_file_known_by_its_url_is_checked_too_if_there_is_a_check(site: Site, folder: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise InputError("is not what it should be")
+
+    with pytest.raises(InputError, match="is not what it should be"):
+        Cache(folder, QUICK).fetch(replace(by_url(site, "one"), check=refuse))
+    assert files(folder) == []
+    Cache(folder, QUICK).fetch(by_url(site, "one"))
+    with pytest.raises(InputError, match="offline"):
+        Cache(folder, offline=True).fetch(replace(by_url(site, "one"), check=refuse))
 
 
 # ---- offline --------------------------------------------------------------------------------------------------------
@@ -237,10 +251,10 @@ def test_a_killed_build_leaves_nothing_that_hurts(site: Site, folder: Path) -> N
     assert not list(folder.glob("tmp/*"))
 
 
-def test_a_lock_that_is_never_released_costs_patience_only(
+def test_a_lock_that_is_never_released_costs_time_only(
     site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT", 0.1)
     wanted = hashed(site, "one", ONE)
     other = Cache(folder, QUICK)
     with other._locked(str(wanted.sha256)):
@@ -330,3 +344,43 @@ def test_an_interrupt_sets_the_event_of_the_others() -> None:
     with pytest.raises(KeyboardInterrupt):
         in_parallel([waits, interrupts], workers=2)
     assert seen.wait(5)
+
+
+def test_a_failure_waits_for_jobs_that_end_soon_and_for_no_others() -> None:
+    """What they still do must not touch a folder that the caller is about to remove."""
+    ended, over = threading.Event(), threading.Event()
+
+    def soon(stop: threading.Event) -> None:
+        stop.wait(5)
+        time.sleep(0.1)
+        ended.set()
+
+    def never(stop: threading.Event) -> None:
+        over.wait(30)
+
+    def fails(stop: threading.Event) -> None:
+        raise InputError("x")
+
+    start = time.monotonic()
+    with pytest.raises(InputError, match="x"):
+        in_parallel([soon, never, fails], workers=3)
+    assert ended.is_set()
+    assert time.monotonic() - start < 15
+    over.set()
+
+
+def test_no_more_jobs_run_at_once_than_there_are_workers() -> None:
+    running = most = 0
+    lock = threading.Lock()
+
+    def job(stop: threading.Event) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+
+    assert in_parallel([job] * 6, workers=2) == [None] * 6
+    assert most == 2

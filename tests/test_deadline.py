@@ -26,6 +26,7 @@ from imgkit.fetch.checks import Expected, UnreachableError
 from imgkit.fetch.deadline import Deadline, ExpiredError, within
 from imgkit.fetch.http import LEAST_RATE, Http
 from tests.commandline import ROOT, Place
+from tests.downloads import get
 from tests.mirrors import RECIPE, ROOTFS, Small
 
 pytestmark = pytest.mark.hostile
@@ -101,7 +102,7 @@ def test_the_page_of_a_redirect_is_not_read(site: Site) -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: 100000000000\r\n\r\n"
     site.faults["/old"] = Fault(endless=(head, bytes(1 << 20)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert Http().get(site.url + "old", ANY) == b"content"
+    assert get(Http(), site.url + "old", ANY) == b"content"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
@@ -112,7 +113,7 @@ def test_redirects_share_one_deadline(site: Site) -> None:
         site.faults[f"/hop{number}"] = Fault(endless=(head, b"x"), rate=50)
     start = time.monotonic()
     with pytest.raises(UnreachableError, match=NO_ANSWER):
-        HURRIED.get(site.url + "hop0", ANY)
+        get(HURRIED, site.url + "hop0", ANY)
     assert time.monotonic() - start < LONG
 
 
@@ -120,7 +121,7 @@ def test_redirects_end_at_ten(site: Site) -> None:
     for number in range(100):
         site.faults[f"/hop{number}"] = Fault(status=302, location=f"/hop{number + 1}")
     with pytest.raises(InputError, match="is redirected in circles"):
-        Http().get(site.url + "hop0", ANY)
+        get(Http(), site.url + "hop0", ANY)
     assert sum(site.requests.values()) == 11
 
 
@@ -131,7 +132,7 @@ def test_attempts_share_one_deadline(site: Site) -> None:
     site.faults["/busy"] = Fault(status=503)
     start = time.monotonic()
     with pytest.raises(InputError, match="stalled"):
-        client.get(site.url + "busy", ANY)
+        get(client, site.url + "busy", ANY)
     assert time.monotonic() - start < LONG
 
 
@@ -148,15 +149,15 @@ def test_dead_addresses_do_not_take_the_time_of_the_answer(site: Site, monkeypat
             if host != "mirror.invalid":
                 return real(host, port, *rest, **more)
             ports = [dead.getsockname()[1]] * 4 + [port]
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in ports]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in ports]
 
         monkeypatch.setattr(socket, "getaddrinfo", lookup)
         client = Http(connect_timeout=0.3, stall_timeout=1.0)
-        assert client.get(site.url.replace("127.0.0.1", "mirror.invalid") + "file", ANY) == b"content"
+        assert get(client, site.url.replace("127.0.0.1", "mirror.invalid") + "file", ANY) == b"content"
 
 
 def test_time_for_connections_is_bounded() -> None:
-    deadline = Deadline(patience=0.1, rate=1, connecting=0.2)
+    deadline = Deadline(timeout=0.1, rate=1, connect_allowance=0.2)
     with deadline.connecting():
         time.sleep(0.15)
         assert 0 < deadline.left() <= 0.1
@@ -165,23 +166,31 @@ def test_time_for_connections_is_bounded() -> None:
         assert deadline.left() < 0
 
 
+def test_without_an_allowance_connections_take_the_time_of_the_answer() -> None:
+    deadline = Deadline(timeout=0.1, rate=1)
+    with deadline.connecting():
+        time.sleep(0.15)
+        assert deadline.left() < 0
+    assert deadline.left() < 0
+
+
 def test_what_was_said_before_the_time_was_up_is_named(site: Site) -> None:
     site.faults["/file"] = Fault(status=503)
     with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s for \d+ attempts; the one before: .*503"):
-        Http(stall_timeout=0.5, attempts=1000, pause=0.1).get(site.url + "file", ANY)
+        get(Http(stall_timeout=0.5, attempts=1000, pause=0.1), site.url + "file", ANY)
 
 
 def test_a_slow_line_is_slow_but_not_refused(site: Site) -> None:
     """The whole takes three times the longest pause."""
     site.faults["/file"] = Fault(body=b"x" * 6000, rate=4000)
-    assert len(Http(stall_timeout=0.5, least_rate=1000).get(site.url + "file", ANY)) == 6000
+    assert len(get(Http(stall_timeout=0.5, least_rate=1000), site.url + "file", ANY)) == 6000
 
 
 def test_a_quick_start_buys_no_endless_rest(site: Site) -> None:
     site.faults["/file"] = Fault(endless=(OK + b"Content-Length: 900000\r\n\r\n" + bytes(800_000), b"x"), rate=20)
     start = time.monotonic()
     with pytest.raises(UnreachableError, match=TOO_SLOW):
-        HURRIED.get(site.url + "file", ANY)
+        get(HURRIED, site.url + "file", ANY)
     assert time.monotonic() - start < LONG
 
 
@@ -193,13 +202,13 @@ def test_a_proxy_that_never_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("https_proxy", url)
         start = time.monotonic()
         with pytest.raises(UnreachableError, match=NO_ANSWER):
-            HURRIED.get("https://mirror.invalid/file", ANY)
+            get(HURRIED, "https://mirror.invalid/file", ANY)
         assert time.monotonic() - start < LONG
 
 
 def test_a_handshake_that_never_finishes() -> None:
     with speaking(b"", b"") as url, pytest.raises(UnreachableError, match=NO_ANSWER):
-        HURRIED.get(url.replace("http:", "https:"), ANY)
+        get(HURRIED, url.replace("http:", "https:"), ANY)
 
 
 @contextmanager
@@ -247,10 +256,13 @@ def test_an_interrupt_does_not_wait_for_the_mirror(site: Site) -> None:
     """Ctrl-C while headers trickle in."""
     site.faults["/file"] = Fault(endless=(OK + b"X: ", b"x"), rate=20)
     code = (
-        "import sys; from imgkit.fetch.http import Http; from imgkit.fetch.checks import Expected\n"
-        "Http(stall_timeout=300).get(sys.argv[1], Expected(max_bytes=9))"
+        "import sys; from pathlib import Path\n"
+        "from imgkit.fetch.checks import Expected; from imgkit.fetch.http import Http\n"
+        "Http(stall_timeout=300).download(sys.argv[1], Path(sys.argv[2]), Expected(max_bytes=9))"
     )
-    with subprocess.Popen([sys.executable, "-c", code, site.url + "file"], cwd=ROOT, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, site.url + "file", str(site.root.parent / "x")], cwd=ROOT, stderr=subprocess.PIPE
+    ) as child:
         while not site.requests["/file"]:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
@@ -281,7 +293,7 @@ def test_threads_of_downloads_end(site: Site) -> None:
     site.faults["/file"] = Fault(endless=(OK + b"X: ", b"x"), rate=20)
     for _ in range(3):
         with pytest.raises(UnreachableError):
-            Http(stall_timeout=0.3).get(site.url + "file", ANY)
+            get(Http(stall_timeout=0.3), site.url + "file", ANY)
     assert [thread for thread in threading.enumerate() if thread.name == "imgkit-download"] == []
 
 
@@ -307,7 +319,7 @@ def test_connections_are_used_again(tmp_path: Path) -> None:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         client = Http()
-        assert [client.get(f"http://127.0.0.1:{server.server_port}/old", ANY) for _ in range(5)] == [b"hello"] * 5
+        assert [get(client, f"http://127.0.0.1:{server.server_port}/old", ANY) for _ in range(5)] == [b"hello"] * 5
         server.shutdown()
     assert len(ports) == 1
 
@@ -329,7 +341,7 @@ def test_passwords_go_to_their_own_server_only() -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Asking) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        Http().get(f"http://user:secret@127.0.0.1:{server.server_port}/a", ANY)
+        get(Http(), f"http://user:secret@127.0.0.1:{server.server_port}/a", ANY)
         server.shutdown()
     assert [(path, bool(password)) for path, password in seen] == [
         ("127.0.0.1/a", True),
@@ -339,14 +351,38 @@ def test_passwords_go_to_their_own_server_only() -> None:
 
 
 def test_a_deadline_moves_with_what_comes_but_not_far() -> None:
-    deadline = Deadline(patience=10, rate=100)
+    deadline = Deadline(timeout=10, rate=100)
     assert 9 < deadline.left() <= 10
     deadline.received(10**9)
     assert 9 < deadline.left() <= 10, "never further away than the longest pause"
-    slow = Deadline(patience=0.05, rate=1)
+    slow = Deadline(timeout=0.05, rate=1)
     with pytest.raises(ExpiredError):
         within(slow, lambda: time.sleep(0.3), cancelled=threading.Event(), cut=lambda: None)
     assert slow.passed
+
+
+def test_the_caller_waits_for_work_that_is_cut_to_end() -> None:
+    """It may be writing to a file that the caller is about to remove."""
+    cut, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        cut.wait(LONG)
+        time.sleep(0.1)
+        ended.set()
+
+    with pytest.raises(ExpiredError):
+        within(Deadline(0.05, 1), work, cancelled=threading.Event(), cut=cut.set)
+    assert ended.is_set()
+
+
+def test_the_caller_does_not_wait_for_work_that_cannot_be_cut() -> None:
+    """It waits for the name service, for example."""
+    over = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(ExpiredError):
+        within(Deadline(0.05, 1), lambda: over.wait(LONG), cancelled=threading.Event(), cut=lambda: None)
+    assert time.monotonic() - start < LONG / 2
+    over.set()
 
 
 def test_what_the_work_raises_is_raised() -> None:
@@ -368,7 +404,7 @@ PIECES = st.one_of(st.sampled_from(WORDS.split(b"|")), st.binary(max_size=8))
 @given(pieces=st.lists(PIECES, max_size=20))
 def test_any_answer_is_a_file_or_an_input_error(pieces: list[bytes]) -> None:
     with answering(b"".join(pieces)) as url, suppress(InputError):
-        Http(stall_timeout=5, attempts=1).get(url, Expected(max_bytes=1 << 16))
+        get(Http(stall_timeout=5, attempts=1), url, Expected(max_bytes=1 << 16))
 
 
 def test_nothing_is_decompressed() -> None:
@@ -376,7 +412,7 @@ def test_nothing_is_decompressed() -> None:
     bomb = gzip.compress(bytes(1 << 20))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     with answering(head + bomb) as url:
-        assert Http().get(url, Expected(max_bytes=len(bomb))) == bomb
+        assert get(Http(), url, Expected(max_bytes=len(bomb))) == bomb
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from imgkit.cli.main import main
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
-from imgkit.planning.freshness import Freshness, Stated, warn_expired
-from imgkit.planning.plan import fetch_base
+from imgkit.planning.base import fetch_base
+from imgkit.planning.freshness import AlpineRelease, Freshness, warn_expired
 from imgkit.recipe import load
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package
@@ -39,9 +39,9 @@ class Attack:
 
     def show(self, version: str, *, age: int, description: str = f"v{RELEASE}-17-g54a39ace82a") -> None:
         """Let the mirror have this version of hello, with an index that is so many days old."""
-        made = package("hello", version, key=self.small.keys.signing)
-        self.small.file(f"{REPOSITORY}/{made.filename}").write_bytes(made.blob)
-        self.small.index([made.record], time=TIME - age * DAY, description=description)
+        apk = package("hello", version, key=self.small.keys.signing)
+        self.small.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
+        self.small.index([apk.record], time=TIME - age * DAY, description=description)
 
     def release(self, alpine_release: str, *, age: int = 0) -> None:
         """Let the mirror have a minirootfs that says this of itself."""
@@ -126,9 +126,9 @@ def test_without_its_cache_the_first_index_is_believed(attack: Attack) -> None:
 
 def test_an_index_without_a_date_has_that_of_its_youngest_package(attack: Attack) -> None:
     for version, built in (("2.0-r0", TIME + 5), ("1.0-r0", TIME)):
-        made = package("hello", version, key=attack.small.keys.signing, builddate=built)
-        attack.small.file(f"{REPOSITORY}/{made.filename}").write_bytes(made.blob)
-        attack.small.index([made.record], time=0)
+        apk = package("hello", version, key=attack.small.keys.signing, builddate=built)
+        attack.small.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
+        attack.small.index([apk.record], time=0)
         if version == "2.0-r0":
             assert attack.lock().status == 0
     attack.fails("was seen before")
@@ -194,7 +194,7 @@ def test_the_branch_of_the_link_is_that_of_the_minirootfs(attack: Attack) -> Non
 
 
 def fresh(folder: Path, *, branch: str = BRANCH, says: str = "3.23.6", trust: str = "me", arch: str = "x") -> Freshness:
-    return Freshness(folder, trust, branch, arch, Stated(says, TIME))
+    return Freshness(folder, trust, branch, arch, AlpineRelease(says, TIME))
 
 
 def test_dates_are_kept_apart_by_what_they_are_of(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_dates_are_kept_apart_by_what_they_are_of(tmp_path: Path) -> None:
         (fresh(tmp_path, trust="you"), "main"),
         (fresh(tmp_path, arch="y"), "main"),
     ]
-    for other, what in others:
-        other.check_date("u", what, 50)
+    for other, name in others:
+        other.check_date("u", name, 50)
     with pytest.raises(InputError, match="u: is of 1970-01-01 00:01, but one of 1970-01-01 00:01 was seen before"):
         fresh(tmp_path).check_date("u", "main", 99)
     with pytest.raises(InputError, match="is of an unknown date"):
@@ -221,6 +221,29 @@ def test_a_date_in_the_future_bars_nobody(tmp_path: Path) -> None:
     fresh(tmp_path).check_date("u", "main", now)
 
 
+@pytest.mark.parametrize(("ahead", "remembered"), [(DAY - 600, True), (DAY + 600, False)])
+def test_a_date_may_be_a_day_in_the_future(ahead: int, remembered: bool, tmp_path: Path) -> None:
+    now = int(time.time())
+    fresh(tmp_path).check_date("u", "main", now + ahead)
+    fresh(tmp_path).remember_index("community", now + ahead)
+    for name in ("main", "community"):
+        if remembered:
+            with pytest.raises(InputError, match="was seen before"):
+                fresh(tmp_path).check_index("u", name, "", now)
+        else:
+            fresh(tmp_path).check_index("u", name, "", now)
+
+
+def test_an_index_is_remembered_only_when_it_is_asked_to_be(tmp_path: Path) -> None:
+    fresh(tmp_path).check_index("u", "main", "", 200)
+    fresh(tmp_path).check_index("u", "main", "", 100)
+    fresh(tmp_path).remember_index("main", 200)
+    fresh(tmp_path).remember_index("main", 150)
+    fresh(tmp_path).check_index("u", "main", "", 200)
+    with pytest.raises(InputError, match="was seen before"):
+        fresh(tmp_path).check_index("u", "main", "", 199)
+
+
 def test_the_link_goes_forward_only(tmp_path: Path) -> None:
     def check(says: str) -> None:
         fresh(tmp_path, branch="latest-stable", says=says).check_minirootfs("u", says, chosen=False)
@@ -231,6 +254,18 @@ def test_the_link_goes_forward_only(tmp_path: Path) -> None:
         check("3.99.9")
     with pytest.raises(InputError, match="is of branch edge, not of latest-stable"):
         check("3.101.0_alpha20990101")
+
+
+@pytest.mark.parametrize("says", ["20260127", "corp"])
+def test_a_link_to_what_names_no_branch_is_not_compared(says: str, tmp_path: Path) -> None:
+    """A release that says nothing of a branch cannot be older than another."""
+    freshness = fresh(tmp_path, branch="latest-stable", says=says)
+    assert freshness.branch == "latest-stable"
+    if says == "corp":
+        freshness.check_minirootfs("u", says, chosen=False)
+    else:
+        with pytest.raises(InputError, match="is of branch edge, not of latest-stable"):
+            freshness.check_minirootfs("u", says, chosen=False)
 
 
 def test_edge_has_dates_for_versions(tmp_path: Path) -> None:
@@ -328,3 +363,18 @@ def test_a_lock_cannot_rename_a_minirootfs(attack: Attack) -> None:
     plan = lockfile.read(path, loaded, "amd64")
     with pytest.raises(InputError, match=f"is called 3.23.99, but says itself that it is '{RELEASE}'"):
         fetch_base(loaded, "amd64", Cache(attack.here.cache), attack.here.base / "spool", locked=plan)
+
+
+def test_a_lock_keeps_its_minirootfs_when_a_newer_one_was_seen(attack: Attack) -> None:
+    attack.release(RELEASE, age=100)
+    assert attack.lock().status == 0
+    loaded = load(attack.here.recipe, {"mirror": attack.site.url, "release_key": attack.small.release_key})
+    plan = lockfile.read(attack.here.base / "recipe.lock", loaded, "amd64")
+    cache = Cache(attack.here.cache)
+    attack.release(RELEASE)
+    fetch_base(loaded, "amd64", cache, attack.here.base / "newer")
+    attack.release(RELEASE, age=100)
+    with pytest.raises(InputError, match="was seen before"):
+        fetch_base(loaded, "amd64", cache, attack.here.base / "older")
+    base = fetch_base(loaded, "amd64", cache, attack.here.base / "locked", locked=plan)
+    assert base.artefact == plan.minirootfs

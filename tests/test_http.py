@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -18,8 +19,9 @@ import pytest
 
 from fixtures.server import HTML, Fault, Site, serve
 from imgkit.errors import HostError, InputError
-from imgkit.fetch.checks import Expected, check_status, looks_like_html, shown
+from imgkit.fetch.checks import Expected, check_status, declared_length, looks_like_html, shown
 from imgkit.fetch.http import Http, Validators
+from tests.downloads import get
 from tests.files import noise
 
 DATA = gzip.compress(noise(200_000), 1, mtime=0)
@@ -45,21 +47,21 @@ def left(folder: Path) -> list[str]:
 
 def test_a_file_comes_whole_with_its_hash_and_validators(site: Site, tmp_path: Path) -> None:
     seen: list[int] = []
-    target = tmp_path / "new" / "file"
+    target = tmp_path / "new" / "folder" / "file"
     expected = Expected(max_bytes=len(DATA), size=len(DATA), sha256=SHA256.upper(), gzip=True)
-    found = QUICK.download(site.url + "file", target, expected, on_bytes=seen.append)
-    assert found is not None
-    assert (found.size, found.sha256) == (len(DATA), SHA256)
+    download = QUICK.download(site.url + "file", target, expected, on_bytes=seen.append)
+    assert download is not None
+    assert (download.size, download.sha256) == (len(DATA), SHA256)
     assert target.read_bytes() == DATA
     assert sum(seen) == len(DATA)
-    assert found.validators.etag
-    assert found.validators.last_modified
+    assert download.validators.etag
+    assert download.validators.last_modified
     assert left(target.parent) == ["file"]
 
 
 def test_small_files_come_into_memory(site: Site) -> None:
-    assert QUICK.get(site.url + "file", ANY) == DATA
-    assert QUICK.get(site.url + "empty", ANY) == b""
+    assert get(QUICK, site.url + "file", ANY) == DATA
+    assert get(QUICK, site.url + "empty", ANY) == b""
 
 
 @pytest.mark.parametrize("which", ["etag", "last_modified"])
@@ -146,7 +148,7 @@ def test_what_does_not_pass_is_not_tried_again(fault: Fault, site: Site, tmp_pat
 
 def test_a_redirect_is_followed(site: Site) -> None:
     site.faults["/old"] = Fault(status=302, location="/file")
-    assert QUICK.get(site.url + "old", ANY) == DATA
+    assert get(QUICK, site.url + "old", ANY) == DATA
 
 
 def test_nothing_listens() -> None:
@@ -154,13 +156,13 @@ def test_nothing_listens() -> None:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/x"
     with pytest.raises(InputError, match=r"127\.0\.0\.1 refuses the connection") as caught:
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
     assert "--mirror" in str(caught.value.hint)
 
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(InputError, match=r"the name mirror\.invalid is unknown"):
-        QUICK.get("http://mirror.invalid/x", ANY)
+        get(QUICK, "http://mirror.invalid/x", ANY)
 
 
 def test_nobody_accepts() -> None:
@@ -174,7 +176,7 @@ def test_nobody_accepts() -> None:
             other.connect_ex(bound.getsockname())
         client = Http(connect_timeout=0.3, stall_timeout=0.3)
         with pytest.raises(InputError, match=r"does not answer within 0\.3 s|stalled"):
-            client.get(f"http://127.0.0.1:{bound.getsockname()[1]}/x", ANY)
+            get(client, f"http://127.0.0.1:{bound.getsockname()[1]}/x", ANY)
         for other in others:
             other.close()
 
@@ -182,7 +184,7 @@ def test_nobody_accepts() -> None:
 @pytest.mark.parametrize("url", ["", "x", "ftp://a/b", "http://", "http://[::1", "http://a b/c", "file:///etc/passwd"])
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(InputError, match="is not a URL that can be downloaded"):
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
 
 
 def test_an_answer_that_is_no_http(tmp_path: Path) -> None:
@@ -195,16 +197,16 @@ def test_a_body_without_length_is_capped_too(tmp_path: Path) -> None:
     with _speaking(body) as url:
         with pytest.raises(InputError, match="is larger than the 4000 bytes"):
             QUICK.download(url, tmp_path / "x", Expected(max_bytes=4000))
-        assert QUICK.get(url, Expected(max_bytes=5000)) == b"x" * 5000
+        assert get(QUICK, url, Expected(max_bytes=5000)) == b"x" * 5000
     assert left(tmp_path) == []
 
 
 def test_a_chunked_body_that_ends_early_is_refused() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with _speaking(head + b"3\r\nabc\r\n0\r\n\r\n") as url:
-        assert QUICK.get(url, ANY) == b"abc"
+        assert get(QUICK, url, ANY) == b"abc"
     with _speaking(head + b"3\r\nabc\r\n9\r\nde") as url, pytest.raises(InputError, match="the connection broke off"):
-        QUICK.get(url, ANY)
+        get(QUICK, url, ANY)
 
 
 @contextmanager
@@ -233,17 +235,17 @@ def test_a_proxy_is_used_and_named_when_it_refuses(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("http_proxy", site.url)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert QUICK.get("http://mirror.invalid/file", ANY) == DATA  # the site plays the proxy
+    assert get(QUICK, "http://mirror.invalid/file", ANY) == DATA  # the site plays the proxy
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{bound.getsockname()[1]}")
     with pytest.raises(InputError, match="the proxy does not let it through"):
-        QUICK.get("http://mirror.invalid/file", ANY)
+        get(QUICK, "http://mirror.invalid/file", ANY)
 
 
 def test_no_secure_connection(site: Site) -> None:
     with pytest.raises(InputError, match=r"no secure connection to 127\.0\.0\.1|broke off"):
-        QUICK.get(site.url.replace("http:", "https:") + "file", ANY)
+        get(QUICK, site.url.replace("http:", "https:") + "file", ANY)
 
 
 def test_a_cancelled_download_ends(site: Site, tmp_path: Path) -> None:
@@ -266,6 +268,27 @@ def test_a_full_disk_is_the_host_s_fault(site: Site, tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EIO, r"cannot be written \(Input/output error\)"),
+    ],
+)
+def test_a_full_disk_and_a_broken_one(
+    number: int, message: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file cannot even be made."""
+
+    def mkstemp(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkstemp", mkstemp)
+    with pytest.raises(HostError, match=f"^{tmp_path}: {message}$"):
+        QUICK.download(site.url + "file", tmp_path / "x", ANY)
+
+
 def test_a_folder_that_cannot_be_made(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HostError, match="cannot be written"):
@@ -278,10 +301,38 @@ def test_passwords_in_urls_are_not_shown() -> None:
     assert shown("http://[::1") == "http://[::1"
 
 
-def test_web_pages_are_known_by_their_start() -> None:
-    assert looks_like_html(b"\xef\xbb\xbf\n<!DOCTYPE html>")
-    assert looks_like_html(b"garbage <HTML>")
-    assert not looks_like_html(b"\x1f\x8b<ht")
+@pytest.mark.parametrize(
+    ("head", "page"),
+    [
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", True),
+        (b"\t<?xml version='1.0'?>", True),
+        (b"\r\n <html>", True),
+        (b"garbage <HTML>", True),
+        (b"x" * 1019 + b"<html>", True),
+        (b"x" * 1020 + b"<html>", False),
+        (b"x <!doctype", False),
+        (b"\x1f\x8b<ht", False),
+    ],
+)
+def test_web_pages_are_known_by_their_start(head: bytes, page: bool) -> None:
+    assert looks_like_html(head) == page
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({"Content-Length": "0"}, 0),
+        ({"Content-Length": "9" * 19}, 10**19 - 1),
+        ({"Content-Length": "9" * 20}, None),
+        ({"Content-Length": "-1"}, None),
+        ({"Content-Length": "\u0665"}, None),
+        ({"Content-Length": "5, 5"}, None),
+        ({"Content-Length": ""}, None),
+        ({}, None),
+    ],
+)
+def test_the_announced_length_is_a_plain_number_or_none(header: dict[str, str], length: int | None) -> None:
+    assert declared_length(header) == length
 
 
 def test_memory_does_not_grow_with_the_download(tmp_path: Path) -> None:

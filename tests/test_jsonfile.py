@@ -22,8 +22,7 @@ from imgkit.cli.main import main
 from imgkit.errors import InputError, RecipeError
 from imgkit.host.jsonfile import DEEPEST, parse_json, read_json
 from imgkit.image import bootrecord
-from imgkit.image.assemble import _write_manifest
-from imgkit.image.manifest import MAX_SIZE, read_manifest
+from imgkit.image.manifest import MAX_SIZE, read_manifest, write_manifest
 from imgkit.planning import lockfile
 from imgkit.planning.plan import Plan
 from imgkit.publish.publication import parse_index
@@ -69,10 +68,10 @@ def test_hostile_files_are_refused(attack: str, tmp_path: Path) -> None:
 
 
 def test_levels_up_to_the_limit_are_read() -> None:
-    whole = b"[" * DEEPEST + b"]" * DEEPEST
-    assert parse_json(whole, "x") is not None
+    nested = b"[" * DEEPEST + b"]" * DEEPEST
+    assert parse_json(nested, "x") is not None
     with pytest.raises(InputError, match="nested deeper"):
-        parse_json(b"[" + whole + b"]", "x")
+        parse_json(b"[" + nested + b"]", "x")
 
 
 def test_size_is_limited_before_anything_is_parsed(tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ MANIFEST = {
     "boot": {"kernel": {"name": "vmlinuz-virt-amd64", "sha256": "ab" * 32, "size": 5}},
     "files": {"/": {"type": "directory", "mode": "0755"}},
 }
-RECORD = bootrecord.Record("x.qcow2", "ab" * 32, 5, "amd64", {"bios": {"seconds": 1}})
+RECORD = bootrecord.BootRecord("x.qcow2", "ab" * 32, 5, "amd64", {"bios": {"seconds": 1}})
 PUBLISHED = {"name": "a.qcow2", "url": None, "sha256": "ab" * 32, "size": 5}
 INDEX = {
     "index": 1,
@@ -178,8 +177,8 @@ def use(plan: Plan) -> None:
     """What every build does with a plan."""
     assert plan.epoch >= 0
     assert plan.digest
-    for each in plan.packages:
-        format_record(each.package).encode()
+    for planned in plan.packages:
+        format_record(planned.package).encode()
 
 
 @settings(max_examples=300)
@@ -201,7 +200,7 @@ def test_the_files_that_are_changed_there_are_good_ones(tmp_path: Path) -> None:
     path.write_text(json.dumps(MANIFEST))
     assert read_manifest(path) == MANIFEST
     assert bootrecord.parse(RECORD.text().encode()) == RECORD
-    assert [each.arch for each in parse_index(json.dumps(INDEX).encode(), "x").architectures] == ["amd64"]
+    assert [published.arch for published in parse_index(json.dumps(INDEX).encode(), "x").architectures] == ["amd64"]
 
 
 LOCK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -260,7 +259,7 @@ def test_names_that_are_not_utf_8_come_back_from_a_manifest(tmp_path: Path) -> N
     tree.write("caf\xe9 \u20ac", "x")
     manifest = {**MANIFEST, "files": records(tree)}
     path = tmp_path / "manifest.json"
-    _write_manifest(manifest, path)
+    write_manifest(manifest, path)
     path.read_bytes().decode()  # it is UTF-8 itself
     assert read_manifest(path) == manifest
     path.write_bytes(path.read_bytes().replace(b"udce9", b"ud8e9"))

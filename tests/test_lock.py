@@ -14,7 +14,10 @@ from imgkit import recipe
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning import lockfile
-from imgkit.planning.plan import fetch_base, fetch_packages, make_plan, providers
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages
+from imgkit.planning.indexes import providers
+from imgkit.planning.resolve import make_plan
 from tests.commandline import Place, check_failure
 from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, minimal, package
 
@@ -50,7 +53,7 @@ def test_what_was_downloaded_to_lock_is_there_without_network(
     base = fetch_base(wanted, "amd64", cache, here.base / "spool", locked=plan)
     plan, files = fetch_packages(plan, base, cache)
     assert files["hello"].read_bytes() == small.packages[0].blob
-    locked = replace(plan, packages=tuple(replace(each, sha256="0" * 64) for each in plan.packages))
+    locked = replace(plan, packages=tuple(replace(planned, sha256="0" * 64) for planned in plan.packages))
     with pytest.raises(InputError, match="not in the cache"):  # a file of that name that is not the locked one
         fetch_packages(locked, base, cache)
 
@@ -63,14 +66,14 @@ def test_providers_are_known_where_the_index_is_still_there(
         package("two", "1-r0", key=small.keys.signing, provides=["so:libx.so.1=1.2", "cmd:two=1-r0"]),
         package("one", "1-r0", key=small.keys.signing, provides=["so:libx.so.1=1.1"]),
     ]
-    small.index(one.record for one in (*small.packages, *others))
+    small.index(apk.record for apk in (*small.packages, *others))
     assert here.run(*words).status == 0
     wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
     plan = lockfile.read(here.base / "recipe.lock", wanted, "amd64")
     base = fetch_base(wanted, "amd64", Cache(here.cache), here.base / "spool", locked=plan)
     site.requests.clear()
-    found = providers(plan, base, Cache(here.cache), ["so:libx.so.1", "so:liby.so.1"])
-    assert found == {"so:libx.so.1": ("one", "two"), "so:liby.so.1": ()}
+    providing = providers(plan, base, Cache(here.cache), ["so:libx.so.1", "so:liby.so.1"])
+    assert providing == {"so:libx.so.1": ("one", "two"), "so:liby.so.1": ()}
     assert providers(plan, base, Cache(here.base / "empty"), ["so:libx.so.1"]) is None
     assert not site.requests
 
@@ -90,7 +93,7 @@ def test_what_the_recipe_adds_is_decided_before_the_minirootfs_world(here: Place
         wanted = recipe.load(here.recipe, {"mirror": site.url, "release_key": small.release_key})
         cache = Cache(here.cache)
         plan = make_plan(wanted, "amd64", fetch_base(wanted, "amd64", cache, tmp_path / "spool"), cache)
-    assert [each.package.name for each in plan.packages] == ["b"]
+    assert [planned.package.name for planned in plan.packages] == ["b"]
     assert plan.world == ("v", "w")
 
 
@@ -118,9 +121,9 @@ def test_one_architecture_of_several(words: list[str | Path], here: Place) -> No
     lock.write_text(json.dumps({"lock": 1, "architectures": {"arm64": {"kept": True}, "riscv64": {}}}))
     for ran in (here.run(*words, "--arch", "amd64"), here.run(*words, env={"ARCHS": "amd64"})):
         assert ran.status == 0, ran.err
-        found = json.loads(lock.read_text())["architectures"]
-        assert set(found) == {"amd64", "arm64"}
-        assert found["arm64"] == {"kept": True}
+        entries = json.loads(lock.read_text())["architectures"]
+        assert set(entries) == {"amd64", "arm64"}
+        assert entries["arm64"] == {"kept": True}
 
 
 def test_a_damaged_lock_is_not_overwritten_in_part(words: list[str | Path], here: Place) -> None:

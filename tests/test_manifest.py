@@ -11,7 +11,7 @@ import pytest
 
 from imgkit.disk.layout import make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap, regions_of
-from imgkit.image.manifest import Made, describe
+from imgkit.image.manifest import Outputs, describe
 from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
 from imgkit.rootfs.compose import Composition
@@ -32,15 +32,15 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
     recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/", "payload_binaries": policy})
     layout = make_layout(sized_partitions(recipe.architecture("amd64")), 1 << 30, uuid.UUID(int=1))
     kernel: Any = SimpleNamespace(release="6")
-    made = cast(
+    composition = cast(
         "Composition",
         SimpleNamespace(kernel=kernel, scripts=ScriptReport((), (), ()), records={}, build_id="b", binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    results = Made(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
-    manifest = describe(recipe, plan_of(recipe, "amd64"), made, layout, results)
+    outputs = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
+    manifest = describe(recipe, plan_of(recipe, "amd64"), composition, layout, outputs)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {
         "otherPlatforms": [

@@ -15,10 +15,8 @@ from imgkit.errors import InputError
 from imgkit.rootfs import minirootfs
 from imgkit.rootfs.digest import differences, records
 from imgkit.tree import Directory, File, HardLink, Inline, Tree
-from tests.files import ALPINE
+from tests.files import REAL_MINIROOTFS, needs_alpine
 from tests.test_package import extended, record
-
-REAL = ALPINE / "v3.20/releases"
 
 
 def sample() -> Tree:
@@ -117,11 +115,10 @@ def test_damage_is_an_error_or_changes_nothing(tmp_path: Path, place: int, value
     assert differences(records(sample()), records(tree)) == []
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs a folder with real Alpine releases")
+@needs_alpine
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
 def test_real_ones(tmp_path: Path, arch: str) -> None:
-    (archive,) = (REAL / arch).glob("*.tar.gz")
-    tree = minirootfs.unpack(archive, tmp_path / "spool")
+    tree = minirootfs.unpack(REAL_MINIROOTFS[arch], tmp_path / "spool")
     assert tree.text("etc/alpine-release") == "3.20.3\n"
     assert tree["bin/busybox"].mode == 0o755
     assert len(tree) > 500

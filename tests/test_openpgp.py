@@ -46,16 +46,16 @@ def test_the_key_of_alpine_is_the_one_that_its_site_publishes() -> None:
     data = resources.files("imgkit.fetch").joinpath("alpine-release-key.asc").read_bytes()
     assert hashlib.sha256(data).hexdigest() == "75a9a7e0cc35bfa946ce40c26133b3ed29a204fbd98a3b33331b659d927b3027"
     assert ALPINE_FINGERPRINT == "0482D84022F52DF1C4E7CD43293ACD0907D9495A"
-    found = alpine_certificate()
-    assert found.fingerprint == ALPINE_FINGERPRINT
-    assert found.keys == (ALPINE_FINGERPRINT, "498A2E7C598FFE67966416B19E2CE29C63FE7A06")
+    alpine = alpine_certificate()
+    assert alpine.fingerprint == ALPINE_FINGERPRINT
+    assert alpine.keys == (ALPINE_FINGERPRINT, "498A2E7C598FFE67966416B19E2CE29C63FE7A06")
 
 
 def test_the_key_of_alpine_satisfies_the_policy() -> None:
     """Its self-signatures still count (SHA-256), so that signatures by it can be verified at all."""
-    found = pysequoia.Cert.from_bytes(alpine_certificate().data)
-    assert [str(user) for user in found.user_ids] == ["Natanael Copa <ncopa@alpinelinux.org>"]
-    assert found.expiration is None
+    alpine = pysequoia.Cert.from_bytes(alpine_certificate().data)
+    assert [str(user) for user in alpine.user_ids] == ["Natanael Copa <ncopa@alpinelinux.org>"]
+    assert alpine.expiration is None
 
 
 @pytest.mark.parametrize("armor", [True, False])
@@ -109,8 +109,8 @@ def test_a_signature_made_after_the_key_expired_is_refused(release: Path) -> Non
 
 def test_a_revoked_certificate_is_refused() -> None:
     key = secret("revoked")
-    whole = key.extract_certificate()
-    revoked = bytes(whole) + bytes(whole.revoke(key.certifier()))
+    cert = key.extract_certificate()
+    revoked = bytes(cert) + bytes(cert.revoke(key.certifier()))
     with pytest.raises(InputError, match="was revoked"):
         read_certificate(revoked, name="old.asc")
 
@@ -127,11 +127,11 @@ def test_a_secret_key_is_refused() -> None:
 
 
 def test_a_fingerprint_must_fit() -> None:
-    found = certificate()
-    spaced = " ".join(found.fingerprint[start : start + 4] for start in range(0, 40, 4)).lower()
-    assert read_certificate(found.data, name="x", fingerprint=spaced) == found
-    with pytest.raises(InputError, match=f"is the certificate {found.fingerprint}, not {ALPINE_FINGERPRINT}"):
-        read_certificate(found.data, name="x", fingerprint=ALPINE_FINGERPRINT)
+    trusted = certificate()
+    spaced = " ".join(trusted.fingerprint[start : start + 4] for start in range(0, 40, 4)).lower()
+    assert read_certificate(trusted.data, name="x", fingerprint=spaced) == trusted
+    with pytest.raises(InputError, match=f"is the certificate {trusted.fingerprint}, not {ALPINE_FINGERPRINT}"):
+        read_certificate(trusted.data, name="x", fingerprint=ALPINE_FINGERPRINT)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -140,10 +140,10 @@ def test_a_flipped_bit_of_a_signature_never_verifies_something_else(where: int, 
     data = bytearray(signature(armor=False))
     data[where % len(data)] ^= 1 << bit
     try:
-        found = verify_detached(release, bytes(data), certificate())
+        signer = verify_detached(release, bytes(data), certificate())
     except InputError:
         return
-    assert found == certificate().fingerprint  # a bit that is not signed (the unhashed area)
+    assert signer == certificate().fingerprint  # a bit that is not signed (the unhashed area)
     release_was = release.read_bytes()
     release.write_bytes(b"other")
     with pytest.raises(InputError):

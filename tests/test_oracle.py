@@ -16,7 +16,10 @@ import pytest
 from fixtures.mirror import Mirror
 from imgkit.apk.stored_scripts import parse_scripts
 from imgkit.fetch.cache import Cache
-from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned
+from imgkit.planning.base import Base, fetch_base
+from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 from imgkit.recipe import Recipe, load
 from imgkit.rootfs.digest import differences, records
 from imgkit.rootfs.initramfs.make import install_initramfs

@@ -29,7 +29,7 @@ from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
-from tests.files import ALPINE
+from tests.files import REAL_INDEX, REAL_PACKAGE, needs_alpine
 from tests.test_signature import keyring, real_keyring, signing_key
 
 NAME = "demo-1.2-r3.apk"
@@ -152,30 +152,32 @@ def _control_member() -> bytes:
     return apkbuild.control_segment(apkbuild.pkginfo_text(info), SCRIPTS, mtime=1700000000)
 
 
-REAL = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
-
-
-@pytest.mark.skipif(not REAL.is_file(), reason="needs the real package of Alpine beside the repository")
+@needs_alpine
 def test_a_real_package(tmp_path: Path) -> None:
     """The file is really version 3.2.0-r23 under a newer name: the index of 3.17 must refuse it."""
 
     def real(expected: str) -> PackageFile:
         return open_package(
-            REAL, expected=expected, keyring=real_keyring(), spool=tmp_path / "spool", max_installed=1 << 20, name=NAME
+            REAL_PACKAGE,
+            expected=expected,
+            keyring=real_keyring(),
+            spool=tmp_path / "spool",
+            max_installed=1 << 20,
+            name=NAME,
         )
 
-    assert signer_of(REAL, real_keyring(), NAME) == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
+    assert signer_of(REAL_PACKAGE, real_keyring(), NAME) == "alpine-devel@lists.alpinelinux.org-616ae350.rsa.pub"
     with pytest.raises(IdentityError, match="is not the package that the index names") as caught:
         real(_identity_in_index())
     package = real(caught.value.message.partition("(")[2].partition(" ")[0])
-    with tarfile.open(REAL) as archive:  # sees all three members as one archive
+    with tarfile.open(REAL_PACKAGE) as archive:  # sees all three members as one archive
         names = [member.name for member in archive if not member.name.startswith(".")]
     assert [entry.path for entry in package.entries] == names
     assert set(package.scripts) == {"pre-install", "pre-upgrade", "post-upgrade", "post-install"}
 
 
 def _identity_in_index() -> str:
-    index = gzip.decompress((ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz").read_bytes()).decode(errors="replace")
+    index = gzip.decompress(REAL_INDEX.read_bytes()).decode(errors="replace")
     record = next(block for block in index.split("\n\n") if "\nP:alpine-baselayout\nV:3.4.0-r0\n" in block)
     return next(line[2:] for line in record.split("\n") if line.startswith("C:"))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkit.apk.dependency import Provide
 from imgkit.apk.index import Package
 from imgkit.apk.solver import UnknownPackageError, solve
 from imgkit.recipe import Recipe, load
+from tests.realdata import lacking
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
 
@@ -77,12 +76,6 @@ def test_both_make_the_same_outputs(name: str) -> None:
 def wanted() -> list[str]:
     alpine = recipe("alpine")
     return [*alpine.packages, *alpine.architecture("arm64").packages]
-
-
-def lacking(world: Iterable[str], packages: Sequence[Package]) -> set[str]:
-    """The names in ``world`` that no package has or provides."""
-    provided = {Provide.parse(word).name for package in packages for word in package.provides}
-    return {name for name in world if name[0] != "!"} - {package.name for package in packages} - provided
 
 
 def test_the_index_has_everything_but_what_is_elsewhere(real: tuple[Package, ...]) -> None:

@@ -37,10 +37,10 @@ def entry(version: str = "3.23.6", arch: str = "x86_64", flavor: str = "alpine-m
 
 def test_the_newest_is_taken_by_number_not_by_text() -> None:
     text = "---\n" + "".join(entry(version) for version in ("3.23.0_rc2", "3.23.9", "3.23.10", "3.23.0"))
-    found = newest_minirootfs(text.encode(), arch="x86_64")
-    assert found.version == "3.23.10"
-    assert found.file == "alpine-minirootfs-3.23.10-x86_64.tar.gz"
-    assert (found.sha256, found.sha512, found.size, found.branch) == (SHA256, SHA512, 3490290, "v3.23")
+    release = newest_minirootfs(text.encode(), arch="x86_64")
+    assert release.version == "3.23.10"
+    assert release.file == "alpine-minirootfs-3.23.10-x86_64.tar.gz"
+    assert (release.sha256, release.sha512, release.size, release.arch) == (SHA256, SHA512, 3490290, "x86_64")
 
 
 def test_a_version_stays_text() -> None:
@@ -73,8 +73,8 @@ def test_entries_of_other_kinds_and_incomplete_ones_are_passed_over() -> None:
         + entry("3.23.6", title="", desc="", branch="", date="", time="", size="odd", sha512="", iso="")
         + "- flavor: [a, b]\n  1: 2\n"
     )
-    found = newest_minirootfs(text, arch="x86_64")
-    assert (found.version, found.size, found.sha512, found.branch) == ("3.23.6", 0, "", "")
+    release = newest_minirootfs(text, arch="x86_64")
+    assert (release.version, release.size, release.sha512) == ("3.23.6", 0, "")
 
 
 def test_old_lists_name_the_file_as_iso() -> None:
@@ -90,12 +90,12 @@ def test_a_list_without_the_flavor_says_what_it_has(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
-        ("\t- a", "is not YAML"),
-        ("? [a]\n: b\n", "is not YAML|not a list"),
-        (b"\xff\xfe\xff", "is not YAML"),
-        ("\0", "is not YAML"),
-        ("[" * 1500, "is not YAML"),
+        ("a: [", "is not valid YAML"),
+        ("\t- a", "is not valid YAML"),
+        ("? [a]\n: b\n", "is not valid YAML|not a list"),
+        (b"\xff\xfe\xff", "is not valid YAML"),
+        ("\0", "is not valid YAML"),
+        ("[" * 1500, "is not valid YAML"),
         ("", "is not a list of releases"),
         ("hello", "is not a list of releases"),
         ("a: b", "is not a list of releases"),
@@ -112,15 +112,15 @@ def test_what_is_no_list_of_releases(text: str, message: str) -> None:
 @given(st.text(max_size=200) | st.binary(max_size=200))
 def test_any_text_is_a_list_or_refused(text: str | bytes) -> None:
     try:
-        found = parse_releases(text)
+        releases = parse_releases(text)
     except InputError:
         return
-    assert found == ()
+    assert releases == ()
 
 
 def test_tags_make_no_objects() -> None:
-    found = parse_releases(entry(title="!!python/object/apply:os.system ['true']") + entry(size="!!int 0x10"))
-    assert [release.size for release in found] == [3490290, 0]
+    releases = parse_releases(entry(title="!!python/object/apply:os.system ['true']") + entry(size="!!int 0x10"))
+    assert [release.size for release in releases] == [3490290, 0]
 
 
 LARGE = (1 << 18) - 100
@@ -130,7 +130,7 @@ HOSTILE = {
     "deep lists": ("[" * LARGE, "nested deeper than 8 levels"),
     "deep entries": ("- " * (LARGE // 2), "nested deeper than 8 levels"),
     "aliases": ("- &a [x, x]\n- &b [*a, *a]\n- &c [*b, *b]\n", "has aliases"),
-    "too long": ("#" * (1 << 19), "is no list of releases: it has 524288 bytes"),
+    "too long": ("#" * (1 << 19), "is not a list of releases: it has 524288 bytes"),
     "blank lines": ("\n" * LARGE, "is not a list of releases"),
 }
 
@@ -150,8 +150,8 @@ def test_hostile_lists_are_refused_before_they_are_read(attack: str) -> None:
 )
 def test_entries_with_absurd_values_are_passed_over(more: dict[str, str]) -> None:
     """Python converts no number of 5,000 digits."""
-    found = newest_minirootfs(entry("3.23.0") + entry(**more), arch="x86_64")
-    assert found.version == "3.23.0"
+    release = newest_minirootfs(entry("3.23.0") + entry(**more), arch="x86_64")
+    assert release.version == "3.23.0"
 
 
 def test_what_a_list_has_is_told_briefly_and_plainly() -> None:

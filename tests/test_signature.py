@@ -21,9 +21,8 @@ from imgkit.apk.branches import branch_of
 from imgkit.apk.signature import BadSignatureError, Keyring, SignedIndex, UnknownKeyError, UnsignedError
 from imgkit.errors import InputError
 from imgkit.fetch.checks import Version3Error
-from tests.files import ALPINE, REAL_INDEX
+from tests.files import REAL_INDEX, REAL_MINIROOTFS, needs_alpine
 
-REAL_KEYS = ALPINE / "v3.20/releases/aarch64/alpine-minirootfs-3.20.3-aarch64.tar.gz"
 NAME = "http://mirror/APKINDEX.tar.gz"
 RECORDS = ("C:Q1AAAA\nP:one\nV:1", "C:Q1BBBB\nP:two\nV:2\nm:Jöran")
 TEXT = "".join(record + "\n\n" for record in RECORDS)
@@ -78,14 +77,14 @@ def test_a_signed_index_gives_its_text_and_the_key_that_vouched(algorithm: str) 
 
 def real_keyring() -> Keyring:
     """Alpine's own keys, from a real minirootfs."""
-    with tarfile.open(REAL_KEYS) as archive:
+    with tarfile.open(REAL_MINIROOTFS["aarch64"]) as archive:
         members = [member for member in archive if member.name.endswith(".rsa.pub") and member.isfile()]
         return Keyring.from_files(
             {Path(member.name).name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
         )
 
 
-@pytest.mark.skipif(not REAL_INDEX.is_file(), reason="needs the real index of Alpine 3.17 beside the repository")
+@needs_alpine
 def test_the_real_index_is_vouched_for_by_the_real_key() -> None:
     keys = real_keyring()
     found = verify_index(REAL_INDEX.read_bytes(), keys)

@@ -19,7 +19,8 @@ from imgkit.cli.main import main
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, hash_file
 from imgkit.planning import lockfile
-from imgkit.planning.plan import fetch_base, fetch_packages
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages
 from imgkit.planning.vouchers import check_locked
 from tests.commandline import Place, Ran, check_failure
 from tests.mirrors import RECIPE, REPOSITORY, Small, package
@@ -142,6 +143,34 @@ def test_what_is_downloaded_has_a_hash_in_the_lock(locked: Locked) -> None:
         InputError, match=r"hello-1\.0-r0\.apk: has to be downloaded, and the lock has no SHA-256 of it"
     ):
         locked.check()
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_five_packages_are_named(count: int, locked: Locked) -> None:
+    cache = Cache(locked.here.cache)
+    plan = lockfile.read(locked.path, locked.recipe, "amd64")
+    base = fetch_base(locked.recipe, "amd64", cache, locked.here.base / "spool", locked=plan)
+    (hello,) = plan.packages
+    strangers = [
+        replace(hello, package=replace(hello.package, name=f"p{number}", identity=f"Q1{number}"), url=f"p{number}.apk")
+        for number in range(count)
+    ]
+    everything = (hello, *strangers)
+    files = {planned.package.name: Path("nowhere") for planned in everything}
+    with pytest.raises(InputError) as caught:
+        check_locked(replace(plan, packages=everything), base, cache, files)
+    more = " …" if count > 5 else ""
+    assert caught.value.message == (
+        f"p0.apk, p1.apk, p2.apk, p3.apk, p4.apk{more}: is in none of the indexes that the lock names"
+    )
+
+
+def test_a_package_that_was_not_downloaded_needs_nobody_to_vouch_for_it(locked: Locked) -> None:
+    """It is in the minirootfs, which is vouched for."""
+    cache = Cache(locked.here.cache)
+    plan = lockfile.read(locked.path, locked.recipe, "amd64")
+    base = fetch_base(locked.recipe, "amd64", cache, locked.here.base / "spool", locked=plan)
+    check_locked(replace(plan, indexes=()), base, cache, {})
 
 
 def test_the_command_checks_it(

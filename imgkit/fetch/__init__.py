@@ -1,1 +1,1 @@
-"""Bytes from elsewhere: downloaded with a cap, verified, and kept in a content-addressed cache."""
+"""Downloads: capped, verified, and kept in a content-addressed cache."""

@@ -1,14 +1,17 @@
-"""The cache of downloads: content-addressed, verified whenever something is taken from it, shared by all builds.
+"""The cache of downloads: content-addressed, verified whenever a file is taken from it, shared by all builds.
 
 Layout below the cache folder::
 
     sha256/ab/abcd…     files by their SHA-256
     keyed/ab/abcd…      files by the SHA-256 of another name for their content (the identity of a package)
-    urls/ab/abcd….json  what a URL that changes (an index) gave last: its validators, and the SHA-256 of the file
+    urls/ab/abcd….json  what a URL whose file changes (an index) gave last: its validators, and the file's SHA-256
     locks/  tmp/        one download at a time for each file; downloads under way
 
-Entries appear by rename only, so two builds can never see half a file. The locks merely spare the second of them the
-download: whoever waits too long for one goes on without it.
+Entries appear by rename only, so two builds can never see half a file. The locks only save the second build the
+download: a build that waits too long for a lock goes on without it::
+
+    cache = Cache(default_folder())
+    path = cache.fetch(Wanted(url=url, max_bytes=1 << 20, sha256=digest))
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,24 +40,26 @@ from imgkit.host.jsonfile import read_json
 
 log = logging.getLogger("imgkit.fetch")
 
-_PATIENCE = 300.0  # seconds to wait for another build's download of the same file
+_LOCK_TIMEOUT = 300.0  # seconds to wait for another build's download of the same file
 _CHUNK = 1 << 20
-_MOST_RECORD = 1 << 18  # bytes of what a URL gave last; headers can be long
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_RECORD = 1 << 18  # bytes of the record of a URL; headers can be long
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A file that is needed, and how to know it.
+    """A file that is needed, and how it is recognised.
 
-    By ``key``, another name for its content, with the ``check`` that tells whether a file deserves it, and the
-    ``sha256`` that it must have, if that is known; or by ``sha256`` alone; or, with neither, by its URL alone: then the
+    There are three kinds. A file with a ``key``, another name for its content, must pass ``check``, and have ``sha256``
+    if that is given. A file with a ``sha256`` alone must have that. A file with neither is known by its URL alone: the
     server is asked each time whether there is a newer one.
 
     Attributes:
         url: where it is.
-        max_bytes: the most that it may have.
-        size: what it must have, None where that is not known.
-        check: raises InputError for a file that must not be used. For a keyed file it runs on every use.
+        max_bytes: the most bytes that it may have.
+        size: the bytes that it must have; None if that is not known.
+        sha256: in hex.
+        check: raises InputError for a file that must not be used. It runs on every use of a keyed file.
         gzip: it is gzip data; anything else is refused at its first bytes.
     """
 
@@ -67,21 +73,22 @@ class Wanted:
 
     @property
     def expected(self) -> Expected:
+        """What a download of the file is checked against."""
         return Expected(max_bytes=self.max_bytes, size=self.size, sha256=self.sha256, gzip=self.gzip)
 
 
 def default_folder() -> Path:
-    """``IMGKIT_CACHE``, or the user's cache folder."""
+    """Return the folder that ``IMGKIT_CACHE`` names, or else one in the user's cache folder."""
     given = os.environ.get("IMGKIT_CACHE")
     return Path(given) if given else Path(platformdirs.user_cache_dir("imgkit"))
 
 
 class Cache:
-    """Files by content, downloaded where they are missing.
+    """A folder of files by their content. Files that are missing are downloaded.
 
     Args:
         folder: made when it is missing.
-        http: the client, one with the usual timeouts where None.
+        http: the client; None makes one with the usual timeouts.
         offline: take everything from the cache, and indexes as they were last seen.
         workers: downloads at a time.
     """
@@ -93,47 +100,50 @@ class Cache:
         self._workers = workers
 
     def fetch(self, wanted: Wanted, *, description: str = "downloading") -> Path:
-        """One file; see :meth:`fetch_all`."""
+        """Return the path of one file; see :meth:`fetch_all`."""
         return self.fetch_all([wanted], description=description)[0]
 
     def fetch_all(self, wanted: Sequence[Wanted], *, description: str = "downloading") -> list[Path]:
-        """All files, several at a time, with one bar. The paths are in the order of ``wanted``.
+        """Return the paths of all files, in the order of ``wanted``. Several are downloaded at a time.
 
-        Files of the cache must not be changed. When one download fails the others are given up.
+        Nobody may change files of the cache. When one download fails, the others are given up.
+
+        Args:
+            description: the label of the progress bar.
 
         Raises:
-            InputError: one of them cannot be had or is not what it must be; offline, all that are missing are named.
-            HostError: the cache folder cannot be written, or is full.
+            InputError: a file cannot be had or is not what it must be; offline, all files that are missing are named.
+            HostError: the cache folder cannot be written, or its disk is full.
         """
         if self.offline:
             return self._all_cached(wanted)
         with self._scratch() as scratch, Meter(description) as meter:
-            jobs = [partial(self._get, one, scratch, meter) for one in wanted]
+            jobs = [partial(self._get, file, scratch, meter) for file in wanted]
             return in_parallel(jobs, workers=self._workers)
 
-    # ---- looking ----------------------------------------------------------------------------------------------------
+    # ---- looking up --------------------------------------------------------------------------------------------------
 
     def _all_cached(self, wanted: Sequence[Wanted]) -> list[Path]:
-        found = [self._cached(one) for one in wanted]
-        missing = [shown(one.url) for one, path in zip(wanted, found, strict=True) if path is None]
+        paths = [self._cached(file) for file in wanted]
+        missing = [shown(file.url) for file, path in zip(wanted, paths, strict=True) if path is None]
         if missing:
             files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
             raise InputError(
                 f"offline, and {files} not in the cache: {', '.join(missing)}",
                 hint=f"build once without --offline (the cache is {self.folder})",
             )
-        return [path for path in found if path is not None]
+        return [path for path in paths if path is not None]
 
     def _cached(self, wanted: Wanted) -> Path | None:
-        """The file if the cache has it. One that is damaged is deleted."""
-        path = self._place(wanted)
+        """The file, or None if the cache does not have it. A damaged file is deleted."""
+        path = self._path_of(wanted)
         if path is None:
             last = self._last_seen(wanted)
             return None if last is None else self._cached_blob(last.sha256, wanted)
         return path if self._usable(path, wanted) else None
 
-    def _place(self, wanted: Wanted) -> Path | None:
-        """Where the cache has a file of known content; None for one that only its URL tells."""
+    def _path_of(self, wanted: Wanted) -> Path | None:
+        """Where the cache has a file of known content; None for a file that is known by its URL alone."""
         if wanted.key is not None:
             return _fan_out(self.folder / "keyed", _name(wanted.key))
         if wanted.sha256 is not None:
@@ -145,15 +155,15 @@ class Cache:
 
     def _cached_blob(self, sha256: str, wanted: Wanted) -> Path | None:
         path = self._blob(sha256)
-        found = Wanted(url=wanted.url, max_bytes=wanted.max_bytes, sha256=sha256, check=wanted.check)
-        return path if self._usable(path, found) else None
+        return path if self._usable(path, replace(wanted, sha256=sha256)) else None
 
     def _usable(self, path: Path, wanted: Wanted) -> bool:
+        """Whether a file of the cache is there and is what it must be. A damaged file is deleted."""
         if not path.is_file():
             return False
         try:
-            if wanted.sha256 is not None and (found := hash_file(path)) != wanted.sha256.lower():
-                raise InputError(f"its SHA-256 is {found}")
+            if wanted.sha256 is not None and (actual := hash_file(path)) != wanted.sha256.lower():
+                raise InputError(f"its SHA-256 is {actual}")
             if wanted.check is not None:
                 wanted.check(path)
         except InputError as fault:
@@ -165,13 +175,14 @@ class Cache:
     # ---- downloading ------------------------------------------------------------------------------------------------
 
     def _get(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
-        place = self._place(wanted)
+        """The file, downloaded if the cache does not have it."""
+        place = self._path_of(wanted)
         if place is None:
             return self._revalidate(wanted, scratch, meter, stop)
         if self._usable(place, wanted):
             return place
         with self._locked(place.name):
-            if not self._usable(place, wanted):  # another build may have brought it meanwhile
+            if not self._usable(place, wanted):  # another build may have downloaded it meanwhile
                 temporary = scratch / place.name
                 self._download(wanted, temporary, meter, stop)
                 if wanted.check is not None:
@@ -180,6 +191,7 @@ class Cache:
         return place
 
     def _revalidate(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
+        """The newest version of a file that is known by its URL alone. The server is asked for it."""
         last = self._last_seen(wanted)
         path = None if last is None else self._cached_blob(last.sha256, wanted)
         validators = last.validators if last is not None and path is not None else None
@@ -215,12 +227,15 @@ class Cache:
         return _fan_out(self.folder / "urls", _name(wanted.url) + ".json")
 
     def _last_seen(self, wanted: Wanted) -> Download | None:
+        """What a URL gave last; None if it was never asked, or if its record makes no sense."""
         try:
-            found = read_json(self._record(wanted), _MOST_RECORD)
-            validators = Validators(str(found["etag"]), str(found["last_modified"]))
-            return Download(int(found["size"]), str(found["sha256"]), validators)
+            record = read_json(self._record(wanted), _MAX_RECORD)
+            if not _SHA256.fullmatch(record["sha256"]):  # it becomes a path
+                return None
+            validators = Validators(str(record["etag"]), str(record["last_modified"]))
+            return Download(int(record["size"]), record["sha256"], validators)
         except (InputError, ValueError, KeyError, TypeError):
-            return None  # never seen, or a record that makes no sense: ask as if for the first time
+            return None
 
     def _remember(self, wanted: Wanted, download: Download, scratch: Path) -> None:
         record = {
@@ -238,34 +253,35 @@ class Cache:
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A folder for downloads under way, on the same filesystem as the cache; gone after the block."""
+        """A folder for downloads under way, on the filesystem of the cache, which is removed after the block."""
         try:
             parent = self.folder / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
             with scratch.folder(parent, "") as folder:
                 yield folder
         except OSError as cause:
-            what = "no space left" if no_room(cause) else f"the cache cannot be written ({cause.strerror})"
+            reason = "no space left" if no_room(cause) else f"the cache cannot be written ({cause.strerror})"
             raise HostError(
-                f"{self.folder}: {what}", hint="set IMGKIT_CACHE to a folder that can be written"
+                f"{self.folder}: {reason}", hint="set IMGKIT_CACHE to a folder that can be written"
             ) from cause
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
+        """Keep other builds from downloading the same file during the block, if that is possible."""
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / name[:4])
         with suppress(filelock.Timeout, NotImplementedError):  # no locks on this filesystem: renames are safe anyway
-            lock.acquire(timeout=_PATIENCE)
+            lock.acquire(timeout=_LOCK_TIMEOUT)
         try:
             yield
         finally:
             lock.release()
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return a hash of a file, in hex. ``algorithm`` is a name that :func:`hashlib.new` knows."""
+    digest = hashlib.new(algorithm)
     with path.open("rb") as source:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
@@ -273,6 +289,7 @@ def hash_file(path: Path) -> str:
 
 
 def _name(text: str) -> str:
+    """A file name for any text."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 

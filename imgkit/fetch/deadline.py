@@ -1,10 +1,10 @@
 """One deadline for a whole download, which holds whatever the HTTP library does inside a single call.
 
-A timeout of a socket is no such deadline: it begins anew with every byte, and a library that reads a status line, a
+The timeout of a socket is no such deadline: it begins anew with every byte, and a library that reads a status line, a
 header, ``100 Continue`` or the page of a redirect may go on reading for ever. So the work runs in a thread of its own,
 and the caller waits for it until the deadline::
 
-    deadline = Deadline(patience=20, rate=1024)
+    deadline = Deadline(timeout=20, rate=1024)
     answer = within(deadline, work, cancelled=event, cut=session.cut)
 """
 
@@ -19,8 +19,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_POLL = 0.1  # seconds between looks at the clock and at the wish to end
-_PARTING = 0.5  # seconds that the thread gets to end once its connections are cut
+_POLL_INTERVAL = 0.1  # seconds between looks at the clock and at ``cancelled``
+_JOIN_TIMEOUT = 0.5  # seconds that the thread gets to end once its connections are cut
 
 
 class ExpiredError(Exception):
@@ -28,58 +28,64 @@ class ExpiredError(Exception):
 
 
 class CancelledError(Exception):
-    """The result is not wanted any more."""
+    """The result is no longer needed."""
 
 
 class Deadline:
     """The time until which a download must be complete. It moves as bytes arrive.
 
     Args:
-        patience: seconds until the first bytes must have come; later, the longest pause between two of them.
-        rate: bytes a second that must come on average; ``rate`` bytes move the deadline by one second, but never
-            further away than ``patience`` seconds. A download of ``n`` bytes ends within ``patience + n / rate``
+        timeout: seconds until the first bytes must have come; later, the longest pause between two of them.
+        rate: bytes a second that must come on average. ``rate`` bytes move the deadline by one second, but never
+            further away than ``timeout`` seconds, so a download of ``n`` bytes ends within ``timeout + n / rate``
             seconds.
-        connecting: seconds, of all connections together, that do not count: a name may have several addresses, and
-            each that is dead takes its time.
+        connect_allowance: seconds, of all connections together, that do not count: a name may have several addresses,
+            and each address that does not answer takes its time.
+
+    Attributes:
+        passed: the caller no longer waits.
+        began: bytes of the file have arrived.
     """
 
-    def __init__(self, patience: float, rate: float, connecting: float = 0) -> None:
-        self.patience = patience
+    def __init__(self, timeout: float, rate: float, connect_allowance: float = 0) -> None:
+        self.timeout = timeout
         self.rate = rate
-        self.passed = False  # the caller does not wait any more
-        self.began = False  # bytes of the file have come
-        self._end = time.monotonic() + patience
-        self._spare = connecting
-        self._since: float | None = None  # when the connection was begun that is being made
+        self.passed = False
+        self.began = False
+        self._end = time.monotonic() + timeout
+        self._allowance = connect_allowance
+        self._connecting_since: float | None = None
 
     def received(self, size: int) -> None:
         """Count ``size`` bytes of a file that have arrived."""
         self.began = True
-        self._end = min(self._end + size / self.rate, time.monotonic() + self.patience)
+        self._end = min(self._end + size / self.rate, time.monotonic() + self.timeout)
 
     def left(self) -> float:
-        """Seconds until the deadline; zero or less when it has passed."""
+        """Return the seconds until the deadline; zero or less when it has passed."""
         now = time.monotonic()
-        since = self._since  # set by another thread
-        return self._end - now + (0 if since is None else min(now - since, self._spare))
+        since = self._connecting_since  # set by another thread, so it is read once
+        return self._end - now + (0 if since is None else min(now - since, self._allowance))
 
     @contextmanager
     def connecting(self) -> Iterator[None]:
-        """Make a connection during the block."""
-        self._since = begun = time.monotonic()
+        """Leave the time of the block, in which a connection is made, out of account as far as the allowance goes."""
+        self._connecting_since = start = time.monotonic()
         try:
             yield
         finally:
-            spent = min(time.monotonic() - begun, self._spare)
-            self._end, self._spare, self._since = self._end + spent, self._spare - spent, None
+            spent = min(time.monotonic() - start, self._allowance)
+            self._end, self._allowance, self._connecting_since = self._end + spent, self._allowance - spent, None
 
 
 def within(deadline: Deadline, work: Callable[[], T], *, cancelled: threading.Event, cut: Callable[[], object]) -> T:
     """Run ``work`` in a thread, and return what it returns or raise what it raises.
 
-    When the deadline passes (or the caller is interrupted), ``cut`` is called: it makes ``work`` fail soon. If it does
-    not end even then, because it waits for the name service for example, it is left to itself: ``work`` must look at
-    ``deadline.passed`` before it changes anything.
+    Args:
+        cancelled: set by another thread when the result is no longer needed.
+        cut: makes ``work`` fail soon. It is called when the deadline passes or the caller is interrupted. Work that
+            does not end even then, because it waits for the name service for example, is left to itself: it must look
+            at ``deadline.passed`` before it changes anything.
 
     Raises:
         ExpiredError: the deadline passed first.
@@ -100,7 +106,7 @@ def within(deadline: Deadline, work: Callable[[], T], *, cancelled: threading.Ev
     except BaseException:
         deadline.passed = True
         cut()
-        thread.join(_PARTING)
+        thread.join(_JOIN_TIMEOUT)
         raise
     return future.result()
 
@@ -112,4 +118,4 @@ def _await(future: Future[T], deadline: Deadline, cancelled: threading.Event) ->
         left = deadline.left()
         if left <= 0:
             raise ExpiredError
-        wait([future], timeout=min(left, _POLL))
+        wait([future], timeout=min(left, _POLL_INTERVAL))

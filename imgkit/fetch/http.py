@@ -1,21 +1,24 @@
-"""Downloads over HTTP: capped, hashed and placed in one move, or refused with a sentence of their own.
+"""Downloads over HTTP: capped, hashed and put into place in one move.
 
-Whatever comes is streamed into a temporary file beside its target and renamed when it is all there and right, so a
-target is complete or missing. Nothing is retried that asking again cannot change. Proxies and certificates are found
-as ``requests`` finds them (``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE`` …).
+A download is streamed into a temporary file beside its target and renamed when it is complete and correct, so a target
+is complete or missing. Only failures that may pass are tried again. Proxies and certificates are found as ``requests``
+finds them (``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE`` …)::
+
+    client = Http()
+    download = client.download(url, Path("APKINDEX.tar.gz"), Expected(max_bytes=1 << 20, gzip=True))
+    print(download.size, download.sha256)
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from http import HTTPStatus
 from pathlib import Path
@@ -26,16 +29,16 @@ import urllib3.exceptions
 
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import (
-    ELSEWHERE,
+    ELSEWHERE_HINT,
     Expected,
     TransientError,
     UnreachableError,
     broken_off,
+    check_complete,
     check_declared,
     check_length,
     check_start,
     check_status,
-    check_whole,
     declared_length,
     shown,
 )
@@ -47,28 +50,29 @@ log = logging.getLogger("imgkit.fetch")
 
 CONNECT_TIMEOUT = 5.0
 STALL_TIMEOUT = 20.0
+CONNECT_ALLOWANCE = 60.0  # seconds for addresses that do not answer, of all attempts together
+LEAST_RATE = 1024  # bytes a second: a line of 56 kbit/s has about 1,500 for each of four downloads
 _CHUNK = 1 << 18
 _MAX_REDIRECTS = 10
-CONNECTING = 60.0  # seconds for dead addresses, of all attempts together
-LEAST_RATE = 1024  # bytes a second: a line of 56 kbit/s has about 1,500 for each of four downloads
 
 
 @dataclass(frozen=True)
 class Validators:
-    """What a server said about a version of a file, to ask it later whether that is still the newest."""
+    """What a server said about a version of a file, by which it can be asked later whether that is still the newest."""
 
     etag: str = ""
     last_modified: str = ""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        found = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
-        return {name: value for name, value in found.items() if value}
+        """The headers of a conditional request (RFC 9110, section 13.1)."""
+        headers = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in headers.items() if value}
 
 
 @dataclass(frozen=True)
 class Download:
-    """What came: its length in bytes, its SHA-256 in hex, and the server's validators."""
+    """What was downloaded: its length in bytes, its SHA-256 in hex, and the server's validators."""
 
     size: int
     sha256: str
@@ -76,30 +80,31 @@ class Download:
 
 
 def _ignore(_: int) -> None:
-    """Nobody wants to know."""
+    """Do nothing with the length of a piece."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Request:
     """One download; see :meth:`Http.download`."""
 
     url: str
+    target: Path
     expected: Expected
-    validators: Validators = Validators()
-    on_bytes: Callable[[int], object] = _ignore
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    deadline: Deadline = field(kw_only=True)
+    validators: Validators
+    on_bytes: Callable[[int], object]
+    cancelled: threading.Event
+    deadline: Deadline
 
 
 class Http:
-    """A client with timeouts and retries; safe to use from several threads.
+    """A client with timeouts and retries, which several threads may use.
 
     Args:
-        connect_timeout: seconds until a connection must stand.
-        stall_timeout: seconds until an answer must have come; later, the longest pause between two pieces of it.
+        connect_timeout: seconds until a connection must be made.
+        stall_timeout: seconds until a response must have begun; later, the longest pause between two pieces of it.
         least_rate: bytes a second that must come on average. A download of ``n`` bytes, with its redirects and all its
             attempts, takes at most ``stall_timeout + n / least_rate`` seconds, where ``n`` counts what all attempts
-            received (:mod:`imgkit.fetch.deadline`), and 60 s more where addresses do not answer.
+            received (:mod:`imgkit.fetch.deadline`), and 60 s more if addresses do not answer.
         attempts: how often a download is tried that broke off, or that an overloaded server refused.
         pause: seconds before the second attempt; doubled for each further one.
     """
@@ -119,12 +124,6 @@ class Http:
         self._least_rate = least_rate
         self._idle: list[Session] = []  # a list's append and pop are atomic
 
-    def get(self, url: str, expected: Expected) -> bytes:
-        """A small file, in memory. Raises what :meth:`download` raises."""
-        sink = io.BytesIO()
-        self._persist(lambda request: self._into(request, sink), _Request(url, expected, deadline=self._deadline()))
-        return sink.getvalue()
-
     def download(
         self,
         url: str,
@@ -135,47 +134,41 @@ class Http:
         on_bytes: Callable[[int], object] | None = None,
         cancelled: threading.Event | None = None,
     ) -> Download | None:
-        """Download ``url`` to ``target``, replacing it at once when everything has come and is right.
+        """Download ``url`` to ``target``, which is replaced when the file is complete and correct.
 
         Args:
-            validators: of the version at hand; None is returned, and nothing placed, when that is still the newest.
-            on_bytes: told the length of each piece; negative when an attempt is started over.
-            cancelled: gives the download up once it is set.
+            validators: of the version at hand.
+            on_bytes: called with the length of each piece, and with a negative number when an attempt is started over.
+            cancelled: makes the download give up once it is set.
+
+        Returns:
+            What was downloaded; None, with ``target`` untouched, if the version at hand is still the newest.
 
         Raises:
             UnreachableError: nothing at the URL answers.
-            InputError: the mirror refuses, breaks off, or sends something else.
-            HostError: the host has no room for it, or ``target`` cannot be written.
+            MissingFileError: the server does not have the file.
+            Version3Error: the file is in Alpine's format of version 3.
+            InputError: the server refuses, breaks off, or sends something else; or the download was cancelled.
+            HostError: the disk is full, or ``target`` cannot be written.
         """
         request = _Request(
-            url,
-            expected,
-            validators or Validators(),
-            on_bytes or _ignore,
-            cancelled or threading.Event(),
-            deadline=self._deadline(),
+            url=url,
+            target=target,
+            expected=expected,
+            validators=validators or Validators(),
+            on_bytes=on_bytes or _ignore,
+            cancelled=cancelled or threading.Event(),
+            deadline=Deadline(self._timeouts[1], self._least_rate, CONNECT_ALLOWANCE),
         )
-
-        def attempt(request: _Request) -> Download | None:
-            with _placing(target) as (sink, temporary):
-                found = self._into(request, sink)
-                sink.flush()
-                if found is not None:
-                    temporary.replace(target)
-            return found
-
-        return self._persist(attempt, request)
-
-    def _deadline(self) -> Deadline:
-        return Deadline(self._timeouts[1], self._least_rate, CONNECTING)
+        return self._try_repeatedly(request)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
-    def _persist(self, attempt: Callable[[_Request], Download | None], request: _Request) -> Download | None:
+    def _try_repeatedly(self, request: _Request) -> Download | None:
         last: InputError | None = None
         for number in range(self._attempts):
             try:
-                return attempt(request)
+                return self._try(request)
             except _StalledError as stalled:
                 if last is None:
                     raise
@@ -186,11 +179,20 @@ class Http:
                     raise fault.error from fault.__cause__
                 last = fault.error
                 log.info("trying again: %s", fault.error)
-                request.cancelled.wait(min(self._pause * 2**number, max(request.deadline.left(), 0)))
+                request.cancelled.wait(min(self._pause * 2**number, request.deadline.left()))
         raise AssertionError("at least one attempt is made")
 
-    def _into(self, request: _Request, sink: BinaryIO) -> Download | None:
-        """One attempt, in a thread of its own that ends when the deadline passes."""
+    def _try(self, request: _Request) -> Download | None:
+        """One attempt."""
+        with _temporary_beside(request.target) as (sink, temporary):
+            download = self._transfer(request, sink)
+            sink.flush()
+            if download is not None:
+                temporary.replace(request.target)
+        return download
+
+    def _transfer(self, request: _Request, sink: BinaryIO) -> Download | None:
+        """Download into ``sink``, in a thread of its own that ends when the deadline passes."""
         session = self._borrow()
         session.connecting = request.deadline.connecting
         try:
@@ -203,7 +205,7 @@ class Http:
         except ExpiredError as cause:
             raise _stalled(request) from cause
         except CancelledError:
-            raise _given_up(request) from None
+            raise _cancelled(request) from None
         finally:
             if session.is_cut:
                 session.close()
@@ -211,26 +213,27 @@ class Http:
                 self._idle.append(session)
 
     def _borrow(self) -> Session:
-        """A session that nobody else uses."""
+        """A session that no other thread uses."""
         try:
             return self._idle.pop()
         except IndexError:
             return Session()
 
     def _exchange(self, session: Session, request: _Request, sink: BinaryIO) -> Download | None:
+        """Send the request and receive the file; None if the version at hand is still the newest."""
         with self._response(session, request) as response:
             if response.status_code == HTTPStatus.NOT_MODIFIED:
                 return None
             declared = declared_length(response.headers)
             size, sha256 = self._receive(response, request, sink, declared)
             headers = response.headers
-        check_whole(request.url, size, sha256, request.expected)
+        check_complete(request.url, size, sha256, request.expected)
         return Download(size, sha256, Validators(headers.get("ETag", ""), headers.get("Last-Modified", "")))
 
     def _receive(
         self, response: requests.Response, request: _Request, sink: BinaryIO, declared: int | None
     ) -> tuple[int, str]:
-        """Stream the body into ``sink``: its length and SHA-256. What a broken attempt left there is taken back."""
+        """Stream the body into ``sink``, and return its length and SHA-256."""
         digest = hashlib.sha256()
         size = 0
         try:
@@ -246,15 +249,13 @@ class Http:
             if declared is not None and size != declared:
                 raise broken_off(request.url, size, declared)
         except TransientError:
-            sink.seek(0)
-            sink.truncate()
             request.on_bytes(-size)
             raise
         return size, digest.hexdigest()
 
     @contextmanager
     def _response(self, session: Session, request: _Request) -> Iterator[requests.Response]:
-        """The answer to a GET, when its status is 200 or 304."""
+        """The response to the request. Its status is 200 or 304."""
         try:
             response = self._follow(session, request)
         except requests.exceptions.ReadTimeout as cause:
@@ -266,7 +267,7 @@ class Http:
             yield response
 
     def _follow(self, session: Session, request: _Request) -> requests.Response:
-        """The answer where redirects end."""
+        """The response where redirects end."""
         url = request.url
         headers = {"Accept-Encoding": "identity", "User-Agent": "imgkit", **request.validators.headers}
         for _ in range(_MAX_REDIRECTS + 1):
@@ -281,7 +282,7 @@ class Http:
             else:
                 headers.pop("Authorization", None)
             url = target
-        raise InputError(f"{shown(request.url)}: is redirected in circles", hint=ELSEWHERE)
+        raise InputError(f"{shown(request.url)}: is redirected in circles", hint=ELSEWHERE_HINT)
 
     def _pieces(self, response: requests.Response, request: _Request) -> Iterator[bytes]:
         """The raw body as it arrives."""
@@ -296,8 +297,8 @@ class Http:
             raise _stalled(request) from cause
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as cause:
             raise broken_off(request.url) from cause
-        if request.deadline.passed:  # nobody waits any more, and the sink may be closed
-            raise _given_up(request)
+        if request.deadline.passed:  # the caller no longer waits, and the sink may be closed
+            raise _cancelled(request)
         return piece
 
 
@@ -307,23 +308,27 @@ class _StalledError(UnreachableError):
 
 def _stalled(request: _Request) -> InputError:
     deadline = request.deadline
-    slow = f"fewer than {deadline.rate:g} bytes a second"
-    what = slow if deadline.began else f"no answer within {deadline.patience:g} s"
-    return _StalledError(f"{shown(request.url)}: stalled: {what}", hint=ELSEWHERE)
+    no_answer = f"no answer within {deadline.timeout:g} s"
+    reason = f"fewer than {deadline.rate:g} bytes a second" if deadline.began else no_answer
+    return _StalledError(f"{shown(request.url)}: stalled: {reason}", hint=ELSEWHERE_HINT)
 
 
-def _given_up(request: _Request) -> InputError:
+def _cancelled(request: _Request) -> InputError:
     return InputError(f"{shown(request.url)}: the download was given up")
 
 
 def no_room(error: OSError) -> bool:
-    """Whether an error says that a disk (or a quota) is full."""
+    """Return whether an error says that a disk, or a quota, is full."""
     return error.errno in (ENOSPC, EDQUOT)
 
 
 @contextmanager
-def _placing(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A temporary file in the folder of ``target``; whatever is left of it after the block is removed."""
+def _temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A temporary file in the folder of ``target``. What the block leaves of it is removed.
+
+    Raises:
+        HostError: the file cannot be made or written to.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.")
@@ -334,5 +339,5 @@ def _placing(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
             with suppress(FileNotFoundError):
                 Path(name).unlink()
     except OSError as cause:
-        what = "no space left" if no_room(cause) else f"cannot be written ({cause.strerror})"
-        raise HostError(f"{target.parent}: {what}") from cause
+        reason = "no space left" if no_room(cause) else f"cannot be written ({cause.strerror})"
+        raise HostError(f"{target.parent}: {reason}") from cause

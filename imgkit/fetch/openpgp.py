@@ -1,8 +1,10 @@
-"""Detached OpenPGP signatures: who made a release file.
+"""Verify the detached OpenPGP signature of a release file.
 
-The mathematics and the policy (which hash algorithms still count, what a revocation does) are Sequoia's; this module
-gives its failures names. A signature is judged as of the time it was made, so a key that expired later still vouches
-for what it signed before.
+Sequoia does the cryptography and has the policy (which hash algorithms are still accepted, what a revocation does);
+this module turns its failures into error messages. A signature is judged as of the time it was made, so a key that
+expired later still vouches for what it signed before::
+
+    signer = verify_detached(Path("minirootfs.tar.gz"), signature, alpine_certificate())
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Certificate:
 
 
 def alpine_certificate() -> Certificate:
-    """The key that signs Alpine's releases, as it comes with imgkit."""
+    """Return the certificate that signs Alpine's releases, which comes with imgkit."""
     data = resources.files("imgkit.fetch").joinpath("alpine-release-key.asc").read_bytes()
     return read_certificate(data, name="alpine-release-key.asc", fingerprint=ALPINE_FINGERPRINT)
 
@@ -48,10 +50,10 @@ def read_certificate(data: bytes, *, name: str, fingerprint: str | None = None) 
     Args:
         data: armoured or binary.
         name: what messages call it.
-        fingerprint: what its primary key's must be, in hex; blanks and case do not matter.
+        fingerprint: what the primary key's must be, in hex; blanks and case do not matter.
 
     Raises:
-        InputError: it is none, has secrets in it, was revoked, or has another fingerprint.
+        InputError: the data is not a certificate, has a secret key in it, was revoked, or has another fingerprint.
     """
     try:
         certificate = pysequoia.Cert.from_bytes(data)
@@ -60,15 +62,15 @@ def read_certificate(data: bytes, *, name: str, fingerprint: str | None = None) 
         raise InputError(
             f"{name}: is not an OpenPGP certificate ({_reason(cause)})", hint="export it with gpg --export --armor"
         ) from cause
-    found = certificate.fingerprint.upper()
-    if fingerprint is not None and found != (wanted := "".join(fingerprint.split()).upper()):
-        raise InputError(f"{name}: is the certificate {found}, not {wanted}")
+    primary = certificate.fingerprint.upper()
+    if fingerprint is not None and primary != (wanted := "".join(fingerprint.split()).upper()):
+        raise InputError(f"{name}: is the certificate {primary}, not {wanted}")
     if any(packet.tag in _SECRETS for packet in packets):
         raise InputError(f"{name}: holds a secret key", hint="use the public one: gpg --export --armor")
     if certificate.is_revoked:
-        raise InputError(f"{name}: the certificate {found} was revoked")
+        raise InputError(f"{name}: the certificate {primary} was revoked")
     keys = tuple(packet.fingerprint.upper() for packet in packets if packet.tag in _KEYS and packet.fingerprint)
-    return Certificate(found, data, keys)
+    return Certificate(primary, data, keys)
 
 
 def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, name: str | None = None) -> str:
@@ -76,13 +78,13 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
 
     Args:
         signature: detached, armoured or binary.
-        name: what messages call the file; its file name where None.
+        name: what messages call the file; None takes its file name.
 
     Returns:
         The fingerprint of the certificate, upper-case hex.
 
     Raises:
-        InputError: the signature is none, is by another key, or does not fit the file.
+        InputError: the signature is not an OpenPGP signature, is by another key, or does not fit the file.
     """
     name = name or data.name
     try:
@@ -91,7 +93,7 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
         raise InputError(f"{name}: what should be its signature is not an OpenPGP signature") from cause
     _check_signer(parsed, certificate, name)
     try:
-        found = pysequoia.verify(file=str(data), store=lambda _: [_sequoia(certificate)], signature=parsed)
+        verified = pysequoia.verify(file=str(data), store=lambda _: [_sequoia(certificate)], signature=parsed)
     except RuntimeError as cause:
         expiration = _sequoia(certificate).expiration
         raise InputError(
@@ -99,18 +101,18 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
             + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
             hint="the file was damaged or replaced on its way: try again, or another mirror",
         ) from cause
-    if certificate.fingerprint.lower() not in [valid.certificate for valid in found.valid_sigs]:
+    if certificate.fingerprint.lower() not in [valid.certificate for valid in verified.valid_sigs]:
         raise InputError(f"{name}: bad signature: {certificate.fingerprint} did not make it")
     return certificate.fingerprint
 
 
 def _check_signer(signature: pysequoia.Sig, certificate: Certificate, name: str) -> None:
-    """Tell a signature by somebody else from a bad one. What a signature says of its maker proves nothing."""
+    """Tell a signature by another key from a bad one. What a signature says of its maker proves nothing by itself."""
     signer = (signature.issuer_fingerprint or signature.issuer_key_id or "").upper()
     if signer and not any(key.endswith(signer) for key in certificate.keys):
         raise InputError(
             f"{name}: signed by an unknown key: {signer}",
-            hint=f"trusted is {certificate.fingerprint}; a mirror of one's own brings its own release key",
+            hint=f"trusted is {certificate.fingerprint}; your own mirror needs its own release key (--release-key)",
         )
 
 

@@ -1,4 +1,4 @@
-"""Several downloads at a time that can be given up at once, and one bar for all of them."""
+"""Several downloads at a time that can be cancelled together, with one progress bar for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 from imgkit.host import progress
 
 T = TypeVar("T")
-_PARTING = 0.5  # seconds that threads get to end which are not needed any more
+_JOIN_TIMEOUT = 0.5  # seconds that the threads get to end when their results are no longer needed
 
 
 class Meter:
@@ -28,12 +28,12 @@ class Meter:
         self._bar.close()
 
     def expect(self, size: int) -> None:
-        """``size`` more bytes are on their way."""
+        """Add ``size`` bytes to the total."""
         with self._lock:
             self._bar.total = (self._bar.total or 0) + size
 
     def advance(self, size: int) -> None:
-        """``size`` bytes came (negative: have to come again)."""
+        """Count ``size`` bytes that have arrived; a negative number if they must come again."""
         with self._lock:
             self._bar.update(size)
 
@@ -41,9 +41,12 @@ class Meter:
 def in_parallel(jobs: Sequence[Callable[[threading.Event], T]], *, workers: int) -> list[T]:
     """Run ``jobs`` on a few threads and return their results in order.
 
-    Each job gets an event that is set when its result is no longer wanted. The first failure is raised as soon as it
-    is known; so is an interrupt. Threads that hang on the network then do not keep the caller: they are daemons, and
-    what they still do comes to nothing.
+    The first failure, or an interrupt, is raised at once. Threads that hang on the network do not hold up the caller
+    then: they are daemons, and their results are dropped.
+
+    Args:
+        jobs: each is called with an event that is set when its result is no longer needed.
+        workers: threads at a time.
     """
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
@@ -69,7 +72,7 @@ def in_parallel(jobs: Sequence[Callable[[threading.Event], T]], *, workers: int)
         return _results(done, len(jobs))
     except BaseException:
         stop.set()
-        deadline = time.monotonic() + _PARTING
+        deadline = time.monotonic() + _JOIN_TIMEOUT
         for thread in threads:  # most end at once, and then touch no file that the caller is about to remove
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -80,10 +83,11 @@ def _results(
     done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]],
     count: int,
 ) -> list[T]:
-    found: dict[int, T] = {}
+    """Wait for all results, and put them in order."""
+    results: dict[int, T] = {}
     for _ in range(count):
         number, result, error = done.get()
         if error is not None:
             raise error
-        found[number] = result  # type: ignore[assignment]
-    return [found[number] for number in range(count)]
+        results[number] = result  # type: ignore[assignment]
+    return [results[number] for number in range(count)]

@@ -1,7 +1,7 @@
 """A session of ``requests`` whose connections another thread can cut, and that leaves redirects to its caller.
 
-``requests`` reads the page that comes with a redirect to its end, and into memory, before it follows the redirect. A
-page without end would take all the time and memory there is.
+``requests`` follows a redirect only after it has read the page that came with it to its end, into memory. A page
+without end would take all the time and memory there is.
 """
 
 from __future__ import annotations
@@ -26,86 +26,101 @@ _SHORT_PAGE = 1 << 16  # bytes of a redirect's page that are read, so that the c
 
 
 class Session(requests.Session):
-    """One download at a time. After :meth:`cut`, every connection that it has or makes is closed at once."""
+    """A session for one download at a time. After :meth:`cut`, every connection that it has or makes is closed.
+
+    Attributes:
+        is_cut: :meth:`cut` was called.
+        connecting: makes the context manager in which a connection is made.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_cut = False
+        self.connecting: Callable[[], AbstractContextManager[None]] = nullcontext
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self.connecting: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around each connection
-        adapter = _Adapter(self._note, self._connecting)
+        adapter = _Adapter(self._register, self._connecting)
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - its name is part of the interface
-        """Tell ``requests`` that there is nowhere to go, whatever came; see :meth:`location`."""
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - the interface names it
+        """Return None, so that ``requests`` follows no redirect; see :meth:`location`."""
         return None
 
     def location(self, response: requests.Response) -> str | None:
-        """Where a redirect leads to, as an absolute URL; None for any other answer.
+        """Return where a redirect leads to, as an absolute URL; None for any other response.
 
         Raises:
-            ValueError: to nothing that is a URL.
+            ValueError: the ``Location`` header is not a URL.
         """
         target = super().get_redirect_target(response)
         return None if target is None else urljoin(response.url, requote_uri(target))
 
     def cut(self) -> None:
-        """End whatever another thread is sending or receiving here: it sees the end of the stream, or an error."""
+        """Shut down all connections. A thread that sends or receives sees the end of the stream, or an error."""
         with self._lock:
             self.is_cut = True
-            for each in list(self._sockets):
-                _shut(each)
+            for connection in list(self._sockets):
+                _shut_down(connection)
 
     def _connecting(self) -> AbstractContextManager[None]:
         return self.connecting()
 
-    def _note(self, opened: socket.socket) -> None:
+    def _register(self, connection: socket.socket) -> None:
         with self._lock:
-            self._sockets.add(opened)
+            self._sockets.add(connection)
             if self.is_cut:
-                _shut(opened)
+                _shut_down(connection)
 
 
 def discard(response: requests.Response) -> None:
-    """Close a response without its body. A short page is read first, which leaves the connection usable."""
+    """Close a response without its body. A short body is read first, which leaves the connection usable."""
     with response:
         length = declared_length(response.headers)
         if length is not None and length <= _SHORT_PAGE:
             response.raw.read(length)
 
 
-def _shut(opened: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     try:
-        socket.socket.shutdown(opened, socket.SHUT_RDWR)  # not that of TLS, which would change what the reader uses
+        # Not the method of a TLS socket, which would change what the reading thread uses.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
     except OSError:
         return  # it was closed meanwhile
 
 
 class _Adapter(HTTPAdapter):
-    """Connections, to servers and to proxies, that report their sockets to ``note``."""
+    """An adapter whose connections, to servers and to proxies, report their sockets.
+
+    Args:
+        register: called with the socket of each new connection.
+        connecting: makes the context manager in which a connection is made.
+    """
 
     def __init__(
-        self, note: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
+        self, register: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self._pools = _pools(note, connecting)
+        self._pools = _pool_classes(register, connecting)
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Give the manager of connections to servers the pools that report; called by ``requests``."""
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> urllib3.ProxyManager:
+        """Return a manager of connections to a proxy whose pools report; called by ``requests``."""
         manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options)
-        if type(manager) is urllib3.ProxyManager:  # one for SOCKS has connections of its own
+        if type(manager) is urllib3.ProxyManager:  # a manager for SOCKS has connections of its own
             manager.pool_classes_by_scheme = self._pools
         return manager
 
 
-def _pools(
-    note: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
+def _pool_classes(
+    register: Callable[[socket.socket], None], connecting: Callable[[], AbstractContextManager[None]]
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """URL scheme → class of connection pools."""
+
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             with connecting():
@@ -113,16 +128,10 @@ def _pools(
 
         def connect(self) -> None:
             super().connect()
-            note(self.sock)
+            register(self.sock)
 
-    class Secure(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            with connecting():
-                return super()._new_conn()
-
-        def connect(self) -> None:
-            super().connect()
-            note(self.sock)
+    class Secure(Plain, HTTPSConnection):
+        pass
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain

@@ -1,4 +1,4 @@
-"""Why a request got no answer, in one sentence. What kind of failure it was is deep in a chain of causes."""
+"""Say in one sentence why a request failed. The kind of failure is deep in a chain of causes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import requests
 import urllib3.exceptions
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import ELSEWHERE, UnreachableError, broken_off, shown
+from imgkit.fetch.checks import ELSEWHERE_HINT, UnreachableError, broken_off, shown
 
 
 def unreachable(url: str, cause: Exception, connect_timeout: float) -> Exception:
-    """The error (or TransientError) for a request to ``url`` that failed with ``cause``."""
+    """Return the error for a request to ``url`` that failed with ``cause``.
+
+    Returns:
+        InputError if it is not a URL, TransientError if the connection broke off, otherwise UnreachableError.
+    """
     chain = tuple(_chain(cause))
     if isinstance(cause, (ValueError, requests.exceptions.InvalidSchema, UnicodeError)):
         return InputError(f"{shown(url)}: is not a URL that can be downloaded")
     if any(isinstance(link, (ConnectionResetError, urllib3.exceptions.ProtocolError)) for link in chain):
         return broken_off(url, kind=UnreachableError)
     host = urlsplit(url).hostname or url
-    return UnreachableError(f"{shown(url)}: {_why(host, cause, chain, connect_timeout)}", hint=ELSEWHERE)
+    return UnreachableError(f"{shown(url)}: {_reason(host, cause, chain, connect_timeout)}", hint=ELSEWHERE_HINT)
 
 
-def _why(host: str, cause: Exception, chain: tuple[BaseException, ...], connect_timeout: float) -> str:
+def _reason(host: str, cause: Exception, chain: tuple[BaseException, ...], connect_timeout: float) -> str:
     if isinstance(cause, requests.exceptions.ProxyError):
         return f"the proxy does not let it through ({_first_line(chain[-1])})"
     if isinstance(cause, requests.exceptions.SSLError):

@@ -1,9 +1,12 @@
-"""One build, as a table of contents: each step is a named, timed line; the work is done elsewhere."""
+"""Build one image. :func:`build` is the table of contents: a step is a named, timed line, and its work is elsewhere::
+
+result = build(BuildRequest(recipe, "amd64", Path("out"), cache, Options()))
+print(result.image, result.build_id)
+"""
 
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
@@ -26,19 +28,24 @@ from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
-from imgkit.image.manifest import Made, boot_names, describe
-from imgkit.planning.plan import Base, Plan, fetch_base, fetch_packages, make_plan, open_planned, providers
+from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
+from imgkit.planning.base import Base, fetch_base
+from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.indexes import providers
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs.binaries.policy import apply_policy
 from imgkit.rootfs.compose import Composition, PackageSet, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
+from imgkit.tree import Tree
 from imgkit.vm.qemu.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
 
-_SCRATCH = ".imgkit-"  # how the names of scratch folders in the output folder begin
+_SCRATCH_PREFIX = ".imgkit-"  # how the names of scratch folders in the output folder begin
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -47,12 +54,13 @@ class BuildRequest:
     """What to build and where to put it.
 
     Attributes:
-        out: folder of the results.
-        work: folder for scratch files; None makes one in ``out``.
+        arch: imgkit's name of the architecture, ``amd64``.
+        out: the folder for the results.
         engine: starts the engine that writes the disk.
-        locked: build exactly this plan; None makes one.
+        work: the folder for scratch files; None makes one in ``out``.
+        locked: the plan of a lock file, which is built exactly; None makes a plan.
         allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
-        epoch: seconds since 1970 for what a build generates (SOURCE_DATE_EPOCH); None takes the plan's.
+        epoch: the time of what a build generates, in seconds since 1970 (SOURCE_DATE_EPOCH); None takes the plan's.
     """
 
     recipe: Recipe
@@ -68,7 +76,13 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Where everything is, and what it is."""
+    """The files that a build put into place.
+
+    Attributes:
+        build_id: equal for equal root filesystems.
+        size: of the image file, in bytes.
+        steps: how long each step took.
+    """
 
     image: Path
     kernel: Path
@@ -83,114 +97,82 @@ def build(request: BuildRequest) -> BuildResult:
     """Make one image. Nothing appears in ``out`` before all of it is there.
 
     Raises:
-        ImgkitError: of the kind whose fault it is; no output file is left then, and no process.
+        ImgkitError: the subclass says whose fault it is. No output file is left then, and no process.
     """
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
     _check_programs()
-    with _workspace(request) as work, ExitStack() as stack:
-        engine = stack.enter_context(request.engine(_folder(work, "disk"), size))
+    with _workspace(request) as work, request.engine(_folder(work, "disk"), size) as engine:
         with steps.step("plan"):
-            stale = request.allow_stale
-            base = fetch_base(
-                recipe, arch, request.cache, work / "minirootfs", locked=request.locked, allow_stale=stale
-            )
-            plan = request.locked or make_plan(recipe, arch, base, request.cache, allow_stale=stale)
+            base, plan = _plan(request, work / "minirootfs")
         layout = _layout(recipe, arch, plan, size)
         engine.prepare(layout)
         engine.check()
         _check_size(plan, size)
         with steps.step("fetch packages"):
-            plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
-            if request.locked is not None:
-                check_locked(plan, base, request.cache, files)
+            plan, packages = _fetch_packages(request, base, plan, work / "packages")
         with steps.step("prepare the payload"):
-            payload = _payload(request, work)
+            payload = _payload(request, work / "payload")
         engine.check()
         with steps.step("compose the root filesystem"):
-            selection = PackageSet(
-                tuple(each.package for each in plan.packages),
-                partial(open_planned, files, base, work / "packages"),
-                plan.world,
-            )
-            made = compose(
-                base.tree,
-                selection,
-                recipe,
-                arch,
-                payload=payload,
-                can_run=arch == host_arch(),
-                root_uuid=layout.root.fs_uuid,
-                epoch=plan.epoch if request.epoch is None else request.epoch,
-            )
-            _judge(request, plan, base, made)
+            composition = _compose(request, base.tree, packages, payload, layout, plan.epoch)
+            _judge(request, plan, base, composition)
         with steps.step("make the boot loader"):
-            boot = make_boot_files(made.tree, recipe.architecture(arch).grub_platforms, layout)
-        written = engine.write(made.tree, layout, boot, steps, made.scripts.pending)
+            boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
+        written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending)
         with steps.step("map the disk"):
             disk = map_disk(written.disk, regions_of(layout))
         with steps.step("compress"):
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
-        _write_boot_files(made, work)
-        results = Made(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
-        _write_manifest(describe(recipe, plan, made, layout, results), work / "manifest.json")
+        _write_boot_files(composition, work)
+        outputs = Outputs(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
+        write_manifest(describe(recipe, plan, composition, layout, outputs), work / "manifest.json")
         with steps.step("put into place"):
-            return _place(request, work, made, image_size, steps)
+            return _place(request, work, composition.build_id, image_size, steps)
 
 
-def _check_size(plan: Plan, size: int) -> None:
-    """Refuse, before anything is downloaded, packages that say themselves that they cannot fit by far.
+def _check_programs() -> None:
+    """Check early for the programs that are needed late.
 
     Raises:
-        RecipeError: so it is. What is less clear is measured when the Tree is complete.
+        HostError: one of them is missing.
     """
-    stated = sum(each.package.installed_size for each in plan.packages)
-    if stated > 2 * size:
-        raise too_small(size, stated)
+    for program in ("grub-mkimage", "qemu-img"):
+        if shutil.which(program) is None:
+            raise process.missing(program)
 
 
 @contextmanager
 def _workspace(request: BuildRequest) -> Iterator[Path]:
-    """A folder for scratch files that goes when the block ends. It is where the results are made, too.
+    """A folder for scratch files and results, which is removed when the block ends.
 
     Raises:
-        HostError: it cannot be made.
+        HostError: it cannot be made, or the disk gets full or fails during the block.
     """
     parent = request.work or request.out
     with ExitStack() as stack:
         try:
             for folder in (request.out, parent):
                 stack.enter_context(scratch.parents(folder))
-            work = stack.enter_context(scratch.folder(parent, _SCRATCH))
+            work = stack.enter_context(scratch.folder(parent, _SCRATCH_PREFIX))
         except OSError as cause:
             hint = "choose another with " + ("WORK_DIR" if request.work else "--out")
             raise HostError(f"{cause.filename or parent}: {cause.strerror}", hint=hint) from cause
-        with _host_faults(parent):
+        with _disk_faults(parent):
             yield work
 
 
 @contextmanager
-def _host_faults(folder: Path) -> Iterator[None]:
-    """A disk that is full or broken is the host's fault, whatever was being written."""
+def _disk_faults(folder: Path) -> Iterator[None]:
+    """Turn the errors of a disk that is full or broken into HostError, whatever was being written."""
     try:
         yield
     except OSError as cause:
         if cause.errno not in _DISK_FAULTS:
             raise
-        what = "no space left" if no_room(cause) else cause.strerror
+        reason = "no space left" if no_room(cause) else cause.strerror
         where = cause.filename or folder
-        raise HostError(f"{where}: {what}", hint=MAKE_ROOM) from cause
-
-
-def _check_programs() -> None:
-    """What is missed only at the end of a build is looked for before it begins.
-
-    Raises:
-        HostError: it is missing.
-    """
-    for program in ("grub-mkimage", "qemu-img"):
-        if shutil.which(program) is None:
-            raise process.missing(program)
+        raise HostError(f"{where}: {reason}", hint=MAKE_ROOM) from cause
 
 
 def _folder(work: Path, name: str) -> Path:
@@ -199,13 +181,47 @@ def _folder(work: Path, name: str) -> Path:
     return path
 
 
-def _payload(request: BuildRequest, work: Path) -> Path | None:
+def _plan(request: BuildRequest, spool: Path) -> tuple[Base, Plan]:
+    """The minirootfs, and the plan of the lock file or a new one."""
+    recipe, arch, cache, stale = request.recipe, request.arch, request.cache, request.allow_stale
+    base = fetch_base(recipe, arch, cache, spool, locked=request.locked, allow_stale=stale)
+    return base, request.locked or make_plan(recipe, arch, base, cache, allow_stale=stale)
+
+
+def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
+    """The layout of the disk. Its identifiers follow from recipe and plan, so a repeated build makes the same disk."""
+    seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
+    return make_layout(sized_partitions(recipe.architecture(arch)), size, seed)
+
+
+def _check_size(plan: Plan, size: int) -> None:
+    """Refuse, before anything is downloaded, packages that by their own figures cannot fit by far.
+
+    Raises:
+        RecipeError: they need more than twice the disk's size. A closer miss is found when the Tree is complete.
+    """
+    stated = sum(planned.package.installed_size for planned in plan.packages)
+    if stated > 2 * size:
+        raise too_small(size, stated)
+
+
+def _fetch_packages(request: BuildRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
+    """Download and verify the packages. The plan that is returned has their hashes."""
+    plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
+    if request.locked is not None:
+        check_locked(plan, base, request.cache, files)
+    packages = tuple(planned.package for planned in plan.packages)
+    return plan, PackageSet(packages, partial(open_planned, files, base, spool), plan.world)
+
+
+def _payload(request: BuildRequest, folder: Path) -> Path | None:
+    """The prepared payload; None if the overlay's is taken."""
     recipe = request.recipe
     if recipe.agent_runner is None:
         return None
     return prepare_payload(
         recipe.agent_runner,
-        work / "payload",
+        folder,
         build=recipe.agent_runner_build,
         architecture=recipe.architecture(request.arch).alpine,
         allow_scripts=recipe.npm_scripts,
@@ -215,10 +231,26 @@ def _payload(request: BuildRequest, work: Path) -> Path | None:
     )
 
 
-def _judge(request: BuildRequest, plan: Plan, base: Base, made: Composition) -> None:
+def _compose(
+    request: BuildRequest, minirootfs: Tree, packages: PackageSet, payload: Path | None, layout: Layout, epoch: int
+) -> Composition:
+    return compose(
+        minirootfs,
+        packages,
+        request.recipe,
+        request.arch,
+        payload=payload,
+        can_run=request.arch == host_arch(),
+        root_uuid=layout.root.fs_uuid,
+        epoch=epoch if request.epoch is None else request.epoch,
+    )
+
+
+def _judge(request: BuildRequest, plan: Plan, base: Base, composition: Composition) -> None:
+    """Warn of programs in the payload that cannot run in the image, or refuse them, as the recipe says."""
     recipe = request.recipe
     apply_policy(
-        made.binaries,
+        composition.binaries,
         recipe.payload_binaries,
         recipe.architecture(request.arch).alpine,
         partial(providers, plan, base, request.cache),
@@ -226,25 +258,13 @@ def _judge(request: BuildRequest, plan: Plan, base: Base, made: Composition) -> 
     )
 
 
-def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
-    """Identifiers follow from the recipe's name and the plan, so that a build repeated is the same disk."""
-    seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
-    return make_layout(sized_partitions(recipe.architecture(arch)), size, seed)
+def _write_boot_files(composition: Composition, work: Path) -> None:
+    (work / "vmlinuz").write_bytes(direct_boot_image(composition.tree, composition.kernel))
+    (work / "initramfs").write_bytes(composition.tree.read(composition.kernel.initramfs))
 
 
-def _write_boot_files(made: Composition, work: Path) -> None:
-    (work / "vmlinuz").write_bytes(direct_boot_image(made.tree, made.kernel))
-    (work / "initramfs").write_bytes(made.tree.read(made.kernel.initramfs))
-
-
-def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Names of files that are not UTF-8 are written as escapes, which JSON has for everything."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    path.write_bytes(text.encode(errors="backslashreplace"))
-
-
-def _place(request: BuildRequest, work: Path, made: Composition, size: int, steps: Steps) -> BuildResult:
-    """Rename everything into place, the image last: where it is, the rest is."""
+def _place(request: BuildRequest, work: Path, build_id: str, size: int, steps: Steps) -> BuildResult:
+    """Rename all files into place, the image last: where the image is, the others are."""
     name, arch, out = request.recipe.name, request.arch, request.out
     kernel, initramfs = boot_names(request.recipe, arch)
     result = BuildResult(
@@ -252,7 +272,7 @@ def _place(request: BuildRequest, work: Path, made: Composition, size: int, step
         kernel=out / kernel,
         initramfs=out / initramfs,
         manifest=out / f"{name}-{arch}.manifest.json",
-        build_id=made.build_id,
+        build_id=build_id,
         size=size,
         steps=steps,
     )
@@ -262,7 +282,7 @@ def _place(request: BuildRequest, work: Path, made: Composition, size: int, step
         "manifest.json": result.manifest,
         "image.qcow2": result.image,
     }
-    with scratch.folder(out, _SCRATCH) as near:  # WORK_DIR may be on another filesystem
+    with scratch.folder(out, _SCRATCH_PREFIX) as near:  # WORK_DIR may be on another filesystem
         for source in moves:
             shutil.move(work / source, near / source)
         placed = {near / source: target for source, target in moves.items()}

@@ -1,7 +1,7 @@
-"""Boot records: which boots proved an image, in ``NAME.boot.json`` beside it.
+"""Boot records: the boots that proved an image, in ``NAME.boot.json`` beside it.
 
-A record is about certain bytes, whose SHA-256 it has. It holds the last successful boot with each firmware; those of
-other bytes are forgotten when it is written again::
+A record is about certain bytes, whose SHA-256 it has. It holds the last successful boot with each firmware. When it is
+written again for other bytes, the old boots are dropped::
 
     with Evidence() as evidence:
         with boot(…, before=evidence.hold) as vm:
@@ -28,25 +28,25 @@ from imgkit.host.progress import bar
 
 VERSION = 1
 PUBLISHED = ("SHA256SUMS", "upload-manifest.json")
-"""Files that only the folder of a publication has. What lies there is listed with its hash and stays as it is."""
+"""Files by which the folder of a publication is recognised. It lists the hashes of its files, so nothing is added."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _QCOW2 = b"QFI\xfb"
 _CHUNK = 1 << 20
-_MOST_BYTES = 1 << 20  # of a record; three boots take 6 KiB
-_MAX_TEXT = 200
-_MAX_FACTS = 40
-_MAX_NUMBER = 1 << 53
+_MAX_BYTES = 1 << 20  # of a record; three boots take 6 KiB
+_MAX_TEXT = 200  # characters of a text that a guest reports, and of its name
+_MAX_FACTS = 40  # values that a guest reports
+_MAX_NUMBER = 1 << 53  # integers that every JSON reader keeps (RFC 8259, section 6)
 
 
 @dataclass(frozen=True)
-class Record:
+class BootRecord:
     """The boots of one image.
 
     Attributes:
-        image: its file's name when it was booted.
-        sha256, size: which bytes were booted.
-        boots: firmware → what is known of the last successful boot with it, ready for JSON.
+        image: the file's name when it was booted.
+        sha256, size: of the bytes that were booted; the hash in hex.
+        boots: firmware → facts about the last successful boot with it, ready for JSON.
     """
 
     image: str
@@ -56,7 +56,7 @@ class Record:
     boots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The record as a JSON file."""
+        """Return the text of the JSON file."""
         body = {
             "bootRecord": VERSION,
             "image": {"name": self.image, "sha256": self.sha256, "size": self.size},
@@ -65,8 +65,8 @@ class Record:
         }
         return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
-    def with_boots(self, other: Record | None) -> Record:
-        """This record with the boots of ``other`` that it lacks, if both are about the same bytes."""
+    def with_boots(self, other: BootRecord | None) -> BootRecord:
+        """Return this record with the boots of ``other`` that it lacks, if both are about the same bytes."""
         if other is None or other.sha256 != self.sha256:
             return self
         return replace(self, boots={**other.boots, **self.boots})
@@ -79,7 +79,8 @@ class ChangedError(Exception):
 class Evidence:
     """The files of one boot, held open so that their hashes are of the bytes that were booted.
 
-    Programs open the files by name. A name that stands for the same unchanged file afterwards did so all the time.
+    QEMU opens the files by name. A name that stands for the same unchanged file before and after the boot stood for it
+    all the time.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,10 @@ class Evidence:
         self._stack.close()
 
     def hold(self, paths: Sequence[Path]) -> None:
-        """Open the image and, for a direct boot, the kernel and the initramfs. Call it before they are booted.
+        """Open the files. Call it before they are booted.
+
+        Args:
+            paths: the image and, for a direct boot, the kernel and the initramfs.
 
         Raises:
             InputError: one of them cannot be opened.
@@ -107,21 +111,26 @@ class Evidence:
 
     @property
     def publishable(self) -> bool:
-        """Whether the image is a qcow2 file. Raw images are never published, and may be large and mostly empty."""
+        """Whether the image is a qcow2 file. Raw images are not published, and may be large and mostly empty."""
         source = self._files[0][1]
         return os.pread(source.fileno(), len(_QCOW2), 0) == _QCOW2
 
-    def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> Record:
-        """The record of this boot. Reads the files to hash them, so call it when the machine is off.
+    def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> BootRecord:
+        """Return the record of this boot. It reads the files to hash them, so call it when the machine is off.
+
+        Args:
+            firmware: ``bios``, ``uefi`` or ``direct``.
+            facts: about the boot, ready for JSON.
 
         Raises:
             ChangedError: a file is no longer the one that was booted.
         """
-        files = [self._hashed(*each) for each in self._files]
+        files = [self._hashed(*held) for held in self._files]
         boot = {**facts, **dict(zip(("kernel", "initramfs"), files[1:], strict=False))}
-        return Record(arch=arch, boots={firmware: boot}, image=files[0]["name"], **_identity(files[0]))
+        return BootRecord(arch=arch, boots={firmware: boot}, image=files[0]["name"], **_identity(files[0]))
 
     def _hashed(self, path: Path, source: BinaryIO, before: tuple[int, ...]) -> dict[str, Any]:
+        """The name, hash and size of a file, as the record has them."""
         size = before[-1]
         digest = hashlib.sha256()
         with bar(size, f"hash {path.name}") as progress:
@@ -137,54 +146,54 @@ class Evidence:
 
 
 def path_of(image: Path) -> Path:
-    """Where the record of ``image`` is kept: beside the name that was given, as its manifest is."""
+    """Return the path of an image's record: beside the name that was given, as its manifest is."""
     return image.with_suffix(".boot.json")
 
 
-def keep(image: Path, record: Record) -> Path | None:
-    """Write ``record`` beside its image, together with what an earlier record of the same bytes says.
+def keep(image: Path, record: BootRecord) -> Path | None:
+    """Write ``record`` beside its image, with the boots of an earlier record of the same bytes.
 
     Returns:
-        Where it is, or None if the image lies in a publication, which is not touched.
+        The path of the record, or None if the image is in the folder of a publication, which is not touched.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the record cannot be written.
     """
     folder = image.absolute().parent
     if all((folder / name).is_file() for name in PUBLISHED):
         return None
     path = path_of(image)
     with scratch.folder(folder, ".imgkit-") as near, scratch.alone(folder):
-        written = near / "boot.json"
-        written.write_text(record.with_boots(read(path)).text())
+        temporary = near / "boot.json"
+        temporary.write_text(record.with_boots(read(path)).text())
         with interrupts.held_back():
-            wholefile.place({written: path})
+            wholefile.place({temporary: path})
     return path
 
 
-def read(path: Path) -> Record | None:
-    """The record in a file; None if there is no file or no usable record in it."""
+def read(path: Path) -> BootRecord | None:
+    """Read a record; None if there is no file, or no valid record in it."""
     try:
-        return parse(read_bytes(path, _MOST_BYTES))
+        return parse(read_bytes(path, _MAX_BYTES))
     except InputError:
         return None
 
 
-def parse(data: bytes) -> Record | None:
-    """The record in ``data``; None if it is not one of this version, or is about nothing."""
+def parse(data: bytes) -> BootRecord | None:
+    """Parse a record; None if ``data`` is not a record of this version, or has no boots."""
     try:
         body = parse_json(data, "boot record")
         image, boots = body["image"], body["boots"]
-        known = body["bootRecord"] == VERSION and _SHA256.fullmatch(image["sha256"]) and boots
-        if not known or not all(isinstance(facts, dict) for facts in boots.values()):
+        valid = body["bootRecord"] == VERSION and _SHA256.fullmatch(image["sha256"]) and boots
+        if not valid or not all(isinstance(facts, dict) for facts in boots.values()):
             return None
-        return Record(str(image["name"]), image["sha256"], int(image["size"]), str(body["arch"]), dict(boots))
+        return BootRecord(str(image["name"]), image["sha256"], int(image["size"]), str(body["arch"]), dict(boots))
     except (InputError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
 def guest_facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a guest says of itself, cut down to short texts and plain values: a guest is not trusted."""
+    """Return the short texts and the numbers of what a guest reports. A guest is not trusted."""
     texts = {name: value[:_MAX_TEXT] for name, value in values.items() if isinstance(value, str)}
     numbers = {
         name: value
@@ -200,4 +209,5 @@ def _identity(file: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another one, and from itself after a change. The last number is its size."""
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,8 +1,9 @@
-"""The manifest: what an image is and what it is made of, written beside it."""
+"""The manifest: what an image is and what it is made of, in ``NAME.manifest.json`` beside it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,30 +14,28 @@ from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import checked, read_json
-from imgkit.planning.plan import Plan
-from imgkit.planning.schemas import Manifest
+from imgkit.planning.plan import Artefact, Plan, PlannedPackage
+from imgkit.planning.schemas import Sha256, Short, Size, StrictModel
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
 
 VERSION = 1
 MAX_SIZE = 32 << 20
-"""Bytes of a manifest that are read at most. A path takes about 250, so there is room for 130,000 paths; the images of
-today have up to 5,000. A million would need 250 MB, and reading what somebody made of that size takes gigabytes of
-memory, since a value takes up to twelve times its bytes."""
-
-
-def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
-    """The file names of the kernel and the initramfs that lie beside an image, for booting without firmware."""
-    return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
+"""The most bytes of a manifest that are read. A path takes about 250 bytes, so there is room for 130,000 paths; images
+of today have up to 5,000. A limit of a million paths would be 250 MB, and reading a hostile file of that size takes
+gigabytes of memory, since a value takes up to twelve times its bytes."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a build made: the disk as it was mapped, the files of its EFI system partition, and the files in ``out``.
+class Outputs:
+    """What a build made, before it is put into place.
 
     Attributes:
-        image: the compressed image, to be hashed; likewise ``kernel`` and ``initramfs``, which lie beside it.
+        disk: what every byte of the disk is.
+        esp: path → contents of the files of the EFI system partition.
+        image: the compressed image.
+        kernel, initramfs: the files that will lie beside it, for booting without firmware.
     """
 
     disk: DiskMap
@@ -46,45 +45,61 @@ class Made:
     initramfs: Path
 
 
-def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, results: Made) -> dict[str, Any]:
-    """The manifest of a finished image, ready for JSON."""
+class ManifestFile(StrictModel):
+    """The image, or a file beside it. Keys may be missing here; readers refuse a file that lacks what they need."""
+
+    name: Short | None = None
+    sha256: Sha256 | None = None
+    size: Size | None = None
+
+
+class Manifest(StrictModel):
+    """The shape of the keys that are read again by ``publish``.
+
+    ``verify`` compares an image with everything in it, which :mod:`imgkit.verification.statement` checks.
+    """
+
+    manifest: int | None = None
+    arch: Short | None = None
+    buildId: Short | None = None  # noqa: N815 - as it is in the file
+    image: ManifestFile | None = None
+    boot: dict[Short, ManifestFile] | None = None
+    files: dict[str, dict[str, Any]]
+
+
+def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
+    """Return the file names of the kernel and the initramfs that lie beside an image, for booting without firmware."""
+    return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
+
+
+def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layout, outputs: Outputs) -> dict[str, Any]:
+    """Return the manifest of a finished image, ready for JSON."""
     names = boot_names(recipe, plan.arch)
-    scripts = made.scripts
+    scripts = composition.scripts
     return {
         "manifest": VERSION,
         "imgkit": __version__,
         "name": recipe.name,
         "arch": plan.arch,
-        "buildId": made.build_id,
+        "buildId": composition.build_id,
         "image": {
-            "sha256": hash_file(results.image),
-            "size": results.image.stat().st_size,
+            "sha256": hash_file(outputs.image),
+            "size": outputs.image.stat().st_size,
             "virtualSize": layout.size_bytes,
         },
-        "boot": {"kernel": _file(names[0], results.kernel), "initramfs": _file(names[1], results.initramfs)},
+        "boot": {"kernel": _file(names[0], outputs.kernel), "initramfs": _file(names[1], outputs.initramfs)},
         "alpine": {"branch": plan.branch, "version": plan.version},
         "minirootfs": _artefact(plan.minirootfs),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
-        "packages": [
-            {
-                "name": each.package.name,
-                "version": each.package.version,
-                "identity": each.package.identity,
-                "license": each.package.license,
-                "origin": each.package.origin,
-                "url": each.url,
-                **({"sha256": each.sha256} if each.sha256 else {"from": "minirootfs"}),
-            }
-            for each in plan.packages
-        ],
+        "packages": [_package(planned) for planned in plan.packages],
         "scripts": {
             "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
-            "inAppliance": [f"{each.package}.{each.kind}" for each in scripts.pending],
+            "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],
             "skipped": list(scripts.skipped),
         },
-        "payload": {"policy": recipe.payload_binaries, **_binaries(made.binaries)},
-        "kernel": made.kernel.release,
+        "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
+        "kernel": composition.kernel.release,
         "disk": {
             "guid": layout.disk_guid,
             "partitions": [
@@ -95,25 +110,62 @@ def describe(recipe: Recipe, plan: Plan, made: Composition, layout: Layout, resu
         },
         "esp": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-            for name, data in results.esp.items()
+            for name, data in outputs.esp.items()
         },
-        "map": results.disk.to_json(),
-        "files": made.records,
+        "map": outputs.disk.to_json(),
+        "files": composition.records,
     }  # fmt: skip
 
 
-def _binaries(found: BinaryFindings) -> dict[str, Any]:
-    """The payload's programs and modules that cannot run in the image. With ``prune`` the first are not in it."""
+def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """Write a manifest. Bytes of file names that are not UTF-8 become escapes, which JSON has for everything."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    path.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        InputError: the file is missing, or is not a manifest.
+    """
+    manifest: dict[str, Any] = read_json(
+        path, MAX_SIZE, hint="a build puts the manifest beside the image", raw_names=True
+    )
+    checked(Manifest, manifest, path, what="a manifest of imgkit")
+    return manifest
+
+
+def _package(planned: PlannedPackage) -> dict[str, Any]:
+    package = planned.package
     return {
-        "otherPlatforms": [
-            {"path": f"/{each.path}", "size": each.size, "platform": each.platform} for each in found.foreign
-        ],
-        "missingLibraries": [{"path": f"/{each.path}", "library": each.library} for each in found.missing_libraries],
-        "doubtful": [{"path": f"/{each.path}", "problem": each.problem} for each in found.doubtful],
+        "name": package.name,
+        "version": package.version,
+        "identity": package.identity,
+        "license": package.license,
+        "origin": package.origin,
+        "url": planned.url,
+        **({"sha256": planned.sha256} if planned.sha256 else {"from": "minirootfs"}),
     }
 
 
-def _artefact(artefact: Any) -> dict[str, Any]:
+def _binaries(findings: BinaryFindings) -> dict[str, Any]:
+    """Programs and modules of the payload that cannot run in the image.
+
+    With the policy ``prune``, those for other platforms were removed from it.
+    """
+    return {
+        "otherPlatforms": [
+            {"path": f"/{binary.path}", "size": binary.size, "platform": binary.platform} for binary in findings.foreign
+        ],
+        "missingLibraries": [
+            {"path": f"/{binary.path}", "library": binary.library} for binary in findings.missing_libraries
+        ],
+        "doubtful": [{"path": f"/{binary.path}", "problem": binary.problem} for binary in findings.doubtful],
+    }
+
+
+def _artefact(artefact: Artefact) -> dict[str, Any]:
     return {
         "url": artefact.url,
         "size": artefact.size,
@@ -124,16 +176,3 @@ def _artefact(artefact: Any) -> dict[str, Any]:
 
 def _file(name: str, path: Path) -> dict[str, Any]:
     return {"name": name, "sha256": hash_file(path), "size": path.stat().st_size}
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest.
-
-    Raises:
-        InputError: the file is missing, or it is not a manifest.
-    """
-    manifest: dict[str, Any] = read_json(
-        path, MAX_SIZE, hint="a build puts the manifest beside the image", raw_names=True
-    )
-    checked(Manifest, manifest, path, what="a manifest of imgkit")
-    return manifest

@@ -1,12 +1,12 @@
-"""Whether what a mirror has is what it should have by now.
+"""Check that a mirror has what it should have by now.
 
-A signature says who made a file, not when, nor for which place on a mirror. A mirror can go on showing an old index,
-whose packages have holes that were mended since, or put the index of one branch where another's belongs. So the date of
-every signed index and minirootfs is remembered, for each repository whatever mirror it came from, and an older one is
-refused; so is one that says itself that it is of another branch.
+A signature says who made a file, but not when, nor for which place on a mirror. A mirror can go on showing an old
+index, whose packages have security holes that were fixed since, or put the index of one branch where another's belongs.
+So the date of every signed index and minirootfs is remembered, for each repository whatever mirror it came from. An
+older file is refused, and so is one which says that it is of another branch.
 
-The memory is a folder of the cache. Each date is a file of its own, so builds that run at the same time cannot replace
-a newer date with an older one::
+The memory is a folder of the cache. Each date is a file of its own, so that builds which run at the same time cannot
+replace a newer date with an older one::
 
     newest/ab/abcd…/1700000000
 
@@ -32,80 +32,88 @@ from imgkit.tree import File, Tree
 log = logging.getLogger("imgkit")
 
 _ALPINE_RELEASE = "etc/alpine-release"
-OPTION = "--allow-stale-mirror"
-_MISPLACED = "the mirror has the wrong file in this place: try another mirror"
-_LAGGING = "the mirror lags behind, or hides updates: try again later, or another mirror, or without --offline"
+_OPTION = "--allow-stale-mirror"
+_MISPLACED_HINT = "the mirror has the wrong file in this place: try another mirror"
+_LAGGING_HINT = "the mirror lags behind, or hides updates: try again later, or another mirror, or without --offline"
 _TOLERANCE = 86400  # seconds that a date may be in the future; a later one is not remembered
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a minirootfs says of itself in ``/etc/alpine-release``: the text of that file, and its time since 1970."""
+class AlpineRelease:
+    """What a minirootfs says of itself.
+
+    Attributes:
+        version: the text of ``/etc/alpine-release``, ``3.23.6``.
+        date: the time of that file, in seconds since 1970.
+    """
 
     version: str
     date: int
 
 
-def release_of(tree: Tree) -> Stated | None:
-    """What a minirootfs says of itself; None if it has no such file."""
+def release_of(tree: Tree) -> AlpineRelease | None:
+    """Return what a minirootfs says of itself, or None if it has no ``/etc/alpine-release``."""
     node = tree.stat(_ALPINE_RELEASE)
-    return Stated(tree.text(_ALPINE_RELEASE).strip(), node.mtime) if isinstance(node, File) else None
+    return AlpineRelease(tree.text(_ALPINE_RELEASE).strip(), node.mtime) if isinstance(node, File) else None
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """What is asked of the files of one branch.
+    """The checks that the signed files of one branch must pass.
 
-    Args:
-        folder: the cache.
-        trust: who vouches for the branch: the certificate that signed the minirootfs.
-        asked: the recipe's branch.
+    Attributes:
+        folder: the cache's.
+        signer: who vouches for the branch: the certificate that signed the minirootfs.
+        recipe_branch: the branch that the recipe names.
         arch: Alpine's name of the architecture.
-        stated: what the minirootfs says of itself.
+        release: what the minirootfs says of itself.
         allow: warn instead of refusing.
     """
 
     folder: Path
-    trust: str
-    asked: str
+    signer: str
+    recipe_branch: str
     arch: str
-    stated: Stated | None
+    release: AlpineRelease | None
     allow: bool = False
 
     @property
     def branch(self) -> str:
-        """The branch that all files must be of; ``latest-stable`` if the minirootfs does not say which that is."""
-        own = branch_of(self.stated.version) if self.stated else None
-        return own if own not in (None, EDGE) and self.asked == LATEST else self.asked
+        """The branch that all files must be of.
 
-    def check_minirootfs(self, url: str, called: str, *, chosen: bool) -> None:
-        """Check that the minirootfs is the one that it is said to be, and warn if its branch has come to its end.
+        It is the recipe's. ``latest-stable`` stands for the branch that the minirootfs says it is of, if it says one.
+        """
+        own = branch_of(self.release.version) if self.release else None
+        return own if own not in (None, EDGE) and self.recipe_branch == LATEST else self.recipe_branch
+
+    def check_minirootfs(self, url: str, version: str, *, chosen: bool) -> None:
+        """Check that the minirootfs is the one that it is called, and warn if its branch is no longer supported.
 
         Args:
-            called: its version, by the list of releases or a lock file.
-            chosen: somebody asked for this very version, which need not be the newest.
+            version: what the list of releases, or a lock file, calls it.
+            chosen: somebody asked for this version, so it need not be the newest.
 
         Raises:
-            InputError: it says itself that it is of another version or branch, or a newer one was seen before.
+            InputError: it says that it is of another version or branch, or a newer one was seen before.
             HostError: the cache cannot be written.
         """
         warn_expired(self.branch)
-        if self.stated is None:
+        if self.release is None:
             return
-        version = self.stated.version
-        if version not in (called, f"{version.partition('_alpha')[0]}_alpha{called}"):
-            self._refuse(f"{shown(url)}: is called {called}, but says itself that it is {version[:40]!r}")
-        self._check_branch(url, branch_of(version), version)
+        own = self.release.version
+        if own not in (version, f"{own.partition('_alpha')[0]}_alpha{version}"):  # the list gives edge's date alone
+            self._refuse(f"{shown(url)}: is called {version}, but says itself that it is {own[:40]!r}")
+        self._check_branch(url, branch_of(own), own)
         if not chosen:
-            if self.asked == LATEST:
+            if self.recipe_branch == LATEST:
                 self._check_latest(url)
-            self.check_date(url, MINIROOTFS, self.stated.date)
+            self.check_date(url, MINIROOTFS, self.release.date)
 
     def check_index(self, url: str, repository: str, description: str, date: int) -> None:
         """Check a signed index. Its date is not remembered: see :meth:`remember_index`.
 
         Args:
-            description: what it says of the sources that it was made from (:func:`branch_of`).
+            description: what the index says of the sources that it was made from (:func:`branch_of`).
             date: when it was made, in seconds since 1970.
 
         Raises:
@@ -116,10 +124,10 @@ class Freshness:
         self._is_newest(url, repository, date)
 
     def remember_index(self, repository: str, date: int) -> None:
-        """Remember the date of an index, of which something was taken.
+        """Remember the date of an index from which a package was taken.
 
-        An index does not say of which repository it is. One in the wrong place has nothing that the plan takes from
-        there; if its date were remembered, that of the right one might be refused for ever.
+        An index does not say which repository it is of. An index in the wrong place has nothing that the plan takes
+        from there; if its date were remembered, the right index might be refused for ever.
 
         Raises:
             HostError: the cache cannot be written.
@@ -128,41 +136,41 @@ class Freshness:
         if _newest(memory) < date < time.time() + _TOLERANCE:
             _remember(memory, date)
 
-    def check_date(self, url: str, what: str, date: int) -> None:
-        """Compare the date of a signed file with the newest that was seen, and remember it.
+    def check_date(self, url: str, name: str, date: int) -> None:
+        """Compare the date of a signed file with the newest date that was seen, and remember it.
 
         Args:
-            what: the name of the repository, or another name for what the file is.
-            date: seconds since 1970; 0 where it is not known, which is older than any other.
+            name: of the repository, or what else the file is.
+            date: in seconds since 1970; 0 if it is not known, which counts as older than any other.
 
         Raises:
-            InputError: one that is newer was seen before.
+            InputError: a newer file was seen before.
             HostError: the cache cannot be written.
         """
-        if self._is_newest(url, what, date) and date < time.time() + _TOLERANCE:
-            _remember(self._memory(self.branch, what), date)
+        if self._is_newest(url, name, date) and date < time.time() + _TOLERANCE:
+            _remember(self._memory(self.branch, name), date)
 
-    def _is_newest(self, url: str, what: str, date: int) -> bool:
+    def _is_newest(self, url: str, name: str, date: int) -> bool:
         """Whether the date is later than the newest that was seen. An earlier one is refused."""
-        newest = _newest(self._memory(self.branch, what))
+        newest = _newest(self._memory(self.branch, name))
         if date < newest:
-            self._refuse(f"{shown(url)}: is of {_day(date)}, but one of {_day(newest)} was seen before", _LAGGING)
+            self._refuse(f"{shown(url)}: is of {_day(date)}, but one of {_day(newest)} was seen before", _LAGGING_HINT)
         return date > newest
 
     def _check_latest(self, url: str) -> None:
-        """Compare the branch, for which ``latest-stable`` stands, with the latest that it stood for."""
+        """Compare the branch that ``latest-stable`` stands for with the latest that it stood for."""
         if self.branch == LATEST:
             return
         memory, number = self._memory(LATEST, "branch"), order(self.branch)
         newest = _newest(memory)
         if number < newest:
             later = f"v{newest // 10_000}.{newest % 10_000}"
-            self._refuse(f"{shown(url)}: {LATEST} is {self.branch}, but was {later} before", _LAGGING)
+            self._refuse(f"{shown(url)}: {LATEST} is {self.branch}, but was {later} before", _LAGGING_HINT)
         elif number > newest:
             _remember(memory, number)
 
-    def _memory(self, branch: str, what: str) -> Path:
-        key = hashlib.sha256("\n".join((self.trust, branch, what, self.arch)).encode()).hexdigest()
+    def _memory(self, branch: str, name: str) -> Path:
+        key = hashlib.sha256("\n".join((self.signer, branch, name, self.arch)).encode()).hexdigest()
         return self.folder / "newest" / key[:2] / key
 
     def _check_branch(self, url: str, branch: str | None, text: str) -> None:
@@ -170,20 +178,21 @@ class Freshness:
         if branch not in (None, self.branch) and not still_open:
             self._refuse(f"{shown(url)}: is of branch {branch}, not of {self.branch} ({text[:40]!r})")
 
-    def _refuse(self, message: str, hint: str = _MISPLACED) -> None:
+    def _refuse(self, message: str, hint: str = _MISPLACED_HINT) -> None:
         if not self.allow:
-            raise InputError(message, hint=f"{hint}; {OPTION} takes it nevertheless")
-        log.warning("%s; taken because of %s", message, OPTION)
+            raise InputError(message, hint=f"{hint}; {_OPTION} takes it nevertheless")
+        log.warning("%s; taken because of %s", message, _OPTION)
 
 
 def warn_expired(branch: str, today: datetime.date | None = None) -> None:
-    """Say when a branch gets no security fixes any more. ``today`` is a date in place of the clock's."""
+    """Warn if a branch no longer gets security fixes. ``today`` replaces the clock's date."""
     end = end_of(branch)
     if end is not None and (today or datetime.datetime.now(datetime.timezone.utc).date()) > end:
         log.warning("Alpine %s has had no security fixes since %s: choose a newer branch", branch, end)
 
 
 def _newest(memory: Path) -> int:
+    """The newest date in a folder of the memory; 0 if there is none."""
     with suppress(OSError):
         return max((int(path.name) for path in memory.iterdir() if path.name.isdecimal()), default=0)
     return 0

@@ -1,7 +1,11 @@
-"""The lock file of a recipe: its plans written down, so that a build can be had again byte by byte.
+"""The lock file of a recipe: its plans written down, so that a build can be repeated byte by byte.
 
-It lies beside the recipe (``recipes/alpine.lock``), is JSON, and names everything relative to the mirror: another one
-with the same files will do. What the recipe wants is in it too, so a lock that the recipe has outgrown is noticed.
+It lies beside the recipe (``recipes/alpine.lock``), is JSON, and names everything relative to the mirror, so that any
+mirror with the same files will do. It also holds what the recipe asked for: a recipe that was changed since is noticed.
+:mod:`imgkit.planning.schemas` says what a lock file must look like::
+
+    lockfile.write(lockfile.path_of(recipe_path), recipe, {"amd64": plan})
+    plan = lockfile.read(lockfile.path_of(recipe_path), recipe, "amd64")
 """
 
 from __future__ import annotations
@@ -18,32 +22,36 @@ from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host import wholefile
 from imgkit.host.jsonfile import checked, read_json
 from imgkit.planning.plan import Artefact, Plan, PlannedPackage
-from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile
+from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedPackage
 from imgkit.recipe import Recipe
 
 VERSION = 1
-_MOST_BYTES = 16 << 20  # two architectures of 400 packages take 1 MiB
-_WHAT = "a lock file of imgkit"
+_MAX_BYTES = 16 << 20  # two architectures of 400 packages take 1 MiB
+_DESCRIPTION = "a lock file of imgkit"
 
 
 def path_of(recipe: Path) -> Path:
-    """Where the lock of a recipe is."""
+    """Return where the lock file of a recipe is."""
     return recipe.with_suffix(".lock")
 
 
 def write(
     path: Path, recipe: Recipe, plans: Mapping[str, Plan], kept: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Write ``plans`` (by architecture) as the lock of ``recipe``, in one move, with what :func:`others` kept.
+    """Write the lock file of ``recipe``, in one move.
+
+    Args:
+        plans: architecture → plan.
+        kept: entries of other architectures, as :func:`others` returns them.
 
     Raises:
         InputError: the record of a package has text that is not UTF-8, which JSON cannot hold.
         HostError: the file cannot be written.
     """
     entries = {**kept, **{arch: _to_json(recipe, plan) for arch, plan in plans.items()}}
-    found = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
+    lock = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
     try:
-        data = (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
+        data = (json.dumps(lock, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as cause:
         raise InputError(f"{path}: the record of a package has text that is not UTF-8") from cause
     try:
@@ -53,27 +61,30 @@ def write(
 
 
 def read(path: Path, recipe: Recipe, arch: str) -> Plan:
-    """The plan that the lock has for ``arch``.
+    """Return the plan that a lock file has for ``arch``.
 
     Raises:
-        InputError: there is no lock, or it is none.
-        RecipeError: it was made for another state of the recipe, or lacks the architecture.
+        InputError: the lock file is missing or not valid.
+        RecipeError: the recipe was changed since it was written, or it lacks the architecture.
     """
-    again = _again(path)
+    hint = _lock_command(path)
     entry = _entries(path).get(arch)
     if entry is None:
-        raise RecipeError(f"{path}: has nothing for {arch}", hint=again)
-    outgrown = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
-    if outgrown:
-        raise RecipeError(f"{path}: the recipe has changed since ({', '.join(outgrown)})", hint=again)
-    return _from_json(recipe, arch, checked(LockedArchitecture, entry, f"{path}: {arch}", what=_WHAT, hint=again))
+        raise RecipeError(f"{path}: has nothing for {arch}", hint=hint)
+    changed = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
+    if changed:
+        raise RecipeError(f"{path}: the recipe has changed since ({', '.join(changed)})", hint=hint)
+    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", what=_DESCRIPTION, hint=hint)
+    return _from_json(recipe, arch, locked)
 
 
 def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any]:
-    """What the lock (if there is one) has for the architectures of ``recipe`` that are not among ``arches``.
+    """Return the entries of the recipe's architectures other than ``arches``, as they are in the lock file.
+
+    A missing lock file has none. Entries of architectures that the recipe no longer has are left out.
 
     Raises:
-        InputError: there might be something, but the file is no lock.
+        InputError: the recipe has other architectures, and the lock file is not valid.
     """
     rest = set(recipe.architectures) - set(arches)
     if not rest or not path.exists():
@@ -82,25 +93,25 @@ def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """The entries of a lock by architecture, as they are.
+    """Architecture → entry, unchecked.
 
     Raises:
-        InputError: there is no lock, or it is none.
+        InputError: the lock file is missing or not valid.
     """
-    again = _again(path)
-    value = read_json(path, _MOST_BYTES, hint=again)
-    version = value.get("lock") if isinstance(value, dict) else None
+    hint = _lock_command(path)
+    lock = read_json(path, _MAX_BYTES, hint=hint)
+    version = lock.get("lock") if isinstance(lock, dict) else None
     if isinstance(version, int) and version != VERSION:
-        raise InputError(f"{path}: is of version {version}, not {VERSION}", hint=again)
-    return checked(Lock, value, path, what=_WHAT, hint=again).architectures
+        raise InputError(f"{path}: is of version {version}, not {VERSION}", hint=hint)
+    return checked(Lock, lock, path, what=_DESCRIPTION, hint=hint).architectures
 
 
-def _again(path: Path) -> str:
+def _lock_command(path: Path) -> str:
     return f"imgkit lock {path.with_suffix('.py')}"
 
 
 def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
-    """What a plan depends on in the recipe; a pinned version only if there is one."""
+    """What a plan depends on in the recipe; the version only if the recipe pins one."""
     wants = {
         "branch": recipe.branch,
         "repositories": list(recipe.repositories),
@@ -110,13 +121,12 @@ def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
 
 
 def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    def artefact(one: Artefact) -> dict[str, Any]:
-        return {
-            "path": _relative(recipe, one.url),
-            "size": one.size,
-            "sha256": one.sha256,
-            "vouchedBy": one.vouched_by,
-        }
+    """The entry of one architecture."""
+    base = f"{recipe.mirror.rstrip('/')}/"
+
+    def artefact(file: Artefact) -> dict[str, Any]:
+        path = file.url.removeprefix(base)
+        return {"path": path, "size": file.size, "sha256": file.sha256, "vouchedBy": file.vouched_by}
 
     return {
         **_wants(recipe, plan.arch),
@@ -126,42 +136,37 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "world": list(plan.world),
         "install": [
             {
-                "path": _relative(recipe, each.url),
-                "sha256": each.sha256,
-                "record": format_record(each.package).splitlines(),
+                "path": planned.url.removeprefix(base),
+                "sha256": planned.sha256,
+                "record": format_record(planned.package).splitlines(),
             }
-            for each in plan.packages
+            for planned in plan.packages
         ],
     }
 
 
 def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
+    """The plan in an entry."""
     base = recipe.mirror.rstrip("/")
 
     def url(path: str) -> str:
-        """A package that only the minirootfs has is in no repository: its path has nothing before the slash."""
+        # A package that only the minirootfs has is in no repository: its path has nothing before the slash.
         return path if path.startswith("/") else f"{base}/{path}"
 
     def artefact(file: LockedFile) -> Artefact:
         return Artefact(url(file.path), file.size, file.sha256, file.vouchedBy)
+
+    def planned(locked: LockedPackage) -> PlannedPackage:
+        location = url(locked.path)
+        repository = Repository(url=location.rpartition("/")[0])
+        return PlannedPackage(replace(locked.package, repository=repository), location, locked.sha256)
 
     return Plan(
         arch=arch,
         branch=entry.branch,
         version=entry.version,
         minirootfs=artefact(entry.minirootfs),
-        indexes=tuple(artefact(file) for file in entry.indexes),
+        indexes=tuple(artefact(index) for index in entry.indexes),
         world=tuple(entry.world),
-        packages=tuple(
-            PlannedPackage(
-                replace(each.package, repository=Repository(url=url(each.path).rpartition("/")[0])),
-                url(each.path),
-                each.sha256,
-            )
-            for each in entry.install
-        ),
+        packages=tuple(planned(locked) for locked in entry.install),
     )
-
-
-def _relative(recipe: Recipe, url: str) -> str:
-    return url.removeprefix(recipe.mirror.rstrip("/") + "/")

@@ -1,4 +1,4 @@
-"""What a lock file and a manifest must look like before anything is done with them.
+"""The shape of a lock file: pydantic models that are applied before a plan is made of it.
 
 Keys that are not named here are left alone: later versions may have more.
 """
@@ -15,11 +15,12 @@ from imgkit.apk.index import Package, parse_record
 from imgkit.apk.package import check_identity
 from imgkit.errors import InputError
 
-_LATEST = 1 << 33  # seconds since 1970 that a package can have been built at: until the year 2242
-_LARGEST = 1 << 40  # bytes of a file or of a package's contents
+_MAX_TIME = 1 << 33  # seconds since 1970 at which a package can have been built: until the year 2242
+_MAX_SIZE = 1 << 40  # bytes of a file or of a package's contents
 
 
 def _dependency(word: str) -> str:
+    """Return ``word`` if it is a dependency. Raises ValueError if it is not."""
     Dependency.parse(word)
     return word
 
@@ -28,7 +29,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, StringConstraints(max_length=300), AfterValidator(_dependency)]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$", max_length=1 << 20)]
 Short = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=300)]
-Size = Annotated[int, Field(ge=0, le=_LARGEST)]
+Size = Annotated[int, Field(ge=0, le=_MAX_SIZE)]
 RelativePath = Annotated[
     str,
     StringConstraints(
@@ -38,12 +39,14 @@ RelativePath = Annotated[
 """A file of a mirror. No part of it begins with a dot."""
 
 
-class _Record(BaseModel):
+class StrictModel(BaseModel):
+    """A model of a part of a file: types are not converted, further keys are ignored."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-class LockedFile(_Record):
-    """A minirootfs or an index."""
+class LockedFile(StrictModel):
+    """The minirootfs or an index."""
 
     path: RelativePath
     size: Size
@@ -51,8 +54,8 @@ class LockedFile(_Record):
     vouchedBy: Short  # noqa: N815 - as it is in the file
 
 
-class LockedPackage(_Record):
-    """A package. ``sha256`` is empty for one that the minirootfs has: it is not downloaded."""
+class LockedPackage(StrictModel):
+    """A package. ``sha256`` is empty for a package that the minirootfs has, which is not downloaded."""
 
     path: RelativePath
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
@@ -60,7 +63,7 @@ class LockedPackage(_Record):
 
     @property
     def package(self) -> Package:
-        """What the record says, without the repository that it is from."""
+        """The package that the record describes, without its repository."""
         return parse_record(self.record)
 
     @model_validator(mode="after")
@@ -75,13 +78,13 @@ class LockedPackage(_Record):
             raise ValueError(f"{package.name[:80]}: {package.fault[:80]}")
         if self.path.rpartition("/")[2] != f"{package}.apk":
             raise ValueError(f"the path is not that of {package}")
-        if not (package.build_time < _LATEST and max(package.size, package.installed_size) <= _LARGEST):
+        if not (package.build_time < _MAX_TIME and max(package.size, package.installed_size) <= _MAX_SIZE):
             raise ValueError(f"{package}: has a time or a size that no package has")
         return self
 
 
-class LockedArchitecture(_Record):
-    """Everything that a lock says of one architecture."""
+class LockedArchitecture(StrictModel):
+    """The entry of one architecture."""
 
     branch: Short
     version: Short
@@ -93,43 +96,24 @@ class LockedArchitecture(_Record):
     install: Annotated[list[LockedPackage], Field(min_length=1, max_length=100_000)]
 
     @model_validator(mode="after")
-    def _each_once(self) -> LockedArchitecture:
-        twice = _first_twice(each.package.name for each in self.install)
-        if twice is not None:
-            raise ValueError(f"the package {twice} is in it twice")
+    def _unique(self) -> LockedArchitecture:
+        repeated = _first_repeated(locked.package.name for locked in self.install)
+        if repeated is not None:
+            raise ValueError(f"the package {repeated} is in it twice")
         return self
 
 
-class Lock(_Record):
-    """A lock file. What it has for an architecture is looked at when that one is built."""
+class Lock(StrictModel):
+    """A lock file. The entry of an architecture is checked when that architecture is built."""
 
     lock: int
     architectures: dict[Short, dict[str, Any]]
 
 
-class ManifestFile(_Record):
-    """A file beside an image, or the image. Readers say what is wrong where a part is missing."""
-
-    name: Short | None = None
-    sha256: Sha256 | None = None
-    size: Size | None = None
-
-
-class Manifest(_Record):
-    """The parts of a manifest that are read again."""
-
-    manifest: int | None = None
-    arch: Short | None = None
-    buildId: Short | None = None  # noqa: N815 - as it is in the file
-    image: ManifestFile | None = None
-    boot: dict[Short, ManifestFile] | None = None
-    files: dict[str, dict[str, Any]]
-
-
-def _first_twice(names: Iterable[str]) -> str | None:
-    known: set[str] = set()
+def _first_repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
     for name in names:
-        if name in known:
+        if name in seen:
             return name
-        known.add(name)
+        seen.add(name)
     return None

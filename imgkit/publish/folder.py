@@ -20,7 +20,7 @@ from imgkit.fetch.cache import hash_file
 from imgkit.host import interrupts, scratch, wholefile
 from imgkit.host.jsonfile import read_bytes
 from imgkit.image import bootrecord
-from imgkit.image.bootrecord import Record
+from imgkit.image.bootrecord import BootRecord
 from imgkit.publish import sources
 from imgkit.publish.publication import INDEX, Publication, PublishedArchitecture, PublishedFile, parse_index, texts
 from imgkit.publish.sources import Staged
@@ -193,7 +193,7 @@ def _with_record(staged: Staged, target: Path, staging: Path) -> PublishedArchit
     return replace(staged.published, record=file, firmwares=tuple(sorted(record.boots)))
 
 
-def _merged(published: Record | None, new: Record | None) -> Record | None:
+def _merged(published: BootRecord | None, new: BootRecord | None) -> BootRecord | None:
     """The published record, with the boots of the new one if it has a firmware more."""
     if published is None or new is None:
         return published or new

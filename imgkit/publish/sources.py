@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from imgkit.errors import InputError
 from imgkit.host.progress import bar
 from imgkit.image import bootrecord
-from imgkit.image.bootrecord import Record
+from imgkit.image.bootrecord import BootRecord
 from imgkit.image.manifest import read_manifest
 from imgkit.publish.publication import ALIASES, ARCHES, PublishedArchitecture, PublishedFile, image_name
 
@@ -36,7 +36,7 @@ class Staged:
     """
 
     published: PublishedArchitecture
-    record: Record | None
+    record: BootRecord | None
 
 
 def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
@@ -131,7 +131,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
     return copied
 
 
-def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, PublishedFile | None]) -> Record | None:
+def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, PublishedFile | None]) -> BootRecord | None:
     """The boot record of this image, without direct boots of another kernel or initramfs; None if nothing is left."""
     record = bootrecord.read(bootrecord.path_of(image))
     if record is None or record.sha256 != published.sha256:
@@ -141,7 +141,7 @@ def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, Publi
         for firmware, facts in record.boots.items()
         if all(_proves(firmware, facts.get(role), file) for role, file in boot_files.items())
     }
-    return Record(record.image, record.sha256, record.size, record.arch, boots) if boots else None
+    return BootRecord(record.image, record.sha256, record.size, record.arch, boots) if boots else None
 
 
 def _proves(firmware: str, booted: object, file: PublishedFile | None) -> bool:

@@ -13,7 +13,10 @@ from imgkit.cli.commands.build import architectures, load_recipe, recipe_argumen
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import scratch, terminal
 from imgkit.planning import lockfile
-from imgkit.planning.plan import Plan, fetch_base, fetch_packages, make_plan
+from imgkit.planning.base import fetch_base
+from imgkit.planning.download import fetch_packages
+from imgkit.planning.plan import Plan
+from imgkit.planning.resolve import make_plan
 
 NAME = "lock"
 HELP = "write a recipe's lock file: exact URLs, sizes, hashes"

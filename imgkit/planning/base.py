@@ -1,0 +1,165 @@
+"""The base of an image: Alpine's minirootfs, chosen, downloaded, verified and unpacked into a Tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.apk.signature import Keyring
+from imgkit.errors import InputError
+from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.fetch.checks import wrong_hash
+from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
+from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
+from imgkit.host.jsonfile import read_bytes
+from imgkit.planning.freshness import Freshness, release_of
+from imgkit.planning.plan import Artefact, Plan
+from imgkit.recipe import Recipe
+from imgkit.rootfs.minirootfs import unpack
+from imgkit.tree import File, Tree
+
+_KEYS = "etc/apk/keys"
+_MAX_LISTING = 1 << 18
+_MAX_SIGNATURE = 1 << 16
+_MAX_CERTIFICATE = 1 << 20
+_MAX_MINIROOTFS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Base:
+    """A verified minirootfs.
+
+    Attributes:
+        version: the release that it is called by, ``3.23.6``.
+        artefact: its file.
+        tree: its contents.
+        keyring: the keys in it, which are trusted to sign indexes and packages.
+    """
+
+    version: str
+    artefact: Artefact
+    tree: Tree
+    keyring: Keyring
+
+
+def fetch_base(
+    recipe: Recipe,
+    arch: str,
+    cache: Cache,
+    spool: Path,
+    *,
+    locked: Plan | None = None,
+    allow_stale: bool = False,
+) -> Base:
+    """Find, download, verify and unpack the minirootfs.
+
+    Args:
+        spool: a new file, which takes its contents.
+        locked: take the minirootfs of this plan; its signature is verified all the same.
+        allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
+
+    Raises:
+        InputError: the mirror does not have it, or it cannot be trusted.
+    """
+    release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
+    archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
+    _check_sha512(archive, release, url)
+    signer = verify_detached(archive, signature.read_bytes(), certificate_of(recipe), name=release.file)
+    artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
+    tree = unpack(archive, spool)
+    base = Base(release.version, artefact, tree, _keys_in(tree, release.file))
+    freshness = freshness_of(recipe, arch, base, cache, allow_stale=allow_stale)
+    chosen = locked is not None or recipe.version is not None
+    freshness.check_minirootfs(url, release.version, chosen=chosen)
+    return base
+
+
+def certificate_of(recipe: Recipe) -> Certificate:
+    """Read the certificate that must have signed the minirootfs: the recipe's, or else Alpine's.
+
+    Raises:
+        InputError: the recipe's file cannot be read, or is not an OpenPGP certificate.
+    """
+    path = recipe.release_key
+    if path is None:
+        return alpine_certificate()
+    return read_certificate(read_bytes(path, _MAX_CERTIFICATE), name=str(path))
+
+
+def freshness_of(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stale: bool) -> Freshness:
+    """Return the checks that the signed files of the recipe's branch must pass."""
+    return Freshness(
+        cache.folder,
+        base.artefact.vouched_by,
+        recipe.branch,
+        recipe.architecture(arch).alpine,
+        release_of(base.tree),
+        allow=allow_stale,
+    )
+
+
+def _locked(plan: Plan) -> tuple[Release, str]:
+    """The release that a plan names, and its URL."""
+    minirootfs = plan.minirootfs
+    file = minirootfs.url.rpartition("/")[2]
+    release = Release(MINIROOTFS, plan.version, file, sha256=minirootfs.sha256, size=minirootfs.size)
+    return release, minirootfs.url
+
+
+def _newest(recipe: Recipe, alpine: str, cache: Cache) -> tuple[Release, str]:
+    """The release that the mirror's list of releases has for the recipe, and its URL."""
+    folder = f"{recipe.mirror.rstrip('/')}/{recipe.branch}/releases/{alpine}"
+    listing = f"{folder}/latest-releases.yaml"
+    text = cache.fetch(Wanted(url=listing, max_bytes=_MAX_LISTING), description="releases").read_bytes()
+    release = _choose(recipe, text, alpine, listing)
+    return release, f"{folder}/{release.file}"
+
+
+def _choose(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
+    """The release to take. A pinned version that the list no longer has is asked for by the name it must have."""
+    try:
+        return newest_minirootfs(listing, arch=alpine, version=recipe.version, name=name)
+    except InputError:
+        if recipe.version is None:
+            raise
+        newest_minirootfs(listing, arch=alpine, name=name)  # what is not a list of releases is still refused
+        file = f"{MINIROOTFS}-{recipe.version}-{alpine}.tar.gz"
+        return Release(flavor=MINIROOTFS, version=recipe.version, file=file)
+
+
+def _wanted(release: Release, url: str) -> tuple[Wanted, Wanted]:
+    """The archive and its signature."""
+    archive = Wanted(
+        url=url,
+        max_bytes=_MAX_MINIROOTFS,
+        size=release.size or None,
+        sha256=release.sha256 or None,
+        gzip=True,
+    )
+    return archive, Wanted(url=f"{url}.asc", max_bytes=_MAX_SIGNATURE)
+
+
+def _check_sha512(archive: Path, release: Release, url: str) -> None:
+    """Compare the archive with the list's SHA-512. Its SHA-256 was checked as it was downloaded.
+
+    Raises:
+        InputError: the archive has another SHA-512.
+    """
+    if release.sha512 and (actual := hash_file(archive, "sha512")) != release.sha512:
+        raise wrong_hash(url, "SHA-512", actual, release.sha512)
+
+
+def _keys_in(tree: Tree, name: str) -> Keyring:
+    """The public keys in a minirootfs.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    keys = {
+        path.rpartition("/")[2]: tree.read(path)
+        for path in (tree.children(tree.resolve(_KEYS)))
+        if path.endswith(".pub") and isinstance(tree.stat(path), File)
+    }
+    if not keys:
+        raise InputError(f"{name}: has no keys in /{_KEYS}, so nothing can vouch for packages")
+    return Keyring.from_files(keys)

@@ -1,0 +1,82 @@
+"""Downloading the packages of a plan, and opening them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from imgkit.apk.index import Package
+from imgkit.apk.package import PackageFile, check_package, open_package
+from imgkit.errors import InputError
+from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.planning.base import Base
+from imgkit.planning.plan import Plan, PlannedPackage
+from imgkit.rootfs.install import installed_in
+
+_MAX_PACKAGE = 2 << 30
+_CONTENT_SLACK = 16 << 20  # by which the contents of a package may exceed what its index states
+
+
+def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False) -> tuple[Plan, Mapping[str, Path]]:
+    """Download the packages of a plan. Those that the minirootfs has in this very build are left out.
+
+    Args:
+        locked: the plan is that of a lock file, which must have the SHA-256 of each file.
+
+    Returns:
+        The plan with the SHA-256 of each file, and package name → file.
+
+    Raises:
+        InputError: a file cannot be had, is not what the index (or the lock) names, or the lock has no SHA-256 of it.
+    """
+    present = {record.package.name: record.package.identity for record in installed_in(base.tree)}
+    missing = [planned for planned in plan.packages if present.get(planned.package.name) != planned.package.identity]
+    for planned in missing:
+        if locked and not planned.sha256:
+            message = f"{planned.file_name}: has to be downloaded, and the lock has no SHA-256 of it"
+            raise InputError(message, hint="refresh the lock (imgkit lock RECIPE)")
+    paths = cache.fetch_all([_wanted(planned) for planned in missing], description="packages")
+    files = {planned.package.name: path for planned, path in zip(missing, paths, strict=True)}
+    packages = tuple(_with_hash(planned, files.get(planned.package.name)) for planned in plan.packages)
+    return replace(plan, packages=packages), files
+
+
+def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Package) -> PackageFile:
+    """Verify and open one package of a plan.
+
+    Args:
+        files: package name → file.
+        spool: the file that the package's contents are appended to.
+
+    Raises:
+        InputError: it is not the package that the plan names, or holds what no package may hold.
+    """
+    return open_package(
+        files[package.name],
+        spool=spool,
+        max_installed=package.installed_size + _CONTENT_SLACK,
+        expected=package.identity,
+        keyring=base.keyring,
+        name=f"{package}.apk",
+    )
+
+
+def _wanted(planned: PlannedPackage) -> Wanted:
+    size = planned.package.size
+    return Wanted(
+        url=planned.url,
+        max_bytes=size or _MAX_PACKAGE,
+        size=size or None,
+        sha256=planned.sha256 or None,
+        key=planned.package.identity,  # also for what a lock names: a build without one has put it there by that name
+        check=partial(check_package, expected=planned.package.identity, name=planned.file_name),
+        gzip=True,
+    )
+
+
+def _with_hash(planned: PlannedPackage, path: Path | None) -> PlannedPackage:
+    if path is None or planned.sha256:
+        return planned
+    return replace(planned, sha256=hash_file(path))

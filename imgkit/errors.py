@@ -19,7 +19,7 @@ status  class                    cause
 ``imgkit run`` leaves with the status of the guest's command instead; 128 and more stand for a signal there.
 
 Packages that know more of a cause have subclasses for it, so that a caller can catch what it can deal with:
-:mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.failures` for disks and images, and
+:mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.engineerrors` for disks and images, and
 :mod:`imgkit.vm.failures` for guests::
 
     try:

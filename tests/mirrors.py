@@ -64,7 +64,8 @@ def package(
 
 def another(apk: Apk, *entries: Entry, key: SigningKey) -> Apk:
     """Another build of a package of these entries, whose file is just as long and well signed."""
-    for letters in itertools.product("helo", repeat=5):
+    tries = (itertools.islice(itertools.product("helowrd", repeat=length), 400) for length in range(3, 9))
+    for letters in itertools.chain.from_iterable(tries):
         made = package(apk.name, apk.version, *entries, key=key, pkgdesc="".join(letters))
         if len(made.blob) == len(apk.blob) and made.identity != apk.identity:
             return made

@@ -30,7 +30,7 @@ from imgkit.vm.agent.protocol import (
 )
 from imgkit.vm.agent.requests import AgentRequest, Transport, compose
 from imgkit.vm.failures import QemuDiedError, RequestError
-from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.sharedfolder import SharedFolder
 
 RESULT = {"type": "sdk_event", "event": {"type": "result", "subtype": "success", "exitCode": 0, "result": "done"}}
 

@@ -21,7 +21,7 @@ from imgkit.vm.agent.filesync import CHUNK, MAX_FILE
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Output, PermissionRequest
 from imgkit.vm.agent.requests import compose
 from imgkit.vm.agent.serialtransport import SerialTransport
-from imgkit.vm.shares.folder import ShareError
+from imgkit.vm.shares.sharedfolder import ShareError
 from tests.files import noise
 from tests.rootport import RootPort
 from tests.test_agent_client import NEARLY, RESULT, ask, output

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.apk.index import Package
-from imgkit.engines.engine import Engine
+from imgkit.engines.interface import Engine
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps

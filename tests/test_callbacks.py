@@ -18,8 +18,8 @@ from imgkit.vm.agent.protocol import HostToolRequest, PermissionRequest
 from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.failures import RequestError
-from imgkit.vm.shares.folder import SharedFolder
 from imgkit.vm.shares.quotas import Quotas
+from imgkit.vm.shares.sharedfolder import SharedFolder
 from tests.test_agent_client import RESULT, Recorded
 
 PERMISSION = {"type": "permission_request", "requestId": "p", "toolName": "rm", "toolInput": {"path": "/"}}

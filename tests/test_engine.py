@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout
 from imgkit.engines.convert import convert
-from imgkit.engines.failures import NoSpaceError
+from imgkit.engines.engineerrors import NoSpaceError
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs import feed, quickstart, scripts
 from imgkit.engines.guestfs.channel import Options
@@ -372,7 +372,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     raw, target = tmp_path / "disk.raw", tmp_path / "out.qcow2"
     with raw.open("wb") as file:  # 3 MiB and a hole
-        file.write(os.urandom(3 * MIB))
+        file.write(noise(3 * MIB))
         os.fsync(file.fileno())
         file.truncate(64 * MIB)
     message = rf"^{target}: no space left on device \(\d+ MiB free; the image needs up to 3 MiB\)$"

@@ -15,8 +15,8 @@ from typing import cast
 
 import pytest
 
-from imgkit.engines.failures import EngineStartError
-from imgkit.engines.guestfs import channel, hostkernel, starting
+from imgkit.engines.engineerrors import EngineStartError
+from imgkit.engines.guestfs import appliancestart, channel, hostkernel
 from imgkit.engines.guestfs.channel import Channel, Drive, Options
 from imgkit.errors import HostError
 from tests.processes import gone
@@ -67,7 +67,7 @@ def set_launch(path: Path, body: str) -> None:
 def attempt(scratch: Path, seconds: float = 30) -> None:
     options = Options(launch_timeout=seconds)
     with channel.opened(scratch, [], options) as link:
-        starting.wait(link, time.monotonic() + seconds, options)
+        appliancestart.wait(link, time.monotonic() + seconds, options)
 
 
 def pid_in(path: Path) -> int:
@@ -82,7 +82,7 @@ def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, t
     set_launch(bindings, "pass")
     options = Options()
     with channel.opened(tmp_path, [Drive(Path("/disk"))], options) as link:
-        started = starting.wait(link, time.monotonic() + 30, options)
+        started = appliancestart.wait(link, time.monotonic() + 30, options)
         assert started.appliance == "stock"
         assert "'/disk'" in link.shell("true")
         assert "'cachemode': 'unsafe'" in link.shell("true")
@@ -105,7 +105,7 @@ def test_the_environment_of_the_process(bindings: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("LIBGUESTFS_HV", "/opt/qemu")
     set_launch(bindings, "self.drives.append((sorted(os.environ.items()), {}))")
     with channel.opened(tmp_path, [], Options()) as link:
-        starting.wait(link, time.monotonic() + 30, Options())
+        appliancestart.wait(link, time.monotonic() + 30, Options())
         environment = link.shell("true")
     assert "('LIBGUESTFS_HV', '/opt/qemu')" in environment
     assert "LIBGUESTFS_BACKEND" not in environment
@@ -165,7 +165,7 @@ def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch
         pytest.raises(HostError, match="supermin: program not found") as e,
         channel.opened(tmp_path, [], options) as link,
     ):
-        starting.wait(link, time.monotonic() + 30, options)
+        appliancestart.wait(link, time.monotonic() + 30, options)
     assert e.value.hint == "apt-get install supermin"
 
 
@@ -179,8 +179,8 @@ def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch
 )
 def test_a_quick_appliance_that_fails_is_replaced(cause: Exception, failure: str) -> None:
     link = FakeLink([cause, {"seconds": 2.5}])
-    start = starting.wait(cast(Channel, link), time.monotonic(), Options(launch_timeout=7))
-    assert start == starting.Start("stock", 2.5, failure)
+    start = appliancestart.wait(cast(Channel, link), time.monotonic(), Options(launch_timeout=7))
+    assert start == appliancestart.Start("stock", 2.5, failure)
     assert link.restarted
     assert link.deadlines[1] > link.deadlines[0], "the second start has a time of its own"
 
@@ -189,13 +189,13 @@ def test_a_quick_appliance_that_fails_is_replaced(cause: Exception, failure: str
 def test_what_no_appliance_can_do_without_is_an_error_at_once(kind: str) -> None:
     link = FakeLink([channel.ApplianceError(kind, "is not there", "")])
     with pytest.raises(EngineStartError, match="is not there"):
-        starting.wait(cast(Channel, link), 0.0, Options())
+        appliancestart.wait(cast(Channel, link), 0.0, Options())
     assert not link.restarted
 
 
 def test_a_quick_appliance_that_starts() -> None:
     link = FakeLink([{"seconds": 1.5}])
-    assert starting.wait(cast(Channel, link), 0.0, Options()) == starting.Start("quick", 1.5)
+    assert appliancestart.wait(cast(Channel, link), 0.0, Options()) == appliancestart.Start("quick", 1.5)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_a_look_at_a_start_that_is_under_way(kind: str, quick: bool, raises: boo
     link = FakeLink([])
     link.quick, link.failed = quick, channel.ApplianceError(kind, "it is broken", "")
     with pytest.raises(EngineStartError, match="it is broken") if raises else nullcontext():
-        starting.check(cast(Channel, link))
+        appliancestart.check(cast(Channel, link))
     link.failed = None
-    starting.check(cast(Channel, link))
+    appliancestart.check(cast(Channel, link))
 
 
 class FakeLink:
@@ -241,7 +241,7 @@ def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp
     with channel.opened(tmp_path, [], options) as link:
         helper = pid_in(note)
         with pytest.raises(HostError, match="did not start within 2 s"):
-            starting.wait(link, time.monotonic() + 2, options)
+            appliancestart.wait(link, time.monotonic() + 2, options)
     assert gone(helper, 30)
 
 
@@ -278,7 +278,7 @@ def test_the_folders_of_its_sockets_go_with_it(bindings: Path, tmp_path: Path) -
         other = Path(short) / "libguestfsother"
         other.mkdir()
         with channel.opened(tmp_path, [], Options()) as link:
-            starting.wait(link, time.monotonic() + 30, Options())
+            appliancestart.wait(link, time.monotonic() + 30, Options())
             assert len(list(Path(short).iterdir())) == 2
         assert list(Path(short).iterdir()) == [other], "that of somebody else stays"
 
@@ -297,7 +297,7 @@ def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) 
         thread = threading.Thread(target=start)
         thread.start()
         thread.join()
-        assert starting.wait(links[0], time.monotonic() + 30, Options()).appliance == "stock"
+        assert appliancestart.wait(links[0], time.monotonic() + 30, Options()).appliance == "stock"
 
 
 def host_with(tmp_path: Path, kernels: dict[str, int]) -> tuple[Path, Path]:
@@ -357,11 +357,11 @@ def test_no_kernel_or_none_that_can_be_read(not_root: None, tmp_path: Path) -> N
 
 def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:
     cause = channel.ApplianceError("kernel", "/boot/vmlinuz-6 is not readable", "")
-    error = starting.launch_error(cause)
+    error = appliancestart.launch_error(cause)
     assert error.message == "libguestfs needs a kernel, and /boot/vmlinuz-6 is not readable by this user"
     assert "chmod 0644" in str(error.hint)
     assert "SUPERMIN_KERNEL" in str(error.hint)
-    none = starting.launch_error(channel.ApplianceError("kernel", "no kernel in /boot", ""))
+    none = appliancestart.launch_error(channel.ApplianceError("kernel", "no kernel in /boot", ""))
     assert "linux-image" in str(none.hint)
 
 
@@ -373,7 +373,7 @@ def test_an_unreadable_kernel_has_its_own_error(tmp_path: Path) -> None:
     ],
 )
 def test_missing_programs_are_named(message: str, program: str) -> None:
-    error = starting.launch_error(channel.ApplianceError("launch", message, ""))
+    error = appliancestart.launch_error(channel.ApplianceError("launch", message, ""))
     assert error.message == f"{program}: program not found"
     assert "apt-get install" in str(error.hint)
 

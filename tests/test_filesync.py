@@ -9,7 +9,7 @@ import pytest
 
 from imgkit.vm.agent import filesync
 from imgkit.vm.agent.filesync import CHUNK, ENTRY, MAX_FILE, IncomingFiles, push_messages
-from imgkit.vm.shares.folder import ShareError
+from imgkit.vm.shares.sharedfolder import ShareError
 
 
 def message(data: bytes | None = None, **fields: Any) -> dict[str, Any]:

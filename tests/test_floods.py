@@ -25,7 +25,7 @@ from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import FloodError, QemuDiedError, RequestError
-from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.sharedfolder import SharedFolder
 from tests.rootport import RootPort
 from tests.test_agent_client import RESULT, Recorded, output
 

@@ -21,7 +21,7 @@ from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.sandbox import confinement, identity, landlock
 from imgkit.vm.sandbox.identity import Identity
-from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.sharedfolder import SharedFolder
 from tests.conftest import need, need_program
 from tests.vmspecs import writable
 

@@ -15,7 +15,7 @@ import pytest
 from imgkit.cli.commands import inspect
 from imgkit.cli.main import main
 from imgkit.disk.layout import TYPE_GUIDS
-from imgkit.engines.failures import LimitError, NoSpaceError, UnreadableImageError
+from imgkit.engines.engineerrors import LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.guestfs import readback
 from imgkit.engines.guestfs.channel import ApplianceError, Channel
 from imgkit.engines.guestfs.lookscripts import OFFSET, mount_script

@@ -383,7 +383,7 @@ def test_the_quota_that_was_exceeded_is_named_with_its_option(tmp_path: Path) ->
         with monitored(tmp_path, quota) as (monitoring, ended):
             settled(monitoring)
             for number in range(2):
-                (tmp_path / f"{option} {number}").write_bytes(os.urandom(MIB))
+                (tmp_path / f"{option} {number}").write_bytes(noise(MIB))
             exceeds(monitoring, ended)
         assert monitoring.failure is not None
         hint = f"--quota {option}=… allows more, --quota {option}=none removes the limit"
@@ -413,7 +413,7 @@ def test_the_shares_that_are_monitored(tmp_path: Path) -> None:
 def test_the_machine_is_killed_with_its_group(tmp_path: Path) -> None:
     """What QEMU's own output takes counts as its disk."""
     stderr = tmp_path / "stderr"
-    stderr.write_bytes(os.urandom(4 * MIB))
+    stderr.write_bytes(noise(4 * MIB))
     trimmed = threading.Event()
     command = ["/bin/sh", "-c", "sleep 60 & wait"]
     with subprocess.Popen(command, start_new_session=True) as child:
@@ -422,7 +422,7 @@ def test_the_machine_is_killed_with_its_group(tmp_path: Path) -> None:
             assert trimmed.wait(HANG)
             time.sleep(0.1)
             assert child.poll() is None, "what was there before does not count"
-            stderr.write_bytes(os.urandom(8 * MIB))
+            stderr.write_bytes(noise(8 * MIB))
             assert child.wait(HANG) == -9
         with pytest.raises(QuotaError, match=r"the guest wrote .* to its disk, and may add 2 MiB"):
             monitoring.check()
@@ -474,7 +474,7 @@ def test_exactly_the_quota_of_the_disk_is_allowed(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"")
     check = disk_check(8192, list, [image])
-    image.write_bytes(os.urandom(8192))
+    image.write_bytes(noise(8192))
     with image.open("r+b") as sink:
         os.fsync(sink.fileno())
     need("blocks of 4096 bytes", image.stat().st_blocks == 16)

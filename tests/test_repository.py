@@ -120,7 +120,7 @@ def test_the_pages_name_files_that_exist() -> None:
 
 
 def test_a_page_that_names_no_file_is_noticed() -> None:
-    assert missing_paths("`imgkit/recipe.py`, `imgkit/none.py`, `tests/` and `tests/none/`") == [
+    assert missing_paths("`imgkit/errors.py`, `imgkit/none.py`, `tests/` and `tests/none/`") == [
         "imgkit/none.py",
         "tests/none/",
     ]

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.commandline import ROOT
 
 PACKAGE = ROOT / "imgkit"
@@ -65,3 +67,21 @@ def test_the_wrong_way_is_noticed() -> None:
         "__main__",
         "__pycache__",
     }
+
+
+def named_twice() -> list[str]:
+    """Return the public classes of the package, and its modules, whose name another one has as well."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        module = str(path.relative_to(PACKAGE))
+        places.setdefault(path.stem, []).append(module)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    return [f"{name}: {', '.join(modules)}" for name, modules in places.items() if len(modules) > 1]
+
+
+def test_a_name_means_one_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named_twice() == []
+    monkeypatch.setattr(__name__ + ".MODULES", [*MODULES, PACKAGE / "tree" / "tree.py"])
+    assert named_twice() == ["tree: tree/tree.py, tree/tree.py", "Tree: tree/tree.py, tree/tree.py"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imgkit.errors import HostError
 from imgkit.vm.agent import protocol
 from imgkit.vm.agent.filetransport import FileTransport
-from imgkit.vm.shares.folder import SharedFolder, ShareError
+from imgkit.vm.shares.sharedfolder import SharedFolder, ShareError
 from tests.conftest import need
 
 # ---- the share as hostile ground ---------------------------------------------------------------------------------

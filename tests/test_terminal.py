@@ -186,7 +186,7 @@ def test_what_an_image_says_of_itself() -> None:
         kernels=(HOSTILE,),
         apk_installed="",
     )
-    package = inspect.InstalledPackage(HOSTILE, HOSTILE, 1)
+    package = inspect.ListedPackage(HOSTILE, HOSTILE, 1)
     shown = terminal.block(inspect.text(Path(HOSTILE), image, [package]))
     assert obeyed(shown) == []
     assert shown.count("nice") == 8

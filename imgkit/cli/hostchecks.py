@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.engines.guestfs.starting import BINDINGS_FIX, KERNEL_FIX
+from imgkit.engines.guestfs.appliancestart import BINDINGS_FIX, KERNEL_FIX
 from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmrunner

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imgkit.disk.regions import CHUNK, Chunk, DiskMap, Region, chunk_at
-from imgkit.engines.failures import LimitError
+from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.limits import MORE_BYTES, MORE_TIME
 
 _ZEROS = bytes(CHUNK)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from imgkit.engines.failures import MAKE_ROOM, NoSpaceError
+from imgkit.engines.engineerrors import MAKE_ROOM, NoSpaceError
 from imgkit.host import process
 
 Compression: TypeAlias = Literal["zstd", "zlib"]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from imgkit.disk import diskimage
 from imgkit.disk.layout import SECTOR
-from imgkit.engines.failures import UnreadableImageError
+from imgkit.engines.engineerrors import UnreadableImageError
 from imgkit.errors import HostError
 from imgkit.host import process
 

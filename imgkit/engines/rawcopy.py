@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from imgkit.disk.size import show_size
-from imgkit.engines.failures import MAYBE_DAMAGED, LimitError, NoSpaceError, UnreadableImageError
+from imgkit.engines.engineerrors import MAYBE_DAMAGED, LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.imagefile import ImageInfo
 from imgkit.engines.limits import MORE_BYTES, Limits
 from imgkit.errors import HostError

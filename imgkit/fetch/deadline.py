@@ -91,9 +91,12 @@ def within(deadline: Deadline, work: Callable[[], T], *, cancelled: threading.Ev
         ExpiredError: the deadline passed first.
         CancelledError: ``cancelled`` was set first.
     """
+    if cancelled.is_set():
+        raise CancelledError
     future: Future[T] = Future()
 
     def run() -> None:
+        """Do the work, and give its result or its error to the thread that waits."""
         try:
             future.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits

@@ -21,8 +21,8 @@ from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
-from imgkit.engines.engine import LaunchEngine
-from imgkit.engines.failures import MAKE_ROOM
+from imgkit.engines.engineerrors import MAKE_ROOM
+from imgkit.engines.interface import LaunchEngine
 from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.http import no_room

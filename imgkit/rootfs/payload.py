@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
-from imgkit.rootfs.paths import leads_out
+from imgkit.rootfs.pathchecks import leads_out
 from imgkit.tree import Content, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, kind
 
 PAYLOAD = "opt/agent-runner"

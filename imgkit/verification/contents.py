@@ -14,7 +14,7 @@ from typing import Any
 
 from imgkit.apk import tarstream
 from imgkit.apk.tarstream import Header, TarError, TarStream
-from imgkit.engines.failures import LimitError
+from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.limits import MORE_TIME
 from imgkit.rootfs.digest import NodeRecord, differences
 from imgkit.tree import xattrs_of

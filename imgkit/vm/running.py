@@ -27,7 +27,7 @@ from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import BootSpec, StrPath
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.qemu import argv, probe
-from imgkit.vm.shares.folder import SharedFolder
+from imgkit.vm.shares.sharedfolder import SharedFolder
 from imgkit.vm.starting import Started, started
 from imgkit.vm.waiting import Progress
 

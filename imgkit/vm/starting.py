@@ -29,8 +29,8 @@ from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.sandbox import confinement, identity
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import idmap, specialbits
-from imgkit.vm.shares.folder import SharedFolder
 from imgkit.vm.shares.monitor import UsageMonitor, monitor_for, monitored
+from imgkit.vm.shares.sharedfolder import SharedFolder
 
 log = logging.getLogger("imgkit.vm")
 

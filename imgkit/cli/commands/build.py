@@ -19,8 +19,8 @@ from imgkit.cli import several
 from imgkit.cli.buildreport import BuildReport, report_of
 from imgkit.cli.command import Invocation
 from imgkit.cli.readoptions import appliance_options
-from imgkit.engines.engine import LaunchEngine
 from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.interface import LaunchEngine
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import terminal
 from imgkit.host.sourcedate import source_date

@@ -11,7 +11,7 @@ from pathlib import Path
 from imgkit.apk.database import parse_installed
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
-from imgkit.engines.failures import LimitError
+from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
 from imgkit.engines.reading import ImageDescription
@@ -25,7 +25,7 @@ _MOST_LINES = 1 << 20  # all packages of a branch of Alpine together have about 
 
 
 @dataclass(frozen=True)
-class InstalledPackage:
+class ListedPackage:
     """A package of the image; ``size`` is that of its files, in bytes."""
 
     name: str
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     ):
         image = reader.describe()
     packages = [
-        InstalledPackage(record.package.name, record.package.version, record.package.installed_size)
+        ListedPackage(record.package.name, record.package.version, record.package.installed_size)
         for record in parse_installed(_without_files(options.image, image.apk_installed))
     ]
     if options.json:
@@ -72,14 +72,14 @@ def _without_files(image: Path, database: str) -> str:
     return records
 
 
-def as_json(image: ImageDescription, packages: Sequence[InstalledPackage]) -> dict[str, object]:
+def as_json(image: ImageDescription, packages: Sequence[ListedPackage]) -> dict[str, object]:
     """What ``--json`` prints: the description, with the packages in place of the text of their database."""
     value: dict[str, object] = asdict(image)
     del value["apk_installed"]
     return {**value, "packages": [asdict(package) for package in packages]}
 
 
-def text(path: Path, image: ImageDescription, packages: Sequence[InstalledPackage]) -> str:
+def text(path: Path, image: ImageDescription, packages: Sequence[ListedPackage]) -> str:
     """The description as tables."""
     root = image.root
     lines = [

@@ -1,7 +1,7 @@
 """The connection to the process that holds libguestfs (:mod:`imgkit.engines.guestfs.appliance`)::
 
 with opened(scratch, [Drive(disk)], options) as channel:
-    start = wait(channel, deadline, options)      # of imgkit.engines.guestfs.starting
+    start = wait(channel, deadline, options)      # of imgkit.engines.guestfs.appliancestart
     print(channel.shell("ls /"))
     channel.close()
 """

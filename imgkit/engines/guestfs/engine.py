@@ -1,7 +1,7 @@
 """The default engine: it writes a disk in the libguestfs appliance, which is started once per image.
 
 The appliance starts in the background as soon as the size of the disk is known, while the Tree is still being made.
-What the methods do, and what they raise, is specified in :mod:`imgkit.engines.engine`.
+What the methods do, and what they raise, is specified in :mod:`imgkit.engines.interface`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
-from imgkit.engines.engine import Script, WrittenDisk
-from imgkit.engines.failures import EndlessScriptError, NoSpaceError, ScriptError
+from imgkit.engines.engineerrors import EndlessScriptError, NoSpaceError, ScriptError
 from imgkit.engines.guestfs import scripts
+from imgkit.engines.guestfs.appliancestart import check, wait
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, opened
 from imgkit.engines.guestfs.feed import Feed, feed_bytes, write_feed
-from imgkit.engines.guestfs.starting import check, wait
+from imgkit.engines.interface import Script, WrittenDisk
 from imgkit.errors import HostError, ImgkitError
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
@@ -90,7 +90,7 @@ class GuestfsEngine:
     ) -> GuestfsDisk:
         """Partition, format and fill the disk, make it boot, and shut the appliance down.
 
-        Arguments and errors are those of :meth:`imgkit.engines.engine.Engine.write`.
+        Arguments and errors are those of :meth:`imgkit.engines.interface.Engine.write`.
         """
         if self._prepared is not None and self._prepared[0] != layout:
             raise ValueError("this is not the layout that was prepared")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imgkit.disk.grub import BootFiles
-from imgkit.engines.engine import Script
+from imgkit.engines.interface import Script
 from imgkit.tree import File, HardLink, Inline, Tree
 
 ALIGNMENT = 1 << 20

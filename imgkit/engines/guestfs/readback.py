@@ -17,7 +17,8 @@ from pathlib import Path
 
 from imgkit.disk.layout import SECTOR, TYPE_GUIDS
 from imgkit.disk.size import show_size
-from imgkit.engines.failures import MAYBE_DAMAGED, LimitError, NoSpaceError, UnreadableImageError
+from imgkit.engines.engineerrors import MAYBE_DAMAGED, LimitError, NoSpaceError, UnreadableImageError
+from imgkit.engines.guestfs.appliancestart import wait
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, opened
 from imgkit.engines.guestfs.lookscripts import (
     DATABASE,
@@ -27,7 +28,6 @@ from imgkit.engines.guestfs.lookscripts import (
     mount_script,
     tar_script,
 )
-from imgkit.engines.guestfs.starting import wait
 from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import MORE_BYTES, MORE_TIME, Limits
 from imgkit.engines.reading import Archive, Filesystem, FilesystemUsage, ImageDescription, PartitionDescription

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from imgkit.vm.shares.folder import split_path
+from imgkit.vm.shares.sharedfolder import split_path
 
 CHUNK = 512 << 10
 """Bytes of a file that one message carries at most, in either direction."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from imgkit.errors import GuestError, HostError, UsageError
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Heartbeat, parse_heartbeat
-from imgkit.vm.shares.folder import SharedFolder, ShareError
+from imgkit.vm.shares.sharedfolder import SharedFolder, ShareError
 
 FOLDERS = ("requests", "streams", "responses")
 _CHUNK = 1 << 20

@@ -19,7 +19,7 @@ from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.filesync import MAX_FILE, IncomingFiles, push_messages
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Garbage, Heartbeat, LineSplitter, parse_heartbeat, parse_object
 from imgkit.vm.agent.ratelimit import StreamRateLimit
-from imgkit.vm.shares.folder import ShareError, split_path
+from imgkit.vm.shares.sharedfolder import ShareError, split_path
 
 MAX_KEPT = 256 << 20
 """Bytes of files and streams that are kept until they are fetched, with names and tables included."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from imgkit.engines.failures import EngineStartError
+from imgkit.engines.engineerrors import EngineStartError
 from imgkit.engines.guestfs import quickstart
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Options
 from imgkit.errors import HostError

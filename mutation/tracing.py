@@ -1,9 +1,10 @@
-"""A pytest plugin: which test executes which line of the package, as JSON, one file for each worker.
+"""A pytest plugin that records which lines of the package the tests execute, one file for each worker.
 
-    pytest -p mutation.tracing --executed FOLDER
+    pytest -p mutation.tracing --executed FOLDER     which test executes which line, as JSON
+    pytest -p mutation.tracing --covered FOLDER      lines and branches, as data of coverage.py
 
 The lines stay in memory until the end. coverage.py's own data file does not survive every test: it is a database that
-is open all the time, also in processes that a test forks.
+is open all the time, and one test gives up its rights for a moment.
 """
 
 from __future__ import annotations
@@ -18,39 +19,62 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that says where to write."""
+    """Add the options that say where to write."""
     parser.addoption("--executed", type=Path, metavar="FOLDER", help="write which test executes which line")
+    parser.addoption("--covered", type=Path, metavar="FOLDER", help="write which lines and branches are executed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to measure, where tests run."""
-    folder = config.getoption("--executed")
-    if folder is not None and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
-        config.pluginmanager.register(_Tracing(folder))
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # the tests run in workers
+    if executed := config.getoption("--executed"):
+        config.pluginmanager.register(_Executed(executed))
+    if covered := config.getoption("--covered"):
+        config.pluginmanager.register(_Covered(covered))
 
 
-class _Tracing:
-    def __init__(self, folder: Path) -> None:
-        self._target = folder / f"{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.json"
+class _Covered:
+    """Records lines and branches."""
+
+    def __init__(self, folder: Path, *, branch: bool = True) -> None:
+        self.folder = folder
+        self.worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
         self._process = os.getpid()
-        self._measure = coverage.Coverage(data_file=None, source=["imgkit"], config_file=False)
-        self._measure.start()
+        self.measure = coverage.Coverage(data_file=None, source=["imgkit"], branch=branch, config_file=False)
+        self.measure.start()
+
+    def pytest_sessionfinish(self) -> None:
+        """Write what was recorded, unless this is a process that a test forked."""
+        if os.getpid() != self._process:
+            return
+        self.measure.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write(self.measure.get_data())
+
+    def write(self, data: coverage.CoverageData) -> None:
+        """Write what was recorded."""
+        stored = coverage.CoverageData(str(self.folder / f"data.{self.worker}"))
+        stored.loads(data.dumps())
+        stored.write()
+
+
+class _Executed(_Covered):
+    """Records lines, each with the tests that execute it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, branch=False)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Say whose lines come next."""
-        self._measure.switch_context(item.nodeid)
+        self.measure.switch_context(item.nodeid)
         try:
             return (yield)
         finally:
-            self._measure.switch_context("")
+            self.measure.switch_context("")
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the lines, unless this is a process that a test forked."""
-        if os.getpid() != self._process:
-            return
-        self._measure.stop()
-        data = self._measure.get_data()
+    def write(self, data: coverage.CoverageData) -> None:
+        """Write the lines of each file."""
         lines = {Path(name).as_posix(): data.contexts_by_lineno(name) for name in data.measured_files()}
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._target.write_text(json.dumps(lines))
+        (self.folder / f"{self.worker}.json").write_text(json.dumps(lines))

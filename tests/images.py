@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from imgkit.cli.commands.build import VARIABLES
+from tests import guestcoverage
 from tests.conftest import need, need_program
 
 ROOT = Path(__file__).parents[1]
@@ -138,4 +139,5 @@ def overlay_with_root(folder: Path) -> Path:
         level = overlay / "etc/runlevels" / runlevel
         level.mkdir(parents=True, exist_ok=True)
         (level / name).symlink_to(f"/etc/init.d/{name}")
+    guestcoverage.record_in(overlay)
     return overlay

@@ -23,6 +23,7 @@ from imgkit.errors import GuestError
 from imgkit.vm import VM
 from imgkit.vm.agent.protocol import parse_object
 from imgkit.vm.qemu.argv import VmSpec
+from tests import guestcoverage
 from tests.vmspecs import Adapt, as_it_is
 
 PORT = "imgkit.root"
@@ -86,6 +87,7 @@ def booted(image: Any, *, adapt: Adapt = as_it_is, **options: Any) -> Iterator[R
             wire.far.close()  # so that the end of QEMU is the end of the stream
             vm.port = RootPort(wire.near, vm.check)
             yield vm
+            guestcoverage.fetch_from(vm)
     finally:
         wire.close()
 

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_scripts_are_counted_on_the_host_and_in_guests(tmp_path: Path, monkeypat
     (out / "node").mkdir(parents=True)
     unexecuted = {"startOffset": text.index("else"), "endOffset": len(text), "count": 0}
     ranges = [{"startOffset": 0, "endOffset": len(text), "count": 1}, unexecuted]
-    record = {"result": [{"url": "file:///other.js", "functions": []}]}
+    record: dict[str, Any] = {"result": [{"url": "file:///other.js", "functions": []}]}
     (out / "node/1.json").write_text(json.dumps(record))
     assert program.script_counts(out) == {"overlay/opt/x.js": (0, 4, 0, 2)}
     (out / "guests").mkdir()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.rootfs.initramfs.cpio import Member, write_newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Symlink
+from imgkit.tree.cpio import Member, write_newc
 from tests.conftest import need_program
 from tests.trees import read_newc
 

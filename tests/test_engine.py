@@ -31,8 +31,8 @@ from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.process import MissingProgramError, ProgramError
 from imgkit.host.progress import Steps
-from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
+from imgkit.tree.cpio import Member, newc
 from tests.conftest import need, need_program
 from tests.files import noise
 from tests.layouts import SPECS

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fixtures.mirror import Mirror
 from imgkit.errors import InputError
-from imgkit.rootfs.kernel import Kernel, direct_boot_image, find_kernel, is_zboot, kernels, release_key, unpack_zboot
+from imgkit.host.kernelrelease import release_key
+from imgkit.rootfs.kernel import Kernel, direct_boot_image, find_kernel, is_zboot, kernels, unpack_zboot
 from imgkit.tree import Tree
 from tests.trees import tree_from_tar
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imgkit.errors import InputError
+from imgkit.host.kernelrelease import release_key
 from imgkit.tree import Directory, File, Tree, TreeError
 
 _MODULES = "lib/modules"
@@ -94,11 +95,6 @@ def _suffix(tree: Tree, directory: str, release: str) -> str:
         return suffix
     last = re.match(r".*\d-(.+)", release)
     return f"-{last[1]}" if last else ""
-
-
-def release_key(release: str) -> tuple[tuple[int, str], ...]:
-    """Return a key that sorts kernel releases by their numbers: 6.9 comes before 6.18."""
-    return tuple((int(word), "") if word.isdigit() else (-1, word) for word in re.findall(r"\d+|[A-Za-z]+", release))
 
 
 def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:

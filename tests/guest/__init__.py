@@ -9,8 +9,8 @@ from pathlib import Path
 from fixtures.download import member, wheel
 from fixtures.mirror import cache_folder
 from fixtures.pins import QUICKSAND, WHEELS
-from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import File, Inline
+from imgkit.tree.cpio import Member, newc
 from imgkit.vm import VM
 
 _INIT = Path(__file__).with_name("init.sh")

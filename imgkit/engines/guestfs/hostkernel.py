@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from imgkit.rootfs.kernel import release_key
+from imgkit.host.kernelrelease import release_key
 
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")

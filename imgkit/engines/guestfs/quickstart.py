@@ -29,8 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgkit.host import locks, wholefile
-from imgkit.rootfs.initramfs.cpio import Member, newc
 from imgkit.tree import File, Inline
+from imgkit.tree.cpio import Member, newc
 
 VERSION = "1"  # part of the cache key: raise it when this module makes another appliance
 SUPERMIN_FOLDERS = ("/usr/lib/*/guestfs/supermin.d", "/usr/lib64/guestfs/supermin.d", "/usr/lib/guestfs/supermin.d")

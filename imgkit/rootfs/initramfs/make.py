@@ -25,7 +25,6 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.rootfs.binaries.elf import ElfError
 from imgkit.rootfs.binaries.libraries import Libraries, with_targets
 from imgkit.rootfs.initramfs import kmod
-from imgkit.rootfs.initramfs.cpio import Member, Sink, write_newc
 from imgkit.rootfs.initramfs.mkinitfs import (
     MkinitfsConfiguration,
     check_features,
@@ -35,6 +34,7 @@ from imgkit.rootfs.initramfs.mkinitfs import (
 from imgkit.rootfs.kernel import Kernel, find_kernel
 from imgkit.rootfs.scripts.pathnames import WILDCARD
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Symlink, Tree, parent
+from imgkit.tree.cpio import Member, Sink, write_newc
 
 _SHARED = "usr/share/mkinitfs"
 

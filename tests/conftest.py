@@ -33,7 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _own_temporary_folder(worker: str) -> None:
     """Give a worker of pytest-xdist temporary files of its own: several tests look for what others have left behind."""
     folder, process = tempfile.mkdtemp(prefix=f"{worker}-", dir="/tmp"), os.getpid()
-    Path(folder).chmod(0o755)
+    Path(folder).chmod(0o1777)  # tests that change users have temporary files, too
     os.environ["TMPDIR"] = tempfile.tempdir = folder
 
     def remove() -> None:
@@ -51,6 +51,19 @@ CI = os.environ.get("CI", "") not in ("", "0", "false")
 hypothesis.settings.register_profile("patient", deadline=None, print_blob=True, derandomize=False)
 hypothesis.settings.register_profile("same", deadline=None, print_blob=True, derandomize=True, database=None)
 hypothesis.settings.load_profile("same" if CI else "patient")
+
+
+_LONGEST = [
+    *("boots", "first_seed", "crashes", "owners", "hardening", "run", "secrets", "interrupts", "disks", "engine"),
+    *("contract", "container", "image", "network", "root_in_guest", "echo_agent", "vm", "confined", "publish_boot"),
+]
+"""Files of tests that take longest, first: when they run side by side, none of them may begin last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the order within a file stays."""
+    places = {f"test_{name}": number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def need(ability: str, present: object) -> None:

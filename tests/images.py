@@ -85,7 +85,7 @@ def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words:
     """A build that must succeed, made once for all workers of a run that goes side by side (pytest-xdist)."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    printed = folder / "printed.json"
+    printed = folder.with_suffix(".json")
     with FileLock(f"{folder}.lock"):
         if not printed.exists():
             done = builder.attempt(folder, *words)

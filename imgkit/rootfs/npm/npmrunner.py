@@ -32,6 +32,7 @@ log = logging.getLogger("imgkit")
 _TIMEOUT = 900.0  # seconds for one run of npm
 _VERSION_TIMEOUT = 60.0  # seconds for npm --version
 _PROBE_TIMEOUT = 10.0  # seconds for a program that does nothing inside bubblewrap
+_PROBE_TRIES = 3
 
 _CERTIFICATES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
 _VARIABLES = (
@@ -329,16 +330,23 @@ def _installation(name: str, path: str) -> Iterator[Path]:
 
 
 def sandbox_problem() -> str | None:
-    """Return why npm cannot be run inside bubblewrap on this host, None if it can."""
+    """Return why npm cannot be run inside bubblewrap on this host, None if it can.
+
+    Bubblewrap fails if something is mounted or unmounted at the same moment, so it gets another try.
+    """
     program = shutil.which("bwrap")
     if program is None:
         return MISSING
     argv = [program, *_NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
-    try:
-        process.run(argv, timeout=_PROBE_TIMEOUT)
-    except HostError as error:
-        return error.message
-    return None
+    problem = None
+    for _ in range(_PROBE_TRIES):
+        try:
+            process.run(argv, timeout=_PROBE_TIMEOUT)
+        except HostError as error:
+            problem = error.message
+        else:
+            return None
+    return problem
 
 
 def _without_scripts() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Time and size of the initramfs, by feature set and compression, on the real root filesystems of the mirror.
+"""Measure the time and size of the initramfs, by feature set and compression, on real root filesystems of the mirror.
 
 python -m benchmarks.initramfs
 """
@@ -24,7 +24,7 @@ FEATURES = {"default": None, "base virtio ext4": ("base", "virtio", "ext4")}
 
 
 def best(work: Callable[[], object], runs: int = 3) -> float:
-    """The shortest of a few runs, in seconds: what the machine can do when nobody disturbs it."""
+    """Return the seconds of the shortest of a few runs, which other programs have disturbed least."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -34,7 +34,7 @@ def best(work: Callable[[], object], runs: int = 3) -> float:
 
 
 def peak(work: Callable[[], object]) -> float:
-    """Memory that Python holds at most, in MB."""
+    """Return the most memory that Python holds, in MB."""
     tracemalloc.start()
     try:
         work()
@@ -53,6 +53,7 @@ def measure(architecture: str, tree: Tree) -> None:
             configuration = replace(stated, features=chosen, compression=compression, level=None)
 
             def work(configuration: MkinitfsConfiguration = configuration) -> bytes:
+                """Make the initramfs."""
                 return make_initramfs(tree, one.release, configuration, epoch=0)
 
             size = len(work()) / 1e6

@@ -1,4 +1,4 @@
-"""Targets: package scripts and service scripts."""
+"""Targets: the parsers of package scripts and service scripts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ _SHELL_WORDS = tuple(
 
 
 def _regex(data: bytes) -> None:
-    """The first byte says how the rest is read: what grep's options set, and what is before the first newline."""
+    """Match a regular expression.
+
+    The first byte sets the options of grep; the expression ends at the first newline, and the text follows.
+    """
     how = data[0] if data else 0
     pattern, _, text = data[1:].decode(errors="surrogateescape").partition("\n")
     budget = Budget()

@@ -1,7 +1,7 @@
 """The agent sandbox: the system of core.py, and the tools that agents expect of a Linux system."""
 
 from . import core
-from .core import *  # noqa: F403 - whatever is not stated below is as it is there
+from .core import *  # noqa: F403 - core.py states every field that is not stated below
 
 packages = [
     *core.packages,

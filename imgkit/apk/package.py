@@ -11,7 +11,7 @@ covers the control member; where the index vouches it may be missing, but must n
         path, expected=package.identity, keyring=keyring, spool=spool, max_installed=1 << 30, name=str(package)
     )
 
-Data is inflated and parsed only after its hash was found right, so hostile bytes reach zlib and the tar reader only
+Data is inflated and parsed only after its hash was verified, so hostile bytes reach zlib and the tar reader only
 if a trusted key signed them. Even then their contents are checked: see :mod:`imgkit.apk.unpack`.
 """
 
@@ -123,7 +123,7 @@ def check_package(path: Path, expected: str, *, name: str) -> None:
 
     Raises:
         IdentityError: it is not that package.
-        InputError: it is no package, or damaged.
+        InputError: it is not a package, or damaged.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -139,7 +139,7 @@ def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
 
     Raises:
         SignatureError: a signature claims a trusted key and is wrong.
-        InputError: it is no package.
+        InputError: it is not a package.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -230,12 +230,12 @@ def _parse_info(text: str) -> _PackageInfo:
 
 
 def _words(info: _PackageInfo, key: str) -> tuple[str, ...]:
-    """The words of all values of ``key``: a list has one word a line or all words on one line, both occur."""
+    """Return the words of all values of ``key``. Packages write a list on one line, or one word on each line."""
     return tuple(word for value in info.get(key, ()) for word in value.split())
 
 
 def _number(info: _PackageInfo, key: str) -> int:
-    """The number that ``key`` has, 0 if it has none."""
+    """Return the value of ``key`` as a number, or 0 if it has none."""
     return parse_number(info.get(key, ("",))[0]) or 0
 
 

@@ -48,7 +48,7 @@ class NoSolution(Exception):  # noqa: N818 - a result that the solver handles, n
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a search. It may still have packages that only choices needed which were revised later.
+    """The result of a search. It may still have packages that only revised choices needed.
 
     Attributes:
         packages: the packages by name.
@@ -100,7 +100,7 @@ def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
 
 
 class _Options(Sequence[Candidate]):
-    """Candidates, best first. Those for which ``replaces`` is true come last, which is evaluated at the time of choice.
+    """Candidates, best first. Those for which ``replaces`` is true come last; it is evaluated at the time of choice.
 
     It is a sequence because resolvelib copies anything else into a list at once.
     """
@@ -179,7 +179,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         return options if len(options) < 2 else _Options(options, self.replaces)
 
     def is_satisfied_by(self, requirement: Requirement, candidate: Candidate) -> bool:
-        """Whether a candidate meets a requirement."""
+        """Return whether a candidate meets a requirement."""
         return requirement.accepts(candidate)
 
     def get_dependencies(self, candidate: Candidate) -> tuple[Requirement, ...]:
@@ -197,7 +197,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         information: Mapping[str, Iterator[Cause]],  # noqa: ARG002
         backtrack_causes: Sequence[Cause],  # noqa: ARG002
     ) -> list[str]:
-        """Return the next slot to decide: one without a choice first, then real choices, last what has to wait."""
+        """Return the next slot to decide: slots without a choice first, then real choices, then what has to wait."""
         best: tuple[int, str] | None = None
         for slot in identifiers:
             urgency = self._urgency(candidates[slot])
@@ -242,7 +242,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
                 yield candidate
 
     def replaces(self, option: Candidate) -> bool:
-        """Whether a candidate would replace another version of its package, which was chosen already."""
+        """Return whether a candidate would replace another version of its package, which was chosen already."""
         pin = self._pins.get(option.package.name) if option.package else None
         return pin is not None and pin.package is not option.package
 

@@ -5,9 +5,9 @@
         print(package)
 
 The rules are those of apk-tools 3. First the solver does what apk does, one pass without going back
-(:mod:`imgkit.apk.deduction`): if apk finds a solution, this is the same one. If that pass fails, resolvelib searches
-for one (:mod:`imgkit.apk.search`), and does go back. The search is limited by a number of steps, so that the answer is
-the same on every machine.
+(:mod:`imgkit.apk.deduction`): if apk finds a solution, the result is the same. If that pass fails, resolvelib searches
+for a solution (:mod:`imgkit.apk.search`) with backtracking. The search is limited by a number of steps, so that the
+answer is the same on every machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class UnknownTagError(RecipeError):
 
 
 class UnsatisfiableError(RecipeError):
-    """There is no set of packages that gives the recipe what it wants."""
+    """No set of packages satisfies the recipe."""
 
 
 def solve(
@@ -202,7 +202,7 @@ def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Fou
         if not invited:
             return found
         reach = Reach(catalog, wanted, [*found.packages.values(), *invited])
-        for batch in (invited, *([package] for package in invited)):  # all together, which is the rule, or what fits
+        for batch in (invited, *([package] for package in invited)):  # all together; if that fails, one by one
             found = _extended(reach, wanted, found, batch)
         declined |= {id(package) for package in invited if found.packages.get(package.name) is not package}
 
@@ -219,7 +219,7 @@ def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited:
 
 
 def _allowed(package: Package, selection: Selection, found: Found) -> bool:
-    """Whether one of the packages that meet the conditions of a package's install_if may have its repository tag."""
+    """Return whether a package that meets a condition of this package's install_if may have its repository tag."""
     tag = package.repository.tag
     inviting = {claim.package.name for condition in conditions_of(package) for claim in selection.claims(condition)}
     return tag is None or any(tag in found.tags[name] for name in inviting)

@@ -1,8 +1,8 @@
 """Read tar streams from untrusted sources: ustar with pax extended headers, and GNU long names.
 
 Formats: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header". Unlike :mod:`tarfile` this
-reader never allocates memory because a header says so, never guesses, and raises only one error. It refuses members
-other than files, directories, links, devices and FIFOs (sparse files, multi-volume parts …)::
+reader never allocates memory because a header asks for it, never guesses, and raises a single exception class. It
+refuses members other than files, directories, links, devices and FIFOs (sparse files, multi-volume parts …)::
 
     archive = TarStream(pieces_of_bytes)
     for header in archive:
@@ -48,7 +48,7 @@ class Header:
         mtime: seconds since 1970.
         link: the target of a symbolic or hard link.
         pax: the records of its extended headers, unchanged.
-        major: that of a device, as is ``minor``.
+        major, minor: device numbers; 0 for other kinds.
     """
 
     name: str

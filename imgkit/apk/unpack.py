@@ -22,7 +22,7 @@ from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind, x
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
 _LIMIT_ENTRIES = 500_000  # the largest package of Alpine has about half as many
-_LIMIT_NAME = 255  # of one part of a path, as in Linux
+_LIMIT_NAME = 255  # bytes of one part of a path, as in Linux
 _LIMIT_PATH = 4095
 _HEADERS = 4096  # bytes of headers and padding that one entry may cost on average
 
@@ -214,7 +214,7 @@ class _Reader:
 
 
 def _leads_out(path: str, target: str) -> bool:
-    """Whether a relative link climbs above the root when it is followed from its folder."""
+    """Return whether a relative link climbs above the root when it is followed from its folder."""
     if target.startswith("/"):
         return False
     depth = path.count("/")

@@ -40,7 +40,7 @@ _START_SIZE = 512  # bytes that are read
 
 
 def format_of(path: Path) -> Format:
-    """The format of an image: "qcow2" if it begins with the magic number of qcow2, "raw" otherwise.
+    """Return the format of an image: "qcow2" if it begins with the magic number of qcow2, "raw" otherwise.
 
     A file with a name that ends in ``.raw`` is a raw disk. It must not begin as qcow2, which a guest can write.
 

@@ -43,8 +43,8 @@ class Deadline:
             and each address that does not answer takes its time.
 
     Attributes:
-        passed: the caller no longer waits.
-        began: bytes of the file have arrived.
+        passed: True when the caller no longer waits.
+        began: True when bytes of the file have arrived.
     """
 
     def __init__(self, timeout: float, rate: float, connect_allowance: float = 0) -> None:

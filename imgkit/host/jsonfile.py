@@ -1,4 +1,4 @@
-"""Read JSON files that somebody else may have written: within limits, or not at all::
+"""Read JSON files that are not trusted, within limits::
 
     lock = checked(Lock, read_json(path, 1 << 20), path, what="a lock file of imgkit")
 
@@ -26,7 +26,7 @@ from imgkit.errors import InputError
 Model = TypeVar("Model", bound=BaseModel)
 
 DEEPEST = 64
-"""How many levels of objects and lists may lie in one another."""
+"""How many levels deep objects and lists may be nested."""
 _MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes more than a hundred in memory
 _MOST_DIGITS = 19  # of a number: those of 2^63
 _MOST_FAULTS = 3  # named in a message
@@ -114,7 +114,7 @@ def checked(model: type[Model], value: object, name: object, *, what: str, hint:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. It is opened without waiting: opening a FIFO would wait for a writer.
+    """Return the bytes of a regular file. It is opened without waiting: opening a FIFO would wait for a writer.
 
     Raises:
         OSError: the file cannot be read.
@@ -132,7 +132,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of which each name occurs once."""
+    """Return an object, in which each name must occur once."""
     value = dict(pairs)
     if len(value) < len(pairs):
         times = Counter(name for name, _ in pairs)
@@ -142,14 +142,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """An integer of at most as many digits as 64 bits have."""
+    """Return an integer, which must not have more digits than 64 bits need."""
     if len(digits.lstrip("-")) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def _float(text: str) -> float:
-    """A finite number."""
+    """Return a number, which must be finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number that is too large")
@@ -182,7 +182,7 @@ def _check(value: object, errors: str) -> None:
 
 
 def _parts(container: dict[str, object] | list[object]) -> Iterator[object]:
-    """The names and values of an object, or the items of a list."""
+    """Yield the names and values of an object, or the items of a list."""
     yield from container
     if isinstance(container, dict):
         yield from container.values()
@@ -196,11 +196,11 @@ def _check_text(text: str, errors: str) -> None:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    """Where in the file a fault is, such as ``architectures.amd64.size``, and what is wrong there."""
+    """Return the place of a fault in the file, such as ``architectures.amd64.size``, and what is wrong there."""
     location = _shown(".".join(map(str, place)))[1:-1] or "the whole"
     return f"{location}: {message.removeprefix('Value error, ')}"
 
 
 def _shown(text: str) -> str:
-    """The beginning of a text that anybody may have written, in quotes and in ASCII."""
+    """Return the beginning of an untrusted text, in quotes and in ASCII."""
     return ascii(text[:_MOST_SHOWN])

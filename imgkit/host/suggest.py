@@ -13,7 +13,7 @@ SIMILARITY = 0.6
 
 
 def close_matches(word: str, known: Iterable[str], *, limit: int = 3, similarity: float = SIMILARITY) -> list[str]:
-    """The words of ``known`` that look like ``word``, the most similar first.
+    """Return the words of ``known`` that look like ``word``, the most similar first.
 
     Args:
         word: what somebody wrote.
@@ -32,7 +32,7 @@ def did_you_mean(
     similarity: float = SIMILARITY,
     name_word: bool = False,
 ) -> str | None:
-    """The hint for a word that is not valid: ``did you mean packages?``.
+    """Return the hint for a word that is not valid: ``did you mean packages?``.
 
     Args:
         word: what somebody wrote.

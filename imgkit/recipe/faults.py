@@ -18,7 +18,7 @@ _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT spe
 
 
 def sentence(error: ErrorDetails) -> str:
-    """One fault that pydantic found, as ``field: what is wrong``."""
+    """Return one fault that pydantic found, as ``field: what is wrong``."""
     location, value = error["loc"], error["input"]
     place = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
@@ -33,7 +33,7 @@ def sentence(error: ErrorDetails) -> str:
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
-    """Faults that only show when fields are compared, and files that are missing. Each begins with its field."""
+    """Yield contradictions between fields, and files that are missing. Each line begins with its field."""
     for field in PATHS:
         path = getattr(recipe, field)
         if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):

@@ -1,4 +1,4 @@
-"""The statements of a manifest about an image. They are checked, since the file may have been written by anybody."""
+"""The statements of a manifest about an image. They are checked, since the file is not trusted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StatedFile:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a manifest says of an image.
+    """What a manifest says about an image.
 
     Attributes:
         arch: the architecture.

@@ -40,7 +40,7 @@ class Start:
 
 
 def wait(channel: Channel, deadline: float, options: Options) -> Start:
-    """Wait until the appliance is up. If the quick one fails in whatever way, the stock one is started.
+    """Wait until the appliance is up. If the quick one fails for any reason, the stock one is started.
 
     Args:
         deadline: of the first start, in the time of :func:`time.monotonic`.
@@ -77,7 +77,7 @@ def wait(channel: Channel, deadline: float, options: Options) -> Start:
 
 
 def check(channel: Channel) -> None:
-    """Look at a start that is under way, without waiting for it.
+    """Check a start that is in progress, without waiting for it.
 
     Raises:
         HostError: it has failed, and the stock appliance would fail as well (or has failed).
@@ -88,7 +88,7 @@ def check(channel: Channel) -> None:
 
 
 def launch_error(cause: ApplianceError) -> HostError:
-    """The error for a start that failed: an EngineStartError, or a MissingProgramError."""
+    """Return the error for a start that failed: an EngineStartError, or a MissingProgramError."""
     if cause.kind == "bindings":
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return EngineStartError(

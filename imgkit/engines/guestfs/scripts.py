@@ -1,4 +1,4 @@
-"""Shell texts for writing a disk in the appliance. Values in, text out.
+"""Shell scripts that write a disk in the appliance, made from values.
 
 The programs in the appliance are those of the host's distribution (util-linux, e2fsprogs, dosfstools, GNU tar). No
 program of the image runs, except in :func:`chroot_script`.
@@ -12,9 +12,9 @@ from imgkit.disk.layout import SECTOR, Layout, Partition
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, INODE_SIZE, journal_mib
 from imgkit.engines.guestfs.feed import ALIGNMENT, Feed, Part
 
-# What every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and orphan_file,
-# which are on by default in newer e2fsprogs (older versions of GRUB refuse the file system), inline_data, casefold,
-# encrypt, verity.
+# Features that every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and
+# orphan_file, which are on by default in newer e2fsprogs (older versions of GRUB refuse the file system), inline_data,
+# casefold, encrypt, verity.
 EXT4_FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"

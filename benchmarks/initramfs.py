@@ -45,7 +45,7 @@ def peak(work: Callable[[], object]) -> float:
 
 def measure(architecture: str, tree: Tree) -> None:
     """Print one line for each feature set and compression, and one for the check of the whole Tree."""
-    (one,) = kernels(tree)
+    (kernel,) = kernels(tree)
     for name, features in FEATURES.items():
         for compression in ("none", "gzip"):
             stated = read_configuration(tree)
@@ -54,7 +54,7 @@ def measure(architecture: str, tree: Tree) -> None:
 
             def work(configuration: MkinitfsConfiguration = configuration) -> bytes:
                 """Make the initramfs."""
-                return make_initramfs(tree, one.release, configuration, epoch=0)
+                return make_initramfs(tree, kernel.release, configuration, epoch=0)
 
             size = len(work()) / 1e6
             line = f"{architecture:8} {name:17} {compression:5} {size:6.2f} MB {best(work):5.2f} s"

@@ -48,18 +48,18 @@ def _regex(data: bytes) -> None:
 
     The first byte sets the options of grep; the expression ends at the first newline, and the text follows.
     """
-    how = data[0] if data else 0
+    settings = data[0] if data else 0
     pattern, _, text = data[1:].decode(errors="surrogateescape").partition("\n")
     budget = Budget()
     compiled = compile_expressions(
         [pattern],
         budget,
-        extended=bool(how & 1),
-        ignore_case=bool(how & 2),
-        around=(None, ("^", "$"), ("before", "after"), None)[how >> 2 & 3],
+        extended=bool(settings & 1),
+        ignore_case=bool(settings & 2),
+        around=(None, ("^", "$"), ("before", "after"), None)[settings >> 2 & 3],
     )
     compiled.search(text, budget)
-    shell_pattern(pattern, budget, pathname=bool(how & 1), ignore_case=bool(how & 2)).fullmatch(text)
+    shell_pattern(pattern, budget, pathname=bool(settings & 1), ignore_case=bool(settings & 2)).fullmatch(text)
 
 
 _REGEXES = (

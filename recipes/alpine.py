@@ -25,7 +25,7 @@ packages = [
     "unzip",
     "util-linux",
     # Parts of util-linux that would replace busybox's: they are set-uid, and this mount resolves its target once more,
-    # where agentd names an open folder (/proc/PID/fd/N) that nobody can exchange meanwhile.
+    # where agentd names an open folder (/proc/PID/fd/N) that cannot be replaced meanwhile.
     "!mount",
     "!umount",
 ]

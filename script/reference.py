@@ -21,7 +21,7 @@ PAGE = DOCS / "commands.md"
 MAN_PAGE = DOCS / "imgkit.1"
 HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --help` is made from."
 COMMON = ("help", "verbose", "quiet", "debug")
-PRECEDENCE = "An option beats a variable, a variable beats the recipe."
+PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
 VARIABLES = (
     ("`ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION`", "the recipe's `mirror`, `branch`, `version`"),
     ("`IMAGE_SIZE`", "its `size`"),
@@ -101,7 +101,7 @@ def man_page() -> str:
     lines += [".SH EXIT STATUS"]
     for status, meaning in STATUSES:
         lines += [".TP", f".B {status}", roff(meaning)]
-    lines += [".PP", roff("imgkit run leaves with the status of the command in the guest.")]
+    lines += [".PP", roff("The exit status of imgkit run is that of the command in the guest.")]
     lines += [".SH ENVIRONMENT", roff(PRECEDENCE)]
     for names, meaning in VARIABLES:
         lines += [".TP", f".B {roff(_plain(names))}", roff(_plain(meaning))]

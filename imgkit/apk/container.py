@@ -30,8 +30,8 @@ def refuse_foreign(head: bytes, name: str) -> None:
     """Refuse a file whose first bytes are not those of a package or index of format version 2.
 
     Raises:
-        Version3Error: it is in the format of version 3.
-        InputError: it is a web page, empty, or not gzip data.
+        Version3Error: the file is in the format of version 3.
+        InputError: the file is a web page, empty, or not gzip data.
     """
     if head.startswith(GZIP_MAGIC):
         return

@@ -45,7 +45,7 @@ SCRIPT_TYPES = (
 _LIMIT_SIGNATURES = 1 << 20
 _LIMIT_CONTROL = 16 << 20  # scripts of several hundred KiB exist
 _CHUNK = 1 << 20
-_DAMAGED = "it was damaged or replaced on its way: try again, or another mirror"
+_DAMAGED = "it was damaged or replaced in transit: try again, or another mirror"
 _HASHES = {"Q1": hashlib.sha1, "Q2": hashlib.sha256}
 
 _PackageInfo: TypeAlias = Mapping[str, tuple[str, ...]]  # the keys of .PKGINFO; each has all its values, in order
@@ -92,9 +92,9 @@ def open_package(
         name: what messages call the package.
 
     Raises:
-        IdentityError: it is not the package that the index names.
-        SignatureError: it has a signature that claims a trusted key and is wrong.
-        InputError: it is damaged, or holds something that no package may hold.
+        IdentityError: the file is not the package that the index names.
+        SignatureError: the file has a signature that claims a trusted key and is wrong.
+        InputError: the file is damaged, or holds something that no package may hold.
         HostError: the host has no space left for its contents.
     """
     with path.open("rb") as source:
@@ -122,8 +122,8 @@ def check_package(path: Path, expected: str, *, name: str) -> None:
         name: what messages call the package.
 
     Raises:
-        IdentityError: it is not that package.
-        InputError: it is not a package, or damaged.
+        IdentityError: the file is not that package.
+        InputError: the file is not a package, or is damaged.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -139,7 +139,7 @@ def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
 
     Raises:
         SignatureError: a signature claims a trusted key and is wrong.
-        InputError: it is not a package.
+        InputError: the file is not a package.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -150,7 +150,7 @@ def check_identity(identity: str) -> str:
     """Return ``identity`` if it is one (``Q1`` + base64 of 20 bytes, ``Q2`` + base64 of 32).
 
     Raises:
-        InputError: it is not.
+        InputError: ``identity`` has another form.
     """
     new_hash = _HASHES.get(identity[:2])
     try:

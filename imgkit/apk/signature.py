@@ -108,7 +108,7 @@ class Keyring:
             except InvalidSignature as cause:
                 raise BadSignatureError(
                     f"{name}: bad signature: it is not what {signature.key} signed",
-                    hint="the file was damaged or replaced on its way: try again, or another mirror",
+                    hint="the file was damaged or replaced in transit: try again, or another mirror",
                 ) from cause
             signers.append(signature.key)
         return signers[0] if signers else None
@@ -141,8 +141,8 @@ def verify_index(data: bytes, keyring: Keyring, *, name: str) -> SignedIndex:
         name: what messages call the index (its URL).
 
     Raises:
-        SignatureError: it is not signed, or not by a trusted key, or a signature is wrong.
-        InputError: it is damaged, truncated, too large, or not a package index.
+        SignatureError: the index is not signed, or not by a trusted key, or a signature is wrong.
+        InputError: the index is damaged, truncated, too large, or not a package index.
     """
     refuse_foreign(data[:1024], name)
     members = members_of(data, name)
@@ -176,11 +176,11 @@ def read_signatures(segment: bytes, name: str) -> tuple[Signature, ...]:
     """Read the signatures of an inflated gzip member.
 
     Returns:
-        The signatures, without those that have an improper key name or an absurd length, as apk does it. Empty if the
+        The signatures, without those that have an invalid key name or an absurd length, as apk does it. Empty if the
         member does not hold signatures: it has another file among them, or no file at all.
 
     Raises:
-        InputError: the member is not a proper tar archive.
+        InputError: the member is not a valid tar archive.
     """
     signatures = []
     archive = TarStream(iter((segment,)))

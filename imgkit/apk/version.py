@@ -90,8 +90,8 @@ def is_valid(text: str) -> bool:
 def _lenient(text: str) -> Version:
     match = _VERSION.match(text)
     tokens = _key(match)[:-1] if match else []
-    whole = match is not None and match.end() == len(text)
-    return Version(text, (*tokens, (_END if whole else _WRONG, 0, "")))
+    complete = match is not None and match.end() == len(text)
+    return Version(text, (*tokens, (_END if complete else _WRONG, 0, "")))
 
 
 @lru_cache(maxsize=4096)

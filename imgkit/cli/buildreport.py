@@ -69,7 +69,7 @@ def parse_report(text: bytes) -> BuildReport:
     """Parse the output of ``imgkit build --json`` for one image.
 
     Raises:
-        ValueError: this is not JSON, or not the list with one report.
+        ValueError: ``text`` is not JSON, or not a list with one report.
     """
     try:
         (body,) = json.loads(text)

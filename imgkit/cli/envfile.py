@@ -1,6 +1,6 @@
 """Files of environment variables, as ``docker run --env-file`` reads them.
 
-A line is ``NAME=VALUE``. ``NAME`` alone stands for the value that the variable has in this process; without one the
+A line is ``NAME=VALUE``. ``NAME`` alone takes the value of the variable in this process; if it has none there, the
 line sets nothing. White space at the beginning of a line is dropped; empty lines and lines that begin with ``#`` are
 skipped. A ``#`` further on is part of the value, and so are quotes and spaces. If a name occurs more than once, the
 last line wins. The text is UTF-8; a byte order mark is removed.

@@ -99,7 +99,7 @@ def _kernel() -> HostCheck:
     if readable:
         return HostCheck("kernel", True, str(readable[-1]), "build")
     if named and not kernels[0].exists():
-        return HostCheck("kernel", False, f"{named}, as SUPERMIN_KERNEL says, is not there", "build", "correct it")
+        return HostCheck("kernel", False, f"{named} (SUPERMIN_KERNEL) does not exist", "build", "correct it")
     if kernels:
         fix = f"sudo chmod 0644 {kernels[-1]}"
         return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
@@ -142,14 +142,14 @@ def _accelerators() -> Iterator[HostCheck]:
 def _confinement() -> HostCheck:
     """Check what confines the QEMU of a guest, besides what QEMU does itself."""
     version, filters = confinement.landlock_version(), confinement.filters_system_calls()
-    parts = [f"files: Landlock {version}" if version else "files: as its user may"]
-    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
+    parts = [f"files: Landlock {version}" if version else "files: all that its user may open"]
+    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: removed afterwards"]
     obstacle = supervisor.obstacle()
     if filters and obstacle:
         parts += [f"set-group-id for folders: refused, as {obstacle}"]
     if identity.is_root():
         user = identity.choose_user(None)
-        parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
+        parts += ["as this root, which may not switch users" if user is None else f"as {user}, or a folder's owner"]
     fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
     return HostCheck("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)
 

@@ -178,7 +178,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
         if tag in folders:
             raise UsageError(f"--share {word}: there is a share {tag} already")
         if not folder:
-            raise UsageError(f"--share {word}: no folder")
+            raise UsageError(f"--share {word}: no folder given")
         folders[tag] = Path(folder)
         if mode == "ro":
             read_only.add(tag)
@@ -200,7 +200,7 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
     if options.console is not None and not options.console.parent.is_dir():
-        raise UsageError(f"--console {options.console}: {options.console.parent} is no folder")
+        raise UsageError(f"--console {options.console}: {options.console.parent} is not a folder")
 
 
 def _beside(image: Path, arch: str) -> tuple[Path, Path]:

@@ -128,8 +128,8 @@ class _Build:
                 return parse_report(bytes(self.output))
             error = json.loads(self.output)["error"]
         except (ValueError, LookupError, TypeError):
-            how = process.ending(status) if status else "ended without a report"
-            raise HostError(f"{self.arch}: its build {how}") from None
+            cause = process.ending(status) if status else "ended without a report"
+            raise HostError(f"{self.arch}: its build {cause}") from None
         raise _failure(self.arch, error)
 
     def end(self) -> None:

@@ -132,7 +132,7 @@ def parse_map(body: object) -> DiskMap:
     """Read the map of a manifest, which is not trusted.
 
     Raises:
-        MapError: it is not a valid map, or a part of the disk is missing from it.
+        MapError: ``body`` is not a valid map, or the map lacks a part of the disk.
     """
     if not isinstance(body, dict) or body.get("chunk") != CHUNK:
         raise MapError(f"is not made of chunks of {CHUNK} bytes")
@@ -152,7 +152,7 @@ def parse_map(body: object) -> DiskMap:
 
 def _region(body: object) -> Region:
     if not isinstance(body, dict):
-        raise MapError("has a region that is none")
+        raise MapError("has a region that is not an object")
     name, start, size = (body.get(key) for key in ("name", "start", "size"))
     numbers = all(type(number) is int and 0 <= number < 1 << 62 for number in (start, size))
     if not (isinstance(name, str) and 0 < len(name) < 100 and numbers and size):

@@ -58,7 +58,7 @@ def image_info(image: Path) -> ImageInfo:
     if info["format"] not in ("raw", "qcow2"):
         raise UnreadableImageError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
     if info["format"] == "raw" and not _is_disk(image):
-        message = f"{image}: no disk image: it has neither a boot sector nor a partition table"
+        message = f"{image}: not a disk image: it has neither a boot sector nor a partition table"
         raise UnreadableImageError(message, hint=_USABLE)
     return ImageInfo(info["format"], info["virtual-size"], info["actual-size"])
 

@@ -5,7 +5,7 @@ Layout below the cache folder::
     sha256/ab/abcd…     files by their SHA-256
     keyed/ab/abcd…      files by the SHA-256 of another name for their content (the identity of a package)
     urls/ab/abcd….json  the last download of a URL whose file changes (an index): validators and the file's SHA-256
-    locks/  tmp/        one download at a time for each file; downloads under way
+    locks/  tmp/        one download at a time for each file; downloads in progress
 
 Entries appear by rename only, so two builds can never see half a file. The locks only save the second build the
 download: a build that waits too long for a lock goes on without it::
@@ -106,7 +106,7 @@ class Cache:
     def fetch_all(self, wanted: Sequence[Wanted], *, description: str = "downloading") -> list[Path]:
         """Return the paths of all files, in the order of ``wanted``. Several are downloaded at a time.
 
-        Nobody may change files of the cache. When one download fails, the others are given up.
+        Files of the cache must not be changed. When one download fails, the others are cancelled.
 
         Args:
             description: the label of the progress bar.

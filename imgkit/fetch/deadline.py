@@ -1,7 +1,7 @@
 """One deadline for a whole download, which holds whatever the HTTP library does inside a single call.
 
-The timeout of a socket is no such deadline: it begins anew with every byte, and a library that reads a status line, a
-header, ``100 Continue`` or the page of a redirect may go on reading for ever. So the work runs in a thread of its own,
+The timeout of a socket is no such deadline: it starts again with every byte, and a library that reads a status line, a
+header, ``100 Continue`` or the page of a redirect may go on reading forever. So the work runs in a thread of its own,
 and the caller waits for it until the deadline::
 
     deadline = Deadline(timeout=20, rate=1024)

@@ -137,12 +137,12 @@ class Http:
         """Download ``url`` to ``target``, which is replaced when the file is complete and correct.
 
         Args:
-            validators: of the version at hand.
+            validators: those of the version that the caller has.
             on_bytes: called with the length of each piece, and with a negative number when an attempt is started over.
             cancelled: makes the download give up once it is set.
 
         Returns:
-            What was downloaded; None, with ``target`` untouched, if the version at hand is still the newest.
+            What was downloaded; None, with ``target`` untouched, if the caller's version is still the newest.
 
         Raises:
             UnreachableError: nothing at the URL answers.
@@ -220,7 +220,7 @@ class Http:
             return Session()
 
     def _exchange(self, session: Session, request: _Request, sink: BinaryIO) -> Download | None:
-        """Send the request and receive the file; None if the version at hand is still the newest."""
+        """Send the request and receive the file; None if the caller's version is still the newest."""
         with self._response(session, request) as response:
             if response.status_code == HTTPStatus.NOT_MODIFIED:
                 return None

@@ -99,7 +99,7 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
         raise InputError(
             f"{name}: bad signature: it is not what {certificate.fingerprint} signed"
             + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
-            hint="the file was damaged or replaced on its way: try again, or another mirror",
+            hint="the file was damaged or replaced in transit: try again, or another mirror",
         ) from cause
     if certificate.fingerprint.lower() not in [valid.certificate for valid in verified.valid_sigs]:
         raise InputError(f"{name}: bad signature: {certificate.fingerprint} did not make it")

@@ -104,7 +104,7 @@ def parse_releases(text: bytes | str, *, name: str = "latest-releases.yaml") -> 
     An entry is complete when it has a flavor, a version, a file name without folders and a SHA-256 or SHA-512.
 
     Raises:
-        InputError: it is not YAML, or not a list of mappings.
+        InputError: the text is not YAML, or not a list of mappings.
     """
     entries = _load(text, name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -1,6 +1,6 @@
 """Read JSON files that are not trusted, within limits::
 
-    lock = checked(Lock, read_json(path, 1 << 20), path, what="a lock file of imgkit")
+    lock = checked(Lock, read_json(path, 1 << 20), path, description="a lock file of imgkit")
 
 Python's parser accepts things that no valid file of imgkit has, or raises exceptions of various kinds for them: files
 that fill the memory, nesting that ends in RecursionError, numbers with more digits than Python converts, NaN, names
@@ -42,7 +42,7 @@ def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: boo
         raw_names: whether texts may contain bytes that are not UTF-8, as surrogates of :func:`os.fsdecode`.
 
     Raises:
-        InputError: the file is missing, is no regular file, is too large, or is not JSON within the limits.
+        InputError: the file is missing, is not a regular file, is too large, or is not JSON within the limits.
     """
     return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint, raw_names=raw_names)
 
@@ -56,7 +56,7 @@ def read_bytes(path: Path, limit: int, *, hint: str | None = None, name: object 
         name: what messages call the file; by default its path.
 
     Raises:
-        InputError: the file is missing, is no regular file, or is larger than ``limit``.
+        InputError: the file is missing, is not a regular file, or is larger than ``limit``.
     """
     name = path if name is None else name
     try:
@@ -94,12 +94,12 @@ def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names:
     return value
 
 
-def checked(model: type[Model], value: object, name: object, *, what: str, hint: str | None = None) -> Model:
+def checked(model: type[Model], value: object, name: object, *, description: str, hint: str | None = None) -> Model:
     """Validate ``value`` as an instance of ``model``.
 
     Args:
         name: what messages call the file.
-        what: what the file should be, such as ``a lock file of imgkit``.
+        description: what the file should be, such as ``a lock file of imgkit``.
 
     Raises:
         InputError: the value does not fit the model. The message names the first three faults.
@@ -110,7 +110,7 @@ def checked(model: type[Model], value: object, name: object, *, what: str, hint:
         errors = cause.errors(include_url=False, include_input=False, include_context=False)
         faults = [_sentence(error["loc"], error["msg"]) for error in errors[:_MOST_FAULTS]]
         more = f"; and {len(errors) - _MOST_FAULTS} more" if len(errors) > _MOST_FAULTS else ""
-        raise InputError(f"{name}: is not {what}: {'; '.join(faults)}{more}", hint=hint) from cause
+        raise InputError(f"{name}: is not {description}: {'; '.join(faults)}{more}", hint=hint) from cause
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -118,7 +118,7 @@ def _read(path: Path, limit: int) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no regular file, or larger than ``limit``.
+        ValueError: the file is not a regular file, or is larger than ``limit``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -157,7 +157,7 @@ def _float(text: str) -> float:
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _check(value: object, errors: str) -> None:

@@ -16,7 +16,7 @@ def close_matches(word: str, known: Iterable[str], *, limit: int = 3, similarity
     """Return the words of ``known`` that look like ``word``, the most similar first.
 
     Args:
-        word: what somebody wrote.
+        word: the word that is not valid.
         known: the words that would have been valid. Among equally similar words, those that come earlier are preferred.
         limit: how many are returned at most.
         similarity: how alike two words must be, from 0 to 1 (:meth:`difflib.SequenceMatcher.ratio`).
@@ -35,7 +35,7 @@ def did_you_mean(
     """Return the hint for a word that is not valid: ``did you mean packages?``.
 
     Args:
-        word: what somebody wrote.
+        word: the word that is not valid.
         known: the words that would have been valid.
         limit: how many words the hint offers at most (``did you mean one or another?``).
         similarity: how alike two words must be, from 0 to 1.

@@ -201,7 +201,7 @@ def _check_size(plan: Plan, size: int) -> None:
     """Refuse, before anything is downloaded, packages whose stated sizes are far too large for the disk.
 
     Raises:
-        RecipeError: they need more than twice the disk's size. Smaller excesses are found when the Tree is complete.
+        RecipeError: the packages need more than twice the disk's size. A smaller excess is found later.
     """
     stated = sum(planned.package.installed_size for planned in plan.packages)
     if stated > 2 * size:

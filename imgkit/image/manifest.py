@@ -132,7 +132,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(
         path, MAX_SIZE, hint="a build puts the manifest beside the image", raw_names=True
     )
-    checked(Manifest, manifest, path, what="a manifest of imgkit")
+    checked(Manifest, manifest, path, description="a manifest of imgkit")
     return manifest
 
 

@@ -51,7 +51,7 @@ def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Pa
         spool: the file that the package's contents are appended to.
 
     Raises:
-        InputError: it is not the package that the plan names, or holds what no package may hold.
+        InputError: the file is not the package that the plan names, or holds what no package may hold.
     """
     return open_package(
         files[package.name],

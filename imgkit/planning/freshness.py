@@ -63,7 +63,7 @@ class Freshness:
 
     Attributes:
         folder: the cache's.
-        signer: who vouches for the branch: the certificate that signed the minirootfs.
+        signer: the certificate that signed the minirootfs.
         recipe_branch: the branch that the recipe names.
         arch: Alpine's name of the architecture.
         release: what the minirootfs says about itself.
@@ -81,7 +81,7 @@ class Freshness:
     def branch(self) -> str:
         """The branch to which all files must belong.
 
-        It is the recipe's. ``latest-stable`` stands for the branch that the minirootfs names, if it names one.
+        It is the recipe's. ``latest-stable`` refers to the branch that the minirootfs names, if it names one.
         """
         own = branch_of(self.release.version) if self.release else None
         return own if own not in (None, EDGE) and self.recipe_branch == LATEST else self.recipe_branch
@@ -94,7 +94,7 @@ class Freshness:
             chosen: whether the user asked for this version, so that it need not be the newest.
 
         Raises:
-            InputError: it says that it is of another version or branch, or a newer one was seen before.
+            InputError: the minirootfs says that it is of another version or branch, or a newer one was seen before.
             HostError: the cache cannot be written.
         """
         warn_expired(self.branch)
@@ -102,7 +102,7 @@ class Freshness:
             return
         own = self.release.version
         if own not in (version, f"{own.partition('_alpha')[0]}_alpha{version}"):  # the list gives edge's date alone
-            self._refuse(f"{shown(url)}: is called {version}, but says itself that it is {own[:40]!r}")
+            self._refuse(f"{shown(url)}: is called {version}, but says that it is {own[:40]!r}")
         self._check_branch(url, branch_of(own), own)
         if not chosen:
             if self.recipe_branch == LATEST:
@@ -117,7 +117,7 @@ class Freshness:
             date: when it was made, in seconds since 1970.
 
         Raises:
-            InputError: it is of another branch, or a newer one was seen before.
+            InputError: the index is of another branch, or a newer one was seen before.
         """
         if description.startswith("v"):
             self._check_branch(url, branch_of(description), description)
@@ -158,7 +158,7 @@ class Freshness:
         return date > newest
 
     def _check_latest(self, url: str) -> None:
-        """Compare the branch that ``latest-stable`` stands for with the latest that it stood for."""
+        """Compare the branch that ``latest-stable`` refers to with the latest branch that it referred to."""
         if self.branch == LATEST:
             return
         memory, number = self._memory(LATEST, "branch"), order(self.branch)
@@ -180,8 +180,8 @@ class Freshness:
 
     def _refuse(self, message: str, hint: str = _MISPLACED_HINT) -> None:
         if not self.allow:
-            raise InputError(message, hint=f"{hint}; {_OPTION} takes it nevertheless")
-        log.warning("%s; taken because of %s", message, _OPTION)
+            raise InputError(message, hint=f"{hint}; {_OPTION} accepts it anyway")
+        log.warning("%s; accepted because of %s", message, _OPTION)
 
 
 def warn_expired(branch: str, today: datetime.date | None = None) -> None:

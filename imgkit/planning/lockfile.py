@@ -74,7 +74,7 @@ def read(path: Path, recipe: Recipe, arch: str) -> Plan:
     changed = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
     if changed:
         raise RecipeError(f"{path}: the recipe has changed since ({', '.join(changed)})", hint=hint)
-    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", what=_DESCRIPTION, hint=hint)
+    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", description=_DESCRIPTION, hint=hint)
     return _from_json(recipe, arch, locked)
 
 
@@ -103,7 +103,7 @@ def _entries(path: Path) -> dict[str, Any]:
     version = lock.get("lock") if isinstance(lock, dict) else None
     if isinstance(version, int) and version != VERSION:
         raise InputError(f"{path}: is of version {version}, not {VERSION}", hint=hint)
-    return checked(Lock, lock, path, what=_DESCRIPTION, hint=hint).architectures
+    return checked(Lock, lock, path, description=_DESCRIPTION, hint=hint).architectures
 
 
 def _lock_command(path: Path) -> str:

@@ -111,9 +111,9 @@ class Lock(StrictModel):
 
 
 def _first_repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
+    names_so_far: set[str] = set()
     for name in names:
-        if name in seen:
+        if name in names_so_far:
             return name
-        seen.add(name)
+        names_so_far.add(name)
     return None

@@ -163,7 +163,7 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
         publication = parse_index(read_bytes(index, _MOST_BYTES), index)
         for file in publication.files():
             if file.name not in staged and not (target / file.name).is_file():
-                raise InputError(f"{target / file.name}: {index} lists it, but it is not there")
+                raise InputError(f"{target / file.name}: {index} lists it, but it does not exist")
         return publication
     if target.exists() and any(target.iterdir()):
         raise InputError(

@@ -59,14 +59,14 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
         )
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:
-        log.info("%s: not there, so it is not published", path)
+        log.info("%s: missing, so it is not published", path)
     return existing
 
 
 def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     """Copy the files of one architecture into ``folder``, and check the copies.
 
-    A published file must not change if somebody writes to the built file later; so it is a copy, not a link.
+    A published file must not change if the built file is written to later; so it is a copy, not a link.
 
     Args:
         unproved: whether an image is accepted that no boot has proved.
@@ -124,7 +124,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
         hint = "it comes from an earlier imgkit: build it again"
         raise InputError(f"{near}: the manifest of the {arch} image names no {role}", hint=hint)
     if not (near / name).is_file():
-        log.warning("%s: not there, so the %s image is published without it", near / name, arch)
+        log.warning("%s: missing, so the %s image is published without it", near / name, arch)
         return None
     copied = _copy(near / name, folder / name)
     _check(near / name, copied, stated, near)

@@ -37,14 +37,14 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     for field in PATHS:
         path = getattr(recipe, field)
         if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):
-            yield f"{field}: {path} is not there"
+            yield f"{field}: {path} does not exist"
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
     if not recipe.mirror.startswith(("http://", "https://")):
-        yield f"mirror: {recipe.mirror!r} is no http(s) URL"
+        yield f"mirror: {recipe.mirror!r} is not an http(s) URL"
     if not recipe.architectures:
-        yield "architectures: there is none"
+        yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():
         yield from (f"architectures.{name}.partitions: {fault}" for fault in _partition_faults(architecture))
 

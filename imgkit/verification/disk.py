@@ -146,7 +146,7 @@ def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
 
 
 def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
-    """Yield the chunks as differences; neighbours in the same region become one."""
+    """Yield the chunks as differences; adjacent ones in the same region become one."""
     last: Difference | None = None
     for chunk in wrong:
         if last is not None and (last.region, last.end) == (chunk.region.name, chunk.start):

@@ -1,7 +1,7 @@
 """Build the images of a recipe.
 
-Options beat environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
-AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those beat the recipe.
+Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
+AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show what is in an image: partitions, file systems, packages. Boots nothing of it."""
+"""Show what is in an image: partitions, filesystems, packages. Boots nothing of it."""
 
 from __future__ import annotations
 

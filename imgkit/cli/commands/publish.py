@@ -1,7 +1,7 @@
 """Publish images in the layout that the host application downloads from, as a folder TARGET/VERSION.
 
-An image must have been proved by imgkit boot. Options beat environment variables (INPUT_DIR, OUTPUT_BASE,
-COWORK_SANDBOX_IMAGE_VERSION, COWORK_SANDBOX_BASE_URL).
+An image must have been proved by imgkit boot. Options take precedence over environment variables (INPUT_DIR,
+OUTPUT_BASE, COWORK_SANDBOX_IMAGE_VERSION, COWORK_SANDBOX_BASE_URL).
 """
 
 from __future__ import annotations

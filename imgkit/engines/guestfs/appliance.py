@@ -150,7 +150,7 @@ class Holder:
         """Do what a request asks for.
 
         Raises:
-            ApplianceRequestError: it failed, or there is no such operation.
+            ApplianceRequestError: the request failed, or there is no such operation.
         """
         operation = request["op"]
         if operation == "launch":

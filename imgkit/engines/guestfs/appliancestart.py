@@ -80,7 +80,7 @@ def check(channel: Channel) -> None:
     """Check a start that is in progress, without waiting for it.
 
     Raises:
-        HostError: it has failed, and the stock appliance would fail as well (or has failed).
+        HostError: the start has failed, and the stock appliance would fail as well (or has failed).
     """
     failure = channel.failure()
     if failure is not None and (failure.kind in _FINAL_KINDS or not channel.quick):
@@ -102,7 +102,7 @@ def launch_error(cause: ApplianceError) -> HostError:
             return process.missing(program)
     first_line = cause.message.strip().partition("\n")[0]  # the rest is advice for users of the library
     last_output = cause.console.strip().rpartition("\n")[2].strip()[-_MOST_CONSOLE:]
-    quoted = f"; the last it said: {last_output}" if last_output else ""
+    quoted = f"; its last output: {last_output}" if last_output else ""
     return EngineStartError(
         f"the libguestfs appliance did not start: {first_line}{quoted}", hint="libguestfs-test-tool shows why"
     )

@@ -196,8 +196,8 @@ class Channel:
         except subprocess.TimeoutExpired:
             status = 1
         last_line = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
-        how = process.ending(status) + (f": {last_line}" if last_line else "")
-        return HostError(f"the process that holds libguestfs {how}")
+        cause = process.ending(status) + (f": {last_line}" if last_line else "")
+        return HostError(f"the process that holds libguestfs {cause}")
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def appliance(cache: Path) -> Iterator[Path]:
         with locks.locked(cache / "lock"):
             _run_supermin(source, cache)
             ready = _finish(cache)
-            # Taken before the other lock is given back, so that no process can remove the appliance in between.
+            # Taken before the other lock is released, so that no process can remove the appliance in between.
             held = locks.lock_file(ready / "in-use", shared=True)
     except OSError as cause:
         raise UnavailableError(f"{cache}: {cause.strerror or cause}") from cause

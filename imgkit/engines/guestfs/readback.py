@@ -81,12 +81,12 @@ class GuestfsReader:
         """Return the package database, which the script has copied to the scratch drive.
 
         Args:
-            size: what the script printed: the size in bytes, "none", or "special" for what is no regular file.
+            size: what the script printed: the size in bytes, "none", or "special" for what is not a regular file.
         """
         if size == "none":
             return ""
         if not size.isdigit():
-            raise UnreadableImageError(f"{self._image}: /{DATABASE} is no regular file")
+            raise UnreadableImageError(f"{self._image}: /{DATABASE} is not a regular file")
         if int(size) > self._limits.size:
             sizes = f"{show_size(int(size))}, more than {show_size(self._limits.size)}"
             raise LimitError(f"{self._image}: /{DATABASE} has {sizes}", hint=MORE_BYTES)
@@ -121,7 +121,7 @@ class GuestfsReader:
             return str(self._channel.take(self._limits.deadline, self._watch_space))
         except TimeoutError as cause:
             message = f"{self._image}: could not be read within {self._limits.seconds:g} s"
-            raise LimitError(message, hint=f"{MORE_TIME}; the image may be made to take for ever") from cause
+            raise LimitError(message, hint=f"{MORE_TIME}; the image may be made to take forever") from cause
         except ApplianceError as cause:
             reason = re.sub(r"\s+", " ", cause.message).strip()
             raise UnreadableImageError(f"{self._image}: cannot be read: {reason}", hint=MAYBE_DAMAGED) from cause

@@ -87,6 +87,7 @@ def row(image: Path, firmware: str, boots: list[Measured]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     options_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options_parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     options_parser.add_argument("--firmware", action="append", help="only these")

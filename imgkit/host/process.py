@@ -99,6 +99,7 @@ def _before_exec(prepare: Callable[[], object] | None) -> Callable[[], None]:
     """Return the function that a child runs between fork and exec."""
 
     def before_exec() -> None:
+        """Prepare the child."""
         if prepare is not None:
             prepare()
         _die_with_parent()  # last, because becoming another user resets it
@@ -116,6 +117,7 @@ def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
     """
 
     def limit() -> None:
+        """Set the limits of the child."""
         for kind, most in (
             (resource.RLIMIT_AS, memory),
             (resource.RLIMIT_CPU, seconds),

@@ -80,9 +80,11 @@ class _Window(io.RawIOBase):
         self._left = size
 
     def readable(self) -> bool:
+        """Return True: the stream can be read."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read bytes into ``buffer``; raise EOFError if the file has become shorter."""
         view = memoryview(buffer)[: self._left]
         if not view:
             return 0
@@ -93,6 +95,7 @@ class _Window(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """Close the file."""
         self._source.close()
         super().close()
 

@@ -1,10 +1,10 @@
-"""How long images take from QEMU's start to the agent's first heartbeat, and to power off.
+"""Measure how long images take from QEMU's start to the agent's first heartbeat, and to power off.
 
     python -m benchmarks.boot out/linux-amd64.qcow2 out/linux-arm64.qcow2 --tries 3
 
-Every firmware that the architecture has. Seconds are wall time, "CPU" is the processor time of QEMU until the
-heartbeat, which says more on a busy machine; medians of all tries. The stages are what shows on the console,
-"settled" is when the host name, the loopback device and the network are there as well.
+Every firmware of the architecture is measured; the figures are the medians of all tries. Seconds are wall time; "CPU"
+is the processor time of QEMU until the heartbeat, which says more on a busy machine. The stages are recognised on the
+console; "settled" is when the host name, the loopback device and the network are ready as well.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Measured:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process (proc(5), fields 14 and 15 of stat)."""
+    """Return the user and system time of a process (proc(5), fields 14 and 15 of stat)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def boot(image: Path, arch: str, firmware: str, options: argparse.Namespace) -> Measured:
-    """Boot once, switch off once everything has started."""
+    """Boot once, and switch the machine off when everything has started."""
     chosen: dict[str, Any] = {"arch": arch, "firmware": firmware, "accelerator": options.accel}
     chosen |= {
         "memory_mib": options.memory,
@@ -72,35 +72,39 @@ def boot(image: Path, arch: str, firmware: str, options: argparse.Namespace) -> 
 
 
 def median(values: list[float]) -> str:
+    """Return the median for the table, or a dash if there are no values."""
     return f"{statistics.median(values):.1f}" if values else "–"
 
 
-def row(image: Path, firmware: str, measured: list[Measured]) -> str:
-    stages = (median([one.stages[name] for one in measured if name in one.stages]) for name in STAGES)
-    off = [one.off for one in measured if one.off is not None]
-    ready = median([one.ready for one in measured])
-    settled = median([one.settled for one in measured if one.settled is not None])
-    cells = (image.stem, firmware, *stages, ready, settled, median([one.cpu for one in measured]), median(off))
+def row(image: Path, firmware: str, boots: list[Measured]) -> str:
+    """Return a row of the table."""
+    stages = (median([boot.stages[name] for boot in boots if name in boot.stages]) for name in STAGES)
+    off = [boot.off for boot in boots if boot.off is not None]
+    ready = median([boot.ready for boot in boots])
+    settled = median([boot.settled for boot in boots if boot.settled is not None])
+    cells = (image.stem, firmware, *stages, ready, settled, median([boot.cpu for boot in boots]), median(off))
     return f"| {' | '.join(cells)} |"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    made.add_argument("--firmware", action="append", help="only these")
-    made.add_argument("--tries", type=int, default=3)
-    made.add_argument("--accel", default="auto")
-    made.add_argument("--style", default="harness", choices=sorted(STYLES))
-    made.add_argument("--memory", type=int, default=None, metavar="MIB")
-    made.add_argument("--cpus", type=int, default=2)
-    made.add_argument(
+    """Return the parser of the command line."""
+    options_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options_parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    options_parser.add_argument("--firmware", action="append", help="only these")
+    options_parser.add_argument("--tries", type=int, default=3)
+    options_parser.add_argument("--accel", default="auto")
+    options_parser.add_argument("--style", default="harness", choices=sorted(STYLES))
+    options_parser.add_argument("--memory", type=int, default=None, metavar="MIB")
+    options_parser.add_argument("--cpus", type=int, default=2)
+    options_parser.add_argument(
         "--settle", type=float, default=8.0, metavar="S", help="between the settled system and the power button"
     )
-    made.add_argument("--timeout", type=float, default=300.0, metavar="S")
-    return made
+    options_parser.add_argument("--timeout", type=float, default=300.0, metavar="S")
+    return options_parser
 
 
 def main() -> int:
+    """Boot every image with every firmware, and print the table."""
     options = parser().parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, medians of {options.tries}\n")
     titles = ("image", "firmware", *STAGES, "ready s", "settled s", "CPU s", "off s")

@@ -1,4 +1,4 @@
-"""Whole builds of a recipe from a warm cache: median seconds of each step, of all, and imgkit's peak of memory.
+"""Measure whole builds of a recipe from a warm cache: the median seconds of each step and of all, and the peak memory.
 
     python -m benchmarks.build [-n 3] [--arch amd64] [further options of imgkit build, such as --mirror URL]
 
@@ -25,20 +25,20 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "core.py"
 
 @contextmanager
 def mirror(given: list[str]) -> Iterator[list[str]]:
-    """The options that name a mirror."""
+    """Yield the options that name a mirror: none if ``given`` names one, otherwise those of the offline mirror."""
     if "--mirror" in given:
         yield []
         return
     from fixtures.mirror import make
     from fixtures.server import serve
 
-    made = make()
-    with serve(made.root) as site:
-        yield ["--mirror", site.url, "--release-key", str(made.release_key)]
+    offline = make()
+    with serve(offline.root) as site:
+        yield ["--mirror", site.url, "--release-key", str(offline.release_key)]
 
 
 def build(out: Path, words: list[str]) -> dict[str, Any]:
-    """The report of one build in a process of its own."""
+    """Build once in a process of its own, and return its report."""
     argv = [sys.executable, "-m", "imgkit", "build", str(RECIPE), "--out", str(out), "--json", "--quiet", *words]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     if done.returncode:
@@ -48,6 +48,7 @@ def build(out: Path, words: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Build several times, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=3, help="builds that count; one more warms the caches")
     options, further = parser.parse_known_args()

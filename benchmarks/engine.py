@@ -1,8 +1,8 @@
-"""What the guestfs engine spends its time on: a table for the quick and the stock appliance, and for qemu-img.
+"""Measure what the guestfs engine spends its time on, with the quick and the stock appliance, and qemu-img's time.
 
     python -m benchmarks.engine [--stock] [--tar ROOTFS.tar] [--size 4G] [--cache DIR]
 
-Without ``--tar`` the root filesystem is a made one of 3,000 files and 230 MB, one of them of 130 MB.
+Without ``--tar`` the root filesystem is generated: 3,000 files of 230 MB, one of which has 130 MB.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ SEED = uuid.UUID(int=1)
 BOOT = BootFiles(b"\xeb\x63" + bytes(438), bytes(150 << 10), {"EFI/BOOT/BOOTX64.EFI": bytes(500 << 10)})
 
 
-def made_tree() -> Tree:
-    """3,000 files, 230 MB, compressible about 2:1 as programs are."""
+def generate_tree() -> Tree:
+    """Return a generated Tree of 3,000 files and 230 MB, which compresses about 2:1 as programs do."""
     random.seed(1)
     noise = random.randbytes(1 << 20)
     text = bytes(range(256)) * 4096
     tree = Tree()
 
     def content(size: int) -> Inline:
+        """Return ``size`` bytes."""
         pieces = [noise[random.randrange(1 << 19) :][:65536] + text[:65536] for _ in range(-(-size // 131072))]
         return Inline(b"".join(pieces)[:size])
 
@@ -48,7 +49,7 @@ def made_tree() -> Tree:
 
 
 def measure(tree: Tree, size: int, options: Options, title: str) -> None:
-    """One whole write, and the conversions of what it made."""
+    """Write a disk, convert it with each compression, and print the times."""
     layout = make_layout(SPECS["amd64"], size, SEED)
     with tempfile.TemporaryDirectory(prefix="imgkit-bench-") as name:
         scratch, steps = Path(name), Steps()
@@ -64,13 +65,14 @@ def measure(tree: Tree, size: int, options: Options, title: str) -> None:
 
 
 def main() -> None:
+    """Measure the quick appliance twice, and the stock appliance if that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", action="store_true", help="also with libguestfs' own appliance")
     parser.add_argument("--tar", type=Path, help="an uncompressed tar of a root filesystem")
     parser.add_argument("--size", default="4G")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "imgkit" / "appliance")
     given = parser.parse_args()
-    tree = made_tree()
+    tree = generate_tree()
     if given.tar:
         from tests.trees import tree_from_tar
 

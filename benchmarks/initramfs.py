@@ -1,4 +1,4 @@
-"""Time and size of the initramfs, by feature set and compression, on the real root filesystems of the mirror.
+"""Measure the time and size of the initramfs, by feature set and compression, on real root filesystems of the mirror.
 
 python -m benchmarks.initramfs
 """
@@ -24,7 +24,7 @@ FEATURES = {"default": None, "base virtio ext4": ("base", "virtio", "ext4")}
 
 
 def best(work: Callable[[], object], runs: int = 3) -> float:
-    """The shortest of a few runs, in seconds: what the machine can do when nobody disturbs it."""
+    """Return the seconds of the shortest of a few runs, which other programs have disturbed least."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -34,7 +34,7 @@ def best(work: Callable[[], object], runs: int = 3) -> float:
 
 
 def peak(work: Callable[[], object]) -> float:
-    """Memory that Python holds at most, in MB."""
+    """Return the most memory that Python holds, in MB."""
     tracemalloc.start()
     try:
         work()
@@ -45,7 +45,7 @@ def peak(work: Callable[[], object]) -> float:
 
 def measure(architecture: str, tree: Tree) -> None:
     """Print one line for each feature set and compression, and one for the check of the whole Tree."""
-    (one,) = kernels(tree)
+    (kernel,) = kernels(tree)
     for name, features in FEATURES.items():
         for compression in ("none", "gzip"):
             stated = read_configuration(tree)
@@ -53,7 +53,8 @@ def measure(architecture: str, tree: Tree) -> None:
             configuration = replace(stated, features=chosen, compression=compression, level=None)
 
             def work(configuration: MkinitfsConfiguration = configuration) -> bytes:
-                return make_initramfs(tree, one.release, configuration, epoch=0)
+                """Make the initramfs."""
+                return make_initramfs(tree, kernel.release, configuration, epoch=0)
 
             size = len(work()) / 1e6
             line = f"{architecture:8} {name:17} {compression:5} {size:6.2f} MB {best(work):5.2f} s"

@@ -1,4 +1,4 @@
-"""What the restricted network costs a guest, beside the user network.
+"""Measure what the restricted network costs a guest, compared with the user network.
 
     python -m benchmarks.network out/linux-amd64.qcow2 --tries 3
 
@@ -62,9 +62,10 @@ const ask = (path, body) => new Promise((done, failed) => {
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Sends as many bytes as the path says, and takes what it is sent."""
+    """A handler that sends as many bytes as the path says, and accepts everything that it is sent."""
 
     def do_GET(self) -> None:
+        """Send as many bytes as the path says."""
         size = int(self.path[1:])
         self.send_response(200)
         self.send_header("Content-Length", str(size))
@@ -72,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(bytes(size))
 
     def do_POST(self) -> None:
+        """Read the body of the request."""
         left = int(self.headers["Content-Length"])
         while left:
             left -= len(self.rfile.read(min(left, 1 << 16)))
@@ -79,12 +81,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def server() -> Iterator[int]:
-    """A server on the loopback device during the block; its port."""
+    """Run a server on the loopback device during the block, and yield its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running.server_port
@@ -92,7 +94,7 @@ def server() -> Iterator[int]:
 
 
 def measure(image: Path, network: str, port: int, options: argparse.Namespace) -> list[float]:
-    """One machine: the numbers of :data:`COLUMNS`."""
+    """Boot one machine, and return the numbers of :data:`COLUMNS`."""
     allow = [f"127.0.0.1:{port}"] if network == "restricted" else []
     chosen = {"accelerator": options.accel, "cpus": options.cpus, "timeout": options.timeout}
     with VM.boot(image, arch=guess_arch(image), network=network, allow=allow, **chosen) as vm:
@@ -103,13 +105,14 @@ def measure(image: Path, network: str, port: int, options: argparse.Namespace) -
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("image", type=Path, metavar="IMAGE")
-    made.add_argument("--tries", type=int, default=3)
-    made.add_argument("--accel", default="auto")
-    made.add_argument("--cpus", type=int, default=1)
-    made.add_argument("--timeout", type=float, default=300.0, metavar="S")
-    options = made.parse_args()
+    """Measure both networks in turn, and print the table."""
+    options_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options_parser.add_argument("image", type=Path, metavar="IMAGE")
+    options_parser.add_argument("--tries", type=int, default=3)
+    options_parser.add_argument("--accel", default="auto")
+    options_parser.add_argument("--cpus", type=int, default=1)
+    options_parser.add_argument("--timeout", type=float, default=300.0, metavar="S")
+    options = options_parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, medians of {options.tries}\n")
     results: Mapping[str, list[list[float]]] = {network: [] for network in NETWORKS}
     with server() as port:

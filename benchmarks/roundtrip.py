@@ -1,9 +1,9 @@
-"""How long a trivial request takes on a booted image, and what the waiting costs the idle guest.
+"""Measure how long a trivial request takes on a booted image, and what waiting costs the idle guest.
 
     python -m benchmarks.roundtrip IMAGE [--count N] [--idle SECONDS] [--accel tcg] [--serial]
 
-The round trip is from before the host's write to after its read of the result, the host's own polling (50 ms) and the
-guest's (250 ms) included. "node" starts Node in the guest, which is what most agents do first.
+The round trip lasts from before the host's write until after its read of the result. It includes the polling of the
+host (50 ms) and of the guest (250 ms). "node" starts Node in the guest, which is what most agents do first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMMANDS = {"true": ["true"], "sh": ["/bin/sh", "-c", "echo hello"], "node": ["n
 
 
 def trips(vm: VM, command: Sequence[str], count: int) -> list[float]:
-    """Seconds of ``count`` round trips, sorted; the first one, which loads the program, is not among them."""
+    """Return the seconds of ``count`` round trips, sorted, without the first one, which loads the program."""
     times = []
     for _ in range(count + 1):
         begun = time.monotonic()
@@ -31,7 +31,7 @@ def trips(vm: VM, command: Sequence[str], count: int) -> list[float]:
 
 
 def idle(vm: VM, seconds: float) -> tuple[float, float]:
-    """Shares of one CPU that agentd and the whole guest use while nothing happens."""
+    """Return the shares of one CPU that agentd and the whole guest use while nothing happens."""
     beat = vm.heartbeat()
     if beat is None:
         raise SystemExit("no heartbeat")
@@ -45,12 +45,13 @@ def idle(vm: VM, seconds: float) -> tuple[float, float]:
 
 
 def busy_ticks(line: str) -> int:
-    """Ticks of user, nice, system, irq and softirq in the first line of /proc/stat (proc_stat(5))."""
+    """Return the ticks of user, nice, system, irq and softirq in the first line of /proc/stat (proc_stat(5))."""
     fields = list(map(int, line.split()[1:]))
     return sum(fields[:3]) + sum(fields[5:7])
 
 
 def main() -> None:
+    """Boot an image, and print the times of requests and the load of the idle guest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("--count", type=int, default=50)

@@ -1,4 +1,4 @@
-"""Times of the solver on a real package index: parsing, and solving some worlds.
+"""Measure the solver on a real package index: parsing it, and solving some worlds.
 
 python -m benchmarks.solver APKINDEX.tar.gz [ARCH]
 """
@@ -25,6 +25,7 @@ WORLDS = {
 
 
 def read(path: Path) -> str:
+    """Return the text of an index."""
     with tarfile.open(path) as archive:
         member = archive.extractfile("APKINDEX")
         if member is None:
@@ -33,7 +34,7 @@ def read(path: Path) -> str:
 
 
 def median(action: Callable[[], object]) -> float:
-    """Median of the seconds that ``action`` takes."""
+    """Return the median of the seconds that ``action`` takes."""
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -43,6 +44,7 @@ def median(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    """Print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path, metavar="APKINDEX.tar.gz")
     parser.add_argument("arch", nargs="?", default="aarch64", metavar="ARCH", help="default: aarch64")

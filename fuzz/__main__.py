@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _MEMORY = 3 << 30  # bytes of address space of a process that searches
-_STARTUP = 300  # seconds that starting it and its last input may take
+_STARTUP = 300  # seconds that starting the process and its last input may take
 
 
-def _one(name: str, seconds: float, folder: Path, seed: int) -> None:
-    """Search in one target; this is the process of its own."""
+def _search(name: str, seconds: float, folder: Path, seed: int) -> None:
+    """Search in one target, in this process."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     if importlib.util.find_spec("atheris") is None:
         from fuzz.search import Search
@@ -35,7 +35,7 @@ def _one(name: str, seconds: float, folder: Path, seed: int) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Search in the named targets, or in all; the exit status says whether a fault was found."""
+    """Search in the named targets, or in all. Return the exit status, which is 1 if a fault was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Look for inputs that a parser stumbles over.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="by default all; --list names them")
     parser.add_argument("--list", action="store_true", help="print the names of the targets")
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.here:  # targets are imported later, so that they can be instrumented
-        _one(options.targets[0], options.seconds, options.keep, options.seed)
+        _search(options.targets[0], options.seconds, options.keep, options.seed)
         return 0
     from fuzz.targets import TARGETS
 

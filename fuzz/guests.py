@@ -1,4 +1,4 @@
-"""Targets: what a guest says."""
+"""Targets: the parsers of what a guest sends."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ def _stream(data: bytes) -> None:
 
 
 class _Socket:
-    """A connection on which everything has come in at once."""
+    """A connection on which all data has already arrived."""
 
     def __init__(self, data: bytes) -> None:
         self._pieces = [data[at : at + 5000] for at in range(0, len(data), 5000)]
 
     def setblocking(self, _: object) -> None:
-        """Like a socket's."""
+        """Do nothing: this connection never blocks."""
 
     def recv(self, _: int) -> bytes:
+        """Return the next piece; raise BlockingIOError after the last."""
         if not self._pieces:
             raise BlockingIOError
         return self._pieces.pop(0)
 
     def send(self, data: memoryview) -> int:
+        """Accept all data, and return its length."""
         return len(data)
 
     def close(self) -> None:
-        """Like a socket's."""
+        """Do nothing."""
 
 
 def _serial(data: bytes) -> None:

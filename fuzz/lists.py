@@ -1,4 +1,4 @@
-"""Targets: lists that say what there is, from mirrors and from earlier runs."""
+"""Targets: the parsers of lists, from mirrors and from earlier runs: lock files, manifests, releases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small fuzzer for hosts that have no coverage-guided one: it changes seeds at random, the same way every time."""
+"""A small fuzzer for hosts without a coverage-guided one: it changes seeds at random, in the same way every time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Mutator:
         )  # fmt: skip
 
     def next(self) -> bytes:
-        """One more input."""
+        """Return the next input."""
         data = self._random.choice(self._seeds)
         for _ in range(self._random.choice((1, 1, 2, 4, 8, 16))):
             data = self._random.choice(self._changes)(data or b"a")[:_LONGEST]

@@ -1,4 +1,4 @@
-"""Targets: packages, indexes and the installed database."""
+"""Targets: the parsers of packages, indexes and the installed database."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EMPTY_DATA = apkbuild.gzip_member(bytes(1024))
 
 
 def _open(control: bytes, data: bytes) -> None:
-    """A package that the index vouches for, whatever is in it."""
+    """Open a package that the index vouches for, whatever is in it."""
     raw = apkbuild.gzip_member(control)
     identity = "Q1" + base64.b64encode(hashlib.sha1(raw).digest()).decode()
     with scratch() as folder:
@@ -73,7 +73,7 @@ RECORD = (
 
 
 def _relations(data: bytes) -> None:
-    """Words of dependencies, provides and versions, one a line."""
+    """Parse words of dependencies, provides and versions, one on each line."""
     versions = []
     for word in data.decode(errors="surrogateescape").split("\n"):
         with suppress(ValueError):
@@ -97,7 +97,7 @@ def _stored_scripts() -> bytes:
 
 
 def _database(data: bytes) -> None:
-    """The three files of the database, cut at NUL NUL."""
+    """Read and write the three files of the database, which two NULs separate in the input."""
     installed, triggers, scripts = [*data.split(b"\0\0", 2), b"", b""][:3]
     try:
         write_database(read_database(installed, triggers, scripts))

@@ -1,4 +1,4 @@
-"""Targets: minirootfs and the files in a root filesystem that imgkit reads."""
+"""Targets: the parsers of a minirootfs and of files in a root filesystem."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def _minirootfs(data: bytes) -> None:
 
 
 def tree_with(files: Mapping[str, bytes]) -> Tree:
+    """Return a Tree that has the usual directories, and these files."""
     tree = Tree()
     for folder in ("bin", "dev", "tmp", "var/cache", "etc/init.d", "etc/conf.d", "etc/apk", "usr/share", "lib"):
         tree.mkdir(folder)
@@ -73,11 +74,11 @@ def _elf_seeds() -> Iterable[bytes]:
 
 
 def _modules(data: bytes) -> None:
-    """The text files of depmod, cut at NUL NUL."""
+    """Parse the text files of depmod, which two NULs separate in the input."""
     dep, alias, builtin, modinfo = [*data.decode(errors="surrogateescape").split("\0\0", 3), "", "", ""][:4]
     texts = {"dep": dep, "alias": alias, "symbols": alias, "builtin": builtin, "builtin.modinfo": modinfo}
-    found = kmod.parse_dependencies(dep, "lib/modules/6")
-    kept = kmod.closure(found, list(found)[:2])
+    modules = kmod.parse_dependencies(dep, "lib/modules/6")
+    kept = kmod.closure(modules, list(modules)[:2])
     kmod.subset(texts, kept, "lib/modules/6")
 
 
@@ -86,7 +87,7 @@ _MODULES += b"c.alias=pci:x\0c.license=GPL\0"
 
 
 def _configuration(data: bytes) -> None:
-    """mkinitfs.conf and a list of files, cut at NUL."""
+    """Parse mkinitfs.conf and a list of files, which a NUL separates in the input."""
     conf, _, files = data.partition(b"\0")
     tree = tree_with({"etc/mkinitfs/mkinitfs.conf": conf, "etc/mkinitfs/features.d/base.files": files, "bin/sh": b""})
     mkinitfs.read_configuration(tree)

@@ -1,4 +1,4 @@
-"""Targets: package scripts and service scripts."""
+"""Targets: the parsers of package scripts and service scripts."""
 
 from __future__ import annotations
 
@@ -44,19 +44,22 @@ _SHELL_WORDS = tuple(
 
 
 def _regex(data: bytes) -> None:
-    """The first byte says how the rest is read: what grep's options set, and what is before the first newline."""
-    how = data[0] if data else 0
+    """Match a regular expression.
+
+    The first byte sets the options of grep; the expression ends at the first newline, and the text follows.
+    """
+    settings = data[0] if data else 0
     pattern, _, text = data[1:].decode(errors="surrogateescape").partition("\n")
     budget = Budget()
     compiled = compile_expressions(
         [pattern],
         budget,
-        extended=bool(how & 1),
-        ignore_case=bool(how & 2),
-        around=(None, ("^", "$"), ("before", "after"), None)[how >> 2 & 3],
+        extended=bool(settings & 1),
+        ignore_case=bool(settings & 2),
+        around=(None, ("^", "$"), ("before", "after"), None)[settings >> 2 & 3],
     )
     compiled.search(text, budget)
-    shell_pattern(pattern, budget, pathname=bool(how & 1), ignore_case=bool(how & 2)).fullmatch(text)
+    shell_pattern(pattern, budget, pathname=bool(settings & 1), ignore_case=bool(settings & 2)).fullmatch(text)
 
 
 _REGEXES = (

@@ -30,7 +30,7 @@ def _too_slow(_: int, __: FrameType | None) -> NoReturn:
 
 
 def check(target: Target, data: bytes) -> None:
-    """Run a target on one input, in limited time; whatever is raised is a fault."""
+    """Run a target on one input, in limited time. Any exception that this raises is a fault."""
     signal.signal(signal.SIGPROF, _too_slow)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -40,7 +40,7 @@ def check(target: Target, data: bytes) -> None:
 
 
 def keep(folder: Path, data: bytes) -> Path:
-    """Write an input where a person can read it: as text where it is, else as Base64."""
+    """Write an input to a file for people, as text if it is readable and as Base64 otherwise; return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     readable = all(byte in b"\n\t" or 32 <= byte < 127 for byte in data)
     name = hashlib.sha256(data).hexdigest()[:12]

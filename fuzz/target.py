@@ -1,4 +1,4 @@
-"""What a target of the fuzzers is: a parser, and what may come out of it."""
+"""The target of a fuzzer: a parser, and the errors that it may raise."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Target:
     """One parser.
 
     Attributes:
-        run: reads an input; what it returns is of no interest.
-        allowed: the errors that say that the input is bad.
-        seeds: proper inputs.
-        words: texts that mean something to the parser, for the fuzzer to put in.
+        run: reads an input; its result is ignored.
+        allowed: the errors that mean that the input is not valid.
+        seeds: valid inputs.
+        words: texts that mean something to the parser, which the fuzzer inserts.
     """
 
     run: Callable[[bytes], object]
@@ -35,7 +35,7 @@ class Target:
     words: tuple[bytes, ...] = field(default=())
 
     def check(self, data: bytes) -> None:
-        """Run on one input; whatever is raised is a fault."""
+        """Run on one input. Any exception that this raises is a fault."""
         try:
             self.run(data)
         except self.allowed:
@@ -44,13 +44,13 @@ class Target:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for a parser that reads files."""
+    """Yield a folder for a parser that reads files; it is removed after the block."""
     with tempfile.TemporaryDirectory(prefix="imgkit-fuzz-") as name:
         yield Path(name)
 
 
 def corpus(name: str) -> Iterator[tuple[str, bytes]]:
-    """The kept inputs of a target by file name: ``.txt`` is the input itself, ``.b64`` is Base64 of it."""
+    """Yield the kept inputs of a target by file name: ``.txt`` is the input itself, ``.b64`` is Base64 of it."""
     for path in sorted((CORPUS / name).glob("*")):
         text = path.read_bytes()
         yield path.name, base64.b64decode(text) if path.suffix == ".b64" else text
@@ -82,5 +82,5 @@ ENTRIES = (
 
 
 def tar(entries: Iterable[apkbuild.Entry] = ENTRIES) -> bytes:
-    """A proper tar archive."""
+    """Return a valid tar archive."""
     return apkbuild.tar_stream(entries, end=True)

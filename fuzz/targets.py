@@ -1,6 +1,6 @@
-"""Every parser that reads foreign bytes, by name.
+"""Every parser that reads untrusted bytes, by name.
 
-Whatever comes out of a target besides the errors that it names (another exception, more than
+Whatever a target does besides returning or raising the errors that it names (another exception, more than
 :data:`fuzz.target.SECONDS`, a limit of memory that the runner sets) is a fault.
 """
 

@@ -1,12 +1,12 @@
-"""The errors of imgkit, by whose fault a failure is, and the exit statuses of the program.
+"""The errors of imgkit, one class for each party at fault, and the exit statuses of the program.
 
-Every error is one line that names the thing, and a hint if there is something to do about it. The command line prints
-both in one place (:func:`imgkit.cli.main.main`) and leaves with the ``exit_status`` of the class:
+Every error has a message of one line that names what is wrong, and a hint if there is a remedy. The command line
+prints both in one place (:func:`imgkit.cli.main.main`) and exits with the ``exit_status`` of the class:
 
 ======  =======================  ==================================================================================
 status  class                    cause
 ======  =======================  ==================================================================================
-0       none                     The command is done. A reader that closes our output early is not a failure.
+0       none                     The command succeeded. A reader that closes our output early is not a failure.
 2       :class:`UsageError`      The command line or an environment variable is wrong.
 3       :class:`RecipeError`     The recipe is wrong.
 4       :class:`InputError`      An input is missing or cannot be trusted; or an image differs from its manifest.
@@ -16,9 +16,9 @@ status  class                    cause
 130     KeyboardInterrupt        Ctrl-C, SIGTERM or SIGHUP.
 ======  =======================  ==================================================================================
 
-``imgkit run`` leaves with the status of the guest's command instead; 128 and more stand for a signal there.
+``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal.
 
-Packages that know more of a cause have subclasses for it, so that a caller can catch what it can deal with:
+Packages that know the cause more precisely define subclasses, so that a caller can catch the errors it can handle:
 :mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.engineerrors` for disks and images, and
 :mod:`imgkit.vm.failures` for guests::
 
@@ -49,7 +49,7 @@ class ImgkitError(Exception):
         message: one line that names the thing. It may quote a mirror, a guest or a file name as it is; ``str()`` of the
             error has control characters escaped and can be printed to a terminal.
         hint: what to do about it, in one line; None if there is nothing to advise.
-        exit_status: what the command line leaves with.
+        exit_status: the exit status of the command line.
     """
 
     exit_status = BUG

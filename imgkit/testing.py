@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class BootImage(Protocol):
-    """What the ``boot_image`` fixtures give: :meth:`imgkit.vm.VM.boot` without its ``with``."""
+    """The function that the ``boot_image`` fixtures return: :meth:`imgkit.vm.VM.boot` without its ``with``."""
 
     def __call__(self, spec: BootSpec | StrPath | None, **options: Any) -> VM:
         """Boot an image or a specification.
@@ -43,7 +43,7 @@ _MACHINES: pytest.StashKey[list[VM]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the plugin; they are defaults for every boot that does not say otherwise."""
+    """Add the options of the plugin; they are the defaults of every boot."""
     group = parser.getgroup("imgkit", "disk images booted in tests")
     group.addoption("--imgkit-image", metavar="PATH", type=Path, help="image that the imgkit_vm fixture boots")
     group.addoption("--imgkit-arch", metavar="ARCH", help="its architecture: amd64 or arm64 (default: from its name)")
@@ -80,7 +80,7 @@ def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
     machines = node.stash.setdefault(_MACHINES, [])
 
     def boot(spec: BootSpec | StrPath | None, **options: Any) -> VM:
-        from imgkit.vm import VM, BootSpec  # only tests that boot something pay for it
+        from imgkit.vm import VM, BootSpec  # imported here, since only tests that boot an image need it
 
         defaults = _defaults(node.config)
         if isinstance(spec, BootSpec):
@@ -96,7 +96,7 @@ def _factory(node: pytest.Item | pytest.Session, stack: ExitStack) -> BootImage:
 
 @pytest.fixture
 def boot_image(request: pytest.FixtureRequest) -> Iterator[BootImage]:
-    """Give a function that boots an image for the length of this test."""
+    """Return a function that boots an image until the end of this test."""
     assert isinstance(request.node, pytest.Item)
     with ExitStack() as stack:
         yield _factory(request.node, stack)
@@ -104,7 +104,7 @@ def boot_image(request: pytest.FixtureRequest) -> Iterator[BootImage]:
 
 @pytest.fixture(scope="session")
 def boot_image_session(request: pytest.FixtureRequest) -> Iterator[BootImage]:
-    """Give a function that boots an image for the length of the whole run."""
+    """Return a function that boots an image until the end of the whole run."""
     with ExitStack() as stack:
         yield _factory(request.session, stack)
 

@@ -33,19 +33,19 @@ SEED = 9
 NOTICED, SURVIVED, UNCOVERED, ACCEPTED = "noticed", "survived", "not executed", "accepted"
 
 
-def changes(paths: Sequence[str]) -> list[Change]:
+def find_changes(paths: Sequence[str]) -> list[Change]:
     """Return all changes to these files and folders of the repository."""
-    listed = subprocess.run(["git", "ls-files", *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [name for name in listed.splitlines() if (ROOT / name).is_file()]
-    made = [
+    listing = subprocess.run(["git", "ls-files", *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [name for name in listing.splitlines() if (ROOT / name).is_file()]
+    changes = [
         change for name in files if name.endswith(".py") for change in python.changes(name, (ROOT / name).read_bytes())
     ]
     scripts = [name for name in files if name.endswith(".js") and name.startswith("overlay/")]
     if scripts:
         command = ["node", "--expose-internals", "mutation/javascript.js", *scripts]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
-        made += [Change(**each) for each in json.loads(printed)]
-    return made
+        changes += [Change(**fields) for fields in json.loads(printed)]
+    return changes
 
 
 def accepted() -> set[str]:
@@ -117,13 +117,13 @@ def _environment(folder: Path, root: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def sample(every: Sequence[Change], percent: float, seed: int) -> list[Change]:
-    """Return that share of the changes of each file, at least one of a file that has any."""
+def sample(candidates: Sequence[Change], percent: float, seed: int) -> list[Change]:
+    """Return ``percent`` of the changes of each file, at least one of a file that has any."""
     chosen: list[Change] = []
-    for path in sorted({change.path for change in every}):
-        own = [change for change in every if change.path == path]
-        count = max(1, round(len(own) * percent / 100))
-        chosen += random.Random(f"{seed} {path}").sample(own, count)
+    for path in sorted({change.path for change in candidates}):
+        in_file = [change for change in candidates if change.path == path]
+        count = max(1, round(len(in_file) * percent / 100))
+        chosen += random.Random(f"{seed} {path}").sample(in_file, count)
     return sorted(chosen)
 
 
@@ -134,7 +134,7 @@ def scripts_for(change: Change) -> list[str]:
 
 
 def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Covering | None) -> dict[Change, str]:
-    """Try every change; return what became of each."""
+    """Try every change, and return the result of each."""
     known = accepted()
     copies: queue.Queue[Copy] = queue.Queue()
     with tempfile.TemporaryDirectory(prefix="imgkit-mutation-", ignore_cleanup_errors=True) as base:
@@ -142,6 +142,7 @@ def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Coverin
             copies.put(Copy(Path(base) / str(number), options.timeout))
 
         def attempt(change: Change) -> str:
+            """Return the result of one change."""
             shown = change.shown((ROOT / change.path).read_bytes())
             if _numberless(shown) in known:
                 return ACCEPTED
@@ -209,7 +210,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the changes and try none")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
-    chosen = sample(changes(options.paths), options.percent, options.seed)
+    chosen = sample(find_changes(options.paths), options.percent, options.seed)
     if options.only:
         chosen = [
             change for change in chosen if re.search(options.only, change.shown((ROOT / change.path).read_bytes()))

@@ -1,4 +1,4 @@
-"""Which tests execute which line: measured once (:mod:`mutation.tracing`), asked for every change."""
+"""Measure once which tests execute which line (:mod:`mutation.tracing`), and look it up for every change."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ def measure(root: Path, folder: Path, rings: str = RINGS, tests: Sequence[str] =
     Raises:
         SystemExit: a test fails on the unchanged code.
     """
-    made = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(made, ignore_errors=True)
+    unfinished = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", rings, "-p", "no:cacheprovider"]
-    command += [f"--basetemp={folder.with_name('folders')}", "-p", "mutation.tracing", f"--executed={made}", *tests]
+    command += [
+        f"--basetemp={folder.with_name('folders')}",
+        "-p",
+        "mutation.tracing",
+        f"--executed={unfinished}",
+        *tests,
+    ]
     if subprocess.run(command, cwd=root, env={**os.environ, "CI": "1"}, check=False).returncode:
         raise SystemExit("error: tests fail on the unchanged code")
     shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    unfinished.rename(folder)
 
 
 class Covering:
-    """Answers from the files of :func:`measure`."""
+    """The tests of each line, read from the files of :func:`measure`."""
 
     def __init__(self, folder: Path) -> None:
         self._tests: dict[str, dict[int, set[str]]] = {}

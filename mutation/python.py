@@ -83,10 +83,10 @@ class _Finder(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Texts for people: nothing inside of an f-string is changed (its positions are not exact before 3.12)."""
+        """Leave f-strings alone: they are texts for people, and their positions are not exact before Python 3.12."""
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """Assertions state what is known to hold."""
+        """Leave assertions alone: they state what is known to hold."""
 
     # ---- expressions ------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
     pytest -p mutation.tracing --covered FOLDER      lines and branches, as data of coverage.py
 
 The lines stay in memory until the end. coverage.py's own data file does not survive every test: it is a database that
-is open all the time, and one test gives up its rights for a moment.
+stays open, and one test gives up its rights for a moment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to measure, where tests run."""
+    """Begin to measure in the processes that run tests."""
     if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
         return  # the tests run in workers
     if executed := config.getoption("--executed"):
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Covered:
-    """Records lines and branches."""
+    """A recorder of lines and branches."""
 
     def __init__(self, folder: Path, *, branch: bool = True) -> None:
         self.folder = folder
@@ -60,14 +60,14 @@ class _Covered:
 
 
 class _Executed(_Covered):
-    """Records lines, each with the tests that execute it."""
+    """A recorder of lines, each with the tests that execute it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, branch=False)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Say whose lines come next."""
+        """Attribute the lines that are executed from now on to the next test."""
         self.measure.switch_context(item.nodeid)
         try:
             return (yield)

@@ -1,7 +1,7 @@
 """The agent sandbox: the system of core.py, and the tools that agents expect of a Linux system."""
 
 from . import core
-from .core import *  # noqa: F403 - whatever is not stated below is as it is there
+from .core import *  # noqa: F403 - core.py states every field that is not stated below
 
 packages = [
     *core.packages,
@@ -25,7 +25,7 @@ packages = [
     "unzip",
     "util-linux",
     # Parts of util-linux that would replace busybox's: they are set-uid, and this mount resolves its target once more,
-    # where agentd names an open folder (/proc/PID/fd/N) that nobody can exchange meanwhile.
+    # where agentd names an open folder (/proc/PID/fd/N) that cannot be replaced meanwhile.
     "!mount",
     "!umount",
 ]

@@ -1,6 +1,6 @@
-"""The least that an agent sandbox has: Alpine Linux with Node.js, and agentd answering requests.
+"""The smallest agent sandbox: Alpine Linux with Node.js, and agentd to answer requests.
 
-Its packages are those of the offline mirror (fixtures/), so it can be built where no mirror of Alpine is in reach.
+Its packages are those of the offline mirror (fixtures/), so it can be built where no mirror of Alpine can be reached.
 """
 
 from .arch import amd64, arm64
@@ -29,11 +29,11 @@ packages = [
     "bash",
 ]
 
-# What the initramfs can do: the root disk of a virtual machine and nothing else. Each feature more costs boot time.
+# The initramfs supports the root disk of a virtual machine and nothing else. Each further feature costs boot time.
 initramfs_features = ["base", "ext4", "virtio", "virtio-scsi"]
 
-# Without these settings an agent could turn root's work against root. Every boot gets them, and all others, from the
-# overlay's first script; here they are in force from the kernel's start, where the command line is ours.
+# Without these settings an agent could misuse what root does. The overlay's first script sets them, and all others, at
+# every boot; here they are in force from the kernel's start, where the command line is ours.
 kernel_arguments = [
     "quiet",
     "sysctl.fs.protected_hardlinks=1",

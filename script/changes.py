@@ -44,7 +44,7 @@ def entry(text: str) -> str:
 
 
 def collected(changelog: str, kinds: Mapping[str, Sequence[Path]]) -> str:
-    """Return CHANGELOG.md with the fragments as sections of "Unreleased", after what is there already.
+    """Return CHANGELOG.md with the fragments as sections of "Unreleased", after the existing entries.
 
     Raises:
         FragmentError: CHANGELOG.md has no heading "Unreleased".

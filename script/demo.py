@@ -1,6 +1,6 @@
 """Build the default recipe and boot its image.
 
-Where Alpine's mirror is out of reach, it is the smaller recipe whose packages the offline mirror has.
+Where Alpine's mirror is out of reach, the smaller recipe is built, whose packages the offline mirror has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE = 5.0  # seconds that the official mirror has to answer
 
 
 def unreachable() -> str:
-    """Why the official mirror is out of reach; empty if it answers. A fault in its answer is reported by the build."""
+    """Return why the official mirror is out of reach; empty if it answers, since the build reports faulty answers."""
     client = Http(connect_timeout=PATIENCE, stall_timeout=PATIENCE, attempts=1)
     url = f"{OFFICIAL_MIRROR}/latest-stable/releases/x86_64/latest-releases.yaml"
     try:
@@ -42,9 +42,9 @@ def unreachable() -> str:
 
 @contextmanager
 def source() -> Iterator[tuple[Path, list[str]]]:
-    """The recipe to build, and the options that name the mirror which has its packages.
+    """Yield the recipe to build, and the options that name the mirror which has its packages.
 
-    A mirror that ``ALPINE_MIRROR`` names was asked for: no other takes its place.
+    If the user names a mirror in ``ALPINE_MIRROR``, no other mirror replaces it.
     """
     named = os.environ.get("ALPINE_MIRROR")
     trouble = "" if named else unreachable()
@@ -57,13 +57,13 @@ def source() -> Iterator[tuple[Path, list[str]]]:
 
     reason = f"because Alpine's is out of reach: {trouble}"
     print(f"{OFFLINE_RECIPE} (fewer tools), from the offline mirror of fixtures/, {reason}", file=sys.stderr)
-    made = make()
-    with serve(made.root) as site:
-        yield OFFLINE_RECIPE, ["--mirror", site.url, "--release-key", str(made.release_key)]
+    mirror = make()
+    with serve(mirror.root) as site:
+        yield OFFLINE_RECIPE, ["--mirror", site.url, "--release-key", str(mirror.release_key)]
 
 
 def imgkit(*words: str) -> bytes:
-    """Run a command of imgkit, with its messages shown; its failure is ours."""
+    """Run a command of imgkit with its messages shown, and return its output. If it fails, exit with its status."""
     done = subprocess.run([sys.executable, "-m", "imgkit", *words], stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -71,6 +71,7 @@ def imgkit(*words: str) -> bytes:
 
 
 def main() -> None:
+    """Build the images, boot each of them, and print how long that took."""
     arches = sys.argv[1:]
     asked = [word for arch in arches for word in ("--arch", arch)]
     with source() as (recipe, options):

@@ -21,7 +21,7 @@ PAGE = DOCS / "commands.md"
 MAN_PAGE = DOCS / "imgkit.1"
 HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --help` is made from."
 COMMON = ("help", "verbose", "quiet", "debug")
-PRECEDENCE = "An option beats a variable, a variable beats the recipe."
+PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
 VARIABLES = (
     ("`ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION`", "the recipe's `mirror`, `branch`, `version`"),
     ("`IMAGE_SIZE`", "its `size`"),
@@ -71,7 +71,7 @@ STATUSES = (
 
 
 def page() -> str:
-    """The Markdown page of commands, options and variables."""
+    """Return the Markdown page of commands, options and variables."""
     _, commands = parsers()
     sections = [HEAD, "## Every command", "\n".join(_table(_common(commands)))]
     for name, command in commands.items():
@@ -83,7 +83,7 @@ def page() -> str:
 
 
 def man_page() -> str:
-    """The manual page imgkit(1), in the macros of man(7)."""
+    """Return the manual page imgkit(1), in the macros of man(7)."""
     top, commands = parsers()
     lines = [
         '.\\" Made by python -m script.reference --man from what imgkit --help is made from.',
@@ -101,7 +101,7 @@ def man_page() -> str:
     lines += [".SH EXIT STATUS"]
     for status, meaning in STATUSES:
         lines += [".TP", f".B {status}", roff(meaning)]
-    lines += [".PP", roff("imgkit run leaves with the status of the command in the guest.")]
+    lines += [".PP", roff("The exit status of imgkit run is that of the command in the guest.")]
     lines += [".SH ENVIRONMENT", roff(PRECEDENCE)]
     for names, meaning in VARIABLES:
         lines += [".TP", f".B {roff(_plain(names))}", roff(_plain(meaning))]
@@ -109,14 +109,14 @@ def man_page() -> str:
 
 
 def roff(text: str) -> str:
-    """Text as a line of roff in ASCII, in which nothing is a request or an escape."""
+    """Return the text as a line of roff in ASCII, without requests or escapes."""
     escaped = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     escaped = "".join(sign if sign.isascii() else f"\\[u{ord(sign):04X}]" for sign in escaped)
     return f"\\&{escaped}" if escaped.startswith(".") else escaped
 
 
 def _plain(markdown: str) -> str:
-    """A piece of Markdown without its marks: code, links."""
+    """Return a piece of Markdown without its marks: code, links."""
     return re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", markdown).replace("`", "")
 
 
@@ -126,36 +126,36 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _common(commands: Mapping[str, argparse.ArgumentParser]) -> list[argparse.Action]:
-    """The options that every command has."""
+    """Return the options that every command has."""
     return [action for action in commands["doctor"]._actions if action.dest in COMMON]
 
 
 def _own(command: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options and arguments that are this command's alone."""
+    """Return the options and arguments that are this command's alone."""
     return [action for action in command._actions if action.dest not in COMMON]
 
 
 def _arguments(command: argparse.ArgumentParser) -> list[str]:
-    """The arguments that are no options, as the usage line shows them."""
+    """Return the arguments that are no options, as the usage line shows them."""
     actions = [action for action in _own(command) if not action.option_strings]
     return [f"-- {action.metavar}…" if action.nargs == "*" else str(action.metavar) for action in actions]
 
 
 def _names(action: argparse.Action, separator: str) -> list[str]:
-    """The names of an option with its value, or of an argument."""
+    """Return the names of an option with its value, or of an argument."""
     value = str(action.metavar or separator.join(action.choices or [action.dest.upper()]))
     return [option if action.nargs == 0 else f"{option} {value}" for option in action.option_strings] or [value]
 
 
 def _table(actions: Sequence[argparse.Action]) -> Iterator[str]:
-    """One row for each option or argument."""
+    """Yield one row for each option or argument."""
     yield "| | |\n|---|---|"
     for action in actions:
         yield f"| {', '.join(f'`{name}`' for name in _names(action, chr(92) + '|'))} | {action.help} |"
 
 
 def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
-    """One paragraph with a tag for each option or argument."""
+    """Yield one paragraph with a tag for each option or argument."""
     for action in actions:
         yield from (".TP", f".B {roff(', '.join(_names(action, '|')))}", roff(str(action.help)))
 

@@ -86,9 +86,9 @@ def test_wrong_words(words: list[str], error: str, hint: str | None, capsys: pyt
         (["--set", "packages=[a"], "--set packages=[a: not a value in YAML"),
         (["--set", "size=huge"], "--set size: 'huge' is not a size such as 4G or 512M"),
         (["--set", "size=1K"], "--set size: 1K is out of range"),
-        (["--mirror", "ftp://example.invalid"], "--mirror: 'ftp://example.invalid' is no http(s) URL"),
-        (["--release-key", "/nowhere.asc"], "--release-key: /nowhere.asc is not there"),
-        (["--agent-runner", "/nowhere"], "--agent-runner: /nowhere is not there"),
+        (["--mirror", "ftp://example.invalid"], "--mirror: 'ftp://example.invalid' is not an http(s) URL"),
+        (["--release-key", "/nowhere.asc"], "--release-key: /nowhere.asc does not exist"),
+        (["--agent-runner", "/nowhere"], "--agent-runner: /nowhere does not exist"),
         (["--arch", "mips"], "mips: no such architecture in this recipe"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_field_that_is_none(word: str, hint: str, tmp_path: Path, capsys: pyte
     [
         ("IMAGE_SIZE", "huge", "IMAGE_SIZE: 'huge' is not a size"),
         ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: string should match pattern"),
-        ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is no http(s) URL"),
+        ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is not an http(s) URL"),
         ("AGENT_RUNNER_BUILD", "yes", "AGENT_RUNNER_BUILD: input should be 'auto', '0' or '1' (it is 'yes')"),
         ("ARCHS", "amd64 mips", "mips: no such architecture in this recipe"),
         ("IMGKIT_LAUNCH_TIMEOUT", "soon", "IMGKIT_LAUNCH_TIMEOUT=soon: not a number of seconds"),

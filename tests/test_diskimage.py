@@ -112,7 +112,7 @@ def test_messages_have_the_name_that_is_given(tmp_path: Path) -> None:
     image.write_bytes(b"")
     with pytest.raises(InputError) as caught:
         diskimage.check(image, "qcow2", name=Path("out/x.qcow2"))
-    assert caught.value.message == "out/x.qcow2: no qcow2 image of version 2 or 3"
+    assert caught.value.message == "out/x.qcow2: not a qcow2 image of version 2 or 3"
     with pytest.raises(InputError) as caught:
         diskimage.check(image, "vmdk", name=Path("out/x.vmdk"))
     assert (caught.value.message, caught.value.hint) == (

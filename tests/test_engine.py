@@ -418,7 +418,7 @@ def test_raw_disks_are_known_by_their_first_sector(tmp_path: Path) -> None:
     assert (info.format, info.virtual_size) == ("raw", 1536)
     for other in (b"", b"text\n" * 1000, bytes(1536), sector + bytes(1000)):
         image.write_bytes(other)
-        with pytest.raises(InputError, match=r"README\.md: no disk image") as caught:
+        with pytest.raises(InputError, match=r"README\.md: not a disk image") as caught:
             image_info(image)
         assert caught.value.hint
 

@@ -152,7 +152,7 @@ def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path
     set_launch(
         bindings, 'self.callback(1, 0, "Kernel panic", []); raise RuntimeError("guestfs_launch failed\\nadvice")'
     )
-    with pytest.raises(HostError, match="did not start: guestfs_launch failed; the last it said: Kernel panic"):
+    with pytest.raises(HostError, match="did not start: guestfs_launch failed; its last output: Kernel panic"):
         attempt(tmp_path)
 
 

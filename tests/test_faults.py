@@ -159,7 +159,7 @@ def test_mirrors_that_stall(path: str, fault: Fault, build: Builder, monkeypatch
 # ---- trust ----------------------------------------------------------------------------------------------------------
 
 
-DAMAGED = "the file was damaged or replaced on its way: try again, or another mirror"
+DAMAGED = "the file was damaged or replaced in transit: try again, or another mirror"
 
 
 @pytest.mark.parametrize(("kind", "length"), [("SHA-256", 64), ("SHA-512", 128)])

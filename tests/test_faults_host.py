@@ -242,7 +242,7 @@ def make_bad(kind: str, image: Path) -> str:
         return "no such image"
     if kind in RAW:
         image.write_bytes(RAW[kind])
-        return "no disk image: it has neither a boot sector nor a partition table"
+        return "not a disk image: it has neither a boot sector nor a partition table"
     if kind == "short":
         image.write_bytes(good[:100])
         return "qcow2 header too short"
@@ -287,7 +287,7 @@ def test_manifests_that_are_none(manifest: str | None, error: str, here: Place, 
         (["--share", "docs=/nowhere"], 2, "/nowhere: no such folder"),
         (["--share", "docs"], 2, "--share docs: not of the form TAG=DIR"),
         (["--share", "a=/tmp", "--share", "a=/var"], 2, "--share a=/var: there is a share a already"),
-        (["--share", "a="], 2, "--share a=: no folder"),
+        (["--share", "a="], 2, "--share a=: no folder given"),
         (["--env", "A=\udcff"], 2, "A: its value is not UTF-8"),
         (["--secret", "A=/dev/zero"], 2, "A: its value has a zero byte or"),
         (["--share", "my docs=/tmp"], 2, "'my docs': not a name for a share"),
@@ -297,7 +297,7 @@ def test_manifests_that_are_none(manifest: str | None, error: str, here: Place, 
         (["--timeout", "nan"], 2, "--timeout nan: not a number of seconds to wait"),
         (["--timeout", "-1"], 2, "--timeout -1: not a number of seconds to wait"),
         (["--cpus", "0"], 2, "a machine needs at least one CPU"),
-        (["--console", "/nowhere/log"], 2, "--console /nowhere/log: /nowhere is no folder"),
+        (["--console", "/nowhere/log"], 2, "--console /nowhere/log: /nowhere is not a folder"),
         (["--arch", "arm64", "--firmware", "bios"], 2, "arm64 has no BIOS"),
         (["--firmware", "direct"], 4, "vmlinuz-*-amd64: not there"),
         (["--cpu", "nonesuch"], 5, "QEMU does not start: qemu-system-x86_64: unable to find CPU model 'nonesuch'"),

@@ -67,7 +67,7 @@ class Attack:
         return (self.here.base / "recipe.lock").read_text()
 
     def fails(self, error: str, *words: str, **how: str) -> None:
-        check_failure(self.lock(*words, **how), self.here, 4, error, "--allow-stale-mirror takes it nevertheless")
+        check_failure(self.lock(*words, **how), self.here, 4, error, "--allow-stale-mirror accepts it anyway")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_an_older_index_is_refused(attack: Attack) -> None:
     attack.fails("was seen before", "--offline")
     ran = attack.lock("--allow-stale-mirror")
     assert ran.status == 0
-    assert "was seen before; taken because of --allow-stale-mirror" in ran.err
+    assert "was seen before; accepted because of --allow-stale-mirror" in ran.err
     assert "hello-1.0-r0" in attack.locked
     attack.fails("was seen before")  # what was allowed once is not the newest now
     attack.show("2.0-r0", age=1)
@@ -159,7 +159,7 @@ def test_a_minirootfs_that_says_what_it_is(attack: Attack) -> None:
 def test_an_old_minirootfs_under_a_new_name_is_refused(attack: Attack) -> None:
     """The list is not signed, so anybody can call an old one by the newest name."""
     attack.release(f"{RELEASE}0")
-    attack.fails(f"{RELEASE}-x86_64.tar.gz: is called {RELEASE}, but says itself that it is '{RELEASE}0'")
+    attack.fails(f"{RELEASE}-x86_64.tar.gz: is called {RELEASE}, but says that it is '{RELEASE}0'")
     attack.release("3.22.1")
     attack.fails("is called")
     assert attack.lock("--allow-stale-mirror").status == 0
@@ -361,7 +361,7 @@ def test_a_lock_cannot_rename_a_minirootfs(attack: Attack) -> None:
     path.write_text(attack.locked.replace(f'"version": "{RELEASE}"', '"version": "3.23.99"'))
     loaded = load(attack.here.recipe, {"mirror": attack.site.url, "release_key": attack.small.release_key})
     plan = lockfile.read(path, loaded, "amd64")
-    with pytest.raises(InputError, match=f"is called 3.23.99, but says itself that it is '{RELEASE}'"):
+    with pytest.raises(InputError, match=f"is called 3.23.99, but says that it is '{RELEASE}'"):
         fetch_base(loaded, "amd64", Cache(attack.here.cache), attack.here.base / "spool", locked=plan)
 
 

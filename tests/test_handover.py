@@ -283,7 +283,7 @@ def test_a_host_without_landlock_or_filters(monkeypatch: pytest.MonkeyPatch) -> 
         assert finding.ok == (good and confinement.filters_system_calls())
         assert not finding.required
     monkeypatch.setattr(confinement, "filters_system_calls", lambda: False)
-    assert "swept up afterwards" in hostchecks._confinement().detail
+    assert "removed afterwards" in hostchecks._confinement().detail
 
 
 @pytest.mark.vm

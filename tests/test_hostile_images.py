@@ -231,7 +231,7 @@ SPECIAL: dict[str, Sequence[str]] = {
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_a_database_that_is_no_file(kind: str, disk: Path, options: Options, tmp_path: Path) -> None:
     debugfs(disk, "cd /lib/apk/db", "rm installed", *SPECIAL[kind])
-    check_refused(disk, options, tmp_path, f"{DATABASE} is no regular file")
+    check_refused(disk, options, tmp_path, f"{DATABASE} is not a regular file")
 
 
 def test_a_database_without_end(disk: Path, options: Options, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_no_database_is_no_fault(drive: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "kind", "message"),
     [
-        ("special", UnreadableImageError, "out/linux.qcow2: /lib/apk/db/installed is no regular file"),
+        ("special", UnreadableImageError, "out/linux.qcow2: /lib/apk/db/installed is not a regular file"),
         ("1048577", LimitError, "out/linux.qcow2: /lib/apk/db/installed has 2 MiB, more than 1 MiB"),
     ],
 )
@@ -231,7 +231,7 @@ def test_an_image_that_takes_too_long(seconds: float, drive: Path) -> None:
     with pytest.raises(LimitError) as caught:
         reader(channel, drive, Limits(MIB, seconds)).describe()
     assert caught.value.message == f"out/linux.qcow2: could not be read within {seconds:g} s"
-    assert caught.value.hint == "--timeout gives it more; the image may be made to take for ever"
+    assert caught.value.hint == "--timeout gives it more; the image may be made to take forever"
     assert bool(channel.scripts) == (seconds > 0)
 
 

@@ -207,7 +207,7 @@ def test_one_architecture_alone(missing: str, place: Path, capsys: pytest.Captur
     (there,) = {"amd64", "arm64"} - {missing}
     proved(place / "out", there)
     assert publish("v1", "--base-url", BASE) == 0
-    assert f"out/linux-{missing}.qcow2: not there, so it is not published" in capsys.readouterr().err
+    assert f"out/linux-{missing}.qcow2: missing, so it is not published" in capsys.readouterr().err
     assert list(load("publish/v1/upload-manifest.json")["images"]) == [there]
     assert not [path for path in (place / "publish/v1").iterdir() if missing in path.name]
     assert missing.upper() not in (place / "publish/v1/publish.env").read_text()
@@ -218,7 +218,7 @@ def test_an_image_without_its_kernel(place: Path, capsys: pytest.CaptureFixture[
     (out / "vmlinuz-virt-arm64").unlink()
     assert publish("v1", "--base-url", BASE) == 0
     said = capsys.readouterr().err
-    assert "out/vmlinuz-virt-arm64: not there, so the arm64 image is published without it" in said
+    assert "out/vmlinuz-virt-arm64: missing, so the arm64 image is published without it" in said
     variables = read_env((place / "publish/v1/publish.env").read_text())
     assert "COWORK_SANDBOX_KERNEL_URL_ARM64" not in variables
     assert "COWORK_SANDBOX_INITRD_URL_ARM64" in variables
@@ -595,7 +595,7 @@ def test_damaged_publications(place: Path, capsys: pytest.CaptureFixture[str]) -
     (folder / "initramfs-virt-arm64").unlink()
     assert fails(capsys, "v1", "--arch", "amd64")[:2] == (
         4,
-        "publish/v1/initramfs-virt-arm64: publish/v1/index.json lists it, but it is not there",
+        "publish/v1/initramfs-virt-arm64: publish/v1/index.json lists it, but it does not exist",
     )
     assert publish("v1") == 0, "with the image at hand it is repaired"
     assert (folder / "SHA256SUMS").read_text() == sums

@@ -128,7 +128,7 @@ def test_binary_recipe(tmp_path: Path) -> None:
         ("overlay = 'nowhere'", "overlay: "),
         ("release_key = 'nowhere'", "release_key: "),
         ("mirror = 'ftp://x'", "mirror: "),
-        ("architectures = {}", "architectures: there is none"),
+        ("architectures = {}", "architectures: at least one is needed"),
         ("compression = 'lzma'", "compression: "),
         ("skip_scripts = [3]", "skip_scripts.0: "),
     ],
@@ -275,7 +275,7 @@ def test_faults_of_overrides_name_where_they_come_from(tmp_path: Path) -> None:
     both = message(path, {"size": "x", "branch": "3"}, origins)
     assert both.startswith("--branch: string should match pattern")
     assert "; IMAGE_SIZE: 'x' is not a size" in both
-    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == "--mirror: 'ftp://x' is no http(s) URL"
+    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == "--mirror: 'ftp://x' is not an http(s) URL"
 
 
 def test_faults_of_the_recipe_count_beside_those_of_overrides(tmp_path: Path) -> None:
@@ -334,9 +334,9 @@ def test_paths_are_those_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "key.asc").write_text("")
     recipe = load(write(tmp_path, GOOD + "overlay = 'files'\nrelease_key = 'key.asc'\n"))
     assert (recipe.overlay, recipe.release_key) == (tmp_path / "files", tmp_path / "key.asc")
-    assert faults(tmp_path, GOOD + "overlay = 'key.asc'") == (f"overlay: {tmp_path}/key.asc is not there",)
-    assert faults(tmp_path, GOOD + "release_key = 'files'") == (f"release_key: {tmp_path}/files is not there",)
-    assert faults(tmp_path, GOOD + "agent_runner = 'none'") == (f"agent_runner: {tmp_path}/none is not there",)
+    assert faults(tmp_path, GOOD + "overlay = 'key.asc'") == (f"overlay: {tmp_path}/key.asc does not exist",)
+    assert faults(tmp_path, GOOD + "release_key = 'files'") == (f"release_key: {tmp_path}/files does not exist",)
+    assert faults(tmp_path, GOOD + "agent_runner = 'none'") == (f"agent_runner: {tmp_path}/none does not exist",)
 
 
 def test_the_architectures_of_a_recipe_are_named(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
         ("users = [{'name': 'x', 'uid': 65533}]",
          "users.0.uid: input should be less than or equal to 65532 (it is 65533)"),
         ("users = [{'name': 'x', 'uid': 5}, {'name': 'y', 'uid': 5}]", "users: two users have the same uid"),
-        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is no http(s) URL"),
+        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is not an http(s) URL"),
         ("packages = None", "packages: input should be a list, such as [a, b] (it is None)"),
     ],
 )  # fmt: skip

@@ -85,5 +85,5 @@ def test_an_error_without_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unset_variable_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ended(monkeypatch, subtype="success")
     options.work = ""
-    with pytest.raises(UsageError, match="--work: no folder"):
+    with pytest.raises(UsageError, match="--work: no folder given"):
         run.run(options, Invocation())

@@ -276,7 +276,7 @@ def test_a_package_never_conflicts_with_itself(no_search: None) -> None:
 def test_a_package_conflicts_with_others_of_its_names() -> None:
     message = refusal("x y", "x 1 p:n D:!n", "y 1 p:n")
     assert message == (
-        "these cannot be had together: x (wanted by the recipe) conflicts with n; "
+        "these cannot be installed together: x (wanted by the recipe) conflicts with n; "
         "x (wanted by the recipe) provides n; y (wanted by the recipe) provides n"
     )
 
@@ -497,7 +497,7 @@ def test_giving_up_names_where_choosing_without_a_search_ends(monkeypatch: pytes
     with pytest.raises(UnsatisfiableError) as caught:
         solved("n y", "n 1", "n 2 D:m", "m 1 D:k", "k 1 D:!y", "y 1")
     assert caught.value.message == (
-        "m (needed by n, wanted by the recipe) needs k, and no package that has this name goes with the others"
+        "m (needed by n, wanted by the recipe) needs k, and no package of this name fits with the others"
     )
     assert caught.value.hint == "name the versions or providers that you want in the recipe"
 

@@ -21,7 +21,7 @@ class Agenda:
         self._others: list[tuple[int, Name]] = []
 
     def put(self, name: Name) -> None:
-        """Enter a name that is wanted. One that waits already moves to the queue where it belongs now."""
+        """Add a name that is wanted. A name that is already waiting moves to the queue where it belongs now."""
         if name.decided or name.queue is self._clear:
             return
         if name.queue is None and not (name.demands or name.invited or name.open_rule):

@@ -1,4 +1,4 @@
-"""Which packages provide a name: the packages of all repositories and of the system, by the names that they claim.
+"""The packages of all repositories and of the system, by the names that they provide.
 
 The rules are those of apk-tools 3. A package claims its own name and the names it provides. A claim with a version is
 a full one: no other selected package may then claim the name. Claims without a version ("virtual" names) may coexist.
@@ -24,7 +24,7 @@ class Claim:
     version: str | None
 
     def satisfies(self, dependency: Dependency) -> bool:
-        """Whether a claim on the dependency's name satisfies it; for a conflict: whether it violates it."""
+        """Return whether a claim on the dependency's name satisfies it; for a conflict: whether it violates it."""
         return dependency.matches(self.version, self.package.identity)
 
     @property
@@ -116,11 +116,11 @@ class Catalog:
         return claims
 
     def is_installed(self, package: Package) -> bool:
-        """Whether this record itself, not an equal one, describes an installed package."""
+        """Return whether this record itself, not an equal one, describes an installed package."""
         return self.installed.get(package.name) is package
 
     def position(self, package: Package) -> int:
-        """Return the place among all packages: by repository, then by the order of its index."""
+        """Return the position among all packages: by repository, then by the order of its index."""
         return self._position[id(package)]
 
 

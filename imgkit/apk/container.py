@@ -1,4 +1,4 @@
-"""Read files that are several gzip members in a row: packages and package indexes of format version 2.
+"""Read files that consist of several gzip members: packages and package indexes of format version 2.
 
 The members are inflated one after the other, each with a limit of its own. The raw (compressed) bytes of each can be
 passed to a hash, since signatures and identities of Alpine cover raw members, never their contents. A member ends where
@@ -30,8 +30,8 @@ def refuse_foreign(head: bytes, name: str) -> None:
     """Refuse a file whose first bytes are not those of a package or index of format version 2.
 
     Raises:
-        Version3Error: it is in the format of version 3.
-        InputError: it is a web page, empty, or not gzip data.
+        Version3Error: the file is in the format of version 3.
+        InputError: the file is a web page, empty, or not gzip data.
     """
     if head.startswith(GZIP_MAGIC):
         return
@@ -55,7 +55,7 @@ class GzipMembers:
         self._pending = b""
 
     def more(self) -> bool:
-        """Whether anything follows the last member."""
+        """Return whether anything follows the last member."""
         if not self._pending:
             self._pending = self._source.read(_CHUNK)
         return bool(self._pending)

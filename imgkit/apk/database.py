@@ -3,8 +3,8 @@
 ``installed`` has a record for each package, sorted by name without regard to case: its fields as in an index (with r
 and q), then for each directory ``F:`` with ``M:uid:gid:mode`` unless that is 0:0:755, and for each file in it ``R:``
 with ``a:uid:gid:mode`` unless that is 0:0:644 and ``Z:`` with its checksum. All of it describes what the package ships,
-not what scripts changed later. Layout and order are those of apk-tools 3 (apk(8), the writer of the database), compared
-byte for byte with databases that it wrote::
+not what scripts have changed later. Layout and order are those of apk-tools 3 (apk(8), the writer of the database),
+compared byte for byte with databases that it wrote::
 
     packages = read_database(installed, triggers, scripts)
     for name, contents in write_database([*packages, another]).files.items():

@@ -163,7 +163,7 @@ class _Deduction:
 
     @staticmethod
     def _satisfiable(asker: Option, name: Name, dependency: Dependency) -> bool:
-        """Whether a dependency can still be met, or a conflict avoided."""
+        """Return whether a dependency can still be met, or a conflict avoided."""
         if name.decided:
             return _provided(dependency, name.chosen, asker)
         if dependency.conflict and not name.demands:
@@ -189,7 +189,7 @@ class _Deduction:
                     option.tags |= self._network.option(name.chosen.package).tags
 
     def _selectable(self, claim: Claim) -> bool:
-        """Whether a claim may be chosen: a virtual one needs a priority, or that the package itself is wanted."""
+        """Return whether a claim may be chosen. A virtual one needs a priority, or a package that is itself wanted."""
         return claim.auto_selectable or self._network.name(claim.package.name).demands > 0
 
     def _conclude(self, name: Name, candidates: Sequence[tuple[Option, Claim]]) -> None:
@@ -259,7 +259,7 @@ class _Deduction:
         return best[1] if best else None
 
     def _better(self, option: Option, claim: Claim, other: Option, other_claim: Claim) -> bool:
-        """Whether a claim is preferred to another one on the same name. The first difference decides.
+        """Return whether a claim is preferred to another one on the same name. The first difference decides.
 
         The criteria: usable; among the last candidates that were compared; repository tag allowed; preferred;
         installed (not between virtual claims of two packages); version of the name in question; version of the package
@@ -299,7 +299,10 @@ class _Deduction:
 
 
 def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None) -> bool:
-    """Whether a dependency or conflict holds if ``claim`` gets its name. A package never conflicts with itself."""
+    """Return whether a dependency or conflict holds if ``claim`` gets its name.
+
+    A package never conflicts with itself.
+    """
     if claim is None:
         return dependency.conflict
     if dependency.conflict and asker is not None and claim.package is asker.package:

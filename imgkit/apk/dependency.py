@@ -25,12 +25,18 @@ _IDENTITY = "><"
 
 
 def is_package_version(text: str) -> bool:
-    """Whether ``text`` can be a version in a file name. Real indexes have some that break the grammar of versions."""
+    """Return whether ``text`` can be a version in a file name.
+
+    Real indexes have versions that break the grammar.
+    """
     return _PACKAGE_VERSION.fullmatch(text) is not None
 
 
 def is_package_name(text: str) -> bool:
-    """Whether ``text`` can be the name of a package. It must not have a slash, since it is part of file names."""
+    """Return whether ``text`` can be the name of a package.
+
+    It must not have a slash, since it is part of file names.
+    """
     return _PACKAGE_NAME.fullmatch(text) is not None
 
 
@@ -71,7 +77,9 @@ class Dependency:
         return _parse_dependency(text, lenient=True)
 
     def matches(self, version: str | None, identity: str | None = None) -> bool:
-        """Whether a package or provide of this name satisfies operator and version. ``conflict`` is not considered.
+        """Return whether a package or provide of this name satisfies the operator and the version.
+
+        ``conflict`` is not considered.
 
         Args:
             version: that of the package or of its provide; None for a provide without one, which is less than any

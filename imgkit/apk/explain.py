@@ -129,7 +129,7 @@ class Conflict:
             if masked:
                 return masked
         clauses = dict.fromkeys(clause for cause in failure.causes if (clause := self._clause(cause)))
-        return "these cannot be had together: " + "; ".join(clauses)
+        return "these cannot be installed together: " + "; ".join(clauses)
 
     def _gave_up(self, name: str) -> str:
         """Describe where the pass without a search ended, which is what apk reports too."""
@@ -137,7 +137,7 @@ class Conflict:
         if claims and not any(claim.auto_selectable for claim in claims):
             return self._undecided(name)
         self.hint = "name the versions or providers that you want in the recipe"
-        return f"{self._chains.asker(name)} {name}, and no package that has this name goes with the others"
+        return f"{self._chains.asker(name)} {name}, and no package of this name fits with the others"
 
     def _undecided(self, name: str) -> str:
         self.hint = choose_hint(self._reach.claims(name))
@@ -164,4 +164,4 @@ class Conflict:
             return f"{asker} {'conflicts with' if parent else 'excludes'} {str(requirement.dependency)[1:]}"
         if isinstance(requirement, (Only, Present)) and parent and parent.slot == requirement.package.name:
             return f"{asker} provides {requirement.slot}"
-        return f"{parent.slot} is to come from {asker}" if parent else ""
+        return f"{parent.slot} must come from {asker}" if parent else ""

@@ -1,4 +1,4 @@
-"""The order of apk's hash table of names, in which apk goes through names that have no other order.
+"""The order of apk's hash table of names, in which apk visits names that have no other order.
 
 It is visible in its results: when one package completes the conditions of several install_if, their packages are
 considered in this order. The hash is 32-bit MurmurHash3 (in the public domain) with a seed of 5381; the table has

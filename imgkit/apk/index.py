@@ -183,10 +183,10 @@ def _package(
     return Package(repository=repository, **known)  # type: ignore[arg-type]
 
 
-def _number(text: str, what: str) -> int:
+def _number(text: str, field: str) -> int:
     number = parse_number(text)
     if number is None:
-        raise InputError(f"{what}: {text[:40]!r} is not a number")
+        raise InputError(f"{field}: {text[:40]!r} is not a number")
     return number
 
 

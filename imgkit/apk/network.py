@@ -1,6 +1,6 @@
 """The names and packages that a world can lead to, as a network of dependencies.
 
-This module has the shape of the network and the state of its parts; :mod:`imgkit.apk.deduction` decides over it.
+This module holds the network and the state of its parts; :mod:`imgkit.apk.deduction` makes the decisions.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Network:
         return self._entered
 
     def _discover(self, name: Name) -> None:
-        """Enter a name and all it leads to. It does not recurse: a chain may be longer than Python's stack."""
+        """Add a name and everything it leads to, without recursion: a chain may be longer than Python's stack."""
         entered = self._entered
         visits = [self._visit(name)]
         while visits:
@@ -139,7 +139,7 @@ class Network:
                 visits.pop()
 
     def _visit(self, name: Name) -> Iterator[Name]:
-        """Yield the names next to this one, in the order in which they have to be entered."""
+        """Yield the names next to this one, in the order in which they have to be added."""
         self._entered[name] = None
         for claim in self._catalog.claims(name.name):
             option = self._options.get(id(claim.package))

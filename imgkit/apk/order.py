@@ -1,4 +1,4 @@
-"""Sets of packages: whether one is complete, which packages in it nothing asks for, and the order of installation."""
+"""Sets of packages: check whether one is complete, drop packages that nothing asks for, and order the installation."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Selection:
         return self.provider(Dependency(name))
 
     def permits(self, dependency: Dependency, asker: Package | None) -> bool:
-        """Whether the owner of the name satisfies a dependency, or does not violate a conflict of another package."""
+        """Return whether the owner of the name satisfies a dependency, or another package's conflict permits it."""
         owner = self.owner(dependency.name)
         if owner is None or (dependency.conflict and owner is asker):
             return dependency.conflict
         return any(claim.package is owner for claim in self.claims(dependency)) != dependency.conflict
 
     def holds(self, dependency: Dependency) -> bool:
-        """Whether a condition is met: a package satisfies it, or, for a conflict, none violates it."""
+        """Return whether a condition is met: a package satisfies it, or, for a conflict, none violates it."""
         return bool(self.claims(dependency)) != dependency.conflict
 
     def completed(self, name: str) -> Sequence[str]:
@@ -69,12 +69,15 @@ class Selection:
                 yield package
 
     def invited(self, package: Package) -> bool:
-        """Whether the conditions of the package's install_if hold, and not all of them are conflicts."""
+        """Return whether the conditions of the package's install_if hold, and not all of them are conflicts."""
         conditions = conditions_of(package)
         return any(not condition.conflict for condition in conditions) and all(map(self.holds, conditions))
 
     def tolerates(self, package: Package) -> bool:
-        """Whether its names and conflicts allow another package beside the selected ones. Theirs are not considered."""
+        """Return whether a package's names and conflicts allow it beside the selected packages.
+
+        The conflicts of the selected packages are not considered.
+        """
         virtual = all(
             version is None and claim.version is None
             for name, version in claimed(package)
@@ -193,7 +196,7 @@ class _Walk:
                 yield package
 
     def _conditions_met(self, package: Package) -> bool:
-        """Whether everything is installed by now that the package's install_if asks for."""
+        """Return whether everything is installed by now that the package's install_if asks for."""
         return all(
             self._selection.permits(condition, package) and (condition.conflict or condition.name in self._seen)
             for condition in conditions_of(package)

@@ -11,7 +11,7 @@ covers the control member; where the index vouches it may be missing, but must n
         path, expected=package.identity, keyring=keyring, spool=spool, max_installed=1 << 30, name=str(package)
     )
 
-Data is inflated and parsed only after its hash was found right, so hostile bytes reach zlib and the tar reader only
+Data is inflated and parsed only after its hash was verified, so hostile bytes reach zlib and the tar reader only
 if a trusted key signed them. Even then their contents are checked: see :mod:`imgkit.apk.unpack`.
 """
 
@@ -45,7 +45,7 @@ SCRIPT_TYPES = (
 _LIMIT_SIGNATURES = 1 << 20
 _LIMIT_CONTROL = 16 << 20  # scripts of several hundred KiB exist
 _CHUNK = 1 << 20
-_DAMAGED = "it was damaged or replaced on its way: try again, or another mirror"
+_DAMAGED = "it was damaged or replaced in transit: try again, or another mirror"
 _HASHES = {"Q1": hashlib.sha1, "Q2": hashlib.sha256}
 
 _PackageInfo: TypeAlias = Mapping[str, tuple[str, ...]]  # the keys of .PKGINFO; each has all its values, in order
@@ -92,9 +92,9 @@ def open_package(
         name: what messages call the package.
 
     Raises:
-        IdentityError: it is not the package that the index names.
-        SignatureError: it has a signature that claims a trusted key and is wrong.
-        InputError: it is damaged, or holds something that no package may hold.
+        IdentityError: the file is not the package that the index names.
+        SignatureError: the file has a signature that claims a trusted key and is wrong.
+        InputError: the file is damaged, or holds something that no package may hold.
         HostError: the host has no space left for its contents.
     """
     with path.open("rb") as source:
@@ -122,8 +122,8 @@ def check_package(path: Path, expected: str, *, name: str) -> None:
         name: what messages call the package.
 
     Raises:
-        IdentityError: it is not that package.
-        InputError: it is no package, or damaged.
+        IdentityError: the file is not that package.
+        InputError: the file is not a package, or is damaged.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -139,7 +139,7 @@ def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
 
     Raises:
         SignatureError: a signature claims a trusted key and is wrong.
-        InputError: it is no package.
+        InputError: the file is not a package.
     """
     with path.open("rb") as source:
         control = _read_control(source, name)
@@ -150,7 +150,7 @@ def check_identity(identity: str) -> str:
     """Return ``identity`` if it is one (``Q1`` + base64 of 20 bytes, ``Q2`` + base64 of 32).
 
     Raises:
-        InputError: it is not.
+        InputError: ``identity`` has another form.
     """
     new_hash = _HASHES.get(identity[:2])
     try:
@@ -230,12 +230,12 @@ def _parse_info(text: str) -> _PackageInfo:
 
 
 def _words(info: _PackageInfo, key: str) -> tuple[str, ...]:
-    """The words of all values of ``key``: a list has one word a line or all words on one line, both occur."""
+    """Return the words of all values of ``key``. Packages write a list on one line, or one word on each line."""
     return tuple(word for value in info.get(key, ()) for word in value.split())
 
 
 def _number(info: _PackageInfo, key: str) -> int:
-    """The number that ``key`` has, 0 if it has none."""
+    """Return the value of ``key`` as a number, or 0 if it has none."""
     return parse_number(info.get(key, ("",))[0]) or 0
 
 

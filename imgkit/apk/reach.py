@@ -97,7 +97,7 @@ class Reach:
                         empty.append(served)
 
     def _users(self) -> dict[Dependency, dict[int, None]]:
-        """Return the packages that have each dependency, by ``id`` and in an order that is the same in each run."""
+        """Return the packages that have each dependency, by ``id`` and in an order that is the same in every run."""
         users: dict[Dependency, dict[int, None]] = defaultdict(dict)
         for key, needs in self._needs.items():
             for dependency in needs:
@@ -106,7 +106,7 @@ class Reach:
         return users
 
     def usable(self, package: Package) -> bool:
-        """Whether the package was reached and lacks nothing."""
+        """Return whether the package was reached and lacks nothing."""
         return id(package) in self._members and id(package) not in self.lacking
 
     def claims(self, name: str) -> list[Claim]:

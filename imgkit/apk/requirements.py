@@ -45,7 +45,7 @@ class Requirement(Protocol):
         ...
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether this candidate of the slot meets the requirement."""
+        """Return whether this candidate of the slot meets the requirement."""
         ...
 
 
@@ -59,7 +59,7 @@ class Need:
     tags: frozenset[str] = frozenset()
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether the candidate satisfies the dependency and may come from the repositories that it allows."""
+        """Return whether the candidate satisfies the dependency and may come from the repositories that it allows."""
         return id(candidate.package) in self.matching and self.tags <= candidate.tags
 
 
@@ -73,11 +73,11 @@ class Ban:
     package: Package | None = None
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether the candidate does not violate the conflict."""
+        """Return whether the candidate does not violate the conflict."""
         return not self.hits(candidate.package)
 
     def hits(self, package: Package | None) -> bool:
-        """Whether a package violates the conflict. The package that declares it never does."""
+        """Return whether a package violates the conflict. The package that declares it never does."""
         return package is not self.package and id(package) in self.matching
 
 
@@ -90,7 +90,7 @@ class Only:
     tags: frozenset[str] = frozenset()
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether the candidate is the package, and may come from the repositories that are allowed."""
+        """Return whether the candidate is the package, and may come from the repositories that are allowed."""
         return candidate.package is self.package and self.tags <= candidate.tags
 
 
@@ -102,13 +102,13 @@ class Present:
     package: Package
 
     def accepts(self, candidate: Candidate) -> bool:
-        """Whether the candidate's claim is a virtual one."""
+        """Return whether the candidate's claim is a virtual one."""
         return candidate.claim is not None and candidate.claim.version is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unselected:
-    """A requirement that nothing meets: it stops the choice of a virtual provider that has no other reason."""
+    """A requirement that nothing meets, which prevents the choice of a virtual provider without another reason."""
 
     slot: str
     name: str

@@ -38,7 +38,7 @@ Cause: TypeAlias = "RequirementInformation[Requirement, Candidate]"
 
 
 class NoSolution(Exception):  # noqa: N818 - a result that the solver handles, not an error for users
-    """There is no solution, or, with ``gave_up``, none was found in time. ``causes`` made the last attempt fail."""
+    """There is no solution, or, with ``gave_up``, none in time. ``causes`` made the last attempt fail."""
 
     def __init__(self, causes: Sequence[Cause], *, gave_up: bool = False) -> None:
         super().__init__("no solution")
@@ -47,8 +47,8 @@ class NoSolution(Exception):  # noqa: N818 - a result that the solver handles, n
 
 
 @dataclass(frozen=True)
-class Found:
-    """The result of a search. It may still have packages that only choices needed which were revised later.
+class Solution:
+    """The result of a search. It may still have packages that only revised choices needed.
 
     Attributes:
         packages: the packages by name.
@@ -61,27 +61,29 @@ class Found:
     tags: Mapping[str, frozenset[str]]
 
 
-def search(reach: Reach, world: Sequence[Dependency]) -> Found:
+def search(reach: Reach, world: Sequence[Dependency]) -> Solution:
     """Find packages that satisfy ``world``, with all that they need.
 
     Raises:
-        NoSolution: there are none, or none were found in time.
+        NoSolution: there is no solution, or none was found in time.
     """
     return _resolve(rules := Rules(reach, world), rules.world())
 
 
-def extend(reach: Reach, world: Sequence[Dependency], found: Found, packages: Iterable[Package]) -> Found:
-    """Add ``packages`` and all that these need to what was found, which stays as it is.
+def extend(reach: Reach, world: Sequence[Dependency], solution: Solution, packages: Iterable[Package]) -> Solution:
+    """Add ``packages`` and all that these need to a solution, whose packages stay as they are.
 
     Raises:
         NoSolution: they do not fit together.
     """
-    rules = Rules(reach, world, Selection(reach.catalog, found.packages))
+    rules = Rules(reach, world, Selection(reach.catalog, solution.packages))
     more = _resolve(rules, rules.beside(packages))
-    return Found({**more.packages, **found.packages}, {**more.choices, **found.choices}, {**more.tags, **found.tags})
+    return Solution(
+        {**more.packages, **solution.packages}, {**more.choices, **solution.choices}, {**more.tags, **solution.tags}
+    )
 
 
-def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
+def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Solution:
     # Resolver is not used: it looks for a route from each pin to the root afterwards, and never ends if a choice that
     # was revised has left a circle behind. order.needed removes such leftovers.
     reporter: BaseReporter[Requirement, Candidate, str] = BaseReporter()
@@ -96,11 +98,11 @@ def _resolve(rules: Rules, requirements: Iterable[Requirement]) -> Found:
     pins = {slot: pin.package for slot, pin in state.mapping.items() if pin.package is not None}
     packages = {slot: package for slot, package in pins.items() if package.name == slot}
     choices = {slot: package for slot, package in pins.items() if package.name != slot}
-    return Found(packages, choices, {slot: state.mapping[slot].tags for slot in packages})
+    return Solution(packages, choices, {slot: state.mapping[slot].tags for slot in packages})
 
 
 class _Options(Sequence[Candidate]):
-    """Candidates, best first. Those for which ``replaces`` is true come last, which is evaluated at the time of choice.
+    """Candidates, best first. Those for which ``replaces`` is true come last; it is evaluated at the time of choice.
 
     It is a sequence because resolvelib copies anything else into a list at once.
     """
@@ -173,13 +175,13 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         incompatibilities: Mapping[str, Iterator[Candidate]],
     ) -> Sequence[Candidate]:
         """Return the candidates for a slot that all requirements accept, best first, without those that failed."""
-        asked = list(requirements[identifier])
+        on_slot = list(requirements[identifier])
         excluded = set(incompatibilities[identifier])
-        options = [option for option in self._fitting(identifier, asked) if option not in excluded]
+        options = [option for option in self._fitting(identifier, on_slot) if option not in excluded]
         return options if len(options) < 2 else _Options(options, self.replaces)
 
     def is_satisfied_by(self, requirement: Requirement, candidate: Candidate) -> bool:
-        """Whether a candidate meets a requirement."""
+        """Return whether a candidate meets a requirement."""
         return requirement.accepts(candidate)
 
     def get_dependencies(self, candidate: Candidate) -> tuple[Requirement, ...]:
@@ -197,7 +199,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         information: Mapping[str, Iterator[Cause]],  # noqa: ARG002
         backtrack_causes: Sequence[Cause],  # noqa: ARG002
     ) -> list[str]:
-        """Return the next slot to decide: one without a choice first, then real choices, last what has to wait."""
+        """Return the next slot to decide: slots without a choice first, then real choices, then what has to wait."""
         best: tuple[int, str] | None = None
         for slot in identifiers:
             urgency = self._urgency(candidates[slot])
@@ -223,26 +225,26 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
             return 3
         return 1 if any(option.selectable for option in options) else 2
 
-    def _fitting(self, slot: str, asked: Sequence[Requirement]) -> Iterator[Candidate]:
+    def _fitting(self, slot: str, on_slot: Sequence[Requirement]) -> Iterator[Candidate]:
         """Yield the candidates for a slot that all requirements on it accept, best first."""
-        bans = [requirement for requirement in asked if isinstance(requirement, Ban)]
-        present = [requirement.package for requirement in asked if isinstance(requirement, Present)]
+        bans = [requirement for requirement in on_slot if isinstance(requirement, Ban)]
+        present = [requirement.package for requirement in on_slot if isinstance(requirement, Present)]
         if any(ban.hits(package) for ban in bans for package in present):
             return
-        if len(bans) == len(asked):
+        if len(bans) == len(on_slot):
             yield self._candidate(slot, None, frozenset(), selectable=True)
             return
-        tags = frozenset[str]().union(*(need.tags for need in asked if isinstance(need, (Need, Only))))
+        tags = frozenset[str]().union(*(need.tags for need in on_slot if isinstance(need, (Need, Only))))
         for claim in self._ordered(slot, present):
             if not self._allowed(claim.package, tags):
                 continue
             selectable = claim.auto_selectable or any(claim.package is package for package in present)
             candidate = self._candidate(slot, claim, tags, selectable=selectable)
-            if all(requirement.accepts(candidate) for requirement in asked):
+            if all(requirement.accepts(candidate) for requirement in on_slot):
                 yield candidate
 
     def replaces(self, option: Candidate) -> bool:
-        """Whether a candidate would replace another version of its package, which was chosen already."""
+        """Return whether a candidate would replace another version of its package, which was chosen already."""
         pin = self._pins.get(option.package.name) if option.package else None
         return pin is not None and pin.package is not option.package
 
@@ -257,8 +259,8 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
             )
         if not present:
             return options
-        there = {id(package) for package in present}
-        return sorted(options, key=lambda claim: id(claim.package) not in there)
+        present_ids = {id(package) for package in present}
+        return sorted(options, key=lambda claim: id(claim.package) not in present_ids)
 
     def _compare(self, preferred_tag: str | None, claim: Claim, other: Claim) -> int:
         """Compare two claims in apk's order of providers. Returns a negative number if the first is preferred.

@@ -3,7 +3,7 @@
 A signed file starts with a gzip member that holds tar entries ``.SIGN.<algorithm>.<key file name>``, each the raw
 PKCS#1 v1.5 signature over the raw bytes that follow (abuild-sign(1)): one member in a package, the whole rest in an
 index. One signature by a trusted key is enough. A signature that claims a trusted key and is wrong means an attack or
-damage, and is never passed over::
+damage, and is never ignored::
 
     keyring = Keyring.from_files({"mirror.rsa.pub": pem})
     index = verify_index(data, keyring, name=url)
@@ -28,7 +28,7 @@ from imgkit.errors import InputError
 
 _PREFIX = ".SIGN."
 _LIMIT_SEGMENT = 1 << 20
-_LIMIT_SIGNATURE = 1 << 16  # apk passes over longer ones
+_LIMIT_SIGNATURE = 1 << 16  # bytes; apk ignores longer ones
 _LIMIT_INDEX = 64 << 20  # the text of Alpine 3.17 main has 1.9 MiB
 
 # SHA-1 is what Alpine's own repositories use to this day.
@@ -108,7 +108,7 @@ class Keyring:
             except InvalidSignature as cause:
                 raise BadSignatureError(
                     f"{name}: bad signature: it is not what {signature.key} signed",
-                    hint="the file was damaged or replaced on its way: try again, or another mirror",
+                    hint="the file was damaged or replaced in transit: try again, or another mirror",
                 ) from cause
             signers.append(signature.key)
         return signers[0] if signers else None
@@ -141,8 +141,8 @@ def verify_index(data: bytes, keyring: Keyring, *, name: str) -> SignedIndex:
         name: what messages call the index (its URL).
 
     Raises:
-        SignatureError: it is not signed, or not by a trusted key, or a signature is wrong.
-        InputError: it is damaged, truncated, too large, or no package index.
+        SignatureError: the index is not signed, or not by a trusted key, or a signature is wrong.
+        InputError: the index is damaged, truncated, too large, or not a package index.
     """
     refuse_foreign(data[:1024], name)
     members = members_of(data, name)
@@ -176,11 +176,11 @@ def read_signatures(segment: bytes, name: str) -> tuple[Signature, ...]:
     """Read the signatures of an inflated gzip member.
 
     Returns:
-        The signatures, those with improper key names or of absurd length left out as apk does it. Empty if the member
-        does not hold signatures: it has another file among them, or none at all.
+        The signatures, without those that have an invalid key name or an absurd length, as apk does it. Empty if the
+        member does not hold signatures: it has another file among them, or no file at all.
 
     Raises:
-        InputError: the member is not a proper tar archive.
+        InputError: the member is not a valid tar archive.
     """
     signatures = []
     archive = TarStream(iter((segment,)))

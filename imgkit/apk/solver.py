@@ -5,9 +5,9 @@
         print(package)
 
 The rules are those of apk-tools 3. First the solver does what apk does, one pass without going back
-(:mod:`imgkit.apk.deduction`): if apk finds a solution, this is the same one. If that pass fails, resolvelib searches
-for one (:mod:`imgkit.apk.search`), and does go back. The search is limited by a number of steps, so that the answer is
-the same on every machine.
+(:mod:`imgkit.apk.deduction`): if apk finds a solution, the result is the same. If that pass fails, resolvelib searches
+for a solution (:mod:`imgkit.apk.search`) with backtracking. The search is limited by a number of steps, so that the
+answer is the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package
 from imgkit.apk.order import Selection, needed, ordered, world_order
 from imgkit.apk.reach import Reach
-from imgkit.apk.search import Found, NoSolution, extend, search
+from imgkit.apk.search import NoSolution, Solution, extend, search
 from imgkit.errors import RecipeError
 
 
@@ -37,7 +37,7 @@ class UnknownTagError(RecipeError):
 
 
 class UnsatisfiableError(RecipeError):
-    """There is no set of packages that gives the recipe what it wants."""
+    """No set of packages satisfies the recipe."""
 
 
 def solve(
@@ -124,11 +124,11 @@ def _searched(catalog: Catalog, wanted: Sequence[Dependency], dead_end: DeadEnd)
     reach = Reach(catalog, positive)
     _check_lacking(positive, reach)
     try:
-        found = search(reach, wanted)
+        solution = search(reach, wanted)
     except NoSolution as failure:
         conflict = explain.Conflict(failure, dead_end, reach, wanted)
         raise UnsatisfiableError(conflict.message, hint=conflict.hint) from failure
-    return _complete(catalog, wanted, found)
+    return _complete(catalog, wanted, solution)
 
 
 def _parsed(world: Sequence[str]) -> list[Dependency]:
@@ -179,47 +179,47 @@ def _check_lacking(wanted: Sequence[Dependency], reach: Reach) -> None:
         raise UnsatisfiableError("; ".join(problems), problems=problems, hint="; ".join(hints) or None)
 
 
-def _complete(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Selection:
+def _complete(catalog: Catalog, wanted: Sequence[Dependency], solution: Solution) -> Selection:
     """Remove what nothing asks for from the result of a search, and add what comes by install_if."""
-    base = needed(Selection(catalog, found.packages, found.choices), wanted)
-    full = _invite(catalog, wanted, Found(base.packages, base.choices, found.tags))
+    base = needed(Selection(catalog, solution.packages, solution.choices), wanted)
+    full = _invite(catalog, wanted, Solution(base.packages, base.choices, solution.tags))
     return needed(Selection(catalog, full.packages, full.choices), wanted)
 
 
-def _invite(catalog: Catalog, wanted: Sequence[Dependency], found: Found) -> Found:
+def _invite(catalog: Catalog, wanted: Sequence[Dependency], solution: Solution) -> Solution:
     """Add packages whose install_if holds, until there are no more of them.
 
-    The packages that were found stay: one that does not fit beside them is left out, as apk does it.
+    The packages of the solution stay: a package that does not fit beside them is left out, as apk does.
     """
     declined: set[int] = set()
     while True:
-        selection = Selection(catalog, found.packages)
+        selection = Selection(catalog, solution.packages)
         invited = [
             package
             for package in selection.triggered()
-            if id(package) not in declined and _allowed(package, selection, found)
+            if id(package) not in declined and _allowed(package, selection, solution)
         ]
         if not invited:
-            return found
-        reach = Reach(catalog, wanted, [*found.packages.values(), *invited])
-        for batch in (invited, *([package] for package in invited)):  # all together, which is the rule, or what fits
-            found = _extended(reach, wanted, found, batch)
-        declined |= {id(package) for package in invited if found.packages.get(package.name) is not package}
+            return solution
+        reach = Reach(catalog, wanted, [*solution.packages.values(), *invited])
+        for batch in (invited, *([package] for package in invited)):  # all together; if that fails, one by one
+            solution = _extended(reach, wanted, solution, batch)
+        declined |= {id(package) for package in invited if solution.packages.get(package.name) is not package}
 
 
-def _extended(reach: Reach, wanted: Sequence[Dependency], found: Found, invited: Sequence[Package]) -> Found:
-    """Add packages and what these need to what was found. Returns it unchanged if that is impossible."""
-    missing = [package for package in invited if found.packages.get(package.name) is not package]
+def _extended(reach: Reach, wanted: Sequence[Dependency], solution: Solution, invited: Sequence[Package]) -> Solution:
+    """Add packages and what these need to a solution. Returns it unchanged if that is impossible."""
+    missing = [package for package in invited if solution.packages.get(package.name) is not package]
     if not missing or not all(map(reach.usable, missing)):
-        return found
+        return solution
     try:
-        return extend(reach, wanted, found, missing)
+        return extend(reach, wanted, solution, missing)
     except NoSolution:
-        return found
+        return solution
 
 
-def _allowed(package: Package, selection: Selection, found: Found) -> bool:
-    """Whether one of the packages that meet the conditions of a package's install_if may have its repository tag."""
+def _allowed(package: Package, selection: Selection, solution: Solution) -> bool:
+    """Return whether a package that meets a condition of this package's install_if may have its repository tag."""
     tag = package.repository.tag
     inviting = {claim.package.name for condition in conditions_of(package) for claim in selection.claims(condition)}
-    return tag is None or any(tag in found.tags[name] for name in inviting)
+    return tag is None or any(tag in solution.tags[name] for name in inviting)

@@ -1,8 +1,8 @@
 """Read tar streams from untrusted sources: ustar with pax extended headers, and GNU long names.
 
 Formats: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header". Unlike :mod:`tarfile` this
-reader never allocates memory because a header says so, never guesses, and raises only one error. It refuses members
-other than files, directories, links, devices and FIFOs (sparse files, multi-volume parts …)::
+reader never allocates memory because a header asks for it, never guesses, and raises a single exception class. It
+refuses members other than files, directories, links, devices and FIFOs (sparse files, multi-volume parts …)::
 
     archive = TarStream(pieces_of_bytes)
     for header in archive:
@@ -34,7 +34,7 @@ _SAME_AS_REGULAR = {"\0": REGULAR, "7": REGULAR}
 
 
 class TarError(Exception):
-    """The stream is not a proper tar archive. The message says why, without the name of the archive."""
+    """The stream is not a valid tar archive. The message says why, without the name of the archive."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Header:
         mtime: seconds since 1970.
         link: the target of a symbolic or hard link.
         pax: the records of its extended headers, unchanged.
-        major: that of a device, as is ``minor``.
+        major, minor: device numbers; 0 for other kinds.
     """
 
     name: str
@@ -127,7 +127,7 @@ class TarStream:
         """Return the contents of the current member.
 
         Raises:
-            TarError: it has more than ``limit`` bytes, or the stream is truncated.
+            TarError: the member has more than ``limit`` bytes, or the stream is truncated.
         """
         if self._left > limit:
             raise TarError(f"has a member of {self._left} bytes where at most {limit} are allowed")
@@ -203,8 +203,8 @@ def _check_sizes(sizes: list[int]) -> None:
     if len(sizes) > _LIMIT_HEADERS:
         raise TarError(f"has more than {_LIMIT_HEADERS} extended headers for one member")
     if total > LIMIT_MEMBER:
-        what = "an extended header" if len(sizes) == 1 else "extended headers"
-        raise TarError(f"has {what} of {total} bytes for one member, where at most {LIMIT_MEMBER} are allowed")
+        headers = "an extended header" if len(sizes) == 1 else "extended headers"
+        raise TarError(f"has {headers} of {total} bytes for one member, where at most {LIMIT_MEMBER} are allowed")
 
 
 def _kind(block: bytes) -> str:
@@ -221,11 +221,11 @@ def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
     sparse = next((key for key in pax if key.startswith("GNU.sparse.")), None)
     name = pax.get("path") or _path(block)
     if kind not in _KINDS or sparse:
-        what = "a sparse file" if sparse else f"of type {kind!r}"
-        raise TarError(f"has a member that is {what}: {name!r}")
+        description = "a sparse file" if sparse else f"of type {kind!r}"
+        raise TarError(f"has a member that is {description}: {name!r}")
     size = _decimal(pax["size"], "size") if "size" in pax else _number(block[124:136], "size")
     if size and kind != REGULAR:
-        raise TarError(f"has contents for something that is no file: {name!r}")
+        raise TarError(f"has contents for something that is not a file: {name!r}")
     return Header(
         name=name,
         kind=kind,
@@ -253,7 +253,7 @@ def _text(raw: bytes) -> str:
     return raw.partition(b"\0")[0].decode(errors="surrogateescape")
 
 
-def _number(raw: bytes, what: str) -> int:
+def _number(raw: bytes, field: str) -> int:
     """Parse a numeric field: octal digits between blanks and zeros, or base 256 if the first byte is 0x80 (GNU)."""
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
@@ -261,21 +261,21 @@ def _number(raw: bytes, what: str) -> int:
     if not digits:
         return 0
     if digits.strip(b"01234567"):
-        raise TarError(f"is damaged (a header has {raw!r} as its {what})")
+        raise TarError(f"is damaged (a header has {raw!r} as its {field})")
     return int(digits, 8)
 
 
-def _owner(pax: str | None, raw: bytes, what: str) -> int:
-    number = _number(raw, what) if pax is None else _decimal(pax, what)
+def _owner(pax: str | None, raw: bytes, field: str) -> int:
+    number = _number(raw, field) if pax is None else _decimal(pax, field)
     if number >= 1 << 32:
-        raise TarError(f"has a member with {what} {number}")
+        raise TarError(f"has a member with {field} {number}")
     return number
 
 
-def _decimal(text: str, what: str) -> int:
+def _decimal(text: str, field: str) -> int:
     number = parse_number(text)
     if number is None:
-        raise TarError(f"is damaged (an extended header has {text[:40]!r} as {what})")
+        raise TarError(f"is damaged (an extended header has {text[:40]!r} as {field})")
     return number
 
 

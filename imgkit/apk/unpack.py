@@ -22,7 +22,7 @@ from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind, x
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
 _LIMIT_ENTRIES = 500_000  # the largest package of Alpine has about half as many
-_LIMIT_NAME = 255  # of one part of a path, as in Linux
+_LIMIT_NAME = 255  # bytes of one part of a path, as in Linux
 _LIMIT_PATH = 4095
 _HEADERS = 4096  # bytes of headers and padding that one entry may cost on average
 
@@ -123,8 +123,8 @@ class _Reader:
                 raise self._refuse(f"holds more than {_LIMIT_ENTRIES} files")
         return tuple(self._seen.values())
 
-    def _refuse(self, what: str) -> InputError:
-        return InputError(f"{self._name}: {what}")
+    def _refuse(self, reason: str) -> InputError:
+        return InputError(f"{self._name}: {reason}")
 
     def _path(self, header: Header) -> str:
         name = header.name
@@ -192,7 +192,7 @@ class _Reader:
         if target is not None and isinstance(target.node, HardLink):
             target = self._seen[target.node.target]
         if target is None or not isinstance(target.node, File):
-            raise self._refuse(f"holds a hard link to what is no earlier file of it: {path} → {header.link}")
+            raise self._refuse(f"holds a hard link whose target is not an earlier file of it: {path} → {header.link}")
         return HardLink(target=target.path, **_attributes(header)), target.checksum
 
     def _checksum(self, header: Header, path: str) -> bytes | None:
@@ -214,7 +214,7 @@ class _Reader:
 
 
 def _leads_out(path: str, target: str) -> bool:
-    """Whether a relative link climbs above the root when it is followed from its folder."""
+    """Return whether a relative link climbs above the root when it is followed from its folder."""
     if target.startswith("/"):
         return False
     depth = path.count("/")

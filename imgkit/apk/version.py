@@ -64,7 +64,7 @@ class Version:
         return _lenient(text or "")
 
     def starts_with(self, prefix: Version) -> bool:
-        """Whether the tokens of this version start with those of ``prefix`` (1.20 does not start with 1.2)."""
+        """Return whether the tokens of this version start with those of ``prefix`` (1.20 does not start with 1.2)."""
         wanted = prefix._key[:-1]
         return self._key[: len(wanted)] == wanted
 
@@ -82,7 +82,7 @@ class Version:
 
 
 def is_valid(text: str) -> bool:
-    """Whether ``text`` follows the grammar of versions."""
+    """Return whether ``text`` follows the grammar of versions."""
     return _VERSION.fullmatch(text) is not None
 
 
@@ -90,8 +90,8 @@ def is_valid(text: str) -> bool:
 def _lenient(text: str) -> Version:
     match = _VERSION.match(text)
     tokens = _key(match)[:-1] if match else []
-    whole = match is not None and match.end() == len(text)
-    return Version(text, (*tokens, (_END if whole else _WRONG, 0, "")))
+    complete = match is not None and match.end() == len(text)
+    return Version(text, (*tokens, (_END if complete else _WRONG, 0, "")))
 
 
 @lru_cache(maxsize=4096)

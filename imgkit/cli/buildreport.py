@@ -1,4 +1,4 @@
-"""What ``imgkit build --json`` prints of each image, and what a process that builds one image tells its parent."""
+"""The report of a build, which ``imgkit build --json`` prints and a build process sends to its parent."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class BuildReport:
     steps: tuple[StepReport, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """The report as a value for :func:`json.dumps`."""
+        """Return the report as a value for :func:`json.dumps`."""
         return asdict(self)
 
 
 def report_of(arch: str, result: BuildResult) -> BuildReport:
-    """The report of a build that this process has just finished."""
+    """Return the report of a build that this process has just finished."""
     return BuildReport(
         arch=arch,
         image=str(result.image),
@@ -66,10 +66,10 @@ def report_of(arch: str, result: BuildResult) -> BuildReport:
 
 
 def parse_report(text: bytes) -> BuildReport:
-    """Read what ``imgkit build --json`` printed of one image.
+    """Parse the output of ``imgkit build --json`` for one image.
 
     Raises:
-        ValueError: this is not JSON, or not the list with one report.
+        ValueError: ``text`` is not JSON, or not a list with one report.
     """
     try:
         (body,) = json.loads(text)
@@ -80,7 +80,7 @@ def parse_report(text: bytes) -> BuildReport:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had so far, in bytes.
+    """Return the most memory that this process has had so far, in bytes.
 
     Linux's ``ru_maxrss`` is at least what the parent had when it started this process; ``VmHWM`` begins with exec.
     """

@@ -1,4 +1,4 @@
-"""What a command is: a module of :mod:`imgkit.cli.commands` that has the members of :class:`Command`."""
+"""The interface of a command: each module of :mod:`imgkit.cli.commands` has the members of :class:`Command`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass
 class Invocation:
-    """One call of the command line: what it was given, and what it has achieved so far.
+    """One call of the command line: its arguments and the results so far.
 
     Attributes:
         words: the arguments of the program as they were given.

@@ -1,11 +1,11 @@
 """Files of environment variables, as ``docker run --env-file`` reads them.
 
-A line is ``NAME=VALUE``. ``NAME`` alone stands for the value that the variable has in this process; without one the
+A line is ``NAME=VALUE``. ``NAME`` alone takes the value of the variable in this process; if it has none there, the
 line sets nothing. White space at the beginning of a line is dropped; empty lines and lines that begin with ``#`` are
 skipped. A ``#`` further on is part of the value, and so are quotes and spaces. If a name occurs more than once, the
 last line wins. The text is UTF-8; a byte order mark is removed.
 
-Source: docker/cli, ``opts/envfile.go`` and ``pkg/kvfile``. Which names are valid says :mod:`imgkit.vm.configdrive`.
+Source: docker/cli, ``opts/envfile.go`` and ``pkg/kvfile``. :mod:`imgkit.vm.configdrive` says which names are valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Read the variables that the file ``path`` sets.
 
     Args:
-        path: a regular file, or anything else that ends (a pipe).
+        path: a regular file, or a pipe.
         environ: the source of the values of names without one.
 
     Raises:
@@ -47,7 +47,7 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _variable(line: bytes, where: str) -> tuple[str, str | None]:
-    """The name and value of a line: no name if the line sets nothing, None as the value if it has only a name."""
+    """Return the name and value of a line: an empty name if the line sets nothing, None as the value without ``=``."""
     try:
         text = line.removesuffix(b"\r").decode().lstrip()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Look at what this host can do, what is missing, and the command that fixes it: the checks of ``imgkit doctor``."""
+"""The checks of ``imgkit doctor``: what this host can do, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class HostCheck:
     """The result of one check.
 
     Attributes:
-        name: what was looked at.
-        ok: whether it is there and works.
+        name: what was checked.
+        ok: whether it is present and works.
         detail: what was found, or what is wrong.
         purpose: what fails without it, as ``needed to …``.
         fix: a command, or advice.
-        required: whether imgkit is of no use without it; otherwise only something special fails.
+        required: whether imgkit cannot work without it; otherwise only one feature fails.
     """
 
     name: str
@@ -84,7 +84,7 @@ def _programs() -> Iterator[HostCheck]:
 
 
 def _version(name: str) -> str:
-    """The first line that ``name --version`` prints, cut so that it fits into a table; or why it could not be run."""
+    """Return the first line of ``name --version``, cut to fit into a table; or why the program could not be run."""
     try:
         return run([name, "--version"], timeout=10).decode(errors="replace").partition("\n")[0][:60]
     except ImgkitError as error:
@@ -92,14 +92,14 @@ def _version(name: str) -> str:
 
 
 def _kernel() -> HostCheck:
-    """Whether there is a kernel for the appliance: supermin takes one in /boot that this user may read."""
+    """Check for a kernel for the appliance: supermin needs one in /boot that this user may read."""
     named = os.environ.get("SUPERMIN_KERNEL")
     kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
     readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
     if readable:
         return HostCheck("kernel", True, str(readable[-1]), "build")
     if named and not kernels[0].exists():
-        return HostCheck("kernel", False, f"{named}, as SUPERMIN_KERNEL says, is not there", "build", "correct it")
+        return HostCheck("kernel", False, f"{named} (SUPERMIN_KERNEL) does not exist", "build", "correct it")
     if kernels:
         fix = f"sudo chmod 0644 {kernels[-1]}"
         return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
@@ -140,22 +140,22 @@ def _accelerators() -> Iterator[HostCheck]:
 
 
 def _confinement() -> HostCheck:
-    """What keeps the QEMU of a guest from the rest of this host, besides what QEMU does itself."""
+    """Check what confines the QEMU of a guest, besides what QEMU does itself."""
     version, filters = confinement.landlock_version(), confinement.filters_system_calls()
-    parts = [f"files: Landlock {version}" if version else "files: as its user may"]
-    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: swept up afterwards"]
+    parts = [f"files: Landlock {version}" if version else "files: all that its user may open"]
+    parts += ["set-user-id, devices: refused" if filters else "set-user-id, devices: removed afterwards"]
     obstacle = supervisor.obstacle()
     if filters and obstacle:
         parts += [f"set-group-id for folders: refused, as {obstacle}"]
     if identity.is_root():
         user = identity.choose_user(None)
-        parts += ["as root, which this is by name only" if user is None else f"as {user}, or a folder's owner"]
+        parts += ["as this root, which may not switch users" if user is None else f"as {user}, or a folder's owner"]
     fix = "a kernel of version 5.19 or newer with Landlock and seccomp, and a container that lets them through"
     return HostCheck("sandbox of QEMU", bool(version and filters), "; ".join(parts), "boot safely", fix, required=False)
 
 
 def _sandbox() -> HostCheck:
-    """How npm is isolated when it installs the packages of a payload."""
+    """Check how npm is isolated when it installs the packages of a payload."""
     problem = npmrunner.sandbox_problem()
     detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
     fix = (

@@ -112,7 +112,7 @@ def boot(
     *,
     before: Callable[[Sequence[Path]], object] = list,
 ) -> AbstractContextManager[VM]:
-    """The machine that ``options`` describe, ready when the block begins.
+    """Boot the machine that ``options`` describe. It is ready when the ``with`` block begins.
 
     Args:
         shares: folders that other options share, by their tags.
@@ -157,7 +157,7 @@ def boot(
 
 
 def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
-    """The shared folders by their tags, and the tags of those that are read-only.
+    """Return the shared folders by their tags, and the tags of those that are read-only.
 
     ``:ro`` or ``:rw`` at the end of a word is never part of the folder's name. For a folder whose name ends like that,
     one of them has to follow.
@@ -178,7 +178,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
         if tag in folders:
             raise UsageError(f"--share {word}: there is a share {tag} already")
         if not folder:
-            raise UsageError(f"--share {word}: no folder")
+            raise UsageError(f"--share {word}: no folder given")
         folders[tag] = Path(folder)
         if mode == "ro":
             read_only.add(tag)
@@ -200,11 +200,11 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
     if options.console is not None and not options.console.parent.is_dir():
-        raise UsageError(f"--console {options.console}: {options.console.parent} is no folder")
+        raise UsageError(f"--console {options.console}: {options.console.parent} is not a folder")
 
 
 def _beside(image: Path, arch: str) -> tuple[Path, Path]:
-    """The kernel and the initramfs for a direct boot.
+    """Return the kernel and the initramfs for a direct boot.
 
     Raises:
         InputError: one is missing, or the manifest beside the image is damaged.
@@ -221,7 +221,7 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """The variables of ``--env-file`` and of ``--env``, which beats it."""
+    """Return the variables of ``--env-file`` and of ``--env``, which takes precedence."""
     variables: dict[str, str] = {}
     for path in options.env_file:
         variables |= envfile.read(path, os.environ)
@@ -229,7 +229,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _secrets(words: list[str]) -> dict[str, bytes]:
-    """The values of ``--secret``, read from their files."""
+    """Return the values of ``--secret``, read from their files."""
     values = {}
     for name, path in pairs(words, "--secret", "K=FILE").items():
         try:

@@ -61,7 +61,7 @@ class _Run:
             if self._debug:
                 _print_traceback()
             return self._report(error)
-        except BrokenPipeError:  # the reader of our output has closed it, which is no failure
+        except BrokenPipeError:  # the reader of our output has closed it, which is not a failure
             _drop_output()
             return 0
         except MemoryError:

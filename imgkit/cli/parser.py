@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError where argparse would print its usage and end the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message of argparse.
+        """Raise UsageError with the message of argparse.
 
         Raises:
             UsageError: always. :func:`parse` adds the hint.
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """The parser of the whole command line, and the parser of each command by its name."""
+    """Return the parser of the whole command line, and the parser of each command by its name."""
     top = _Parser(prog="imgkit", description="Bootable Alpine Linux images for agent sandboxes.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"imgkit {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -81,7 +81,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _hint(message: str, words: Sequence[str], command: argparse.ArgumentParser) -> str:
-    """The hint for a message of argparse about ``words``, which ``command`` was to parse."""
+    """Return the hint for a message of argparse about ``words``, which are arguments of ``command``."""
     hint = _suggestion(message, words, command) or f"{command.prog} --help"
     if message.startswith("unrecognized arguments") and words[:1] == ["run"] and "--" not in words:
         hint += f" {_GUEST_OPTIONS}"
@@ -89,7 +89,7 @@ def _hint(message: str, words: Sequence[str], command: argparse.ArgumentParser) 
 
 
 def _suggestion(message: str, words: Sequence[str], command: argparse.ArgumentParser) -> str | None:
-    """The choice, command or option that a wrong word resembles."""
+    """Return the choice, command or option that a wrong word resembles."""
     if choice := _INVALID_CHOICE.search(message):
         return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
     options = list(command._option_string_actions)

@@ -15,7 +15,7 @@ from imgkit.vm.qemu.probe import probe
 
 
 def appliance_options() -> Options:
-    """How an appliance runs on this host: accelerated if the probe has found that this works, and quick.
+    """Return the options of an appliance on this host: accelerated where that works, and the quick appliance.
 
     Raises:
         UsageError: ``IMGKIT_LAUNCH_TIMEOUT`` is not a number of seconds.
@@ -35,7 +35,7 @@ def limit_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
 
 
 def given_limits(options: argparse.Namespace) -> tuple[int | None, float | None]:
-    """The limits that were given by the options of :func:`limit_arguments`: bytes and seconds, None for a default.
+    """Return the values of the options of :func:`limit_arguments`: bytes and seconds, None for a default.
 
     Raises:
         UsageError: a value is not a size, or not a number of seconds.
@@ -49,7 +49,7 @@ def given_limits(options: argparse.Namespace) -> tuple[int | None, float | None]
 
 
 def _launch_timeout() -> float:
-    """Seconds that an appliance may take to start: ``IMGKIT_LAUNCH_TIMEOUT``, for hosts that are slower than most."""
+    """Return the seconds that an appliance may take to start; ``IMGKIT_LAUNCH_TIMEOUT`` sets them for slow hosts."""
     given = os.environ.get("IMGKIT_LAUNCH_TIMEOUT")
     if not given:
         return Options.launch_timeout

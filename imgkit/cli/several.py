@@ -1,7 +1,7 @@
 """Build several architectures side by side, each in a process of its own that is started as a user would start it.
 
-Threads would not do: composing a root filesystem is work of the Python interpreter, which runs one thread at a time;
-and a signal reaches the main thread only, which would have to wait for the others.
+Threads would not help: composing a root filesystem keeps the Python interpreter busy, which runs one thread at a time;
+and a signal reaches only the main thread, which would have to wait for the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _stderr_lock = threading.Lock()
 
 
 def at_once() -> int:
-    """How many builds this host runs side by side: one per processor that this process may use."""
+    """Return how many builds this host runs at a time: one for each processor that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,7 +47,7 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
 
     Args:
         words: the command line that asked for all of them.
-        arches: the architectures; those that ``words`` names are not looked at.
+        arches: the architectures; those in ``words`` are ignored.
 
     Raises:
         ImgkitError: the first build that failed, as the error that it reported. The other builds are ended.
@@ -67,7 +67,7 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
 
 
 def words_for(words: Sequence[str], arch: str) -> list[str]:
-    """The command line for one architecture alone, with its report as JSON."""
+    """Return the command line for one architecture alone, with its report as JSON."""
     kept = [word for word in words if not word.startswith("--arch=")]
     while "--arch" in kept:
         at = kept.index("--arch")
@@ -98,7 +98,7 @@ class _Build:
                 self.output += data
 
     def _pass_on(self, source: IO[bytes]) -> None:
-        """Pass messages on. Lines that came together (a table) stay together.
+        """Pass messages on. Lines that arrive together (a table) stay together.
 
         From the first ``error:`` line on nothing is passed on: this process raises the error, and reports it once.
         """
@@ -113,7 +113,7 @@ class _Build:
                     sys.stderr.flush()
 
     def report(self) -> BuildReport:
-        """The report of a build that has ended.
+        """Return the report of a build that has ended.
 
         Raises:
             ImgkitError, KeyboardInterrupt, RuntimeError: as :func:`build_all`.
@@ -128,8 +128,8 @@ class _Build:
                 return parse_report(bytes(self.output))
             error = json.loads(self.output)["error"]
         except (ValueError, LookupError, TypeError):
-            how = process.ending(status) if status else "ended without a report"
-            raise HostError(f"{self.arch}: its build {how}") from None
+            cause = process.ending(status) if status else "ended without a report"
+            raise HostError(f"{self.arch}: its build {cause}") from None
         raise _failure(self.arch, error)
 
     def end(self) -> None:
@@ -157,7 +157,7 @@ def _is_error(line: str) -> bool:
 
 
 def _failure(arch: str, error: Mapping[str, object]) -> Exception:
-    """The exception for an error that a build reported with ``--json``."""
+    """Return the exception for an error that a build reported with ``--json``."""
     message = f"{arch}: {error['message']}"
     hint = None if error["hint"] is None else str(error["hint"])
     kind: type[ImgkitError] | None = _KINDS.get(_integer(error["status"]))

@@ -1,1 +1,1 @@
-"""What the disk looks like: partitions, filesystems, boot loader. Values only."""
+"""The layout of a disk as values: partitions, filesystems, boot loader."""

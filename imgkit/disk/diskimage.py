@@ -40,7 +40,7 @@ _START_SIZE = 512  # bytes that are read
 
 
 def format_of(path: Path) -> Format:
-    """The format of an image: "qcow2" if it begins with the magic number of qcow2, "raw" otherwise.
+    """Return the format of an image: "qcow2" if it begins with the magic number of qcow2, "raw" otherwise.
 
     A file with a name that ends in ``.raw`` is a raw disk. It must not begin as qcow2, which a guest can write.
 
@@ -86,7 +86,7 @@ def _check_qcow2(start: bytes, name: Path) -> None:
     magic, version, backing_offset, backing_size, encryption = fields[0], fields[1], fields[2], fields[3], fields[6]
     features = fields[13] if version >= _VERSION_3 else 0
     if magic != MAGIC or version not in (2, _VERSION_3):
-        raise InputError(f"{name}: no qcow2 image of version 2 or 3")
+        raise InputError(f"{name}: not a qcow2 image of version 2 or 3")
     if backing_offset or backing_size or features & _DATA_FILE:
         raise InputError(f"{name}: refers to another file of this host, which is not followed")
     if encryption:
@@ -103,7 +103,7 @@ def _start(path: Path, name: Path | None = None) -> bytes:
         try:
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise InputError(f"{name or path}: no disk image: it is not a file")
+                raise InputError(f"{name or path}: not a disk image: it is not a file")
             return os.pread(descriptor, _START_SIZE, 0)
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What imgkit reads from the superblock of an ext4 filesystem.
+"""Read from the superblock of an ext4 filesystem what mounting it would change.
 
 Format: Documentation/filesystems/ext4 of the Linux kernel, "Super Block".
 """
@@ -17,7 +17,7 @@ _ORPHAN_PRESENT = 0x10000  # EXT4_FEATURE_RO_COMPAT_ORPHAN_PRESENT
 
 
 def pending(superblock: bytes) -> str:
-    """What the kernel will change in the filesystem as soon as it is mounted, in words; empty if nothing.
+    """Return what the kernel will change in the filesystem as soon as it is mounted, in words; empty if nothing.
 
     Args:
         superblock: the 1024 bytes of the superblock.

@@ -1,7 +1,7 @@
 """The fields of a partition table that follow from the size of the disk.
 
 Partitioning programs that enlarge a disk move the backup table to its new end and write the new size into sectors 0
-and 1. These functions compute what exactly may be there then, so that everything else can be compared byte by byte.
+and 1. These functions compute what those places may hold then, so that everything else can be compared byte by byte.
 
 Formats: UEFI specification, 5.2.3 (protective MBR), 5.3.2 (GPT header).
 """
@@ -24,7 +24,7 @@ _HEADS, _TRACK = 255, 63  # heads and sectors of a track, which every BIOS repor
 
 
 def head_for(head: bytes, size: int) -> bytes:
-    """The first 34 sectors of a disk as they would be if it had ``size`` bytes.
+    """Return the first 34 sectors of a disk as they would be if it had ``size`` bytes.
 
     A head without a partition table is returned unchanged.
     """
@@ -32,7 +32,7 @@ def head_for(head: bytes, size: int) -> bytes:
 
 
 def before_growth(head: bytes, old: int, new: int) -> bytes | None:
-    """The first 34 sectors of a disk of ``old`` bytes before it was enlarged to ``new`` bytes.
+    """Return the first 34 sectors of a disk of ``old`` bytes before it was enlarged to ``new`` bytes.
 
     Partitioning programs differ in two fields: the end of the protective partition as cylinder, head and sector, and
     the last usable sector, which some align. All other fields have one possible value.
@@ -54,12 +54,12 @@ def before_growth(head: bytes, old: int, new: int) -> bytes | None:
 
 
 def backup_for(head: bytes, size: int, last_sector: bytes) -> dict[int, bytes]:
-    """The backup table at the end of a disk of ``size`` bytes that begins with ``head``.
+    """Return the backup table at the end of a disk of ``size`` bytes that begins with ``head``.
 
     Args:
         head: the first 34 sectors of the disk.
         size: bytes of the disk.
-        last_sector: the last sector of the disk. By its header, the entries may be elsewhere than right before it.
+        last_sector: the last sector of the disk. Its header says where the entries are: right before it, or elsewhere.
 
     Returns:
         Offset on the disk → bytes, for the entries and for the header; empty if ``head`` has no partition table.
@@ -77,7 +77,12 @@ def backup_for(head: bytes, size: int, last_sector: bytes) -> dict[int, bytes]:
 
 
 def _head(head: bytes, size: int, usable: int, chs: bytes) -> bytes:
-    """``head`` with the fields of the size replaced: ``usable`` is the last usable sector, ``chs`` the last one."""
+    """Return ``head`` with the fields that depend on the size replaced.
+
+    Args:
+        usable: the last usable sector.
+        chs: the last sector as cylinder, head and sector.
+    """
     header = _put(_put(_header(head), _ALTERNATE, size // SECTOR - 1), _LAST_USABLE, usable)
     boot = bytearray(head[:SECTOR])
     boot[_MBR_CHS : _MBR_CHS + 3] = chs
@@ -90,7 +95,7 @@ def _header(head: bytes) -> bytes:
 
 
 def _is_header(sector: bytes) -> bool:
-    """Whether a sector is a GPT header: its signature and its length are checked, not its checksum."""
+    """Return whether a sector is a GPT header: its signature and its length are checked, not its checksum."""
     if len(sector) != SECTOR or sector[:8] != _SIGNATURE:
         return False
     return _MIN_HEADER <= int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little") <= SECTOR
@@ -101,7 +106,7 @@ def _last_usable(size: int) -> int:
 
 
 def _chs(sector: int) -> bytes:
-    """A sector as cylinder, head and sector, in the three bytes of a partition record of an MBR."""
+    """Return a sector as cylinder, head and sector, in the three bytes of a partition record of an MBR."""
     cylinder, rest = divmod(sector, _HEADS * _TRACK)
     head, number = divmod(rest, _TRACK)
     if cylinder > 1023:
@@ -118,7 +123,7 @@ def _put(header: bytes, place: int, value: int) -> bytes:
 
 
 def _sealed(header: bytes) -> bytes:
-    """The header with its checksum."""
+    """Return the header with its checksum."""
     length = struct.unpack_from("<I", header, _HEADER_SIZE)[0]
     blank = header[:_HEADER_CRC] + bytes(4) + header[_HEADER_CRC + 4 :]
     return blank[:_HEADER_CRC] + struct.pack("<I", zlib.crc32(blank[:length])) + blank[_HEADER_CRC + 4 :]

@@ -1,7 +1,7 @@
 """GRUB: the text of its configuration, its core images, and the bytes of the boot sector.
 
-The core images are made on the host by ``grub-mkimage`` from the modules that the image itself carries, so nothing of
-the target runs. Layout of the boot sector and of the core image: GRUB's own sources (boot.S, diskboot.S).
+The core images are made on the host by ``grub-mkimage`` from the modules that the image itself contains, so no
+program of the image runs. Layout of the boot sector and of the core image: GRUB's own sources (boot.S, diskboot.S).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BootFiles:
 def kernel_arguments(
     root_uuid: str, consoles: Sequence[str], extra: Sequence[str] = (), *, read_only: bool = False
 ) -> tuple[str, ...]:
-    """The kernel command line. ``/dev/console`` writes to the last console.
+    """Return the kernel command line. ``/dev/console`` writes to the last console.
 
     Alpine's initramfs mounts the root read-only unless ``rootflags`` has rw, and needs the type of the filesystem. With
     ``overlaytmpfs`` it mounts the root read-only in any case and covers it with a tmpfs.
@@ -73,7 +73,7 @@ def kernel_arguments(
 
 
 def grub_cfg(root_uuid: str, arguments: Sequence[str], *, kernel: str = "vmlinuz-virt", initrd: str = "") -> str:
-    """The text of ``boot/grub/grub.cfg``.
+    """Return the text of ``boot/grub/grub.cfg``.
 
     Args:
         root_uuid: UUID of the filesystem that has ``/boot``.
@@ -112,12 +112,12 @@ menuentry "Alpine Linux (rescue shell)" {{
 
 
 def early_config(root_uuid: str) -> str:
-    """The configuration inside the core image: find the root filesystem and read the configuration there."""
+    """Return the configuration inside the core image: find the root filesystem and read the configuration there."""
     return f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"
 
 
 def boot_code(boot_img: bytes, core_lba: int) -> bytes:
-    """The first 440 bytes of the disk: those of ``boot.img``, patched to load the core image from a hard disk.
+    """Return the first 440 bytes of the disk: those of ``boot.img``, patched to load the core image from a hard disk.
 
     Args:
         boot_img: the file of GRUB.
@@ -135,12 +135,12 @@ def boot_code(boot_img: bytes, core_lba: int) -> bytes:
 
 
 def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
-    """A core image for BIOS, padded to sectors, with the position of its other sectors written into the first.
+    """Return a core image for BIOS, padded to sectors, with the position of its other sectors written into the first.
 
     Args:
         core: the image that grub-mkimage made.
         core_lba: the sector of the disk at which it will begin.
-        room: bytes that it may take.
+        room: the bytes that are available for it.
 
     Raises:
         ValueError: the image is too large, or too small to be a core image.

@@ -1,4 +1,4 @@
-"""Where everything is on the disk: GPT partitions as values.
+"""The places of the partitions on a disk with a GPT, as values.
 
 The numbers are fixed: the EFI system partition is 1, root is 2 and last on the disk (so it can grow), the BIOS boot
 partition of amd64 is 14 and first. All identifiers are derived from a seed, so a recipe always gives the same ones.
@@ -34,7 +34,7 @@ _ORDER: tuple[PartitionKind, ...] = ("bios-boot", "esp", "root")  # as they lie 
 
 @dataclass(frozen=True)
 class SizedPartition:
-    """A partition that has no place yet. ``size`` is in bytes; 0, for the root only, takes what the others leave."""
+    """A partition without a place. ``size`` is in bytes; 0, for the root only, takes the remaining space."""
 
     kind: PartitionKind
     size: int = 0
@@ -75,7 +75,7 @@ class Layout:
     partitions: tuple[Partition, ...]
 
     def get(self, kind: PartitionKind) -> Partition | None:
-        """The partition of this kind, or None."""
+        """Return the partition of this kind, or None."""
         return next((part for part in self.partitions if part.kind == kind), None)
 
     @property
@@ -85,7 +85,7 @@ class Layout:
 
 
 def sized_partitions(architecture: Architecture) -> tuple[SizedPartition, ...]:
-    """The partitions of a recipe for an architecture, with their sizes in bytes."""
+    """Return the partitions of a recipe for an architecture, with their sizes in bytes."""
     return tuple(
         SizedPartition(part.kind, parse_size(part.size) if part.size else 0) for part in architecture.partitions
     )

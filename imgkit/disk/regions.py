@@ -76,16 +76,16 @@ class DiskMap:
         return self.regions[-1].end
 
     def named(self, name: str) -> Region | None:
-        """The first region of this name, or None."""
+        """Return the first region of this name, or None."""
         return next((region for region in self.regions if region.name == name), None)
 
     def chunks(self, region: Region) -> list[Chunk]:
-        """The chunks of ``region`` that are not all zeros, in order."""
+        """Return the chunks of ``region`` that are not all zeros, in order."""
         starts = sorted(start for start in self.hashes if region.start <= start < region.end)
         return [chunk_at(self.regions, start) for start in starts]
 
     def to_json(self) -> dict[str, Any]:
-        """The map as it is in the manifest; :func:`parse_map` reads it."""
+        """Return the map as it is in the manifest; :func:`parse_map` reads it."""
         regions = [{"name": region.name, "start": region.start, "size": region.size} for region in self.regions]
         return {
             "chunk": CHUNK,
@@ -95,7 +95,7 @@ class DiskMap:
 
 
 def regions_of(layout: Layout) -> tuple[Region, ...]:
-    """The regions of a disk, from its first byte to its last."""
+    """Return the regions of a disk, from its first byte to its last."""
     regions = [
         Region(BOOT_SECTOR, 0, SECTOR),
         Region(TABLE, SECTOR, TABLE_END - SECTOR),
@@ -106,7 +106,7 @@ def regions_of(layout: Layout) -> tuple[Region, ...]:
 
 
 def _with_gaps(regions: Sequence[Region]) -> Iterator[Region]:
-    """The regions in order, and what is between them as further regions."""
+    """Yield the regions in order, and what is between them as further regions."""
     end = 0
     for region in sorted(regions, key=lambda region: region.start):
         if region.start > end:
@@ -116,7 +116,7 @@ def _with_gaps(regions: Sequence[Region]) -> Iterator[Region]:
 
 
 def chunk_at(regions: Sequence[Region], offset: int) -> Chunk:
-    """The chunk that has the byte at ``offset`` of the disk.
+    """Return the chunk that has the byte at ``offset`` of the disk.
 
     Raises:
         IndexError: the disk is shorter.
@@ -132,7 +132,7 @@ def parse_map(body: object) -> DiskMap:
     """Read the map of a manifest, which is not trusted.
 
     Raises:
-        MapError: it is not a valid map, or a part of the disk is missing from it.
+        MapError: ``body`` is not a valid map, or the map lacks a part of the disk.
     """
     if not isinstance(body, dict) or body.get("chunk") != CHUNK:
         raise MapError(f"is not made of chunks of {CHUNK} bytes")
@@ -152,7 +152,7 @@ def parse_map(body: object) -> DiskMap:
 
 def _region(body: object) -> Region:
     if not isinstance(body, dict):
-        raise MapError("has a region that is none")
+        raise MapError("has a region that is not an object")
     name, start, size = (body.get(key) for key in ("name", "start", "size"))
     numbers = all(type(number) is int and 0 <= number < 1 << 62 for number in (start, size))
     if not (isinstance(name, str) and 0 < len(name) < 100 and numbers and size):

@@ -1,4 +1,4 @@
-"""Sizes: how much space a Tree takes on ext4, and whether that fits on a disk."""
+"""Compute how much space a Tree takes on ext4, and check that it fits on a disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _GROWTH_TABLES = 6 << 20  # reserved for the descriptors of a filesystem that is
 
 
 def show_size(size: int) -> str:
-    """``size`` bytes in words: whole MiB, rounded up, or bytes below 1 MiB."""
+    """Return ``size`` bytes in words: whole MiB, rounded up, or bytes below 1 MiB."""
     return f"{-(-size // (1 << 20))} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 
 def journal_mib(root_bytes: int) -> int:
-    """Size of the ext4 journal in MiB for a filesystem of this size."""
+    """Return the size of the ext4 journal in MiB for a filesystem of this size."""
     for limit, journal in ((256 << 20, 4), (1 << 30, 16), (2 << 30, 32)):
         if root_bytes < limit:
             return journal
@@ -27,7 +27,7 @@ def journal_mib(root_bytes: int) -> int:
 
 
 def tree_blocks(tree: Tree) -> int:
-    """The blocks of 4 KiB that the contents of a Tree take on ext4, without the metadata of the filesystem itself."""
+    """Return the blocks of 4 KiB that a Tree takes on ext4, without the metadata of the filesystem itself."""
     blocks = 16  # for lost+found and the like
     for path, node in tree.items():
         if isinstance(node, File):
@@ -44,12 +44,12 @@ def tree_blocks(tree: Tree) -> int:
 
 
 def tree_inodes(tree: Tree) -> int:
-    """The inodes that a Tree takes."""
+    """Return the inodes that a Tree takes."""
     return _RESERVED_INODES + sum(1 for _, node in tree.items() if not isinstance(node, HardLink))
 
 
 def root_capacity(root_bytes: int) -> tuple[int, int]:
-    """The blocks and inodes that a new ext4 of this size has for files; somewhat less than it really has."""
+    """Return the blocks and inodes that a new ext4 of this size has for files, slightly underestimated."""
     groups = -(-root_bytes // _GROUP)
     inodes = root_bytes // BYTES_PER_INODE
     overhead = inodes * INODE_SIZE + groups * 4 * BLOCK + (journal_mib(root_bytes) << 20) + _GROWTH_TABLES
@@ -57,7 +57,7 @@ def root_capacity(root_bytes: int) -> tuple[int, int]:
 
 
 def needed_root_bytes(tree: Tree) -> int:
-    """The size of the smallest root partition for a Tree, in bytes, which are whole MiB."""
+    """Return the size in bytes of the smallest root partition for a Tree, a multiple of 1 MiB."""
     blocks, inodes = tree_blocks(tree), tree_inodes(tree)
     size = (blocks * BLOCK + BLOCK) // (1 << 20) << 20
     while True:
@@ -86,7 +86,7 @@ def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:
 
 
 def too_small(disk_bytes: int, needed: int) -> RecipeError:
-    """The error for an image of ``disk_bytes`` that is too small; ``needed`` is the smallest size that suffices."""
+    """Return the error for an image of ``disk_bytes`` bytes that is too small. ``needed`` bytes would suffice."""
     return RecipeError(
         f"image of {show_size(disk_bytes)} is too small for its content, which needs {show_size(needed)}",
         hint=f"set size to {-(-needed // (1 << 20)) + 64}M or more",

@@ -1,1 +1,1 @@
-"""What turns a Tree and a Layout into a disk image."""
+"""Engines: they turn a Tree and a Layout into a disk image, and read images back."""

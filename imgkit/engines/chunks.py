@@ -30,11 +30,11 @@ def map_disk(path: Path, regions: Sequence[Region]) -> DiskMap:
 def chunks(
     path: Path, regions: Sequence[Region], *, most: int | None = None, deadline: float | None = None
 ) -> Iterator[tuple[Chunk, bytes]]:
-    """Each chunk of a raw disk that is not all zeros, in order, with its bytes.
+    """Yield each chunk of a raw disk that is not all zeros, in order, with its bytes.
 
     Args:
         regions: the regions of the disk, in order. Bytes behind the last one are not read.
-        most: how many bytes such chunks may have altogether.
+        most: the bytes that these chunks may have in total.
         deadline: in the time of :func:`time.monotonic`.
 
     Raises:
@@ -57,7 +57,7 @@ def chunks(
 
 
 def _next_data(descriptor: int, at: int, end: int) -> int:
-    """The offset of the first byte from ``at`` on that is not in a hole; ``end`` if there is none before it."""
+    """Return the offset of the first byte from ``at`` on that is not in a hole; ``end`` if there is none before it."""
     if _SEEK_DATA is None:
         return at
     try:

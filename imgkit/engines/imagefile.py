@@ -1,4 +1,4 @@
-"""The file of a disk image: its format and size, read without trusting what the file says of itself."""
+"""Read the format and size of an image file without trusting what the file says about itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USABLE = "give it the qcow2 file that a build made, or a raw copy of it"
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What qemu-img reports of an image.
+    """What qemu-img reports about an image.
 
     Attributes:
         format: the format of the file.
@@ -34,7 +34,7 @@ class ImageInfo:
 
 
 def image_info(image: Path) -> ImageInfo:
-    """The format and size of an image that consists of one file.
+    """Return the format and size of an image that consists of one file.
 
     Raises:
         UnreadableImageError: the image is missing, damaged, no disk, of an unsupported format, or refers to other files
@@ -58,13 +58,13 @@ def image_info(image: Path) -> ImageInfo:
     if info["format"] not in ("raw", "qcow2"):
         raise UnreadableImageError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
     if info["format"] == "raw" and not _is_disk(image):
-        message = f"{image}: no disk image: it has neither a boot sector nor a partition table"
+        message = f"{image}: not a disk image: it has neither a boot sector nor a partition table"
         raise UnreadableImageError(message, hint=_USABLE)
     return ImageInfo(info["format"], info["virtual-size"], info["actual-size"])
 
 
 def _is_disk(image: Path) -> bool:
-    """Whether a raw file can be a disk. For qemu-img every file of an unknown format is raw.
+    """Return whether a raw file can be a disk. For qemu-img every file of an unknown format is raw.
 
     Boot sectors and partition tables, GPT's with its protective MBR too, end their first sector with 55 AA (UEFI
     specification 5.2).

@@ -1,4 +1,4 @@
-"""What an engine is: the part that turns a Tree and a Layout into a disk image, and reads images back.
+"""The interface of an engine, which turns a Tree and a Layout into a disk image, and reads images back.
 
 Each engine is a package beside this module, with a function of type :data:`LaunchEngine` to write disks, and one that
 opens images as an :class:`~imgkit.engines.reading.ImageReader`. The rest of imgkit knows engines by these types only; a
@@ -89,7 +89,7 @@ class Engine(Protocol):
         Args:
             tree: the root filesystem.
             boot: the boot loader: its boot code, core image, and the files of the EFI system partition.
-            steps: takes the times of what is done.
+            steps: records how long each step takes.
             run_scripts: scripts that are run in the root filesystem when it is complete, in this order.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Limits of reading an image: images come from strangers, and some are made to fill a disk or to take forever."""
+"""Limits of reading an image, since a hostile image may be made to fill the disk or to take forever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Limits:
 
     @property
     def deadline(self) -> float:
-        """When the time is up, in the time of :func:`time.monotonic`."""
+        """The time at which reading must be complete, as :func:`time.monotonic` counts it."""
         return self._start + self.seconds
 
     @property

@@ -21,12 +21,14 @@ from imgkit.host import process
 _SPARE = 64 << 20  # bytes that stay free on the host
 _MOST_LISTED = 10  # snapshots and bitmaps that are named
 _MEMORY = 2 << 30  # bytes of address space for qemu-img, whose threads each take some
-_THREADS = 16  # that qemu-img has at most
+_THREADS = 16  # the most threads that qemu-img has
 _CHECK_STATUSES = (0, 2, 3)  # of qemu-img check: no faults, corruptions, leaked clusters
 
 
 def raw_disk(image: Path, info: ImageInfo, folder: Path, limits: Limits) -> Path:
-    """A raw disk with what a guest sees of ``image``: a sparse copy in ``folder``, or the image itself if it is raw.
+    """Return a raw disk with the bytes that a guest sees.
+
+    It is a sparse copy of ``image`` in ``folder``, or the image itself if that is raw.
 
     Raises:
         LimitError: the image holds more data than ``limits`` allow, or copying it took too long.
@@ -48,7 +50,7 @@ def raw_disk(image: Path, info: ImageInfo, folder: Path, limits: Limits) -> Path
 
 
 def oddities(image: Path, info: ImageInfo, limits: Limits) -> list[str]:
-    """What a qcow2 file has that no build writes, besides the disk that a guest sees: one line for each thing.
+    """Return one line for each thing in a qcow2 file that no build writes, apart from the disk that a guest sees.
 
     Raises:
         UnreadableImageError, LimitError, HostError: as for :func:`raw_disk`.
@@ -65,12 +67,12 @@ def oddities(image: Path, info: ImageInfo, limits: Limits) -> list[str]:
 
 
 def _name(thing: Mapping[str, object]) -> str:
-    """The beginning of the name of a snapshot or bitmap, in quotes."""
+    """Return the beginning of the name of a snapshot or bitmap, in quotes."""
     return repr(str(thing.get("name"))[:100])
 
 
 def _inconsistencies(image: Path, info: ImageInfo, limits: Limits) -> list[str]:
-    """Whether a cluster of the file is used twice, as ``qemu-img check`` reports it.
+    """Return the inconsistencies that ``qemu-img check`` reports, such as a cluster that is used twice.
 
     Two places of a disk that share one cluster read as they were built; a write to one of them changes both. A cluster
     that is not used at all does no harm.
@@ -82,7 +84,7 @@ def _inconsistencies(image: Path, info: ImageInfo, limits: Limits) -> list[str]:
 
 
 def _data_size(image: Path, info: ImageInfo, limits: Limits) -> int:
-    """About how many bytes of data a raw copy would have, without zeros and holes."""
+    """Return roughly how many bytes of data a raw copy would have, without zeros and holes."""
     words = ("measure", "--output=json", "-f", info.format, "-O", "qcow2", image.resolve())
     return int(json.loads(_qemu_img(image, limits, *words))["required"])
 
@@ -91,7 +93,7 @@ def _qemu_img(image: Path, limits: Limits, *words: str | Path, largest: int = 0,
     """Run qemu-img within the limits, and return its output.
 
     Args:
-        largest: bytes of a file that it may write.
+        largest: the most bytes of a file that it may write.
     """
     seconds = math.ceil(limits.left * _THREADS)
     try:

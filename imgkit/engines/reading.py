@@ -1,6 +1,6 @@
-"""What is read of a finished image, as values, and the protocol of what reads it.
+"""The contents of a finished image as values, and the protocol of an image reader.
 
-An image may come from a stranger: names may hold control characters, and texts may be of any kind.
+An image is not trusted: names may hold control characters, and texts may hold anything.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Archive:
     complaints: str
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes of the archive, in pieces of at most 1 MiB."""
+        """Yield the bytes of the archive, in pieces of at most 1 MiB."""
         left = self.size
         with self.path.open("rb") as source:
             source.seek(self.offset)

@@ -4,8 +4,8 @@ Layout below the cache folder::
 
     sha256/ab/abcd…     files by their SHA-256
     keyed/ab/abcd…      files by the SHA-256 of another name for their content (the identity of a package)
-    urls/ab/abcd….json  what a URL whose file changes (an index) gave last: its validators, and the file's SHA-256
-    locks/  tmp/        one download at a time for each file; downloads under way
+    urls/ab/abcd….json  the last download of a URL whose file changes (an index): validators and the file's SHA-256
+    locks/  tmp/        one download at a time for each file; downloads in progress
 
 Entries appear by rename only, so two builds can never see half a file. The locks only save the second build the
 download: a build that waits too long for a lock goes on without it::
@@ -48,14 +48,14 @@ _MAX_RECORD = 1 << 18  # bytes of the record of a URL; headers can be long
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A file that is needed, and how it is recognised.
+    """A file that is needed, and how it is verified.
 
     There are three kinds. A file with a ``key``, another name for its content, must pass ``check``, and have ``sha256``
     if that is given. A file with a ``sha256`` alone must have that. A file with neither is known by its URL alone: the
     server is asked each time whether there is a newer one.
 
     Attributes:
-        url: where it is.
+        url: the address of the file.
         max_bytes: the most bytes that it may have.
         size: the bytes that it must have; None if that is not known.
         sha256: in hex.
@@ -106,13 +106,13 @@ class Cache:
     def fetch_all(self, wanted: Sequence[Wanted], *, description: str = "downloading") -> list[Path]:
         """Return the paths of all files, in the order of ``wanted``. Several are downloaded at a time.
 
-        Nobody may change files of the cache. When one download fails, the others are given up.
+        Files of the cache must not be changed. When one download fails, the others are cancelled.
 
         Args:
             description: the label of the progress bar.
 
         Raises:
-            InputError: a file cannot be had or is not what it must be; offline, all files that are missing are named.
+            InputError: a file cannot be downloaded or fails its checks; offline, the message names all missing files.
             HostError: the cache folder cannot be written, or its disk is full.
         """
         if self.offline:
@@ -135,7 +135,7 @@ class Cache:
         return [path for path in paths if path is not None]
 
     def _cached(self, wanted: Wanted) -> Path | None:
-        """The file, or None if the cache does not have it. A damaged file is deleted."""
+        """Return the file, or None if the cache does not have it. A damaged file is deleted."""
         path = self._path_of(wanted)
         if path is None:
             last = self._last_seen(wanted)
@@ -143,7 +143,7 @@ class Cache:
         return path if self._usable(path, wanted) else None
 
     def _path_of(self, wanted: Wanted) -> Path | None:
-        """Where the cache has a file of known content; None for a file that is known by its URL alone."""
+        """Return where the cache has a file of known content; None for a file that is known by its URL alone."""
         if wanted.key is not None:
             return _fan_out(self.folder / "keyed", _name(wanted.key))
         if wanted.sha256 is not None:
@@ -158,7 +158,7 @@ class Cache:
         return path if self._usable(path, replace(wanted, sha256=sha256)) else None
 
     def _usable(self, path: Path, wanted: Wanted) -> bool:
-        """Whether a file of the cache is there and is what it must be. A damaged file is deleted."""
+        """Return whether a file of the cache is there and is what it must be. A damaged file is deleted."""
         if not path.is_file():
             return False
         try:
@@ -175,7 +175,7 @@ class Cache:
     # ---- downloading ------------------------------------------------------------------------------------------------
 
     def _get(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
-        """The file, downloaded if the cache does not have it."""
+        """Return the file, downloaded if the cache does not have it."""
         place = self._path_of(wanted)
         if place is None:
             return self._revalidate(wanted, scratch, meter, stop)
@@ -191,7 +191,7 @@ class Cache:
         return place
 
     def _revalidate(self, wanted: Wanted, scratch: Path, meter: Meter, stop: threading.Event) -> Path:
-        """The newest version of a file that is known by its URL alone. The server is asked for it."""
+        """Return the newest version of a file that is known by its URL alone. The server is asked for it."""
         last = self._last_seen(wanted)
         path = None if last is None else self._cached_blob(last.sha256, wanted)
         validators = last.validators if last is not None and path is not None else None
@@ -221,13 +221,13 @@ class Cache:
             wanted.url, target, wanted.expected, validators=validators, on_bytes=meter.advance, cancelled=stop
         )
 
-    # ---- what URLs gave last ----------------------------------------------------------------------------------------
+    # ---- records of URLs --------------------------------------------------------------------------------------------
 
     def _record(self, wanted: Wanted) -> Path:
         return _fan_out(self.folder / "urls", _name(wanted.url) + ".json")
 
     def _last_seen(self, wanted: Wanted) -> Download | None:
-        """What a URL gave last; None if it was never asked, or if its record makes no sense."""
+        """Return the last download of a URL; None if it has no record, or if the record is not valid."""
         try:
             record = read_json(self._record(wanted), _MAX_RECORD)
             if not _SHA256.fullmatch(record["sha256"]):  # it becomes a path
@@ -253,7 +253,7 @@ class Cache:
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A folder for downloads under way, on the filesystem of the cache, which is removed after the block."""
+        """Yield a folder for downloads in progress, on the filesystem of the cache. It is removed after the block."""
         try:
             parent = self.folder / "tmp"
             parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +289,7 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
 
 
 def _name(text: str) -> str:
-    """A file name for any text."""
+    """Return a file name for any text."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -122,7 +122,7 @@ def check_declared(url: str, declared: int | None, expected: Expected) -> None:
     """Check the length that the server announces.
 
     Raises:
-        InputError: it is larger than allowed, or not the size that the file must have.
+        InputError: the length is larger than allowed, or not the size that the file must have.
     """
     if declared is not None:
         check_length(url, declared, expected)
@@ -134,7 +134,7 @@ def check_length(url: str, length: int, expected: Expected) -> None:
     """Check a length that has been announced, or received so far.
 
     Raises:
-        InputError: it is larger than allowed, or than the size that the file must have.
+        InputError: the length is larger than allowed, or than the size that the file must have.
     """
     if expected.size is not None and length > expected.size:
         raise InputError(f"{shown(url)}: is longer than the {expected.size} bytes that it must have")
@@ -164,7 +164,7 @@ def check_complete(url: str, size: int, sha256: str, expected: Expected) -> None
     """Check a file that has been received.
 
     Raises:
-        InputError: it has another size or SHA-256 than it must have.
+        InputError: the file has another size or SHA-256 than it must have.
     """
     if expected.size is not None and size != expected.size:
         raise _wrong_size(url, size, expected.size)
@@ -176,7 +176,7 @@ def wrong_hash(url: str, algorithm: str, actual: str, expected: str) -> InputErr
     """Return the error for a file that has another hash than it must have."""
     return InputError(
         f"{shown(url)}: wrong {algorithm}: {actual} instead of {expected}",
-        hint="the file was damaged or replaced on its way: try again, or another mirror",
+        hint="the file was damaged or replaced in transit: try again, or another mirror",
     )
 
 

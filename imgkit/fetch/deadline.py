@@ -1,7 +1,7 @@
 """One deadline for a whole download, which holds whatever the HTTP library does inside a single call.
 
-The timeout of a socket is no such deadline: it begins anew with every byte, and a library that reads a status line, a
-header, ``100 Continue`` or the page of a redirect may go on reading for ever. So the work runs in a thread of its own,
+The timeout of a socket is no such deadline: it starts again with every byte, and a library that reads a status line, a
+header, ``100 Continue`` or the page of a redirect may go on reading forever. So the work runs in a thread of its own,
 and the caller waits for it until the deadline::
 
     deadline = Deadline(timeout=20, rate=1024)
@@ -43,8 +43,8 @@ class Deadline:
             and each address that does not answer takes its time.
 
     Attributes:
-        passed: the caller no longer waits.
-        began: bytes of the file have arrived.
+        passed: True when the caller no longer waits.
+        began: True when bytes of the file have arrived.
     """
 
     def __init__(self, timeout: float, rate: float, connect_allowance: float = 0) -> None:

@@ -105,8 +105,8 @@ class Http:
         least_rate: bytes a second that must come on average. A download of ``n`` bytes, with its redirects and all its
             attempts, takes at most ``stall_timeout + n / least_rate`` seconds, where ``n`` counts what all attempts
             received (:mod:`imgkit.fetch.deadline`), and 60 s more if addresses do not answer.
-        attempts: how often a download is tried that broke off, or that an overloaded server refused.
-        pause: seconds before the second attempt; doubled for each further one.
+        attempts: how often a download is tried if it breaks off or an overloaded server refuses it.
+        pause: seconds before the second attempt; they double with each further attempt.
     """
 
     def __init__(
@@ -137,12 +137,12 @@ class Http:
         """Download ``url`` to ``target``, which is replaced when the file is complete and correct.
 
         Args:
-            validators: of the version at hand.
+            validators: those of the version that the caller has.
             on_bytes: called with the length of each piece, and with a negative number when an attempt is started over.
             cancelled: makes the download give up once it is set.
 
         Returns:
-            What was downloaded; None, with ``target`` untouched, if the version at hand is still the newest.
+            What was downloaded; None, with ``target`` untouched, if the caller's version is still the newest.
 
         Raises:
             UnreachableError: nothing at the URL answers.
@@ -183,7 +183,7 @@ class Http:
         raise AssertionError("at least one attempt is made")
 
     def _try(self, request: _Request) -> Download | None:
-        """One attempt."""
+        """Make one attempt."""
         with _temporary_beside(request.target) as (sink, temporary):
             download = self._transfer(request, sink)
             sink.flush()
@@ -213,14 +213,14 @@ class Http:
                 self._idle.append(session)
 
     def _borrow(self) -> Session:
-        """A session that no other thread uses."""
+        """Return a session that no other thread uses."""
         try:
             return self._idle.pop()
         except IndexError:
             return Session()
 
     def _exchange(self, session: Session, request: _Request, sink: BinaryIO) -> Download | None:
-        """Send the request and receive the file; None if the version at hand is still the newest."""
+        """Send the request and receive the file; None if the caller's version is still the newest."""
         with self._response(session, request) as response:
             if response.status_code == HTTPStatus.NOT_MODIFIED:
                 return None
@@ -267,7 +267,7 @@ class Http:
             yield response
 
     def _follow(self, session: Session, request: _Request) -> requests.Response:
-        """The response where redirects end."""
+        """Follow redirects, and return the response at their end."""
         url = request.url
         headers = {"Accept-Encoding": "identity", "User-Agent": "imgkit", **request.validators.headers}
         for _ in range(_MAX_REDIRECTS + 1):
@@ -285,7 +285,7 @@ class Http:
         raise InputError(f"{shown(request.url)}: is redirected in circles", hint=ELSEWHERE_HINT)
 
     def _pieces(self, response: requests.Response, request: _Request) -> Iterator[bytes]:
-        """The raw body as it arrives."""
+        """Yield the raw body as it arrives."""
         while piece := self._read(response.raw.read1, _CHUNK, request):
             request.deadline.received(len(piece))
             yield piece

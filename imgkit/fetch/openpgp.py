@@ -99,7 +99,7 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
         raise InputError(
             f"{name}: bad signature: it is not what {certificate.fingerprint} signed"
             + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
-            hint="the file was damaged or replaced on its way: try again, or another mirror",
+            hint="the file was damaged or replaced in transit: try again, or another mirror",
         ) from cause
     if certificate.fingerprint.lower() not in [valid.certificate for valid in verified.valid_sigs]:
         raise InputError(f"{name}: bad signature: {certificate.fingerprint} did not make it")
@@ -107,7 +107,7 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
 
 
 def _check_signer(signature: pysequoia.Sig, certificate: Certificate, name: str) -> None:
-    """Tell a signature by another key from a bad one. What a signature says of its maker proves nothing by itself."""
+    """Tell a signature by another key from a bad one. The issuer that a signature names proves nothing by itself."""
     signer = (signature.issuer_fingerprint or signature.issuer_key_id or "").upper()
     if signer and not any(key.endswith(signer) for key in certificate.keys):
         raise InputError(
@@ -121,5 +121,5 @@ def _sequoia(certificate: Certificate) -> pysequoia.Cert:
 
 
 def _reason(cause: RuntimeError) -> str:
-    """The first line of Sequoia's message; a stack trace follows it."""
+    """Return the first line of Sequoia's message; a stack trace follows it."""
     return str(cause).partition("\n")[0]

@@ -104,7 +104,7 @@ def parse_releases(text: bytes | str, *, name: str = "latest-releases.yaml") -> 
     An entry is complete when it has a flavor, a version, a file name without folders and a SHA-256 or SHA-512.
 
     Raises:
-        InputError: it is not YAML, or not a list of mappings.
+        InputError: the text is not YAML, or not a list of mappings.
     """
     entries = _load(text, name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -113,7 +113,7 @@ def parse_releases(text: bytes | str, *, name: str = "latest-releases.yaml") -> 
 
 
 def _load(text: bytes | str, name: str) -> object:
-    """The YAML value in ``text``."""
+    """Return the YAML value in ``text``."""
     if len(text) > _MAX_BYTES:
         raise InputError(f"{name}: is not a list of releases: it has {len(text)} bytes", hint="check the mirror's URL")
     try:
@@ -124,7 +124,7 @@ def _load(text: bytes | str, name: str) -> object:
 
 
 def _release(entry: dict[object, object]) -> Release | None:
-    """The release that an entry describes; None if the entry is not complete."""
+    """Return the release that an entry describes; None if the entry is not complete."""
     values = {str(key): value.strip() for key, value in entry.items() if isinstance(value, str)}
     file, version = values.get("file") or values.get("iso", ""), values.get("version", "")
     hashes = {kind: values.get(kind, "").lower() for kind in _HEX}
@@ -144,7 +144,7 @@ def _release(entry: dict[object, object]) -> Release | None:
 
 
 def _order(version: str) -> tuple[tuple[int, ...], str, int]:
-    """The sort key of a version: 3.20.0_rc1 < 3.20.0 < 3.20.3 < 3.20.10. Versions of edge are dates."""
+    """Return the sort key of a version: 3.20.0_rc1 < 3.20.0 < 3.20.3 < 3.20.10. Versions of edge are dates."""
     match = _VERSION.match(version)
     assert match is not None, "parse_releases returns no other versions"
     numbers, kind, number = match.groups()

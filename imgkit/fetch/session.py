@@ -1,7 +1,7 @@
 """A session of ``requests`` whose connections another thread can cut, and that leaves redirects to its caller.
 
 ``requests`` follows a redirect only after it has read the page that came with it to its end, into memory. A page
-without end would take all the time and memory there is.
+without end would never finish and exhaust the memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Session(requests.Session):
     """A session for one download at a time. After :meth:`cut`, every connection that it has or makes is closed.
 
     Attributes:
-        is_cut: :meth:`cut` was called.
+        is_cut: whether :meth:`cut` was called.
         connecting: makes the context manager in which a connection is made.
     """
 

@@ -1,4 +1,4 @@
-"""Say in one sentence why a request failed. The kind of failure is deep in a chain of causes."""
+"""Explain in one sentence why a request failed. The kind of failure is deep in a chain of exceptions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _reason(host: str, cause: Exception, chain: tuple[BaseException, ...], conne
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what caused it, outermost first, through the wrappings of requests and urllib3."""
+    """Yield an exception and what caused it, outermost first, through the wrappings of requests and urllib3."""
     link: BaseException | None = error
     for _ in range(20):  # causes can be circular
         if link is None:

@@ -1,1 +1,1 @@
-"""The computer that imgkit runs on: processes, files, locks, signals, terminals. Nothing here knows of images."""
+"""The computer that imgkit runs on: processes, files, locks, signals, terminals. Nothing here depends on images."""

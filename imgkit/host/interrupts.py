@@ -66,7 +66,7 @@ _handler = _Handler()
 
 
 def exit_on_signals(status: int) -> None:
-    """Let a signal end the process at once with ``status``. For the time in which modules are imported."""
+    """Let a signal end the process at once with ``status``. Use it while modules are being imported."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: os._exit(status))
@@ -132,7 +132,7 @@ def _release() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let a few quick steps be done all together: a signal that comes in the block raises at its end.
+    """Run a few quick steps as one: a signal that arrives in the block raises at its end.
 
     Raises:
         KeyboardInterrupt: a signal came, and the block itself raised nothing.

@@ -1,6 +1,6 @@
-"""Read JSON files that somebody else may have written: within limits, or not at all::
+"""Read JSON files that are not trusted, within limits::
 
-    lock = checked(Lock, read_json(path, 1 << 20), path, what="a lock file of imgkit")
+    lock = checked(Lock, read_json(path, 1 << 20), path, description="a lock file of imgkit")
 
 Python's parser accepts things that no valid file of imgkit has, or raises exceptions of various kinds for them: files
 that fill the memory, nesting that ends in RecursionError, numbers with more digits than Python converts, NaN, names
@@ -26,7 +26,7 @@ from imgkit.errors import InputError
 Model = TypeVar("Model", bound=BaseModel)
 
 DEEPEST = 64
-"""How many levels of objects and lists may lie in one another."""
+"""How many levels deep objects and lists may be nested."""
 _MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes more than a hundred in memory
 _MOST_DIGITS = 19  # of a number: those of 2^63
 _MOST_FAULTS = 3  # named in a message
@@ -42,7 +42,7 @@ def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: boo
         raw_names: whether texts may contain bytes that are not UTF-8, as surrogates of :func:`os.fsdecode`.
 
     Raises:
-        InputError: the file is missing, is no regular file, is too large, or is not JSON within the limits.
+        InputError: the file is missing, is not a regular file, is too large, or is not JSON within the limits.
     """
     return parse_json(read_bytes(path, limit, hint=hint), path, hint=hint, raw_names=raw_names)
 
@@ -56,7 +56,7 @@ def read_bytes(path: Path, limit: int, *, hint: str | None = None, name: object 
         name: what messages call the file; by default its path.
 
     Raises:
-        InputError: the file is missing, is no regular file, or is larger than ``limit``.
+        InputError: the file is missing, is not a regular file, or is larger than ``limit``.
     """
     name = path if name is None else name
     try:
@@ -94,12 +94,12 @@ def parse_json(data: bytes, name: object, *, hint: str | None = None, raw_names:
     return value
 
 
-def checked(model: type[Model], value: object, name: object, *, what: str, hint: str | None = None) -> Model:
+def checked(model: type[Model], value: object, name: object, *, description: str, hint: str | None = None) -> Model:
     """Validate ``value`` as an instance of ``model``.
 
     Args:
         name: what messages call the file.
-        what: what the file should be, such as ``a lock file of imgkit``.
+        description: what the file should be, such as ``a lock file of imgkit``.
 
     Raises:
         InputError: the value does not fit the model. The message names the first three faults.
@@ -110,15 +110,15 @@ def checked(model: type[Model], value: object, name: object, *, what: str, hint:
         errors = cause.errors(include_url=False, include_input=False, include_context=False)
         faults = [_sentence(error["loc"], error["msg"]) for error in errors[:_MOST_FAULTS]]
         more = f"; and {len(errors) - _MOST_FAULTS} more" if len(errors) > _MOST_FAULTS else ""
-        raise InputError(f"{name}: is not {what}: {'; '.join(faults)}{more}", hint=hint) from cause
+        raise InputError(f"{name}: is not {description}: {'; '.join(faults)}{more}", hint=hint) from cause
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. It is opened without waiting: opening a FIFO would wait for a writer.
+    """Return the bytes of a regular file. It is opened without waiting: opening a FIFO would wait for a writer.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no regular file, or larger than ``limit``.
+        ValueError: the file is not a regular file, or is larger than ``limit``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -132,7 +132,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of which each name occurs once."""
+    """Return an object, in which each name must occur once."""
     value = dict(pairs)
     if len(value) < len(pairs):
         times = Counter(name for name, _ in pairs)
@@ -142,14 +142,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """An integer of at most as many digits as 64 bits have."""
+    """Return an integer, which must not have more digits than 64 bits need."""
     if len(digits.lstrip("-")) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def _float(text: str) -> float:
-    """A finite number."""
+    """Return a number, which must be finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number that is too large")
@@ -157,7 +157,7 @@ def _float(text: str) -> float:
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _check(value: object, errors: str) -> None:
@@ -182,7 +182,7 @@ def _check(value: object, errors: str) -> None:
 
 
 def _parts(container: dict[str, object] | list[object]) -> Iterator[object]:
-    """The names and values of an object, or the items of a list."""
+    """Yield the names and values of an object, or the items of a list."""
     yield from container
     if isinstance(container, dict):
         yield from container.values()
@@ -196,11 +196,11 @@ def _check_text(text: str, errors: str) -> None:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    """Where in the file a fault is, such as ``architectures.amd64.size``, and what is wrong there."""
+    """Return the place of a fault in the file, such as ``architectures.amd64.size``, and what is wrong there."""
     location = _shown(".".join(map(str, place)))[1:-1] or "the whole"
     return f"{location}: {message.removeprefix('Value error, ')}"
 
 
 def _shown(text: str) -> str:
-    """The beginning of a text that anybody may have written, in quotes and in ASCII."""
+    """Return the beginning of an untrusted text, in quotes and in ASCII."""
     return ascii(text[:_MOST_SHOWN])

@@ -1,4 +1,4 @@
-"""Locks between processes, which the kernel gives back when their owner ends, in whatever way that happens.
+"""Locks between processes, which the kernel releases when their owner ends, even if it is killed.
 
 All locks of imgkit are flock(2) locks that are taken here. Two uses rule out the package filelock: a scratch folder is
 its own lock, so that nothing is left beside it (filelock makes a file), and a quick appliance is locked by all the
@@ -21,7 +21,7 @@ _POLL = 0.02  # seconds between two attempts
 
 
 def acquire(descriptor: int, *, shared: bool = False, timeout: float | None = None) -> None:
-    """Take the lock of an open file or folder. Closing the descriptor gives it back.
+    """Take the lock of an open file or folder. Closing the descriptor releases it.
 
     Args:
         shared: several processes may hold the lock at a time, if all of them share it.
@@ -50,7 +50,7 @@ def lock_file(path: Path, *, shared: bool = False, timeout: float | None = None)
     """Take the lock of a file, which is made if there is none, and return a descriptor that holds it.
 
     Args:
-        path: the file; it stays when the lock is given back, so that all processes lock the same one.
+        path: the file; it stays when the lock is released, so that all processes lock the same file.
         shared, timeout: as for :func:`acquire`.
 
     Raises:

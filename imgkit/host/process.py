@@ -50,7 +50,7 @@ _WATCHDOG = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2
 
 
 class MissingProgramError(HostError):
-    """A program is not on PATH. ``program`` is what was to be started, ``hint`` names the package that has it."""
+    """A program is not on PATH. ``program`` is its name, ``hint`` names the package that has it."""
 
     def __init__(self, program: str) -> None:
         name = Path(program).name
@@ -79,7 +79,10 @@ class ProgramTimeoutError(HostError):
 
 
 def _libc() -> ctypes.CDLL | None:
-    """The C library. It is loaded before any fork: in the child of a process with threads, loading could deadlock."""
+    """Return the C library.
+
+    It is loaded before any fork, since loading it in the child of a process with threads could deadlock.
+    """
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -87,15 +90,16 @@ _LIBC = _libc()
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, in whatever way (SIGKILL included)."""
+    """Ask the kernel to kill this process when its parent ends, for any reason (SIGKILL included)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _before_exec(prepare: Callable[[], object] | None) -> Callable[[], None]:
-    """What a child does between fork and exec."""
+    """Return the function that a child runs between fork and exec."""
 
     def before_exec() -> None:
+        """Prepare the child."""
         if prepare is not None:
             prepare()
         _die_with_parent()  # last, because becoming another user resets it
@@ -104,7 +108,7 @@ def _before_exec(prepare: Callable[[], object] | None) -> Callable[[], None]:
 
 
 def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
-    """Limits for a program that reads hostile files, as the argument ``prepare`` of :func:`run`.
+    """Return a function that limits a program which reads hostile files, for the argument ``prepare`` of :func:`run`.
 
     Args:
         memory: bytes of address space (macOS does not enforce this limit).
@@ -113,6 +117,7 @@ def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
     """
 
     def limit() -> None:
+        """Set the limits of the child."""
         for kind, most in (
             (resource.RLIMIT_AS, memory),
             (resource.RLIMIT_CPU, seconds),
@@ -127,7 +132,7 @@ def bounded(memory: int, seconds: int, largest: int = 0) -> Callable[[], None]:
 
 
 def missing(program: str) -> MissingProgramError:
-    """The error for a program that is not on PATH."""
+    """Return the error for a program that is not on PATH."""
     return MissingProgramError(program)
 
 
@@ -149,7 +154,7 @@ def run(
         stdin: bytes for its standard input; None gives it an empty one.
         timeout: seconds after which it is killed.
         prepare: as for :func:`start`.
-        good: exit statuses that are no failure.
+        good: exit statuses that are not failures.
 
     Raises:
         MissingProgramError: the program is not on PATH.
@@ -170,7 +175,7 @@ def run(
 
 
 def ending(status: int) -> str:
-    """How a process ended, in words, from a ``Popen.returncode``."""
+    """Return how a process ended, in words, from a ``Popen.returncode``."""
     if status < 0:
         try:
             return f"was killed by {signal.Signals(-status).name}"
@@ -190,8 +195,8 @@ def start_family(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program that starts others, so that all of them end even if this process is killed.
 
-    It is :func:`start` in every other respect. A process that has left the group for a session of its own (setsid(1))
-    is not ended, neither then nor at the end of the block.
+    In every other respect it works like :func:`start`. A process that has left the group for a session of its own
+    (setsid(1)) is not ended, neither then nor at the end of the block.
 
     Args:
         argv: the path of an existing program, and its arguments.

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees while imgkit works: progress bars, steps, times. All of it goes to standard error.
+"""Progress bars, and a table of the timed steps of a build. All of it goes to standard error.
 
 Bars are shown on a terminal only; the table of steps at the end is always written::
 
@@ -28,7 +28,7 @@ log = logging.getLogger("imgkit")
 
 
 def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
-    """A progress bar for ``total`` units of work. It disappears when it is closed.
+    """Return a progress bar for ``total`` units of work. It disappears when it is closed.
 
     Args:
         total: how many units there are; None if that is not known.
@@ -86,7 +86,10 @@ class Steps:
         return time.monotonic() - self._origin
 
     def table(self) -> str:
-        """The steps with their times, one per line, and the total, which overlapping steps can exceed together."""
+        """Return the steps with their times, one per line, and the total.
+
+        Steps may overlap, so their times can add up to more than the total.
+        """
         steps = sorted(self.finished, key=lambda step: step.start)
         width = max([len(step.name) for step in steps] + [5])
         lines = [f"{step.name:<{width}}  {step.seconds:6.1f} s" for step in steps]

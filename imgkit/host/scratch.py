@@ -1,4 +1,4 @@
-"""Folders for scratch files, which are removed when the work in them ends, in whatever way it ends::
+"""Folders for scratch files, which are removed when the work in them ends or fails::
 
     with scratch.folder(out, ".imgkit-") as work:
         (work / "disk.raw").write_bytes(data)
@@ -6,10 +6,10 @@
 A block may fail to remove its folder, since an interrupt can come in the middle of any cleanup; :func:`remove_all`
 removes what is left at the end of the process. If a process is killed outright, its folders are removed by the next
 process of the same user that makes a scratch folder in the same place: a living process holds a lock on each of its
-folders, and the kernel gives the locks of a dead one back.
+folders, and the kernel releases the locks of a dead process.
 
-The place may be ``/tmp``, where other users make what they like: links, folders of the same name, locks that they never
-give back. For that reason nothing here waits long for a lock of the place, a folder is looked at through a descriptor
+The place may be ``/tmp``, where other users may make links, folders of the same name, and locks that they never
+release. For that reason nothing here waits long for a lock of the place, a folder is examined through a descriptor
 that was opened without following links, and only what belongs to this user is removed.
 """
 
@@ -91,7 +91,7 @@ def _make(place: Path, prefix: str) -> Path:
 
 
 def temporary() -> Path:
-    """The folder for temporary files, chosen as :func:`tempfile.gettempdir` does, but without writing to it.
+    """Return the folder for temporary files, chosen as :func:`tempfile.gettempdir` does, but without writing to it.
 
     That function makes a file in each candidate to try it. A process that is killed leaves that file behind, and on a
     full disk the function chooses the current folder.
@@ -108,10 +108,10 @@ def temporary() -> Path:
 
 @contextmanager
 def alone(place: Path) -> Iterator[bool]:
-    """Hold the lock of the folder ``place`` for a short block.
+    """Hold the lock of the folder ``place`` during a short block.
 
     Yields:
-        Whether the lock could be taken. The block must do no harm without it.
+        Whether the lock could be taken. The block must be harmless without it.
     """
     descriptor = _locked(place)
     try:
@@ -138,7 +138,7 @@ def parents(path: Path) -> Iterator[None]:
 
 
 def remove_all() -> None:
-    """Remove every scratch folder of this process that still exists. To be called at the end of a process."""
+    """Remove every scratch folder of this process that still exists. Call it at the end of the process."""
     for path in list(_folders):
         _remove(path)
     for path in _removed:  # a folder that could not be removed, or that something has made again
@@ -172,7 +172,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the folder exists and belongs to this user. Another user may have taken the name in the meantime."""
+    """Return whether the folder exists and belongs to this user, since another user may have taken its name."""
     try:
         return path.lstat().st_uid == os.geteuid()
     except OSError:
@@ -221,7 +221,7 @@ def _remove_if_dead(place: Path, name: str) -> None:
 
 
 def _claim(path: Path) -> int | None:
-    """A descriptor that holds the lock of a new folder, or None if the filesystem has no locks.
+    """Return a descriptor that holds the lock of a new folder, or None if the filesystem has no locks.
 
     Raises:
         BlockingIOError: another process has the lock.
@@ -240,7 +240,7 @@ def _claim(path: Path) -> int | None:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock of a folder; None if another process keeps it or there are no locks."""
+    """Return a descriptor that holds the lock of a folder; None if another process keeps it or there are no locks."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""The time of what a build or a publication generates, if the user wants it to be the same each time."""
+"""The fixed time that a user may set for everything that a build or a publication generates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from imgkit.errors import UsageError
 
 
 def source_date(environ: Mapping[str, str]) -> int | None:
-    """``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
+    """Return the value of ``SOURCE_DATE_EPOCH``, as reproducible-builds.org specifies it.
 
     Returns:
         Seconds since 1970, or None if the variable is not set or empty.
@@ -20,5 +20,5 @@ def source_date(environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 12):
-        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is no number of seconds since 1970")
+        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is not a number of seconds since 1970")
     return int(text)

@@ -13,10 +13,10 @@ SIMILARITY = 0.6
 
 
 def close_matches(word: str, known: Iterable[str], *, limit: int = 3, similarity: float = SIMILARITY) -> list[str]:
-    """The words of ``known`` that look like ``word``, the most similar first.
+    """Return the words of ``known`` that look like ``word``, the most similar first.
 
     Args:
-        word: what somebody wrote.
+        word: the word that is not valid.
         known: the words that would have been valid. Among equally similar words, those that come earlier are preferred.
         limit: how many are returned at most.
         similarity: how alike two words must be, from 0 to 1 (:meth:`difflib.SequenceMatcher.ratio`).
@@ -32,10 +32,10 @@ def did_you_mean(
     similarity: float = SIMILARITY,
     name_word: bool = False,
 ) -> str | None:
-    """The hint for a word that is not valid: ``did you mean packages?``.
+    """Return the hint for a word that is not valid: ``did you mean packages?``.
 
     Args:
-        word: what somebody wrote.
+        word: the word that is not valid.
         known: the words that would have been valid.
         limit: how many words the hint offers at most (``did you mean one or another?``).
         similarity: how alike two words must be, from 0 to 1.

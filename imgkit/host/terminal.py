@@ -57,12 +57,12 @@ def block(text: object, limit: int = MAX_LINE) -> str:
 
 
 def as_json(value: Any, *, indent: int | None = 2) -> str:
-    """``value`` as JSON in printable ASCII. A parser reads the same value as from JSON without the escapes."""
+    """Return ``value`` as JSON in printable ASCII. A parser reads the same value as from JSON without the escapes."""
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")  # json escapes the rest
 
 
 def _without_piles(text: str) -> Iterator[str]:
-    """The characters of ``text``, with combining marks escaped that would cover other text.
+    """Yield the characters of ``text``, with combining marks escaped that would cover other text.
 
     A mark is drawn over the character before it. Up to :data:`_MOST_MARKS` of them are kept, as living languages need
     them; more would cover the lines above and below. A mark at the beginning would cover what is printed before the
@@ -79,7 +79,7 @@ def _without_piles(text: str) -> Iterator[str]:
 
 
 def _visible(character: str) -> str:
-    """The character, or its escape if it has no visible form. Escapes are passed through."""
+    """Return the character, or its escape if it has no visible form. Escapes are passed through."""
     if len(character) > 1 or (character.isprintable() and not _INVISIBLE.match(character)):
         return character
     return _escape(character)

@@ -1,4 +1,4 @@
-"""Walk and remove trees of folders that somebody else has made, by descriptors and without recursion::
+"""Walk and remove trees of folders that are not trusted, by descriptors and without recursion::
 
     for entry in Walk(descriptor):
         print(entry.name, entry.status.st_size)
@@ -111,7 +111,10 @@ class Walk:
         self._place = _Place(top)
 
     def path(self, name: str) -> str:
-        """The path of ``name``, in the current folder, from the top. It may be longer than a system call accepts."""
+        """Return the path of ``name`` in the current folder, relative to the top.
+
+        It may be longer than a system call accepts.
+        """
         return "/".join((*self._place.names, name))
 
     def __iter__(self) -> Iterator[FolderEntry]:
@@ -135,7 +138,7 @@ class Walk:
             self._place.close()
 
     def _entries(self, folders: list[str]) -> Iterator[FolderEntry]:
-        """The entries of the current folder. The names of its folders are added to ``folders``."""
+        """Yield the entries of the current folder. The names of its folders are added to ``folders``."""
         here = self._place.descriptor
         try:
             with os.scandir(here) as entries:
@@ -311,13 +314,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
-    """What identifies an open folder on this host: device and inode."""
+    """Return the device and inode of an open folder, which identify it on this host."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
 
 def _mount(descriptor: int) -> tuple[int, bytes]:
-    """What identifies a mount: the device and, on Linux, the number of the mount (proc(5)).
+    """Return the identity of a mount: the device and, on Linux, the number of the mount (proc(5)).
 
     The same device can be mounted twice.
     """

@@ -1,4 +1,4 @@
-"""Build one image. :func:`build` is the table of contents: a step is a named, timed line, and its work is elsewhere::
+"""Build one image. :func:`build` runs the steps in order and times each of them; other modules do the work::
 
 result = build(BuildRequest(recipe, "amd64", Path("out"), cache, Options()))
 print(result.image, result.build_id)
@@ -97,7 +97,7 @@ def build(request: BuildRequest) -> BuildResult:
     """Make one image. Nothing appears in ``out`` before all of it is there.
 
     Raises:
-        ImgkitError: the subclass says whose fault it is. No output file is left then, and no process.
+        ImgkitError: the build failed; the subclass says whose fault it is. No output file and no process is left.
     """
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
@@ -144,10 +144,10 @@ def _check_programs() -> None:
 
 @contextmanager
 def _workspace(request: BuildRequest) -> Iterator[Path]:
-    """A folder for scratch files and results, which is removed when the block ends.
+    """Yield a folder for scratch files and results, which is removed when the block ends.
 
     Raises:
-        HostError: it cannot be made, or the disk gets full or fails during the block.
+        HostError: the folder cannot be made, or the disk is full or fails during the block.
     """
     parent = request.work or request.out
     with ExitStack() as stack:
@@ -164,7 +164,7 @@ def _workspace(request: BuildRequest) -> Iterator[Path]:
 
 @contextmanager
 def _disk_faults(folder: Path) -> Iterator[None]:
-    """Turn the errors of a disk that is full or broken into HostError, whatever was being written."""
+    """Turn every error of a full or broken disk in the block into HostError."""
     try:
         yield
     except OSError as cause:
@@ -182,23 +182,26 @@ def _folder(work: Path, name: str) -> Path:
 
 
 def _plan(request: BuildRequest, spool: Path) -> tuple[Base, Plan]:
-    """The minirootfs, and the plan of the lock file or a new one."""
+    """Return the minirootfs, and the plan of the lock file or a new one."""
     recipe, arch, cache, stale = request.recipe, request.arch, request.cache, request.allow_stale
     base = fetch_base(recipe, arch, cache, spool, locked=request.locked, allow_stale=stale)
     return base, request.locked or make_plan(recipe, arch, base, cache, allow_stale=stale)
 
 
 def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
-    """The layout of the disk. Its identifiers follow from recipe and plan, so a repeated build makes the same disk."""
+    """Return the layout of the disk.
+
+    Its identifiers are derived from the recipe and the plan, so a repeated build makes the same disk.
+    """
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
     return make_layout(sized_partitions(recipe.architecture(arch)), size, seed)
 
 
 def _check_size(plan: Plan, size: int) -> None:
-    """Refuse, before anything is downloaded, packages that by their own figures cannot fit by far.
+    """Refuse, before anything is downloaded, packages whose stated sizes are far too large for the disk.
 
     Raises:
-        RecipeError: they need more than twice the disk's size. A closer miss is found when the Tree is complete.
+        RecipeError: the packages need more than twice the disk's size. A smaller excess is found later.
     """
     stated = sum(planned.package.installed_size for planned in plan.packages)
     if stated > 2 * size:
@@ -215,7 +218,7 @@ def _fetch_packages(request: BuildRequest, base: Base, plan: Plan, spool: Path) 
 
 
 def _payload(request: BuildRequest, folder: Path) -> Path | None:
-    """The prepared payload; None if the overlay's is taken."""
+    """Return the prepared payload; None if the payload of the overlay is used."""
     recipe = request.recipe
     if recipe.agent_runner is None:
         return None

@@ -1,7 +1,7 @@
 """Boot records: the boots that proved an image, in ``NAME.boot.json`` beside it.
 
-A record is about certain bytes, whose SHA-256 it has. It holds the last successful boot with each firmware. When it is
-written again for other bytes, the old boots are dropped::
+A record applies to certain bytes, whose SHA-256 it has. It holds the last successful boot with each firmware. When it
+is written again for other bytes, the old boots are dropped::
 
     with Evidence() as evidence:
         with boot(…, before=evidence.hold) as vm:
@@ -28,7 +28,7 @@ from imgkit.host.progress import bar
 
 VERSION = 1
 PUBLISHED = ("SHA256SUMS", "upload-manifest.json")
-"""Files by which the folder of a publication is recognised. It lists the hashes of its files, so nothing is added."""
+"""Files by which the folder of a publication is recognised. It lists the hashes of its files, so none may be added."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _QCOW2 = b"QFI\xfb"
@@ -79,8 +79,8 @@ class ChangedError(Exception):
 class Evidence:
     """The files of one boot, held open so that their hashes are of the bytes that were booted.
 
-    QEMU opens the files by name. A name that stands for the same unchanged file before and after the boot stood for it
-    all the time.
+    QEMU opens the files by name. If a name refers to the same unchanged file before and after the boot, QEMU has
+    opened that file.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Evidence:
         return BootRecord(arch=arch, boots={firmware: boot}, image=files[0]["name"], **_identity(files[0]))
 
     def _hashed(self, path: Path, source: BinaryIO, before: tuple[int, ...]) -> dict[str, Any]:
-        """The name, hash and size of a file, as the record has them."""
+        """Return the name, hash and size of a file, as the record has them."""
         size = before[-1]
         digest = hashlib.sha256()
         with bar(size, f"hash {path.name}") as progress:
@@ -209,5 +209,5 @@ def _identity(file: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from another one, and from itself after a change. The last number is its size."""
+    """Return numbers that differ between files, and change when a file is written to. The last one is its size."""
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,4 +1,4 @@
-"""The manifest: what an image is and what it is made of, in ``NAME.manifest.json`` beside it."""
+"""The manifest of an image: a description of the image and its sources, in ``NAME.manifest.json`` beside it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ManifestFile(StrictModel):
 
 
 class Manifest(StrictModel):
-    """The shape of the keys that are read again by ``publish``.
+    """The keys that ``publish`` reads.
 
     ``verify`` compares an image with everything in it, which :mod:`imgkit.verification.statement` checks.
     """
@@ -132,7 +132,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(
         path, MAX_SIZE, hint="a build puts the manifest beside the image", raw_names=True
     )
-    checked(Manifest, manifest, path, what="a manifest of imgkit")
+    checked(Manifest, manifest, path, description="a manifest of imgkit")
     return manifest
 
 
@@ -150,7 +150,7 @@ def _package(planned: PlannedPackage) -> dict[str, Any]:
 
 
 def _binaries(findings: BinaryFindings) -> dict[str, Any]:
-    """Programs and modules of the payload that cannot run in the image.
+    """Return the entry about programs and modules of the payload that cannot run in the image.
 
     With the policy ``prune``, those for other platforms were removed from it.
     """

@@ -1,1 +1,1 @@
-"""From a recipe to a plan: which files of which repositories an image is made of, and the lock file that keeps it."""
+"""Turn a recipe into a plan: which files of which repositories an image is made of, and the lock file that keeps it."""

@@ -30,7 +30,7 @@ class Base:
     """A verified minirootfs.
 
     Attributes:
-        version: the release that it is called by, ``3.23.6``.
+        version: the release by which it is listed, ``3.23.6``.
         artefact: its file.
         tree: its contents.
         keyring: the keys in it, which are trusted to sign indexes and packages.
@@ -55,11 +55,11 @@ def fetch_base(
 
     Args:
         spool: a new file, which takes its contents.
-        locked: take the minirootfs of this plan; its signature is verified all the same.
+        locked: take the minirootfs of this plan; its signature is verified as well.
         allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
 
     Raises:
-        InputError: the mirror does not have it, or it cannot be trusted.
+        InputError: the mirror does not have the minirootfs, or the minirootfs cannot be trusted.
     """
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
@@ -99,7 +99,7 @@ def freshness_of(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_s
 
 
 def _locked(plan: Plan) -> tuple[Release, str]:
-    """The release that a plan names, and its URL."""
+    """Return the release that a plan names, and its URL."""
     minirootfs = plan.minirootfs
     file = minirootfs.url.rpartition("/")[2]
     release = Release(MINIROOTFS, plan.version, file, sha256=minirootfs.sha256, size=minirootfs.size)
@@ -107,7 +107,7 @@ def _locked(plan: Plan) -> tuple[Release, str]:
 
 
 def _newest(recipe: Recipe, alpine: str, cache: Cache) -> tuple[Release, str]:
-    """The release that the mirror's list of releases has for the recipe, and its URL."""
+    """Return the release that the mirror's list of releases has for the recipe, and its URL."""
     folder = f"{recipe.mirror.rstrip('/')}/{recipe.branch}/releases/{alpine}"
     listing = f"{folder}/latest-releases.yaml"
     text = cache.fetch(Wanted(url=listing, max_bytes=_MAX_LISTING), description="releases").read_bytes()
@@ -116,7 +116,7 @@ def _newest(recipe: Recipe, alpine: str, cache: Cache) -> tuple[Release, str]:
 
 
 def _choose(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
-    """The release to take. A pinned version that the list no longer has is asked for by the name it must have."""
+    """Return the release to download. A pinned version that is no longer listed is requested by its usual file name."""
     try:
         return newest_minirootfs(listing, arch=alpine, version=recipe.version, name=name)
     except InputError:
@@ -128,7 +128,7 @@ def _choose(recipe: Recipe, listing: bytes, alpine: str, name: str) -> Release:
 
 
 def _wanted(release: Release, url: str) -> tuple[Wanted, Wanted]:
-    """The archive and its signature."""
+    """Return the archive and its signature."""
     archive = Wanted(
         url=url,
         max_bytes=_MAX_MINIROOTFS,
@@ -150,7 +150,7 @@ def _check_sha512(archive: Path, release: Release, url: str) -> None:
 
 
 def _keys_in(tree: Tree, name: str) -> Keyring:
-    """The public keys in a minirootfs.
+    """Return the public keys in a minirootfs.
 
     Raises:
         InputError: there is none, or one cannot be read.

@@ -1,4 +1,4 @@
-"""Downloading the packages of a plan, and opening them."""
+"""Download the packages of a plan, and open them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.rootfs.install import installed_in
 
 _MAX_PACKAGE = 2 << 30
-_CONTENT_SLACK = 16 << 20  # by which the contents of a package may exceed what its index states
+_CONTENT_SLACK = 16 << 20  # bytes by which the contents of a package may exceed what its index states
 
 
 def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False) -> tuple[Plan, Mapping[str, Path]]:
-    """Download the packages of a plan. Those that the minirootfs has in this very build are left out.
+    """Download the packages of a plan. Packages that the minirootfs has in the same build are left out.
 
     Args:
         locked: the plan is that of a lock file, which must have the SHA-256 of each file.
@@ -29,7 +29,7 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False
         The plan with the SHA-256 of each file, and package name → file.
 
     Raises:
-        InputError: a file cannot be had, is not what the index (or the lock) names, or the lock has no SHA-256 of it.
+        InputError: a file cannot be downloaded, is not the one in the index or the lock, or has no SHA-256 in the lock.
     """
     present = {record.package.name: record.package.identity for record in installed_in(base.tree)}
     missing = [planned for planned in plan.packages if present.get(planned.package.name) != planned.package.identity]
@@ -51,7 +51,7 @@ def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Pa
         spool: the file that the package's contents are appended to.
 
     Raises:
-        InputError: it is not the package that the plan names, or holds what no package may hold.
+        InputError: the file is not the package that the plan names, or holds what no package may hold.
     """
     return open_package(
         files[package.name],

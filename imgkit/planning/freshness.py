@@ -1,16 +1,16 @@
-"""Check that a mirror has what it should have by now.
+"""Check that the signed files of a mirror are not older than files seen before, and not of another branch.
 
-A signature says who made a file, but not when, nor for which place on a mirror. A mirror can go on showing an old
+A signature says who made a file, but not when, nor for which place on a mirror. A mirror can keep serving an old
 index, whose packages have security holes that were fixed since, or put the index of one branch where another's belongs.
-So the date of every signed index and minirootfs is remembered, for each repository whatever mirror it came from. An
-older file is refused, and so is one which says that it is of another branch.
+So the date of every signed index and minirootfs is remembered for each repository, regardless of the mirror. An
+older file is refused, and so is a file which says that it is of another branch.
 
-The memory is a folder of the cache. Each date is a file of its own, so that builds which run at the same time cannot
-replace a newer date with an older one::
+The dates are kept in a folder of the cache. Each date is a file of its own, so that builds which run at the same time
+cannot replace a newer date with an older one::
 
     newest/ab/abcd…/1700000000
 
-Deleting the cache deletes the memory: the next build believes what it sees first.
+Deleting the cache deletes the dates: the next build accepts what it sees first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TOLERANCE = 86400  # seconds that a date may be in the future; a later one is n
 
 @dataclass(frozen=True)
 class AlpineRelease:
-    """What a minirootfs says of itself.
+    """What a minirootfs says about itself.
 
     Attributes:
         version: the text of ``/etc/alpine-release``, ``3.23.6``.
@@ -52,7 +52,7 @@ class AlpineRelease:
 
 
 def release_of(tree: Tree) -> AlpineRelease | None:
-    """Return what a minirootfs says of itself, or None if it has no ``/etc/alpine-release``."""
+    """Return what a minirootfs says about itself, or None if it has no ``/etc/alpine-release``."""
     node = tree.stat(_ALPINE_RELEASE)
     return AlpineRelease(tree.text(_ALPINE_RELEASE).strip(), node.mtime) if isinstance(node, File) else None
 
@@ -63,11 +63,11 @@ class Freshness:
 
     Attributes:
         folder: the cache's.
-        signer: who vouches for the branch: the certificate that signed the minirootfs.
+        signer: the certificate that signed the minirootfs.
         recipe_branch: the branch that the recipe names.
         arch: Alpine's name of the architecture.
-        release: what the minirootfs says of itself.
-        allow: warn instead of refusing.
+        release: what the minirootfs says about itself.
+        allow: whether to warn instead of refusing.
     """
 
     folder: Path
@@ -79,22 +79,22 @@ class Freshness:
 
     @property
     def branch(self) -> str:
-        """The branch that all files must be of.
+        """The branch to which all files must belong.
 
-        It is the recipe's. ``latest-stable`` stands for the branch that the minirootfs says it is of, if it says one.
+        It is the recipe's. ``latest-stable`` refers to the branch that the minirootfs names, if it names one.
         """
         own = branch_of(self.release.version) if self.release else None
         return own if own not in (None, EDGE) and self.recipe_branch == LATEST else self.recipe_branch
 
     def check_minirootfs(self, url: str, version: str, *, chosen: bool) -> None:
-        """Check that the minirootfs is the one that it is called, and warn if its branch is no longer supported.
+        """Check that the minirootfs has the version by which it is listed, and warn if its branch is not supported.
 
         Args:
             version: what the list of releases, or a lock file, calls it.
-            chosen: somebody asked for this version, so it need not be the newest.
+            chosen: whether the user asked for this version, so that it need not be the newest.
 
         Raises:
-            InputError: it says that it is of another version or branch, or a newer one was seen before.
+            InputError: the minirootfs says that it is of another version or branch, or a newer one was seen before.
             HostError: the cache cannot be written.
         """
         warn_expired(self.branch)
@@ -102,7 +102,7 @@ class Freshness:
             return
         own = self.release.version
         if own not in (version, f"{own.partition('_alpha')[0]}_alpha{version}"):  # the list gives edge's date alone
-            self._refuse(f"{shown(url)}: is called {version}, but says itself that it is {own[:40]!r}")
+            self._refuse(f"{shown(url)}: is called {version}, but says that it is {own[:40]!r}")
         self._check_branch(url, branch_of(own), own)
         if not chosen:
             if self.recipe_branch == LATEST:
@@ -113,11 +113,11 @@ class Freshness:
         """Check a signed index. Its date is not remembered: see :meth:`remember_index`.
 
         Args:
-            description: what the index says of the sources that it was made from (:func:`branch_of`).
+            description: what the index says about the sources that it was made from (:func:`branch_of`).
             date: when it was made, in seconds since 1970.
 
         Raises:
-            InputError: it is of another branch, or a newer one was seen before.
+            InputError: the index is of another branch, or a newer one was seen before.
         """
         if description.startswith("v"):
             self._check_branch(url, branch_of(description), description)
@@ -126,8 +126,8 @@ class Freshness:
     def remember_index(self, repository: str, date: int) -> None:
         """Remember the date of an index from which a package was taken.
 
-        An index does not say which repository it is of. An index in the wrong place has nothing that the plan takes
-        from there; if its date were remembered, the right index might be refused for ever.
+        An index does not say to which repository it belongs. An index in the wrong place has no package that the plan
+        takes from there; if its date were remembered, the right index might be refused forever.
 
         Raises:
             HostError: the cache cannot be written.
@@ -140,7 +140,7 @@ class Freshness:
         """Compare the date of a signed file with the newest date that was seen, and remember it.
 
         Args:
-            name: of the repository, or what else the file is.
+            name: the name of the repository, or the kind of another file.
             date: in seconds since 1970; 0 if it is not known, which counts as older than any other.
 
         Raises:
@@ -151,14 +151,14 @@ class Freshness:
             _remember(self._memory(self.branch, name), date)
 
     def _is_newest(self, url: str, name: str, date: int) -> bool:
-        """Whether the date is later than the newest that was seen. An earlier one is refused."""
+        """Return whether the date is later than the newest that was seen. An earlier one is refused."""
         newest = _newest(self._memory(self.branch, name))
         if date < newest:
             self._refuse(f"{shown(url)}: is of {_day(date)}, but one of {_day(newest)} was seen before", _LAGGING_HINT)
         return date > newest
 
     def _check_latest(self, url: str) -> None:
-        """Compare the branch that ``latest-stable`` stands for with the latest that it stood for."""
+        """Compare the branch that ``latest-stable`` refers to with the latest branch that it referred to."""
         if self.branch == LATEST:
             return
         memory, number = self._memory(LATEST, "branch"), order(self.branch)
@@ -180,8 +180,8 @@ class Freshness:
 
     def _refuse(self, message: str, hint: str = _MISPLACED_HINT) -> None:
         if not self.allow:
-            raise InputError(message, hint=f"{hint}; {_OPTION} takes it nevertheless")
-        log.warning("%s; taken because of %s", message, _OPTION)
+            raise InputError(message, hint=f"{hint}; {_OPTION} accepts it anyway")
+        log.warning("%s; accepted because of %s", message, _OPTION)
 
 
 def warn_expired(branch: str, today: datetime.date | None = None) -> None:
@@ -192,7 +192,7 @@ def warn_expired(branch: str, today: datetime.date | None = None) -> None:
 
 
 def _newest(memory: Path) -> int:
-    """The newest date in a folder of the memory; 0 if there is none."""
+    """Return the newest date in a folder of remembered dates; 0 if there is none."""
     with suppress(OSError):
         return max((int(path.name) for path in memory.iterdir() if path.name.isdecimal()), default=0)
     return 0

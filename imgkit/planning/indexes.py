@@ -26,7 +26,7 @@ class Index:
 
     Attributes:
         name: the repository's in the recipe, ``main``.
-        description: what the index says of the sources that it was made from.
+        description: what the index says about the sources that it was made from.
         date: when it was made, in seconds since 1970; if it does not say, when its youngest package was built.
     """
 
@@ -50,7 +50,7 @@ def fetch_indexes(recipe: Recipe, alpine: str, keyring: Keyring, cache: Cache) -
 
     Raises:
         Version3Error: a repository has packages of format version 3 only.
-        InputError: an index cannot be had or trusted.
+        InputError: an index cannot be downloaded or trusted.
     """
     branch = f"{recipe.mirror.rstrip('/')}/{recipe.branch}"
     repositories = [
@@ -67,10 +67,10 @@ def packages_of(index: Artefact, keyring: Keyring, cache: Cache) -> tuple[Packag
     """Read an index of a plan again, from the cache or from the mirror.
 
     Returns:
-        Its packages; None if neither has this very index any more.
+        Its packages; None if neither has this index any more.
 
     Raises:
-        InputError: the index is there, and no trusted key signed it.
+        InputError: the index exists, but no trusted key signed it.
     """
     try:
         path = cache.fetch(Wanted(url=index.url, max_bytes=_MAX_INDEX, sha256=index.sha256))
@@ -86,8 +86,8 @@ def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> M
         names: as in ``provides``, without a version: ``so:libz.so.1``.
 
     Returns:
-        The names of packages, sorted, none for a name that nobody provides; None if the cache lacks an index of the
-        plan, as may happen with a lock file of another day or host.
+        For each name the sorted names of the packages that provide it; None if the cache lacks an index of the plan,
+        as may happen with a lock file from another day or host.
     """
     offline = Cache(cache.folder, offline=True)
     providing: dict[str, set[str]] = {name: set() for name in names}

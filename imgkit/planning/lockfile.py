@@ -1,7 +1,7 @@
 """The lock file of a recipe: its plans written down, so that a build can be repeated byte by byte.
 
 It lies beside the recipe (``recipes/alpine.lock``), is JSON, and names everything relative to the mirror, so that any
-mirror with the same files will do. It also holds what the recipe asked for: a recipe that was changed since is noticed.
+mirror with the same files can be used. It also holds what the recipe asked for, so that a changed recipe is noticed.
 :mod:`imgkit.planning.schemas` says what a lock file must look like::
 
     lockfile.write(lockfile.path_of(recipe_path), recipe, {"amd64": plan})
@@ -74,7 +74,7 @@ def read(path: Path, recipe: Recipe, arch: str) -> Plan:
     changed = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
     if changed:
         raise RecipeError(f"{path}: the recipe has changed since ({', '.join(changed)})", hint=hint)
-    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", what=_DESCRIPTION, hint=hint)
+    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", description=_DESCRIPTION, hint=hint)
     return _from_json(recipe, arch, locked)
 
 
@@ -93,7 +93,7 @@ def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """Architecture → entry, unchecked.
+    """Return architecture → entry, unchecked.
 
     Raises:
         InputError: the lock file is missing or not valid.
@@ -103,7 +103,7 @@ def _entries(path: Path) -> dict[str, Any]:
     version = lock.get("lock") if isinstance(lock, dict) else None
     if isinstance(version, int) and version != VERSION:
         raise InputError(f"{path}: is of version {version}, not {VERSION}", hint=hint)
-    return checked(Lock, lock, path, what=_DESCRIPTION, hint=hint).architectures
+    return checked(Lock, lock, path, description=_DESCRIPTION, hint=hint).architectures
 
 
 def _lock_command(path: Path) -> str:
@@ -111,7 +111,7 @@ def _lock_command(path: Path) -> str:
 
 
 def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
-    """What a plan depends on in the recipe; the version only if the recipe pins one."""
+    """Return the fields of the recipe that a plan depends on; the version only if the recipe pins one."""
     wants = {
         "branch": recipe.branch,
         "repositories": list(recipe.repositories),
@@ -121,7 +121,7 @@ def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
 
 
 def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The entry of one architecture."""
+    """Return the entry of one architecture."""
     base = f"{recipe.mirror.rstrip('/')}/"
 
     def artefact(file: Artefact) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 
 
 def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
-    """The plan in an entry."""
+    """Return the plan in an entry."""
     base = recipe.mirror.rstrip("/")
 
     def url(path: str) -> str:

@@ -1,6 +1,6 @@
 """Plans: the values that say exactly which files of a mirror an image is made of.
 
-Each file is vouched for. The recipe, or imgkit itself, brings the OpenPGP certificate that signs the minirootfs; the
+Each file is verified. The recipe, or imgkit itself, brings the OpenPGP certificate that signs the minirootfs; the
 minirootfs brings the keys that sign the indexes; an index vouches for its packages::
 
     base = fetch_base(recipe, "amd64", cache, spool)            # imgkit.planning.base
@@ -41,7 +41,7 @@ class PlannedPackage:
     Attributes:
         package: its record in the index, or in the database of the minirootfs.
         url: where its file is.
-        sha256: of the file, in hex; empty as long as nobody has downloaded it.
+        sha256: of the file, in hex; empty until it has been downloaded.
     """
 
     package: Package
@@ -87,5 +87,5 @@ class Plan:
 
 
 def latest_build(packages: Iterable[Package]) -> int:
-    """When the youngest of ``packages`` was built, in seconds since 1970; 0 if there are none."""
+    """Return when the youngest of ``packages`` was built, in seconds since 1970; 0 if there are none."""
     return max((package.build_time for package in packages), default=0)

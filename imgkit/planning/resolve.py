@@ -1,4 +1,4 @@
-"""Making a plan: the names in a recipe become exact packages of the mirror's newest indexes."""
+"""Make a plan: find the exact packages for the names in a recipe, in the mirror's newest indexes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_plan(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_stal
         allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
 
     Raises:
-        InputError: an index cannot be had or trusted, is older than one that was seen before, or of another branch.
+        InputError: an index cannot be downloaded or trusted, is older than one seen before, or of another branch.
         RecipeError: packages are unknown, or cannot be installed together.
     """
     facts = recipe.architecture(arch)

@@ -1,6 +1,6 @@
-"""The shape of a lock file: pydantic models that are applied before a plan is made of it.
+"""The schema of a lock file: pydantic models that are applied before a plan is made of it.
 
-Keys that are not named here are left alone: later versions may have more.
+Unknown keys are ignored: later versions may have more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_SIZE = 1 << 40  # bytes of a file or of a package's contents
 
 
 def _dependency(word: str) -> str:
-    """Return ``word`` if it is a dependency. Raises ValueError if it is not."""
+    """Return ``word`` if it is a dependency; raise ValueError if it is not."""
     Dependency.parse(word)
     return word
 
@@ -111,9 +111,9 @@ class Lock(StrictModel):
 
 
 def _first_repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
+    names_so_far: set[str] = set()
     for name in names:
-        if name in seen:
+        if name in names_so_far:
             return name
-        seen.add(name)
+        names_so_far.add(name)
     return None

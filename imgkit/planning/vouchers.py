@@ -1,9 +1,9 @@
-"""Building from a lock file: check again that somebody vouches for its packages.
+"""Check again, when building from a lock file, that a trusted key vouches for its packages.
 
 A lock names every file by its SHA-256, and the signatures were checked when it was written. Whoever can change the
-lock, or wrote another one, could name anything; so what is still there of the chain of trust is followed once more. The
-minirootfs is always verified (:func:`imgkit.planning.base.fetch_base`). The indexes of the lock are, as far as the
-cache still has them: mirrors have only newer ones. A package that is in none of them must be signed itself.
+lock, or write another one, could name anything; so the chain of trust is followed again as far as it still exists. The
+minirootfs is always verified (:func:`imgkit.planning.base.fetch_base`). The indexes of the lock are verified as far as
+the cache still has them, since mirrors have only newer ones. A package that is in none of them must be signed itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def check_locked(plan: Plan, base: Base, cache: Cache, files: Mapping[str, Path]
         files: package name → downloaded file.
 
     Raises:
-        InputError: a signature is wrong, or nobody vouches for a package: no index that the lock names has it, and if
-            one of these is neither in the cache nor on the mirror any more, no trusted key signed the package either.
+        InputError: a signature is wrong, or nothing vouches for a package: no index that the lock names has it, and if
+            one of these indexes is neither in the cache nor on the mirror any more, no trusted key signed the package
+            itself.
     """
     downloaded = [planned for planned in plan.packages if planned.package.name in files]
     identities, complete = _identities(plan, base, Cache(cache.folder, offline=True))
@@ -57,10 +58,10 @@ def check_locked(plan: Plan, base: Base, cache: Cache, files: Mapping[str, Path]
 
 
 def _identities(plan: Plan, base: Base, cache: Cache) -> tuple[set[str], bool]:
-    """The identities of all packages in the plan's indexes, and whether every index could be had.
+    """Return the identities of all packages in the plan's indexes, and whether every index was available.
 
     Raises:
-        InputError: an index is there, and no trusted key signed it.
+        InputError: an index exists, but no trusted key signed it.
     """
     indexes = [packages_of(index, base.keyring, cache) for index in plan.indexes]
     identities = {package.identity for packages in indexes if packages is not None for package in packages}

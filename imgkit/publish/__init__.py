@@ -1,1 +1,1 @@
-"""Publishing: what a build made becomes the folder that the host application downloads images from."""
+"""Publish the files of a build in a folder from which the host application downloads images."""

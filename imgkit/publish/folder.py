@@ -33,7 +33,7 @@ _MOST_BYTES = 1 << 20  # of an index; with two architectures it has 3 KiB
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """What to publish, and where to.
+    """What to publish, and where.
 
     Attributes:
         images: architecture → image. The other files of the build lie beside it.
@@ -53,7 +53,7 @@ class PublishRequest:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What is published now. ``changed`` is False if all of it had been published before."""
+    """The state after publishing. ``changed`` is False if everything had been published before."""
 
     folder: Path
     publication: Publication
@@ -66,7 +66,7 @@ def publish(request: PublishRequest) -> PublishResult:
     Raises:
         InputError: an image cannot be published, or the folder of the version holds something else.
         UsageError: another file is published under one of the names.
-        HostError: the folder cannot be written.
+        HostError: the folder cannot be written to.
     """
     base, target = request.base, request.base / request.version
     try:
@@ -118,7 +118,7 @@ _FileState: TypeAlias = tuple[int, int, int]
 
 
 def _identical(target: Path, staging: Path, known: Mapping[str, _FileState]) -> dict[str, _FileState]:
-    """The staged files that exist in ``target`` with the same bytes.
+    """Return the staged files that exist in ``target`` with the same bytes.
 
     Args:
         known: what this function returned before; files in that state are not read again.
@@ -150,7 +150,7 @@ def _equal(first: Path, second: Path) -> bool:
 
 
 def _published(target: Path, staged: Sequence[str]) -> Publication | None:
-    """The version as it is published so far; None if it does not exist.
+    """Return what is published of the version so far; None if it does not exist.
 
     Args:
         staged: names of files that will be moved there, and may be missing now.
@@ -163,7 +163,7 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
         publication = parse_index(read_bytes(index, _MOST_BYTES), index)
         for file in publication.files():
             if file.name not in staged and not (target / file.name).is_file():
-                raise InputError(f"{target / file.name}: {index} lists it, but it is not there")
+                raise InputError(f"{target / file.name}: {index} lists it, but it does not exist")
         return publication
     if target.exists() and any(target.iterdir()):
         raise InputError(
@@ -174,7 +174,7 @@ def _published(target: Path, staged: Sequence[str]) -> Publication | None:
 
 
 def _with_record(staged: Staged, target: Path, staging: Path) -> PublishedArchitecture:
-    """The architecture with its boot record: the published one, extended by boots with other firmware.
+    """Return the architecture with its boot record: the published one, extended by boots with other firmware.
 
     A record that has to be written is put into ``staging``.
     """
@@ -194,14 +194,14 @@ def _with_record(staged: Staged, target: Path, staging: Path) -> PublishedArchit
 
 
 def _merged(published: BootRecord | None, new: BootRecord | None) -> BootRecord | None:
-    """The published record, with the boots of the new one if it has a firmware more."""
+    """Return the published record, with the boots of the new one if that has a further firmware."""
     if published is None or new is None:
         return published or new
     return published if set(new.boots) <= set(published.boots) else published.with_boots(new)
 
 
 def _combined(request: PublishRequest, old: Publication | None, new: Sequence[PublishedArchitecture]) -> Publication:
-    """The publication after this run. It keeps its time if nothing else in it has changed."""
+    """Return the publication after this run. It keeps its time if nothing else in it has changed."""
     arches = {published.arch: published for published in (old.architectures if old else ())}
     for published in new:
         arches[published.arch] = _complete(published, arches.get(published.arch))
@@ -213,7 +213,7 @@ def _combined(request: PublishRequest, old: Publication | None, new: Sequence[Pu
 
 
 def _complete(new: PublishedArchitecture, old: PublishedArchitecture | None) -> PublishedArchitecture:
-    """The architecture, with the files of the same image that were published earlier and are missing this time."""
+    """Return the architecture, with files of the same image that are missing this time but were published earlier."""
     if old is None:
         return new
     return replace(new, kernel=new.kernel or old.kernel, initramfs=new.initramfs or old.initramfs)

@@ -1,4 +1,4 @@
-"""What a publication consists of, as values: names, addresses, and the texts of the files that list other files.
+"""The parts of a publication as values: names, addresses, and the texts of the files that list other files.
 
 The names and variables are those that the downloader of the host application and its two publishing scripts use.
 """
@@ -23,7 +23,7 @@ ALIASES = {"amd64": ("x64",), "arm64": ()}
 
 _VERSION = re.compile(r"(?=.*[0-9])[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
-"""Names of devices on Windows, with any extension (Naming Files, Paths, and Namespaces)."""
+"""Names of devices on Windows, with any extension (Microsoft's "Naming Files, Paths, and Namespaces")."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https?://[A-Za-z0-9._~:/%+,=\[\]-]+")
@@ -57,7 +57,7 @@ class PublishedArchitecture:
     firmwares: tuple[str, ...] = ()
 
     def files(self) -> Iterator[PublishedFile]:
-        """Every file, the image under each of its names."""
+        """Yield every file, the image under each of its names."""
         yield self.image
         for alias in ALIASES[self.arch]:
             yield PublishedFile(image_name(alias), self.image.sha256, self.image.size)
@@ -80,11 +80,11 @@ class Publication:
     architectures: tuple[PublishedArchitecture, ...]
 
     def url(self, file: PublishedFile) -> str:
-        """The address of ``file``, relative to the folder of the versions if the address of that is not known."""
+        """Return the address of ``file``, relative to the folder of the versions if ``base_url`` is None."""
         return f"{self.base_url}/{self.version}/{file.name}" if self.base_url else f"{self.version}/{file.name}"
 
     def files(self) -> list[PublishedFile]:
-        """Every file with a checksum, in the order of the names."""
+        """Return every file with a checksum, in the order of the names."""
         return sorted((file for arch in self.architectures for file in arch.files()), key=lambda file: file.name)
 
 
@@ -119,12 +119,15 @@ def check_base_url(text: str) -> str:
 
 
 def image_name(arch: str) -> str:
-    """The published name of an image."""
+    """Return the published name of an image."""
     return f"image-linux-{arch}.qcow2"
 
 
 def texts(publication: Publication) -> dict[str, str]:
-    """The files that list other files, by name and in the order in which they are replaced: the index comes last."""
+    """Return the texts of the files that list other files, by name.
+
+    They are in the order in which the files are replaced: the index comes last.
+    """
     files = publication.files()
     return {
         **{f"{file.name}.sha256": _sum(file) for file in files},
@@ -136,7 +139,7 @@ def texts(publication: Publication) -> dict[str, str]:
 
 
 def _sum(file: PublishedFile) -> str:
-    """A line as ``sha256sum`` prints and reads it."""
+    """Return a line in the format of ``sha256sum``."""
     return f"{file.sha256}  {file.name}\n"
 
 
@@ -145,7 +148,7 @@ def _json(body: Mapping[str, Any]) -> str:
 
 
 def upload_manifest(publication: Publication) -> dict[str, Any]:
-    """The same as the upload tool of the application writes."""
+    """Return the manifest that the application's upload tool writes."""
     return {
         "version": publication.version,
         "generatedAt": publication.generated_at,
@@ -161,7 +164,7 @@ def upload_manifest(publication: Publication) -> dict[str, Any]:
 
 
 def environment(publication: Publication) -> str:
-    """The variables that the application reads, one per line, for shells, systemd and ``--env-file``."""
+    """Return the variables that the application reads, one per line, for shells, systemd and ``--env-file``."""
     lines = [f"# Version {publication.version}, for the environment of the host application."]
     if publication.base_url:
         lines.append(f"COWORK_SANDBOX_BASE_URL={publication.base_url}")

@@ -45,10 +45,10 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
     Args:
         folder: where the build has put them.
         name: the name of the recipe.
-        arches: the architectures that must be there; if it is empty, those that are there are taken.
+        arches: the required architectures; if it is empty, all that exist are taken.
 
     Raises:
-        InputError: an image that must be there is missing, or there is none at all.
+        InputError: the image of a required architecture is missing, or there is no image at all.
     """
     paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
     existing = {arch: path for arch, path in paths.items() if path.is_file()}
@@ -59,14 +59,14 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
         )
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:
-        log.info("%s: not there, so it is not published", path)
+        log.info("%s: missing, so it is not published", path)
     return existing
 
 
 def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     """Copy the files of one architecture into ``folder``, and check the copies.
 
-    A published file must not change if somebody writes to the built file later; so it is a copy, and no link.
+    A published file must not change if the built file is written to later; so it is a copy, not a link.
 
     Args:
         unproved: whether an image is accepted that no boot has proved.
@@ -98,7 +98,7 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
 
 
 def _check(source: Path, file: PublishedFile, stated: object, manifest: Path) -> None:
-    """Compare a copied file with what the manifest says of it.
+    """Compare a copied file with what the manifest says about it.
 
     Raises:
         InputError: the SHA-256 differs.
@@ -124,7 +124,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
         hint = "it comes from an earlier imgkit: build it again"
         raise InputError(f"{near}: the manifest of the {arch} image names no {role}", hint=hint)
     if not (near / name).is_file():
-        log.warning("%s: not there, so the %s image is published without it", near / name, arch)
+        log.warning("%s: missing, so the %s image is published without it", near / name, arch)
         return None
     copied = _copy(near / name, folder / name)
     _check(near / name, copied, stated, near)
@@ -132,7 +132,7 @@ def _boot_file(role: str, arch: str, near: Path, manifest: Mapping[str, Any], fo
 
 
 def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, PublishedFile | None]) -> BootRecord | None:
-    """The boot record of this image, without direct boots of another kernel or initramfs; None if nothing is left."""
+    """Return the boot record of this image without direct boots of another kernel or initramfs, or None."""
     record = bootrecord.read(bootrecord.path_of(image))
     if record is None or record.sha256 != published.sha256:
         return None
@@ -145,11 +145,11 @@ def _proof(image: Path, published: PublishedFile, boot_files: Mapping[str, Publi
 
 
 def _proves(firmware: str, booted: object, file: PublishedFile | None) -> bool:
-    """Whether a boot has proved this kernel or initramfs. Only a direct boot takes them from beside the image.
+    """Return whether a boot has proved this kernel or initramfs. Only a direct boot takes them from beside the image.
 
     Args:
-        booted: what the record says of the file that was booted; None if it says nothing.
-        file: the file that is published; None if none is.
+        booted: what the record says about the file that was booted; None if it says nothing.
+        file: the file that is published; None if there is none.
     """
     if booted is None:
         return firmware != "direct"

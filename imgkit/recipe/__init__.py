@@ -3,7 +3,7 @@
     recipe = load(Path("recipes/alpine.py"), {"size": "8G"})
     recipe.architecture("amd64").packages
 
-``spec`` has the fields, ``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and words its faults.
+``spec`` has the fields, ``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and describes its faults.
 """
 
 from imgkit.recipe.loading import load, parse_setting

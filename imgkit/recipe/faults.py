@@ -18,7 +18,7 @@ _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT spe
 
 
 def sentence(error: ErrorDetails) -> str:
-    """One fault that pydantic found, as ``field: what is wrong``."""
+    """Return one fault that pydantic found, as ``field: what is wrong``."""
     location, value = error["loc"], error["input"]
     place = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
@@ -33,18 +33,18 @@ def sentence(error: ErrorDetails) -> str:
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
-    """Faults that only show when fields are compared, and files that are missing. Each begins with its field."""
+    """Yield contradictions between fields, and files that are missing. Each line begins with its field."""
     for field in PATHS:
         path = getattr(recipe, field)
         if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):
-            yield f"{field}: {path} is not there"
+            yield f"{field}: {path} does not exist"
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
     if not recipe.mirror.startswith(("http://", "https://")):
-        yield f"mirror: {recipe.mirror!r} is no http(s) URL"
+        yield f"mirror: {recipe.mirror!r} is not an http(s) URL"
     if not recipe.architectures:
-        yield "architectures: there is none"
+        yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():
         yield from (f"architectures.{name}.partitions: {fault}" for fault in _partition_faults(architecture))
 

@@ -1,4 +1,4 @@
-"""From a recipe's file, and what the command line sets, to a frozen :class:`Recipe`."""
+"""Load a recipe's file, and the fields that the command line sets, into a frozen :class:`Recipe`."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
 
 
 def _missing(path: Path) -> RecipeError:
-    """The error for a recipe that is not there."""
+    """Return the error for a recipe that does not exist."""
     names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")], limit=1)
     hint = f"did you mean {path.parent / names[0]}?" if names else "give the path of a recipe, e.g. recipes/alpine.py"
     return RecipeError(f"{path}: no such recipe", hint=hint)
 
 
 def _error(path: Path, problems: Sequence[str], origins: Mapping[str, str]) -> RecipeError | UsageError:
-    """The error for problems, each of which begins with its field.
+    """Return the error for problems, each of which begins with its field.
 
     A problem with a field that the command line or the environment set is not the recipe's fault.
     """
@@ -74,7 +74,7 @@ def parse_setting(text: str) -> tuple[str, object]:
     """Parse ``NAME=VALUE`` of the command line.
 
     Returns:
-        The name of a field, and its value: the text itself for a field of text, else what it is in YAML.
+        The name of a field, and its value: the text itself for a text field, otherwise the text parsed as YAML.
 
     Raises:
         UsageError: there is no ``=``, recipes have no such field, or the value is not YAML.

@@ -15,7 +15,7 @@ from imgkit.errors import RecipeError
 
 
 def public_values(module: ModuleType) -> dict[str, object]:
-    """The values that a module defines: its public names that are neither modules, functions nor classes."""
+    """Return the values that a module defines: its public names that are neither modules, functions nor classes."""
     return {
         name: value
         for name, value in vars(module).items()

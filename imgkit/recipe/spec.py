@@ -29,7 +29,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """The bytes of a size such as ``4G``, ``512M`` or ``1073741824`` (powers of 1024; ``GiB`` and ``GB`` mean ``G``).
+    """Return the bytes of a size such as ``4G``, ``512M`` or ``1073741824``.
+
+    Units are powers of 1024; ``GiB`` and ``GB`` mean ``G``.
 
     Raises:
         ValueError: the text is not a size, or the size is zero.
@@ -57,7 +59,7 @@ def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
 
 
 def _module_fields(value: object) -> object:
-    """The public values of a module; any other value as it is."""
+    """Return the public values of a module; any other value as it is."""
     return public_values(value) if isinstance(value, ModuleType) else value
 
 
@@ -78,7 +80,7 @@ class _Spec(BaseModel):
 class PartitionSpec(_Spec):
     """One partition. The root needs no ``size``: it is the last on the disk and takes what the others leave.
 
-    Numbers follow from the kind, because hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
+    Numbers follow from the kind, since hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
     """
 
     kind: PartitionKind
@@ -163,7 +165,7 @@ class Recipe(_Spec):
     ]
 
     def architecture(self, name: str) -> Architecture:
-        """The facts of the architecture ``name``, such as "amd64".
+        """Return the facts of the architecture ``name``, such as "amd64".
 
         Raises:
             UsageError: the recipe has no such architecture.

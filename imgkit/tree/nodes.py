@@ -1,4 +1,4 @@
-"""What a Tree consists of: directories, files, links and devices, and the contents of files."""
+"""The nodes of a Tree: directories, files, links and devices, and the contents of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Content(Protocol):
-    """The bytes of a regular file, which may be anywhere."""
+    """The bytes of a regular file, wherever they are kept."""
 
     @property
     def size(self) -> int:
@@ -80,9 +80,11 @@ class _Window(io.RawIOBase):
         self._left = size
 
     def readable(self) -> bool:
+        """Return True: the stream can be read."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read bytes into ``buffer``; raise EOFError if the file has become shorter."""
         view = memoryview(buffer)[: self._left]
         if not view:
             return 0
@@ -93,13 +95,14 @@ class _Window(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """Close the file."""
         self._source.close()
         super().close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Attributes:
-    """What every node has: permission bits, owner, and ``mtime`` in whole seconds since 1970."""
+    """The attributes of every node: permission bits, owner, and ``mtime`` in whole seconds since 1970."""
 
     mode: int
     uid: int = 0
@@ -133,7 +136,7 @@ class Symlink(_Attributes):
 
 @dataclass(frozen=True, kw_only=True)
 class HardLink(_Attributes):
-    """Another name of the regular file at ``target`` (a path of the Tree), whose attributes count."""
+    """Another name of the regular file at ``target`` (a path of the Tree), whose attributes apply."""
 
     target: str
     mode: int = 0o644
@@ -161,5 +164,5 @@ _KINDS: Mapping[type, str] = {
 
 
 def kind(node: Node) -> str:
-    """What a node is in words, such as "symbolic link"."""
+    """Return the kind of a node in words, such as "symbolic link"."""
     return _KINDS[type(node)]

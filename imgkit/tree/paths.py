@@ -1,4 +1,4 @@
-"""Paths of a Tree, and which of them are proper."""
+"""Paths of a Tree, and the check that they are valid."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MAX_NAME = 255
 
 
 class TreeError(Exception):
-    """A path or an operation is not possible in this Tree. Callers decide whose fault that is."""
+    """A path or an operation is not possible in this Tree. Callers turn it into an error of :mod:`imgkit.errors`."""
 
 
 def check_path(path: str) -> str:
-    """Return ``path`` if it is a proper path of a Tree.
+    """Return ``path`` if it is a valid path of a Tree.
 
     Raises:
         TreeError: the path is absolute, has empty, ``.`` or ``..`` parts or control characters (apk refuses these,
@@ -33,10 +33,10 @@ def _is_too_long(path: str) -> bool:
 
 
 def encoded(text: str) -> bytes:
-    """The bytes of a path or a link's target; surrogates stand for bytes that are not UTF-8."""
+    """Return the bytes of a path or a link's target; surrogates stand for bytes that are not UTF-8."""
     return text.encode(errors="surrogateescape")
 
 
 def parent(path: str) -> str:
-    """The directory that ``path`` is in."""
+    """Return the directory that ``path`` is in."""
     return path.rpartition("/")[0]

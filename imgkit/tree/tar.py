@@ -13,7 +13,7 @@ _DEVICE_TYPES = {"c": tarfile.CHRTYPE, "b": tarfile.BLKTYPE, "p": tarfile.FIFOTY
 
 
 def xattrs_of(pax: Mapping[str, str]) -> Mapping[str, bytes]:
-    """The extended attributes of an entry, from its pax records."""
+    """Return the extended attributes of an entry, from its pax records."""
     xattrs = {
         key[len(_XATTR) :]: value.encode(errors="surrogateescape")
         for key, value in pax.items()
@@ -23,7 +23,7 @@ def xattrs_of(pax: Mapping[str, str]) -> Mapping[str, bytes]:
 
 
 def member(path: str, node: Node) -> tarfile.TarInfo:
-    """The header of the entry for ``node``, with numeric owners only."""
+    """Return the header of the entry for ``node``, with numeric owners only."""
     info = tarfile.TarInfo("./" + path)
     info.mode, info.uid, info.gid, info.mtime = node.mode, node.uid, node.gid, node.mtime
     info.pax_headers = {

@@ -21,7 +21,7 @@ MAX_TEXT = 64 << 20
 
 
 def _reversed_parts(path: str) -> list[str]:
-    """The parts of a path that mean something, the last one first."""
+    """Return the parts of a path without empty ones and ``.``, the last part first."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
@@ -34,7 +34,7 @@ class Tree:
         self._names: dict[str, set[str]] = {}  # path of a file → paths of the hard links to it
 
     def copy(self) -> Tree:
-        """An independent Tree with the same nodes; the nodes themselves are shared, as they never change."""
+        """Return an independent Tree with the same nodes; the nodes themselves are shared, as they never change."""
         other = Tree()
         other.replace_with(self)
         return other
@@ -48,11 +48,11 @@ class Tree:
     # ---- reading -------------------------------------------------------------------------------------------------
 
     def __contains__(self, path: object) -> bool:
-        """Whether there is a node at exactly this path (``lstat``: a dangling symbolic link is a node)."""
+        """Return whether there is a node at exactly this path (``lstat``: a dangling symbolic link is a node)."""
         return path in self._nodes
 
     def __getitem__(self, path: str) -> Node:
-        """The node at exactly this path (``lstat``).
+        """Return the node at exactly this path (``lstat``).
 
         Raises:
             KeyError: there is none.
@@ -60,33 +60,33 @@ class Tree:
         return self._nodes[path]
 
     def get(self, path: str) -> Node | None:
-        """The node at exactly this path, or None."""
+        """Return the node at exactly this path, or None."""
         return self._nodes.get(path)
 
     def __len__(self) -> int:
-        """The number of nodes, the root included."""
+        """Return the number of nodes, the root included."""
         return len(self._nodes)
 
     def __iter__(self) -> Iterator[str]:
-        """Every path, sorted by its parts: directories come before what is in them, the root is first."""
+        """Return every path, sorted by its parts: directories come before what is in them, the root is first."""
         return iter(sorted(self._nodes, key=lambda path: path.split("/")))
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """Paths and nodes in the order of iteration."""
+        """Yield paths and nodes in the order of iteration."""
         for path in self:
             yield path, self._nodes[path]
 
     def children(self, path: str) -> list[str]:
-        """The paths in the directory at exactly ``path``, sorted; empty if that is not a directory."""
+        """Return the paths in the directory at exactly ``path``, sorted; empty if that is not a directory."""
         prefix = path + "/" if path else ""
         return sorted(prefix + name for name in self._children.get(path, ()))
 
     def count(self, path: str) -> int:
-        """The number of nodes in the directory at exactly ``path``; 0 if that is not a directory."""
+        """Return the number of nodes in the directory at exactly ``path``; 0 if that is not a directory."""
         return len(self._children.get(path, ()))
 
     def walk(self, top: str) -> Iterator[tuple[str, Node]]:
-        """The node at ``top`` and everything below it, parents first, sorted."""
+        """Yield the node at ``top`` and everything below it, parents first, sorted."""
         todo = [top]
         while todo:
             path = todo.pop()
@@ -94,7 +94,7 @@ class Tree:
             todo += reversed(self.children(path))
 
     def resolve(self, path: str, *, follow: bool = True) -> str:
-        """The path that ``path`` leads to when symbolic links are followed; nothing need be there.
+        """Return the path that ``path`` leads to when symbolic links are followed; it need not exist.
 
         Args:
             path: relative to the root; a leading ``/`` is accepted, ``.`` and ``..`` have their meaning in a chroot.
@@ -125,15 +125,15 @@ class Tree:
         return resolved
 
     def stat(self, path: str) -> Node | None:
-        """The node that ``path`` leads to when symbolic and hard links are followed, or None."""
+        """Return the node that ``path`` leads to when symbolic and hard links are followed, or None."""
         node = self._nodes.get(self.resolve(path))
         return self._nodes.get(node.target) if isinstance(node, HardLink) else node
 
     def read(self, path: str, limit: int = MAX_READ) -> bytes:
-        """The contents of the regular file that ``path`` leads to.
+        """Return the contents of the regular file that ``path`` leads to.
 
         Raises:
-            TreeError: nothing is there, or not a regular file.
+            TreeError: there is nothing at the path, or something other than a regular file.
             InputError: the file has more than ``limit`` bytes, which a hostile package could use to fill the memory.
         """
         node = self.stat(path)
@@ -144,7 +144,7 @@ class Tree:
         return node.content.read()
 
     def text(self, path: str) -> str:
-        """:meth:`read` and decode as UTF-8; other bytes survive a round trip (surrogateescape)."""
+        """Return the contents of :meth:`read` decoded as UTF-8; other bytes survive a round trip (surrogateescape)."""
         return self.read(path, MAX_TEXT).decode(errors="surrogateescape")
 
     # ---- changing ------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Tree:
         A directory that is added over a directory replaces its attributes and keeps what is in it.
 
         Raises:
-            TreeError: the path is not proper, its parent is missing or not a directory, a directory would be replaced
+            TreeError: the path is not valid, its parent is missing or not a directory, a directory would be replaced
                 by something else or the other way round, a hard link's target is not a regular file of the Tree, or
                 a symbolic link's target is not possible.
         """
@@ -201,7 +201,7 @@ class Tree:
         old = self.stat(place)
         if isinstance(old, File):
             node = self._nodes[place]
-            place = node.target if isinstance(node, HardLink) else place  # the file counts, under all of its names
+            place = node.target if isinstance(node, HardLink) else place  # write to the file that all its names share
             self._nodes[place] = replace(old, content=content, mtime=mtime, mode=old.mode if mode is None else mode)
             return
         self.mkdir(parent(place), mtime=mtime)
@@ -229,7 +229,7 @@ class Tree:
         """Remove the node at exactly ``path``; a file with other names is kept under the first of them.
 
         Raises:
-            TreeError: it is the root, or a directory that is not empty.
+            TreeError: the node is the root, or a directory that is not empty.
             KeyError: there is no such node.
         """
         node = self._nodes[path]
@@ -241,7 +241,7 @@ class Tree:
         self._children[parent(path)].discard(path.rpartition("/")[2])
 
     def _forget(self, path: str, node: Node | None) -> None:
-        """Prepare that ``node`` leaves ``path``: the first of a file's other names becomes the file."""
+        """Prepare the removal of ``node`` from ``path``: the first of a file's other names becomes the file."""
         if isinstance(node, HardLink):
             self._names[node.target].discard(path)
         names = self._names.pop(path, None)
@@ -280,5 +280,5 @@ class Tree:
 
 
 def _is_possible_target(target: str) -> bool:
-    """Whether symlink(2) takes this target."""
+    """Return whether symlink(2) accepts this target."""
     return target != "" and "\0" not in target and len(encoded(target)) <= MAX_PATH

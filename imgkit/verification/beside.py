@@ -17,7 +17,7 @@ _PREFIX = {"kernel": "vmlinuz", "initramfs": "initramfs"}
 
 
 def is_as_built(path: Path, stated: StatedFile) -> bool:
-    """Whether a file is the one that was built. A file of another size is not read.
+    """Return whether a file is the one that was built. A file of another size is not read.
 
     Raises:
         InputError: the file cannot be read.
@@ -32,12 +32,12 @@ def is_as_built(path: Path, stated: StatedFile) -> bool:
 
 
 def manifest_of(image: Path) -> Path:
-    """Where the manifest of an image lies."""
+    """Return where the manifest of an image lies."""
     return image.with_suffix(".manifest.json")
 
 
 def boot_files(image: Path, arch: str) -> dict[str, Path]:
-    """What a direct boot starts from: "kernel" and "initramfs" → file beside the image, which may be missing.
+    """Return the files of a direct boot beside the image, which may be missing: "kernel" and "initramfs" → path.
 
     Their names are those in the manifest beside the image. Without a manifest, the last name in the alphabet that fits
     is taken; if there is no such file, the role is left out.
@@ -57,8 +57,8 @@ def compare_boot_files(image: Path, stated: Statement) -> tuple[list[str], list[
     """Compare the files beside the image that ``imgkit boot --firmware direct`` would start from.
 
     Returns:
-        The names of the files that are as they were built, and one line for each fault. A file that is not there is no
-        fault: an image is often kept without them.
+        The names of the files that are as they were built, and one line for each fault. A missing file is not a fault:
+        an image is often kept without these files.
 
     Raises:
         InputError: a file cannot be read.
@@ -77,10 +77,10 @@ def compare_boot_files(image: Path, stated: Statement) -> tuple[list[str], list[
 
 
 def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
-    """One line for each file that a direct boot may take in place of the one that was built.
+    """Yield one line for each file that a direct boot may take in place of the one that was built.
 
-    A direct boot goes by the manifest beside the image, which may be another one than is compared with here; and by the
-    names of the files if there is no manifest. Both ways are looked at.
+    A direct boot uses the manifest beside the image, which may not be the one that is compared with here, or the names
+    of the files if there is no manifest. Both ways are checked.
     """
     candidates = {_last(image.parent, role, arch)}
     with suppress(InputError):  # with a damaged manifest nothing is booted
@@ -91,6 +91,6 @@ def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
 
 
 def _last(folder: Path, role: str, arch: str) -> str:
-    """The last name in the alphabet that fits a role; empty if none does."""
+    """Return the last name in the alphabet that fits a role; empty if none does."""
     names = [path.name for path in folder.glob(f"{_PREFIX[role]}-*-{arch}")] if arch.isalnum() else []
     return max(names, default="")

@@ -1,8 +1,9 @@
 """Compare an image with its manifest, in three stages from quick to slow:
 
-1. The files of the build. If the SHA-256 of the image is that of the manifest, it is the very file that was built.
-2. If it is another file: the disk that a guest sees, byte by byte. This needs no appliance.
-3. If the disk differs in a part that holds files: the files, so that the difference can be named.
+1. The files of the build are compared. If the SHA-256 of the image is that of the manifest, it is the file that was
+   built.
+2. If it is another file, the disk that a guest sees is compared byte by byte. This needs no appliance.
+3. If the disk differs in a part that holds files, the files are compared, so that the difference can be named.
 
 ::
 
@@ -50,8 +51,8 @@ class Verification:
     """The result of a comparison.
 
     Attributes:
-        proved: sentences about what is as it was built.
-        faults: one line for each thing that is not; empty if the image is as it was built.
+        proved: sentences about everything that is as it was built.
+        faults: one line for each difference; empty if the image is as it was built.
     """
 
     proved: list[str] = field(default_factory=list)
@@ -60,7 +61,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared: an image, what is known of its file, and a folder for scratch files."""
+    """The image to compare, what is known about its file, and a folder for scratch files."""
 
     image: Path
     info: ImageInfo
@@ -68,7 +69,7 @@ class Subject:
 
 
 def limits_for(stated: Statement, size: int | None, seconds: float | None) -> Limits:
-    """The limits for reading an image with this manifest. By default they are twice what was built, and 900 s.
+    """Return the limits for reading an image with this manifest. By default they are twice what was built, and 900 s.
 
     Args:
         size, seconds: limits that the user has given; None takes the default.
@@ -79,7 +80,7 @@ def limits_for(stated: Statement, size: int | None, seconds: float | None) -> Li
 
 
 def _size_of(record: NodeRecord) -> int:
-    """Bytes of a file, from a record that anybody may have written."""
+    """Return the size of a file in bytes, from a record that is not trusted."""
     size = record.get("size", 0)
     return size if type(size) is int and size > 0 else 0
 
@@ -92,7 +93,7 @@ def verify(subject: Subject, stated: Statement, limits: Limits, open_disk: OpenD
 
     Raises:
         InputError: the image cannot be read (UnreadableImageError), or reading it exceeds ``limits`` (LimitError).
-        HostError: the host lacks something.
+        HostError: the host lacks a program, a kernel or space.
     """
     result = Verification()
     same, faults = compare_boot_files(subject.image, stated)
@@ -128,7 +129,7 @@ def _compare_disk(
 
 
 def _proved(report: DiskReport) -> Iterator[str]:
-    """Sentences about a disk without a difference."""
+    """Yield sentences about a disk without a difference."""
     if report.differences or report.pending:
         return
     grown = report.size != report.built
@@ -143,7 +144,7 @@ def _proved(report: DiskReport) -> Iterator[str]:
 
 
 def _located(report: DiskReport) -> Iterator[str]:
-    """One line for each region of the disk that differs, with the ranges of bytes."""
+    """Yield one line for each region of the disk that differs, with the ranges of bytes."""
     if report.pending:
         yield f"root filesystem: {report.pending}"
     regions = dict.fromkeys(difference.region for difference in report.differences)
@@ -178,7 +179,7 @@ def _compare_files(
     """
     expected = {**LOST_AND_FOUND, **stated.files}
     with open_disk(raw, limits) as reader:
-        # Replaying the journal writes to the overlay of the appliance, so that this comes first.
+        # This comes first, because replaying the journal writes to the overlay of the appliance.
         not_replayed = _compared(reader, "root", expected, limits, replay=False) if root and pending else []
         if root:
             lines = _compared(reader, "root", expected, limits)
@@ -189,7 +190,7 @@ def _compare_files(
 
 
 def _on_esp(stated: Statement) -> dict[str, NodeRecord]:
-    """Records of the files of the EFI system partition and their folders, owned as the appliance mounts it."""
+    """Return the records of the EFI system partition's files and folders, with the owner that the mount gives them."""
     owner = {"mode": "0755", "uid": 0, "gid": 0}
     files = {
         "/" + name: {"type": "file", "size": file.size, "sha256": file.sha256, **owner}
@@ -207,7 +208,7 @@ def _compared(
     *,
     replay: bool = True,
 ) -> list[str]:
-    """One line for each path of a filesystem that is not as expected, or one that says that all are."""
+    """Return one line for each path of a filesystem that differs, or a line which says that none does."""
     name = {"root": ROOT, "esp": ESP}[filesystem]
     try:
         archive = reader.archive(filesystem, replay=replay)
@@ -221,7 +222,7 @@ def _compared(
 
 
 def _unread(archive: Archive, contents: Contents, limits: Limits) -> Iterator[str]:
-    """One line for each thing that could not be compared."""
+    """Yield one line for each thing that could not be compared."""
     if contents.more:
         yield f"{contents.more} further paths are not in the manifest"
     if not archive.complete:

@@ -1,7 +1,7 @@
 """Compare a tar archive of a filesystem with the files that a manifest lists, member by member.
 
 The archive may come from a hostile image: it may have a million files, names with control characters, or end in the
-middle. How much is kept in memory depends on the manifest only.
+middle. The memory that this takes depends on the manifest only.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, NodeRecord],
 
 
 def _path(name: str) -> str:
-    """The path of a member in the filesystem, as the manifest has it."""
+    """Return the path of a member in the filesystem, as the manifest has it."""
     inside = name.removeprefix("./").strip("/")
     return "/" if inside == "." else "/" + inside
 
 
 def _record(header: Header, stream: TarStream, records: Mapping[str, NodeRecord]) -> NodeRecord:
-    """The record of a member. ``records`` has those of the members before it, which a hard link refers to."""
+    """Return the record of a member. ``records`` has those of the members before it, which a hard link refers to."""
     if header.kind == tarstream.HARD_LINK:
         target = _path(header.link)
         first = records.get(target, {"type": "file"})
@@ -118,7 +118,7 @@ def _sha256(pieces: Iterator[memoryview]) -> str:
 
 
 def with_one_leader(records: Mapping[str, NodeRecord]) -> dict[str, NodeRecord]:
-    """The same records, with hard links in one form: the other names of a file link to its first name in the alphabet.
+    """Return the records with hard links in one form: a file's other names link to its alphabetically first name.
 
     An archive may have the names in any order.
     """

@@ -14,7 +14,7 @@ from imgkit.engines.chunks import chunks
 from imgkit.engines.limits import Limits
 
 TAIL = "behind the disk that was built"
-"""The name of the region by which a disk was enlarged."""
+"""The name of the region that was added to an enlarged disk."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DiskReport:
     pending: str = ""
 
     def touches(self, region: str) -> bool:
-        """Whether anything differs in the region of this name."""
+        """Return whether anything differs in the region of this name."""
         return any(difference.region == region for difference in self.differences)
 
 
@@ -64,13 +64,13 @@ def compare_disk(path: Path, size: int, stated: DiskMap, limits: Limits) -> Disk
 
 
 def _regions(size: int, stated: DiskMap) -> list[Region]:
-    """The regions of the map, and one more for what was added to the disk."""
+    """Return the regions of the map, and one more for what was added to the disk."""
     behind = [Region(TAIL, stated.size, size - stated.size)] if size > stated.size else []
     return [*stated.regions, *behind]
 
 
 def _wrong(path: Path, size: int, stated: DiskMap, limits: Limits) -> Iterator[Chunk]:
-    """The chunks that differ. Those that the map has, and of which the disk has nothing but zeros, come last."""
+    """Yield the chunks that differ. Those that the map has, and of which the disk has nothing but zeros, come last."""
     regions = _regions(size, stated)
     left = dict(stated.hashes)
     for chunk, data in chunks(path, regions, most=limits.size, deadline=limits.deadline):
@@ -109,7 +109,7 @@ def _excuse_growth(path: Path, size: int, stated: DiskMap, wrong: dict[int, Chun
 
 
 def _as_built(head: bytes, stated: DiskMap) -> bool:
-    """Whether the boot sector and the partition table in ``head`` are those of the map."""
+    """Return whether the boot sector and the partition table in ``head`` are those of the map."""
     regions = [region for region in stated.regions if region.name in (BOOT_SECTOR, TABLE)]
     return len(regions) == 2 and all(
         stated.hashes.get(region.start) == hashlib.sha256(head[region.start : region.end]).hexdigest()
@@ -124,7 +124,7 @@ def _read(path: Path, place: Chunk | Region) -> bytes:
 
 
 def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
-    """Whether the old backup table was cleared: all of it, or (as parted does) its header only.
+    """Return whether the old backup table was cleared: all of it, or (as parted does) its header only.
 
     Args:
         built: the head of the disk as it was built, which has the same entries.
@@ -136,7 +136,7 @@ def _is_cleared(path: Path, region: Region, built: bytes) -> bool:
 
 
 def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
-    """A chunk of zeros with those ``parts`` of the disk (offset → bytes) that lie in it."""
+    """Return a chunk of zeros with those ``parts`` of the disk (offset → bytes) that lie in it."""
     data = bytearray(chunk.end - chunk.start)
     for start, part in parts.items():
         for place, byte in enumerate(part, start - chunk.start):
@@ -146,7 +146,7 @@ def _overlaid(chunk: Chunk, parts: Mapping[int, bytes]) -> bytes:
 
 
 def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
-    """The chunks as differences; neighbours in the same region become one."""
+    """Yield the chunks as differences; adjacent ones in the same region become one."""
     last: Difference | None = None
     for chunk in wrong:
         if last is not None and (last.region, last.end) == (chunk.region.name, chunk.start):
@@ -160,7 +160,7 @@ def _merged(wrong: Sequence[Chunk]) -> Iterator[Difference]:
 
 
 def _pending(path: Path, stated: DiskMap) -> str:
-    """In words, what mounting the root filesystem would change; see :func:`imgkit.disk.ext4.pending`."""
+    """Return what mounting the root filesystem would change, in words; see :func:`imgkit.disk.ext4.pending`."""
     root = stated.named(ROOT)
     if root is None:
         return ""

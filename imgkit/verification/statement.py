@@ -1,4 +1,4 @@
-"""The statements of a manifest about an image. They are checked, since the file may have been written by anybody."""
+"""The statements of a manifest about an image. They are checked, since the file is not trusted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StatedFile:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a manifest says of an image.
+    """What a manifest says about an image.
 
     Attributes:
         arch: the architecture.
@@ -55,7 +55,7 @@ def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
     """
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(record, dict) for record in files.values()):
-        raise _bad(path, "its list of files is none")
+        raise _bad(path, "its list of files is missing or not valid")
     try:
         disk = parse_map(manifest["map"]) if "map" in manifest else None
     except MapError as cause:
@@ -74,14 +74,14 @@ def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
 
 def _table(body: object, path: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise _bad(path, "a table in it is none")
+        raise _bad(path, "a table in it is not valid")
     return body
 
 
 def _named(body: object, path: Path) -> StatedFile:
     name = body.get("name") if isinstance(body, dict) else None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _bad(path, "a file beside the image has no proper name")
+        raise _bad(path, "a file beside the image has no valid name")
     return _file(body, name, path)
 
 

@@ -1,4 +1,4 @@
-"""The commands, one module each: what such a module has is said in :class:`imgkit.cli.command.Command`."""
+"""The commands, one module each. :class:`imgkit.cli.command.Command` describes what such a module has."""
 
 from imgkit.cli.command import Command
 from imgkit.cli.commands import boot, build, doctor, inspect, lock, publish, run, verify

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         }
         _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
     if options.json:
-        # What the guest says comes first, so that it cannot replace our own facts.
+        # The guest's values come first, so that they cannot replace our own.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
         ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
@@ -57,12 +57,12 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def _extra(beat: Heartbeat | None) -> dict[str, Any]:
-    """What the agent says of itself."""
+    """Return what the agent reports about itself."""
     return dict(beat.extra) if beat else {}
 
 
 def _about(beat: Heartbeat | None, ready: datetime) -> dict[str, Any]:
-    """The part of a boot record that says which agent answered, and when."""
+    """Return the part of a boot record that says which agent answered, and when."""
     agent = bootrecord.guest_facts(_extra(beat))
     time = ready.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"time": time, "imgkit": __version__, "buildId": agent.get("buildId"), "agent": agent}

@@ -1,7 +1,7 @@
 """Build the images of a recipe.
 
-Options beat environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
-AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those beat the recipe.
+Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
+AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Reci
 
 
 def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:
-    """The fields of the recipe that options or the environment set.
+    """Return the fields of the recipe that options or the environment set.
 
     Returns:
         The values by field, and by field the option or variable that set it, for messages.
@@ -171,7 +171,7 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
 def architectures(
     options: argparse.Namespace, recipe: Recipe, environ: Mapping[str, str], *, default: str
 ) -> list[str]:
-    """The architectures to work on, each once: those of ``--arch``, of ``ARCHS``, or ``default``.
+    """Return the architectures to work on, each once: those of ``--arch``, of ``ARCHS``, or ``default``.
 
     The word "all" stands for every architecture of the recipe, in the order of their names.
 

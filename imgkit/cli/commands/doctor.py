@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def table(checks: Sequence[HostCheck]) -> str:
-    """One line for each check; what is missing is followed by its fix."""
+    """Return one line for each check, and the fix below what is missing."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:

@@ -1,4 +1,4 @@
-"""Show what is in an image: partitions, file systems, packages. Boots nothing of it."""
+"""Show what is in an image: partitions, filesystems, packages. Boots nothing of it."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def _without_files(image: Path, database: str) -> str:
-    """A package database without its lists of files, which are most of it.
+    """Return a package database without its lists of files, which are most of it.
 
     Raises:
-        LimitError: what is left is more than the packages of any image.
+        LimitError: the rest has more lines than the packages of any image.
     """
     records = _FILE_LINES.sub("", database)
     if records.count("\n") > _MOST_LINES:
@@ -73,14 +73,14 @@ def _without_files(image: Path, database: str) -> str:
 
 
 def as_json(image: ImageDescription, packages: Sequence[ListedPackage]) -> dict[str, object]:
-    """What ``--json`` prints: the description, with the packages in place of the text of their database."""
+    """Return what ``--json`` prints: the description, with the packages in place of the text of their database."""
     value: dict[str, object] = asdict(image)
     del value["apk_installed"]
     return {**value, "packages": [asdict(package) for package in packages]}
 
 
 def text(path: Path, image: ImageDescription, packages: Sequence[ListedPackage]) -> str:
-    """The description as tables."""
+    """Return the description as tables."""
     root = image.root
     lines = [
         f"{path}: {image.format}, {_mib(image.virtual_size)} MiB, {_mib(image.file_size)} MiB on disk",
@@ -102,5 +102,5 @@ def text(path: Path, image: ImageDescription, packages: Sequence[ListedPackage])
 
 
 def _mib(size: int) -> int:
-    """Bytes as MiB, rounded up."""
+    """Return a number of bytes in MiB, rounded up."""
     return -(-size // (1 << 20))

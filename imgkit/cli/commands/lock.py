@@ -1,6 +1,6 @@
-"""Write down exactly what a recipe amounts to today: beside it, as RECIPE's .lock file, for build --locked.
+"""Write the lock file of a recipe, for build --locked: exactly which files a build takes from the mirror today.
 
-What the file has for other architectures of the recipe stays.
+It lies beside the recipe, as RECIPE's .lock file. Its entries for other architectures of the recipe stay.
 """
 
 from __future__ import annotations

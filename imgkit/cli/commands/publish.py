@@ -1,7 +1,7 @@
 """Publish images in the layout that the host application downloads from, as a folder TARGET/VERSION.
 
-An image must have been proved by imgkit boot. Options beat environment variables (INPUT_DIR, OUTPUT_BASE,
-COWORK_SANDBOX_IMAGE_VERSION, COWORK_SANDBOX_BASE_URL).
+An image must have been proved by imgkit boot. Options take precedence over environment variables (INPUT_DIR,
+OUTPUT_BASE, COWORK_SANDBOX_IMAGE_VERSION, COWORK_SANDBOX_BASE_URL).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def _request(options: argparse.Namespace, environ: Mapping[str, str]) -> PublishRequest:
-    """What the options and the environment ask for.
+    """Return what the options and the environment ask for.
 
     Raises:
         UsageError: an option or a variable is wrong, or there is no version.
@@ -103,10 +103,10 @@ def _request(options: argparse.Namespace, environ: Mapping[str, str]) -> Publish
 
 
 def _target(given: str | None, environ: Mapping[str, str]) -> Path:
-    """The folder to publish to. A name with a scheme (``s3://…``) is kept for other kinds of targets.
+    """Return the folder to publish to. A name with a scheme (``s3://…``) is reserved for other kinds of targets.
 
     Raises:
-        UsageError: this is not the name of a folder.
+        UsageError: the target is not the name of a folder.
     """
     text = given if given is not None else environ.get("OUTPUT_BASE") or "publish"
     if not text or _SCHEME.match(text):
@@ -115,6 +115,6 @@ def _target(given: str | None, environ: Mapping[str, str]) -> Path:
 
 
 def _generated_at(epoch: int | None) -> str:
-    """A time as JavaScript's ``Date.toISOString`` writes it: now, or ``epoch`` in seconds since 1970."""
+    """Return a time as JavaScript's ``Date.toISOString`` writes it: now, or ``epoch`` in seconds since 1970."""
     time = datetime.now(timezone.utc) if epoch is None else datetime.fromtimestamp(epoch, timezone.utc)
     return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         message = "give a command or a prompt" + (", not both" if options.prompt else "")
         raise UsageError(message, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
-        raise UsageError("--work: no folder")
+        raise UsageError("--work: no folder given")
     shares = {} if options.work is None else {"work": Path(options.work)}
     with machineoptions.boot(options, shares) as vm:
         extra = {"awaitSystem": False} if options.no_wait else None

@@ -41,7 +41,7 @@ _ARGUMENTS = "mitigations=off lsm=capability"
 
 
 class ApplianceRequestError(Exception):
-    """A request failed. ``kind`` says at what: see the module's docstring."""
+    """A request failed. The values of ``kind`` are listed in the module's docstring."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class ApplianceRequestError(Exception):
 
 
 class Holder:
-    """The libguestfs handle, and what has to be given back with it. ``console`` is the appliance's last output."""
+    """The libguestfs handle, and what has to be released with it. ``console`` is the appliance's last output."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -150,7 +150,7 @@ class Holder:
         """Do what a request asks for.
 
         Raises:
-            ApplianceRequestError: it failed, or there is no such operation.
+            ApplianceRequestError: the request failed, or there is no such operation.
         """
         operation = request["op"]
         if operation == "launch":
@@ -171,7 +171,7 @@ def _bindings() -> Any:
 
 
 def _own_socket_folders() -> set[Path]:
-    """The folders of the sockets that this process has open. For root, libguestfs puts them into ``/tmp``."""
+    """Return the folders of the sockets that this process has open. For root, libguestfs puts them into ``/tmp``."""
     own = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):

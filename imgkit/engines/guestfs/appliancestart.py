@@ -40,7 +40,7 @@ class Start:
 
 
 def wait(channel: Channel, deadline: float, options: Options) -> Start:
-    """Wait until the appliance is up. If the quick one fails in whatever way, the stock one is started.
+    """Wait until the appliance is up. If the quick one fails for any reason, the stock one is started.
 
     Args:
         deadline: of the first start, in the time of :func:`time.monotonic`.
@@ -77,10 +77,10 @@ def wait(channel: Channel, deadline: float, options: Options) -> Start:
 
 
 def check(channel: Channel) -> None:
-    """Look at a start that is under way, without waiting for it.
+    """Check a start that is in progress, without waiting for it.
 
     Raises:
-        HostError: it has failed, and the stock appliance would fail as well (or has failed).
+        HostError: the start has failed, and the stock appliance would fail as well (or has failed).
     """
     failure = channel.failure()
     if failure is not None and (failure.kind in _FINAL_KINDS or not channel.quick):
@@ -88,7 +88,7 @@ def check(channel: Channel) -> None:
 
 
 def launch_error(cause: ApplianceError) -> HostError:
-    """The error for a start that failed: an EngineStartError, or a MissingProgramError."""
+    """Return the error for a start that failed: an EngineStartError, or a MissingProgramError."""
     if cause.kind == "bindings":
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return EngineStartError(
@@ -102,7 +102,7 @@ def launch_error(cause: ApplianceError) -> HostError:
             return process.missing(program)
     first_line = cause.message.strip().partition("\n")[0]  # the rest is advice for users of the library
     last_output = cause.console.strip().rpartition("\n")[2].strip()[-_MOST_CONSOLE:]
-    quoted = f"; the last it said: {last_output}" if last_output else ""
+    quoted = f"; its last output: {last_output}" if last_output else ""
     return EngineStartError(
         f"the libguestfs appliance did not start: {first_line}{quoted}", hint="libguestfs-test-tool shows why"
     )

@@ -30,7 +30,7 @@ Accelerator: TypeAlias = Literal["tcg", "kvm"]
 
 _SOCKET_NAME = "/libguestfsXXXXXX/guestfsd.sock"
 _SOCKET_LIMIT = 107  # sun_path of Linux without its final zero
-_POLL = 0.5  # seconds after which the deadline and ``watch`` are looked at again
+_POLL = 0.5  # seconds between two checks of the deadline and of ``watch``
 _END_TIMEOUT = 5.0  # seconds for the process to end by itself
 
 
@@ -104,7 +104,7 @@ class Channel:
     def end(self) -> None:
         """End the process and everything that it started.
 
-        It gets the chance to end by itself: it removes more of its files than is removed after a kill.
+        The process first gets the chance to end by itself, since it then removes files that a killed process leaves.
         """
         with self._stack, suppress(OSError, subprocess.TimeoutExpired):
             if self._child.stdin is not None:
@@ -164,7 +164,7 @@ class Channel:
         return answer["result"]
 
     def failure(self) -> ApplianceError | None:
-        """The failure of the oldest request whose answer has not been taken; None if there is none so far."""
+        """Return the failure of the oldest request whose answer has not been taken; None if there is none so far."""
         with suppress(IndexError):  # there is no answer yet
             answer = self._answers.queue[0]
             if answer is not None and "error" in answer:
@@ -196,8 +196,8 @@ class Channel:
         except subprocess.TimeoutExpired:
             status = 1
         last_line = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
-        how = process.ending(status) + (f": {last_line}" if last_line else "")
-        return HostError(f"the process that holds libguestfs {how}")
+        cause = process.ending(status) + (f": {last_line}" if last_line else "")
+        return HostError(f"the process that holds libguestfs {cause}")
 
 
 @contextmanager
@@ -221,7 +221,7 @@ _KEPT_VARIABLES = ("LIBGUESTFS_HV", "LIBGUESTFS_PATH", "LIBGUESTFS_CACHEDIR")
 
 
 def _environment(sockets: Path) -> dict[str, str]:
-    """The environment of the process. Variables that would change how libguestfs works are left out."""
+    """Return the environment of the process. Variables that would change how libguestfs works are left out."""
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "LC_ALL": "C.UTF-8"}
     for name in [name for name in environment if name.startswith("LIBGUESTFS_") and name not in _KEPT_VARIABLES]:
         del environment[name]
@@ -231,7 +231,7 @@ def _environment(sockets: Path) -> dict[str, str]:
 
 
 def _may_be_quick(options: Options) -> bool:
-    """Whether the quick appliance may be used: the user has neither asked for the stock one nor provided another."""
+    """Return whether the quick appliance may be used: the user has not asked for the stock one or provided another."""
     allowed = os.environ.get("IMGKIT_APPLIANCE") != "stock" and not os.environ.get("LIBGUESTFS_PATH")
     return options.cache is not None and allowed
 

@@ -31,7 +31,7 @@ from imgkit.tree import Tree
 log = logging.getLogger("imgkit.engines")
 
 _FEED_EXTRA = 256 << 20  # bytes by which the feed can be larger than the disk, for alignment and tar headers
-_END_TIMEOUT = 60.0  # seconds that the appliance has to end a script whose time is up
+_END_TIMEOUT = 60.0  # seconds that the appliance has to end a script after its timeout
 _SPARE = 64 << 20  # bytes that must be free on the host besides what writing the disk needs
 _LEAST_FREE = 8 << 20  # bytes with which the work is stopped, since QEMU halts for good when its disk is full
 
@@ -152,7 +152,7 @@ class GuestfsEngine:
         return self._channel.shell(script, self._watch_space)
 
     def _run(self, script: Script, text: str) -> None:
-        """Run a package's script. It ends in time even if it has stopped the appliance, which should end it.
+        """Run a package's script within its timeout, even if the script stops the appliance that enforces it.
 
         Args:
             text: the script for the appliance's shell that runs it.
@@ -188,7 +188,7 @@ class GuestfsEngine:
 
 
 def _free(folder: Path) -> int:
-    """Bytes that this user may still write to the filesystem of ``folder``."""
+    """Return the bytes that this user may still write to the filesystem of ``folder``."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
 

@@ -75,7 +75,7 @@ class Feed:
 
 
 def is_large(path: str, node: File) -> bool:
-    """Whether a file lies outside the tar.
+    """Return whether a file lies outside the tar.
 
     Files with set-id bits or capabilities do not: the kernel clears those when the content is written later.
     """
@@ -102,7 +102,7 @@ def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles, run_scripts: Sequenc
 
 
 def feed_bytes(tree: Tree, boot: BootFiles, run_scripts: Sequence[Script] = ()) -> int:
-    """How many bytes :func:`write_feed` will write at the most; a little more than it does."""
+    """Return an upper bound of the bytes that :func:`write_feed` writes."""
     large = sum(1 for path, node in tree.items() if isinstance(node, File) and is_large(path, node))
     headers = len(tree) * 2048 + sum(sum(map(len, node.xattrs.values())) for _, node in tree.items())
     boot_bytes = len(boot.core) + sum(map(len, boot.esp.values()))
@@ -121,7 +121,7 @@ def _write(sink: BinaryIO, offset: int, source: BinaryIO) -> Part:
 
 
 def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
-    """The texts and arguments of scripts. Each argument ends with a NUL, which no argument can contain."""
+    """Return the texts and arguments of scripts. Each argument ends with a NUL, which no argument can contain."""
     files = {}
     for number, script in enumerate(run_scripts):
         files[f"{number}/script"] = script.text.encode(errors="surrogateescape")
@@ -130,7 +130,7 @@ def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
 
 
 def _files_tar(files: Mapping[str, bytes]) -> bytes:
-    """A tar of the files and their folders."""
+    """Return a tar of the files and their folders."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
@@ -146,7 +146,7 @@ def _files_tar(files: Mapping[str, bytes]) -> bytes:
 
 
 def _without(tree: Tree, paths: set[str]) -> Tree:
-    """A copy of the Tree in which the files at ``paths`` are empty."""
+    """Return a copy of the Tree in which the files at ``paths`` are empty."""
     copy = Tree()
     links = []
     for path, node in tree.items():

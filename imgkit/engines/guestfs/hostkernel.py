@@ -22,14 +22,14 @@ class NoKernelError(Exception):
 
 
 def choice(environment: Mapping[str, str], boot: Path = BOOT, modules: Path = MODULES) -> dict[str, str]:
-    """The environment variables that make supermin take a kernel that this user can read.
+    """Return the environment variables that make supermin take a kernel that this user can read.
 
     Args:
         environment: SUPERMIN_KERNEL in it is respected.
         boot, modules: folders of the kernels and of their modules.
 
     Returns:
-        No variables if supermin takes such a kernel by itself.
+        The variables; none if supermin takes such a kernel by itself.
 
     Raises:
         NoKernelError: no kernel has modules, or none of those is readable.
@@ -52,7 +52,7 @@ def choice(environment: Mapping[str, str], boot: Path = BOOT, modules: Path = MO
 
 
 def _kernels(boot: Path, modules: Path) -> Sequence[tuple[Path, Path]]:
-    """Kernels with the folders of their modules, the oldest version first."""
+    """Return the kernels with the folders of their modules, the oldest version first."""
     kernels = [(path, modules / path.name.partition("-")[2]) for path in boot.glob("vmlinu[xz]-*")]
     kernels += [(path, path.parent) for path in modules.glob("*/vmlinuz")]
     return sorted((pair for pair in kernels if pair[1].is_dir()), key=lambda pair: release_key(pair[1].name))

@@ -1,4 +1,4 @@
-"""Shell texts for looking into the filesystems of an image in the appliance. Values in, text out."""
+"""Shell scripts that read the filesystems of an image in the appliance, made from values."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class UnavailableError(Exception):
 
 @contextmanager
 def appliance(cache: Path) -> Iterator[Path]:
-    """The folder of an appliance that is ready to start. It is made if necessary, and stays during the block.
+    """Yield the folder of an appliance that is ready to start. It is made if necessary, and kept during the block.
 
     Args:
         cache: a folder of this user, which may be deleted at any time between builds.
@@ -107,7 +107,7 @@ def appliance(cache: Path) -> Iterator[Path]:
         with locks.locked(cache / "lock"):
             _run_supermin(source, cache)
             ready = _finish(cache)
-            # Taken before the other lock is given back, so that no process can remove the appliance in between.
+            # Taken before the other lock is released, so that no process can remove the appliance in between.
             held = locks.lock_file(ready / "in-use", shared=True)
     except OSError as cause:
         raise UnavailableError(f"{cache}: {cause.strerror or cause}") from cause
@@ -202,7 +202,7 @@ def _remove_old(cache: Path) -> None:
 
 
 def unpack_kernel(image: bytes) -> bytes | None:
-    """The ELF inside an x86 bzImage; None if it is of another kind, packed in an unknown way, or without PVH entry.
+    """Return the ELF inside an x86 bzImage; None for another kind, an unknown compression, or an ELF without PVH entry.
 
     Format: Linux, Documentation/x86/boot.rst (setup_sects at 0x1F1, payload_offset and payload_length at 0x248).
     """
@@ -237,12 +237,12 @@ _UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {b"\xfd7": _unxz, b"\x1f\x8b
 
 
 def _has_pvh(kernel: bytes) -> bool:
-    """Whether the ELF has the note that names its PVH entry (owner "Xen", type 18), without which QEMU refuses it."""
+    """Return whether the ELF has the note with its PVH entry (owner "Xen", type 18), which QEMU needs."""
     return any(struct.pack("<III4s", 4, size, 18, b"Xen\0") in kernel for size in (4, 8))
 
 
 def _shorter_list(initrd: bytes) -> bytes:
-    """A cpio archive with a new ``modules`` file that lacks the unneeded modules; empty if the initrd has no list."""
+    """Return a cpio archive with a ``modules`` file without the unneeded modules; empty if the initrd has no list."""
     listed = next((data for name, data in read_cpio(initrd) if name == "modules"), None)
     if listed is None:
         return b""
@@ -252,7 +252,10 @@ def _shorter_list(initrd: bytes) -> bytes:
 
 
 def read_cpio(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a "newc" archive (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    """Yield the names and contents of a "newc" cpio archive.
+
+    Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
+    """
     at = 0
     while data[at : at + 6] == b"070701":
         fields = [int(data[at + 6 + 8 * index : at + 14 + 8 * index], 16) for index in range(13)]

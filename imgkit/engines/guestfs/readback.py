@@ -78,15 +78,15 @@ class GuestfsReader:
         return Archive(self._drive, OFFSET, int(size), completeness == "whole", complaints.strip())
 
     def _database(self, size: str) -> str:
-        """The package database, which the script has copied to the scratch drive.
+        """Return the package database, which the script has copied to the scratch drive.
 
         Args:
-            size: what the script printed: the size in bytes, "none", or "special" for what is no regular file.
+            size: what the script printed: the size in bytes, "none", or "special" for what is not a regular file.
         """
         if size == "none":
             return ""
         if not size.isdigit():
-            raise UnreadableImageError(f"{self._image}: /{DATABASE} is no regular file")
+            raise UnreadableImageError(f"{self._image}: /{DATABASE} is not a regular file")
         if int(size) > self._limits.size:
             sizes = f"{show_size(int(size))}, more than {show_size(self._limits.size)}"
             raise LimitError(f"{self._image}: /{DATABASE} has {sizes}", hint=MORE_BYTES)
@@ -109,7 +109,7 @@ class GuestfsReader:
         self._mounted = filesystem, replay
 
     def _partitions(self) -> tuple[str, tuple[PartitionDescription, ...]]:
-        """The GUID of the partition table, and the partitions."""
+        """Return the GUID of the partition table, and the partitions."""
         return parse_partitions(self._image, self._shell(PARTITIONS_SCRIPT))
 
     def _shell(self, script: str) -> str:
@@ -121,7 +121,7 @@ class GuestfsReader:
             return str(self._channel.take(self._limits.deadline, self._watch_space))
         except TimeoutError as cause:
             message = f"{self._image}: could not be read within {self._limits.seconds:g} s"
-            raise LimitError(message, hint=f"{MORE_TIME}; the image may be made to take for ever") from cause
+            raise LimitError(message, hint=f"{MORE_TIME}; the image may be made to take forever") from cause
         except ApplianceError as cause:
             reason = re.sub(r"\s+", " ", cause.message).strip()
             raise UnreadableImageError(f"{self._image}: cannot be read: {reason}", hint=MAYBE_DAMAGED) from cause
@@ -134,7 +134,7 @@ class GuestfsReader:
 
 
 def find_esp(image: Path, partitions: tuple[PartitionDescription, ...]) -> int:
-    """The number of the EFI system partition: the first one if there are several.
+    """Return the number of the EFI system partition: the first one if there are several.
 
     Raises:
         UnreadableImageError: there is none.
@@ -146,7 +146,7 @@ def find_esp(image: Path, partitions: tuple[PartitionDescription, ...]) -> int:
 
 
 def find_root(image: Path, partitions: tuple[PartitionDescription, ...]) -> int:
-    """The number of the partition with the root filesystem: the largest ext4 of the right type, or else of any type.
+    """Return the number of the root partition: the largest ext4 of the right partition type, or else of any type.
 
     Raises:
         UnreadableImageError: there is no ext4 filesystem.
@@ -180,7 +180,7 @@ def parse_partitions(image: Path, output: str) -> tuple[str, tuple[PartitionDesc
 
 
 def _partition(entry: Mapping[str, object], filesystems: Mapping[str, Mapping[str, str]]) -> PartitionDescription:
-    """A partition, from its entry in the JSON of sfdisk and what blkid has found, by number."""
+    """Return a partition, from its entry in the JSON of sfdisk and what blkid has found, by number."""
     number = re.sub(r".*?([0-9]+)$", r"\1", str(entry["node"]))
     filesystem = filesystems.get(number, {})
     return PartitionDescription(
@@ -197,13 +197,13 @@ def _partition(entry: Mapping[str, object], filesystems: Mapping[str, Mapping[st
 
 
 def _parse_blkid(paragraph: str) -> tuple[str, dict[str, str]]:
-    """The number of a partition, and the values that ``blkid -o export`` printed."""
+    """Return the number of a partition, and the values that ``blkid -o export`` printed."""
     number, _, lines = paragraph.strip().partition("\n")
     return number, dict(line.split("=", 1) for line in lines.splitlines() if "=" in line)
 
 
 def parse_os_release(text: str) -> dict[str, str]:
-    """The assignments of an os-release file (os-release(5)), with quotes removed."""
+    """Return the assignments of an os-release file (os-release(5)), with quotes removed."""
     assignments = re.findall(r"^([A-Z0-9_]+)=(.*)$", text, re.MULTILINE)
     return {name: value.strip().strip("\"'") for name, value in assignments}
 
@@ -220,10 +220,10 @@ def open_image(
         options: how the appliance runs.
         limits: how many bytes the appliance may hand over, which take as much space in ``scratch``, and how long
             reading may take. The default is the size of the disk, and 900 s.
-        info: what is known of the image already. A raw disk may begin like a qcow2 file.
+        info: the format and size, if they are known; otherwise they are read. A raw disk may begin like a qcow2 file.
 
     Raises:
-        UnreadableImageError: this is no image that can be read.
+        UnreadableImageError: the file is not an image that can be read.
         EngineStartError: the appliance cannot be started on this host.
         NoSpaceError: there is no space for the scratch drive.
     """

@@ -1,4 +1,4 @@
-"""Shell texts for writing a disk in the appliance. Values in, text out.
+"""Shell scripts that write a disk in the appliance, made from values.
 
 The programs in the appliance are those of the host's distribution (util-linux, e2fsprogs, dosfstools, GNU tar). No
 program of the image runs, except in :func:`chroot_script`.
@@ -12,9 +12,9 @@ from imgkit.disk.layout import SECTOR, Layout, Partition
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, INODE_SIZE, journal_mib
 from imgkit.engines.guestfs.feed import ALIGNMENT, Feed, Part
 
-# What every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and orphan_file,
-# which are on by default in newer e2fsprogs (older versions of GRUB refuse the file system), inline_data, casefold,
-# encrypt, verity.
+# Features that every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and
+# orphan_file, which are on by default in newer e2fsprogs (older versions of GRUB refuse the filesystem), inline_data,
+# casefold, encrypt, verity.
 EXT4_FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
@@ -64,7 +64,7 @@ for number in {" ".join(str(part.number) for part in layout.partitions)}; do [ -
 
 
 def format_script(layout: Layout) -> str:
-    """Make the file systems and mount them: root at ``/sysroot``, the ESP at ``/tmp/esp``."""
+    """Make the filesystems and mount them: root at ``/sysroot``, the ESP at ``/tmp/esp``."""
     text = PRELUDE + "disk=$(drive 0)\n"
     esp = layout.get("esp")
     if esp is not None:
@@ -96,7 +96,7 @@ _ROOT_OPTIONS = "-p --same-owner --xattrs --xattrs-include='*' --delay-directory
 
 
 def populate_script(feed: Feed) -> str:
-    """Unpack the feed (drive 1) into the root file system. Everything that the script prints is a failure."""
+    """Unpack the feed (drive 1) into the root filesystem. Everything that the script prints is a failure."""
     text = f"""{PRELUDE}
 feed=$(drive 1)
 blockdev --flushbufs "$feed"
@@ -142,7 +142,7 @@ echo "$(($1 * ($2 - $3))) $(($1 * $3))"
 
 
 def chroot_script(feed: Feed, number: int) -> str:
-    """Run a script of a package in the root file system of the image, as the package manager would.
+    """Run a script of a package in the root filesystem of the image, as the package manager would.
 
     The script and its arguments are files of the feed, so that the shell of the appliance interprets nothing in them.
     The script runs in namespaces of its own for processes and mounts, which end when it ends or its time is up

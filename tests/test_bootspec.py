@@ -250,8 +250,8 @@ def test_without_a_filter_of_system_calls_shares_are_swept(
         assert starting._shown(resolved, None, tmp_path, stack) == shares
         assert caplog.messages == [], "when the machine is over"
     assert caplog.messages == [
-        f"{tmp_path}/c: not looked through for set-user-id programs of the guest: No such file",
-        f"{tmp_path}/a/setuid: the guest had made it set-user-id or a device; it is not any more",
+        f"{tmp_path}/c: could not be searched for set-user-id programs of the guest: No such file",
+        f"{tmp_path}/a/setuid: the guest had made this a set-user-id program or a device, which imgkit has undone",
     ]
 
 

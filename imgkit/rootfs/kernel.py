@@ -101,7 +101,7 @@ def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
     """Return the image of a kernel for ``qemu -kernel``: an EFI zboot image is unpacked, others are returned unchanged.
 
     Raises:
-        InputError: the Tree has no image for it, or it cannot be unpacked.
+        InputError: the Tree has no image of this kernel, or the image cannot be unpacked.
     """
     try:
         return unpack_zboot(tree.read(kernel.image, MAX_IMAGE), kernel.image)
@@ -110,17 +110,21 @@ def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
 
 
 def is_zboot(image: bytes) -> bool:
-    """Whether this is a compressed EFI image, with which ``-kernel`` of QEMU before 8.0 hangs silently."""
+    """Return whether this is a compressed EFI image, with which ``-kernel`` of QEMU before 8.0 hangs silently."""
     return image[:2] == _MZ and image[4:8] == _ZIMG
 
 
 class _Decompressor(Protocol):
-    """A decompressor of :mod:`zlib` or :mod:`lzma`."""
+    """The common interface of the decompressors of :mod:`zlib` and :mod:`lzma`."""
 
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return up to ``max_length`` decompressed bytes."""
+        ...
 
     @property
-    def eof(self) -> bool: ...
+    def eof(self) -> bool:
+        """Whether the end of the stream was reached."""
+        ...
 
 
 def unpack_zboot(image: bytes, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""mkinitfs's configuration in a Tree: ``mkinitfs.conf`` and the lists of files and modules in ``features.d``.
+"""Read mkinitfs's configuration in a Tree: ``mkinitfs.conf`` and the lists of files and modules in ``features.d``.
 
 Source: mkinitfs 3.13 as packaged. ``features.d/<feature>.files`` and ``.modules`` hold shell globs, relative to the
 root and to the kernel's folder of modules; lines that start with ``#`` are comments.
@@ -141,7 +141,7 @@ def _files(tree: Tree, path: str) -> list[str]:
 
 
 def expand_glob(tree: Tree, base: str, glob: str) -> list[str]:
-    """The paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, each once.
+    """Return the paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, each once.
 
     Links to directories are followed, and the paths are those behind them.
 

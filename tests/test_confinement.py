@@ -460,7 +460,7 @@ _TRACER = "CapEff:\t0000000000080000\n"
         ("2", "CapEff:\t0\n", False, "kernel.yama.ptrace_scope is 2"),
         ("2", _TRACER, True, ""),
         ("3", _TRACER, True, "kernel.yama.ptrace_scope is 3"),
-        ("1", "CapEff:\t0\n", True, "this root has not CAP_SYS_PTRACE"),
+        ("1", "CapEff:\t0\n", True, "root lacks CAP_SYS_PTRACE here"),
         (None, _TRACER, True, ""),
     ],
 )

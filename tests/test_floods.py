@@ -81,7 +81,7 @@ def test_a_flood_of_lines_ends_a_request_in_time(line: bytes, monkeypatch: pytes
 def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratelimit, "BYTES", 8 * MIB)
     monkeypatch.setattr(ratelimit, "BYTES_PER_SECOND", 1)
-    with soon(), pytest.raises(FloodError, match=f"bytes within . s .allowed are {8 * MIB} and 1 a second"):
+    with soon(), pytest.raises(FloodError, match=f"bytes within . s .the limit is {8 * MIB} and 1 a second"):
         collect(AgentRequest(Endless(b"x" * (MIB - 1) + b"\n"), {}))
 
 
@@ -158,7 +158,7 @@ def test_a_talkative_agent_is_no_flood() -> None:
 def test_an_allowance_grows_with_time() -> None:
     rate = RateLimit("lines", 10, 100)
     rate.count(10)
-    with pytest.raises(FloodError, match=r"11 lines within 0 s \(allowed are 10 and 100 a second\)"):
+    with pytest.raises(FloodError, match=r"11 lines within 0 s \(the limit is 10 and 100 a second\)"):
         rate.count(1)
     rate = RateLimit("lines", 10, 100, started=time.monotonic() - 1)
     rate.count(110)

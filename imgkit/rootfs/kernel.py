@@ -91,7 +91,7 @@ def _suffix(tree: Tree, directory: str, release: str) -> str:
     if tree.stat(f"{directory}/kernel-suffix") is not None:
         suffix = tree.text(f"{directory}/kernel-suffix").strip()
         if not re.fullmatch(r"(-[\w.+-]+)?", suffix):
-            raise InputError(f"/{directory}/kernel-suffix: {suffix!r} is no suffix of a kernel")
+            raise InputError(f"/{directory}/kernel-suffix: {suffix!r} is not a valid suffix of a kernel")
         return suffix
     last = re.match(r".*\d-(.+)", release)
     return f"-{last[1]}" if last else ""
@@ -148,7 +148,7 @@ def unpack_zboot(image: bytes, name: str) -> bytes:
         raise InputError(f"/{name}: kernel image is cut off")
     unpacked = _decompress(bytes(payload), method, name)
     if unpacked[_ARM64_AT : _ARM64_AT + 4] != _ARM64_MAGIC:
-        raise InputError(f"/{name}: what is compressed in it is no arm64 kernel")
+        raise InputError(f"/{name}: the compressed content is not an arm64 kernel")
     return unpacked
 
 

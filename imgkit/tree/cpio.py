@@ -132,7 +132,7 @@ def _type(member: Member) -> int:
 
 def _write_header(out: _CountingSink, name: bytes, fields: dict[str, int]) -> None:
     if not name or b"\0" in name:
-        raise ValueError(f"{name!r} is no name for a member of an archive")
+        raise ValueError(f"{name!r} cannot be the name of a member of an archive")
     numbers = {**fields, "namesize": len(name) + 1}
     for field, number in numbers.items():
         if not 0 <= number < _LIMIT:

@@ -163,7 +163,7 @@ def _remove(tree: Tree, paths: Iterable[str], folders: Collection[str]) -> None:
 def _leads_somewhere(tree: Tree, link: str) -> bool:
     try:
         return tree.stat(link) is not None
-    except TreeError:  # it leads round in a circle
+    except TreeError:  # a circle of links
         return False
 
 

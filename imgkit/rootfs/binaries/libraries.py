@@ -65,7 +65,7 @@ def with_targets(tree: Tree, path: str) -> list[str]:
                 break
             here = node.target if node.target.startswith("/") else posixpath.join(parent(here), node.target)
     except TreeError as cause:
-        raise InputError(f"/{path}: leads round in a circle") from cause
+        raise InputError(f"/{path}: is a circle of symbolic links") from cause
     if node is None:
         raise InputError(f"/{path}: no such file in the root filesystem" + (f" (/{here})" if here != path else ""))
     return paths
@@ -159,7 +159,7 @@ class Libraries:
     def _wanted(self, facts: Elf, search: Sequence[str]) -> Iterator[str]:
         """Yield the needed libraries that must exist as files, or that do."""
         for name in facts.needed:
-            # A library that is part of musl need not exist as a file. One that does is copied, because packages link it.
+            # A library that is part of musl need not be a file. One that is a file is copied, because packages link it.
             if not _PART_OF_MUSL.match(name) or self._find(name, search) is not None:
                 yield name
 

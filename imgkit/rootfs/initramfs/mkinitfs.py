@@ -84,7 +84,7 @@ def read_configuration(tree: Tree) -> MkinitfsConfiguration:
     compression = variables.get("initfscomp", "gzip")
     level = variables.get(f"complevel_{compression}")
     if level is not None and not re.fullmatch(r"-\d{1,2}", level):
-        raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is no level, such as -9")
+        raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is not a compression level such as -9")
     return MkinitfsConfiguration(
         features=tuple(variables.get("features", "").split()),
         compression=compression,

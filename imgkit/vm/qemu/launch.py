@@ -122,10 +122,10 @@ def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
             reason = str(refused)
             if sandbox and _NO_SANDBOX.match(refused.raw):
                 sandbox = False
-                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", reason)
+                log.warning("QEMU runs without its own sandbox, which is not available: %s", reason)
             elif not anywhere and "ermission denied" in reason:
                 anywhere = True
-                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", reason)
+                log.debug("QEMU may read files anywhere, because some of its own are missing: %s", reason)
             elif len(sizes) > 1 and "allocate memory" in reason:
                 log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
                 sizes.pop(0)

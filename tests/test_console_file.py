@@ -34,7 +34,7 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def share(tmp_path: Path) -> Path:
-    """A folder that guests may write to, beside a file that they may not."""
+    """Return a folder that guests may write to, beside a file that they may not."""
     (tmp_path / "share").mkdir()
     (tmp_path / "other").write_text("other")
     return tmp_path / "share"
@@ -45,7 +45,7 @@ def direct(share: Path) -> Path:
 
 
 def by_a_link_to_elsewhere(share: Path) -> Path:
-    """What an earlier guest may leave."""
+    """Make the link that an earlier guest may have left, and return its path."""
     (share / "console.log").symlink_to("../other")
     return share / "console.log"
 

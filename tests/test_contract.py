@@ -32,7 +32,7 @@ BUSY = 300.0  # seconds that a boot may take on a machine that does other things
 
 
 def sh(script: str, **more: Any) -> Event:
-    """A request that runs a script in the guest."""
+    """Return a request that runs a script in the guest."""
     return {"command": ["/bin/sh", "-c", script], **more}
 
 

@@ -213,7 +213,7 @@ def test_a_handshake_that_never_finishes() -> None:
 
 @contextmanager
 def speaking(start: bytes, again: bytes) -> Iterator[str]:
-    """A server below HTTP: it says ``start``, then ``again`` every 50 ms, or nothing."""
+    """Yield a server below HTTP: it says ``start``, then ``again`` every 50 ms, or nothing."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -417,7 +417,7 @@ def test_nothing_is_decompressed() -> None:
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """A server that says one thing to one client and hangs up."""
+    """Yield a server that says one thing to one client and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(LONG)
 

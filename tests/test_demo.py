@@ -29,9 +29,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     listing = tmp_path / LISTING
     listing.parent.mkdir(parents=True)
     listing.write_text("- flavor: alpine-minirootfs\n")
-    with serve(tmp_path) as one:
-        monkeypatch.setattr(demo, "OFFICIAL_MIRROR", one.url.rstrip("/"))
-        yield one
+    with serve(tmp_path) as server:
+        monkeypatch.setattr(demo, "OFFICIAL_MIRROR", server.url.rstrip("/"))
+        yield server
 
 
 def test_the_official_mirror_is_taken_where_it_answers(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,14 +26,14 @@ MIB = 1 << 20
 
 
 def qcow2(path: Path, *options: str) -> Path:
-    """An image that qemu-img makes."""
+    """Return an image that qemu-img makes."""
     argv: list[str | Path] = [need_program("qemu-img"), "create", "-q", "-f", "qcow2", *options, path, "1M"]
     subprocess.run(argv, check=True, cwd=path.parent)
     return path
 
 
 def header(**values: int) -> bytes:
-    """The first bytes of a qcow2 image."""
+    """Return the first bytes of a qcow2 image."""
     fields = {"magic": 0x514649FB, "version": 3, "backing_offset": 0, "backing_size": 0, "cluster_bits": 16}
     fields |= {"size": MIB, "encryption": 0, "l1_size": 1, "l1_offset": 0x30000, "refcounts": 0x10000}
     fields |= {"refcount_clusters": 1, "snapshots": 0, "snapshots_offset": 0, "incompatible": 0, "compatible": 0}

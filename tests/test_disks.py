@@ -71,7 +71,7 @@ def status(*argv: str | Path) -> int:
 
 
 def damaged(path: Path, folder: Path, *places: int) -> Path:
-    """A sparse copy with 64 bytes inverted at each of ``places``."""
+    """Return a sparse copy with 64 bytes inverted at each of ``places``."""
     copy = folder / f"damaged-{path.name}"
     subprocess.run(["cp", "--sparse=always", path, copy], check=True)
     with copy.open("r+b") as file:

@@ -27,8 +27,8 @@ PROGRAMS = {
 def here() -> Iterator[Place]:
     for program in (*PROGRAMS, "qemu-system-aarch64", "bwrap"):
         need_program(program)
-    with place() as one:
-        yield one
+    with place() as folders:
+        yield folders
 
 
 def says(ran: Ran, mark: str, name: str, purpose: str, fix: str) -> None:

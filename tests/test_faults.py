@@ -36,7 +36,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture
 def small(here: Place, keys: Keys) -> Small:
-    """A mirror with the one good package ``hello``."""
+    """Return a mirror with the one good package ``hello``."""
     return Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
 
 
@@ -393,7 +393,7 @@ OTHER = "arm64" if host_arch() == "amd64" else "amd64"
 
 
 def of(arch: str) -> str:
-    """The recipe of two packages with such scripts, for an architecture of this name."""
+    """Return the recipe of two packages with such scripts, for an architecture of this name."""
     return RECIPE.replace('"amd64"', f'"{arch}"') + "packages = ['hello', 'world']\n"
 
 

@@ -31,8 +31,8 @@ GIB = 1 << 30
 def here() -> Iterator[Place]:
     for program in ("qemu-img", "qemu-system-x86_64", "grub-mkimage"):
         need_program(program)
-    with place() as one:
-        yield one
+    with place() as folders:
+        yield folders
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def small(here: Place, keys: Keys) -> Small:
 @pytest.fixture
 def site(small: Small) -> Iterator[Site]:
     small.write()
-    with serve(small.root) as one:
-        yield one
+    with serve(small.root) as server:
+        yield server
 
 
 def build_words(here: Place, small: Small, site: Site) -> list[str | Path]:
@@ -91,7 +91,7 @@ def test_a_kernel_that_cannot_be_read(here: Place, small: Small, site: Site) -> 
 
 @pytest.fixture
 def blank(here: Place) -> Path:
-    """A raw disk with nothing but what says that it is one."""
+    """Return a raw disk with nothing but what says that it is one."""
     path = here.base / "blank.raw"
     path.write_bytes((bytes(510) + b"\x55\xaa").ljust(4 << 20, b"\0"))
     return path
@@ -127,7 +127,7 @@ def test_a_qemu_that_fails(here: Place, blank: Path) -> None:
 
 @pytest.fixture
 def tiny(here: Place) -> Iterator[Path]:
-    """A filesystem of 4 MiB."""
+    """Yield a filesystem of 4 MiB."""
     folder = here.base / "tiny"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True, check=False)
@@ -169,7 +169,7 @@ def zeros(size: int) -> Iterator[bytes]:
 
 
 def package_with_bomb(keys: Keys, *, claims: int) -> Apk:
-    """A signed package with one file of 10 GiB; ``claims`` is the size that its index record admits."""
+    """Return a signed package with one file of 10 GiB; ``claims`` is the size that its index record admits."""
     header = tarfile.TarInfo("zeros")
     header.size, header.pax_headers = 10 * GIB, {"APK-TOOLS.checksum.SHA1": "00" * 20}
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -219,7 +219,7 @@ def test_ten_gibibytes_that_the_index_admits(here: Place, small: Small) -> None:
 
 @pytest.fixture
 def image(here: Place) -> Path:
-    """An empty qcow2 with the name of an image."""
+    """Return an empty qcow2 with the name of an image."""
     path = here.base / "linux-amd64.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
     return path

@@ -195,7 +195,7 @@ def test_a_console_that_never_stops_growing() -> None:
 
 @contextmanager
 def flooding(*pieces: bytes) -> Iterator[SerialTransport]:
-    """A port whose guest says ``pieces`` for ever and listens to nothing."""
+    """Yield a port whose guest says ``pieces`` for ever and listens to nothing."""
     host, guest = socket.socketpair()
     stop = threading.Event()
     guest.settimeout(0.2)

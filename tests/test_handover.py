@@ -1,4 +1,4 @@
-"""How QEMU comes by its files where it may not open them by itself."""
+"""QEMU gets its files where it may not open them by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRANGER = Identity(4711, 4712)
 
 @pytest.fixture
 def spec(tmp_path: Path) -> VmSpec:
-    """A machine whose files are for this user alone."""
+    """Return a machine whose files are for this user alone."""
     names = ("disk", "kernel", "initrd", "code", "variables", "config")
     for name in names:
         (tmp_path / name).write_text(name)
@@ -51,7 +51,7 @@ def spec(tmp_path: Path) -> VmSpec:
 
 
 def content(path: Path | None, handed: handover.Handed) -> str:
-    """What QEMU finds under a name, with the access that it asks for first."""
+    """Return what QEMU finds under a name, with the access that it asks for first."""
     assert path is not None
     if path.parent.name == "fdset":
         path = Path(f"/proc/self/fd/{handed.spec.sets[int(path.name)][0]}")

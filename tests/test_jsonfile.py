@@ -152,7 +152,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed(text: str, value: Any, choose: random.Random) -> bytes:
-    """The JSON ``text`` with ``value`` somewhere in it, or without what is there."""
+    """Return the JSON ``text`` with ``value`` somewhere in it, or without what is there."""
     document = [json.loads(text)]
     container, key = choose.choice(list(places(document)))
     if value == [] and isinstance(container, dict):

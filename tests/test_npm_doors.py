@@ -1,7 +1,7 @@
-"""Payloads that try to run a program on the host through npm, with the real npm: not one leaves its mark.
+"""Payloads that try to run a program on the host through npm, with the real npm: none of them succeeds.
 
-They are tried without bubblewrap: what keeps them out must not be that alone. What it keeps from scripts that may run
-is tried at the end.
+They are tried without bubblewrap, because it must not be the only protection. The tests at the end show what bubblewrap
+hides from scripts that may run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ HASH = "0123456789" * 4
 
 
 def deep(version: str) -> Mapping[str, object]:
-    """A package that itself asks for a package."""
+    """Return a package that itself asks for a package."""
     return {"name": "dep", "version": "1.0.0", "dependencies": {"x": version}}
 
 
 def locked(entry: Mapping[str, object]) -> str:
-    """A lock file with a package ``x``."""
+    """Return a lock file with a package ``x``."""
     own = {"name": "p", "version": "1.0.0", "dependencies": {"x": "1.0.0"}}
     packages = {"": own, "node_modules/x": {"version": "1.0.0", **entry}}
     return json.dumps({"name": "p", "version": "1.0.0", "lockfileVersion": 3, "packages": packages})
@@ -44,8 +44,7 @@ def locked(entry: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A way in.
-
+    """A way in which a payload could run a program on the host.
     Attributes:
         manifest: fields of the package.json.
         files: files of the payload. EVIL is the path of a program that leaves a mark, MARK that of the mark, PAYLOAD
@@ -186,7 +185,7 @@ fs.writeFileSync("seen.json", JSON.stringify(seen))
 
 @pytest.fixture
 def spy(tmp_path: Path) -> Path:
-    """A payload whose build script looks around; the credentials of whoever builds are in the home."""
+    """Return a payload whose build script reads what it can; the user's credentials are in the home."""
     home, payload = tmp_path / "home", tmp_path / "payload"
     for folder in (home, payload):
         folder.mkdir()

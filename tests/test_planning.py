@@ -68,7 +68,7 @@ class Planner:
 
 @contextmanager
 def planning(here: Place, keys: Keys) -> Iterator[Planner]:
-    """A planner and its mirror, which is served during the block."""
+    """Yield a planner and its mirror, which is served during the block."""
     small = Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
     with serve(small.root) as site:
         yield Planner(here, small, site)

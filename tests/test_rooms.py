@@ -1,4 +1,4 @@
-"""Imports go one way: docs/design.md lists the rooms, and a room imports only from itself and from those above it."""
+"""Imports go one way: docs/design.md lists the layers, and a layer imports only from itself and those above it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = ROOT / "imgkit"
 
 
 def rooms() -> dict[str, int]:
-    """The line of the table that each room is in."""
+    """Return the number of the table's line for each layer."""
     lines = [line for line in (ROOT / "docs/design.md").read_text().splitlines() if line.startswith("| `")]
     return {
         name.rstrip("/"): number
@@ -30,7 +30,7 @@ def room(module: str) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The modules of imgkit that a module imports, wherever it does, but not for types only."""
+    """Yield the modules of imgkit that a module imports, wherever it does, but not for types only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue

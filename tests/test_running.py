@@ -233,7 +233,7 @@ def test_a_quota_that_was_exceeded_comes_before_the_death_that_it_caused(guest: 
 
 
 def submitted(guest: Guest, **options: Any) -> Any:
-    """The request as the guest finds it."""
+    """Return the request as the guest finds it."""
     with guest.vm.request(command=["true"], **options):
         (path,) = (guest.folder / "ipc" / "requests").glob("*.json")
         text = path.read_text()

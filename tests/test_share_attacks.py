@@ -49,7 +49,7 @@ def shares() -> Iterator[dict[str, Path]]:
 
 @contextmanager
 def attacked(guest: Guest, shares: Mapping[str, Path], folder: Path, **options: object) -> Iterator[tuple[VM, Seen]]:
-    """A machine whose guest has tried everything, and what came of it there."""
+    """Yield a machine whose guest has tried everything, and what came of it there."""
     how: dict[str, object] = {"firmware": "direct", "kernel": guest.kernel, "initrd": guests.attacking(guest, folder)}
     how |= {"memory_mib": 256, "cpus": 1, "timeout": 180, "settle": False, "command_line": "console=ttyS0", **options}
     with VM.boot(guest.disk, arch="amd64", accelerator="tcg", shares=shares, **how) as vm:  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ Seen = dict[tuple[str, str], int]
 
 
 def harmful(folder: Path) -> list[str]:
-    """What of a folder gives rights to whoever finds it."""
+    """Return what of a folder gives rights to whoever finds it."""
     found = []
     for path in folder.rglob("*"):
         status = path.lstat()
@@ -72,7 +72,7 @@ def harmful(folder: Path) -> list[str]:
 
 
 def run_by_a_stranger(program: Path) -> int:
-    """The uid that it says it has."""
+    """Return the uid that it says it has."""
     argv: list[str | Path] = [program, "-u"]
     done = subprocess.run(argv, user=STRANGER, group=STRANGER, extra_groups=[], capture_output=True, check=True)
     return int(done.stdout)

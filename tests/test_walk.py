@@ -125,7 +125,7 @@ def test_folders_without_permissions(tmp_path: Path) -> None:
 
 
 def _python() -> str:
-    """A Python that every user may run: the environment of the tests may be closed to others."""
+    """Return a Python that every user may run: the environment of the tests may be closed to others."""
     return shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
 
 

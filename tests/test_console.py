@@ -178,7 +178,7 @@ def test_a_message_of_the_guests_is_cut() -> None:
     ],
 )
 def test_what_a_running_system_says_is_not_a_failure_of_its_boot(sentence: str) -> None:
-    """Services and agents may print anything; only a kernel, init or agentd can still fail."""
+    """Services and agents may print anything; only messages of the kernel, init and agentd count."""
     assert console.diagnose(sentence) is not None
     assert console.diagnose(console.clean(LOGIN) + "\n" + sentence) is None
 

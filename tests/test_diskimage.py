@@ -1,4 +1,4 @@
-"""An image is looked at before it is booted: it is one file, and its format is known."""
+"""An image is checked before it is booted: it is a single file, and its format is known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_layout_is_qemus(tmp_path: Path) -> None:
-    """What the field is read from is where qemu-img puts it."""
+    """The field is read from the place where qemu-img writes it."""
     for number, (options, words) in enumerate(REFUSED_OPTIONS):
         with pytest.raises(InputError, match=words):
             diskimage.check(qcow2(tmp_path / str(number), *options), "qcow2")
@@ -164,7 +164,7 @@ def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU that leaves at once, and tells its arguments as the reason."""
+    """Put a QEMU on PATH that ends at once and gives its arguments as the reason."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
@@ -174,7 +174,7 @@ def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def boot(image: Path, **options: Any) -> ImgkitError:
-    """Why it was not booted."""
+    """Try to boot the image, and return the message that says why it was not booted."""
     with pytest.raises(ImgkitError) as caught, VM.boot(image, arch="amd64", accelerator="tcg", **options):
         pass
     return caught.value

@@ -58,7 +58,7 @@ def build_words(here: Place, small: Small, site: Site) -> list[str | Path]:
     [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("grub-mkimage", "grub-common")],
 )
 def test_programs_that_are_missing(program: str, package_: str, here: Place, small: Small, site: Site) -> None:
-    """Known before anything is downloaded."""
+    """A missing program is reported before anything is downloaded."""
     ran = here.run(*build_words(here, small, site), env=path_without(here, program))
     check_failure(ran, here, 5, f"{program}: program not found", f"apt-get install {package_}")
     assert not site.requests
@@ -190,7 +190,7 @@ def package_with_bomb(keys: Keys, *, claims: int) -> Apk:
 
 
 def test_ten_gibibytes_in_a_small_package(here: Place, small: Small) -> None:
-    """It stops early: little memory, little disk, little time."""
+    """The build stops early, after little memory, disk and time were used."""
     bomb = package_with_bomb(small.keys, claims=100)
     assert len(bomb.blob) < 32 << 20
     small.packages = [bomb]
@@ -235,7 +235,7 @@ RAW = {
 
 
 def make_bad(kind: str, image: Path) -> str:
-    """Put something bad where ``image`` is; what the message says of it."""
+    """Replace ``image`` by something bad, and return the message that is expected."""
     good = image.read_bytes()
     if kind == "missing":
         image.unlink()

@@ -1,4 +1,4 @@
-"""Guests that never stop talking: a request ends when its time is over, or at once when it is a flood."""
+"""Guests that never stop sending: a request ends when its timeout expires, or at once if the guest floods the host."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def soon() -> Iterator[None]:
 
 
 class Endless(Recorded):
-    """A transport to a guest that says the same for ever."""
+    """A transport to a guest that sends the same for ever."""
 
     def __init__(self, piece: bytes) -> None:
         super().__init__([])
@@ -118,7 +118,7 @@ def test_what_a_machine_said_before_it_ended_is_not_lost() -> None:
 
 
 def test_a_result_in_time_counts_though_it_is_taken_late() -> None:
-    """Whoever reads slowly must not lose a result that was there before the deadline."""
+    """A caller that reads slowly must not lose a result that was there before the deadline."""
     whole = (json.dumps(output("x")).encode() + b"\n") * 3 + json.dumps(RESULT).encode() + b"\n"
     request = AgentRequest(Recorded([whole]), {}, timeout=0.2)
     assert isinstance(next(request), Output)

@@ -1,4 +1,4 @@
-"""Builds that are interrupted or killed in the middle of their work, and what is there afterwards: nothing."""
+"""Builds that are interrupted or killed in the middle of their work leave nothing behind."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_grub_mkimage_without_the_target(here: Place, words: list[str]) -> Non
 
 
 def test_no_room_for_the_disk(here: Place, words: list[str]) -> None:
-    """Enough for packages, not for the disk: known before it is written."""
+    """There is room for the packages, but not for the disk, which is reported before the disk is written."""
     full = here.base / "full"
     full.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", full], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""QEMU is started, connected and ended: with a program in its place that speaks QMP and tells what it was given."""
+"""QEMU is started, connected and ended. A program in its place speaks QMP and reports its arguments."""
 
 from __future__ import annotations
 

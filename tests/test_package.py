@@ -1,4 +1,4 @@
-"""Package files: what a good one gives, and each thing that a bad one must be refused for."""
+"""Package files: the contents of a good one, and every fault for which a bad one must be refused."""
 
 from __future__ import annotations
 

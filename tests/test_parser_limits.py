@@ -1,4 +1,4 @@
-"""What if it is huge, deep, slow, endless or repeated? Each parser of the files of packages has its limits."""
+"""Input that is huge, deep, slow, endless or repeated: each parser of the files of packages has its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever runs as root beside agents has been looked at: docs/services.md lists it, and an attack on it is played."""
+"""Everything that runs as root beside agents was reviewed: docs/services.md lists it, and an attack on it is tried."""
 
 from __future__ import annotations
 

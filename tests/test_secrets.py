@@ -1,4 +1,4 @@
-"""Values of one boot reach the agent they are meant for, and nothing else: not the disk, a log, a stream, a process."""
+"""Secrets of one boot reach the agent they are meant for, but no disk, log, stream or other process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the root of a guest to the host, through the shares: what it leaves there while the machine runs."""
+"""Attacks of a guest's root on the host through the shares, while the machine runs."""
 
 from __future__ import annotations
 

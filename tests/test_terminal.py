@@ -1,4 +1,4 @@
-"""Foreign text on terminals: nothing that a terminal obeys, or that deceives whoever reads it, comes out as it is."""
+"""Foreign text on terminals: characters that control a terminal or deceive a reader are never printed as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building from a lock file that somebody else may have written: who vouches for its packages is asked again."""
+"""Building from a lock file that somebody else may have written: the signatures of its packages are checked again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees that a guest may leave: walked and removed whatever is in them, and nothing outside is touched."""
+"""Trees that a guest may leave are walked and removed with all their contents, and nothing outside is touched."""
 
 from __future__ import annotations
 

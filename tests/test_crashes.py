@@ -85,7 +85,7 @@ def test_no_room_at_any_write(here: Place, words: list[str | Path], how: str) ->
 
 
 def fault(run: Mapping[str, Any], good: str) -> str:
-    """Return what is wrong with a run that was refused room once; some of it is for things that it can do without."""
+    """Return what is wrong with a run that lacked space once; it may have lacked it for something optional."""
     lines = [line for line in run["output"].splitlines() if not line.startswith("hint: ")]
     wrong = {
         "the next run fails": run["undisturbed"] != 0,
@@ -125,7 +125,7 @@ def test_what_a_build_script_started_goes_with_a_killed_build(here: Place, words
 
 
 def sleeping(seconds: str) -> list[int]:
-    """Return the processes, of whoever, with this argument: npm's shell, and what it started."""
+    """Return the processes of any user with this argument: npm's shell, and what it started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

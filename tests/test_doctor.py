@@ -103,7 +103,7 @@ def test_a_kernel_that_may_not_be_read(here: Place) -> None:
 
 
 def as_somebody(here: Place, env: dict[str, str]) -> Ran:
-    """``imgkit doctor`` as a user who is not root, to whom the place belongs."""
+    """Run ``imgkit doctor`` as an ordinary user who owns the folders of the place."""
     root = os.geteuid() == 0
     if root:
         for path in (here.base, here.tmp, here.modules):

@@ -249,7 +249,7 @@ def test_an_index_that_was_changed(build: Builder) -> None:
 
 
 def test_a_package_with_a_forged_signature(build: Builder) -> None:
-    """The index vouches for it, and it claims a trusted signer whom it does not have."""
+    """The index vouches for the package, which falsely claims a trusted signer."""
     forged = package("hello", "1.0-r0", FILE, key=replace(new_rsa(), name=build.small.keys.signing.name))
     put(build, forged)
     build.fails(4, f"hello-1.0-r0.apk: bad signature: it is not what {build.small.keys.signing.name} signed", DAMAGED)

@@ -134,7 +134,7 @@ def test_a_user_of_its_own_needs_no_copies(spec: VmSpec, tmp_path: Path) -> None
 
 
 def test_what_was_looked_at_is_what_is_booted(spec: VmSpec, tmp_path: Path) -> None:
-    """Whatever has its name by the time that QEMU looks."""
+    """This holds even if the name refers to another file when QEMU starts."""
     assert spec.disk is not None
     with handover.handed(spec, tmp_path / "private", None) as handed:
         (tmp_path / "other").write_text("other")
@@ -246,7 +246,7 @@ def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the guest, for one of root's, between the making and the giving."""
+    """The guest replaces the folder by one of root's after it was made and before it is given away."""
     need("root", identity.can_switch_user())
     (tmp_path / "roots").mkdir()
     (tmp_path / "roots/file").touch()

@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote: read within limits or refused as bad input, and never anything else."""
+"""JSON from untrusted sources is either read within limits or refused as bad input."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_no_frame_makes_it_fall_or_reach_elsewhere(frame: bytes, changes: list[t
     changed = bytearray(frame)
     for at, value in changes:
         changed[at % len(changed)] = value
-    for each in (changed, changed[:length]):  # the answer goes to whoever asked, whatever his card's address
+    for each in (changed, changed[:length]):  # the answer goes to the sender, whatever the address of its card
         here.gateway.receive(bytes(each))
     here.gateway.flush()
     assert set(here.asked) <= {(IPv4Address("192.0.2.7"), 80), ("a.example", 443)}
@@ -365,7 +365,7 @@ def test_a_name_that_leads_to_the_host(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is called DNS rebinding: whoever has the name says that it is at the host's own service."""
+    """This is DNS rebinding: the owner of a name lets it resolve to a service of the host."""
     port = service.getsockname()[1]
     resolve(monkeypatch, addresses)
     with networked_guest(f"evil.example:{port}") as guest:

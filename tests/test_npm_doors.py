@@ -50,8 +50,8 @@ class Door:
         files: files of the payload. EVIL is the path of a program that leaves a mark, MARK that of the mark, PAYLOAD
             that of the payload, PROGRAMS the folder of EVIL, which is called git.
         above: files in the folder above the copy in which npm works.
-        home: files in the home of whoever builds.
-        variables: of whoever builds.
+        home: files in the home of the user who builds.
+        variables: environment variables of the user who builds.
         dep: the package.json of the package in ``dep.tgz``.
         refused: a part of the message, if the payload is refused.
     """
@@ -218,7 +218,7 @@ def test_a_build_script_sees_its_own_folder_only(spy: Path, tmp_path: Path, monk
 def test_without_bubblewrap_a_build_script_has_the_rights_of_whoever_builds(
     spy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The negative test of the one above: its script does see what is there. The environment is clean all the same."""
+    """This is the negative test of the one above: the script sees the files. The environment is clean nevertheless."""
     caplog.set_level("INFO", "imgkit")
     no_bubblewrap(tmp_path / "bin", monkeypatch)
     monkeypatch.setenv("API_KEY", "secret")
@@ -234,7 +234,7 @@ def test_without_bubblewrap_a_build_script_has_the_rights_of_whoever_builds(
 
 
 def test_nothing_outlives_a_build_script(spy: Path, tmp_path: Path) -> None:
-    """Not even a process that went into a session of its own, which without bubblewrap would."""
+    """A process in another session does not survive either, as it would without bubblewrap."""
     need("bubblewrap that may make user namespaces", sandbox_problem() is None)
     need_program("setsid")
     mark = f"imgkit-{tmp_path.name}"

@@ -1,4 +1,4 @@
-"""The host application runs QEMU as the desktop's user, and the agent works as whoever owns the folder.
+"""The host application runs QEMU as the desktop's user, and the agent works as the owner of the folder.
 
 The application's exact arguments (tests/hostapp.py) with QEMU as macOS' first user and as a CI runner's, its own
 requests in both modes on both architectures, and ``imgkit run`` as an ordinary user.

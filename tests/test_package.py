@@ -553,7 +553,7 @@ def _same_or_refused(blob: bytes, apk: apkbuild.Apk, folder: Path) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataObject, tmp_path: Path) -> None:
-    """The worst case: every hash is right, because whoever made the nonsense also signed it."""
+    """In the worst case every hash is right, because the author of the damaged archive has also signed it."""
     stream = bytearray(apkbuild.tar_stream(GOOD, end=True))
     generator = random.Random(data.draw(st.integers(0, 1 << 32)))
     for _ in range(generator.randint(1, 4)):

@@ -225,7 +225,7 @@ def test_control_characters_in_a_name(folder: Path) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """Yield a folder of an unprivileged user, as whom the test runs: root could read everything."""
+    """Yield a folder of an unprivileged user. The test runs as that user, because root could read everything."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         root = os.geteuid() == 0
@@ -394,7 +394,7 @@ def test_install_is_for_the_image(npm: Npm, payload: Path, tmp_path: Path) -> No
 
 
 def test_the_environment_of_npm(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of whoever builds but proxies and certificates; and corepack, if that is npm, asks no package.json."""
+    """npm gets only proxies and certificates of the user's environment, and corepack must not read package.json."""
     for name in ("API_KEY", "NODE_OPTIONS", "npm_config_git", "GIT_SSH_COMMAND", "SSH_AUTH_SOCK"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("https_proxy", "http://proxy.example")

@@ -62,7 +62,7 @@ Seen = dict[tuple[str, str], int]
 
 
 def harmful(folder: Path) -> list[str]:
-    """Return what of a folder gives rights to whoever finds it."""
+    """Return the files of a folder that would give rights to a user who runs or opens them."""
     found = []
     for path in folder.rglob("*"):
         status = path.lstat()
@@ -120,7 +120,7 @@ def test_an_owners_folder(guest: Guest, shares: dict[str, Path], tmp_path: Path)
 def test_without_views_roots_folders_are_as_their_modes_say(
     guest: Guest, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in containers, whose root may not mount: QEMU is nobody all the same, and the ipc share works."""
+    """Root of a container may not mount. QEMU runs as nobody nevertheless, and the request share works."""
     need("root", identity.can_switch_user())
 
     def refused(*_: object, **__: object) -> Iterator[int]:

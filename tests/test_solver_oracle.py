@@ -206,7 +206,7 @@ def repository(dice: random.Random) -> tuple[list[Package], str]:
 
 
 def test_random_repositories_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
-    """Set and order wherever apk finds a solution; where it refuses, the solver may find one all the same."""
+    """Set and order are equal if apk finds a solution; if it refuses, the solver may still find one."""
     apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
     dice = random.Random(7)
     solved = more = 0

@@ -103,7 +103,7 @@ def test_no_link_is_followed_and_what_lies_outside_stays(tmp_path: Path) -> None
 
 
 def test_folders_without_permissions(tmp_path: Path) -> None:
-    """As an ordinary user, whom permissions concern."""
+    """The test runs as an ordinary user, because permissions do not apply to root."""
     top = Path(tempfile.mkdtemp(prefix="imgkit-test-", dir="/tmp"))  # pytest's own folders are closed to other users
     try:
         (top / "a/b/c").mkdir(parents=True)

@@ -189,7 +189,7 @@ def _share(result: Handed, share: Share, user: Identity, stack: ExitStack) -> Sh
         return share
     if not _may(share.path.stat(), user, os.R_OK | os.X_OK):
         raise HostError(
-            f"{share.path}: closed to {user}, as whom QEMU runs",
+            f"{share.path}: closed to {user}, the user that QEMU runs as",
             hint="give the folder to that user, or let others read it",
         )
     return replace(share, view=result.open(share.path, _PATH, stack))

@@ -186,7 +186,7 @@ def allowed(
     """
     if accelerator.name != "kvm" or user is None or can_open(user, device):
         return accelerator
-    problem = f"{device} is closed to {user}, as whom QEMU runs"
+    problem = f"{device} is closed to {user}, the user that QEMU runs as"
     advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"
     if requested != "auto":
         raise HostError(f"accelerator kvm does not work here: {problem}", hint=advice)

@@ -219,7 +219,7 @@ def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> N
 
 
 def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) -> None:
-    """chmod(2) does this for users outside of the group; the supervisor runs as root, which has the rights of every group."""
+    """chmod(2) does this for users outside of the group; the supervisor is root, which is in every group."""
     need("root", identity.can_switch_user())
     need("a kernel whose filters can ask", confinement.supports_notifications())
     user = identity.choose_user(None)

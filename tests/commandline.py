@@ -1,4 +1,4 @@
-"""Running imgkit as its users do, and looking at everything that it leaves."""
+"""Run imgkit as its users do, and find everything that it leaves behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-# Stands in for libguestfs' bindings where a fault must show before the appliance is waited for: it never gets ready.
+# Replaces libguestfs' bindings where an error must be reported before the appliance is ready: this one never is.
 NEVER_READY = """
 import time
 EVENT_APPLIANCE = 1
@@ -39,7 +39,7 @@ runpy.run_module("imgkit", run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class Ran:
-    """How a run ended, and what it wrote."""
+    """The exit status of a run, and what it wrote."""
 
     status: int
     out: str
@@ -58,7 +58,7 @@ class Ran:
 
 
 class Place:
-    """Folders of one test: a home, a cache, temporary files, ``out``; short, because sockets get paths in them."""
+    """The folders of a test: a home, a cache, temporary files, ``out``. Their paths are short, as they hold sockets."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -106,7 +106,7 @@ class Place:
 
     @contextmanager
     def running(self, *words: str | Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        """``imgkit WORD…`` under way; what it writes goes to the file ``log``."""
+        """Run ``imgkit WORD…`` during the block; what it writes goes to the file ``log``."""
         with (self.base / "log").open("wb") as log:
             child = subprocess.Popen(
                 self.command(*words),
@@ -128,17 +128,18 @@ class Place:
         return (self.base / "log").read_text(errors="replace")
 
     def processes(self) -> list[str]:
-        """Command lines of the living processes that were started with this place's home."""
+        """Return the command lines of the living processes that were started with this place's home."""
         mark = f"HOME={self.base}".encode()
-        found = []
+        command_lines = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        return found
+                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                    command_lines.append(words.decode(errors="replace"))
+        return command_lines
 
     def left_over(self) -> list[str]:
-        """Everything that a failed run must not leave: processes, output, scratch files. The cache may have grown."""
+        """Return what a failed run must not leave: processes, output and scratch files. The cache may have grown."""
         deadline = time.monotonic() + 30
         while (alive := self.processes()) and time.monotonic() < deadline:  # killed, and not gone yet
             time.sleep(0.05)
@@ -149,7 +150,7 @@ class Place:
 
 @contextmanager
 def place() -> Iterator[Place]:
-    """A place that is gone afterwards."""
+    """Yield a place that is removed afterwards."""
     base = Path(tempfile.mkdtemp(prefix="ik-"))
     try:
         yield Place(base)
@@ -158,20 +159,20 @@ def place() -> Iterator[Place]:
 
 
 def path_without(here: Place, program: str) -> dict[str, str]:
-    """A PATH on which everything is but one program."""
+    """Return a PATH that has every program except ``program``."""
     folder = here.base / "bin"
     folder.mkdir()
-    for one in os.environ["PATH"].split(os.pathsep):
-        for path in Path(one).iterdir() if Path(one).is_dir() else ():
+    for entry in os.environ["PATH"].split(os.pathsep):
+        for path in Path(entry).iterdir() if Path(entry).is_dir() else ():
             if path.name != program and not (folder / path.name).is_symlink():
                 (folder / path.name).symlink_to(path)
     return {"PATH": str(folder)}
 
 
 def check_failure(ran: Ran, place: Place, status: int, error: str, hint: str | None = None) -> None:
-    """A failure as it has to be: its status, one error line that says ``error``, its hint, and nothing left behind.
+    """Check a failure: its status, a single error line that contains ``error``, its hint, and that nothing is left.
 
-    ``hint`` is a part of the hint line, "" for no hint at all, None for any or none.
+    ``hint`` is a part of the hint line, "" if there must be no hint, and None if it does not matter.
     """
     assert ran.status == status, ran.err
     assert len(ran.errors) == 1, ran.err

@@ -1,8 +1,8 @@
-"""Become imgkit without any privilege: ``python tests/confine.py CAPABILITY-SETS DEVICES -- ARGUMENTS OF IMGKIT``.
+"""Run imgkit without any privilege: ``python tests/confine.py CAPABILITY-SETS DEVICES -- ARGUMENTS OF IMGKIT``.
 
-Ends with a sentence when something is still possible that should not be: a set of capabilities that is not empty, a
-device that can be opened, a namespace that can be made. From then on the kernel kills whatever tries to mount
-something or to make a namespace, in this process and in all that it starts (seccomp).
+The program ends with a message if a capability set is not empty, or if a device can be opened or a namespace made. Then
+a seccomp filter makes the kernel kill this process, or any process that it starts, when it tries to mount something or
+to make a namespace.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLONE3 = 435
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of one machine: ELF; clone; mount, umount2, pivot_root, chroot, unshare, setns and the newer ways to mount."""
+    """Numbers of one architecture: ELF; clone; mount, umount2, pivot_root, chroot, unshare, setns and newer mounts."""
 
     machine: int
     clone: int
@@ -41,7 +41,7 @@ NUMBERS = {
 
 
 def program(numbers: Numbers) -> bytes:
-    """The filter, as an array of struct sock_filter. A jump counts the instructions that it leaves out."""
+    """Return the filter, as an array of struct sock_filter. A jump counts the instructions that it leaves out."""
     steps = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, numbers.machine | 0xC0000000), (_RETURN, 0, 0, _KILL)]
     steps += [(_LOAD, 0, 0, _NUMBER)]
     for number in numbers.forbidden:

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share, and the one rule for missing tools."""
+"""Fixtures that several test modules share, and the rule for missing tools."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.commandline", "tests.realdata")
 
-# A run that a script put into the background ignores SIGINT, and so would every program that is to be interrupted here.
+# A run that a script puts into the background ignores SIGINT, and so would every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _own_temporary_folder(worker: str) -> None:
-    """Give a worker of pytest-xdist temporary files of its own: several tests look for what others have left behind."""
+    """Give a worker of pytest-xdist its own folder for temporary files, because several tests look for leftovers."""
     folder, process = tempfile.mkdtemp(prefix=f"{worker}-", dir="/tmp"), os.getpid()
     Path(folder).chmod(0o1777)  # tests that change users have temporary files, too
     os.environ["TMPDIR"] = tempfile.tempdir = folder
@@ -75,7 +75,7 @@ def need(ability: str, present: object) -> None:
 
 
 def need_program(name: str) -> str:
-    """The path of program ``name``, under the rule of :func:`need`."""
+    """Return the path of program ``name``, under the rule of :func:`need`."""
     path = shutil.which(name)
     need(name, path)
     assert path is not None
@@ -95,16 +95,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def here() -> Iterator[Place]:
-    """Folders in which imgkit is run as its users do."""
+    """Yield folders in which imgkit is run as its users run it."""
     from tests.commandline import place
 
-    with place() as one:
-        yield one
+    with place() as folders:
+        yield folders
 
 
 @pytest.fixture
 def small(here: Place, keys: Keys) -> Small:
-    """A small mirror with one good package, in ``here``."""
+    """Return a small mirror with one good package, in ``here``."""
     from tests.mirrors import Small, package
 
     return Small(here.base / "mirror", keys, [package(key=keys.signing)]).write()
@@ -112,16 +112,16 @@ def small(here: Place, keys: Keys) -> Small:
 
 @pytest.fixture
 def site(small: Small) -> Iterator[Site]:
-    """The small mirror over HTTP."""
+    """Yield the small mirror over HTTP."""
     from fixtures.server import serve
 
-    with serve(small.root) as one:
-        yield one
+    with serve(small.root) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def mirror() -> Mirror:
-    """The offline mirror, made on first use."""
+    """Return the offline mirror, made on first use."""
     from fixtures.mirror import make
 
     return make()
@@ -138,7 +138,7 @@ def mirror_url(mirror: Mirror) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def real_text() -> str:
-    """The text of a real index: main of Alpine 3.17 for aarch64, 5,004 packages."""
+    """Return the text of a real index: main of Alpine 3.17 for aarch64, 5,004 packages."""
     from tests.files import ALPINE, NEEDS_ALPINE, REAL_INDEX
 
     if not REAL_INDEX.is_file():
@@ -151,7 +151,7 @@ def real_text() -> str:
 
 @pytest.fixture(scope="session")
 def real(real_text: str) -> tuple[Package, ...]:
-    """The packages of that index."""
+    """Return the packages of that index."""
     from imgkit.apk.index import Repository, parse_index
 
     return parse_index(real_text, Repository(0, "main"))
@@ -159,7 +159,7 @@ def real(real_text: str) -> tuple[Package, ...]:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    """Keys for small mirrors (:mod:`tests.mirrors`)."""
+    """Return the keys of small mirrors (:mod:`tests.mirrors`)."""
     from fixtures.keys import load
 
     return load(tmp_path_factory.mktemp("keys"), bits=2048)
@@ -167,7 +167,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture(scope="session")
 def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """Builds from the offline mirror, as a user would."""
+    """Return a builder that builds from the offline mirror, as a user would."""
     from tests.images import builder
 
     return builder(mirror.release_key, mirror_url, tmp_path_factory.mktemp("cache"))
@@ -175,7 +175,7 @@ def builder(mirror: Mirror, mirror_url: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The images of recipes/core.py for all architectures, built once. Tests must not change them."""
+    """Return the images of recipes/core.py for all architectures, built once. Tests must not change them."""
     from tests.images import shared
 
     return shared(builder, tmp_path_factory, "images", "--arch", "all")
@@ -183,7 +183,7 @@ def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images
 
 @pytest.fixture(scope="session")
 def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """The amd64 image of a disk of 1 GiB, with a helper through which tests are root in it (VM.root)."""
+    """Return the amd64 image of a disk of 1 GiB, with a helper through which tests are root in it (VM.root)."""
     from tests.images import overlay_with_root, shared
 
     overlay = overlay_with_root(tmp_path_factory.mktemp("overlay"))
@@ -193,6 +193,6 @@ def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def image(rooted_images: Images) -> Image:
-    """The one of :func:`rooted_images`, where it can boot."""
+    """Return the image of :func:`rooted_images` where it can be booted."""
     need_program("qemu-system-x86_64")
     return rooted_images["amd64"]

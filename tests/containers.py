@@ -1,4 +1,4 @@
-"""The Containerfile's image without docker: mmdebstrap makes what FROM names, runc does the rest and runs the result.
+"""Make the Containerfile's image without docker: mmdebstrap makes the base image, runc does the rest and runs it.
 
 Only root may use runc so. The root filesystem is kept in the user's cache folder, under a name made from all that it
 is made of; imgkit's own modules, which the Containerfile copies last, are mounted from the repository instead.
@@ -45,7 +45,7 @@ _CAPABILITIES = [
 
 @dataclass
 class Recipe:
-    """A Containerfile, read.
+    """A parsed Containerfile.
 
     Attributes:
         suite: Debian's name for what ``FROM`` says.
@@ -67,10 +67,10 @@ class Recipe:
 
 
 def read_recipe(text: str) -> Recipe:
-    """A Containerfile that has no other instructions than the repository's.
+    """Parse a Containerfile.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has an instruction that the repository's Containerfile does not use.
     """
     recipe = Recipe()
     for line in text.replace("\\\n", " ").splitlines():
@@ -96,7 +96,7 @@ def read_recipe(text: str) -> Recipe:
 
 
 def key(recipe: Recipe) -> str:
-    """Changes whenever the root filesystem would come out different."""
+    """Return a key that changes whenever the root filesystem would be different."""
     digest = hashlib.sha256(repr((recipe.suite, recipe.steps, _making(recipe))).encode())
     digest.update(Path(__file__).read_bytes())
     for word, rest in recipe.steps:
@@ -106,19 +106,19 @@ def key(recipe: Recipe) -> str:
 
 
 def _making(recipe: Recipe) -> dict[str, str]:
-    """The variables that stand in front of the first RUN, and are there while the image is made."""
+    """Return the variables that stand in front of the first RUN, and are there while the image is made."""
     return {name: value for name, value in recipe.env.items() if name in ("DEBIAN_FRONTEND", "INITRD")}
 
 
 @dataclass(frozen=True)
 class Container:
-    """The image: run commands in it."""
+    """The image, in which commands can be run."""
 
     root: Path
     recipe: Recipe
 
     def run(self, words: Sequence[str], environ: Mapping[str, str], volumes: Path) -> subprocess.CompletedProcess[str]:
-        """What ``docker run`` does with ``words``, as far as script/container-build asks for it.
+        """Do what ``docker run`` does with ``words``, as far as script/container-build needs it.
 
         Args:
             words: the arguments behind ``run``.
@@ -153,7 +153,7 @@ class Container:
 
 
 def _parser() -> ArgumentParser:
-    """Options of ``docker run``; any other is a usage error, so that none is overlooked here."""
+    """Return a parser of the options of ``docker run``. Any other option is an error, so that none is overlooked."""
     parser = ArgumentParser("run", allow_abbrev=False)
     for flag in ("--rm", "--read-only"):
         parser.add_argument(flag, action="store_true", required=True)
@@ -183,7 +183,7 @@ class _Mount:
 
 
 def _mount(text: str, volumes: Path, root: Path) -> _Mount:
-    """``SOURCE:TARGET[:ro]``; a source without a slash is a volume, which has the mode of what it lies upon."""
+    """Parse ``SOURCE:TARGET[:ro]``. A source without a slash is a volume, which gets the mode of its target."""
     source, target, *mode = text.split(":")
     assert mode in ([], ["ro"])
     if "/" not in source:
@@ -198,7 +198,7 @@ def _mount(text: str, volumes: Path, root: Path) -> _Mount:
 
 
 def container() -> Container:
-    """The image of the repository's Containerfile, made on first use (two minutes)."""
+    """Return the image of the repository's Containerfile, made on first use (two minutes)."""
     need("root, for runc", os.geteuid() == 0)
     need_program("runc")
     need_program("mmdebstrap")
@@ -244,7 +244,7 @@ def _copy(sources: Sequence[str], target: str, root: Path) -> None:
 
 
 def _run_step(line: str, recipe: Recipe, root: Path, wheels: Path) -> None:
-    """A ``RUN`` line, as docker's root. The package index of Python is the folder ``wheels`` on the host."""
+    """Execute a ``RUN`` line as docker's root. Python's package index is the folder ``wheels`` of the host."""
     env = {"PATH": _PATH, "HOME": "/root", **_making(recipe), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
     (root / "mnt/wheels").mkdir(exist_ok=True)
     names = Path("/etc/resolv.conf").resolve()
@@ -256,16 +256,16 @@ def _run_step(line: str, recipe: Recipe, root: Path, wheels: Path) -> None:
 
 
 def _download_wheels(python: str, folder: Path) -> None:
-    """Every wheel of the lock that Python ``python`` needs. pip itself would ask for what the host's Python needs."""
+    """Download the wheels of the lock that ``python`` needs. pip by itself would choose those of the host's Python."""
     from packaging.markers import Marker
 
     target = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
     wanted = folder.with_suffix(".txt")
     lines = []
     for block in re.split(r"\n(?=\S)", (ROOT / "requirements-dev.lock").read_text()):
-        found = re.match(r"(\S+==\S+) ; ([^\\]+?) *(?=\\)", block)
-        if not found or Marker(found.group(2)).evaluate(target):
-            lines.append(block.replace(found.group(), f"{found.group(1)} ", 1) if found else block)
+        match = re.match(r"(\S+==\S+) ; ([^\\]+?) *(?=\\)", block)
+        if not match or Marker(match.group(2)).evaluate(target):
+            lines.append(block.replace(match.group(), f"{match.group(1)} ", 1) if match else block)
     wanted.write_text("\n".join(lines))
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     pip: list[str | Path] = [sys.executable, "-m", "pip", "download", *options, "--require-hashes"]
@@ -292,7 +292,7 @@ def _config(
     *,
     readonly: bool,
 ) -> dict[str, Any]:
-    """A container of the OCI runtime specification as docker makes it, but in the host's network. No devices."""
+    """Return a container of the OCI runtime specification as docker makes it, but in the host's network. No devices."""
     names = [f"CAP_{name}" for name in capabilities]
     sets = ("bounding", "effective", "permitted") if user[0] == 0 else ("bounding",)
     nothing = ["nosuid", "noexec", "nodev"]
@@ -331,7 +331,7 @@ def _bundle(config: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _runc(config: Mapping[str, Any], *, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run a container to its end; nothing of it is left, whatever happens."""
+    """Run a container to its end, and remove everything of it in any case."""
     name = f"imgkit-test-{secrets.token_hex(4)}"
     with _bundle(config) as bundle:
         argv: list[str | Path] = ["runc", "run", "--bundle", bundle, name]

@@ -1,11 +1,11 @@
-"""imgkit killed outright at random moments, and what is there afterwards.
+"""Kill imgkit at random moments, and check what it leaves behind.
 
     python -m tests.crashes lock --times 100
     python -m tests.crashes build --times 100 --minutes 4 --seed 7
     python -m tests.crashes disk --times 16
 
-A few kills of each kind are tests (``tests/test_crashes.py``); for figures there is this command. It takes
-recipes/core.py from the offline mirror, and says what its seed was and how many kills hit a process at work.
+``tests/test_crashes.py`` makes a few kills of each kind; this command makes many. It builds recipes/core.py from the
+offline mirror, and prints its seed and how many kills hit a running process.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fixtures.server import serve
 from imgkit.fetch.cache import hash_file
 from tests.commandline import ROOT, Place, place
 
-MOST = 1.1  # of the time that an undisturbed run takes: the last moment of a kill
+MOST = 1.1  # the latest moment of a kill, as a part of the time that an undisturbed run takes
 
 
 @dataclass
 class Tally:
-    """What came of kills: how many there were, how many hit a process at work, and everything that was wrong."""
+    """The result of kills: how many there were, how many hit a running process, and every fault that was found."""
 
     kills: int = 0
     hits: int = 0
@@ -45,6 +45,7 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
     def check(self, right: bool, fault: str) -> None:
+        """Note ``fault`` unless ``right`` is true."""
         if not right:
             self.faults.append(f"kill {self.kills}: {fault}")
 
@@ -59,11 +60,10 @@ class Case:
 
     Attributes:
         words: its arguments.
-        outputs: says what is wrong with what the command has written, whole or absent; empty if nothing is.
-        reset: called before each run and each kill.
-        every: after how many kills a whole run follows.
-        beside: a second command that runs at the same time and is not killed.
-        shared: folders that other processes use, too, and in which it makes its own.
+        outputs: returns what is wrong with the output of the command, which must be complete or absent; empty if
+        nothing. reset: called before each run and each kill. every: number of kills after which an undisturbed run
+        follows. beside: a second command that runs at the same time and is not killed. shared: folders in which the
+        command and other processes make their own folders.
     """
 
     here: Place
@@ -75,14 +75,14 @@ class Case:
     shared: Sequence[Path] = ()
 
     def seconds(self) -> float:
-        """How long an undisturbed run takes, the second one: the first makes what is kept."""
+        """Return how long an undisturbed run takes. It is the second one, because the first one fills the cache."""
         self.run(Tally())
         start = time.monotonic()
         self.run(Tally())
         return time.monotonic() - start
 
     def run(self, tally: Tally) -> None:
-        """One whole run, which must work and leave nothing but its outputs."""
+        """Run the command to its end. It must succeed and leave nothing but its outputs."""
         self.reset()
         before = ownerless(self.shared)
         done = self.here.run(*self.words, timeout=600)
@@ -96,7 +96,7 @@ class Case:
         tally.check(not damaged(self.here.cache), f"damaged in the cache: {damaged(self.here.cache)}")
 
     def kill(self, delay: float, tally: Tally) -> None:
-        """Start the command and kill it after ``delay`` seconds; then look at what there is."""
+        """Start the command, kill it after ``delay`` seconds, and check what it left."""
         tally.kills += 1
         self.reset()
         before = ownerless(self.shared)
@@ -111,8 +111,8 @@ class Case:
                 child.wait(timeout=30)
             if other is not None:
                 status = other.wait(timeout=600)
-                said = (self.here.base / "log-beside").read_text(errors="replace")[-300:]
-                tally.check(status == 0, f"the other run ended with {status}: {said}")
+                output = (self.here.base / "log-beside").read_text(errors="replace")[-300:]
+                tally.check(status == 0, f"the other run ended with {status}: {output}")
             alive = still_there(self.here)
             tally.check(not alive, f"still there: {alive}")
         left = soon(lambda: sorted(ownerless(self.shared) - before))
@@ -124,7 +124,7 @@ class Case:
 
 @contextmanager
 def started(here: Place, words: Sequence[str | Path], log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``imgkit WORD…`` under way, in a process group of its own, which is gone after the block."""
+    """Run ``imgkit WORD…`` in its own process group, which is killed at the end of the block."""
     with (here.base / log).open("wb") as sink:
         child = subprocess.Popen(
             here.command(*words),
@@ -144,21 +144,21 @@ def started(here: Place, words: Sequence[str | Path], log: str) -> Iterator[subp
 
 
 def still_there(here: Place, seconds: float = 15) -> list[str]:
-    """Processes of this place that are there after that time."""
+    """Return the processes of this place that still run after that time."""
     return soon(here.processes, seconds)
 
 
 def soon(look: Callable[[], list[Any]], seconds: float = 15) -> list[Any]:
-    """What ``look`` still finds after that time."""
+    """Call ``look`` until it finds nothing or the time is over, and return its last result."""
     deadline = time.monotonic() + seconds
-    while (seen := look()) and time.monotonic() < deadline:
+    while (remaining := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return seen
+    return remaining
 
 
 def ownerless(places: Sequence[Path]) -> set[Path]:
-    """The folders of imgkit in ``places`` whose process is no more, and machines' whose names have none."""
-    return {path for each in places for path in each.glob("imgkit-*") if _is_ownerless(path.name)}
+    """Return the folders of imgkit in ``places`` whose process has ended or that belong to no process."""
+    return {path for folder in places for path in folder.glob("imgkit-*") if _is_ownerless(path.name)}
 
 
 def _is_ownerless(name: str) -> bool:
@@ -167,12 +167,12 @@ def _is_ownerless(name: str) -> bool:
 
 
 def damaged(cache: Path) -> list[str]:
-    """Files of the cache that do not have the SHA-256 that they are named by."""
+    """Return the files of the cache whose SHA-256 is not the one in their name."""
     return [path.name for path in cache.glob("sha256/*/*") if hash_file(path) != path.name]
 
 
 def play(case: Case, times: int, seed: int, minutes: float = 60, tally: Tally | None = None) -> Tally:
-    """Kill a command at random moments, ``times`` times or until the time is up."""
+    """Kill a command at random moments, ``times`` times or until ``minutes`` are over."""
     tally = tally or Tally()
     chance = random.Random(seed)
     longest = case.seconds() * MOST
@@ -189,7 +189,7 @@ def play(case: Case, times: int, seed: int, minutes: float = 60, tally: Tally | 
 
 
 def lock_case(here: Place, words: Sequence[str | Path], lock: Path) -> Case:
-    """``imgkit lock`` with an empty cache: its file is the right one, the one from before, or absent."""
+    """Return the case of ``imgkit lock`` with an empty cache. Its file must be the new one, the old one, or absent."""
     good: list[bytes] = []
     old = json.dumps({"lock": 1, "architectures": {}}).encode()
     chance = random.Random(0)
@@ -220,14 +220,14 @@ def empty(cache: Path) -> None:
 
 
 def both_case(here: Place, words: Sequence[str | Path], beside: Sequence[str | Path], lock: Path) -> Case:
-    """Two ``imgkit lock`` that share a cache, of which one is killed: the other does not notice."""
+    """Return the case of two ``imgkit lock`` that share a cache. If one is killed, the other must succeed."""
     case = lock_case(here, words, lock)
     case.beside = beside
     return case
 
 
 def build_case(here: Place, words: Sequence[str | Path], every: int = 10) -> Case:
-    """``imgkit build``: where there is an image, everything beside it belongs to it."""
+    """Return the case of ``imgkit build``. If there is an image, all files beside it must belong to it."""
 
     def outputs() -> str:
         image, manifest = here.out / "linux-amd64.qcow2", here.out / "linux-amd64.manifest.json"
@@ -237,14 +237,14 @@ def build_case(here: Place, words: Sequence[str | Path], every: int = 10) -> Cas
         if facts["image"]["sha256"] != hash_file(image):
             return "the image is not the manifest's"
         boot = [facts["boot"]["kernel"], facts["boot"]["initramfs"]]
-        wrong = [each["name"] for each in boot if hash_file(here.out / each["name"]) != each["sha256"]]
+        wrong = [file["name"] for file in boot if hash_file(here.out / file["name"]) != file["sha256"]]
         return f"not the manifest's: {wrong}" if wrong else ""
 
     return Case(here, words, outputs, every=every)
 
 
 def run_case(here: Place, image: Path, every: int = 10) -> Case:
-    """``imgkit run``: the image is not changed. What it changes is where QEMU would put it by itself."""
+    """Return the case of ``imgkit run``. It must not change the image: changes go to QEMU's temporary files."""
     before = hash_file(image)
     del here.environment["TMPDIR"]
 
@@ -267,7 +267,7 @@ def real(here: Place) -> None:
 def fill(here: Place, words: Sequence[str | Path], times: int, tally: Tally) -> Tally:
     """Build on a small filesystem (tmpfs, which takes root), from 1 MiB to more than enough; the cache is elsewhere.
 
-    Where there is no room: status 5, one line that says so, no output, no scratch files.
+    If there is no space, the status must be 5, with a single line that says so, no output and no scratch files.
     """
     folder = here.base / "full"
     folder.mkdir()

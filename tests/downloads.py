@@ -10,7 +10,7 @@ from imgkit.fetch.http import Http
 
 
 def get(client: Http, url: str, expected: Expected) -> bytes:
-    """What is at ``url``, downloaded by ``client`` into a folder that is gone afterwards."""
+    """Return the content at ``url``, downloaded by ``client`` into a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "file")
         client.download(url, target, expected)

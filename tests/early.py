@@ -1,4 +1,4 @@
-"""A request that lies in the share before the machine starts, so that it runs at the earliest moment there is."""
+"""Put a request into the share before the machine starts, so that it runs at the earliest possible moment."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ echo "runlevel $(cat /run/openrc/softlevel)"
 
 
 def settings() -> dict[str, str]:
-    """What the kernel's settings must be, by name: those of the overlay, and some of Alpine's."""
+    """Return the required values of the kernel's settings, by name: those of the overlay, and some of Alpine's."""
     pairs = re.findall(r"^([a-z0-9_.]+) = (\S+)$", SETTINGS.read_text(), re.MULTILINE)
     assert {"fs.protected_hardlinks", "fs.protected_symlinks", "kernel.sysrq"} <= {name for name, _ in pairs}
     return {**dict(pairs), **ALPINES}
 
 
 class Early:
-    """The request in ``ipc``, the folder to be shared as ``ipc``. It does not wait for the system to come up."""
+    """A request in ``ipc``, the folder that is shared as ``ipc``. It does not wait for the system to come up."""
 
     def __init__(self, ipc: Path, command: list[str]) -> None:
         self._stream = ipc / "streams" / f"{_ID}.log"
@@ -43,7 +43,7 @@ class Early:
         (ipc / "requests" / f"{_ID}.json").write_text(json.dumps(body))
 
     def output(self, seconds: float = 0) -> str:
-        """What the command wrote to its standard output, once it has ended; it has ``seconds`` for that."""
+        """Return the command's standard output when it has ended, for which it has ``seconds``."""
         deadline = time.monotonic() + seconds
         while not (result := [event for event in self._events() if event["type"] == "result"]):
             assert time.monotonic() < deadline, f"the earliest request has no result: {self._events()}"
@@ -59,9 +59,9 @@ class Early:
 
 
 class EarlyLook(Early):
-    """An earliest request that looks at the kernel's settings, and tries the link that an attack would begin with.
+    """An early request that reads the kernel's settings, and tries the link that an attack would begin with.
 
-    Then it does what ``script`` says.
+    Then it runs ``script``.
     """
 
     def __init__(self, ipc: Path, script: str = "") -> None:
@@ -69,12 +69,12 @@ class EarlyLook(Early):
         super().__init__(ipc, ["/bin/sh", "-c", _LOOK + script, "look", *names])
 
     def check(self, seconds: float = 0) -> list[str]:
-        """The settings were in force. Returns what else was printed, the runlevel at that moment first."""
+        """Check that the settings were in force. Return what else was printed, beginning with the runlevel then."""
         lines = self.output(seconds).splitlines()
-        seen = dict(line.split(" ")[1:] for line in lines if line.startswith("setting "))
-        assert {name.replace("/", "."): value for name, value in seen.items()} == settings()
+        values = dict(line.split(" ")[1:] for line in lines if line.startswith("setting "))
+        assert {name.replace("/", "."): value for name, value in values.items()} == settings()
         assert "link 1" in lines, "no second name for a file of root's"
-        return lines[len(seen) + 1 :]
+        return lines[len(values) + 1 :]
 
 
 def _text(event: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Small ELF files for tests, with whatever headers a test needs."""
+"""Make small ELF files with the headers that a test needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_elf(
     soname: str | None = None,
     sections: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """An ELF file of these properties; it has no code."""
+    """Return an ELF file of these properties; it has no code."""
     machine, bits, order = MACHINES[architecture]
     wide = bits == 64
     strings = bytearray(b"\0")

@@ -1,4 +1,4 @@
-"""Real Alpine files for tests, noise, a short question about files, and trees that are deeper than paths."""
+"""Real Alpine files for tests, incompressible data, hashes of files, and trees that are deeper than paths can be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from imgkit.host import walk
 
 ALPINE = Path(os.environ.get("IMGKIT_SHARED", Path(__file__).parents[2] / "shared")) / "alpine"
-"""Files of Alpine's own, by their path on a mirror. Tests on them are skipped where they are not there."""
+"""Folder of real Alpine files, by their path on a mirror. Tests that need a missing file are skipped."""
 REAL_INDEX = ALPINE / "v3.17/main/aarch64/APKINDEX.tar.gz"
 """The signed index of a release's main repository: 5,004 packages."""
 REAL_PACKAGE = ALPINE / "v3.17/main/aarch64/alpine-baselayout-3.4.0-r0.apk"
@@ -24,7 +24,7 @@ REAL_MINIROOTFS = {
     arch: ALPINE / f"v3.20/releases/{arch}/alpine-minirootfs-3.20.3-{arch}.tar.gz" for arch in ("x86_64", "aarch64")
 }
 NEEDS_ALPINE = "needs files of Alpine's own"
-"""How the reason begins for which such a test is skipped; the summary of a test run counts them."""
+"""Start of the reason why such a test is skipped; the summary of a test run counts these tests."""
 ALPINE_FILES = (REAL_INDEX, REAL_PACKAGE, *REAL_MINIROOTFS.values())
 
 needs_alpine = pytest.mark.skipif(
@@ -33,7 +33,7 @@ needs_alpine = pytest.mark.skipif(
 
 
 def skipped_for_alpine(reasons: Iterable[str]) -> list[str]:
-    """Lines for the summary of a test run: how many tests on Alpine's own files were skipped, and how to have them.
+    """Return lines for the summary of a test run: how many tests lacked Alpine's files, and how to run them.
 
     Args:
         reasons: why tests were skipped.
@@ -50,24 +50,24 @@ def skipped_for_alpine(reasons: Iterable[str]) -> list[str]:
 
 
 def noise(size: int) -> bytes:
-    """Bytes that do not compress and are never zero for long. They are the same in every run."""
+    """Return bytes that do not compress and have no long runs of zeros. They are the same in every run."""
     return random.Random(size).randbytes(size)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of its contents."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of a file's contents."""
+    hasher = hashlib.sha256()
     with path.open("rb") as source:
         while data := source.read(1 << 20):
-            found.update(data)
-    return found.hexdigest()
+            hasher.update(data)
+    return hasher.hexdigest()
 
 
 @contextmanager
 def nested(top: Path, depth: int, name: str = "d") -> Iterator[Path]:
-    """Have ``depth`` folders in one another in the new folder ``top``, as a guest can make that changes into each.
+    """Make ``depth`` nested folders in the new folder ``top``, as a guest can by changing into each of them.
 
-    They are removed at the end: pytest itself cannot remove such a tree.
+    They are removed at the end of the block, because pytest itself cannot remove such a tree.
     """
     top.mkdir()
     try:
@@ -78,7 +78,7 @@ def nested(top: Path, depth: int, name: str = "d") -> Iterator[Path]:
 
 
 def nest(top: Path, depth: int, name: str = "d") -> None:
-    """Make ``depth`` folders in one another. Who makes many must have them removed, see :func:`nested`."""
+    """Make ``depth`` nested folders. The caller must remove a deep tree itself; see :func:`nested`."""
     here = os.open(top, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir(name, dir_fd=here)
@@ -89,7 +89,7 @@ def nest(top: Path, depth: int, name: str = "d") -> None:
 
 
 def public(folder: Path) -> Path:
-    """``folder``, which pytest made for the user who runs the tests, with a way to it for every user."""
+    """Let every user reach ``folder``, which pytest made for the user who runs the tests, and return it."""
     for path in (folder, *folder.parents):
         mode = path.stat().st_mode
         if mode & 0o5 != 0o5:

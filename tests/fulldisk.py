@@ -1,4 +1,4 @@
-"""A disk that is full: imgkit run again and again, each time with room for one thing more.
+"""Run imgkit on a full disk again and again, each time with room for one more write.
 
     python -m tests.fulldisk full|once BASE WORD…
 
@@ -8,8 +8,8 @@ n-th time on, for every n, as on a disk on which nothing is deleted; with ``once
 n. Each run is a fork of this process. Now and then ``imgkit WORD…`` is run undisturbed, in the state that a failure
 left.
 
-The result is JSON, a list of objects: ``status`` and ``said`` of the run, ``undisturbed`` (the status of the one after
-it, if there was one), and ``after``, the text of BASE/recipe.lock in between. The last run had room for everything.
+The result is JSON, a list of objects: ``status`` and ``output`` of the run, ``undisturbed`` (the status of the run
+after it, if there was one), and ``after``, the text of BASE/recipe.lock in between. The last run had enough room.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Any
 from imgkit.cli.main import main as imgkit
 
 OLD = '{"lock": 1, "architectures": {}}'
-"""The lock that is there before each run."""
+"""Text of the lock file before each run."""
 
 
 class Disk:
-    """Counts what takes room, and refuses it."""
+    """Counts the operations that take space, and lets them fail when the disk is full."""
 
     def __init__(self, room: int, *, once: bool) -> None:
         self.taken = 0
@@ -41,10 +41,10 @@ class Disk:
         self._lock = threading.Lock()
 
     def take(self) -> None:
-        """Take room for one thing.
+        """Count an operation that takes space.
 
         Raises:
-            OSError: there is none.
+            OSError: there is no space left.
         """
         with self._lock:
             self.taken += 1
@@ -53,7 +53,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def install(self) -> None:
-        """Have this process write to this disk from now on."""
+        """Let all file operations of this process use this disk from now on."""
         for name in ("mkdir", "symlink", "link", "rename", "replace", "fsync", "sendfile", "copy_file_range"):
             if hasattr(os, name):
                 setattr(os, name, self._taking(getattr(os, name)))
@@ -95,12 +95,12 @@ class Disk:
         io.open = builtins.open = opened
 
 
-def run(words: list[str], said: Path, disk: Disk | None = None) -> tuple[int, int]:
-    """``imgkit WORD…`` in a fork, on ``disk``: its exit status, and how often it took room."""
+def run(words: list[str], output: Path, disk: Disk | None = None) -> tuple[int, int]:
+    """Run ``imgkit WORD…`` in a fork on ``disk``. Return its exit status and how many operations took space."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        with said.open("wb") as sink:
+        with output.open("wb") as sink:
             for descriptor in (1, 2):
                 os.dup2(sink.fileno(), descriptor)
         if disk is not None:
@@ -115,16 +115,17 @@ def run(words: list[str], said: Path, disk: Disk | None = None) -> tuple[int, in
 
 
 def main(how: str, base: Path, words: list[str]) -> list[dict[str, Any]]:
-    """All runs; see above."""
-    lock, said = base / "recipe.lock", base / "said"
+    """Make all runs and return their results; see the module's docstring."""
+    lock, output = base / "recipe.lock", base / "output"
     results = []
     for room in range(0, 10_000, 3 if how == "once" else 1):
         shutil.rmtree(base / "cache")
         (base / "cache").mkdir()
         lock.write_text(OLD)
-        status, taken = run(words, said, Disk(room, once=how == "once"))
-        result: dict[str, Any] = {"room": room, "status": status, "said": said.read_text(), "after": lock.read_text()}
-        result["undisturbed"] = run(words, said)[0] if not room % 5 else 0
+        status, taken = run(words, output, Disk(room, once=how == "once"))
+        result: dict[str, Any] = {"room": room, "status": status}
+        result |= {"output": output.read_text(), "after": lock.read_text()}
+        result["undisturbed"] = run(words, output)[0] if not room % 5 else 0
         result["left"] = [str(path) for path in [*(base / "tmp").iterdir(), *base.glob(".imgkit-*")]]
         results.append(result)
         if 0 <= taken <= room:

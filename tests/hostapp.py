@@ -1,4 +1,4 @@
-"""The host side of the agentd contract as the original application has it, written from the contract's page alone.
+"""Implement the host side of the agentd contract as the original application does, from the contract's page alone.
 
 It shares nothing with :mod:`imgkit.vm`, so that two implementations check the guest. Files are written slowly and not
 atomically; streams are read while they grow. (:func:`tests.vmspecs.host_app` has imgkit start QEMU in the same way.)
@@ -29,7 +29,7 @@ App = TypeVar("App")
 
 BINARY = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
-"""What the console says when QEMU's emulation of two CPUs crashed the guest's kernel: rare with our arguments."""
+"""Messages on the console when QEMU's emulation of two CPUs has crashed the guest's kernel, which happens rarely."""
 COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet"
 
 

@@ -1,4 +1,4 @@
-"""How the original application gets an image, written against what that application does alone.
+"""Download an image as the original application does, implemented from a description of that application alone.
 
 It shares nothing with :mod:`imgkit.publish`. The variables decide the addresses; a file is got with GET, redirects
 are followed, it is written to ``NAME.download``, its SHA-256 is compared (of the image only), and it is renamed.
@@ -21,7 +21,7 @@ class ChecksumError(Exception):
 
 
 def read_env(text: str) -> dict[str, str]:
-    """The variables of a file of lines NAME=VALUE."""
+    """Return the variables of a file of lines NAME=VALUE."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
@@ -39,7 +39,7 @@ class App:
         return self.data / "cowork/sandbox/images" / self.env["COWORK_SANDBOX_IMAGE_VERSION"]
 
     def variable(self, name: str) -> str | None:
-        """``NAME_<ARCH>``, or else ``NAME``; empty is unset."""
+        """Return the value of ``NAME_<ARCH>``, or else of ``NAME``; an empty value counts as unset."""
         variant = VARIANTS[self.process_arch].upper()
         return self.env.get(f"COWORK_SANDBOX_{name}_{variant}") or self.env.get(f"COWORK_SANDBOX_{name}") or None
 
@@ -48,10 +48,10 @@ class App:
         return self.variable("IMAGE_URL") or f"{base}/{version}/image-linux-{self.process_arch}.qcow2"
 
     def ensure_image(self) -> Path:
-        """The image, downloaded if its version is not there.
+        """Return the image, after downloading it if its version is not there.
 
         Raises:
-            ChecksumError: it is not the one of the variables; the download stays behind, and is no image.
+            ChecksumError: it is not the image of the variables. The download is left behind under its temporary name.
         """
         return self._ensure(f"linux-{self.process_arch}.qcow2", self.image_url(), self.variable("IMAGE_SHA256"))
 

@@ -1,4 +1,4 @@
-"""Images built for tests: by the command line, from the offline mirror, shared by whoever only looks."""
+"""Build images for tests with the command line from the offline mirror. Tests that do not change them share them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECIPE = ROOT / "recipes" / "core.py"
 
 @dataclass(frozen=True)
 class Image:
-    """One result of a build, with all that lies beside it."""
+    """An image that was built, with the files beside it."""
 
     arch: str
     disk: Path
@@ -37,11 +37,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """Results of one build by architecture. ``said`` is what it wrote to standard error."""
+    """The images of one build by architecture. ``errors`` is what the build wrote to standard error."""
 
     folder: Path
     by_arch: Mapping[str, Image]
-    said: str
+    errors: str
 
     def __getitem__(self, arch: str) -> Image:
         return self.by_arch[arch]
@@ -55,34 +55,34 @@ class Builder:
     env: Mapping[str, str]
 
     def run(self, *words: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-        """``imgkit`` with these arguments."""
+        """Run ``imgkit`` with these arguments."""
         argv = [sys.executable, "-m", "imgkit", *map(str, words)]
         return subprocess.run(argv, env=dict(self.env), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
     def attempt(self, out: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """A build that may fail."""
+        """Run a build that may fail."""
         return self.run("build", RECIPE, "--out", out, "--json", *self.words, *words)
 
     def build(self, out: Path, *words: str | Path) -> Images:
-        """A build that must succeed."""
+        """Run a build that must succeed, and return its images."""
         done = self.attempt(out, *words)
         assert done.returncode == 0, done.stderr
         return results(out, done.stdout, done.stderr)
 
 
-def results(out: Path, printed: str, said: str) -> Images:
-    """What ``imgkit build --json`` printed, read."""
-    found = {}
+def results(out: Path, printed: str, errors: str) -> Images:
+    """Parse what ``imgkit build --json`` printed."""
+    by_arch = {}
     for result in json.loads(printed):
         manifest = json.loads(Path(result["manifest"]).read_bytes())
         arch = manifest["arch"]
         disk, kernel, initramfs = (Path(result[key]) for key in ("image", "kernel", "initramfs"))
-        found[arch] = Image(arch, disk, kernel, initramfs, manifest)
-    return Images(out, found, said)
+        by_arch[arch] = Image(arch, disk, kernel, initramfs, manifest)
+    return Images(out, by_arch, errors)
 
 
 def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words: str | Path) -> Images:
-    """A build that must succeed, made once for all workers of a run that goes side by side (pytest-xdist)."""
+    """Run a build that must succeed, once for all workers of a parallel test run (pytest-xdist)."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     printed = folder.with_suffix(".json")
@@ -95,7 +95,7 @@ def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words:
 
 
 def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
-    """A builder with a cache of its own, but for the appliance: making that takes long, and it is remade when stale."""
+    """Return a builder with its own cache, except for the appliance, which takes long to make."""
     need_program("qemu-system-x86_64")
     need_program("grub-mkimage")
     need("libguestfs' Python bindings", _has_bindings())
@@ -106,7 +106,7 @@ def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """This process's environment without what would change a build or what is published of it."""
+    """Return this process's environment without variables that change a build or a publication."""
     kept = {name: value for name, value in os.environ.items() if name not in _BUILD_VARIABLES}
     return {**kept, "IMGKIT_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -124,9 +124,9 @@ def _has_bindings() -> bool:
 
 
 def overlay_with_root(folder: Path) -> Path:
-    """The repository's overlay with two services of the tests.
+    """Return the repository's overlay with two additional services.
 
-    In runlevel default the helper of :mod:`tests.rootport`; in runlevel boot one that holds the boot up when the
+    The one in runlevel default is the helper of :mod:`tests.rootport`. The one in runlevel boot delays the boot if the
     kernel's command line asks for it.
     """
     overlay = folder / "overlay"

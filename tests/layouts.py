@@ -1,4 +1,4 @@
-"""What the recipes say about disks, for tests of everything that has to do with one."""
+"""The disk layouts of the recipes, for tests of everything that deals with disks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Small signed mirrors for tests, with whatever packages a test wants, made in a fraction of a second.
+"""Make small signed mirrors with the packages that a test needs, in a fraction of a second.
 
-They have the layout of real ones, a minirootfs with nothing but keys, and as many wrong things as a test puts in.
+They have the layout of real mirrors, a minirootfs with nothing but keys, and the faults that a test puts in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ architectures = {{"amd64": {{
     "consoles": ["ttyS0"],
 }}}}
 """
-"""A recipe of the package ``hello``, as small as recipes get. Lines that are added to it replace earlier ones."""
+"""A minimal recipe with the package ``hello``. Lines that are appended to it replace earlier ones."""
 
 
 def package(
@@ -48,7 +48,7 @@ def package(
     scripts: Mapping[str, bytes] | None = None,
     **more: str | int | Sequence[str],
 ) -> Apk:
-    """A signed package; ``more`` are lines of its .PKGINFO, such as ``depend=["musl"]``."""
+    """Return a signed package; ``more`` are lines of its .PKGINFO, such as ``depend=["musl"]``."""
     info: PkgInfo = {
         "pkgname": name,
         "pkgver": version,
@@ -63,17 +63,17 @@ def package(
 
 
 def another(apk: Apk, *entries: Entry, key: SigningKey) -> Apk:
-    """Another build of a package of these entries, whose file is just as long and well signed."""
+    """Return another build of a package, with these entries and a valid signature, whose file has the same length."""
     tries = (itertools.islice(itertools.product("helowrd", repeat=length), 400) for length in range(3, 9))
     for letters in itertools.chain.from_iterable(tries):
-        made = package(apk.name, apk.version, *entries, key=key, pkgdesc="".join(letters))
-        if len(made.blob) == len(apk.blob) and made.identity != apk.identity:
-            return made
+        candidate = package(apk.name, apk.version, *entries, key=key, pkgdesc="".join(letters))
+        if len(candidate.blob) == len(apk.blob) and candidate.identity != apk.identity:
+            return candidate
     raise AssertionError("no description makes a package of the same length")
 
 
 def minimal(keys: Keys) -> Tree:
-    """The Tree of a minirootfs that trusts the mirror's key and has nothing else."""
+    """Return the Tree of a minirootfs that trusts the mirror's key and has nothing else."""
     tree = Tree()
     for path in ("etc", "etc/apk", "etc/apk/keys", "lib", "lib/apk", "lib/apk/db"):
         tree.mkdir(path, mtime=TIME)
@@ -96,7 +96,7 @@ class Small:
         return self.root.parent / "release-key.asc"
 
     def write(self, tree: Tree | None = None) -> Small:
-        """The minirootfs (of ``tree``), its signature and list, the packages and their index."""
+        """Write the minirootfs (of ``tree``), its signature and list, the packages and their index."""
         self.release(tree or minimal(self.keys))
         self.file(REPOSITORY).mkdir(parents=True)
         for apk in self.packages:
@@ -125,5 +125,5 @@ class Small:
         self.file(INDEX).write_bytes(signature_segment(member, key or self.keys.signing) + member)
 
     def file(self, path: str) -> Path:
-        """The file behind a path of the server."""
+        """Return the file that the server has at a path."""
         return self.root / path.lstrip("/")

@@ -1,4 +1,4 @@
-"""What became of processes, for tests."""
+"""Find out whether processes have ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def gone(pid: int, seconds: float = 0.0) -> bool:
-    """Whether a process is dead, or is within ``seconds``. A zombie counts: it runs no more."""
+    """Return whether a process has ended, waiting up to ``seconds`` for it. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while _runs(pid):
         if time.monotonic() >= deadline:

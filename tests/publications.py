@@ -1,4 +1,4 @@
-"""What a build and its boots leave, in small: for tests of publishing."""
+"""Make small replacements of what a build and its boots leave, for tests of publishing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def build(out: Path, arch: str, seed: str = "") -> Path:
-    """An image of a few KB with what a build puts beside it; ``seed`` makes it another one."""
+    """Make an image of a few KB and the files that a build puts beside it. Another ``seed`` makes other contents."""
     out.mkdir(exist_ok=True)
     image = out / f"linux-{arch}.qcow2"
     kernel, initramfs = out / f"vmlinuz-virt-{arch}", out / f"initramfs-virt-{arch}"
@@ -37,12 +37,12 @@ def build(out: Path, arch: str, seed: str = "") -> Path:
 
 
 def booted(out: Path, arch: str) -> dict[str, Any]:
-    """What a boot record says of the files that a direct boot takes from beside the image."""
+    """Return a boot record's facts about the files beside the image that a direct boot uses."""
     return {"kernel": facts(out / f"vmlinuz-virt-{arch}"), "initramfs": facts(out / f"initramfs-virt-{arch}")}
 
 
 def prove(image: Path, *firmwares: str, **extra: Mapping[str, Any]) -> None:
-    """A boot record as ``imgkit boot`` leaves it; ``extra`` is added to each of its boots."""
+    """Write a boot record as ``imgkit boot`` does; ``extra`` is added to each of its boots."""
     arch = image.stem.partition("-")[2]
     boot = {"time": "2026-01-02T03:04:05Z", "secondsToReady": 9.5, "accelerator": "tcg", **extra}
     record = {"bootRecord": 1, "image": facts(image), "arch": arch, "boots": dict.fromkeys(firmwares, boot)}
@@ -50,7 +50,7 @@ def prove(image: Path, *firmwares: str, **extra: Mapping[str, Any]) -> None:
 
 
 def proved(out: Path, *arches: str, seed: str = "") -> Path:
-    """A folder of images that have been booted."""
+    """Return a folder of images that have been booted."""
     for arch in arches or ARCHES:
         prove(build(out, arch, seed), "bios" if arch == "amd64" else "uefi")
     return out

@@ -1,8 +1,8 @@
-"""Questions about real data of Alpine, whatever it comes from.
+"""Checks on real data of Alpine, which several tests apply to different sources.
 
-There are two sources: files of Alpine's own (:data:`tests.files.ALPINE`), which are not everywhere, and the system in
-the wheel from which the offline mirror is made (:class:`System`), which a package registry has. A test asks one of
-these questions of one of them. The questions are assertions.
+There are two sources: Alpine's own files (:data:`tests.files.ALPINE`), which are not available everywhere, and the
+system in the wheel from which the offline mirror is made (:class:`System`), which a package registry has. Each check
+consists of assertions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS = {"pre-install", "post-install", "pre-deinstall", "post-deinstall", "pre
 
 @dataclass(frozen=True)
 class System:
-    """A root filesystem in which apk installed packages: what apk left in it, by path."""
+    """The files of apk, by path, in a root filesystem in which apk installed packages."""
 
     arch: str
     files: Mapping[str, bytes]
@@ -76,7 +76,7 @@ class System:
 
 
 def check_index(text: str, count: int) -> None:
-    """Every record is understood, and comes back byte for byte."""
+    """Check that every record is parsed, and written back byte for byte."""
     packages = parse_index(text, Repository())
     assert len(packages) == count
     assert "\n".join(map(format_record, packages)) + "\n" == text
@@ -84,7 +84,7 @@ def check_index(text: str, count: int) -> None:
 
 
 def check_words(packages: Sequence[Package]) -> None:
-    """Every version, dependency and name in ``provides`` is valid."""
+    """Check that every version, dependency and name in ``provides`` is valid."""
     for package in packages:
         assert Version.parse(package.version).text == package.version
         assert package.identity.startswith("Q1")
@@ -95,7 +95,7 @@ def check_words(packages: Sequence[Package]) -> None:
 
 
 def check_solution(world: Sequence[str], packages: Sequence[Package], arch: str) -> list[str]:
-    """Solve; the solution is complete, nothing in it is superfluous, and the order of the world does not matter.
+    """Check that the solution is complete, has nothing superfluous, and does not depend on the order of the world.
 
     Returns:
         The names of the packages in the order of their installation.
@@ -108,20 +108,20 @@ def check_solution(world: Sequence[str], packages: Sequence[Package], arch: str)
 
 
 def check_near_miss(packages: Sequence[Package], arch: str, wrong: str, right: str) -> None:
-    """A name that is mistyped is refused, with a hint that has the right one."""
+    """Check that a misspelt name is refused, with a hint that contains the right one."""
     with pytest.raises(UnknownPackageError, match=f"package {wrong} is in no repository") as caught:
         solve([wrong], packages, arch=arch)
     assert right in str(caught.value.hint)
 
 
 def lacking(world: Iterable[str], packages: Sequence[Package]) -> set[str]:
-    """The names in ``world`` that no package has or provides."""
+    """Return the names in ``world`` that no package has or provides."""
     provided = {Provide.parse(word).name for package in packages for word in package.provides}
     return {name for name in world if name[0] != "!"} - {package.name for package in packages} - provided
 
 
 def check_database(database: Mapping[str, bytes], count: int) -> None:
-    """The database comes back byte for byte, whatever the order of the packages (scripts: file for file)."""
+    """Check that the database is written back byte for byte (scripts: file for file) for any order of the packages."""
     (archive,) = (name for name in database if name.startswith("scripts.tar"))
     packages = read_database(database["installed"], database["triggers"], database[archive])
     assert len(packages) == count
@@ -131,17 +131,17 @@ def check_database(database: Mapping[str, bytes], count: int) -> None:
 
 
 def check_scripts(database: Mapping[str, bytes]) -> set[str]:
-    """Every script is one that a shell runs, of a kind that imgkit knows, and its grammar is understood.
+    """Check that every script is a shell script of a known kind, and that its grammar is understood.
 
     Returns:
         The scripts as ``PACKAGE.KIND``.
     """
     (archive,) = (name for name in database if name.startswith("scripts.tar"))
-    found = set()
+    names = set()
     for installed in read_database(database["installed"], database["triggers"], database[archive]):
         for kind, script in installed.scripts.items():
             assert kind in _KINDS
             assert script.startswith((b"#!/bin/sh\n", b"#!/bin/sh -e\n", b"#! /bin/sh\n", b"#!/bin/busybox sh\n"))
             assert parse(script.decode())
-            found.add(f"{installed.package.name}.{kind}")
-    return found
+            names.add(f"{installed.package.name}.{kind}")
+    return names

@@ -1,4 +1,4 @@
-"""Commands as root in the guest, over a port that only an image made for tests answers on.
+"""Run commands as root in the guest, over a port on which only images made for tests answer.
 
     with rootport.booted(image.disk, arch="amd64") as vm:
         assert vm.root("id -u").text == "0\\n"
@@ -52,7 +52,7 @@ class Wire:
         self.near, self.far = socket.socketpair()
 
     def adapt(self, spec: VmSpec) -> VmSpec:
-        """Give the machine the port. An earlier machine, whose emulation failed, had a pair of its own."""
+        """Give the machine the port. An earlier machine, whose emulation has failed, had another pair of sockets."""
         self.close()
         self.near, self.far = socket.socketpair()
         return replace(spec, ports=(*spec.ports, (PORT, self.far.fileno())))
@@ -80,7 +80,7 @@ class RootedVM(VM):
 
 @contextmanager
 def booted(image: Any, *, adapt: Adapt = as_it_is, **options: Any) -> Iterator[RootedVM]:
-    """:meth:`VM.boot` with the port."""
+    """Boot a machine with the port; the arguments are those of :meth:`VM.boot`."""
     wire = Wire()
     try:
         with RootedVM.boot(image, adapt=lambda spec: wire.adapt(adapt(spec)), **options) as vm:

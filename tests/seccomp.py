@@ -1,4 +1,4 @@
-"""The system calls that containers may use by default: the profile of Docker, for a process without capabilities.
+"""Docker's default seccomp profile: the system calls that a container without capabilities may use.
 
 Facts from moby's ``profiles/seccomp/default.json``; podman's (containers/common) differs in a few names. In the form of
 the OCI runtime specification, ``linux.seccomp``. Calls that not every machine or libseccomp knows are left out by runc.
@@ -60,13 +60,13 @@ _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 
 def _rule(name: str, value: int, operator: str, **more: int) -> dict[str, Any]:
-    """A call that is allowed where its first argument compares with ``value``."""
+    """Return a rule that allows a call if the comparison of its first argument with ``value`` holds."""
     argument = {"index": 0, "value": value, "op": operator, **more}
     return {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]}
 
 
 def profile() -> dict[str, Any]:
-    """What is not named fails with EPERM; clone3, whose flags no filter can see, looks as if the kernel had none."""
+    """Return the profile. Other calls fail with EPERM, and clone3, whose flags a filter cannot see, with ENOSYS."""
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": errno.EPERM,

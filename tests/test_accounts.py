@@ -225,7 +225,7 @@ def test_nobody_is_left_out_when_numbers_run_out() -> None:
 
 
 def test_which_lines_are_users() -> None:
-    """As the C library reads them: a field more belongs to the comment, and numbers have 32 bits but two values."""
+    """Lines are read as by the C library: an extra field belongs to the comment, and numbers have 32 bits, less two."""
     tree = base()
     tree.write(
         "etc/passwd",

@@ -226,7 +226,7 @@ def test_deadline(tmp_path: Path) -> None:
 
 
 class Talkative(FileGuest):
-    """A transport to a guest that never stops talking."""
+    """A transport to a guest that never stops sending."""
 
     def submit(self, request_id: str, request: Mapping[str, Any]) -> None:
         """Take anything."""
@@ -554,7 +554,7 @@ class Recorded:
 @given(st.lists(st.binary(max_size=60) | NEARLY.map(lambda value: json.dumps(value).encode()), max_size=10), st.data())
 @settings(max_examples=300, deadline=None)
 def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> None:
-    """Whatever comes before it: a request ends, and its last event is a result."""
+    """A request ends, and its last event is a result, whatever was sent before it."""
     whole = b"\n".join(noise) + b"\n" + json.dumps(RESULT).encode() + b"\n"
     pieces, at = [], 0
     while at < len(whole):

@@ -143,7 +143,7 @@ def test_serial_push_that_is_refused(port: tuple[SerialTransport, socket.socket]
 
 
 def test_serial_notes_have_bounds(port: tuple[SerialTransport, socket.socket]) -> None:
-    """What a guest says about refused pushes, and lines without sense, are kept a hundred times each."""
+    """The last hundred refused pushes, and the last hundred lines that are not understood, are kept."""
     mode, guest = port
     for number in range(101):
         tell(
@@ -185,7 +185,7 @@ def test_serial_heartbeats_that_are_none_change_nothing(port: tuple[SerialTransp
 
 
 def test_serial_lines_of_a_stream(port: tuple[SerialTransport, socket.socket]) -> None:
-    """A line stays one line, and a request that is over gets none."""
+    """A line stays a single line, and a request that is over gets no lines."""
     mode, guest = port
     mode.submit("r", {})
     tell(

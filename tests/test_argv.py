@@ -1,4 +1,4 @@
-"""QEMU's arguments, and that QEMU itself takes them."""
+"""QEMU's arguments, and that QEMU itself accepts them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARM64 = replace(AMD64, arch="arm64", firmware="direct", kernel=Path("/k"), initr
 
 
 def pairs(words: tuple[str, ...], option: str) -> list[str]:
-    """The values of every ``option`` in ``words``."""
+    """Return the values of every ``option`` in ``words``."""
     return [words[at + 1] for at, word in enumerate(words) if word == option]
 
 
@@ -236,7 +236,7 @@ def test_what_an_images_name_says() -> None:
 
 
 def test_direct_boots_have_the_arguments_that_the_recipe_gives_the_others() -> None:
-    """Two places, because vm/ knows nothing of recipes."""
+    """The arguments are stated in two places, because imgkit.vm does not import recipes."""
     recipe = load(Path(__file__).parents[1] / "recipes/core.py")
     assert set(recipe.architectures) == set(MACHINES)
     for arch, facts in recipe.architectures.items():

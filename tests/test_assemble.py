@@ -1,4 +1,4 @@
-"""The steps of a build that need no appliance: what is refused early, and how results get into place."""
+"""The steps of a build that need no appliance: early checks, and putting the results into place."""
 
 from __future__ import annotations
 

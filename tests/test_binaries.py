@@ -1,4 +1,4 @@
-"""Binaries of a payload: what they are for, what they lack, what is said about it, and what is left out."""
+"""Binaries of a payload: their platforms, missing libraries, the messages about them, and which are left out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JAVA = bytes.fromhex("cafebabe00000041") + bytes(60)
 
 
 def make_pe(*, subsystem: int = 3, wide: bool = True, clr: bool = False, dos: bytes = b"MZ") -> bytes:
-    """The headers of a PE file, as the specification lays them out; it has no sections."""
+    """Return the headers of a PE file, as the specification lays them out; it has no sections."""
     size = 112 if wide else 96
     optional = bytearray(size + 16 * 8)
     struct.pack_into("<H", optional, 0, 0x20B if wide else 0x10B)
@@ -273,7 +273,7 @@ def known(names: Collection[str]) -> Mapping[str, Sequence[str]]:
 def logged(
     findings: BinaryFindings, caplog: pytest.LogCaptureFixture, policy: Policy = "warn", *, copied: bool = False
 ) -> list[str]:
-    """Warnings, and in front of the rest its level."""
+    """Return the logged messages; those that are not warnings begin with their level."""
     with caplog.at_level(logging.INFO, "imgkit"):
         apply_policy(findings, policy, "x86_64", known, copied=copied)
     return [

@@ -1,4 +1,4 @@
-"""Boot records: what ``imgkit boot`` leaves beside an image, and what it does not let itself be told."""
+"""Boot records: what ``imgkit boot`` writes beside an image, and what does not get a record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Replaces the machine by one whose agent answers; what is given happens while it runs."""
+    """Replaces the machine by one whose agent answers; the given function is called while it runs."""
 
     def install(action: Callable[[], object], firmware: str = "bios", files: Sequence[Path] = ()) -> None:
         @contextmanager
@@ -61,7 +61,7 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
 
 def nothing() -> None:
-    """Nothing happens to the image."""
+    """Leave the image unchanged."""
 
 
 def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_boots_with_several_firmwares_gather(image: Path, during: Callable[..., 
 
 
 def rewritten(image: Path) -> None:
-    """Other bytes of the same length in the same file, as a machine without snapshot writes them."""
+    """Write other bytes of the same length to the same file, as a machine without snapshot does."""
     with image.open("r+b") as file:
         file.seek(100)
         file.write(b"X")
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_no_failed_boot(
 def test_a_raw_image_has_no_record(
     image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may be tens of gigabytes of nothing, and is not what is published."""
+    """A raw image may be tens of gigabytes of holes, and it is not published."""
     image.write_bytes(bytes(512))
     during(nothing)
     assert main(["boot", str(image)]) == 0

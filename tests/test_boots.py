@@ -73,7 +73,7 @@ def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmw
 
 
 def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) -> None:
-    """With the kernel and initramfs that lie beside the image."""
+    """The kernel and the initramfs are the ones beside the image."""
     early = EarlyLook(tmp_path / "ipc")
     words = ["--firmware", "direct", "--accel", "tcg", "--timeout", str(TIMEOUT), "--json"]
     words += ["--share", f"ipc={tmp_path}/ipc"]
@@ -84,7 +84,7 @@ def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) 
 
 
 def test_arm64_boots_directly_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
-    """Word for word the contract's arguments: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
+    """The arguments are exactly those of the contract: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
     vm = boot_and_look(images["arm64"], tmp_path, adapt=host_app, **direct(images["arm64"]))
     assert "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet" in vm.argv
 

@@ -1,4 +1,4 @@
-"""What a user asks for becomes the machine that QEMU is started with; nothing is started here."""
+"""A boot specification is resolved to the machine that QEMU is started with; nothing is started here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TCG = Accelerator("tcg", "max,erms=off", "as requested")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The private folder of a machine."""
+    """Return the private folder of a machine."""
     path = tmp_path / "private"
     path.mkdir()
     return path
@@ -169,7 +169,7 @@ def test_a_function_of_the_callers_has_the_last_word(image: Path, folder: Path) 
 
 @pytest.fixture
 def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU that leaves at once, and tells its arguments as the reason."""
+    """Put a QEMU on PATH that ends at once and gives its arguments as the reason."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
@@ -179,7 +179,7 @@ def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(*arguments: Any, **keywords: Any) -> str:
-    """The arguments that the fake QEMU refused."""
+    """Return the arguments that the fake QEMU refused."""
     with (
         pytest.raises(HostError, match="QEMU does not start") as caught,
         VM.boot(*arguments, accelerator="tcg", **keywords),
@@ -190,7 +190,7 @@ def refusal(*arguments: Any, **keywords: Any) -> str:
 
 @pytest.mark.usefixtures("fake_qemu")
 def test_an_image_with_keywords_or_a_specification(image: Path) -> None:
-    """Keywords are fields of the specification, and win over one that is given."""
+    """Keywords are fields of the specification, and replace those of a specification that is given."""
     for call in (refusal(image, cpus=7), refusal(BootSpec(image, cpus=7)), refusal(BootSpec(image, cpus=3), cpus=7)):
         assert " -smp 7 " in call
     assert " -smp 2 " in refusal(str(image))
@@ -250,8 +250,8 @@ def test_without_a_filter_of_system_calls_shares_are_swept(
         assert starting._shown(resolved, None, tmp_path, stack) == shares
         assert caplog.messages == [], "when the machine is over"
     assert caplog.messages == [
-        f"{tmp_path}/c: not looked through for set-user-id programs of the guest: No such file",
-        f"{tmp_path}/a/setuid: the guest had made it set-user-id or a device; it is not any more",
+        f"{tmp_path}/c: could not be searched for set-user-id programs of the guest: No such file",
+        f"{tmp_path}/a/setuid: the guest had made this a set-user-id program or a device, which imgkit has undone",
     ]
 
 

@@ -16,7 +16,7 @@ STEPS, SIZE = 1_000_000, 100 << 20
 
 
 def cost(charge: Callable[[Budget], object]) -> tuple[int, int]:
-    """The steps and bytes that a call charges."""
+    """Return the steps and bytes that a call charges."""
     budget = Budget(STEPS, SIZE)
     charge(budget)
     return STEPS - budget.steps, SIZE - budget.bytes

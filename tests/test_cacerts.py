@@ -115,7 +115,7 @@ def test_what_is_no_certificate_is_named() -> None:
 
 
 def _cut(pem: bytes, size: int) -> bytes:
-    """A certificate of which only the first bytes are left."""
+    """Return a certificate of which only the first bytes are left."""
     return _der(base64.b64decode(b"".join(pem.splitlines()[1:-1]))[:size])
 
 

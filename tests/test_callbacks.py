@@ -1,4 +1,4 @@
-"""Permissions fail closed: only a clear yes is a yes, and a callback that says something else is an error."""
+"""Permissions fail closed: only an explicit yes grants one, and any other answer of a callback is an error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def later(_: object) -> Any:
 
 
 class Yes:
-    """Something that counts as true."""
+    """An object that is true in a condition."""
 
     def __bool__(self) -> bool:
         return True
@@ -161,7 +161,7 @@ def test_clear_answers(answer: Permission | bool) -> None:
 
 
 def test_an_answer_is_short_however_long_the_question_is() -> None:
-    """Or a guest could have the host fill its own disk."""
+    """Otherwise a guest could make the host fill its own disk."""
     for question in (PERMISSION, HOST_TOOL):
         transport = Asking({**question, "toolName": "n" * 1_000_000})
         next(AgentRequest(transport, {}))
@@ -169,7 +169,7 @@ def test_an_answer_is_short_however_long_the_question_is() -> None:
 
 
 def without_machine(transport: Transport, quotas: Quotas) -> VM:
-    """A handle that carries its requests over ``transport``."""
+    """Return a handle that carries its requests over ``transport``."""
     vm = VM.__new__(VM)
     vm._folders, vm._transport = {}, transport
     vm.spec = BootSpec(None, quotas=quotas)
@@ -188,7 +188,7 @@ def test_the_sooner_of_a_requests_two_times_counts(seconds: float | None, timeou
 
 @pytest.mark.parametrize("given", [{}, {"auto_approve": False}, {"auto_approve": True}])
 def test_a_command_may_not_do_what_it_asks_for_unless_told(given: dict[str, Any]) -> None:
-    """agentd answers ``agent-ask`` itself where the request says so."""
+    """agentd itself answers ``agent-ask`` if the request allows it."""
     sent: list[Any] = []
 
     class Sent(Recorded):

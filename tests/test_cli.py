@@ -1,4 +1,4 @@
-"""The command line: words, options, variables, statuses, and the form of everything it says about failures."""
+"""The command line: arguments, options, variables, statuses, and the form of all messages about failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOWHERE = "http://127.0.0.1:9/"
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    """Status and lines of stderr of a command that says nothing on stdout."""
+    """Return the status and the lines of stderr of a command that prints nothing on stdout."""
     status = main(words)
     out, err = capsys.readouterr()
     assert out == ""
@@ -198,7 +198,7 @@ def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
-    """Words of a command that raises ``error``."""
+    """Return the arguments of a command that raises ``error``."""
 
     def raises(_options: argparse.Namespace, _invocation: Invocation) -> int:
         raise error
@@ -311,7 +311,7 @@ def test_verbose_shows_every_command(here: Place) -> None:
 
 
 def test_whoever_reads_our_output_may_stop(here: Place) -> None:
-    """A pipe whose reader is gone: status 0, and not a word."""
+    """If the reader of a pipe is gone, the status is 0 and there is no message."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as sink:
@@ -373,7 +373,7 @@ def test_a_signal_ends_it_in_order_and_further_ones_do_not_disturb(number: signa
 
 
 def test_what_the_caller_ignores_stays_ignored(here: Place) -> None:
-    """As under nohup."""
+    """nohup ignores SIGHUP, for example."""
     with subprocess.Popen(
         [sys.executable, "-c", WAITS.replace("60", "1")],
         cwd=here.base,
@@ -390,7 +390,7 @@ def test_what_the_caller_ignores_stays_ignored(here: Place) -> None:
 
 
 def test_a_signal_before_the_first_line_of_work(here: Place) -> None:
-    """While modules are imported there is nothing to clean up, and nothing to say."""
+    """While modules are imported there is nothing to clean up and nothing to report."""
     for delay in (0.02, 0.1, 0.2):
         with here.running("doctor") as child:
             time.sleep(delay)
@@ -429,7 +429,7 @@ def test_a_signal_outside_of_the_work(at: str, status: int) -> None:
 
 
 def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
-    """Whoever is impatient until the very end gets the sentence and the JSON of the status that the command returns."""
+    """A late signal changes neither the message nor the JSON: both are those of the status that the command returns."""
     with here.running("build", "/nowhere.py", "--json") as child:
         while child.poll() is None:
             if here.log():  # it has begun to speak, so it is about to end
@@ -471,7 +471,7 @@ def test_handlers_are_given_back() -> None:
 
 
 def test_signals_are_held_back() -> None:
-    """What must be done altogether is, and the interrupt comes after it."""
+    """An operation that must be completed is completed, and the interrupt is raised after it."""
     done = []
 
     def together() -> None:

@@ -51,7 +51,7 @@ class Reader:
         self._process = process
 
     def __call__(self, text: str) -> object:
-        """The values of ``text``, or the reason for which it is refused."""
+        """Return the values of ``text``, or the reason for which it is refused."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(text) + "\n")
@@ -89,7 +89,7 @@ configs = st.fixed_dictionaries(
 
 
 def wanted(config: dict[str, object]) -> dict[str, object]:
-    """The part of a configuration that the shape asks for."""
+    """Return the part of a configuration that the shape asks for."""
     values = {key: value for key, value in config.items() if key in SHAPE}
     if isinstance(files := values.get("write_files"), list):
         values["write_files"] = [{key: entry[key] for key in entry if key in FILE} for entry in files]

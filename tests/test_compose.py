@@ -107,7 +107,7 @@ def test_the_initramfs_has_the_recipes_features_and_the_images_own_mkinitfs_too(
 
 
 def test_a_package_that_makes_the_initramfs_is_computed() -> None:
-    """The initramfs is made once, at the end: what the script asks for is done then."""
+    """The initramfs that the script asks for is made once, at the end."""
     made = make(None, built("a", scripts={"post-install": "mkinitfs -o /boot/initramfs-virt 6.18.0-0-virt"}))
     assert [(script.kind, script.outcome.status) for script in made.scripts.ran] == [("post-install", 0)]
     assert "boot/initramfs-virt" in made.tree
@@ -200,7 +200,7 @@ def test_programs_of_another_machine_outside_the_payload() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A payload with a program for another machine."""
+    """Return a payload with a program for another machine."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "index.js").write_text("code")
     (tmp_path / "bin/tool").write_bytes(make_elf("aarch64"))
@@ -233,7 +233,7 @@ def test_the_overlay_is_merged_and_the_payload_replaces_that_of_the_overlay(fold
 
 
 def test_an_overlay_cannot_bring_programs_of_another_machine(tmp_path: Path) -> None:
-    """Only the payload's own folder is left to the recipe's policy."""
+    """The recipe's policy applies only to the payload's own folder."""
     overlay = tmp_path / "overlay"
     (overlay / "opt/agent-runner-2").mkdir(parents=True)
     (overlay / "opt/agent-runner-2/tool").write_bytes(make_elf("aarch64"))

@@ -1,4 +1,4 @@
-"""A build needs no privilege, and runs nothing of the target: both proven by taking the possibility away."""
+"""A build needs no privilege and runs no program of the target, which is proven by making both impossible."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WITHOUT_FUSE = (
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder that the ordinary user owns and reaches, with nothing in it."""
+    """Yield a folder that the ordinary user owns and reaches, with nothing in it."""
     folder = Path(tempfile.mkdtemp(prefix="imgkit-home-"))
     if os.geteuid() == 0:
         os.chown(folder, NOBODY, NOBODY)
@@ -67,7 +67,7 @@ def confined(*words: str | Path, devices: str = DEVICES) -> list[str | Path]:
 
 
 def test_an_ordinary_user_builds(mirror: Mirror, mirror_url: str, home: Path, images: Images) -> None:
-    """No capability, no device, no namespace, no mount, a cache that starts empty. A disk of 64 GiB, by the way."""
+    """The build has no capability, device, namespace or mount, and its cache is empty. The disk has 64 GiB."""
     key, out = home / "release-key.asc", home / "out"
     shutil.copyfile(mirror.release_key, key)
     words: list[str | Path] = ["build", RECIPE, "--arch", "amd64", "--out", out, "--json", "--set", "size=64G"]
@@ -98,12 +98,12 @@ def test_an_ordinary_user_builds(mirror: Mirror, mirror_url: str, home: Path, im
 
 
 def leftovers() -> set[str]:
-    """Folders of libguestfs outside of where it was told to work."""
+    """Return folders of libguestfs outside of the folder in which it must work."""
     return {path.name for path in Path("/tmp").glob("libguestfs*")}
 
 
 def test_the_confinement_confines() -> None:
-    """The checks can say no."""
+    """The checks fail when they should."""
 
     def said(words: list[str | Path]) -> str:
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
@@ -123,7 +123,7 @@ def test_the_confinement_confines() -> None:
 
 
 def marking_program(mark: str) -> bytes:
-    """A static x86-64 ELF program that makes a file named ``mark`` and ends with status 0."""
+    """Return a static x86-64 ELF program that makes a file named ``mark`` and ends with status 0."""
     code = bytearray(
         b"\xb8\x02\x00\x00\x00"  # mov eax, 2 (open)
         b"\x48\x8d\x3d\x00\x00\x00\x00"  # lea rdi, [rip + mark]
@@ -143,7 +143,7 @@ def marking_program(mark: str) -> bytes:
 
 
 def poisoned(mirror: Mirror, folder: Path, mark: str) -> int:
-    """A mirror in ``folder`` whose minirootfs has ``marking_program`` for every program; how many that are."""
+    """Return a mirror in ``folder`` whose minirootfs has ``marking_program`` for every program; how many that are."""
     shutil.copytree(mirror.root, folder / "alpine", copy_function=os.link, ignore=shutil.ignore_patterns("aarch64"))
     releases = next((folder / "alpine").glob("v*/releases/x86_64"))
     tree = unpack(next(releases.glob("*.tar.gz")), folder / "spool")
@@ -164,7 +164,7 @@ def is_program(tree: Tree, path: str, node: File) -> bool:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the marking program is for x86-64 hosts")
 def test_no_program_of_the_target_runs(mirror: Mirror, builder: Builder, tmp_path: Path) -> None:
-    """Neither on the host nor in the appliance. For a foreign architecture it could not, and the build works, too."""
+    """No program runs, neither on the host nor in the appliance. A build for a foreign architecture works as well."""
     mark = Path(tempfile.mkdtemp(prefix="imgkit-mark-")) / "mark"
     try:
         program = tmp_path / "program"

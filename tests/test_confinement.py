@@ -155,7 +155,7 @@ def test_folders_may_be_set_group_id_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_folders_of_others_are_not_changed_for_a_qemu_that_is_nobody(tmp_path: Path) -> None:
-    """What answers for it is root, and does no more than it could do itself."""
+    """The supervisor runs as root, but does only what QEMU's user could do."""
     need("root", identity.can_switch_user())
     need("a kernel whose filters can ask", confinement.supports_notifications())
     user = identity.choose_user(None)
@@ -197,7 +197,7 @@ def test_without_an_answer_nobody_waits_for_ever(tmp_path: Path) -> None:
 
 
 def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> None:
-    """As in containers whose manager looks after some calls: a process has at most one filter with notifications."""
+    """Some container managers have such a filter, and a process has at most one filter with notifications."""
     need("a kernel whose filters can ask", confinement.supports_notifications())
     script = "import os, sys; os.fchmod(os.open(sys.argv[1], os.O_RDONLY), 0o2755)"
     argv: list[str | Path] = [sys.executable, "-I", "-S", "-c", script, tmp_path]
@@ -219,7 +219,7 @@ def test_where_another_filter_asks_already_this_one_refuses(tmp_path: Path) -> N
 
 
 def test_a_folder_of_another_group_does_not_become_its_groups(tmp_path: Path) -> None:
-    """As chmod(2) has it for whoever is not in the group; root, who answers, always is."""
+    """chmod(2) does this for users outside of the group; the supervisor is root, which is in every group."""
     need("root", identity.can_switch_user())
     need("a kernel whose filters can ask", confinement.supports_notifications())
     user = identity.choose_user(None)
@@ -255,7 +255,7 @@ def test_no_device_nodes_come_from_a_guest(tmp_path: Path) -> None:
 
 
 def test_without_a_filter_all_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above see is the filter's doing."""
+    """The filter is the cause of what the tests above observe."""
     need("a kernel with filters of calls", confinement.filters_system_calls())
     monkeypatch.setattr(seccomp, "filter_program", lambda *_, **__: None)
     seen = attempts(shared(tmp_path), tmp_path)
@@ -331,7 +331,7 @@ def test_reading_is_for_named_files_and_the_system(tmp_path: Path) -> None:
 
 
 def test_libraries_elsewhere_open_their_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many set LD_LIBRARY_PATH for other programs (conda, CUDA)."""
+    """Many users set LD_LIBRARY_PATH for other programs (conda, CUDA)."""
     need("Landlock", confinement.landlock_version())
     need_program("qemu-system-x86_64")
     for name in ("one", "other", "third"):
@@ -427,7 +427,7 @@ def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["chown", "dac_override", "fowner", "setgid", "setuid", "kill"])
 def test_a_root_that_lacks_one_capability_starts_qemu_as_itself(missing: str) -> None:
-    """It could not give files away, become the other user, or end its processes."""
+    """Such a root could not give files away, become the other user, or end its processes."""
     need("root", identity.can_switch_user())
     need("setpriv", Path("/usr/bin/setpriv").exists())
     script = "from imgkit.vm.sandbox import identity; print(identity.can_switch_user())"
@@ -437,7 +437,7 @@ def test_a_root_that_lacks_one_capability_starts_qemu_as_itself(missing: str) ->
 
 
 def test_a_root_that_lacks_other_capabilities_starts_qemu_as_another_user() -> None:
-    """Whatever the name of its own process is, which is among the facts that are read."""
+    """This does not depend on the name of the process, which is part of the file that is read."""
     need("root", identity.can_switch_user())
     need("setpriv", Path("/usr/bin/setpriv").exists())
     script = "from pathlib import Path; Path('/proc/self/comm').write_text('a:b:c'); "
@@ -460,7 +460,7 @@ _TRACER = "CapEff:\t0000000000080000\n"
         ("2", "CapEff:\t0\n", False, "kernel.yama.ptrace_scope is 2"),
         ("2", _TRACER, True, ""),
         ("3", _TRACER, True, "kernel.yama.ptrace_scope is 3"),
-        ("1", "CapEff:\t0\n", True, "this root has not CAP_SYS_PTRACE"),
+        ("1", "CapEff:\t0\n", True, "root lacks CAP_SYS_PTRACE here"),
         (None, _TRACER, True, ""),
     ],
 )
@@ -584,7 +584,7 @@ def test_a_kernel_that_refuses_a_rule_is_an_error_of_the_host(tmp_path: Path, mo
 
 
 def test_the_files_of_a_machine(tmp_path: Path) -> None:
-    """What it reads, what it writes, and nothing else of the folder that they are in."""
+    """QEMU may open the files that it reads and writes, and no others in their folder."""
     names = {name: tmp_path / name for name in ("kernel", "initrd", "config", "console", "private", "work", "data")}
     spec = replace(
         SPEC,

@@ -178,7 +178,7 @@ def test_a_message_of_the_guests_is_cut() -> None:
     ],
 )
 def test_what_a_running_system_says_is_not_a_failure_of_its_boot(sentence: str) -> None:
-    """Services and agents may print anything; only a kernel, init or agentd can still fail."""
+    """Services and agents may print anything; only messages of the kernel, init and agentd count."""
     assert console.diagnose(sentence) is not None
     assert console.diagnose(console.clean(LOGIN) + "\n" + sentence) is None
 
@@ -237,10 +237,10 @@ NO_AGENT = "no heartbeat of the agent within 60 s, though "
     ("text", "quiet", "heartbeat", "kind", "message"),
     [
         ("", 9.0, "", failures.BootTimeoutError, f"{STUCK}nothing was written to the console, silent for the last 9 s"),
-        (KERNEL, 9.9, "", failures.BootTimeoutError, f"{STUCK}the kernel had started, it was still getting on"),
+        (KERNEL, 9.9, "", failures.BootTimeoutError, f"{STUCK}the kernel had started, it was still making progress"),
         (KERNEL, 10.0, "", failures.BootTimeoutError, f"{STUCK}the kernel had started, silent for the last 10 s"),
         (KERNEL, 70.0, "", failures.BootTimeoutError, f"{STUCK}the kernel had started, silent for the last 60 s"),
-        (OPENRC, 1.0, "", failures.BootTimeoutError, f"{STUCK}OpenRC had started, it was still getting on"),
+        (OPENRC, 1.0, "", failures.BootTimeoutError, f"{STUCK}OpenRC had started, it was still making progress"),
         (OPENRC, 10.0, "", failures.BootTimeoutError, f"{STUCK}OpenRC had started, silent for the last 10 s"),
         (OPENRC, 10.1, "", failures.AgentError, f"{NO_AGENT}OpenRC had started"),
         (LOGIN, 1.0, "", failures.AgentError, f"{NO_AGENT}the system was up"),
@@ -262,8 +262,8 @@ def test_deadline(text: str, quiet: float, heartbeat: str, kind: type[BootError]
     assert error.message == message
     assert error.console == console.tail(cleaned)
     if isinstance(error, failures.BootTimeoutError):
-        assert error.progress == message.endswith("still getting on")
-        assert error.hint == ("a longer --timeout may do" if error.progress else None)
+        assert error.progress == message.endswith("still making progress")
+        assert error.hint == ("a longer --timeout may be enough" if error.progress else None)
     if message.startswith(NO_AGENT):
         assert error.hint == "is agentd in the default runlevel, and was the ipc share given?"
 

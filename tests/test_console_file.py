@@ -1,4 +1,4 @@
-"""The file of the console: guests neither lead it elsewhere nor fill the disk with it."""
+"""The file of the console: a guest can neither redirect it nor fill the disk with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def share(tmp_path: Path) -> Path:
-    """A folder that guests may write to, beside a file that they may not."""
+    """Return a folder that guests may write to, beside a file that they may not."""
     (tmp_path / "share").mkdir()
     (tmp_path / "other").write_text("other")
     return tmp_path / "share"
@@ -45,7 +45,7 @@ def direct(share: Path) -> Path:
 
 
 def by_a_link_to_elsewhere(share: Path) -> Path:
-    """What an earlier guest may leave."""
+    """Make the link that an earlier guest may have left, and return its path."""
     (share / "console.log").symlink_to("../other")
     return share / "console.log"
 
@@ -99,7 +99,7 @@ def test_a_path_that_leads_nowhere(share: Path, name: str) -> None:
 
 
 def test_a_link_in_the_last_place_is_not_followed(share: Path) -> None:
-    """Somebody may put one there between the look and the opening."""
+    """A link may be put there between the check and the opening."""
     with pytest.raises(HostError, match=r"console\.log: cannot be written to and read"):
         ConsoleLog(by_a_link_to_elsewhere(share))
 
@@ -141,7 +141,7 @@ def test_whatever_takes_the_name_is_neither_read_nor_cut(tmp_path: Path, monkeyp
 
 
 def test_a_closed_log_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers may be other files' by then, while the monitor's thread still looks."""
+    """Its descriptors may belong to other files by then, while the monitor's thread still runs."""
     monkeypatch.setattr(consolelog, "MAX_FILE", 0)
     log = ConsoleLog(tmp_path / "console")
     log.close()
@@ -236,7 +236,7 @@ def test_a_machines_console_that_nobody_reads_stays_short(
 @pytest.mark.vm
 @pytest.mark.parametrize("style", ["harness", "host-app"])
 def test_a_machines_console_is_the_file_that_was_opened(tmp_path: Path, style: str) -> None:
-    """Whatever has its name since: by the end of the boot, a link of somebody's."""
+    """The console stays the same file, even if its name is a link by the end of the boot."""
     need_program("qemu-system-x86_64")
     console, other = tmp_path / "console", tmp_path / "other"
     other.write_text("other")

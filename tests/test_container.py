@@ -67,14 +67,14 @@ with open("out/evidence.json", "w") as _file:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder of somebody's with a recipe, and an image of the Containerfile to build it in."""
+    """A user's folder with a recipe, and an image of the Containerfile to build it in."""
 
     folder: Path
     image: Container
     volumes: Path
 
     def build(self, *words: str | Path, caller: int = CALLER) -> subprocess.CompletedProcess[str]:
-        """``script/container-build`` as that user, and then what it asked docker for."""
+        """Run ``script/container-build`` as that user, and then what it asked docker for."""
         record, programs = self.folder / "record", self.folder / "bin"
         env = {**environment(self.volumes), "PATH": f"{programs}:/usr/bin:/bin", "RECORD": str(record)}
         env |= {"HOME": str(self.folder), "AGENT_RUNNER_BUILD": "auto"}
@@ -143,7 +143,7 @@ def test_root_without_capabilities_builds(project: Project, mirror_url: str) -> 
 
 
 def test_the_build_could_do_nothing_else(project: Project, mirror_url: str) -> None:
-    """And how it ends is how the script ends: the mirror has no such branch."""
+    """The build fails, because the mirror has no such branch, and the script ends with its status."""
     words = ["amd64", "--", "--mirror", mirror_url, "--release-key", "release-key.asc", "--set", "branch=v9.9"]
     done = project.build(*words)
     assert done.returncode == 4, done.stderr

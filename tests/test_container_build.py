@@ -31,7 +31,7 @@ esac
 
 @dataclass
 class Called:
-    """How the script ended, and the arguments of the tool's calls."""
+    """The script's exit status, and the arguments of the tool's calls."""
 
     status: int
     out: str
@@ -90,7 +90,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def uid(place: Place, number: int, group: int) -> None:
-    """From now on the caller is this one."""
+    """Make this uid the caller's."""
     (place.programs / "id").unlink()
     (place.programs / "id").write_text(f'#!/bin/sh\n[ "$1" = -u ] && echo {number} || echo {group}\n')
     (place.programs / "id").chmod(0o755)
@@ -133,7 +133,7 @@ def test_docker_that_is_podman(place: Place) -> None:
 
 
 def test_docker_without_root(place: Place) -> None:
-    """Its root is the caller; any other uid would be one that the caller has no power over."""
+    """The container's root is the caller; files of any other uid could not be changed by the caller."""
     place.tools("docker")
     uid(place, 1000, 1000)
     called = place.call(SECURITY="[name=seccomp,profile=builtin name=rootless]")

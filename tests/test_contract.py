@@ -32,7 +32,7 @@ BUSY = 300.0  # seconds that a boot may take on a machine that does other things
 
 
 def sh(script: str, **more: Any) -> Event:
-    """A request that runs a script in the guest."""
+    """Return a request that runs a script in the guest."""
     return {"command": ["/bin/sh", "-c", script], **more}
 
 
@@ -171,7 +171,7 @@ def test_all_mounts_of_a_request_are_there(guest: Guest) -> None:
     ("tag", "message"), [("locked", "is not writable"), ("no-such-tag", "no-such-tag cannot be mounted")]
 )
 def test_without_a_writable_work_folder_nothing_runs(guest: Guest, tag: str, message: str) -> None:
-    """Least of all on the VM's own disk."""
+    """Nothing is written, in particular not to the VM's own disk."""
     path = f"/workspace/of-{tag}"
     mounts = {"work": {"tag": tag, "guestPath": path}}
     result, out = guest.app.run(sh("echo ran; touch /workspace/ran", cwd=path, mounts=mounts))
@@ -226,7 +226,7 @@ def test_no_request_runs_twice(guest: Guest) -> None:
 
 
 def test_output_as_it_is(guest: Guest) -> None:
-    """A line of megabytes, binary, no newline at the end."""
+    """The output has a line of megabytes, binary data, and no newline at the end."""
     script = "head -c 3000000 /dev/zero | tr '\\0' x; echo; printf 'a\\000\\377b'; echo oops >&2; exit 7"
     identity = guest.app.send(sh(script))
     result = guest.app.finish(identity)
@@ -254,7 +254,7 @@ def test_what_an_agent_left_running_ends_before_anything_is_mounted(guest: Guest
 
 
 def test_what_the_agent_is(guest: Guest) -> None:
-    """Unprivileged in every way, and not in reach of the channel that others' requests come through."""
+    """The agent has no privileges, and cannot reach the channel through which requests arrive."""
     script = "cat /proc/self/status; ls /workspace/ipc; id; ls -ld /workspace"
     identity = guest.app.send(sh(script))
     guest.app.finish(identity)
@@ -282,7 +282,7 @@ def test_the_kernel_is_told_what_a_sandbox_never_needs(guest: Guest) -> None:
 
 
 def test_a_crash_of_agentd(guest: Guest) -> None:
-    """The supervisor starts it again; what was running ends in an error, and is not run again."""
+    """The supervisor starts agentd again; the running request ends in an error and is not run again."""
     app = guest.app
     before = app.heartbeat()
     assert before is not None

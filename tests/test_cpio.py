@@ -85,8 +85,8 @@ def test_known_bytes() -> None:
     ("member", "message"),
     [
         (Member("link", HardLink(target="file")), "hard links"),
-        (Member("", Directory()), "no name"),
-        (Member("a\0b", Directory()), "no name"),
+        (Member("", Directory()), "cannot be the name"),
+        (Member("a\0b", Directory()), "cannot be the name"),
         (Member("old", Directory(mtime=-1)), "mtime -1"),
         (Member("late", Directory(mtime=1 << 32)), "mtime 4294967296"),
         (Member("owned", Directory(uid=1 << 32)), "uid"),

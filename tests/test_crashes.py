@@ -1,6 +1,6 @@
-"""imgkit killed outright at random moments, or out of disk at any: files are whole, and the next run works.
+"""If imgkit is killed at a random moment or runs out of disk space, files are complete and the next run works.
 
-What is done a few times here is done a hundred times by ``python -m tests.crashes``.
+``python -m tests.crashes`` makes a hundred of the kills of which these tests make a few.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_one_of_two_that_share_a_cache_is_killed(here: Place, words: list[str | 
 
 
 def test_what_kills_leave_is_noticed(here: Place, words: list[str | Path]) -> None:
-    """The negative test of the two above."""
+    """This is the negative test of the two tests above."""
     case = lock_case(here, words, here.base / "recipe.lock")
     tally = Tally()
     case.run(tally)
@@ -85,8 +85,8 @@ def test_no_room_at_any_write(here: Place, words: list[str | Path], how: str) ->
 
 
 def fault(run: Mapping[str, Any], good: str) -> str:
-    """What is wrong with a run that was refused room once; some of it is for things that it can do without."""
-    lines = [line for line in run["said"].splitlines() if not line.startswith("hint: ")]
+    """Return what is wrong with a run that lacked space once; it may have lacked it for something optional."""
+    lines = [line for line in run["output"].splitlines() if not line.startswith("hint: ")]
     wrong = {
         "the next run fails": run["undisturbed"] != 0,
         "something is left": run["left"] != [],
@@ -99,7 +99,7 @@ def fault(run: Mapping[str, Any], good: str) -> str:
 
 
 def test_what_a_build_script_started_goes_with_a_killed_build(here: Place, words: list[str | Path]) -> None:
-    """Without bubblewrap, which would see to it. imgkit itself is killed, and nothing else."""
+    """The test is without bubblewrap, which would end them. Only imgkit itself is killed."""
     for program in ("npm", "qemu-img", "qemu-system-x86_64", "grub-mkimage"):
         need_program(program)
     payload, seconds = here.base / "payload", str(70_000_000 + os.getpid())
@@ -125,7 +125,7 @@ def test_what_a_build_script_started_goes_with_a_killed_build(here: Place, words
 
 
 def sleeping(seconds: str) -> list[int]:
-    """The processes, of whoever, with this argument: npm's shell, and what it started."""
+    """Return the processes of any user with this argument: npm's shell, and what it started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

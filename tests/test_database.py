@@ -111,7 +111,7 @@ Z:{IDENTITY}
 
 
 def from_tar(path: Path) -> dict[str, bytes]:
-    """The files of ``lib/apk/db`` in a root filesystem's archive."""
+    """Return the files of ``lib/apk/db`` in a root filesystem's archive."""
     with tarfile.open(path) as archive:
         members = [member for member in archive if "lib/apk/db/" in member.name and member.isfile()]
         return {Path(member.name).name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]

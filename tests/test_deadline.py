@@ -1,4 +1,4 @@
-"""Mirrors that would hold a build for ever: one deadline ends every download, whatever is sent and however slowly."""
+"""Mirrors that would block a build for ever: a single deadline ends every download, however slowly data is sent."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_bombs_of_headers_are_given_up(start: bytes, site: Site, tmp_path: Path)
 
 
 def test_the_page_of_a_redirect_is_not_read(site: Site) -> None:
-    """It used to be read to its end, into memory."""
+    """It used to be read into memory completely."""
     head = b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: 100000000000\r\n\r\n"
     site.faults["/old"] = Fault(endless=(head, bytes(1 << 20)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -107,7 +107,7 @@ def test_the_page_of_a_redirect_is_not_read(site: Site) -> None:
 
 
 def test_redirects_share_one_deadline(site: Site) -> None:
-    """Each of them is slow, none by itself too slow."""
+    """Each redirect is slow, but none by itself is too slow."""
     for number in range(100):
         head = f"HTTP/1.1 302 Found\r\nLocation: /hop{number + 1}\r\nContent-Length: 20\r\n\r\n".encode()
         site.faults[f"/hop{number}"] = Fault(endless=(head, b"x"), rate=50)
@@ -126,7 +126,7 @@ def test_redirects_end_at_ten(site: Site) -> None:
 
 
 def test_attempts_share_one_deadline(site: Site) -> None:
-    """Every attempt breaks off, late."""
+    """Every attempt fails late."""
     site.faults["/file"] = Fault(endless=(OK + b"X: ", b"x"), rate=20)
     client = Http(stall_timeout=1.0, attempts=1000, pause=0.2)
     site.faults["/busy"] = Fault(status=503)
@@ -213,7 +213,7 @@ def test_a_handshake_that_never_finishes() -> None:
 
 @contextmanager
 def speaking(start: bytes, again: bytes) -> Iterator[str]:
-    """A server below HTTP: it says ``start``, then ``again`` every 50 ms, or nothing."""
+    """Yield a server below HTTP: it says ``start``, then ``again`` every 50 ms, or nothing."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -253,7 +253,7 @@ def test_cancelling_does_not_wait_for_the_mirror(site: Site) -> None:
 
 
 def test_an_interrupt_does_not_wait_for_the_mirror(site: Site) -> None:
-    """Ctrl-C while headers trickle in."""
+    """Ctrl-C is pressed while headers arrive slowly."""
     site.faults["/file"] = Fault(endless=(OK + b"X: ", b"x"), rate=20)
     code = (
         "import sys; from pathlib import Path\n"
@@ -417,7 +417,7 @@ def test_nothing_is_decompressed() -> None:
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """A server that says one thing to one client and hangs up."""
+    """Yield a server that says one thing to one client and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(LONG)
 

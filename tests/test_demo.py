@@ -1,4 +1,4 @@
-"""``script/build``: which recipe and which mirror it takes, and that it says why."""
+"""``script/build``: which recipe and which mirror it uses, and that it gives the reason."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     listing = tmp_path / LISTING
     listing.parent.mkdir(parents=True)
     listing.write_text("- flavor: alpine-minirootfs\n")
-    with serve(tmp_path) as one:
-        monkeypatch.setattr(demo, "OFFICIAL_MIRROR", one.url.rstrip("/"))
-        yield one
+    with serve(tmp_path) as server:
+        monkeypatch.setattr(demo, "OFFICIAL_MIRROR", server.url.rstrip("/"))
+        yield server
 
 
 def test_the_official_mirror_is_taken_where_it_answers(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_the_official_mirror_is_taken_where_it_answers(site: Site, capsys: pytes
 
 @pytest.mark.parametrize("fault", [NOT_FOUND, HTML, Fault(status=403), Fault(status=503), Fault(keep=3)])
 def test_a_mirror_that_answers_badly_is_not_replaced(fault: Fault, site: Site) -> None:
-    """What is wrong with it the build says."""
+    """The build reports what is wrong with the mirror."""
     site.faults[f"/{LISTING}"] = fault
     with demo.source() as (recipe, options):
         assert (recipe, options) == (demo.RECIPE, [])

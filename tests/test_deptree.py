@@ -162,7 +162,7 @@ def test_services_in_a_place_of_their_own() -> None:
 
 
 def rendered(**services: list[tuple[str, str]]) -> list[str]:
-    """The tree's lines for services given by (kind, names) pairs, keywords left out."""
+    """Return the tree's lines for services given by (kind, names) pairs, keywords left out."""
     known = [
         ServiceDeclaration(name, tuple((kind, tuple(names.split())) for kind, names in pairs))
         for name, pairs in services.items()

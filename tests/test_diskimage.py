@@ -1,4 +1,4 @@
-"""An image is looked at before it is booted: it is one file, and its format is known."""
+"""An image is checked before it is booted: it is a single file, and its format is known."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MIB = 1 << 20
 
 
 def qcow2(path: Path, *options: str) -> Path:
-    """An image that qemu-img makes."""
+    """Return an image that qemu-img makes."""
     argv: list[str | Path] = [need_program("qemu-img"), "create", "-q", "-f", "qcow2", *options, path, "1M"]
     subprocess.run(argv, check=True, cwd=path.parent)
     return path
 
 
 def header(**values: int) -> bytes:
-    """The first bytes of a qcow2 image."""
+    """Return the first bytes of a qcow2 image."""
     fields = {"magic": 0x514649FB, "version": 3, "backing_offset": 0, "backing_size": 0, "cluster_bits": 16}
     fields |= {"size": MIB, "encryption": 0, "l1_size": 1, "l1_offset": 0x30000, "refcounts": 0x10000}
     fields |= {"refcount_clusters": 1, "snapshots": 0, "snapshots_offset": 0, "incompatible": 0, "compatible": 0}
@@ -54,7 +54,7 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_layout_is_qemus(tmp_path: Path) -> None:
-    """What the field is read from is where qemu-img puts it."""
+    """The field is read from the place where qemu-img writes it."""
     for number, (options, words) in enumerate(REFUSED_OPTIONS):
         with pytest.raises(InputError, match=words):
             diskimage.check(qcow2(tmp_path / str(number), *options), "qcow2")
@@ -164,7 +164,7 @@ def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU that leaves at once, and tells its arguments as the reason."""
+    """Put a QEMU on PATH that ends at once and gives its arguments as the reason."""
     program = tmp_path / "bin" / "qemu-system-x86_64"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
@@ -174,7 +174,7 @@ def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def boot(image: Path, **options: Any) -> ImgkitError:
-    """Why it was not booted."""
+    """Try to boot the image, and return the message that says why it was not booted."""
     with pytest.raises(ImgkitError) as caught, VM.boot(image, arch="amd64", accelerator="tcg", **options):
         pass
     return caught.value

@@ -71,7 +71,7 @@ def status(*argv: str | Path) -> int:
 
 
 def damaged(path: Path, folder: Path, *places: int) -> Path:
-    """A sparse copy with 64 bytes inverted at each of ``places``."""
+    """Return a sparse copy with 64 bytes inverted at each of ``places``."""
     copy = folder / f"damaged-{path.name}"
     subprocess.run(["cp", "--sparse=always", path, copy], check=True)
     with copy.open("r+b") as file:
@@ -95,7 +95,7 @@ def test_the_partition_table_is_sound(disk: Disk, tmp_path: Path) -> None:
 
 
 def test_both_tables_say_what_the_manifest_says(disk: Disk) -> None:
-    """Read by hand: UEFI specification 5.3."""
+    """The tables are parsed here, according to section 5.3 of the UEFI specification."""
     size = disk.raw.stat().st_size
     with disk.raw.open("rb") as file:
         mbr = file.read(SECTOR)
@@ -177,7 +177,7 @@ def test_the_qcow2_is_sound(disk: Disk, tmp_path: Path) -> None:
 
 
 def test_grub_itself_reads_its_configuration(disk: Disk) -> None:
-    """By GRUB's own code for GPT and ext4, run as a program of this host."""
+    """The test runs GRUB's own code for GPT and ext4 as a program of this host."""
     need_program("grub-fstest")
     words: list[str | Path] = ["grub-fstest", disk.raw, "cat", "(loop0,gpt2)/boot/grub/grub.cfg"]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout

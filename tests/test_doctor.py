@@ -1,4 +1,4 @@
-"""``imgkit doctor`` on hosts that lack something: it says what, what that is needed for, and how to get it."""
+"""``imgkit doctor`` on hosts that lack something: it says what is missing, what it is for, and how to get it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PROGRAMS = {
 def here() -> Iterator[Place]:
     for program in (*PROGRAMS, "qemu-system-aarch64", "bwrap"):
         need_program(program)
-    with place() as one:
-        yield one
+    with place() as folders:
+        yield folders
 
 
 def says(ran: Ran, mark: str, name: str, purpose: str, fix: str) -> None:
-    """One finding is bad, and it is this one."""
+    """Check that this finding is the only bad one."""
     lines = ran.out.splitlines()
     (at,) = (number for number, line in enumerate(lines) if not line.startswith(("ok ", " ")))
     assert lines[at].startswith(f"{mark}  {name} "), ran.out
@@ -64,7 +64,7 @@ def test_what_only_other_architectures_need_is_no_failure(here: Place) -> None:
 
 
 def test_which_isolation_npm_gets(here: Place) -> None:
-    """None is no failure: most containers cannot have it."""
+    """A missing isolation is not a failure, because most containers cannot have it."""
     ran = here.run("doctor", env=path_without(here, "bwrap"))
     assert ran.status == 0
     says(ran, "missing", "bubblewrap", "keep npm from the host's files", "apt-get install bubblewrap")
@@ -91,7 +91,7 @@ def test_a_kernel_that_is_missing(here: Place) -> None:
 
 
 def test_a_kernel_that_may_not_be_read(here: Place) -> None:
-    """By the user who asks: Ubuntu's kernels are root's."""
+    """The user may not read the kernel: on Ubuntu only root may."""
     kernel = here.base / "vmlinuz"
     kernel.write_bytes(b"MZ")
     kernel.chmod(0)
@@ -103,7 +103,7 @@ def test_a_kernel_that_may_not_be_read(here: Place) -> None:
 
 
 def as_somebody(here: Place, env: dict[str, str]) -> Ran:
-    """``imgkit doctor`` as a user who is not root, to whom the place belongs."""
+    """Run ``imgkit doctor`` as an ordinary user who owns the folders of the place."""
     root = os.geteuid() == 0
     if root:
         for path in (here.base, here.tmp, here.modules):
@@ -123,7 +123,7 @@ def as_somebody(here: Place, env: dict[str, str]) -> Ran:
 
 
 def test_a_folder_that_cannot_be_written_to(here: Place) -> None:
-    """Not even by root."""
+    """Not even root can write to the folder."""
     ran = here.run("doctor", "--out", Path("/proc/nowhere"))
     assert ran.status == 5
     says(ran, "MISSING", "space", "build", "choose another folder with --out")

@@ -1,4 +1,4 @@
-"""A payload of somebody else's, with a dependency from the registry: installed by the build, answering in a boot."""
+"""A third-party payload with a dependency from the registry: the build installs it, and it answers in a boot."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ REGISTRY = {
 
 
 def header(machine: int, bits: int = 2, order: int = 1) -> bytes:
-    """The first 64 bytes of a relocatable file for a machine."""
+    """Return the first 64 bytes of a relocatable file for a machine."""
     start = b"\x7fELF" + bytes((bits, order, 1)) + bytes(9)
     return (start + struct.pack("<HH" if order == 1 else ">HH", ET_REL, machine)).ljust(64, b"\0")
 

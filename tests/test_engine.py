@@ -234,7 +234,7 @@ def test_cpio_survives_a_round_trip(content: bytes, name: str) -> None:
 
 
 def fake_supermin(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A libguestfs installation of its own with a stand-in for supermin; returns the cache folder."""
+    """Make a libguestfs installation with a stand-in for supermin, and return its cache folder."""
     source = folder / "lib" / "supermin.d"
     source.mkdir(parents=True)
     (source / "packages").write_text("bash\nmdadm\ntar\n")
@@ -452,7 +452,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, options: Options) -> tuple[guestfs.GuestfsDisk, Path]:
-    """The small Tree on a disk, and the same disk as a qcow2."""
+    """Return the small Tree on a disk, and the same disk as a qcow2."""
     scratch = tmp_path_factory.mktemp("scratch")
     with guestfs.launch(scratch, LAYOUT.size_bytes, options) as engine:
         engine.prepare(LAYOUT)
@@ -512,7 +512,7 @@ def test_every_file_comes_back_as_it_was(
 
 
 def as_found(tree: Tree, path: str) -> Node | None:
-    """The node with hard links followed (either name may be the first in an archive) and content in memory."""
+    """Return the node with hard links followed (either name may be the first in an archive) and content in memory."""
     node = tree.stat(path) if isinstance(tree[path], HardLink) else tree[path]
     return replace(node, content=Inline(node.content.read())) if isinstance(node, File) else node
 
@@ -551,13 +551,13 @@ def test_what_the_filesystem_refuses_is_not_dropped_silently(options: Options, t
 
 
 def libraries_of(program: str) -> list[str]:
-    """The shared libraries of one of this host's programs, its loader included."""
+    """Return the shared libraries of one of this host's programs, its loader included."""
     listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     return [word for word in listed.split() if word.startswith("/")]
 
 
 def runnable_tree() -> Tree:
-    """A root filesystem with the shell of this host."""
+    """Return a root filesystem with the shell of this host."""
     tree = small_tree()
     for program in ("/bin/sh", "/usr/bin/env"):
         for path in (program, *libraries_of(program)):

@@ -1,4 +1,4 @@
-"""Bad input of all kinds, from the command line to the message: nothing but the message may be left of it."""
+"""Bad input of all kinds, from the command line to the message, must leave nothing but the message."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NOWHERE = "http://127.0.0.1:9/"
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    """Keys that nobody trusts."""
+    """Return keys that are not trusted."""
     return load(tmp_path_factory.mktemp("foreign"), bits=2048)
 
 
 @pytest.fixture
 def small(here: Place, keys: Keys) -> Small:
-    """A mirror with the one good package ``hello``."""
+    """Return a mirror with the one good package ``hello``."""
     return Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
 
 
@@ -80,7 +80,7 @@ def wants(*packages: str) -> str:
 
 
 def test_a_good_mirror_gets_as_far_as_it_can(build: Builder) -> None:
-    """What the other tests build on: nothing is wrong but that it makes no system."""
+    """The other tests rely on this: the mirror is good, except that its packages make no system."""
     build.fails(3, NEXT)
     assert build.site.requests[PACKAGE] == 1
 
@@ -249,14 +249,14 @@ def test_an_index_that_was_changed(build: Builder) -> None:
 
 
 def test_a_package_with_a_forged_signature(build: Builder) -> None:
-    """The index vouches for it, and it claims a trusted signer whom it does not have."""
+    """The index vouches for the package, which falsely claims a trusted signer."""
     forged = package("hello", "1.0-r0", FILE, key=replace(new_rsa(), name=build.small.keys.signing.name))
     put(build, forged)
     build.fails(4, f"hello-1.0-r0.apk: bad signature: it is not what {build.small.keys.signing.name} signed", DAMAGED)
 
 
 def test_an_index_that_is_older_than_one_seen_before(build: Builder) -> None:
-    """It is signed as it should be."""
+    """The index has a valid signature."""
     build.fails(3, NEXT)
     build.small.index([apk.record for apk in build.small.packages], time=TIME - 1)
     build.fails(4, "APKINDEX.tar.gz: is of 2023-11-14 22:13", "--allow-stale-mirror")
@@ -393,7 +393,7 @@ OTHER = "arm64" if host_arch() == "amd64" else "amd64"
 
 
 def of(arch: str) -> str:
-    """The recipe of two packages with such scripts, for an architecture of this name."""
+    """Return the recipe of two packages with such scripts, for an architecture of this name."""
     return RECIPE.replace('"amd64"', f'"{arch}"') + "packages = ['hello', 'world']\n"
 
 
@@ -405,7 +405,7 @@ def unknown(build: Builder, keys: Keys) -> Builder:
 
 
 def test_scripts_for_another_machine_that_cannot_be_computed(unknown: Builder) -> None:
-    """Package, script, line and the way out are named."""
+    """The message names package, script, line and remedy."""
     error = f"{OTHER}: scripts that can neither be computed nor run on this host: hello.post-install, line 3: "
     ran = unknown.fails(3, error, "skip_scripts = ['hello', 'world']", recipe=of(OTHER))
     assert "; world.post-install, line 3: " in ran.errors[0]
@@ -419,7 +419,7 @@ def test_scripts_that_need_not_run(unknown: Builder) -> None:
 
 
 def test_scripts_for_this_machine_run_in_the_appliance(unknown: Builder) -> None:
-    """So they are no reason to stop."""
+    """Such scripts do not stop the build."""
     unknown.fails(3, NEXT, recipe=of(host_arch()))
 
 

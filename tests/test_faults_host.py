@@ -31,8 +31,8 @@ GIB = 1 << 30
 def here() -> Iterator[Place]:
     for program in ("qemu-img", "qemu-system-x86_64", "grub-mkimage"):
         need_program(program)
-    with place() as one:
-        yield one
+    with place() as folders:
+        yield folders
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def small(here: Place, keys: Keys) -> Small:
 @pytest.fixture
 def site(small: Small) -> Iterator[Site]:
     small.write()
-    with serve(small.root) as one:
-        yield one
+    with serve(small.root) as server:
+        yield server
 
 
 def build_words(here: Place, small: Small, site: Site) -> list[str | Path]:
@@ -58,7 +58,7 @@ def build_words(here: Place, small: Small, site: Site) -> list[str | Path]:
     [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("grub-mkimage", "grub-common")],
 )
 def test_programs_that_are_missing(program: str, package_: str, here: Place, small: Small, site: Site) -> None:
-    """Known before anything is downloaded."""
+    """A missing program is reported before anything is downloaded."""
     ran = here.run(*build_words(here, small, site), env=path_without(here, program))
     check_failure(ran, here, 5, f"{program}: program not found", f"apt-get install {package_}")
     assert not site.requests
@@ -91,7 +91,7 @@ def test_a_kernel_that_cannot_be_read(here: Place, small: Small, site: Site) -> 
 
 @pytest.fixture
 def blank(here: Place) -> Path:
-    """A raw disk with nothing but what says that it is one."""
+    """Return a raw disk with nothing but what says that it is one."""
     path = here.base / "blank.raw"
     path.write_bytes((bytes(510) + b"\x55\xaa").ljust(4 << 20, b"\0"))
     return path
@@ -127,7 +127,7 @@ def test_a_qemu_that_fails(here: Place, blank: Path) -> None:
 
 @pytest.fixture
 def tiny(here: Place) -> Iterator[Path]:
-    """A filesystem of 4 MiB."""
+    """Yield a filesystem of 4 MiB."""
     folder = here.base / "tiny"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True, check=False)
@@ -169,7 +169,7 @@ def zeros(size: int) -> Iterator[bytes]:
 
 
 def package_with_bomb(keys: Keys, *, claims: int) -> Apk:
-    """A signed package with one file of 10 GiB; ``claims`` is the size that its index record admits."""
+    """Return a signed package with one file of 10 GiB; ``claims`` is the size that its index record admits."""
     header = tarfile.TarInfo("zeros")
     header.size, header.pax_headers = 10 * GIB, {"APK-TOOLS.checksum.SHA1": "00" * 20}
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -190,7 +190,7 @@ def package_with_bomb(keys: Keys, *, claims: int) -> Apk:
 
 
 def test_ten_gibibytes_in_a_small_package(here: Place, small: Small) -> None:
-    """It stops early: little memory, little disk, little time."""
+    """The build stops early, after little memory, disk and time were used."""
     bomb = package_with_bomb(small.keys, claims=100)
     assert len(bomb.blob) < 32 << 20
     small.packages = [bomb]
@@ -219,7 +219,7 @@ def test_ten_gibibytes_that_the_index_admits(here: Place, small: Small) -> None:
 
 @pytest.fixture
 def image(here: Place) -> Path:
-    """An empty qcow2 with the name of an image."""
+    """Return an empty qcow2 with the name of an image."""
     path = here.base / "linux-amd64.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
     return path
@@ -235,7 +235,7 @@ RAW = {
 
 
 def make_bad(kind: str, image: Path) -> str:
-    """Put something bad where ``image`` is; what the message says of it."""
+    """Replace ``image`` by something bad, and return the message that is expected."""
     good = image.read_bytes()
     if kind == "missing":
         image.unlink()

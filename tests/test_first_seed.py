@@ -36,7 +36,7 @@ exec env LD_LIBRARY_PATH=/tmp/lib node -e "$1"
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's agentd, asking for the packages that the first seed's asks for."""
+    """Return the repository's agentd, asking for the packages that the first seed's asks for."""
     need_npm()
     folder = tmp_path_factory.mktemp("seed") / "payload"
     shutil.copytree(ROOT / "overlay/opt/agent-runner", folder)
@@ -54,7 +54,7 @@ def seed_images(builder: Builder, payload: Path, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
 def test_other_platforms_are_one_warning_and_all_in_the_manifest(seed_images: Images, arch: str) -> None:
     cpu, other = CPUS[arch]
-    lines = [line for line in seed_images.said.splitlines() if line.startswith(f"{arch}: ")]
+    lines = [line for line in seed_images.errors.splitlines() if line.startswith(f"{arch}: ")]
     (warning,) = [line for line in lines if "other platforms" in line]
     counts = rf"4 for macOS, 2 for Windows, 2 for {other}, 1 for glibc"
     assert re.search(rf"has 9 binaries for other platforms \((49|50)\.\d MB: {counts}\)", warning), warning
@@ -98,7 +98,7 @@ def test_pruned(builder: Builder, payload: Path, seed_images: Images, tmp_path: 
     fields = ("--agent-runner", payload, "--set", "payload_binaries=prune")
     images = builder.build(tmp_path / "out", "--arch", "amd64", *fields)
     image, before = images["amd64"], seed_images["amd64"]
-    assert "left out of the payload: 9 binaries for other platforms (49.2 MB: " in images.said
+    assert "left out of the payload: 9 binaries for other platforms (49.2 MB: " in images.errors
     listed = image.manifest["payload"]["otherPlatforms"]
     assert listed == before.manifest["payload"]["otherPlatforms"]
     gone = before.manifest["files"].keys() - image.manifest["files"].keys()

@@ -237,7 +237,7 @@ def test_strip_refuses_what_is_no_such_file(data: bytes) -> None:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An ext4 image that mke2fs filled from a folder."""
+    """Return an ext4 image that mke2fs filled from a folder."""
     mke2fs = need_program("mke2fs")
     top = tmp_path / "top"
     (top / "many").mkdir(parents=True)

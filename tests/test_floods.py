@@ -1,4 +1,4 @@
-"""Guests that never stop talking: a request ends when its time is over, or at once when it is a flood."""
+"""Guests that never stop sending: a request ends when its timeout expires, or at once if the guest floods the host."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def soon() -> Iterator[None]:
 
 
 class Endless(Recorded):
-    """A transport to a guest that says the same for ever."""
+    """A transport to a guest that sends the same for ever."""
 
     def __init__(self, piece: bytes) -> None:
         super().__init__([])
@@ -81,7 +81,7 @@ def test_a_flood_of_lines_ends_a_request_in_time(line: bytes, monkeypatch: pytes
 def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratelimit, "BYTES", 8 * MIB)
     monkeypatch.setattr(ratelimit, "BYTES_PER_SECOND", 1)
-    with soon(), pytest.raises(FloodError, match=f"bytes within . s .allowed are {8 * MIB} and 1 a second"):
+    with soon(), pytest.raises(FloodError, match=f"bytes within . s .the limit is {8 * MIB} and 1 a second"):
         collect(AgentRequest(Endless(b"x" * (MIB - 1) + b"\n"), {}))
 
 
@@ -118,7 +118,7 @@ def test_what_a_machine_said_before_it_ended_is_not_lost() -> None:
 
 
 def test_a_result_in_time_counts_though_it_is_taken_late() -> None:
-    """Whoever reads slowly must not lose a result that was there before the deadline."""
+    """A caller that reads slowly must not lose a result that was there before the deadline."""
     whole = (json.dumps(output("x")).encode() + b"\n") * 3 + json.dumps(RESULT).encode() + b"\n"
     request = AgentRequest(Recorded([whole]), {}, timeout=0.2)
     assert isinstance(next(request), Output)
@@ -158,7 +158,7 @@ def test_a_talkative_agent_is_no_flood() -> None:
 def test_an_allowance_grows_with_time() -> None:
     rate = RateLimit("lines", 10, 100)
     rate.count(10)
-    with pytest.raises(FloodError, match=r"11 lines within 0 s \(allowed are 10 and 100 a second\)"):
+    with pytest.raises(FloodError, match=r"11 lines within 0 s \(the limit is 10 and 100 a second\)"):
         rate.count(1)
     rate = RateLimit("lines", 10, 100, started=time.monotonic() - 1)
     rate.count(110)
@@ -195,7 +195,7 @@ def test_a_console_that_never_stops_growing() -> None:
 
 @contextmanager
 def flooding(*pieces: bytes) -> Iterator[SerialTransport]:
-    """A port whose guest says ``pieces`` for ever and listens to nothing."""
+    """Yield a port whose guest says ``pieces`` for ever and listens to nothing."""
     host, guest = socket.socketpair()
     stop = threading.Event()
     guest.settimeout(0.2)

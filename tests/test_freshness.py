@@ -1,4 +1,4 @@
-"""A mirror that shows what is old, or what belongs elsewhere: signed all the same, and refused all the same."""
+"""A mirror that shows old files, or files that belong elsewhere: they are refused although they are signed."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Attack:
         here.recipe.write_text(RECIPE)
 
     def show(self, version: str, *, age: int, description: str = f"v{RELEASE}-17-g54a39ace82a") -> None:
-        """Let the mirror have this version of hello, with an index that is so many days old."""
+        """Let the mirror have this version of hello, with an index of this age in days."""
         apk = package("hello", version, key=self.small.keys.signing)
         self.small.file(f"{REPOSITORY}/{apk.filename}").write_bytes(apk.blob)
         self.small.index([apk.record], time=TIME - age * DAY, description=description)
 
     def release(self, alpine_release: str, *, age: int = 0) -> None:
-        """Let the mirror have a minirootfs that says this of itself."""
+        """Let the mirror have a minirootfs with this release file."""
         tree = minimal(self.small.keys)
         tree.write("etc/alpine-release", f"{alpine_release}\n", mtime=TIME - age * DAY)
         for path in self.small.file(LISTING).parent.iterdir():
@@ -81,7 +81,7 @@ def attack(
 
 
 def test_an_older_index_is_refused(attack: Attack) -> None:
-    """The attack as it was seen: 2.0, then the properly signed 1.0 with the same cache."""
+    """The mirror shows 2.0 and then, for the same cache, the properly signed 1.0."""
     attack.show("2.0-r0", age=1)
     assert attack.lock().status == 0
     attack.show("1.0-r0", age=2)

@@ -1,4 +1,4 @@
-"""How QEMU comes by its files where it may not open them by itself."""
+"""QEMU gets its files where it may not open them by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRANGER = Identity(4711, 4712)
 
 @pytest.fixture
 def spec(tmp_path: Path) -> VmSpec:
-    """A machine whose files are for this user alone."""
+    """Return a machine whose files are for this user alone."""
     names = ("disk", "kernel", "initrd", "code", "variables", "config")
     for name in names:
         (tmp_path / name).write_text(name)
@@ -51,7 +51,7 @@ def spec(tmp_path: Path) -> VmSpec:
 
 
 def content(path: Path | None, handed: handover.Handed) -> str:
-    """What QEMU finds under a name, with the access that it asks for first."""
+    """Return what QEMU finds under a name, with the access that it asks for first."""
     assert path is not None
     if path.parent.name == "fdset":
         path = Path(f"/proc/self/fd/{handed.spec.sets[int(path.name)][0]}")
@@ -134,7 +134,7 @@ def test_a_user_of_its_own_needs_no_copies(spec: VmSpec, tmp_path: Path) -> None
 
 
 def test_what_was_looked_at_is_what_is_booted(spec: VmSpec, tmp_path: Path) -> None:
-    """Whatever has its name by the time that QEMU looks."""
+    """This holds even if the name refers to another file when QEMU starts."""
     assert spec.disk is not None
     with handover.handed(spec, tmp_path / "private", None) as handed:
         (tmp_path / "other").write_text("other")
@@ -246,7 +246,7 @@ def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_exchanged_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the guest, for one of root's, between the making and the giving."""
+    """The guest replaces the folder by one of root's after it was made and before it is given away."""
     need("root", identity.can_switch_user())
     (tmp_path / "roots").mkdir()
     (tmp_path / "roots/file").touch()

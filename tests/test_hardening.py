@@ -1,4 +1,4 @@
-"""What the image of recipes/core.py has not: a way in, a way up, an identity. Its read-only variant, booted."""
+"""The image of recipes/core.py has no login, no way to become root and no identity. Its read-only variant boots."""
 
 from __future__ import annotations
 

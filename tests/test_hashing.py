@@ -1,4 +1,4 @@
-"""The order of apk's table of names. The oracle test compares it with apk itself."""
+"""The order of apk's table of names, which the oracle test compares with apk itself."""
 
 from __future__ import annotations
 

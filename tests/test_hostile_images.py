@@ -47,7 +47,7 @@ def options() -> Options:
 
 @pytest.fixture(scope="module")
 def built(options: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Statement]:
-    """A small disk as the engine makes it, and what its manifest states."""
+    """Return a small disk as the engine makes it, and what its manifest states."""
     scratch = tmp_path_factory.mktemp("built")
     with guestfs.launch(scratch, LAYOUT.size_bytes, options) as engine:
         disk = engine.write(small_tree(), LAYOUT, BOOT, Steps()).disk
@@ -68,7 +68,7 @@ def built(options: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.fixture
 def disk(built: tuple[Path, Statement], tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     target = tmp_path / "disk.raw"
     subprocess.run(["cp", "--sparse=always", built[0], target], check=True)
     return target

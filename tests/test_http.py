@@ -211,7 +211,7 @@ def test_a_chunked_body_that_ends_early_is_refused() -> None:
 
 @contextmanager
 def _speaking(answer: bytes) -> Iterator[str]:
-    """A server that says the same to everybody and hangs up."""
+    """Yield a server that says the same to everybody and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve_all() -> None:

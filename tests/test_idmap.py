@@ -27,7 +27,7 @@ SOMEBODY = Identity(4711, 4712)
 
 @pytest.fixture
 def nobody() -> Iterator[Identity]:
-    """Whom root's QEMU is, without a folder to work in."""
+    """Return the user that root's QEMU runs as, without a folder to work in."""
     need("root", identity.can_switch_user())
     user = identity.choose_user(None)
     assert user is not None

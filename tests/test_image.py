@@ -1,4 +1,4 @@
-"""The image of recipes/core.py from inside: one machine, booted once, asked about everything."""
+"""The image of recipes/core.py from inside: one machine is booted for all tests of this module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def guest(image: Image, work: Path) -> Iterator[RootedVM]:
 
 
 def lines(vm: RootedVM, command: str, status: int | None = 0, timeout: float = 90) -> list[str]:
-    """What ``command`` prints, run as root."""
+    """Run ``command`` as root, and return the lines that it prints."""
     done = vm.root(command, timeout=timeout)
     assert status is None or done.status == status, (command, done)
     return done.text.splitlines()

@@ -44,7 +44,7 @@ def module(modinfo: bytes = b"license=GPL\0") -> bytes:
 
 
 def alpine() -> Tree:
-    """A root filesystem in which everything that an initramfs needs is small."""
+    """Return a root filesystem in which everything that an initramfs needs is small."""
     tree = Tree()
     for path, data in {
         "bin/busybox": program("libc.musl-x86_64.so.1"),
@@ -81,7 +81,7 @@ def alpine() -> Tree:
 
 
 def initramfs(tree: Tree, release: str = RELEASE, **changes: Any) -> bytes:
-    """The initramfs by the Tree's configuration with some settings changed."""
+    """Return the initramfs by the Tree's configuration with some settings changed."""
     return make_initramfs(tree, release, replace(read_configuration(tree), **changes), epoch=EPOCH)
 
 

@@ -96,7 +96,7 @@ def test_a_certificate_has_a_limit(planner: Planner) -> None:
 
 
 def test_how_long_a_mirror_may_take() -> None:
-    """Whoever changes one of these changes what every user waits for."""
+    """A change of one of these values changes how long every user waits."""
     assert (CONNECT_TIMEOUT, STALL_TIMEOUT, CONNECT_ALLOWANCE, LEAST_RATE) == (5, 20, 60, 1024)
 
 

@@ -41,7 +41,7 @@ DATABASE = "P:busybox\nV:1.2-r3\nI:1000\nF:bin\nR:sh\n\nP:musl\nV:1-r0\nI:5000\n
 
 
 def partition(number: int, **values: Any) -> PartitionDescription:
-    """A partition with an ext4, but for ``values``."""
+    """Return a partition with an ext4, but for ``values``."""
     known = {
         "type": "",
         "name": "",
@@ -143,7 +143,7 @@ def answers(size: str = str(len(DATABASE)), **other: str | Exception) -> dict[st
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """The scratch drive, with the package database on it."""
+    """Return the scratch drive, with the package database on it."""
     path = tmp_path / "tar.raw"
     path.write_bytes(bytes(OFFSET) + DATABASE.encode() + b"rest of an earlier archive")
     return path
@@ -275,7 +275,7 @@ root       1 MiB of 100 MiB used, 4 inodes
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Limits]:
-    """A stand-in for the reader; the limits with which it was opened."""
+    """Return a stand-in for the reader; the limits with which it was opened."""
     opened: list[Limits] = []
 
     @contextmanager

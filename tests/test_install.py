@@ -39,7 +39,7 @@ def built(
     replaces: str = "",
     priority: int = 0,
 ) -> Built:
-    """A package as the index has it, and its verified file. Its identity depends on all that it has."""
+    """Return a package as the index has it, and its verified file. Its identity depends on all that it has."""
     text = repr((name, version, entries, scripts, triggers))
     identity = "Q1" + base64.b64encode(hashlib.sha1(text.encode()).digest()).decode()
     package = Package(name=name, version=version, identity=identity, arch="x86_64")
@@ -69,7 +69,7 @@ def names(tree: Tree) -> list[str]:
 
 
 def listed(tree: Tree, name: str) -> set[str]:
-    """The paths of files that the database lists for a package."""
+    """Return the paths of files that the database lists for a package."""
     (record,) = (record for record in installed_in(tree) if record.package.name == name)
     return {f"{folder.path}/{each.name}" for folder in record.directories for each in folder.files}
 

@@ -1,4 +1,4 @@
-"""Builds that are interrupted or killed in the middle of their work, and what is there afterwards: nothing."""
+"""Builds that are interrupted or killed in the middle of their work leave nothing behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(cache: Path) -> Iterator[Place]:
-    """A place whose cache is the shared one, with the real bindings."""
+    """Yield a place whose cache is the shared one, with the real bindings."""
     for program in ("qemu-img", "qemu-system-x86_64", "grub-mkimage"):
         need_program(program)
     with place() as one:
@@ -95,7 +95,7 @@ def test_a_signal_at_any_step(here: Place, words: list[str]) -> None:
 
 
 def here_again(here: Place) -> Place:
-    """The same place, with a log of its own."""
+    """Return the same place, with a log of its own."""
     again = object.__new__(Place)
     again.__dict__ |= vars(here) | {"base": here.base / "again"}
     again.base.mkdir()
@@ -125,7 +125,7 @@ def test_killed_outright(step: str, here: Place, words: list[str]) -> None:
 
 
 def changed_recipe(here: Place) -> Path:
-    """A copy of recipes/core.py, to be changed."""
+    """Return a copy of recipes/core.py, to be changed."""
     for name in ("recipes", "overlay"):
         shutil.copytree(ROOT / name, here.base / name)
     return here.base / "recipes/core.py"
@@ -157,7 +157,7 @@ def test_a_grub_mkimage_without_the_target(here: Place, words: list[str]) -> Non
 
 
 def test_no_room_for_the_disk(here: Place, words: list[str]) -> None:
-    """Enough for packages, not for the disk: known before it is written."""
+    """There is room for the packages, but not for the disk, which is reported before the disk is written."""
     full = here.base / "full"
     full.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", full], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote: read within limits or refused as bad input, and never anything else."""
+"""JSON from untrusted sources is either read within limits or refused as bad input."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed(text: str, value: Any, choose: random.Random) -> bytes:
-    """The JSON ``text`` with ``value`` somewhere in it, or without what is there."""
+    """Return the JSON ``text`` with ``value`` somewhere in it, or without what is there."""
     document = [json.loads(text)]
     container, key = choose.choice(list(places(document)))
     if value == [] and isinstance(container, dict):

@@ -1,4 +1,4 @@
-"""QEMU is started, connected and ended: with a program in its place that speaks QMP and tells what it was given."""
+"""QEMU is started, connected and ended. A program in its place speaks QMP and reports its arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for request in connection.makefile("rb"):
 
 @pytest.fixture(autouse=True)
 def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A QEMU that comes up, and goes off at the press of the power button."""
+    """Return a QEMU that comes up, and goes off at the press of the power button."""
     python = Path(sys.executable).resolve()
     need("Python for every user", os.geteuid() != 0 or not str(python).startswith("/root"))
     return program(tmp_path, monkeypatch, PROGRAM.format(python=python))

@@ -1,4 +1,4 @@
-"""What ``imgkit boot`` makes of its options, down to the machine that they ask for, without a machine."""
+"""The options of ``imgkit boot``: the machine that they describe, without starting it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.publications import facts
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An image with a kernel and an initramfs beside it."""
+    """Return an image with a kernel and an initramfs beside it."""
     path = tmp_path / "linux-amd64.qcow2"
     subprocess.run([need_program("qemu-img"), "create", "-q", "-f", "qcow2", path, "1M"], check=True)
     for name in ("vmlinuz-virt-amd64", "initramfs-virt-amd64"):
@@ -33,7 +33,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What each machine was asked for; they all come up at once and stay off."""
+    """Return what each machine was asked for; they all come up at once and stay off."""
     calls: list[dict[str, Any]] = []
 
     @contextmanager
@@ -137,7 +137,7 @@ def test_networks_that_make_no_sense(
 
 
 def variables(asked: list[dict[str, Any]]) -> Any:
-    """What the config drive tells every agent."""
+    """Return what the config drive tells every agent."""
     iso = pycdlib.PyCdlib()
     iso.open_fp(io.BytesIO(asked[0]["config"]))
     with iso.open_file_from_iso(rr_path="/env.json") as source:

@@ -41,7 +41,7 @@ def composed(overlay: Path) -> tuple[int, int]:
 
 
 def overlay(folder: Path, *, large: int, small: int) -> Path:
-    """A file of ``large`` bytes and a hundred that are ``small`` ones, which travel in the tar."""
+    """Return a file of ``large`` bytes and a hundred that are ``small`` ones, which travel in the tar."""
     folder.mkdir()
     for number, size in enumerate([large, *[small] * 100]):
         with (folder / f"file{number}").open("wb") as file:

@@ -1,4 +1,4 @@
-"""Who owns a file when several packages bring it, and what an upgrade leaves alone."""
+"""Which package owns a file that several packages contain, and which files an upgrade keeps."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Here:
         return not self.full
 
     def hear(self, *frames: bytes) -> list[bytes]:
-        """The answers to these frames, all of them for the guest's card."""
+        """Return the answers to these frames, all of them for the guest's card."""
         for frame in frames:
             self.gateway.receive(frame)
         self.gateway.flush()
@@ -74,7 +74,7 @@ class Here:
         return answers
 
     def flags(self, *frames: bytes) -> list[int]:
-        """The flags of the segments that came back, whose checksums are right."""
+        """Return the flags of the segments that came back, whose checksums are right."""
         flags = []
         for frame in self.hear(*frames):
             found = packets.datagram(frame)
@@ -250,7 +250,7 @@ def test_no_frame_makes_it_fall_or_reach_elsewhere(frame: bytes, changes: list[t
     changed = bytearray(frame)
     for at, value in changes:
         changed[at % len(changed)] = value
-    for each in (changed, changed[:length]):  # the answer goes to whoever asked, whatever his card's address
+    for each in (changed, changed[:length]):  # the answer goes to the sender, whatever the address of its card
         here.gateway.receive(bytes(each))
     here.gateway.flush()
     assert set(here.asked) <= {(IPv4Address("192.0.2.7"), 80), ("a.example", 443)}
@@ -314,18 +314,18 @@ class Guest:
 
 
 @contextmanager
-def guest(*words: str) -> Iterator[Guest]:
+def networked_guest(*words: str) -> Iterator[Guest]:
     with restricted.network(parse(words)) as descriptor:
-        one = Guest(descriptor)
+        guest = Guest(descriptor)
         try:
-            yield one
+            yield guest
         finally:
-            one.link.close()
+            guest.link.close()
 
 
 @pytest.fixture
 def service() -> Iterator[socket.socket]:
-    """A service on the host's loopback device."""
+    """Yield a service on the host's loopback device."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(10)
         yield server
@@ -333,29 +333,29 @@ def service() -> Iterator[socket.socket]:
 
 def test_a_connection_from_end_to_end(service: socket.socket) -> None:
     port = service.getsockname()[1]
-    with guest(f"127.0.0.1:{port}") as one:
-        one.send(syn("10.0.2.2", port))
-        hello = one.segment()
+    with networked_guest(f"127.0.0.1:{port}") as guest:
+        guest.send(syn("10.0.2.2", port))
+        hello = guest.segment()
         assert hello.flags == SYN | ACK
-        one.say(hello, "10.0.2.2", b"ping")
+        guest.say(hello, "10.0.2.2", b"ping")
         with service.accept()[0] as peer:
             assert peer.recv(10) == b"ping"
-            assert one.segment().ack == 12
+            assert guest.segment().ack == 12
             peer.sendall(b"pong")
-            answer = one.segment()
+            answer = guest.segment()
             assert answer.data == b"pong"
-            one.say(answer, "10.0.2.2", flags=ACK | FIN, seq=12)
+            guest.say(answer, "10.0.2.2", flags=ACK | FIN, seq=12)
             assert peer.recv(10) == b""
-        one.segment()
-        assert one.segment().flags == FIN | ACK
+        guest.segment()
+        assert guest.segment().flags == FIN | ACK
 
 
 def test_the_hosts_own_refusal_is_passed_on(service: socket.socket) -> None:
     port = service.getsockname()[1]
     service.close()
-    with guest(f"127.0.0.1:{port}") as one:
-        one.send(syn("10.0.2.2", port))
-        assert one.segment().flags == RST | ACK
+    with networked_guest(f"127.0.0.1:{port}") as guest:
+        guest.send(syn("10.0.2.2", port))
+        assert guest.segment().flags == RST | ACK
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::1"], ["10.9.8.7", "169.254.169.254"], ["::ffff:127.0.0.1"]])
@@ -365,14 +365,14 @@ def test_a_name_that_leads_to_the_host(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is called DNS rebinding: whoever has the name says that it is at the host's own service."""
+    """This is DNS rebinding: the owner of a name lets it resolve to a service of the host."""
     port = service.getsockname()[1]
     resolve(monkeypatch, addresses)
-    with guest(f"evil.example:{port}") as one:
-        one.send(ask("evil.example"))
-        one.frame()
-        one.send(syn("198.18.0.1", port))
-        assert one.segment().flags == RST | ACK
+    with networked_guest(f"evil.example:{port}") as guest:
+        guest.send(ask("evil.example"))
+        guest.frame()
+        guest.send(syn("198.18.0.1", port))
+        assert guest.segment().flags == RST | ACK
     service.setblocking(False)
     with pytest.raises(BlockingIOError):
         service.accept()
@@ -400,12 +400,12 @@ def test_what_was_checked_is_what_is_connected_to(service: socket.socket, monkey
     monkeypatch.setattr(restricted, "is_public", lambda _: True)
     monkeypatch.setattr(restricted, "is_own", lambda _: False)
     port = service.getsockname()[1]
-    with guest(f"a.example:{port}") as one:
-        one.send(ask("a.example"))
-        one.frame()
+    with networked_guest(f"a.example:{port}") as guest:
+        guest.send(ask("a.example"))
+        guest.frame()
         assert asked == [], "the guest's questions do not leave the host"
-        one.send(syn("198.18.0.1", port))
-        assert one.segment().flags == SYN | ACK
+        guest.send(syn("198.18.0.1", port))
+        assert guest.segment().flags == SYN | ACK
     assert asked == ["a.example"]
 
 
@@ -415,11 +415,11 @@ def test_an_address_of_the_host_that_looks_like_any_other(
     resolve(monkeypatch, ["127.0.0.1"])
     monkeypatch.setattr(restricted, "is_public", lambda _: True)
     port = service.getsockname()[1]
-    with guest(f"a.example:{port}") as one:
-        one.send(ask("a.example"))
-        one.frame()
-        one.send(syn("198.18.0.1", port))
-        assert one.segment().flags == RST | ACK
+    with networked_guest(f"a.example:{port}") as guest:
+        guest.send(ask("a.example"))
+        guest.frame()
+        guest.send(syn("198.18.0.1", port))
+        assert guest.segment().flags == RST | ACK
 
 
 def test_a_flood_of_connections(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,9 +427,9 @@ def test_a_flood_of_connections(service: socket.socket, monkeypatch: pytest.Monk
     service.listen(100)
     port = service.getsockname()[1]
     before = threading.active_count()
-    with guest(f"127.0.0.1:{port}") as one:
-        one.send(*(syn("10.0.2.2", port, source) for source in range(1000, 1100)))
-        flags = [one.segment().flags for _ in range(100)]
+    with networked_guest(f"127.0.0.1:{port}") as guest:
+        guest.send(*(syn("10.0.2.2", port, source) for source in range(1000, 1100)))
+        flags = [guest.segment().flags for _ in range(100)]
         assert flags.count(SYN | ACK) == 10
         assert flags.count(RST | ACK) == 90
         assert threading.active_count() < before + 15
@@ -438,9 +438,9 @@ def test_a_flood_of_connections(service: socket.socket, monkeypatch: pytest.Monk
 def test_everything_ends_with_the_block(service: socket.socket) -> None:
     port = service.getsockname()[1]
     before = threading.active_count()
-    with guest(f"127.0.0.1:{port}") as one:
-        one.send(syn("10.0.2.2", port))
-        one.segment()
+    with networked_guest(f"127.0.0.1:{port}") as guest:
+        guest.send(syn("10.0.2.2", port))
+        guest.segment()
         peer = service.accept()[0]
     with peer, suppress(ConnectionResetError):
         peer.settimeout(5)
@@ -452,10 +452,10 @@ def test_a_name_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.Mo
     done = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(20) and [])
     began = time.monotonic()
-    with guest("a.example:80") as one:
-        one.send(ask("a.example"))
-        one.frame()
-        one.send(*(syn("198.18.0.1", 80, source) for source in range(1000, 1050)))
+    with networked_guest("a.example:80") as guest:
+        guest.send(ask("a.example"))
+        guest.frame()
+        guest.send(*(syn("198.18.0.1", 80, source) for source in range(1000, 1050)))
         time.sleep(0.2)
         assert sum(thread.name == "look up a name" for thread in threading.enumerate()) <= 8
     assert time.monotonic() - began < 4
@@ -463,27 +463,27 @@ def test_a_name_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.Mo
 
 
 def test_a_frame_that_no_qemu_sends_ends_the_link() -> None:
-    with guest() as one:
-        one.link.sendall(b"\xff\xff\xff\xff")
-        assert one.link.recv(1) == b""
+    with networked_guest() as guest:
+        guest.link.sendall(b"\xff\xff\xff\xff")
+        assert guest.link.recv(1) == b""
 
 
 def test_big_transfers_both_ways(service: socket.socket) -> None:
     """More than fits into any buffer, to a host and a guest that are both slow to take it."""
     port = service.getsockname()[1]
     text = bytes(range(256)) * 8000
-    with guest(f"127.0.0.1:{port}") as one:
-        one.send(syn("10.0.2.2", port))
-        hello = one.segment()
-        one.say(hello, "10.0.2.2")
+    with networked_guest(f"127.0.0.1:{port}") as guest:
+        guest.send(syn("10.0.2.2", port))
+        hello = guest.segment()
+        guest.say(hello, "10.0.2.2")
         with service.accept()[0] as peer:
             threading.Thread(target=peer.sendall, args=(text,), daemon=True).start()
             got = b""
             while len(got) < len(text):
-                segment = one.segment()
+                segment = guest.segment()
                 assert segment.seq == (hello.seq + 1 + len(got)) % (1 << 32)
                 got += segment.data
-                one.say(segment, "10.0.2.2")
+                guest.say(segment, "10.0.2.2")
             assert got == text
 
 

@@ -59,11 +59,11 @@ class World:
         return connection
 
     def guest(self, flags: int = ACK, seq: int = 0, ack: int = 0, data: bytes = b"", window: int = 500) -> TcpSegment:
-        """A segment of the guest; numbers count from the first byte."""
+        """Return a segment of the guest; numbers count from the first byte."""
         return TcpSegment(40000, 443, (1001 + seq) % BIG, (self.start + 1 + ack) % BIG, flags, window, data)
 
     def talk(self, connection: Connection, *segments: TcpSegment) -> list[tuple[int, int, int, bytes]]:
-        """What the guest is answered: flags, number and confirmation counted from the first byte, data."""
+        """Return what the guest is answered: flags, number and confirmation counted from the first byte, data."""
         for segment in segments:
             connection.receive(segment)
         connection.flush()

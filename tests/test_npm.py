@@ -59,7 +59,7 @@ def npm() -> None:
 
 
 def as_image(folder: Path) -> bytes:
-    """The payload as it gets into an image, to the last byte."""
+    """Return the payload as it gets into an image, to the last byte."""
     tree, archive = Tree(), io.BytesIO()
     replace_payload(tree, folder, epoch=0)
     tree.write_tar(archive)
@@ -80,7 +80,7 @@ def test_the_same_again_without_network(tmp_path: Path) -> None:
 
 
 def tarball(manifest: dict[str, object]) -> bytes:
-    """An npm package."""
+    """Return an npm package."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, data in (("package.json", json.dumps(manifest).encode()), ("native.node", b"code")):
@@ -92,7 +92,7 @@ def tarball(manifest: dict[str, object]) -> bytes:
 
 @pytest.fixture
 def payload(tmp_path: Path) -> Path:
-    """A payload with a native part for each of four platforms, as npm packages of such have them."""
+    """Return a payload with a native part for each of four platforms, as npm packages of such have them."""
     top = tmp_path / "payload"
     (top / "packages").mkdir(parents=True)
     for name, platform in PLATFORMS.items():
@@ -204,7 +204,7 @@ def marks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
-    """A folder, and the URL at which its git repositories are."""
+    """Yield a folder, and the URL at which its git repositories are."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = tmp_path / "repositories"
     folder.mkdir()

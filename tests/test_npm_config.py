@@ -22,7 +22,7 @@ MANIFEST = Path("package.json")
 
 
 def taken(tmp_path: Path, text: str, hosts: str = "", **environment: str) -> tuple[list[Setting], tuple[str, ...]]:
-    """What is taken over of a payload's ``.npmrc`` and of one of the host's, and what was ignored."""
+    """Return what is taken over of a payload's ``.npmrc`` and of one of the host's, and what was ignored."""
     for name, content in (("payload", text), ("host", hosts)):
         (tmp_path / name).write_text(content)
     found = settings(tmp_path / "payload", [tmp_path / "host", tmp_path / "missing"], environment)

@@ -1,7 +1,7 @@
-"""Payloads that try to run a program on the host through npm, with the real npm: not one leaves its mark.
+"""Payloads that try to run a program on the host through npm, with the real npm: none of them succeeds.
 
-They are tried without bubblewrap: what keeps them out must not be that alone. What it keeps from scripts that may run
-is tried at the end.
+They are tried without bubblewrap, because it must not be the only protection. The tests at the end show what bubblewrap
+hides from scripts that may run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ HASH = "0123456789" * 4
 
 
 def deep(version: str) -> Mapping[str, object]:
-    """A package that itself asks for a package."""
+    """Return a package that itself asks for a package."""
     return {"name": "dep", "version": "1.0.0", "dependencies": {"x": version}}
 
 
 def locked(entry: Mapping[str, object]) -> str:
-    """A lock file with a package ``x``."""
+    """Return a lock file with a package ``x``."""
     own = {"name": "p", "version": "1.0.0", "dependencies": {"x": "1.0.0"}}
     packages = {"": own, "node_modules/x": {"version": "1.0.0", **entry}}
     return json.dumps({"name": "p", "version": "1.0.0", "lockfileVersion": 3, "packages": packages})
@@ -44,15 +44,14 @@ def locked(entry: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A way in.
-
+    """A way in which a payload could run a program on the host.
     Attributes:
         manifest: fields of the package.json.
         files: files of the payload. EVIL is the path of a program that leaves a mark, MARK that of the mark, PAYLOAD
             that of the payload, PROGRAMS the folder of EVIL, which is called git.
         above: files in the folder above the copy in which npm works.
-        home: files in the home of whoever builds.
-        variables: of whoever builds.
+        home: files in the home of the user who builds.
+        variables: environment variables of the user who builds.
         dep: the package.json of the package in ``dep.tgz``.
         refused: a part of the message, if the payload is refused.
     """
@@ -186,7 +185,7 @@ fs.writeFileSync("seen.json", JSON.stringify(seen))
 
 @pytest.fixture
 def spy(tmp_path: Path) -> Path:
-    """A payload whose build script looks around; the credentials of whoever builds are in the home."""
+    """Return a payload whose build script reads what it can; the user's credentials are in the home."""
     home, payload = tmp_path / "home", tmp_path / "payload"
     for folder in (home, payload):
         folder.mkdir()
@@ -219,7 +218,7 @@ def test_a_build_script_sees_its_own_folder_only(spy: Path, tmp_path: Path, monk
 def test_without_bubblewrap_a_build_script_has_the_rights_of_whoever_builds(
     spy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The negative test of the one above: its script does see what is there. The environment is clean all the same."""
+    """This is the negative test of the one above: the script sees the files. The environment is clean nevertheless."""
     caplog.set_level("INFO", "imgkit")
     no_bubblewrap(tmp_path / "bin", monkeypatch)
     monkeypatch.setenv("API_KEY", "secret")
@@ -235,7 +234,7 @@ def test_without_bubblewrap_a_build_script_has_the_rights_of_whoever_builds(
 
 
 def test_nothing_outlives_a_build_script(spy: Path, tmp_path: Path) -> None:
-    """Not even a process that went into a session of its own, which without bubblewrap would."""
+    """A process in another session does not survive either, as it would without bubblewrap."""
     need("bubblewrap that may make user namespaces", sandbox_problem() is None)
     need_program("setsid")
     mark = f"imgkit-{tmp_path.name}"

@@ -176,7 +176,7 @@ def test_absurd_signatures_are_refused_soon(attack: str, release: Path) -> None:
 
 
 def packet(tag: int, body: bytes) -> bytes:
-    """A packet in the old format, whose length is one byte."""
+    """Return a packet in the old format, whose length is one byte."""
     return bytes([tag, len(body)]) + body
 
 

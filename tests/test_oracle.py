@@ -1,4 +1,4 @@
-"""The best oracle there is: a root filesystem that the real apk installed, against the same world composed here.
+"""Compare a root filesystem that the real apk installed with the same world composed by imgkit.
 
 Whatever differs must be in the table below, with its reason.
 """
@@ -182,7 +182,7 @@ def test_triggers_and_scripts_are_the_same(composed: Composed) -> None:
 
 
 def unpacked(tree: Tree, folder: Path) -> Path:
-    """The parts of ``tree`` that apk looks at, as files of this host; owners are left to fate."""
+    """Write the parts of ``tree`` that apk reads as files of this host, without their owners."""
     for path, node in tree.items():
         where = folder / path
         if isinstance(node, File):
@@ -204,7 +204,7 @@ def root(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def apk(mirror: Mirror, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The real apk of the oracle, run by its own dynamic loader."""
+    """Return the real apk of the oracle, run by its own dynamic loader."""
     folder = tmp_path_factory.mktemp("apk")
     tree = tree_from_tar(mirror.oracle["x86_64"])
     wanted = ["lib/ld-musl-x86_64.so.1", "sbin/apk"]

@@ -169,7 +169,7 @@ OPTIONS = "trans=virtio,version=9p2000.L,msize=262144,access=0,nosuid,nodev,noex
 
 
 def mounting(folder: Path, mount: str = "exit 0") -> list[str]:
-    """Mount the request share where nothing is mounted, and return the notes; ``mount`` is how that program ends."""
+    """Mount the request share where nothing is mounted, and return the notes; ``mount`` is that program's status."""
     programs_ = {"mountpoint": "exit 1", "mount": MOUNTS + mount, "umount": "exit 0"}
     return [line.replace(str(folder), "") for line in service("mount_ipc", folder, programs_)]
 

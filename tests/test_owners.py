@@ -1,4 +1,4 @@
-"""The host application runs QEMU as the desktop's user, and the agent works as whoever owns the folder.
+"""The host application runs QEMU as the desktop's user, and the agent works as the owner of the folder.
 
 The application's exact arguments (tests/hostapp.py) with QEMU as macOS' first user and as a CI runner's, its own
 requests in both modes on both architectures, and ``imgkit run`` as an ordinary user.
@@ -32,7 +32,7 @@ BUSY = 300.0  # seconds that a boot may take on a machine that does other things
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user of this host can reach: pytest's own are for the user who runs the tests."""
+    """Yield a folder that every user of this host can reach: pytest's own are for the user who runs the tests."""
     folder = Path(tempfile.mkdtemp(prefix="imgkit-owners-"))
     folder.chmod(0o755)
     yield folder
@@ -40,7 +40,7 @@ def public() -> Iterator[Path]:
 
 
 def published(path: Path, folder: Path) -> Path:
-    """A name of the file at ``path`` that every user can read."""
+    """Return a name of the file at ``path`` that every user can read."""
     near = folder / path.name
     if not near.exists():
         try:
@@ -71,7 +71,7 @@ def agent(script: str) -> dict[str, str]:
 
 
 def prompted(app: FileMode, work: Path, script: str, **more: Any) -> list[str]:
-    """What the agent writes in answer to a request of the application, line by line."""
+    """Return what the agent writes in answer to a request of the application, line by line."""
     identity = app.send(real_request(work, "hello", env=agent(script), **more), pause=0.5)
     result = app.finish(identity)
     assert result["subtype"] == "success", (result, output(app.stream(identity), "stderr"))
@@ -199,7 +199,7 @@ OWNERS = {"first": (1001, 1001), "second": (1002, 100), "roots": (0, 0), "mails"
 
 @pytest.fixture
 def several(image: Image, public: Path) -> Iterator[tuple[FileMode, dict[str, Path]]]:
-    """A machine whose QEMU is root, so that the guest sees every owner."""
+    """Yield a machine whose QEMU is root, so that the guest sees every owner."""
     need("root", os.geteuid() == 0)
     shares = {tag: public / tag for tag in OWNERS}
     for tag, path in shares.items():

@@ -1,4 +1,4 @@
-"""Package files: what a good one gives, and each thing that a bad one must be refused for."""
+"""Package files: the contents of a good one, and every fault for which a bad one must be refused."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def opened(
 
 
 def made(entries: Sequence[Entry], folder: Path, **options: int) -> PackageFile:
-    """The package of ``entries``, opened as one that an index vouches for."""
+    """Return the package of ``entries``, opened as one that an index vouches for."""
     apk = apkbuild.build(INFO, entries)
     return opened(apk.blob, folder, expected=apk.identity, **options)  # type: ignore[arg-type]
 
@@ -312,14 +312,14 @@ def test_hostile_contents_are_refused_and_leave_nothing(fault: str, tmp_path: Pa
 
 
 def raw_package(stream: bytes, folder: Path, **options: int) -> PackageFile:
-    """A package whose data part inflates to ``stream``, vouched for by an index."""
+    """Return a package whose data part inflates to ``stream``, vouched for by an index."""
     data = apkbuild.gzip_member(stream, 1)
     control = apkbuild.control_segment(f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n")
     return opened(control + data, folder, expected=apkbuild.identity(control), **options)  # type: ignore[arg-type]
 
 
 def patched(entry: Entry, start: int, value: bytes) -> bytes:
-    """The archive of ``entry`` with some bytes of its last header replaced and the checksum put right."""
+    """Return the archive of ``entry`` with some bytes of its last header replaced and the checksum put right."""
     header = bytearray(apkbuild.tar_header(entry))
     block = header[-512:]
     block[start : start + len(value)] = value
@@ -367,7 +367,7 @@ def test_an_extended_header_takes_no_more_memory_than_it_may(tmp_path: Path) -> 
 
 
 def extended(body: bytes, kind: bytes = b"x") -> bytes:
-    """An extended header of its own."""
+    """Return an extended header of its own."""
     block = bytearray(apkbuild.tar_header(Entry(name="x", data=body, checksum="")))
     block[156:157] = kind
     block[148:156] = b" " * 8
@@ -376,7 +376,7 @@ def extended(body: bytes, kind: bytes = b"x") -> bytes:
 
 
 def record(key: str, size: int) -> bytes:
-    """A record of exactly ``size`` bytes."""
+    """Return a record of exactly ``size`` bytes."""
     head = f"{size} {key}=".encode()
     return head + b"v" * (size - len(head) - 1) + b"\n"
 
@@ -553,7 +553,7 @@ def _same_or_refused(blob: bytes, apk: apkbuild.Apk, folder: Path) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataObject, tmp_path: Path) -> None:
-    """The worst case: every hash is right, because whoever made the nonsense also signed it."""
+    """In the worst case every hash is right, because the author of the damaged archive has also signed it."""
     stream = bytearray(apkbuild.tar_stream(GOOD, end=True))
     generator = random.Random(data.draw(st.integers(0, 1 << 32)))
     for _ in range(generator.randint(1, 4)):
@@ -603,7 +603,7 @@ def test_contents_that_are_not_read_are_skipped() -> None:
 
 
 def described(text: str, folder: Path) -> PackageFile:
-    """A package without files whose ``.PKGINFO`` has ``text`` too."""
+    """Return a package without files whose ``.PKGINFO`` has ``text`` too."""
     data = apkbuild.data_segment([])
     head = f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n"
     control = apkbuild.control_segment(head + text)

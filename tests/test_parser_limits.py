@@ -1,4 +1,4 @@
-"""What if it is huge, deep, slow, endless or repeated? Each parser of the files of packages has its limits."""
+"""Input that is huge, deep, slow, endless or repeated: each parser of the files of packages has its limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quick(seconds: float = 20.0) -> Iterator[None]:
 
 
 def with_segments(segments: list[tuple[int, int, int]], rest: bytes = b"") -> bytes:
-    """A 64-bit program with segments of (type, offset, size), and ``rest`` behind the table."""
+    """Return a 64-bit program with segments of (type, offset, size), and ``rest`` behind the table."""
     head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     head += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, len(segments), 64, 0, 0)
     table = b"".join(struct.pack("<IIQQQQQQ", kind, 0, at, at, at, size, size, 1) for kind, at, size in segments)

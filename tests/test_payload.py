@@ -30,7 +30,7 @@ EPOCH = 1_700_000_000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a bit of everything that may be in one."""
+    """Return a folder with a bit of everything that may be in one."""
     top = tmp_path / "overlay"
     (top / "etc/init.d").mkdir(parents=True)
     (top / "etc/init.d/agentd").write_text("#!/sbin/openrc-run\n")
@@ -225,7 +225,7 @@ def test_control_characters_in_a_name(folder: Path) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder of an unprivileged user, as whom the test runs: root could read everything."""
+    """Yield a folder of an unprivileged user. The test runs as that user, because root could read everything."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         root = os.geteuid() == 0
@@ -308,11 +308,11 @@ class Npm:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     def calls(self) -> list[list[str]]:
-        """The arguments of each call."""
+        """Return the arguments of each call."""
         return [call[1] for call in self._log()]
 
     def saw(self) -> list[list[str]]:
-        """What was in the folder at each call."""
+        """Return what was in the folder at each call."""
         return [call[2] for call in self._log()]
 
     def folders(self) -> list[str]:
@@ -320,7 +320,7 @@ class Npm:
         return [call[0] for call in self._log()]
 
     def variables(self) -> list[dict[str, str]]:
-        """The environment of each call."""
+        """Return the environment of each call."""
         return [call[3] for call in self._log()]
 
 
@@ -394,7 +394,7 @@ def test_install_is_for_the_image(npm: Npm, payload: Path, tmp_path: Path) -> No
 
 
 def test_the_environment_of_npm(npm: Npm, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of whoever builds but proxies and certificates; and corepack, if that is npm, asks no package.json."""
+    """npm gets only proxies and certificates of the user's environment, and corepack must not read package.json."""
     for name in ("API_KEY", "NODE_OPTIONS", "npm_config_git", "GIT_SSH_COMMAND", "SSH_AUTH_SOCK"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("https_proxy", "http://proxy.example")

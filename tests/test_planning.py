@@ -68,7 +68,7 @@ class Planner:
 
 @contextmanager
 def planning(here: Place, keys: Keys) -> Iterator[Planner]:
-    """A planner and its mirror, which is served during the block."""
+    """Yield a planner and its mirror, which is served during the block."""
     small = Small(here.base / "mirror", keys, [package("hello", "1.0-r0", FILE, key=keys.signing)]).write()
     with serve(small.root) as site:
         yield Planner(here, small, site)
@@ -160,7 +160,7 @@ def test_another_package_is_not_kept_in_the_cache(planner: Planner) -> None:
 
 
 def test_a_package_that_is_not_the_planned_one_is_not_opened(planner: Planner) -> None:
-    """Whatever is in the cache, and whoever wrote it there since it was downloaded."""
+    """This holds for any content of the cache, even if it was changed since the download."""
     base = planner.base()
     plan, files = fetch_packages(planner.plan(base), base, planner.cache)
     spool = planner.here.base / "packages"

@@ -283,7 +283,7 @@ def test_a_device_that_is_closed_to_qemus_user(
         if is_open:
             assert accelerator == probe.allowed(kvm, "amd64", "kvm", user, device) == kvm
             return
-        problem = f"{device} is closed to {user}, as whom QEMU runs"
+        problem = f"{device} is closed to {user}, the user that QEMU runs as"
         assert accelerator == probe.Accelerator("tcg", AMD64.tcg_cpu, f"no kvm: {problem}")
         assert probe.allowed(accelerator, "amd64", "kvm", user, device) == accelerator, "only kvm has a device"
         assert f"{device} is closed to nobody" in caplog.text

@@ -174,7 +174,7 @@ def test_a_family_that_ends_by_itself(tmp_path: Path) -> None:
 
 
 def _group(number: int) -> list[str]:
-    """The living processes of a process group, a moment later."""
+    """Return the living processes of a process group, a moment later."""
     deadline = time.monotonic() + 10
     while (alive := _members(number)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -9,7 +9,7 @@ from imgkit.host.progress import Steps, bar
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time of each look at the clock, one after the other."""
+    """Return the time of each look at the clock, one after the other."""
     times: list[float] = []
     monkeypatch.setattr("time.monotonic", lambda: times.pop(0))
     return times

@@ -41,7 +41,7 @@ LISTS = {"SHA256SUMS", "index.json", "publish.env", "upload-manifest.json"}
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, without variables."""
+    """Return an empty folder to work in, without variables."""
     for name in [*VARIABLES, *(name for name in os.environ if name.startswith("COWORK_"))]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -679,7 +679,7 @@ def test_a_target_that_cannot_be_written(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.fixture
 def site(place: Path) -> Iterator[Site]:
-    """A published version behind a web server."""
+    """Yield a published version behind a web server."""
     proved(place / "out")
     (place / "publish").mkdir()
     with serve(place / "publish") as server:

@@ -21,7 +21,7 @@ DONE = b'{"return": {}}\n'
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Qmp, socket.socket]]:
-    """A client, and the other end of its connection."""
+    """Yield a client, and the other end of its connection."""
     near, far = socket.socketpair()
     client = Qmp(near)
     yield client, far
@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[Qmp, socket.socket]]:
 
 
 def commands(peer: socket.socket) -> list[Any]:
-    """What the client has sent since the last look."""
+    """Return what the client has sent since the last look."""
     peer.setblocking(False)
     lines = peer.recv(1 << 16).splitlines()
     peer.setblocking(True)

@@ -217,7 +217,7 @@ def test_a_guest_that_keeps_moving_its_folders(tmp_path: Path, monkeypatch: pyte
         newest_unread = float("-inf")
 
         def __init__(self, *_: object) -> None:
-            """As a walk."""
+            """Take the arguments of a walk."""
 
         def __iter__(self) -> Iterator[None]:
             raise OSError("was moved while it was read")
@@ -335,7 +335,7 @@ def test_words_without_sense(word: str) -> None:
 
 @pytest.mark.parametrize("name", ["ipc", "ipc-files", "share", "share-files", "disk", "time"])
 def test_nothing_at_all_is_no_quota(name: str) -> None:
-    """As ``--timeout 0`` is none."""
+    """A quota of 0 is refused, as ``--timeout 0`` is."""
     with pytest.raises(UsageError, match=f"--quota {name}=0: at least 1"):
         parse([f"{name}=0"])
 

@@ -23,7 +23,7 @@ SEEDED = {"random": {"Random", "seed"}, "secrets": set[str](), "uuid": {"UUID", 
 
 
 def unseeded(source: str) -> Iterator[int]:
-    """The lines of a module that take random values which no seed repeats."""
+    """Yield the lines of a module that take random values which no seed repeats."""
     tree = ast.parse(source)
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     for node in ast.walk(tree):
@@ -73,7 +73,7 @@ def test_small(number: int) -> None:
 
 
 def failing_property(folder: Path, ci: str) -> str:
-    """What a run of pytest says of a property that fails, under the settings of this folder's conftest."""
+    """Return what a run of pytest says of a property that fails, under the settings of this folder's conftest."""
     (folder / "conftest.py").write_text("import sys\nfrom tests.conftest import CI  # noqa\n")
     (folder / "test_property.py").write_text(PROPERTY)
     environment = {key: value for key, value in os.environ.items() if key != "CI" and not key.startswith("PYTEST_")}

@@ -1,4 +1,4 @@
-"""Imports go one way: docs/design.md lists the rooms, and a room imports only from itself and from those above it."""
+"""Imports go one way: docs/design.md lists the layers, and a layer imports only from itself and those above it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.commandline import ROOT
 PACKAGE = ROOT / "imgkit"
 
 
-def rooms() -> dict[str, int]:
-    """The line of the table that each room is in."""
+def layers() -> dict[str, int]:
+    """Return the number of the table's line for each layer."""
     lines = [line for line in (ROOT / "docs/design.md").read_text().splitlines() if line.startswith("| `")]
     return {
         name.rstrip("/"): number
@@ -24,13 +24,13 @@ def rooms() -> dict[str, int]:
     }
 
 
-def room(module: str) -> str:
-    """``imgkit.vm.agent.requests`` is in ``vm``; the package itself is below everything."""
+def layer(module: str) -> str:
+    """Return the layer of a module: ``vm`` for ``imgkit.vm.agent.requests``, "" for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The modules of imgkit that a module imports, wherever it does, but not for types only."""
+    """Yield the modules of imgkit that a module imports, wherever it does, but not for types only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -43,23 +43,23 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def against(path: Path, known: dict[str, int], text: str) -> list[str]:
-    """Imports of this module that go the wrong way."""
-    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    return [name for name in imported(ast.parse(text)) if room(name) != own and known[room(name)] > known[own]]
+    """Return the imports of a module that go the wrong way."""
+    own = layer(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return [name for name in imported(ast.parse(text)) if layer(name) != own and known[layer(name)] > known[own]]
 
 
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 
 
 def test_imports_go_one_way() -> None:
-    known = rooms()
+    known = layers()
     found = {str(path.relative_to(PACKAGE)): against(path, known, path.read_text()) for path in MODULES}
     assert len(found) > 80
     assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_the_wrong_way_is_noticed() -> None:
-    known = rooms()
+    known = layers()
     text = "def f():\n  from imgkit import planning, tree\n  from imgkit.vm.agent.requests import Request\n"
     assert against(PACKAGE / "rootfs/x.py", known, text) == ["imgkit.planning", "imgkit.vm.agent.requests"]
     assert set(known) >= {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {

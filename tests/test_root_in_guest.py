@@ -1,4 +1,4 @@
-"""Whatever runs as root beside agents has been looked at: docs/services.md lists it, and an attack on it is played."""
+"""Everything that runs as root beside agents was reviewed: docs/services.md lists it, and an attack on it is tried."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ HOOKS = re.compile(r"/etc/(network/if-[^/]+\.d|periodic/[^/]+)/.|/etc/local\.d/.
 
 
 def listed() -> dict[str, str]:
-    """The services of the page, and in which runlevel each is or what needs it."""
+    """Return the services of the page, and in which runlevel each is or what needs it."""
     rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE)
     assert len(rows) > len(OWN)
     return {name: where.strip() for name, where in rows}
 
 
 def scripts() -> set[str]:
-    """The scripts of the page's second table."""
+    """Return the scripts of the page's second table."""
     return set(re.findall(r"^\| `(/[^`]+)` \|", PAGE.read_text(), re.MULTILINE))
 
 

@@ -116,7 +116,7 @@ def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Pat
 
 
 def qemus(place: Path) -> list[int]:
-    """The QEMUs of machines whose private folder is in ``place``. Their arguments do not name the image."""
+    """Return the QEMUs of machines whose private folder is in ``place``. Their arguments do not name the image."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):

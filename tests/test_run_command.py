@@ -1,4 +1,4 @@
-"""What ``imgkit run`` says and returns for every way in which a request can end, without a machine."""
+"""The messages and statuses of ``imgkit run`` for every way in which a request can end, without a machine."""
 
 from __future__ import annotations
 

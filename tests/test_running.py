@@ -1,4 +1,4 @@
-"""The handle of a machine, and waiting for it: the machine is a process that sleeps, and the guest is this test."""
+"""The handle of a machine, and waiting for it. The machine is a sleeping process, and the test plays the guest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SLEEP = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(0));
 
 @dataclass
 class FakeQmp:
-    """Counts what it is asked for. The machine goes off at the press of this number."""
+    """Counts the commands. The machine is switched off by the press of this number."""
 
     child: subprocess.Popen[bytes]
     off_at: int = 1
@@ -46,7 +46,7 @@ class FakeQmp:
 
 @dataclass
 class Guest:
-    """A machine that is none, and what a guest does to it."""
+    """A stand-in for a machine, with the actions of a guest."""
 
     vm: VM
     folder: Path
@@ -233,7 +233,7 @@ def test_a_quota_that_was_exceeded_comes_before_the_death_that_it_caused(guest: 
 
 
 def submitted(guest: Guest, **options: Any) -> Any:
-    """The request as the guest finds it."""
+    """Return the request as the guest finds it."""
     with guest.vm.request(command=["true"], **options):
         (path,) = (guest.folder / "ipc" / "requests").glob("*.json")
         text = path.read_text()

@@ -54,7 +54,7 @@ def test_a_link_of_the_name_of_a_dead_folder_is_left_alone(tmp_path: Path) -> No
 
 
 def test_whoever_holds_the_lock_of_the_place_holds_nobody_up(tmp_path: Path) -> None:
-    """Everybody may lock /tmp. It takes no time, and the dead are removed all the same."""
+    """Every user may lock /tmp. Nothing waits for the lock, and folders of dead processes are still removed."""
     (tmp_path / DEAD).mkdir()
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -24,12 +24,12 @@ _MEMORY = 1500 << 20
 
 
 def rounds(body: str) -> str:
-    """A million times ``body``."""
+    """Return a loop that runs ``body`` a million times."""
     return f"for a in {'1 ' * 1000}; do for b in {'1 ' * 1000}; do {body}; done; done"
 
 
 def numbered(body: str) -> str:
-    """20,000 times ``body`` with another ``$a`` each time, so that nothing of it is remembered."""
+    """Return ``body`` 20,000 times with a different ``$a`` each time, so that no result can be cached."""
     return f"for a in {' '.join(map(str, range(20_000)))}; do {body}; done"
 
 

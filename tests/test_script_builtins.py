@@ -10,7 +10,7 @@ from tests.test_scripts import EPOCH, base, run, said
 
 
 def outcome(text: str, tree: Tree | None = None) -> tuple[int, list[str]]:
-    """The status of a script, and the lines that it writes."""
+    """Return the status of a script, and the lines that it writes."""
     result = run(text, tree)[1]
     return result.status, list(result.messages)
 

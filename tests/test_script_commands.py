@@ -13,7 +13,7 @@ from tests.test_scripts import EPOCH, base, facts, run, said
 
 
 def files() -> Tree:
-    """A Tree with a node of each kind below ``t``."""
+    """Return a Tree with a node of each kind below ``t``."""
     tree = base()
     tree.mkdir("t/d", mode=0o755)
     tree.write("t/f", "x", mode=0o644)

@@ -23,7 +23,7 @@ EPOCH = 20777 * 86400
 
 
 def base() -> Tree:
-    """A root filesystem of the kind that scripts find."""
+    """Return a root filesystem of the kind that scripts find."""
     tree = Tree()
     tree.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\n")
     tree.write(
@@ -49,7 +49,7 @@ def run(text: str, tree: Tree | None = None, *args: str) -> tuple[Tree, Outcome]
 
 
 def said(text: str, *args: str) -> list[str]:
-    """The lines that a script writes."""
+    """Return the lines that a script writes."""
     return list(run(text, None, *args)[1].messages)
 
 

@@ -53,7 +53,7 @@ class Filtered:
         return decide(self.code, self.table.audit, number, *arguments)
 
     def at(self, number: int, index: int, value: int, *more: int) -> str | int:
-        """The decision on a call with ``value`` as the argument ``index``; ``more`` are those behind it."""
+        """Return the decision on a call with ``value`` as the argument ``index``; ``more`` are those behind it."""
         return self(number, *[HIGH] * index, value, *more)
 
 

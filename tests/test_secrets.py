@@ -1,4 +1,4 @@
-"""Values of one boot reach the agent they are meant for, and nothing else: not the disk, a log, a stream, a process."""
+"""Secrets of one boot reach the agent they are meant for, but no disk, log, stream or other process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Seen:
     config_modes: list[int] = field(default_factory=list)
 
     def of(self, *names: str) -> list[bytes]:
-        """The values of these names as they could show up: plain, in base64, in JSON (the same here)."""
+        """Return the values of these names as they could show up: plain, in base64, in JSON (the same here)."""
         plain = [self.values[name].encode() for name in names]
         return plain + [base64.b64encode(value) for value in plain]
 
@@ -223,7 +223,7 @@ write_files:
 
 
 def cidata(**files: str) -> bytes:
-    """A drive as cloud-localds makes it: Joliet and Rock Ridge."""
+    """Return a drive as cloud-localds makes it: Joliet and Rock Ridge."""
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident="cidata", rock_ridge="1.09", joliet=3)
     for number, (name, text) in enumerate(files.items()):

@@ -14,7 +14,7 @@ _NAMED = re.compile(r"`(test_\w+\.py)(?:::(\w+))?`")
 
 
 def lacking(text: str) -> list[str]:
-    """The tests that a page names and that do not exist."""
+    """Return the tests that a page names and that do not exist."""
     return [
         f"{file}::{name}" if name else file
         for file, name in _NAMED.findall(text)

@@ -1,4 +1,4 @@
-"""Runlevel links."""
+"""The links of services in runlevels."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def good(arch: str, before: str = "") -> str:
 
 
 def report(arch: str) -> BuildReport:
-    """What a build of ``arch`` reports."""
+    """Return what a build of ``arch`` reports."""
     steps = (StepReport("plan", 0.0, 1.0), StepReport("write", 1.0, 0.5))
     return BuildReport(
         arch=arch,

@@ -1,4 +1,4 @@
-"""From the root of a guest to the host, through the shares: what it leaves there while the machine runs."""
+"""Attacks of a guest's root on the host through the shares, while the machine runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shares() -> Iterator[dict[str, Path]]:
 
 @contextmanager
 def attacked(guest: Guest, shares: Mapping[str, Path], folder: Path, **options: object) -> Iterator[tuple[VM, Seen]]:
-    """A machine whose guest has tried everything, and what came of it there."""
+    """Yield a machine whose guest has tried everything, and what came of it there."""
     how: dict[str, object] = {"firmware": "direct", "kernel": guest.kernel, "initrd": guests.attacking(guest, folder)}
     how |= {"memory_mib": 256, "cpus": 1, "timeout": 180, "settle": False, "command_line": "console=ttyS0", **options}
     with VM.boot(guest.disk, arch="amd64", accelerator="tcg", shares=shares, **how) as vm:  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ Seen = dict[tuple[str, str], int]
 
 
 def harmful(folder: Path) -> list[str]:
-    """What of a folder gives rights to whoever finds it."""
+    """Return the files of a folder that would give rights to a user who runs or opens them."""
     found = []
     for path in folder.rglob("*"):
         status = path.lstat()
@@ -72,7 +72,7 @@ def harmful(folder: Path) -> list[str]:
 
 
 def run_by_a_stranger(program: Path) -> int:
-    """The uid that it says it has."""
+    """Return the uid that it says it has."""
     argv: list[str | Path] = [program, "-u"]
     done = subprocess.run(argv, user=STRANGER, group=STRANGER, extra_groups=[], capture_output=True, check=True)
     return int(done.stdout)
@@ -120,7 +120,7 @@ def test_an_owners_folder(guest: Guest, shares: dict[str, Path], tmp_path: Path)
 def test_without_views_roots_folders_are_as_their_modes_say(
     guest: Guest, shares: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in containers, whose root may not mount: QEMU is nobody all the same, and the ipc share works."""
+    """Root of a container may not mount. QEMU runs as nobody nevertheless, and the request share works."""
     need("root", identity.can_switch_user())
 
     def refused(*_: object, **__: object) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Shares as hostile ground: what a guest plants there leads the host nowhere."""
+"""Files that a hostile guest puts into a share do not lead the host to other files."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_share(ipc: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(ipc: Path, secret: Path) -> None:
-    """Whatever happens to it: a machine may run for weeks."""
+    """No failure leaves a descriptor open, because a machine may run for weeks."""
     need("/proc", Path("/proc/self/fd").is_dir())
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number matters
     folder = SharedFolder(ipc)

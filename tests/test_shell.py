@@ -18,7 +18,7 @@ from imgkit.rootfs.scripts.words import Literal, Parameter, Substitution, Unsupp
 
 
 def only(text: str) -> Redirected:
-    """The single command of a script."""
+    """Return the single command of a script."""
     (statement,) = parse(text)
     assert isinstance(statement, AndOr)
     assert not statement.rest
@@ -201,7 +201,7 @@ def test_what_is_refused(text: str, construct: str, line: int) -> None:
 
 
 def refused_line(text: str) -> int | None:
-    """The line of the refusal, None if the text is read."""
+    """Return the line of the refusal, None if the text is read."""
     try:
         parse(text)
     except Unsupported as refusal:

@@ -60,7 +60,7 @@ def signed(member: bytes) -> bytes:
 
 
 def renamed(old: str, new: str) -> bytes:
-    """The signature of the good index by one algorithm, which says that it is by another."""
+    """Return the signature of the good index by one algorithm, which says that it is by another."""
     segment = gzip.decompress(apkbuild.signature_segment(index_member(), signing_key(), old))
     name = f".SIGN.{old}.test-1.rsa.pub"
     with tarfile.open(fileobj=io.BytesIO(segment)) as archive:

@@ -44,7 +44,7 @@ def solved(world: str, *packages: str, edge: Sequence[str] = ()) -> tuple[Packag
 
 
 def order(world: str, *packages: str, edge: Sequence[str] = ()) -> str:
-    """The solution in install order as one text."""
+    """Return the solution in install order as one text."""
     return " ".join(str(one) for one in solved(world, *packages, edge=edge))
 
 
@@ -520,7 +520,7 @@ def test_full_claims_are_named_with_the_name_they_claim() -> None:
 
 
 def faults(world: Iterable[str], packages: Sequence[Package]) -> list[str]:
-    """What is wrong with a set of packages by the rules, written independently of the solver."""
+    """Return what is wrong with a set of packages by the rules, written independently of the solver."""
     found = []
     claims = [(name, version, one) for one in packages for name, version in claimed(one)]
     for name, group in itertools.groupby(sorted(claims, key=lambda claim: claim[0]), key=lambda claim: claim[0]):
@@ -653,7 +653,7 @@ def test_install_if_leaves_out_only_what_does_not_fit(packages: list[Package], w
 
 
 def absence_matters(one: Package, packages: Iterable[Package]) -> bool:
-    """Whether an install_if has a conflict with a name of this package.
+    """Return whether an install_if has a conflict with a name of this package.
 
     The name is decided before that rule, which may be too early for the package's own rule: see AS_APK.
     """

@@ -128,7 +128,7 @@ class Apk:
         return self.run("--no-cache", *repositories, "add", "--simulate", *world)
 
     def order(self, world: Sequence[str]) -> list[str] | None:
-        """What apk would install, in its order; None if it refuses."""
+        """Return what apk would install, in its order; None if it refuses."""
         ended = self.add(world)
         found = re.findall(r"Installing (\S+) \((\S+)\)", ended.stdout)
         return [f"{name}-{version}" for name, version in found] if ended.returncode == 0 else None
@@ -136,7 +136,7 @@ class Apk:
 
 @pytest.fixture
 def machine(mirror: Mirror) -> str:
-    """The architecture of this machine, if the mirror has an apk for it."""
+    """Return the architecture of this machine, if the mirror has an apk for it."""
     machine = platform.machine()
     if machine not in mirror.oracle:
         pytest.skip(f"the mirror has no apk that runs on {machine}")
@@ -151,7 +151,7 @@ def ours(world: Sequence[str], packages: Sequence[Package], arch: str) -> list[s
 
 
 def by_name(world: Sequence[str]) -> list[str]:
-    """The world without second entries for a name: ``apk add`` takes the last one only."""
+    """Return the world without second entries for a name: ``apk add`` takes the last one only."""
     return list({re.split("[<>=~]", entry.lstrip("!"))[0]: entry for entry in world}.values())
 
 
@@ -179,7 +179,7 @@ def relation(dice: random.Random, names: Sequence[str], conflicts: float) -> str
 
 
 def repository(dice: random.Random) -> tuple[list[Package], str]:
-    """A few small packages that are much entangled, and the letters that are their names and virtual ones."""
+    """Return a few small packages that are much entangled, and the letters that are their names and virtual ones."""
     real = "abcdefghi"[: dice.randint(3, 9)]
     names = real + "uvw"[: dice.randint(0, 3)]
     conditional, prioritized, conflicting = dice.choice([0, 0, 0.2]), dice.choice([0, 0.3, 0.7]), dice.choice([0, 0.1])
@@ -206,7 +206,7 @@ def repository(dice: random.Random) -> tuple[list[Package], str]:
 
 
 def test_random_repositories_come_out_as_with_apk(mirror: Mirror, machine: str, tmp_path: Path) -> None:
-    """Set and order wherever apk finds a solution; where it refuses, the solver may find one all the same."""
+    """Set and order are equal if apk finds a solution; if it refuses, the solver may still find one."""
     apk = Apk(mirror, tmp_path, machine=machine, arch=machine)
     dice = random.Random(7)
     solved = more = 0
@@ -253,7 +253,7 @@ def test_pinned_worlds_come_out_with_apk_as_the_fast_tests_say(mirror: Mirror, m
 
 
 def _indexed(package: Package) -> Package:
-    """The package with an identity that apk can read, and sizes."""
+    """Return the package with an identity that apk can read, and sizes."""
     digest = base64.b64encode(hashlib.sha1(package.identity.encode()).digest()).decode()
     return replace(package, identity=f"Q1{digest}", size=1, installed_size=1000)
 

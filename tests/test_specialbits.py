@@ -1,4 +1,4 @@
-"""What a guest left that would give rights on the host, where nothing had prevented it."""
+"""Files of a guest that would give rights on the host are made harmless where no filter has prevented them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign text on terminals: nothing that a terminal obeys, or that deceives whoever reads it, comes out as it is."""
+"""Foreign text on terminals: characters that control a terminal or deceive a reader are never printed as they are."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_accents_are_not_piled_up(text: str, shown: str) -> None:
 
 
 def obeyed(text: str, *, lines: bool = True) -> list[str]:
-    """The characters of ``text`` that should not be there."""
+    """Return the characters of ``text`` that should not be there."""
     kept = text.replace("\n", "") if lines else text
     return [char for char in kept if unicodedata.category(char) in CATEGORIES or char in "\u3164\ufe0f\u2800"]
 
@@ -193,7 +193,7 @@ def test_what_an_image_says_of_itself() -> None:
 
 
 def prints(text: str) -> list[str]:
-    """The calls of ``print`` in a module whose text did not go through :mod:`imgkit.host.terminal`."""
+    """Return the calls of ``print`` in a module whose text did not go through :mod:`imgkit.host.terminal`."""
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     return [
         ast.unparse(call)
@@ -205,7 +205,7 @@ def prints(text: str) -> list[str]:
 
 
 def fit(argument: ast.expr) -> bool:
-    """Whether this is what a function of :mod:`imgkit.host.terminal` returned, on either branch."""
+    """Return whether this is what a function of :mod:`imgkit.host.terminal` returned, on either branch."""
     if isinstance(argument, ast.IfExp):
         return fit(argument.body) and fit(argument.orelse)
     return isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("terminal.")

@@ -1,4 +1,4 @@
-"""Why a request failed, in one sentence, from the chain of causes that requests and urllib3 make of it."""
+"""The reason of a failed request, in one sentence, from the chain of causes that requests and urllib3 report."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def cut(data: bytes, size: int = 4096) -> list[bytes]:
 
 
 def archived(tree: Tree) -> dict[str, Any]:
-    """The records of a Tree as an archive has them: FIFOs have no numbers there; nothing else is lost."""
+    """Return the records of a Tree as an archive has them: FIFOs have no numbers there; nothing else is lost."""
     return {
         path: {**record, "device": "p 0:0"} if str(record.get("device")).startswith("p ") else record
         for path, record in records(tree).items()

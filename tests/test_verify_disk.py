@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DiskMap]:
 
 @pytest.fixture
 def disk(made: tuple[Path, DiskMap], tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     return copy(made[0], tmp_path / "copy.raw")
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_was_cut_off(size: int, disk: Path, made: tuple[Path, DiskMa
 
 
 def guest_view(image: Path, folder: Path, stated: DiskMap) -> tuple[bool, Path | None]:
-    """Whether anything is said against an image, and the raw copy if there is one."""
+    """Return whether anything is said against an image, and the raw copy if there is one."""
     limits = Limits(1 << 30)
     try:
         info = image_info(image)

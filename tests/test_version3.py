@@ -24,7 +24,7 @@ ANY = f"Q1{'A' * 27}="
 
 @pytest.fixture
 def repository(mirror: Mirror, tmp_path: Path) -> Path:
-    """A folder with a package and its index, made by the apk of the offline mirror."""
+    """Return a folder with a package and its index, made by the apk of the offline mirror."""
     arch = platform.machine()
     if arch not in mirror.oracle:
         pytest.skip(f"the mirror has no apk that runs on {arch}")

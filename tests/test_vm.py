@@ -156,7 +156,7 @@ def test_failures(guest: Guest, words: str, options: dict[str, Any], kind: type[
 @pytest.mark.parametrize(
     ("words", "reached", "kind", "message"),
     [
-        ("", "Linux version", failures.BootTimeoutError, "it was still getting on"),
+        ("", "Linux version", failures.BootTimeoutError, "it was still making progress"),
         (
             "test=no-agent",
             "login:",

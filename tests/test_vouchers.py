@@ -1,4 +1,4 @@
-"""Building from a lock file that somebody else may have written: who vouches for its packages is asked again."""
+"""Building from a lock file that somebody else may have written: the signatures of its packages are checked again."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_indexes_vouch_for_nothing(locked: Locked) -> None:
 
 
 def test_without_the_index_a_package_signed_by_somebody_else_is_refused(locked: Locked) -> None:
-    """Whoever changes the lock can make any index one that nobody has."""
+    """An attacker who changes the lock can name an index that nobody has."""
     locked.put(package("hello", key=new_rsa(), pkgdesc="hostile"))
     locked.change(lambda entry: entry["indexes"][0].update(sha256="0" * 64))
     with pytest.raises(InputError, match=r"hello-1\.0-r0\.apk: no trusted key signed it") as caught:

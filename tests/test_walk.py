@@ -1,4 +1,4 @@
-"""Trees that a guest may leave: walked and removed whatever is in them, and nothing outside is touched."""
+"""Trees that a guest may leave are walked and removed with all their contents, and nothing outside is touched."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_no_link_is_followed_and_what_lies_outside_stays(tmp_path: Path) -> None
 
 
 def test_folders_without_permissions(tmp_path: Path) -> None:
-    """As an ordinary user, whom permissions concern."""
+    """The test runs as an ordinary user, because permissions do not apply to root."""
     top = Path(tempfile.mkdtemp(prefix="imgkit-test-", dir="/tmp"))  # pytest's own folders are closed to other users
     try:
         (top / "a/b/c").mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_folders_without_permissions(tmp_path: Path) -> None:
 
 
 def _python() -> str:
-    """A Python that every user may run: the environment of the tests may be closed to others."""
+    """Return a Python that every user may run: the environment of the tests may be closed to others."""
     return shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
 
 

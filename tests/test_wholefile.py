@@ -81,7 +81,7 @@ def test_filesystems_without_fsync_for_folders(tmp_path: Path, monkeypatch: pyte
 
 
 def moves(tmp_path: Path) -> dict[Path, Path]:
-    """A new kernel and image, to be put where old ones are."""
+    """Return a new kernel and image, to be put where old ones are."""
     (tmp_path / "new").mkdir()
     for name in ("kernel", "image"):
         (tmp_path / "new" / name).write_text("new")

@@ -1,4 +1,4 @@
-"""Second opinions on archives, for tests."""
+"""Independent readers of archives, for comparison with imgkit's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CpioMember:
 
 
 def read_newc(data: bytes) -> list[CpioMember]:
-    """A second opinion on the newc format, written from cpio(5): every member up to the trailer."""
+    """Read every member of a newc archive up to the trailer. This reader was written from cpio(5)."""
     members: list[CpioMember] = []
     place = 0
     while True:
@@ -44,7 +44,7 @@ def read_newc(data: bytes) -> list[CpioMember]:
 
 
 def tree_from_tar(path: Path) -> Tree:
-    """The Tree that an uncompressed tar archive holds; contents are slices of the archive, which must stay."""
+    """Return the Tree in an uncompressed tar archive. Contents are slices of the archive, which must not be removed."""
     tree = Tree()
     links: list[tuple[str, tarfile.TarInfo]] = []
     with tarfile.open(path, "r:") as archive:

@@ -1,4 +1,4 @@
-"""A small disk made by hand, with its map, for tests of ``imgkit verify`` that need no appliance."""
+"""Make a small disk and its map without an appliance, for tests of ``imgkit verify``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REGIONS = regions_of(LAYOUT)
 
 
 def head() -> bytes:
-    """Boot sector and partition table."""
+    """Return a boot sector and a partition table."""
     boot = bytearray(noise(440).ljust(SECTOR, b"\0"))
     boot[446 + 4], boot[510:] = 0xEE, b"\x55\xaa"
     struct.pack_into("<I", boot, 446 + 8, 1)
@@ -42,7 +42,7 @@ def head() -> bytes:
 
 
 def make_disk(path: Path) -> DiskMap:
-    """Write the disk to ``path``: 4 MiB of data in all partitions, the rest holes."""
+    """Write the disk to ``path``: 4 MiB of data in all partitions, and holes elsewhere."""
     places = {0: head(), **gpt.backup_for(head(), SIZE, b"")}
     for part in LAYOUT.partitions:
         places[part.start] = noise(300_000)
@@ -57,14 +57,14 @@ def make_disk(path: Path) -> DiskMap:
 
 
 def seeded() -> random.Random:
-    """Random numbers of another seed each time; it is printed, and ``IMGKIT_SEED`` repeats it."""
+    """Return random numbers with a new seed, which is printed; ``IMGKIT_SEED`` sets it."""
     seed = int(os.environ.get("IMGKIT_SEED") or time.time_ns())
     sys.stdout.write(f"IMGKIT_SEED={seed}\n")
     return random.Random(seed)
 
 
 def flip(path: Path, place: int, bits: int = 0x10) -> None:
-    """Change one byte of a file; the same again changes it back."""
+    """Change a byte of a file; a second call changes it back."""
     with path.open("r+b") as file:
         file.seek(place)
         (old,) = file.read(1)
@@ -73,14 +73,14 @@ def flip(path: Path, place: int, bits: int = 0x10) -> None:
 
 
 def stated_file(path: Path) -> dict[str, Any]:
-    """A file as manifests state it."""
+    """Return a file's entry in a manifest."""
     data = path.read_bytes()
     return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 @dataclass(frozen=True)
 class Build:
-    """What a build leaves, as far as ``verify`` looks at it: the image, its raw disk, and what lies beside it."""
+    """The results of a build that ``verify`` examines: the image, its raw disk, and the files beside it."""
 
     image: Path
     raw: Path
@@ -91,7 +91,7 @@ class Build:
 
 
 def make_build(folder: Path, image: Path, raw: Path, disk: DiskMap) -> Build:
-    """Kernel, initramfs and manifest in ``folder``, where ``image`` is, too."""
+    """Write kernel, initramfs and manifest to ``folder``, where ``image`` is as well."""
     kernel, initramfs = folder / "vmlinuz-virt-amd64", folder / "initramfs-virt-amd64"
     kernel.write_bytes(noise(5000))
     initramfs.write_bytes(noise(6000))

@@ -20,7 +20,7 @@ def as_it_is(spec: VmSpec) -> VmSpec:
 
 
 def writable(spec: VmSpec) -> VmSpec:
-    """Let the guest write to the image itself: for a private copy that is booted more than once."""
+    """Let the guest write to the image itself, which is a private copy that is booted more than once."""
     assert spec.disk is not None
     return replace(spec, disk=replace(spec.disk, writable=True))
 
@@ -44,9 +44,9 @@ def _scsi_arguments(spec: VmSpec) -> list[str]:
 
 
 def host_app(spec: VmSpec) -> VmSpec:
-    """Have QEMU started as the host application does it, word for word as the agentd contract has it.
+    """Start QEMU as the host application does, with exactly the arguments of the agentd contract.
 
-    QEMU then empties the console file. It is emptied here already, before imgkit begins to read it.
+    QEMU then empties the console file, so it is emptied here before imgkit begins to read it.
     """
     if spec.console.exists():
         spec.console.write_bytes(b"")
@@ -58,7 +58,7 @@ STYLES: dict[str, Adapt] = {"harness": as_it_is, "host-app": host_app}
 
 
 def host_app_arguments(spec: VmSpec) -> list[str]:
-    """Return the contract's own arguments; only the paths and the choice of firmware vary.
+    """Return the arguments of the contract; only the paths and the firmware vary.
 
     Raises:
         UsageError: the host application starts no such machine.

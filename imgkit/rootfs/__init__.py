@@ -1,1 +1,1 @@
-"""The root filesystem as values, and everything that writes into it."""
+"""Compose the root filesystem of an image: packages, scripts, accounts, services, payload and initramfs."""

@@ -18,7 +18,7 @@ from imgkit.tree import Directory, File, Tree, parent
 
 PASSWD, GROUP, SHADOW = "etc/passwd", "etc/group", "etc/shadow"
 UNUSABLE = "*"
-"""The field of etc/shadow for which no password is valid."""
+"""The password field of etc/shadow for an account without a valid password."""
 _NOGROUP = 65533
 _SYSTEM = range(100, 1000)
 _ORDINARY = range(1000, 60000)
@@ -67,7 +67,7 @@ class AccountNumbers:
 
 
 def lookup(tree: Tree) -> AccountNumbers:
-    """Return the numbers of all users and groups of the Tree; ``root`` is 0 even where there are no files yet."""
+    """Return the numbers of all users and groups of the Tree; ``root`` is 0 even if the files do not exist yet."""
     users = {user.name: user.uid for user in reversed(read_users(tree))}
     groups = {group.name: group.gid for group in reversed(read_groups(tree))}
     return AccountNumbers({"root": 0, **users}, {"root": 0, **groups})
@@ -123,7 +123,7 @@ def add_group(tree: Tree, name: str, *, gid: int | None = None, system: bool = F
 
 
 def add_member(tree: Tree, user: str, group: str, *, epoch: int = 0) -> None:
-    """Make a user a member of a group, as ``addgroup USER GROUP`` does. A member stays one.
+    """Make a user a member of a group, as ``addgroup USER GROUP`` does. Nothing changes if it is one already.
 
     Raises:
         AccountError: there is no such user or group.
@@ -149,7 +149,7 @@ def add_user(
     skeleton: str = "/etc/skel",
     epoch: int = 0,
 ) -> PasswdEntry:
-    """Add a user, as ``adduser -D [-S] [-H] [-u UID] [-G GROUP] [-h HOME] [-s SHELL] [-g GECOS] [-k SKELETON] NAME``.
+    """Add a user as ``adduser -D [-S] [-H] [-u UID] [-G GROUP] [-h HOME] [-s SHELL] [-g GECOS] [-k SKELETON] NAME``.
 
     Raises:
         AccountError: the name is improper, the name or number is in use, the group is unknown, or no number is left.
@@ -181,7 +181,7 @@ def set_password(tree: Tree, name: str, field: str, *, epoch: int = 0) -> None:
     """Set the password field of ``name`` in etc/shadow to ``field``: a hash, ``*``, ``!``, or nothing.
 
     Raises:
-        AccountError: etc/shadow has no line for this user, or ``field`` has a colon or a newline in it.
+        AccountError: etc/shadow has no line for this user, or ``field`` contains a colon or a newline.
     """
     entry = next((line.split(":") for line in _lines(tree, SHADOW) if line.split(":")[0] == name), None)
     if entry is None or len(entry) < 3:

@@ -84,7 +84,7 @@ def rehash(tree: Tree, directory: str = CERTS, *, epoch: int = 0) -> list[str]:
         A warning for each file that gets no link.
 
     Raises:
-        InputError: a file is too large, or has a certificate that cannot be read.
+        InputError: a file is too large, or contains a certificate that cannot be read.
     """
     wanted: dict[str, str] = {}
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""Compose a root filesystem: the one place that says what is written into the Tree, and in which order."""
+"""Compose a root filesystem: this module decides what is written into the Tree, and in which order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
 
 @dataclass(frozen=True)
 class PackageSet:
-    """The packages of an image, verified.
+    """The verified packages of an image.
 
     Attributes:
         packages: all packages, in install order.
@@ -50,8 +50,8 @@ class Composition:
         tree: the whole root filesystem.
         kernel: the kernel that boots.
         scripts: the results of the packages' scripts.
-        records: every path with what is there (:func:`imgkit.rootfs.digest.records`).
-        build_id: equal for equal root filesystems.
+        records: a record for every path (:func:`imgkit.rootfs.digest.records`).
+        build_id: identifier that is equal for equal root filesystems.
         binaries: binaries of the payload that are for another platform, or that lack a library.
     """
 
@@ -87,7 +87,7 @@ def compose(
     Raises:
         RecipeError: two packages have the same file, a service or a kernel is missing, a user cannot be added, or a
             script can neither be computed nor run.
-        InputError: something outside the payload is not for this architecture, or a file that is needed is missing.
+        InputError: a file outside the payload is for another architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
     scripts = _install(tree, selection, recipe, facts, epoch)
@@ -113,7 +113,7 @@ def compose(
 
 @contextmanager
 def _setup_errors() -> Iterator[None]:
-    """Turn what the Tree or its accounts refuse into an error of the recipe, which asks for it or lacks a package."""
+    """Turn errors of the Tree or its accounts into a RecipeError: the recipe asks for it or lacks a package."""
     try:
         yield
     except (TreeError, AccountError) as cause:
@@ -155,7 +155,7 @@ def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:
 
 
 def _initramfs_is_made_later(_tree: Tree, _release: str, _path: str) -> None:
-    """Do nothing: the initramfs is made once, when everything that belongs into it is in the Tree."""
+    """Do nothing: the initramfs is made once, when everything that belongs in it is in the Tree."""
 
 
 def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int) -> Kernel:

@@ -1,4 +1,4 @@
-"""Describe what is in a Tree by records that can be written to the manifest, compared and hashed.
+"""Describe the contents of a Tree by records that can be written to the manifest, compared and hashed.
 
 expected = records(tree)
 fingerprint(expected)                      # equal for equal root filesystems
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from imgkit.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
 
 NodeRecord: TypeAlias = Mapping[str, Any]
-"""The facts about one path, see :func:`records`: texts, numbers and a mapping of texts, as JSON holds them."""
+"""The facts about one path (see :func:`records`): JSON values, which are strings, numbers and a mapping of strings."""
 
 _CHUNK = 1 << 20
 
@@ -23,14 +23,14 @@ def records(tree: Tree) -> dict[str, NodeRecord]:
     """Return a record for every path of ``tree`` (``/etc/passwd``; the root is ``/``).
 
     A record has ``type``, ``mode`` (octal text), ``uid`` and ``gid``; that of a file also ``size`` and ``sha256``, that
-    of a symbolic link ``target``, that of a device ``device``; ``xattrs`` (hexadecimal) if there are some. Times are
-    left out, because nothing depends on them.
+    of a symbolic link ``target``, that of a device ``device``, and that of a node with extended attributes ``xattrs``
+    (hexadecimal). Times are left out, because nothing depends on them.
     """
     return {"/" + path: record(tree, node) for path, node in tree.items()}
 
 
 def record(tree: Tree, node: Node) -> NodeRecord:
-    """Return the record of one node; for a hard link that of its file, with the path of the file as ``link``."""
+    """Return the record of one node. That of a hard link is its file's, with the path of the file as ``link``."""
     if isinstance(node, HardLink):
         return {**record(tree, tree[node.target]), "link": "/" + node.target}
     facts: dict[str, str | int | Mapping[str, str]] = {
@@ -67,19 +67,19 @@ def fingerprint(records: Mapping[str, NodeRecord]) -> str:
     return digest.hexdigest()
 
 
-def differences(expected: Mapping[str, NodeRecord], found: Mapping[str, NodeRecord]) -> list[str]:
+def differences(expected: Mapping[str, NodeRecord], actual: Mapping[str, NodeRecord]) -> list[str]:
     """Return one line for each path that is missing, is not in ``expected``, or differs; sorted by path."""
     lines = []
-    for path in sorted(expected.keys() | found.keys()):
-        if path not in found:
+    for path in sorted(expected.keys() | actual.keys()):
+        if path not in actual:
             lines.append(f"{path}: missing")
         elif path not in expected:
             lines.append(f"{path}: not in the manifest")
-        elif dict(expected[path]) != dict(found[path]):
-            lines.append(f"{path}: {_difference(expected[path], found[path])}")
+        elif dict(expected[path]) != dict(actual[path]):
+            lines.append(f"{path}: {_difference(expected[path], actual[path])}")
     return lines
 
 
-def _difference(expected: NodeRecord, found: NodeRecord) -> str:
-    keys = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
-    return ", ".join(f"{key} is {found.get(key)}, should be {expected.get(key)}" for key in keys)
+def _difference(expected: NodeRecord, actual: NodeRecord) -> str:
+    keys = [key for key in sorted(expected.keys() | actual.keys()) if expected.get(key) != actual.get(key)]
+    return ", ".join(f"{key} is {actual.get(key)}, should be {expected.get(key)}" for key in keys)

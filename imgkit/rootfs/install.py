@@ -1,4 +1,4 @@
-"""Install packages into a Tree that may have some already: what ``apk add`` does, in the same order.
+"""Install packages into a Tree that may have some already, in the same order as ``apk add``.
 
     report = install(tree, packages, open_file, world=("alpine-base",), arch="x86_64", epoch=epoch)
 
@@ -157,7 +157,7 @@ class _Installation:
         self.touched: set[str] = set()
 
     def has(self, package: Package) -> bool:
-        """Whether exactly this build of the package is installed."""
+        """Return whether exactly this build of the package is installed."""
         record = self.records.get(package.name)
         return record is not None and record.package.identity == package.identity
 

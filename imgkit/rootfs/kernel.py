@@ -91,7 +91,7 @@ def _suffix(tree: Tree, directory: str, release: str) -> str:
     if tree.stat(f"{directory}/kernel-suffix") is not None:
         suffix = tree.text(f"{directory}/kernel-suffix").strip()
         if not re.fullmatch(r"(-[\w.+-]+)?", suffix):
-            raise InputError(f"/{directory}/kernel-suffix: {suffix!r} is no suffix of a kernel")
+            raise InputError(f"/{directory}/kernel-suffix: {suffix!r} is not a valid suffix of a kernel")
         return suffix
     last = re.match(r".*\d-(.+)", release)
     return f"-{last[1]}" if last else ""
@@ -101,7 +101,7 @@ def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
     """Return the image of a kernel for ``qemu -kernel``: an EFI zboot image is unpacked, others are returned unchanged.
 
     Raises:
-        InputError: the Tree has no image for it, or it cannot be unpacked.
+        InputError: the Tree has no image of this kernel, or the image cannot be unpacked.
     """
     try:
         return unpack_zboot(tree.read(kernel.image, MAX_IMAGE), kernel.image)
@@ -110,17 +110,21 @@ def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
 
 
 def is_zboot(image: bytes) -> bool:
-    """Whether this is a compressed EFI image, with which ``-kernel`` of QEMU before 8.0 hangs silently."""
+    """Return whether this is a compressed EFI image, with which ``-kernel`` of QEMU before 8.0 hangs silently."""
     return image[:2] == _MZ and image[4:8] == _ZIMG
 
 
 class _Decompressor(Protocol):
-    """A decompressor of :mod:`zlib` or :mod:`lzma`."""
+    """The common interface of the decompressors of :mod:`zlib` and :mod:`lzma`."""
 
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return up to ``max_length`` decompressed bytes."""
+        ...
 
     @property
-    def eof(self) -> bool: ...
+    def eof(self) -> bool:
+        """Whether the end of the stream was reached."""
+        ...
 
 
 def unpack_zboot(image: bytes, name: str) -> bytes:
@@ -144,7 +148,7 @@ def unpack_zboot(image: bytes, name: str) -> bytes:
         raise InputError(f"/{name}: kernel image is cut off")
     unpacked = _decompress(bytes(payload), method, name)
     if unpacked[_ARM64_AT : _ARM64_AT + 4] != _ARM64_MAGIC:
-        raise InputError(f"/{name}: what is compressed in it is no arm64 kernel")
+        raise InputError(f"/{name}: the compressed content is not an arm64 kernel")
     return unpacked
 
 

@@ -1,4 +1,4 @@
-"""Put the files of a package into the Tree: which package owns a path, and what a user changed and keeps.
+"""Put the files of a package into the Tree, decide which package owns a path, and keep what a user has changed.
 
 The rules are those of apk (apk-tools 3, apk-package(5) on ``replaces``):
 
@@ -24,14 +24,14 @@ from imgkit.rootfs.accounts import AccountNumbers
 from imgkit.tree import Directory, File, HardLink, Node, Symlink, Tree, TreeError, parent
 
 NEW_SUFFIX = ".apk-new"
-"""Added to the name of a package's configuration file where a user changed the file that is there."""
+"""Suffix of a package's configuration file where a user has changed the existing file."""
 
 _DOES_NOT_REPLACE = -1
 
 
 @dataclass(frozen=True)
 class PathRecord:
-    """What a package says about one path, as the installed database records it."""
+    """A package's data on one path, as the installed database records them."""
 
     package: str
     uid: int
@@ -117,12 +117,12 @@ def remove(tree: Tree, ledger: Ledger, name: str, *, keep: frozenset[str] = froz
 
 
 def is_protected(path: str) -> bool:
-    """Whether apk keeps what a user changed at ``path`` (apk's default protected paths)."""
+    """Return whether apk keeps what a user changed at ``path`` (apk's default protected paths)."""
     return path.startswith("etc/") and not path.startswith(("etc/apk/", "etc/init.d/"))
 
 
 def _with_owner(entry: PackageEntry, names: AccountNumbers) -> Node:
-    """Resolve the owner by name. ``root`` is 0 whatever the accounts say; an unknown name keeps the entry's number."""
+    """Resolve the owner by name. ``root`` is always 0, and an unknown name keeps the entry's number."""
     uid = 0 if entry.uname == "root" else names.users.get(entry.uname, entry.node.uid)
     gid = 0 if entry.gname == "root" else names.groups.get(entry.gname, entry.node.gid)
     return replace(entry.node, uid=uid, gid=gid)
@@ -146,7 +146,7 @@ def _merge_directory(tree: Tree, ledger: Ledger, path: str, node: Directory, rec
 
 
 def _directory_rank(package: Package) -> tuple[int, bool, str]:
-    """Sort key of the packages that have a directory; the first one's owner and mode count."""
+    """Return a sort key for the packages that have a directory; the first one's owner and mode count."""
     return (-package.replaces_priority, package.name != package.origin, package.name)
 
 
@@ -165,7 +165,7 @@ def _merge_file(tree: Tree, ledger: Ledger, path: str, node: Node, record: PathR
 
 
 def _takes_over(ledger: Ledger, path: str, owner: str, newcomer: str) -> bool:
-    """Whether the newcomer's file takes the place of the owner's.
+    """Return whether the newcomer's file takes the place of the owner's.
 
     Raises:
         RecipeError: neither package replaces the other, and they have different origins.
@@ -195,7 +195,7 @@ def _replaces(package: Package, other: Package) -> int:
 
 
 def _was_changed(tree: Tree, place: str, old: PathRecord | None, new: PathRecord) -> bool:
-    """Whether the file at ``place`` is neither the package's new one nor what an earlier package put there."""
+    """Return whether the file at ``place`` is neither the package's new one nor what an earlier package put there."""
     if place not in tree or not isinstance(tree[place], (File, Symlink, HardLink)):
         return False
     return not any(record is not None and _is_original(tree, place, record) for record in (new, old))

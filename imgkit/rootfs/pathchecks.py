@@ -1,14 +1,14 @@
-"""Paths of a folder as text: do they stay in the folder?"""
+"""Check the text of relative paths: do they stay in their folder?"""
 
 from __future__ import annotations
 
 
 def leads_out(path: str, depth: int = 0) -> bool:
-    """Whether a relative path climbs out of a folder, judged by its text alone: links on its way are not followed.
+    """Return whether the text of a relative path leads out of a folder. Links on its way are not followed.
 
     Args:
         path: with ``/`` between its parts.
-        depth: how many folders deep the path starts, 0 in the folder itself.
+        depth: number of folders that the path's start is below the folder; 0 for the folder itself.
     """
     for part in path.split("/"):
         depth += {"": 0, ".": 0, "..": -1}.get(part, 1)

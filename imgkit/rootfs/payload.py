@@ -4,7 +4,7 @@
     replace_payload(tree, Path("agent"), epoch=epoch)
 
 File contents stay on the host (:class:`~imgkit.tree.Slice`), so a folder must not change before the image is written.
-Owners, modes and times of the host mean nothing in the image: they are normalised.
+Owners, modes and times of the host have no meaning in the image, so they are normalised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imgkit.tree import Content, Directory, File, HardLink, Inline, Slice, Symli
 
 PAYLOAD = "opt/agent-runner"
 MAX_DEPTH = 256
-"""How deep folders may be nested. Each level is a nested call, and Python limits how deep calls may be nested."""
+"""Maximum depth of nested folders. Each level is a nested call, and Python limits the depth of calls."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _HostEntry:
 def add_directory(tree: Tree, source: Path, destination: str, *, epoch: int) -> list[str]:
     """Copy what is in the folder ``source`` into the directory ``destination`` of the Tree (``""`` is its root).
 
-    Everything that is new belongs to root. Directories are merged and keep the attributes that they have in the Tree;
-    new ones get 0755. Files replace what was there; they get 0755 if their owner may execute them, else 0644: setuid
-    bits never come from a host. Where the Tree has a link to a directory, a directory is merged into the link's target.
+    All new entries belong to root. Directories are merged and keep the attributes that they have in the Tree; new ones
+    get mode 0755. Files replace existing ones; they get mode 0755 if their owner may execute them, else 0644, so that
+    setuid bits never come from a host. Where the Tree has a link to a directory, a directory is merged into its target.
 
     Args:
         epoch: modification time of everything that is written, seconds since 1970.
@@ -48,9 +48,9 @@ def add_directory(tree: Tree, source: Path, destination: str, *, epoch: int) -> 
         The paths in the Tree that were written, directories included.
 
     Raises:
-        InputError: the folder has something that cannot be in an image (a socket, a device, an unreadable file, a
-            link that leads out of it, a name with control characters), or there is a file in one of them where the
-            other has a directory. The message names it. The Tree is changed only after the folder has been checked.
+        InputError: the folder contains something that cannot be in an image (a socket, a device, an unreadable file, a
+            link that leads out of it, a name with control characters), or a file is in the place of a directory of the
+            Tree, or the other way round. The message names it. The Tree is changed only after the folder was checked.
     """
     entries = list(scan(source, absolute=not destination))
     try:
@@ -152,7 +152,7 @@ def _checked_link(name: str, path: Path, status: os.stat_result, top: Path, *, a
 
 
 def _stays(name: str, target: str, top: Path, *, absolute: bool) -> bool:
-    """Whether the link ``name`` to ``target`` leads to a place in the folder ``top``, judged by its text alone.
+    """Return whether the link ``name`` to ``target`` leads to a place in the folder ``top``, judged by its text alone.
 
     In a folder that becomes the image's root an absolute target is a path of the image, unless it is in this very
     folder on the host.
@@ -163,7 +163,7 @@ def _stays(name: str, target: str, top: Path, *, absolute: bool) -> bool:
 
 
 def _resolves_inside(path: Path, top: Path) -> bool:
-    """Whether a link leads into the folder ``top`` once the links on its way are followed, which its text hides."""
+    """Return whether a link leads into the folder ``top`` once the links on its way are followed."""
     return Path(os.path.realpath(path)).is_relative_to(top)
 
 

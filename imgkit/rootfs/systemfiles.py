@@ -1,4 +1,4 @@
-"""Write the files of the system itself, as the recipe says: its name, disks, network, users and release file."""
+"""Write the system's own files as the recipe says: host name, disks, network, users and release file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
 
 
 def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
-    """Write what ``recipe`` says about the system into ``tree``.
+    """Write the files into ``tree`` that ``recipe`` determines.
 
     Args:
         root_uuid: UUID of the root filesystem, for ``fstab``. Alpine's init leaves the root read-only unless there is a
@@ -88,10 +88,10 @@ def _fstab(root_uuid: str, *, read_only: bool) -> str:
 
 
 def enable_services(tree: Tree, recipe: Recipe) -> None:
-    """Link the recipe's services into their runlevels. The overlay must be there: it may have some of them.
+    """Link the recipe's services into their runlevels. The overlay must be in the Tree, as it may have some of them.
 
     Raises:
-        RecipeError: the image has no such service, or one would work as root among the agent's files.
+        RecipeError: the image lacks a service, or a service would act as root on the agent's files.
     """
     for runlevel, names in recipe.services.items():
         for name in names:

@@ -30,10 +30,10 @@ _FIELDS = (
 
 
 class Sink(Protocol):
-    """Whatever takes bytes: an open file, a compressor."""
+    """An object to which bytes can be written, such as an open file or a compressor."""
 
     def write(self, data: bytes, /) -> object:
-        """Take all of ``data``."""
+        """Write all of ``data``."""
         ...
 
 
@@ -53,7 +53,7 @@ class _CountingSink:
         self.position = 0
 
     def write(self, data: bytes) -> int:
-        """Pass ``data`` on; return its length."""
+        """Pass ``data`` on, and return its length."""
         self._sink.write(data)
         self.position += len(data)
         return len(data)
@@ -132,7 +132,7 @@ def _type(member: Member) -> int:
 
 def _write_header(out: _CountingSink, name: bytes, fields: dict[str, int]) -> None:
     if not name or b"\0" in name:
-        raise ValueError(f"{name!r} is no name for a member of an archive")
+        raise ValueError(f"{name!r} cannot be the name of a member of an archive")
     numbers = {**fields, "namesize": len(name) + 1}
     for field, number in numbers.items():
         if not 0 <= number < _LIMIT:

@@ -12,8 +12,8 @@
     except BootError as error:
         print(error)  # what failed, and the last lines of the console
 
-:class:`BootSpec` says what can be asked for; :meth:`VM.boot` takes its fields as keywords, too. Failures of a boot are
-subclasses of :class:`BootError`, those of a request :class:`RequestError`. The pytest plugin is :mod:`imgkit.testing`.
+:class:`BootSpec` describes a machine; :meth:`VM.boot` also takes its fields as keywords. A boot that fails raises a
+subclass of :class:`BootError`, a request that fails :class:`RequestError`. The pytest plugin is :mod:`imgkit.testing`.
 """
 
 from imgkit.vm.agent.callbacks import HostToolAnswer, Permission

@@ -1,10 +1,10 @@
-"""Describe a machine to boot (:class:`BootSpec`), and resolve the description to what QEMU is started with.
+"""Describe a machine to boot (:class:`BootSpec`), and resolve the description to the machine that QEMU is started with.
 
     spec = BootSpec("out/linux-arm64.qcow2", shares={"work": "."}, network="none")
     with VM.boot(spec) as vm: ...
 
-:func:`resolve` looks files up and makes private copies; the result, a :class:`~imgkit.vm.qemu.argv.VmSpec`, has nothing
-left to decide.
+:func:`resolve` looks up files and makes private copies. Its result, a :class:`~imgkit.vm.qemu.argv.VmSpec`, leaves
+nothing to be decided.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ NETWORKS: tuple[Network, ...] = get_args(Network)
 
 @dataclass(frozen=True, kw_only=True)
 class BootSpec:
-    """What is booted, and on which machine. Only the image is given by position.
+    """Describes what is booted, and on which machine. Only the image is given by position.
 
     Raises:
         UsageError: ``network`` or ``ipc`` is unknown, or ``allow`` names hosts for a network that has no rules.
     """
 
     image: StrPath | None = field(kw_only=False)
-    """Disk image, qcow2 or raw, in one file; it is never written to. None boots without a disk."""
+    """Disk image, qcow2 or raw, in a single file, which is never written to. None boots without a disk."""
     arch: Arch | None = None
     """None takes the architecture from the image's name, or else the host's."""
     firmware: FirmwareKind | None = None
-    """"direct" starts ``kernel`` without boot loader; None is "bios" for amd64 and "uefi" for arm64."""
+    """"direct" starts ``kernel`` without a boot loader; None is "bios" for amd64 and "uefi" for arm64."""
     kernel: StrPath | None = None
     """Kernel of a direct boot, as QEMU can start it: not compressed as an EFI program."""
     initrd: StrPath | None = None
@@ -53,7 +53,7 @@ class BootSpec:
     command_line: str | None = None
     """The kernel's command line of a direct boot; None is the one of the agentd contract."""
     memory_mib: int | None = None
-    """None tries 4096, 2048 and 1024."""
+    """Memory of the machine in MiB; None tries 4096, 2048 and 1024."""
     cpus: int = 2
     """Number of virtual CPUs."""
     accelerator: AcceleratorChoice = "auto"
@@ -61,33 +61,34 @@ class BootSpec:
     cpu: str | None = None
     """QEMU's CPU model; None is the quickest one for the accelerator."""
     shares: Mapping[str, StrPath] = field(default_factory=dict)
-    """Tag → host folder. "ipc" may name a folder for requests; otherwise a private one is made."""
+    """Folders of the host by the tags of their shares. "ipc" is the request share; without it a private one is made."""
     read_only: Collection[str] = ()
-    """Tags of the shares that the guest cannot change, not even its root."""
+    """Tags of the shares that nobody in the guest can change, not even root."""
     ipc: Ipc = "file"
-    """How requests travel: as files in the ipc share, or over the virtio-serial port."""
+    """How requests are carried: "file" in the request share, "serial" over the virtio-serial port."""
     config: bytes | None = None
-    """ISO image with per-boot configuration (:mod:`imgkit.vm.configdrive`); it is on the host's disk only as long as
+    """ISO image with the configuration of this boot (:mod:`imgkit.vm.configdrive`). It is on the host's disk only while
     the machine runs."""
     network: Network = "user"
-    """"user" is QEMU's user network: the guest reaches everything that the host does, and the host's own services as
-    10.0.2.2. "restricted" reaches what ``allow`` names."""
+    """"none" is no network. "user" is QEMU's user network: the guest reaches everything that the host reaches, and the
+    host's own services at 10.0.2.2. In a "restricted" network it reaches what ``allow`` names."""
     allow: Sequence[str] = ()
-    """What a guest in a restricted network reaches: "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT" each."""
+    """What a guest in a restricted network reaches: strings "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT"."""
     format: diskimage.Format | None = None
-    """Format of the image. None looks at the first bytes, which a guest that writes to a raw image may change: a file
-    called ``….raw`` is never taken for qcow2."""
+    """Format of the image. None determines it from the first bytes. A guest that writes to a raw image may change them,
+    so a file whose name ends in ``.raw`` is never taken for qcow2."""
     console: StrPath | None = None
     """Regular file that the console is appended to, outside of the shares that the guest may write to; None keeps the
     console private."""
     quotas: Quotas = field(default_factory=Quotas)
-    """What the guest may take of the host's disk, and of time. The machine is ended when it takes more."""
+    """How much of the host's disk, and how much time, the guest may use. A machine that uses more of the disk is ended,
+    and so is a request that takes longer."""
     adapt: Callable[[VmSpec], VmSpec] | None = None
-    """Called with the resolved machine before it is started, each time; the machine that it returns is started. It is
-    meant for what no field offers: devices of your own in ``VmSpec.extra``, or sockets in ``VmSpec.ports``."""
+    """Called with the resolved machine each time before it is started; the machine that it returns is started instead.
+    It is meant for what no field offers: further devices in ``VmSpec.extra``, or sockets in ``VmSpec.ports``."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, as soon as it is written."""
+        """Check ``network``, ``allow`` and ``ipc``, so that a mistake is reported where it was made."""
         check_network(self.network, self.allow)
         if self.ipc not in get_args(Ipc):
             known = " and ".join(get_args(Ipc))
@@ -95,7 +96,7 @@ class BootSpec:
 
     @property
     def architecture(self) -> str:
-        """``arch``, or what stands in for it."""
+        """The guest's architecture: ``arch``, or else that of the image's name, or else the host's."""
         if self.arch is not None:
             return self.arch
         return machines.host_arch() if self.image is None else machines.guess_arch(Path(self.image))
@@ -119,13 +120,13 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
     Args:
         spec: what is booted.
         accelerator: what QEMU runs guests of this architecture with.
-        folder: private folder of the machine, which gets its config drive, variable store, console and ipc share.
+        folder: private folder of the machine, for its config drive, variable store, console and request share.
 
     Raises:
         HostError: a file, a folder or the firmware is missing.
-        UsageError: a share's name is not valid, ``read_only`` names no share, or the guest may write to the place of
-            the console.
-        InputError: the image is of a format that is not booted.
+        UsageError: a share's name is not valid, ``read_only`` names an unknown share, or the guest may write to the
+            folder of the console.
+        InputError: the image has a format that cannot be booted.
     """
     record = machines.machine(spec.architecture)
     kind = spec.firmware or record.firmware
@@ -180,7 +181,7 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
 
 
 def _console(path: Path, shares: Sequence[Share]) -> Path:
-    """Return ``path``, unless a guest decides what is there: it could lead the console into any file of the host."""
+    """Return ``path``, unless a guest may write there: its links could lead the console into any file of the host."""
     try:
         passed = [folder.stat() for folder in consolelog.folders_on_the_way(path)]
     except OSError as cause:
@@ -202,7 +203,7 @@ def _disk(spec: BootSpec) -> Disk | None:
 
 
 def _file(path: Path) -> Path:
-    """Return the absolute path: QEMU takes what comes before a colon in a relative one for a protocol."""
+    """Return the absolute path, because QEMU takes the text before a colon in a relative path for a protocol."""
     if not path.is_file():
         raise HostError(f"{path}: no such file")
     return path.resolve()

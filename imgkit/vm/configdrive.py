@@ -20,12 +20,12 @@ from imgkit.errors import UsageError
 
 VOLUME = "IMGKIT"
 MAX_VALUE = (128 << 10) - 256
-"""Bytes of a name and its value: what Linux takes in one string of an environment (MAX_ARG_STRLEN), less a margin."""
+"""Maximum length of a name and its value in bytes: Linux' limit for a string of the environment, less a margin."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | None = None) -> bytes:
-    """Return the image, or ``b""`` if there is neither a variable nor a secret.
+    """Return the ISO image, or ``b""`` if there is neither a variable nor a secret.
 
     Args:
         env: environment variables of every agent.

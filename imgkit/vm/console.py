@@ -1,11 +1,11 @@
-"""Read the serial console: how far a boot has come, and what went wrong. Pure functions over the console's text.
+"""Interpret the text of the serial console: how far a boot has come, and what went wrong. All functions are pure.
 
     text = clean(raw)
     failed = diagnose(text)
     if failed:
         raise failure(failed, text)
 
-The sentences that are looked for are those of SeaBIOS, EDK2 (``BdsDxe.c``, the UEFI shell), GRUB 2, Linux, Alpine's
+The patterns match messages of SeaBIOS, EDK2 (``BdsDxe.c``, the UEFI shell), GRUB 2, Linux, Alpine's
 initramfs and OpenRC.
 """
 
@@ -25,7 +25,7 @@ TAIL_LINES = 20
 
 
 class Stage(enum.IntEnum):
-    """How far a boot has come."""
+    """A stage of the boot, in the order in which a boot passes them."""
 
     NOTHING = enum.auto()
     FIRMWARE = enum.auto()
@@ -38,7 +38,7 @@ class Stage(enum.IntEnum):
 
     @property
     def words(self) -> str:
-        """The stage as a phrase."""
+        """The stage as a phrase for messages."""
         return _STAGE_WORDS[self]
 
 
@@ -87,7 +87,7 @@ def stage(text: str) -> Stage:
 def stages(text: str) -> list[Stage]:
     """Return every stage that the cleaned console text shows, in order.
 
-    The firmware is among them only if it is alone: any text may be the firmware's.
+    The firmware is included only if there is no other stage, because any text may come from the firmware.
     """
     reached = [stage for stage, pattern in _STAGES if pattern.search(text)]
     return reached[1:] or reached
@@ -100,8 +100,8 @@ class ConsoleFailure:
     Attributes:
         kind: the exception for it.
         message: what failed, in one line.
-        silence: seconds for which the console must stay silent before the failure counts: the rest of a message is
-            worth having, and GRUB goes on after many of its errors.
+        silence: seconds for which the console must stay silent before the failure counts. The rest of the message may
+            still arrive, and GRUB continues after many of its errors.
     """
 
     kind: type[BootError]
@@ -111,14 +111,14 @@ class ConsoleFailure:
 
 @dataclass(frozen=True)
 class _Sign:
-    """A sentence on the console that means a failure.
+    """A message on the console that means a failure.
 
     Attributes:
         kind: the exception for it.
-        pattern: matches the sentence. Repetitions are bounded, because the text is the guest's.
+        pattern: matches the message. Repetitions are bounded, because the guest chooses the text.
         message: what failed; ``{what}`` stands for the pattern's first group that matched.
         silence: as in :class:`ConsoleFailure`.
-        until: once the boot is past this stage the sentence means nothing.
+        until: the last stage of the boot at which the message counts.
         also: another text that must be on the console.
     """
 
@@ -147,7 +147,7 @@ _NOTHING = "the firmware found nothing to boot on the disk"
 _GRUB_ERROR = r"^ {0,8}(?P<what>error: (?!no suitable video mode found)[^\n]{0,200})"
 
 _SIGNS: tuple[_Sign, ...] = (
-    # Without an init the kernel panics right afterwards; the cause comes first.
+    # Without an init the kernel panics right afterwards, so the cause is looked for first.
     _sign(
         failures.InitramfsError,
         r"(?P<what>[^\n]{0,200}not found in new root[^\n]{0,200}|switch_root: can't execute[^\n]{0,200})",
@@ -163,7 +163,7 @@ _SIGNS: tuple[_Sign, ...] = (
         until=Stage.FIRMWARE,
     ),
     _sign(failures.NothingToBootError, r"^Shell> ?\Z", _NOTHING, silence=2.0, until=Stage.FIRMWARE),
-    # The shell counts five seconds down before it runs a startup.nsh, which may well boot.
+    # The shell waits five seconds before it runs a startup.nsh, which may boot the system.
     _sign(failures.NothingToBootError, r"UEFI Interactive Shell v", _NOTHING, silence=8.0, until=Stage.FIRMWARE),
     _sign(
         failures.BootLoaderError,
@@ -185,7 +185,7 @@ _SIGNS: tuple[_Sign, ...] = (
         "GRUB ended at its prompt: it found no configuration",
         until=Stage.BOOT_LOADER,
     ),
-    # GRUB gets on after many of its errors, and a quiet kernel then says nothing for a long time.
+    # GRUB continues after many of its errors, and a quiet kernel then writes nothing for a long time.
     _sign(failures.BootLoaderError, _GRUB_ERROR, "GRUB stopped: {what}", silence=20.0, until=Stage.BOOT_LOADER),
     _sign(
         failures.InitramfsError,
@@ -209,7 +209,7 @@ _SIGNS: tuple[_Sign, ...] = (
 )
 
 _EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
-"""What a kernel says that QEMU's emulation crashed.
+"""Messages of a kernel that QEMU's emulation has crashed.
 
 The first is a breakpoint trap in kernel code. The kernel patches its own code through a breakpoint, and QEMU's
 multi-threaded emulation of x86 sometimes executes it after it has been replaced: in one of nine boots if the kernel
@@ -218,7 +218,7 @@ second is a check of the timer that counts ticks during a busy wait: too few com
 
 
 def diagnose(text: str) -> ConsoleFailure | None:
-    """Return the failure that the cleaned console text shows, or None; of several, the one that explains the others."""
+    """Return the failure that the cleaned console text shows, or None. Of several, return the cause of the others."""
     reached = stage(text)
     for sign in _SIGNS:
         match = None if reached > sign.until or sign.also not in text else sign.pattern.search(text)
@@ -239,7 +239,7 @@ def failure(shown: ConsoleFailure, text: str) -> BootError:
 
 
 def died(ending: str, stderr: str, text: str) -> BootError:
-    """Return the exception for a QEMU that ended unasked. A failure that the console shows explains it best.
+    """Return the exception for a QEMU that ended by itself. A failure that the console shows takes precedence.
 
     Args:
         ending: how the process ended, in words.
@@ -254,7 +254,7 @@ def died(ending: str, stderr: str, text: str) -> BootError:
 
 
 def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
-    """Return the exception for a deadline that passed.
+    """Return the exception for a boot whose deadline has passed.
 
     Args:
         seconds: how long the boot was given.
@@ -275,11 +275,11 @@ def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
             hint="is agentd in the default runlevel, and was the ipc share given?",
         )
     progress = quiet < _STUCK and bool(text)
-    pace = "it was still getting on" if progress else f"silent for the last {min(quiet, seconds):.0f} s"
+    pace = "it was still making progress" if progress else f"silent for the last {min(quiet, seconds):.0f} s"
     error = failures.BootTimeoutError(
         f"no heartbeat within {seconds:.0f} s: {reached.words}, {pace}",
         console=tail(text),
-        hint="a longer --timeout may do" if progress else None,
+        hint="a longer --timeout may be enough" if progress else None,
     )
     error.progress = progress
     return error

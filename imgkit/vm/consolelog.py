@@ -5,8 +5,8 @@
         log.refresh()
         print(log.text)
 
-Both use descriptors that were opened here before the machine was started, so it does not matter which file has the
-name later.
+Both use descriptors that were opened before the machine was started, so it does not matter which file the name refers
+to later.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from imgkit.vm import console
 from imgkit.vm.console import Stage
 
 KEEP = 256 << 10
-"""Bytes from the end of the console that are kept in memory and looked at."""
+"""Number of bytes at the end of the console that are kept in memory and searched for messages."""
 MAX_FILE = 64 << 20
-"""Bytes of one machine's part of the file. A longer part is emptied: a guest must not fill the host's disk."""
+"""Maximum length of one machine's part of the file, in bytes. A longer part is emptied, because a guest must not fill
+the host's disk."""
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last two if it is not a regular file
 _MAX_LINKS = 40  # as many as Linux follows
 
 
 class ConsoleLog:
-    """Follows a file that QEMU appends to. What was in the file before is an earlier machine's, and is not looked at.
+    """Follows a file that QEMU appends to. Text of earlier machines in the file is ignored.
 
     Attributes:
         text: the end of the console so far, without control sequences.
@@ -43,7 +44,7 @@ class ConsoleLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, and make it if it is missing.
+        """Open the file, and create it if it is missing.
 
         Args:
             path: its last part must not be a symbolic link.
@@ -56,7 +57,7 @@ class ConsoleLog:
         self.stage = Stage.NOTHING
         self.times: dict[Stage, float] = {}
         self._raw = b""
-        self._lock = threading.Lock()  # the monitor's thread shortens what this one reads
+        self._lock = threading.Lock()  # the monitor's thread shortens the file that this thread reads
         self._closed = False
         self.writing, self._reading = _opened(path)
         self._begin = self._offset = os.fstat(self._reading).st_size
@@ -68,12 +69,12 @@ class ConsoleLog:
         return time.monotonic() - self._changed
 
     def refresh(self) -> bool:
-        """Read what is new, at most a MiB. Returns True if there was something."""
+        """Read up to 1 MiB of new text. Return True if there was any."""
         with self._lock:
             return not self._closed and self._read()
 
     def shorten(self) -> None:
-        """Empty this machine's part of the file if it is longer than :data:`MAX_FILE`. Its end is read before."""
+        """Empty this machine's part of the file if it is longer than :data:`MAX_FILE`, after reading the end of it."""
         with self._lock:
             if self._closed or os.fstat(self._reading).st_size - self._begin <= MAX_FILE:
                 return
@@ -82,7 +83,7 @@ class ConsoleLog:
             self._empty()
 
     def close(self) -> None:
-        """Close the descriptors. What was read stays."""
+        """Close the descriptors. ``text``, ``stage`` and ``times`` keep their values."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -100,13 +101,13 @@ class ConsoleLog:
         self._raw = (self._raw + data)[-KEEP:]  # not cleaned: a control sequence may come in two pieces
         self.text = console.clean(self._raw.decode(errors="replace"))
         for reached in console.stages(self.text):
-            if reached > self.stage:  # several at once, if nobody looked for a while
+            if reached > self.stage:  # several at once, if the file was not read for a while
                 self.stage = reached
                 self.times[reached] = self._changed - self._started
         return True
 
     def _empty(self) -> None:
-        # A QEMU that was not asked to append has switched that off, for all who share the open file.
+        # A QEMU that was started without append mode has switched it off for every descriptor of the open file.
         flags = fcntl.fcntl(self.writing, fcntl.F_GETFL)
         fcntl.fcntl(self.writing, fcntl.F_SETFL, flags | os.O_APPEND)
         os.ftruncate(self.writing, self._begin)
@@ -114,7 +115,7 @@ class ConsoleLog:
 
 
 def _opened(path: Path) -> tuple[int, int]:
-    """Open a regular file, and return two descriptors: for appending, which QEMU gets, and for reading."""
+    """Open a regular file, and return a descriptor for appending, which is for QEMU, and one for reading."""
     descriptors: list[int] = []
     try:
         descriptors.append(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE, 0o666))
@@ -137,9 +138,9 @@ def _check_regular(path: Path, descriptor: int) -> None:
 
 
 def folders_on_the_way(path: Path) -> Iterator[Path]:
-    """Yield each folder that is passed on the way to ``path``, including those behind symbolic links.
+    """Yield every folder that the lookup of ``path`` passes through, including those behind symbolic links.
 
-    Whoever may write to one of them decides which file ``path`` is.
+    A user who may write to one of them decides which file ``path`` refers to.
 
     Raises:
         OSError: a link cannot be read, or there are more links than Linux follows.

@@ -1,4 +1,4 @@
-"""The ways in which a guest fails, one class for each, so that callers can tell them apart.
+"""Exceptions for the ways in which a guest fails, so that callers can tell them apart.
 
 try:
     with VM.boot(image) as vm: ...
@@ -66,7 +66,7 @@ class InitError(BootError):
 
 
 class AgentError(BootError):
-    """The system came up, but the agent is missing, has crashed, or its heartbeat is not as it should be."""
+    """The system came up, but the agent is missing or has crashed, or its heartbeat shows that it is not ready."""
 
 
 class BootTimeoutError(BootError):
@@ -84,7 +84,7 @@ class RequestError(GuestError):
 
 
 class FloodError(RequestError):
-    """The guest sends more lines or bytes in that time than an agent has any reason to."""
+    """The guest sends more lines or bytes per second than the limits of :mod:`imgkit.vm.agent.ratelimit` allow."""
 
 
 class QuotaError(BootError):

@@ -15,8 +15,8 @@ _PRESS_INTERVAL = 2.0  # seconds
 def press_until_off(running: Running, timeout: float) -> bool:
     """Press the power button and wait until QEMU has ended, at most ``timeout`` seconds.
 
-    The button is pressed again and again: a guest that has just come up may not listen yet, and one that is shutting
-    down takes no notice.
+    The button is pressed repeatedly: a guest that has just come up may not react to it yet, and a guest that is
+    shutting down ignores it.
 
     Returns:
         True if QEMU has ended.

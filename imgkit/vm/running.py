@@ -1,9 +1,9 @@
-"""A booted image: the handle that tests and commands hold.
+"""Boot an image, run commands in it and switch it off: :class:`VM` is the handle that tests and commands use.
 
     with VM.boot("out/linux-amd64.qcow2", shares={"data": "."}) as vm:
         assert vm.run("ls /mnt/data").check().text
 
-The process belongs to the thread that boots: on Linux QEMU is killed when that thread ends, however it ends.
+The QEMU process belongs to the thread that boots: on Linux it is killed when that thread ends for any reason.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from imgkit.vm.waiting import Progress
 log = logging.getLogger("imgkit.vm")
 
 TIMEOUT = 180.0
-"""Seconds that a boot gets by default (the agentd contract)."""
+"""Default timeout of a boot in seconds (the agentd contract)."""
 POWER_OFF = 60.0
-"""Seconds that a guest gets to shut down; emulated ones need ten, on a busy host thirty."""
+"""Default timeout of a shutdown in seconds. Emulated guests need ten seconds, and thirty on a busy host."""
 SETTLE = 20.0
-"""Seconds that a system gets, once its agent is ready, for its host name, loopback device and network."""
+"""Default timeout in seconds, once the agent is ready, for the host name, the loopback device and the network."""
 _EMULATION_TRIES = 3
-_CONSOLE_READS = 100  # of a MiB each: more than a console file has
+_CONSOLE_READS = 100  # reads of 1 MiB each, which is more than a console file has
 
 AnyVM = TypeVar("AnyVM", bound="VM")
 
 
 class VM:
-    """A running machine. Made by :meth:`boot`; over when that block ends.
+    """A running machine. :meth:`boot` starts it, and it is switched off when that block ends.
 
     Attributes:
-        spec: what was asked for.
-        arch, firmware: what was booted ("amd64", "bios").
-        memory_mib: the size that the host had memory for.
-        accelerator: what QEMU runs the guest with, and why.
+        spec: the specification that was booted.
+        arch, firmware: architecture and firmware of the machine ("amd64", "bios").
+        memory_mib: size of the guest's memory, for which the host had room.
+        accelerator: the accelerator that QEMU uses, and why it was chosen.
         argv: QEMU's command line.
     """
 
@@ -87,18 +87,18 @@ class VM:
         """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
 
         Args:
-            spec: what is booted, or only its image (None for no disk).
-            timeout: seconds until the agent must be ready.
-            wait: False hands the machine over at once; see :meth:`wait_ready`.
+            spec: the specification, or only its image (None for no disk).
+            timeout: seconds within which the agent must be ready.
+            wait: False enters the block at once; see :meth:`wait_ready`.
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
             fields: other fields of :class:`~imgkit.vm.bootspec.BootSpec`: ``boot(image, cpus=4)`` is short for
-                ``boot(BootSpec(image, cpus=4))``. Together with a specification they replace its own.
+                ``boot(BootSpec(image, cpus=4))``. They replace fields of a specification that is given.
 
         Raises:
-            UsageError: fields contradict one another, or have values that are not known.
-            HostError: QEMU, firmware or image are missing, or QEMU refuses.
-            InputError: the image refers to other files, or is of a format that is not booted.
-            BootError: the guest did not come up; the class says how.
+            UsageError: fields contradict one another, or have unknown values.
+            HostError: QEMU, the firmware or the image is missing, or QEMU refuses to start.
+            InputError: the image refers to other files, or has a format that cannot be booted.
+            BootError: the guest did not come up; the subclass says why.
         """
         spec = replace(spec, **fields) if isinstance(spec, BootSpec) else BootSpec(spec, **fields)
         deadline = time.monotonic() + timeout
@@ -121,21 +121,21 @@ class VM:
                 return
 
     def wait_ready(self, timeout: float = TIMEOUT) -> Heartbeat:
-        """Wait for the agent's heartbeat, as the contract defines readiness.
+        """Wait until the agent's heartbeat shows that it is ready, as the agentd contract defines it.
 
         Raises:
-            BootError: QEMU died, the console shows a failure, or the time is over; the class says which.
+            BootError: QEMU ended, the console shows a failure, or the timeout expired; the subclass says which.
         """
         return self._progress.wait_ready(time.monotonic() + timeout, timeout)
 
     def settle(self, timeout: float = SETTLE) -> tuple[str, ...]:
-        """Wait until commands find what they expect: a host name, a loopback device and, if there is a card, a network.
+        """Wait until the guest has its host name, its loopback device and, if it has a network card, its network.
 
-        The agent is ready before them, and says in its heartbeat what is still to come. In the guest, requests wait
-        for the same (docs/agentd.md).
+        The agent is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
+        the guest (docs/agentd.md).
 
         Returns:
-            What is still missing when the time is over, which is logged, too; empty if nothing is.
+            What is still missing when the timeout has expired, which is also logged; empty if nothing is.
 
         Raises:
             BootError: the machine is gone, or its console shows a kernel panic.
@@ -147,12 +147,12 @@ class VM:
 
         Raises:
             BootError: the machine is gone, or its console shows a kernel panic.
-            QuotaError: the machine was ended because it took more than it may.
+            QuotaError: the machine was ended because it exceeded its quotas.
         """
         self._progress.check()
 
     def close(self) -> None:
-        """Give back descriptors; :meth:`boot` calls it."""
+        """Close the descriptors. :meth:`boot` does this at the end of its block."""
         self._stack.close()
 
     def _connect(self) -> Transport:
@@ -163,11 +163,11 @@ class VM:
             return SerialTransport(self._running.ports[argv.IPC_PORT])
         return FileTransport(self._folders["ipc"])
 
-    # ---- looking -------------------------------------------------------------------------------------------------
+    # ---- inspecting -------------------------------------------------------------------------------------------------
 
     @property
     def alive(self) -> bool:
-        """Whether QEMU still runs."""
+        """Whether QEMU is still running."""
         return self._running.child.poll() is None
 
     @property
@@ -177,7 +177,7 @@ class VM:
 
     @property
     def seconds_to_ready(self) -> float | None:
-        """Seconds from the start to the first good heartbeat; None before that."""
+        """Seconds from the start to the first heartbeat that shows readiness; None before that."""
         return self._progress.seconds_to_ready
 
     @property
@@ -187,13 +187,13 @@ class VM:
 
     def console(self) -> str:
         """Return the console's text so far (at most the last 256 Ki characters), without control sequences."""
-        for _ in range(_CONSOLE_READS):  # a guest may write faster than anybody can read
+        for _ in range(_CONSOLE_READS):  # a guest may write faster than this process can read
             if not self._log.refresh():
                 break
         return self._log.text
 
     def stages(self) -> Mapping[str, float]:
-        """Return the seconds after which each stage of the boot showed on the console, by the stage's name."""
+        """Return the seconds until each stage of the boot appeared on the console, by the stage's name."""
         return {stage.name.lower(): seconds for stage, seconds in self._log.times.items()}
 
     def heartbeat(self) -> Heartbeat | None:
@@ -201,7 +201,7 @@ class VM:
         return self._transport.heartbeat()
 
     def share(self, tag: str) -> SharedFolder:
-        """Return a shared folder, for reading and writing without being led astray by what the guest puts there.
+        """Return a shared folder, which can be read and written safely whatever the guest puts there.
 
         Raises:
             KeyError: the machine has no share of this tag.
@@ -224,10 +224,11 @@ class VM:
         timeout: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> AgentRequest:
-        """Hand a request to the agent; see :func:`imgkit.vm.agent.requests.compose` and
-        :class:`imgkit.vm.agent.requests.AgentRequest`.
+        """Submit a request to the agent, and return it.
 
-        ``mounts`` None mounts every share: ``work`` at /workspace/project (and starts there), others at /mnt/TAG.
+        The arguments are those of :func:`imgkit.vm.agent.requests.compose` and
+        :class:`imgkit.vm.agent.requests.AgentRequest`. If ``mounts`` is None, every share is mounted: ``work`` at
+        /workspace/project, where the request then starts, and all others at /mnt/TAG.
         """
         if mounts is None:
             mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
@@ -264,10 +265,11 @@ class VM:
     ) -> Completed:
         """Run a command in the guest as the agent's user; a string is given to ``/bin/sh -c``.
 
-        What the command asks the host (``agent-ask``) is denied, unless ``auto_approve`` has the guest allow it.
+        If the command asks the host for permission (``agent-ask``), this is denied, unless ``auto_approve`` is True.
 
         Raises:
-            RequestError: no result in time. BootError: the machine died.
+            RequestError: there is no result in time.
+            BootError: the machine is gone, or its console shows a kernel panic.
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout)
@@ -275,7 +277,7 @@ class VM:
 
     @property
     def serial(self) -> SerialTransport:
-        """The serial transport, for pushing and receiving files.
+        """The serial transport, through which files are pushed and received.
 
         Raises:
             UsageError: the machine was booted in file mode.
@@ -287,7 +289,7 @@ class VM:
     # ---- power ---------------------------------------------------------------------------------------------------
 
     def power_off(self, timeout: float = POWER_OFF) -> bool:
-        """Press the power button and wait, at most ``timeout`` seconds; a guest that still runs then is switched off.
+        """Press the power button and wait for at most ``timeout`` seconds, then switch off a guest that still runs.
 
         Returns:
             True if the guest shut itself down.
@@ -309,7 +311,7 @@ def _guest_path(tag: str) -> str:
 
 
 def _shorter(timeout: float | None, quota: float | None) -> tuple[float | None, str]:
-    """Return the shorter of a request's own seconds and the quota's, where None is no limit, and what allows more."""
+    """Return the shorter of a request's timeout and the quota's, where None is no limit, and a hint how to raise it."""
     if quota is None or (timeout is not None and timeout <= quota):
         return timeout, "a longer timeout= of the request"
     return quota, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"

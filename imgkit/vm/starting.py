@@ -3,7 +3,7 @@
     with started(BootSpec(image), probe("amd64")) as machine:
         machine.running.child.pid
 
-Nothing here waits for the guest: that is :mod:`imgkit.vm.waiting`.
+This module does not wait for the guest; :mod:`imgkit.vm.waiting` does.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ log = logging.getLogger("imgkit.vm")
 
 @dataclass(frozen=True)
 class Started:
-    """A machine whose QEMU has set itself up.
+    """A machine whose QEMU has completed its setup.
 
     Attributes:
-        spec: what was asked for.
+        spec: the specification that was booted.
         running: QEMU; ``running.spec`` is the machine that ``spec`` was resolved to.
-        accelerator: what QEMU runs the guest with.
+        accelerator: the accelerator that QEMU uses.
         console: follows the serial console.
-        monitor: ends the machine when it takes more than its quotas allow.
+        monitor: ends the machine when it exceeds its quotas.
     """
 
     spec: BootSpec
@@ -60,7 +60,7 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
 
     Args:
         spec: what is booted.
-        accelerator: what works on this host, for this user (:func:`imgkit.vm.qemu.probe.probe`).
+        accelerator: the accelerator that works for this user of the host (:func:`imgkit.vm.qemu.probe.probe`).
 
     Raises:
         UsageError, HostError, InputError: as for :func:`imgkit.vm.bootspec.resolve` and
@@ -90,13 +90,13 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
 
 
 def _prepare_requests(resolved: VmSpec) -> None:
-    """Make the folders of the ipc share before the guest can see it."""
+    """Make the folders of the request share before the guest can access it."""
     ipc = SharedFolder(next(share.path for share in resolved.shares if share.tag == "ipc"))
     FileTransport(ipc).close()
 
 
 def _user(spec: BootSpec, accelerator: Accelerator, stack: ExitStack) -> Identity | None:
-    """Return the user that QEMU runs as if root starts it; None is this process's own."""
+    """Return the user that QEMU runs as if root starts it; None for the user of this process."""
     device = probe.KVM if accelerator.name == "kvm" else None
     work = spec.shares.get("work")
     user = identity.choose_user(None if work is None else Path(work), device=device)
@@ -107,7 +107,7 @@ def _user(spec: BootSpec, accelerator: Accelerator, stack: ExitStack) -> Identit
 
 
 def _shown(resolved: VmSpec, user: Identity | None, private: Path, stack: ExitStack) -> tuple[Share, ...]:
-    """Return the shares as QEMU sees them, and have them swept when the machine is over if the kernel needs that."""
+    """Return the shares as QEMU sees them. Without a filter, special mode bits are removed when the machine ends."""
     for share in resolved.shares:
         if not share.read_only and not confinement.filters_system_calls():
             stack.callback(_sweep, share.path, time.time())
@@ -117,7 +117,7 @@ def _shown(resolved: VmSpec, user: Identity | None, private: Path, stack: ExitSt
 
 
 def _view(share: Share, user: Identity, private: Path, stack: ExitStack) -> Share:
-    """Return the share as ``user`` sees it: in root's folders a QEMU that is nobody may do what root may."""
+    """Return the share as ``user`` sees it. In root's folders, a QEMU that runs as nobody gets root's rights."""
     if share.path.parent == private:
         os.chown(share.path, user.uid, user.gid)
         return share
@@ -125,11 +125,12 @@ def _view(share: Share, user: Identity, private: Path, stack: ExitStack) -> Shar
 
 
 def _sweep(folder: Path, since: float) -> None:
-    """Remove the set-user-id bits and devices that a kernel without filters let the guest make."""
+    """Remove the set-user-id bits and devices that the guest could make on a kernel without filters."""
     try:
         changed = specialbits.drop_special_bits(folder, since=since)
     except OSError as cause:
-        log.warning("%s: not looked through for set-user-id programs of the guest: %s", folder, cause.strerror or cause)
+        reason = cause.strerror or cause
+        log.warning("%s: could not be searched for set-user-id programs of the guest: %s", folder, reason)
         return
     for path in changed:
-        log.warning("%s: the guest had made it set-user-id or a device; it is not any more", path)
+        log.warning("%s: the guest had made this a set-user-id program or a device, which imgkit has undone", path)

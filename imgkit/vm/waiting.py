@@ -1,4 +1,4 @@
-"""Wait for a started machine: until its agent is ready, until its system is settled, and notice when it fails."""
+"""Wait until the agent of a started machine is ready and its system is settled, and notice when the machine fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imgkit.vm.starting import Started
 log = logging.getLogger("imgkit.vm")
 
 POLL = 0.1
-"""Seconds between two looks."""
+"""Seconds between two checks of the machine."""
 _CONSOLE_INTERVAL = 1.0  # seconds between two looks at the console once the machine is up
 
 
@@ -23,8 +23,8 @@ class Progress:
     """How far a machine has come since it was started.
 
     Attributes:
-        seconds_to_ready: from the start to the first good heartbeat; None before that.
-        seconds_to_settled: from the start to a system that lacks nothing; None before that.
+        seconds_to_ready: seconds from the start to the first heartbeat that shows readiness; None before that.
+        seconds_to_settled: seconds from the start to a system that lacks nothing; None before that.
     """
 
     def __init__(self, machine: Started, transport: Transport) -> None:
@@ -36,14 +36,14 @@ class Progress:
         self._looked = 0.0
 
     def wait_ready(self, deadline: float, timeout: float) -> Heartbeat:
-        """Wait for a good heartbeat until ``deadline`` on the monotonic clock.
+        """Wait until a heartbeat shows that the agent is ready.
 
         Args:
-            deadline: end of the wait.
-            timeout: the seconds that the deadline was made of, for messages.
+            deadline: end of the wait on the monotonic clock.
+            timeout: the timeout in seconds that the deadline was computed from, for messages.
 
         Raises:
-            BootError: QEMU died, the console shows a failure, or the time is over; the class says which.
+            BootError: QEMU ended, the console shows a failure, or the deadline has passed; the subclass says which.
         """
         trouble = ""
         while True:
@@ -60,10 +60,10 @@ class Progress:
             time.sleep(POLL)
 
     def settle(self, timeout: float) -> tuple[str, ...]:
-        """Wait ``timeout`` seconds until the newest heartbeat misses nothing.
+        """Wait up to ``timeout`` seconds until the newest heartbeat reports nothing as missing.
 
         Returns:
-            What is still missing when the time is over, which is logged, too; empty if nothing is.
+            What is still missing when the timeout has expired, which is also logged; empty if nothing is.
 
         Raises:
             BootError: the machine is gone, or its console shows a kernel panic.
@@ -82,11 +82,11 @@ class Progress:
             time.sleep(POLL)
 
     def check(self, *, booting: bool = False) -> None:
-        """Raise if the machine has failed. Unless ``booting``, the console is looked at once in a second at most.
+        """Raise if the machine has failed. Unless ``booting``, the console is read at most once a second.
 
         Raises:
-            BootError: QEMU has ended, or the console shows a failure: any if ``booting``, else only a kernel panic.
-            QuotaError: the machine was ended because it took more than it may.
+            BootError: QEMU has ended, or the console shows a failure; unless ``booting``, only a kernel panic counts.
+            QuotaError: the machine was ended because it exceeded its quotas.
         """
         self._machine.monitor.check()
         status = self._machine.running.child.poll()

@@ -1,4 +1,4 @@
-"""A guest without an image: the kernel of a wheel with an init of our own, for tests of the harness."""
+"""A guest without an image, for tests of imgkit.vm: the kernel of a wheel with an init that plays agentd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ATTACK = Path(__file__).with_name("attack.sh")
 
 @dataclass(frozen=True)
 class Guest:
-    """``initrd`` is the wheel's with :file:`init.sh` as its init, ``disk`` an ext4 in a qcow2."""
+    """The guest's files. ``initrd`` is the wheel's with :file:`init.sh` as its init, ``disk`` an ext4 in a qcow2."""
 
     kernel: Path
     initrd: Path
@@ -42,7 +42,7 @@ def make(folder: Path) -> Guest:
 
 
 def attacking(guest: Guest, folder: Path) -> Path:
-    """An initrd in ``folder`` whose guest attacks its shares before it plays agentd: :file:`attack.sh`."""
+    """Return an initrd in ``folder`` whose guest attacks its shares before it plays agentd: :file:`attack.sh`."""
     initrd, base = folder / "attacking-initrd", guest.initrd.read_bytes()
     initrd.write_bytes(base + bytes(-len(base) % 4) + _archive("attack.sh", _ATTACK))
     return initrd
@@ -58,5 +58,5 @@ def until_it_says(vm: VM, word: str, seconds: float = 120) -> None:
 
 
 def _archive(name: str, source: Path) -> bytes:
-    """A cpio archive of one program."""
+    """Return a cpio archive of one program."""
     return newc(Member(name, File(content=Inline(source.read_bytes()), mode=0o755)))

@@ -1,6 +1,6 @@
 """Read what an ELF file states: machine, interpreter, needed libraries, search paths.
 
-    facts = read(content)      # None if it is no ELF file
+    facts = read(content)      # None if it is not an ELF file
     facts.is_for("x86_64")
 
 Formats: System V ABI, chapters 4 and 5 (file and program headers, dynamic section). Only the few hundred bytes that
@@ -68,7 +68,7 @@ class Elf:
     soname: str | None = None
 
     def is_for(self, architecture: str) -> bool:
-        """Whether this file is for Alpine's ``architecture``.
+        """Return whether this file is for Alpine's ``architecture``.
 
         Raises:
             KeyError: the architecture is unknown.
@@ -136,7 +136,7 @@ def read(content: Content) -> Elf | None:
 
 
 def parse_header(start: bytes) -> Elf | None:
-    """Return the type and machine in the first :data:`HEADER_SIZE` bytes of a file, None if it is no ELF file.
+    """Return the type and machine in the first :data:`HEADER_SIZE` bytes of a file, None if it is not an ELF file.
 
     Raises:
         ElfError: the header is damaged.
@@ -148,7 +148,7 @@ def section(data: bytes, name: str) -> bytes:
     """Return the contents of the section ``name`` of the file ``data``, empty if there is none.
 
     Raises:
-        ElfError: it is no ELF file, or its headers are damaged.
+        ElfError: it is not an ELF file, or its headers are damaged.
     """
     if data[:4] != _MAGIC:
         raise ElfError("not an ELF file")

@@ -1,8 +1,8 @@
 """Find the binaries of a payload that are for another platform, or that need a library that the image lacks.
 
-npm packages are made for many systems at once: one with a program often has it for six platforms and chooses the right
-one when it runs. Binaries for other platforms are therefore normal in a payload, where they only take space. In the
-rest of the image they are an error (:func:`imgkit.rootfs.binaries.libraries.check_architecture`).
+npm packages are made for many systems at once: a package with a program often contains it for six platforms and chooses
+one of them at run time. Binaries for other platforms are therefore normal in a payload, where they only take space. In
+the rest of the image they are an error (:func:`imgkit.rootfs.binaries.libraries.check_architecture`).
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class _Examiner:
         return next(known, None)
 
     def _needs(self, path: str) -> Iterator[MissingLibrary | DoubtfulBinary]:
-        """Yield what keeps a program or module from being started. A library is examined when something needs it."""
+        """Yield the reasons why a program or module cannot be started. Libraries are examined with their users."""
         facts = self._libraries.facts(path)
         if facts is None or not (facts.interpreter or path.endswith(".node")):
             return
@@ -163,7 +163,7 @@ def _remove(tree: Tree, paths: Iterable[str], folders: Collection[str]) -> None:
 def _leads_somewhere(tree: Tree, link: str) -> bool:
     try:
         return tree.stat(link) is not None
-    except TreeError:  # it leads round in a circle
+    except TreeError:  # a circle of links
         return False
 
 

@@ -37,7 +37,7 @@ def foreign_system(content: Content, start: bytes) -> str | None:
 
 
 def _is_windows(content: Content, start: bytes) -> bool:
-    """Whether a file that begins with the magic of DOS is a program or library that needs Windows."""
+    """Return whether a file that begins with the magic of DOS is a program or library that needs Windows."""
     if start.startswith(_PORTABLE) or len(start) < 64:
         return False
     headers = elf.read_part(content, struct.unpack_from("<I", start, 60)[0], _PE_HEADERS)

@@ -65,7 +65,7 @@ def with_targets(tree: Tree, path: str) -> list[str]:
                 break
             here = node.target if node.target.startswith("/") else posixpath.join(parent(here), node.target)
     except TreeError as cause:
-        raise InputError(f"/{path}: leads round in a circle") from cause
+        raise InputError(f"/{path}: is a circle of symbolic links") from cause
     if node is None:
         raise InputError(f"/{path}: no such file in the root filesystem" + (f" (/{here})" if here != path else ""))
     return paths
@@ -112,7 +112,7 @@ class Libraries:
             seen.add((path, inherited))
             if len(seen) > _MAX_LOADS:
                 raise InputError(f"/{path}: it and what else is needed take more than {_MAX_LOADS} loads of libraries")
-            # Each place once: libraries that need each other would make the list longer without end.
+            # Each place counts once, because libraries that need each other would make the list grow without end.
             search = tuple(dict.fromkeys(self._run_path(path, facts) + inherited))
             if facts.interpreter:
                 todo.append((self._existing(facts.interpreter, path), ()))
@@ -157,9 +157,9 @@ class Libraries:
         return tuple(place.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for place in facts.search)
 
     def _wanted(self, facts: Elf, search: Sequence[str]) -> Iterator[str]:
-        """Yield the needed names for which a file must be there, or is."""
+        """Yield the needed libraries that must exist as files, or that do."""
         for name in facts.needed:
-            # A part of musl is copied if there is such a file, because packages link it; it need not be there.
+            # A library that is part of musl need not be a file. One that is a file is copied, because packages link it.
             if not _PART_OF_MUSL.match(name) or self._find(name, search) is not None:
                 yield name
 
@@ -191,8 +191,8 @@ def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = (
     """Find the files of the Tree that cannot run on ``machine``.
 
     ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules (``.node``) are
-    checked. What is data for something else is not: other relocatable objects, BPF programs, files of firmware, boot
-    loaders and ``usr/share``, and binaries that an npm package has for several platforms in ``prebuilds``.
+    checked. Files that are data for something else are not: other relocatable objects, BPF programs, firmware, boot
+    loaders, files in ``usr/share``, and the binaries for several platforms that npm packages have in ``prebuilds``.
 
     Args:
         machine: Alpine's name of an architecture: "x86_64", "aarch64", …
@@ -255,12 +255,12 @@ def _unmet_needs(tree: Tree, libraries: Libraries, path: str, *, native: bool) -
 
 
 def is_glibc_library(library: str) -> bool:
-    """Whether only programs for glibc need a library of this name: it is glibc's libc or dynamic linker."""
+    """Return whether only programs for glibc need a library of this name: it is glibc's libc or dynamic linker."""
     return _GLIBC.fullmatch(library) is not None
 
 
 def has_glibc(tree: Tree) -> bool:
-    """Whether the Tree has a substitute for glibc's dynamic linker, such as gcompat."""
+    """Return whether the Tree has a substitute for glibc's dynamic linker, such as gcompat."""
     return any(re.fullmatch(r"lib(64)?/ld-linux.*", path) for top in ("lib", "lib64") for path in tree.children(top))
 
 

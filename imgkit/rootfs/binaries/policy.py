@@ -1,4 +1,4 @@
-"""Apply a recipe's policy on the binaries of a payload (``payload_binaries``): warnings, or a refusal."""
+"""Apply a recipe's policy on the binaries of a payload (``payload_binaries``): log warnings, or refuse the payload."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ log = logging.getLogger("imgkit")
 
 Policy = Literal["warn", "strict", "prune"]
 Providers = Callable[[Collection[str]], Mapping[str, Sequence[str]] | None]
-"""Names such as ``so:libz.so.1`` → the packages that provide each; None if that cannot be known."""
+"""Returns the packages that provide each name, such as ``so:libz.so.1``; None if they cannot be known."""
 
 _INSTALL = "let imgkit install the payload's packages for the image: AGENT_RUNNER_BUILD=auto"
 
 
 def apply_policy(findings: BinaryFindings, policy: Policy, machine: str, providers: Providers, *, copied: bool) -> None:
-    """Warn of ``findings``, or refuse them.
+    """Warn about ``findings``, or refuse them.
 
     Args:
         machine: Alpine's name of the image's architecture.

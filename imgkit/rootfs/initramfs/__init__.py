@@ -1,1 +1,1 @@
-"""The initramfs, which is made from the image's own mkinitfs configuration and kernel modules."""
+"""Make the initramfs from the image's own mkinitfs configuration and kernel modules."""

@@ -1,4 +1,4 @@
-"""Make the initramfs as Alpine's mkinitfs does: the same files from the same configuration, without running anything.
+"""Make the initramfs as Alpine's mkinitfs does: the same files from the same configuration, without running a program.
 
     path = install_initramfs(tree, "6.18.56-0-virt", epoch=epoch)
 
@@ -129,7 +129,7 @@ class _Root:
 
 
 def _collect(tree: Tree, kernel: Kernel, configuration: MkinitfsConfiguration) -> Mapping[str, Node]:
-    """Return everything that belongs into the initramfs: path → node."""
+    """Return everything that belongs in the initramfs: path → node."""
     features = configuration.features
     check_features(tree, features)
     root = _Root()
@@ -222,7 +222,7 @@ def _links_on_the_way(tree: Tree, path: str) -> list[str]:
 
 
 def _add_fixed_files(tree: Tree, root: _Root, custom_files: Sequence[str]) -> None:
-    """Add what every initramfs has: the init, three files of etc, apk's keys, and the configured custom files."""
+    """Add the files of every initramfs: the init, three files of etc, apk's keys, and the configured custom files."""
     root.nodes["init"] = _without_mdev(tree, _as_root(tree, f"{_SHARED}/initramfs-init", 0o755))
     for name in ("fstab", "passwd", "group"):
         root.nodes[f"etc/{name}"] = _as_root(tree, f"{_SHARED}/{name}", 0o644)
@@ -234,7 +234,7 @@ def _add_fixed_files(tree: Tree, root: _Root, custom_files: Sequence[str]) -> No
 
 
 def _without_mdev(tree: Tree, init: File) -> File:
-    """Return the init in a version in which nlplug-findfs handles events itself instead of starting mdev for each.
+    """Return a version of the init in which nlplug-findfs handles events itself instead of starting mdev for each.
 
     There are well over a hundred events (64 terminals alone), and under emulation their processes take longer than the
     rest of the initramfs together. mdev is not needed: devtmpfs has made the nodes, with the kernel's own modes, and

@@ -1,4 +1,4 @@
-"""mkinitfs's configuration in a Tree: ``mkinitfs.conf`` and the lists of files and modules in ``features.d``.
+"""Read mkinitfs's configuration in a Tree: ``mkinitfs.conf`` and the lists of files and modules in ``features.d``.
 
 Source: mkinitfs 3.13 as packaged. ``features.d/<feature>.files`` and ``.modules`` hold shell globs, relative to the
 root and to the kernel's folder of modules; lines that start with ``#`` are comments.
@@ -84,7 +84,7 @@ def read_configuration(tree: Tree) -> MkinitfsConfiguration:
     compression = variables.get("initfscomp", "gzip")
     level = variables.get(f"complevel_{compression}")
     if level is not None and not re.fullmatch(r"-\d{1,2}", level):
-        raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is no level, such as -9")
+        raise InputError(f"/{CONFIGURATION}: complevel_{compression}={level} is not a compression level such as -9")
     return MkinitfsConfiguration(
         features=tuple(variables.get("features", "").split()),
         compression=compression,
@@ -141,7 +141,7 @@ def _files(tree: Tree, path: str) -> list[str]:
 
 
 def expand_glob(tree: Tree, base: str, glob: str) -> list[str]:
-    """The paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, each once.
+    """Return the paths in the Tree that match ``glob`` below the directory ``base``, as a shell expands it, each once.
 
     Links to directories are followed, and the paths are those behind them.
 

@@ -1,1 +1,1 @@
-"""Payloads with npm packages: they are checked, then npm installs them in a sandbox."""
+"""Check the npm packages of a payload, and have npm install them in a sandbox."""

@@ -1,7 +1,7 @@
-"""Make npm's configuration: a file of imgkit's with the few settings that are safe to copy from other files.
+"""Make npm's configuration: a new file with the few settings that are safe to copy from other files.
 
 npm's configuration can name programs (``git``, ``script-shell``, ``node-options``) and folders (``prefix``, ``cache``),
-and npm reads it from the payload's folder. So npm gets a file of imgkit's instead (``--userconfig``), with:
+and npm reads it from the payload's folder. So imgkit gives npm a file of its own (``--userconfig``), with:
 
 * from the ``.npmrc`` of the payload: the registries, with the credentials that are written there, and how dependencies
   are resolved;

@@ -40,7 +40,7 @@ _VARIABLES = (
     *_CERTIFICATES,
     *("NODE_USE_ENV_PROXY", "NODE_USE_SYSTEM_CA", "SOURCE_DATE_EPOCH"),
 )
-"""The variables of this process that npm gets: proxies, certificates, and the time."""
+"""The environment variables of this process that npm gets: proxies, certificates, and the time."""
 
 _FIXED = MappingProxyType(
     {
@@ -107,7 +107,7 @@ class NpmRunner:
 
     @property
     def rights(self) -> str:
-        """The rights with which code of the payload runs, for messages."""
+        """The rights with which code of the payload runs, as a phrase for messages."""
         return "inside bubblewrap" if self.wrapper else "with your rights on this host"
 
     def version(self) -> str:

@@ -4,8 +4,8 @@ Packages come from a registry, from a URL of an archive, or from the payload's o
 repositories make npm run git on the host, so they must be allowed. A package outside of the payload's folder is always
 refused: npm installs in a copy of the folder, and the payload has no right to read other files of the host.
 
-These files are checked before npm is started, for a clear message. What the packages themselves depend on, only npm
-finds out: npm's configuration keeps it from running git, and what it installed is checked afterwards.
+These files are checked before npm is started, for a clear message. Only npm finds out what the packages themselves
+depend on: npm's configuration keeps it from running git, and the installed packages are checked afterwards.
 
 Forms of a specification: https://docs.npmjs.com/cli/using-npm/package-spec; lock file:
 https://docs.npmjs.com/cli/configuring-npm/package-lock-json.
@@ -100,7 +100,7 @@ def check_lock(path: Path, lock: object, *, allow_git: bool) -> None:
 
 
 def is_outside(path: str) -> bool:
-    """Whether a path leads out of the folder that it is relative to, judged by its text. Windows' paths count too."""
+    """Return whether the text of a path leads out of the folder that it is relative to. Windows paths count as well."""
     plain = path.replace("\\", "/")
     if plain.startswith(("/", "~")) or re.match(r"[a-zA-Z]:", plain):
         return True
@@ -108,7 +108,7 @@ def is_outside(path: str) -> bool:
 
 
 def is_git(spec: str) -> bool:
-    """Whether a specification (what follows a package's name) names a git repository."""
+    """Return whether a specification (what follows a package's name) names a git repository."""
     return _GIT.fullmatch(spec.strip()) is not None
 
 
@@ -130,7 +130,7 @@ GIT_HINT = "depend on a version from a registry, or let npm run git on this host
 
 
 def _specs(manifest: Mapping[str, Any], *, development: bool) -> Iterator[tuple[str, str]]:
-    """Yield each name and specification in a package.json, overrides of any depth included."""
+    """Yield each name and specification in a package.json, including overrides of any depth."""
     kinds = (*_KINDS, "devDependencies") if development else _KINDS
     todo = [manifest[kind] for kind in (*kinds, "overrides") if isinstance(manifest.get(kind), dict)]
     while todo:

@@ -56,7 +56,7 @@ def prepare(
     offline: bool = False,
     cache: Path | None = None,
 ) -> Path:
-    """Return the folder to put into the image for the payload ``source``: itself, or a copy with packages installed.
+    """Return the folder that goes into the image for the payload ``source``: itself, or a copy with installed packages.
 
     Args:
         scratch: an empty or missing folder for the copy; it must exist until the image is written.
@@ -142,7 +142,7 @@ def _has_build(manifest: Mapping[str, Any]) -> bool:
 
 
 def _warn_of_missing_build(source: Path, manifest: Mapping[str, Any]) -> None:
-    """Warn of a payload that seems to need building: it has a build script, but not its main file."""
+    """Warn about a payload that seems to need building: it has a build script, but its main file is missing."""
     main = str(manifest.get("main") or "index.js")
     if _has_build(manifest) and not any(_is_there(source, name) for name in (main, f"{main}.js")):
         log.warning(
@@ -223,7 +223,7 @@ def unlocked_options(lock: Path) -> list[str]:
 
 
 def _warn_of_unlocked(folder: Path, lock: Path, names: Sequence[str]) -> None:
-    """Warn of packages that the image needs and ``lock`` lacks, after npm has installed them or not."""
+    """Warn about packages that the image needs and ``lock`` lacks, whether npm has installed them or not."""
     installed = _packages(folder) if names else set()
     missing = [name for name in names if name not in installed]
     again = f"remove node_modules and {lock.name} and run npm install to have a complete one"

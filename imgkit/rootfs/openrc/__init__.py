@@ -1,1 +1,1 @@
-"""OpenRC: runlevels, what service scripts declare, and the dependency cache that is made before the first boot."""
+"""Manage OpenRC's runlevels, and compute its dependency cache before the first boot."""

@@ -79,6 +79,7 @@ class _ServiceShell(Shell):
         self.declared: list[tuple[str, tuple[str, ...]]] = []
 
     def external(self, name: str, arguments: list[str], streams: Streams) -> int:
+        """Run a program. Only those are allowed whose result does not depend on a running system."""
         if name in _KINDS:
             return self._declare_dependency(name, arguments)
         if name == "yesno":
@@ -107,7 +108,7 @@ class _ServiceShell(Shell):
         return self.run_text(_without_functions(text), streams)
 
     def _declare_dependency(self, name: str, arguments: Sequence[str]) -> int:
-        """Run ``need``, ``use`` and their like."""
+        """Run ``need``, ``use`` and similar functions of a service script."""
         if any(word.endswith("-containers") for word in arguments):
             raise Unsupported(f"{name} {' '.join(arguments)}")
         words = tuple(word for argument in arguments for word in argument.split())

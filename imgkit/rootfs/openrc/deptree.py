@@ -33,13 +33,13 @@ _EARLIER = ("ineed", "iwant", "iuse", "iafter")
 
 @dataclass
 class ServiceEntry:
-    """A service, or a name that services provide. ``related``: kind of relation → names."""
+    """A service, or a name that services provide. ``related`` maps a kind of relation to names."""
 
     name: str
     related: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Add a name that is not there yet."""
+        """Add a name unless it is there already."""
         names = self.related.setdefault(kind, [])
         if name not in names:
             names.append(name)

@@ -12,7 +12,7 @@ _LEVELS = "etc/runlevels"
 _ORDER = ("sysinit", "boot", "default")
 _AGENT_SERVICE = "agentd"
 _UNSAFE_AFTER_AGENTS = {"bootmisc": "it removes and makes files in /tmp"}
-"""Services that work as root in folders in which agents can make files and links, and what they do there."""
+"""Services that act as root in folders where agents can make files and links, and what they do there."""
 
 
 def available(tree: Tree) -> list[str]:
@@ -33,7 +33,7 @@ def runlevels(tree: Tree) -> dict[str, list[str]]:
 
 
 def enable(tree: Tree, runlevel: str, service: str, *, epoch: int = 0) -> None:
-    """Have ``service`` started in ``runlevel``. A service that is in it already stays as it is.
+    """Add ``service`` to ``runlevel``. Nothing changes if it is in it already.
 
     Raises:
         RecipeError: there is no such service or runlevel in the Tree.
@@ -58,9 +58,9 @@ def disable(tree: Tree, runlevel: str, service: str) -> None:
 
 
 def refuse_unsafe_order(tree: Tree) -> None:
-    """Refuse services that would work as root among the agent's files after agentd has begun to accept requests.
+    """Refuse services that would act as root on the agent's files after agentd has begun to accept requests.
 
-    In agentd's own runlevel they start before it, because agentd's script says so.
+    In agentd's own runlevel they start before it, because agentd's script demands it.
 
     Raises:
         RecipeError: there is such a service; the message names it and agentd's runlevel.

@@ -1,1 +1,1 @@
-"""Package scripts, computed: a small strict shell whose commands are functions on the Tree."""
+"""Compute package scripts with a small strict shell whose commands are functions on the Tree."""

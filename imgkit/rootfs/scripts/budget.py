@@ -1,4 +1,4 @@
-"""What one run of a package script may cost: steps of work and bytes of memory.
+"""Limit what one run of a package script may cost, in steps of work and bytes of memory.
 
 A script comes from a package and cannot be trusted: one that doubles a variable or calls itself would fill the memory
 of the host or never end. Everything that a script can make large or repeat draws on the :class:`Budget` of its run:
@@ -71,7 +71,7 @@ class Budget:
         self.work(size >> 10)
 
     def text(self, text: str) -> str:
-        """Charge for a text that was just made, and return the text."""
+        """Charge for a new text, and return the text."""
         self.memory(sys.getsizeof(text))
         return text
 
@@ -89,12 +89,12 @@ class Budget:
         self.work(count + count * count // 1000)
 
     def lines(self, text: str) -> list[str]:
-        """The lines of ``text`` as commands see them: only a newline ends a line."""
+        """Split ``text`` into lines as commands do: only a newline ends a line."""
         self.memory(len(text) + PIECE * text.count("\n"))
         return text.removesuffix("\n").split("\n") if text else []
 
     def pieces(self, text: str, delimiter: str) -> list[str]:
-        """``text`` cut at each ``delimiter``."""
+        """Split ``text`` at each ``delimiter``."""
         self.memory(len(text) + PIECE * text.count(delimiter))
         return text.split(delimiter)
 
@@ -110,5 +110,5 @@ class Budget:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that ``text`` is in decimal digits; None if it is not one, or has more than 18 digits."""
+    """Parse a number in decimal digits; None if ``text`` is not one or has more than 18 digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

@@ -25,27 +25,27 @@ _IN_THE_SHELL = frozenset({"[", "echo", "printf", "test", "true"})  # what ash h
 
 
 def _nothing(_: Shell, __: list[str], ___: Streams) -> int:
-    """``:``, which does nothing."""
+    """Run ``:``, which does nothing."""
     return 0
 
 
 def _source(shell: Shell, arguments: list[str], streams: Streams) -> int:
-    """``. FILE``."""
+    """Run ``. FILE``."""
     return shell.source(arguments, streams)
 
 
 def _break(_: Shell, arguments: list[str], __: Streams) -> NoReturn:
-    """``break [LEVELS]``."""
+    """Run ``break [LEVELS]``."""
     raise Jump(_count(arguments), again=False)
 
 
 def _continue(_: Shell, arguments: list[str], __: Streams) -> NoReturn:
-    """``continue [LEVELS]``."""
+    """Run ``continue [LEVELS]``."""
     raise Jump(_count(arguments), again=True)
 
 
 def _cd(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``cd DIRECTORY``."""
+    """Run ``cd DIRECTORY``."""
     if len(arguments) != 1 or arguments[0] == "-":
         raise Unsupported("cd without a directory")
     if not shell.state.is_directory(arguments[0]):
@@ -55,7 +55,7 @@ def _cd(shell: Shell, arguments: list[str], _: Streams) -> int:
 
 
 def _command(shell: Shell, arguments: list[str], streams: Streams) -> int:
-    """``command NAME [ARGUMENT…]``, which runs no function, and ``command -v NAME``, which looks for one."""
+    """Run ``command NAME [ARGUMENT…]``, which runs no function, and ``command -v NAME``, which looks for one."""
     if arguments[:1] not in (["-v"], ["-V"]):
         return shell.execute(arguments, streams) if arguments else 0
     if len(arguments) < 2:
@@ -68,24 +68,24 @@ def _command(shell: Shell, arguments: list[str], streams: Streams) -> int:
 
 
 def _exec(shell: Shell, arguments: list[str], streams: Streams) -> NoReturn:
-    """``exec COMMAND…``."""
+    """Run ``exec COMMAND…``."""
     if not arguments:
         raise Unsupported("exec without a command")
     raise Leave(shell.call(arguments, streams))
 
 
 def _exit(shell: Shell, arguments: list[str], _: Streams) -> NoReturn:
-    """``exit [STATUS]``."""
+    """Run ``exit [STATUS]``."""
     raise Leave(_count(arguments, shell.status) & 0xFF)
 
 
 def _return(shell: Shell, arguments: list[str], _: Streams) -> NoReturn:
-    """``return [STATUS]``."""
+    """Run ``return [STATUS]``."""
     raise Return(_count(arguments, shell.status) & 0xFF)
 
 
 def _declare(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``export``, ``local`` and ``readonly``; the status is 0, whatever the status of ``$(…)`` in their arguments is.
+    """Run ``export``, ``local`` and ``readonly``; the status is 0 even if a ``$(…)`` in their arguments has failed.
 
     There is one set of variables, because no command here reads its environment.
     """
@@ -99,7 +99,7 @@ def _declare(shell: Shell, arguments: list[str], _: Streams) -> int:
 
 
 def _read(shell: Shell, arguments: list[str], streams: Streams) -> int:
-    """``read [-r] NAME…``: the words of a line become variables, the last one takes the rest of the line."""
+    """Run ``read [-r] NAME…``: the words of a line become variables, the last one takes the rest of the line."""
     names = [name for name in arguments if name != "-r"]
     if not names or any(name.startswith("-") for name in names):
         raise Unsupported("this form of read")
@@ -111,7 +111,7 @@ def _read(shell: Shell, arguments: list[str], streams: Streams) -> int:
 
 
 def _set(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``set [-eux] [-o OPTION] [--] [ARGUMENT…]``."""
+    """Run ``set [-eux] [-o OPTION] [--] [ARGUMENT…]``."""
     while arguments and arguments[0][:1] in ("-", "+"):
         word = arguments.pop(0)
         if word == "--":
@@ -138,7 +138,7 @@ def _set_options(shell: Shell, word: str, arguments: list[str]) -> None:
 
 
 def _shift(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``shift [COUNT]``."""
+    """Run ``shift [COUNT]``."""
     count = _count(arguments)
     if count > len(shell.arguments):
         raise Failed("can't shift that many")
@@ -147,7 +147,7 @@ def _shift(shell: Shell, arguments: list[str], _: Streams) -> int:
 
 
 def _umask(shell: Shell, arguments: list[str], streams: Streams) -> int:
-    """``umask [MODE]``, in octal digits."""
+    """Run ``umask [MODE]``, in octal digits."""
     if not arguments:
         streams.out(f"{shell.state.umask:04o}\n")
     elif len(arguments[0]) > 4 or not arguments[0] or arguments[0].strip("01234567"):
@@ -158,7 +158,7 @@ def _umask(shell: Shell, arguments: list[str], streams: Streams) -> int:
 
 
 def _unset(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``unset NAME…``."""
+    """Run ``unset NAME…``."""
     for name in arguments:
         if name.startswith("-"):
             raise Unsupported(f"unset {name}")
@@ -167,7 +167,7 @@ def _unset(shell: Shell, arguments: list[str], _: Streams) -> int:
 
 
 def _wait(shell: Shell, arguments: list[str], _: Streams) -> int:
-    """``wait [JOB…]``: the status of the last job, all of which have ended already."""
+    """Run ``wait [JOB…]``, which returns the status of the last job; all jobs have ended already."""
     status = 0
     for word in arguments:
         if not word.isdecimal():
@@ -178,7 +178,7 @@ def _wait(shell: Shell, arguments: list[str], _: Streams) -> int:
 
 
 def _count(arguments: Sequence[str], default: int = 1) -> int:
-    """The number that a command is given as its only argument, or the default without arguments."""
+    """Return the only argument of a command as a number, or the default without arguments."""
     if not arguments:
         return default
     value = whole_number(arguments[0])

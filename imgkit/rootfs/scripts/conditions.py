@@ -11,7 +11,7 @@ from imgkit.tree import Device, Directory, File, Node, Symlink
 
 
 def test(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``test EXPRESSION``, with -a, -o, ! and parentheses."""
+    """Run ``test EXPRESSION``, with -a, -o, ! and parentheses."""
     if not arguments:
         return 1
     words = list(arguments)
@@ -22,7 +22,7 @@ def test(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def bracket(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``[ EXPRESSION ]``."""
+    """Run ``[ EXPRESSION ]``."""
     if not arguments or arguments[-1] != "]":
         raise Failed("missing ]", 2)
     return test(state, arguments[:-1], streams)
@@ -32,7 +32,7 @@ def bracket(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _either(state: ShellState, words: list[str]) -> bool:
-    """Operands of ``-o``. All are evaluated, as a fault in the second one counts in any case."""
+    """Evaluate the operands of ``-o``. All of them are evaluated, because an error in the second one always counts."""
     value = _both(state, words)
     while words and words[0] == "-o":
         words.pop(0)
@@ -42,7 +42,7 @@ def _either(state: ShellState, words: list[str]) -> bool:
 
 
 def _both(state: ShellState, words: list[str]) -> bool:
-    """Operands of ``-a``."""
+    """Evaluate the operands of ``-a``."""
     value = _primary(state, words)
     while words and words[0] == "-a":
         words.pop(0)
@@ -52,7 +52,7 @@ def _both(state: ShellState, words: list[str]) -> bool:
 
 
 def _primary(state: ShellState, words: list[str]) -> bool:
-    """One comparison, a test of a file or text, a negation, or an expression in parentheses."""
+    """Evaluate one comparison, a test of a file or text, a negation, or an expression in parentheses."""
     if not words:
         raise Failed("argument expected", 2)
     if len(words) >= 3 and (words[1] in _TEXTS or words[1] in _NUMBERS):

@@ -15,7 +15,7 @@ class Return(Leave):
 
 
 class Jump(Exception):  # noqa: N818 - control flow
-    """``break`` or, with ``again``, ``continue``: the innermost ``levels`` loops are left."""
+    """``break`` or, with ``again``, ``continue``: it leaves the innermost ``levels`` loops."""
 
     def __init__(self, levels: int, *, again: bool) -> None:
         self.levels = levels

@@ -1,11 +1,11 @@
-"""Effects of package scripts on the Tree, computed: nothing of the target is ever run::
+"""Compute the effects of package scripts on the Tree, without ever running a program of the target::
 
     outcome = run_script(tree, text, package="nginx", kind="post-install", args=["1.2-r0"])
 
-:func:`run_script` interprets a script on a copy of the Tree and takes the copy over only if it knew every construct
-and every command that was reached. Anything unknown is refused with package, script and line, never guessed. A caller
-that can run programs of the target (in the appliance, on the same architecture) uses :func:`attempt`, which returns
-such a script as a :class:`Pending`.
+:func:`run_script` interprets a script on a copy of the Tree, and adopts the copy only if it knew every construct and
+every command that the script reached. Anything unknown is refused with package, script and line, never guessed. A
+caller that can run programs of the target (in the appliance, on the same architecture) uses :func:`attempt`, which
+returns such a script as a :class:`Pending`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Outcome:
     """How a script ended. A status other than 0 does not stop an installation (apk only marks the package).
 
     Attributes:
-        status: its exit status.
+        status: the exit status of the script.
         messages: the last 200 lines that it wrote to standard output and standard error.
     """
 
@@ -55,7 +55,7 @@ class Pending:
         kind: ``pre-install``, ``post-install`` or ``trigger``.
         text: the script itself.
         args: its arguments.
-        reason: what the interpreter does not know, with the line.
+        reason: what the interpreter cannot compute, with the line.
     """
 
     package: str
@@ -139,10 +139,10 @@ def attempt(
 
 
 def _interpreter(text: str) -> re.Match[str]:
-    """The groups of the ``#!`` line: ``dash`` and ``flags``.
+    """Return the groups ``dash`` and ``flags`` of the pattern that matches the ``#!`` line.
 
     Raises:
-        Unsupported: there is no such line, the interpreter is not known, or the script uses what dash has not.
+        Unsupported: there is no such line, the interpreter is unknown, or the script uses something that dash lacks.
     """
     first = text.split("\n", 1)[0]
     match = _INTERPRETER.fullmatch(first)

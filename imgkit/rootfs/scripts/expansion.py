@@ -75,10 +75,10 @@ class Expander(ABC):
 
     @abstractmethod
     def capture(self, body: Body) -> str:
-        """What the commands of ``$(…)`` write."""
+        """Run the commands of ``$(…)``, and return what they write."""
 
     def fields(self, words: Sequence[Word]) -> list[str]:
-        """Words as arguments of a command."""
+        """Expand words to the arguments of a command."""
         arguments: list[str] = []
         for word in words:
             fields = _Fields(self.state.budget)
@@ -90,11 +90,11 @@ class Expander(ABC):
         return arguments
 
     def text(self, word: Word) -> str:
-        """A word as one text: no splitting, no pathnames (assignments, redirections, ``case`` subjects)."""
+        """Expand a word to one text, without splitting or pathnames (assignments, redirections, ``case`` subjects)."""
         return self.state.budget.joined([text for text, _ in self._chunks(word)])
 
     def pattern(self, word: Word) -> str:
-        """A word as a shell pattern in which quoted characters stand for themselves."""
+        """Expand a word to a shell pattern in which quoted characters stand for themselves."""
         return self._as_pattern(self._chunks(word))
 
     def _as_pattern(self, chunks: Sequence[_Chunk]) -> str:
@@ -102,11 +102,11 @@ class Expander(ABC):
         return "".join(_SPECIAL.sub(r"\\\g<0>", text) if quoted else text for text, quoted in chunks)
 
     def matches(self, word: Word, text: str) -> bool:
-        """Whether ``text`` matches the pattern ``word``."""
+        """Return whether ``text`` matches the pattern ``word``."""
         return self.state.matcher(self.pattern(word))(text)
 
     def _chunks(self, word: Word) -> list[_Chunk]:
-        """The expansions of a word's parts, without field splitting."""
+        """Return the expansions of a word's parts, without field splitting."""
         chunks: list[_Chunk] = []
         for part in word.parts:
             if isinstance(part, Literal):
@@ -134,7 +134,7 @@ class Expander(ABC):
                 fields.split(value)
 
     def _expand_arguments(self, part: Parameter, fields: _Fields) -> None:
-        """``$@``, ``$*``, ``"$@"`` and ``"$*"``."""
+        """Append the expansion of ``$@``, ``$*``, ``"$@"`` or ``"$*"``."""
         if part.quoted and part.name == "*":
             fields.text(self._all_arguments(), quoted=True)
             return
@@ -147,7 +147,7 @@ class Expander(ABC):
                 fields.split(argument)
 
     def _expand_default(self, part: Parameter, word: Word, fields: _Fields) -> None:
-        """``${name:-word}`` and ``${name:+word}`` outside of quotes: what is not quoted in the word is split."""
+        """Append ``${name:-word}`` or ``${name:+word}`` outside of quotes; unquoted text in the word is split."""
         if _uses_word(part, self.value(part.name)):
             for inner in word.parts:
                 if isinstance(inner, Literal) and not inner.quoted:
@@ -161,7 +161,7 @@ class Expander(ABC):
         return self.state.budget.joined(self.arguments, " ")
 
     def value(self, name: str) -> str | None:
-        """The value of a parameter, None if it is unset.
+        """Return the value of a parameter, None if it is unset.
 
         Raises:
             Unsupported: its value differs from run to run.
@@ -179,7 +179,7 @@ class Expander(ABC):
         return str(special[name]) if name in special else self.variables.get(name)
 
     def _parameter(self, part: Parameter) -> str:
-        """The text that a parameter with its operator stands for."""
+        """Return the expansion of a parameter with its operator."""
         value = self.value(part.name)
         if part.word is None:
             if value is None and "nounset" in self.options:
@@ -197,7 +197,7 @@ class Expander(ABC):
         return text
 
     def _trimmed(self, value: str, operator: str, text: str) -> str:
-        """``value`` without the shortest (``#``, ``%``) or longest prefix or suffix that matches a pattern."""
+        """Return ``value`` without the shortest (``#``, ``%``) or longest prefix or suffix that matches a pattern."""
         pattern = self.state.pattern(text)
         self.state.budget.scan(len(value), len(text) + 16)
         longest = len(operator) > 1
@@ -208,7 +208,7 @@ class Expander(ABC):
         return self.state.budget.text(value[: len(value) - size])
 
     def _pathnames(self, field: Sequence[_Chunk]) -> list[str]:
-        """The paths that match a field; the field itself if it has no wildcards or nothing matches."""
+        """Return the paths that match a field; the field itself if it has no wildcards or nothing matches."""
         plain = self.state.budget.joined([text for text, _ in field])
         if not any(not quoted and WILDCARD.search(text) for text, quoted in field):
             return [plain]
@@ -220,6 +220,6 @@ def _is_all_arguments(part: Parameter) -> bool:
 
 
 def _uses_word(part: Parameter, value: str | None) -> bool:
-    """Whether ``${name-word}`` and its like stand for the word; a colon makes an empty value count as unset."""
+    """Return whether ``${name-word}`` and its like stand for the word; a colon makes an empty value count as unset."""
     is_unset = value is None or (value == "" and part.operator[0] == ":")
     return is_unset != (part.operator[-1] == "+")

@@ -13,19 +13,19 @@ from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlin
 
 
 def _destination(state: ShellState, source: str, target: str) -> str:
-    """Where ``source`` is put: into ``target`` if that is a directory."""
+    """Return the path to which ``source`` goes: a path in ``target`` if that is a directory, else ``target``."""
     return f"{target.rstrip('/')}/{base_name(source)}" if state.is_directory(target) else target
 
 
 def _sources(operands: list[str]) -> tuple[list[str], str]:
-    """The operands but the last, and the last one, the target."""
+    """Split the operands into the sources and the target, which is the last one."""
     if len(operands) < 2:
         raise Failed("missing operand")
     return operands[:-1], operands[-1]
 
 
 def ln(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``ln [-sfnv] TARGET… LINK|DIRECTORY``."""
+    """Run ``ln [-sfnv] TARGET… LINK|DIRECTORY``."""
     flags, operands = options(arguments, "sfnv")
     if len(operands) == 1:
         operands = [operands[0], "."]
@@ -56,7 +56,7 @@ def _replace(state: ShellState, place: str, node: Node) -> None:
 
 
 def mkdir(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``mkdir [-pv] [-m MODE] DIRECTORY…``."""
+    """Run ``mkdir [-pv] [-m MODE] DIRECTORY…``."""
     flags, operands = options(arguments, "pvm:", {"parents": "p", "mode": "m"})
     parents = "p" in flags
 
@@ -92,7 +92,7 @@ def make_parents(state: ShellState, path: str) -> None:
 
 
 def rm(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``rm [-rRfvi] FILE…``."""
+    """Run ``rm [-rRfvi] FILE…``."""
     flags, operands = options(arguments, "rRfvi")
     recursive = "r" in flags or "R" in flags
 
@@ -116,7 +116,7 @@ def remove_all(state: ShellState, top: str) -> None:
 
 
 def rmdir(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``rmdir [-p] DIRECTORY…``."""
+    """Run ``rmdir [-p] DIRECTORY…``."""
     flags, operands = options(arguments, "p", {"ignore-fail-on-non-empty": "i"})
 
     def remove(text: str) -> None:
@@ -135,7 +135,7 @@ def rmdir(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def mv(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``mv [-fnv] SOURCE… TARGET``."""
+    """Run ``mv [-fnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "fnv")
     sources, target = _sources(operands)
 
@@ -156,7 +156,7 @@ def _copy_nodes(state: ShellState, old: str, new: str, *, keep: bool) -> None:
     """Copy a file or a directory with everything below it.
 
     Args:
-        keep: keep owners, modes and times; otherwise the copies are root's, made now, and the umask applies.
+        keep: keep owners, modes and times; otherwise the copies belong to root and are new, and the umask applies.
     """
     for path in state.walk(old):
         node = state.tree[path]
@@ -175,7 +175,7 @@ def _copy_nodes(state: ShellState, old: str, new: str, *, keep: bool) -> None:
 
 
 def cp(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``cp [-aprRfdPnv] SOURCE… TARGET``."""
+    """Run ``cp [-aprRfdPnv] SOURCE… TARGET``."""
     flags, operands = options(arguments, "aprRfdPnv")
     sources, target = _sources(operands)
     recursive, keep = bool({"a", "r", "R"} & set(flags)), bool({"a", "p"} & set(flags))
@@ -201,7 +201,7 @@ def cp(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def touch(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``touch [-c] FILE…``."""
+    """Run ``touch [-c] FILE…``."""
     flags, operands = options(arguments, "c")
 
     def make(text: str) -> None:
@@ -228,7 +228,7 @@ def new_file(state: ShellState, path: str, content: Content = Inline(b"")) -> No
 
 
 def _content(state: ShellState, source: str) -> Content:
-    """The content of a file that is installed."""
+    """Return the content of a file that is installed."""
     if source == "/dev/null":
         return Inline(b"")
     node = state.node(source)
@@ -238,7 +238,7 @@ def _content(state: ShellState, source: str) -> Content:
 
 
 def install(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``install [-dDvcp] [-m MODE] [-o OWNER] [-g GROUP] SOURCE… TARGET``, or ``-d DIRECTORY…``."""
+    """Run ``install [-dDvcp] [-m MODE] [-o OWNER] [-g GROUP] SOURCE… TARGET``, or ``-d DIRECTORY…``."""
     long = {"directory": "d", "mode": "m", "owner": "o", "group": "g"}
     flags, operands = options(arguments, "dDvcpm:o:g:", long)
     uid, _ = owner_of(state, flags.get("o", ""))

@@ -54,7 +54,7 @@ class _Search:
         follow: follow all links (-L).
         follow_operands: follow the links that are operands (-H).
         contents_first: visit a directory after what is in it (-depth).
-        terms: how many words the expression has, which is what a visit costs.
+        terms: number of words of the expression, which determines the cost of a visit.
         min_depth: the smallest depth at which the expression is evaluated.
         max_depth: the greatest depth that is visited.
         acts: whether the expression has an action; without one it prints.
@@ -86,7 +86,7 @@ class _Search:
 
 
 def find(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``find [-H] [-L] [PATH…] [EXPRESSION]``; the tables at the end of this module list what expressions may have."""
+    """Run ``find [-H] [-L] [PATH…] [EXPRESSION]``; the tables at the end of this module list the supported tests."""
     words = list(arguments)
     search = _Search(state, streams)
     while words and words[0] in ("-L", "-H"):
@@ -227,7 +227,7 @@ class _Parser:
         return _WITH_VALUE[word](self._search, self._words.pop(0))
 
     def _execution(self) -> _Test:
-        """``-exec COMMAND… ;`` or ``-exec COMMAND… {} +``."""
+        """Parse ``-exec COMMAND… ;`` or ``-exec COMMAND… {} +``."""
         search, command = self._search, list[str]()
         while self._words:
             word = self._words.pop(0)
@@ -240,13 +240,13 @@ class _Parser:
 
 
 def _filled(search: _Search, word: str, path: str) -> str:
-    """``word`` with every ``{}`` replaced by the path."""
+    """Return ``word`` with every ``{}`` replaced by the path."""
     search.state.budget.memory(len(word) + word.count("{}") * len(path))
     return word.replace("{}", path)
 
 
 def _batch(search: _Search, command: list[str]) -> _Test:
-    """``-exec COMMAND… {} +``: collect the paths, with which the command is run once at the end."""
+    """Compile ``-exec COMMAND… {} +``: collect the paths, and run the command once with all of them at the end."""
     paths: list[str] = []
     search.batches.append((command, paths))
 
@@ -258,7 +258,7 @@ def _batch(search: _Search, command: list[str]) -> _Test:
 
 
 def _always(_: _Visit) -> bool:
-    """The test of an option such as -maxdepth, which is always true."""
+    """Return True: this is the test of an option such as -maxdepth."""
     return True
 
 
@@ -327,7 +327,7 @@ def _max_depth(search: _Search, text: str) -> _Test:
 
 
 def _name(*, ignore_case: bool, whole_path: bool) -> Callable[[_Search, str], _Test]:
-    """-name, -iname, -path and -ipath."""
+    """Return the compiler of -name, -iname, -path or -ipath."""
 
     def build(search: _Search, text: str) -> _Test:
         matches = search.state.matcher(text, ignore_case=ignore_case)
@@ -355,7 +355,7 @@ def _type(_: _Search, text: str) -> _Test:
 
 
 def _permissions(_: _Search, text: str) -> _Test:
-    """-perm: exactly this mode, at least all of its bits (``-``), or any of them (``+`` or ``/``)."""
+    """Compile -perm: exactly this mode, at least all of its bits (``-``), or any of them (``+`` or ``/``)."""
     match = re.fullmatch(r"([-+/]?)([0-7]{1,4})", text)
     if not match:
         raise Unsupported(f"find -perm {text}")
@@ -368,7 +368,7 @@ def _permissions(_: _Search, text: str) -> _Test:
 
 
 def _owner(kind: str) -> Callable[[_Search, str], _Test]:
-    """-user and -group."""
+    """Return the compiler of -user or -group."""
 
     def build(search: _Search, text: str) -> _Test:
         accounts = lookup(search.state.accounts())

@@ -103,7 +103,7 @@ class _Parser(Scanner):
         return not (self.at_end() or self.peek(")") or self.peek(";") or self._reserved() in _ENDS)
 
     def _reserved(self) -> str:
-        """The reserved word that is next, or any other word of small letters; empty if there is none."""
+        """Return the reserved word that is next, or any other word of small letters; empty if there is none."""
         match = _RESERVED.match(self.text, self.pos)
         return match.group() if match else ""
 

@@ -12,10 +12,10 @@ _QUOTED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def expand_pathname(state: ShellState, pattern: str) -> list[str]:
-    """The paths that match ``pattern``, sorted, written as the pattern is (absolute or relative to ``state.cwd``).
+    """Return the sorted paths that match ``pattern``, absolute or relative to ``state.cwd`` as the pattern is.
 
     ``*``, ``?`` and ``[…]`` match neither a slash nor a dot at the start of a name; a backslash quotes the next
-    character. A part without wildcards matches what has its name, a dangling link included.
+    character. A part without wildcards matches the entry of that name, even a dangling link.
 
     Raises:
         Failed: a path is too long.
@@ -32,7 +32,7 @@ def expand_pathname(state: ShellState, pattern: str) -> list[str]:
 
 
 def _matches(state: ShellState, folder: str, component: str, *, directories: bool) -> list[str]:
-    """What matches one component of a pattern in a folder, which is empty or ends with a slash.
+    """Return the entries of ``folder``, which is empty or ends with a slash, that match one component of a pattern.
 
     Args:
         directories: whether only directories count; a slash is appended to them.
@@ -47,7 +47,7 @@ def _matches(state: ShellState, folder: str, component: str, *, directories: boo
 
 
 def _is_directory(state: ShellState, path: str) -> bool:
-    """Whether a path is a directory; one that leads into a loop of links is not."""
+    """Return whether a path is a directory; one that leads into a loop of links is not."""
     try:
         return state.is_directory(path)
     except Failed:
@@ -55,7 +55,7 @@ def _is_directory(state: ShellState, path: str) -> bool:
 
 
 def _names(state: ShellState, folder: str, component: str) -> list[str]:
-    """Names that match one component; one without wildcards is a name itself, which need not exist."""
+    """Return the names that match a component. One without wildcards is itself a name, which need not exist."""
     if not WILDCARD.search(_QUOTED.sub("", component)):
         return [_QUOTED.sub(r"\1", component)]
     matches = state.matcher(component)

@@ -38,17 +38,17 @@ class PatternSegment:
         self._expression = re.compile("".join(items), re.DOTALL | flags)
 
     def find(self, text: str, start: int) -> int:
-        """The first place at or after ``start`` where the segment matches, or -1."""
+        """Return the first place at or after ``start`` where the segment matches, or -1."""
         match = self._expression.search(text, start)
         return match.start() if match else -1
 
     def find_last(self, text: str, start: int) -> int:
-        """The last place at or after ``start`` where the segment matches, or -1."""
+        """Return the last place at or after ``start`` where the segment matches, or -1."""
         last = len(text) - self.width
         return next((place for place in range(last, start - 1, -1) if self.at(text, place)), -1)
 
     def at(self, text: str, place: int) -> bool:
-        """Whether the segment matches at ``place``."""
+        """Return whether the segment matches at ``place``."""
         return place >= 0 and self._expression.match(text, place) is not None
 
 
@@ -59,7 +59,7 @@ class _Part:
     segments: tuple[PatternSegment, ...]
 
     def prefix(self, text: str, *, longest: bool) -> int | None:
-        """The length of the shortest or longest prefix of ``text`` that matches, None if none does."""
+        """Return the length of the shortest or longest prefix of ``text`` that matches, None if none does."""
         first, *others = self.segments
         if not first.at(text, 0):
             return None
@@ -76,7 +76,7 @@ class _Part:
         return None if place < 0 else place + last.width
 
     def matches(self, text: str) -> bool:
-        """Whether all of ``text`` matches."""
+        """Return whether all of ``text`` matches."""
         *others, last = self.segments
         if not others:
             return len(text) == last.width and last.at(text, 0)
@@ -101,7 +101,7 @@ class ShellPattern:
     backwards: _Part
 
     def fullmatch(self, text: str) -> bool:
-        """Whether all of ``text`` matches."""
+        """Return whether all of ``text`` matches."""
         if len(self.parts) == 1:
             return self.parts[0].matches(text)
         pieces = text.split("/")
@@ -110,11 +110,11 @@ class ShellPattern:
         )
 
     def prefix(self, text: str, *, longest: bool) -> int | None:
-        """The length of the shortest or longest prefix that matches, None if none does. Not for pathname patterns."""
+        """Return the length of the shortest or longest matching prefix, None without one. Not for pathname patterns."""
         return self.parts[0].prefix(text, longest=longest)
 
     def suffix(self, text: str, *, longest: bool) -> int | None:
-        """The length of the shortest or longest suffix that matches, None if none does. Not for pathname patterns."""
+        """Return the length of the shortest or longest matching suffix, None without one. Not for pathname patterns."""
         return self.backwards.prefix(text[::-1], longest=longest)
 
 
@@ -147,7 +147,7 @@ def shell_pattern(pattern: str, budget: Budget, *, pathname: bool = False, ignor
 
 
 def _items(pattern: str) -> list[str]:
-    """The items of a pattern as regular expressions for one character; an asterisk stays an asterisk."""
+    """Return the items of a pattern as regular expressions for one character; an asterisk stays an asterisk."""
     items = []
     at = 0
     while at < len(pattern):

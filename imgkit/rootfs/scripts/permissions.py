@@ -18,7 +18,7 @@ _PERMISSIONS = {"r": 0o444, "w": 0o222, "x": 0o111, "X": 0o111, "s": 0o6000, "t"
 
 
 def mode_of(text: str, node: Node, umask: int) -> int:
-    """The mode that ``chmod TEXT`` gives to ``node``.
+    """Return the mode that ``chmod TEXT`` gives to ``node``.
 
     Args:
         text: an octal or symbolic mode, such as ``755`` or ``u+x,go-w``.
@@ -44,7 +44,7 @@ def mode_of(text: str, node: Node, umask: int) -> int:
 
 
 def _changed(mode: int, classes: str, action: str, umask: int, *, executable: bool) -> int:
-    """``mode`` after one action of a clause, such as ``+x`` for the classes ``ug``."""
+    """Apply one action of a clause to ``mode``, such as ``+x`` for the classes ``ug``, and return the result."""
     mask = 0
     for letter in classes or "a":
         mask |= _CLASSES[letter]
@@ -58,7 +58,7 @@ def _changed(mode: int, classes: str, action: str, umask: int, *, executable: bo
 
 
 def chmod(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``chmod [-Rvfc] MODE FILE…``; a mode such as ``-x`` is not taken for an option."""
+    """Run ``chmod [-Rvfc] MODE FILE…``; a mode such as ``-x`` is not taken for an option."""
     signs = [word for word in arguments if re.fullmatch(r"-[rwxXst,=+ugoa-]+", word)]
     flags, operands = options([word for word in arguments if word not in signs[:1]], "Rvfc")
     mode, *files = signs[:1] + operands or [""]
@@ -76,7 +76,7 @@ def chmod(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def owner_of(state: ShellState, text: str) -> tuple[int | None, int | None]:
-    """The numbers of user and group for ``user``, ``user:group``, ``user:`` or ``:group``; None for one not given.
+    """Return the uid and gid of ``user``, ``user:group``, ``user:`` or ``:group``; None for a part that is missing.
 
     Raises:
         Failed: a name is unknown.
@@ -107,7 +107,7 @@ def set_owner(state: ShellState, path: str, uid: int | None, gid: int | None) ->
 
 
 def chown(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``chown [-Rhvfc] OWNER[:GROUP] FILE…``."""
+    """Run ``chown [-Rhvfc] OWNER[:GROUP] FILE…``."""
     flags, operands = options(arguments, "Rhvfc", {"recursive": "R", "no-dereference": "h"})
     owner, *files = operands or [""]
     if not files:
@@ -117,7 +117,7 @@ def chown(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def chgrp(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``chgrp [-Rhvfc] GROUP FILE…``."""
+    """Run ``chgrp [-Rhvfc] GROUP FILE…``."""
     flags, operands = options(arguments, "Rhvfc")
     group, *files = operands or [""]
     if not files:

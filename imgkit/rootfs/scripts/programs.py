@@ -1,4 +1,4 @@
-"""The programs that scripts may call, by name: every one is a function on the Tree."""
+"""Run the programs that scripts may call, which are functions on the Tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FOLDERS = frozenset({"/bin", "/sbin", "/usr/bin", "/usr/sbin"})
 
 
 def run_program(state: ShellState, name: str, arguments: list[str], streams: Streams) -> int:
-    """Run the program ``name``, given with or without its folder, and return its exit status.
+    """Run the program ``name``, which may include its folder, and return its exit status.
 
     Raises:
         Unsupported: imgkit does not compute this program.

@@ -14,11 +14,11 @@ from imgkit.rootfs.scripts.words import Unsupported, Word
 
 
 def discard(_: str) -> None:
-    """The sink of /dev/null."""
+    """Drop a text: the sink of /dev/null."""
 
 
 def collector(collected: list[str], budget: Budget) -> Sink:
-    """A sink that appends what it is given to a list, and charges it to ``budget``."""
+    """Return a sink that appends texts to a list and charges them to ``budget``."""
 
     def collect(text: str) -> None:
         collected.append(budget.text(text))
@@ -27,7 +27,7 @@ def collector(collected: list[str], budget: Budget) -> Sink:
 
 
 def standard_input(texts: Sequence[str], budget: Budget) -> io.StringIO:
-    """Texts as an input, which takes four bytes of memory for each character."""
+    """Return texts as an input. Four bytes of memory are charged for each character."""
     budget.memory(4 * sum(map(len, texts)))
     return io.StringIO(budget.joined(texts))
 
@@ -35,7 +35,7 @@ def standard_input(texts: Sequence[str], budget: Budget) -> io.StringIO:
 def redirect(
     state: ShellState, redirects: Iterable[Redirect], streams: Streams, expand: Callable[[Word], str]
 ) -> Streams:
-    """The streams of a command after its redirections, which are done in their order.
+    """Apply the redirections of a command in their order, and return its streams.
 
     Args:
         state: the files.
@@ -63,7 +63,7 @@ def redirect(
 
 
 def _duplicated(descriptor: int, target: str, streams: Streams) -> Streams:
-    """``2>&1`` and its like."""
+    """Return the streams after a redirection such as ``2>&1``."""
     sinks: dict[str, Sink] = {"1": streams.out, "2": streams.err, "-": discard}
     if target not in sinks:
         raise Unsupported(f"the redirection {descriptor}>&{target}")
@@ -71,7 +71,7 @@ def _duplicated(descriptor: int, target: str, streams: Streams) -> Streams:
 
 
 def _opened(state: ShellState, target: str, streams: Streams, *, append: bool) -> Sink:
-    """A sink that writes to a file, which is created or, unless ``append``, emptied at once."""
+    """Return a sink that writes to a file, which is created or, unless ``append``, emptied at once."""
     special: dict[str, Sink] = {"/dev/null": discard, "/dev/stdout": streams.out, "/dev/stderr": streams.err}
     if target in special:
         return special[target]

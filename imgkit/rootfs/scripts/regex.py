@@ -90,7 +90,7 @@ class _Parser:
         return node
 
     def _next(self) -> tuple[str, bool]:
-        """The next character without its backslash, and whether it means what it means in an extended expression."""
+        """Return the next character without its backslash, and whether it has its meaning of extended expressions."""
         character = self.text[self.at : self.at + 1]
         if character != "\\":
             return character, self.extended or character not in _OPERATORS
@@ -109,7 +109,7 @@ class _Parser:
         return character
 
     def _ends(self) -> bool:
-        """Whether a sequence ends here."""
+        """Return whether a sequence ends here."""
         start = self.at
         ended = bool(self._operator("|", ")")) or start >= len(self.text)
         self.at = start
@@ -300,7 +300,7 @@ class Regex:
         self._steps: dict[tuple[_States, int, int, str], tuple[_States, bool]] = {}
 
     def search(self, text: str, budget: Budget) -> bool:
-        """Whether one of the expressions matches somewhere in a line.
+        """Return whether one of the expressions matches somewhere in a line.
 
         Raises:
             Exhausted: the budget does not suffice.
@@ -322,7 +322,7 @@ class Regex:
         return False
 
     def _step(self, states: _States, before: int, after: int, character: str, budget: Budget) -> tuple[_States, bool]:
-        """The states after ``character``, and whether the match was reached before it."""
+        """Return the states after ``character``, and whether the match was reached before it."""
         reached = self._closure(states, before, after, budget)
         items = self._program.items
         if character:
@@ -335,7 +335,7 @@ class Regex:
         return step
 
     def _closure(self, states: _States, before: int, after: int, budget: Budget) -> set[int]:
-        """The states that can be reached from ``states`` and from the start without a character."""
+        """Return the states that can be reached from ``states`` and from the start without a character."""
         program = self._program
         reached: set[int] = set()
         todo = [0, *states]
@@ -359,7 +359,7 @@ def _neighbour(character: str) -> int:
 
 
 def _holds(kind: str, before: int, after: int) -> bool:
-    """Whether an assertion holds between these neighbours."""
+    """Return whether an assertion holds between these neighbours."""
     left, right = before == _WORD, after == _WORD
     return {
         "^": before == _EDGE,

@@ -81,7 +81,7 @@ class Shell(Expander):
         return self.run(parse(text), streams)
 
     def capture(self, body: Body) -> str:
-        """What the statements of ``$(…)`` write, without the newlines at its end."""
+        """Run the statements of ``$(…)``, and return what they write without the newlines at its end."""
         collected: list[str] = []
         streams = Streams(io.StringIO(), collector(collected, self.state.budget), self._streams.err)
         with self._outside_of_conditions():
@@ -103,7 +103,7 @@ class Shell(Expander):
         """Run a function, a builtin or a program, and return its status.
 
         Raises:
-            Unsupported: imgkit knows nothing of this name.
+            Unsupported: imgkit does not know a command of this name.
         """
         self.state.budget.words(len(words))
         name, *arguments = words
@@ -130,7 +130,7 @@ class Shell(Expander):
         return run_program(self.state, name, arguments, streams)
 
     def source(self, arguments: list[str], streams: Streams) -> int:
-        """``. FILE``; subclasses decide here how a file is read."""
+        """Run ``. FILE``; subclasses decide here how a file is read."""
         if not arguments or "/" not in arguments[0]:
             raise Unsupported("sourcing a file from PATH")
         text = self.state.read(arguments[0])
@@ -142,10 +142,10 @@ class Shell(Expander):
     # ---- subshells -----------------------------------------------------------------------------------------------
 
     def _background(self, node: AndOr, streams: Streams) -> int:
-        """``… &``: a subshell without input, which runs to its end before the script goes on.
+        """Run ``… &`` in a subshell without input, to its end, before the script goes on.
 
-        That is one of the orders in which a real system may do it, and the only one that a script can rely on if it
-        waits for the results.
+        This is one of the orders in which a real system may run the two, and the only one that a script can rely on if
+        it waits for the results.
         """
         without_input = replace(streams, stdin=io.StringIO())
         self.state.budget.work(COMMAND)
@@ -183,7 +183,7 @@ class Shell(Expander):
 
     @contextmanager
     def _condition(self, *, active: bool = True) -> Iterator[None]:
-        """While this is active, ``set -e`` has no effect, because the script tests the status."""
+        """Disable ``set -e`` during the block while ``active``, because the script tests the status."""
         self._conditions += active
         try:
             yield
@@ -192,7 +192,7 @@ class Shell(Expander):
 
     @contextmanager
     def _outside_of_conditions(self) -> Iterator[None]:
-        """For ``$(…)`` and ``… &``, whose own commands are not tested even if the command that they are in is."""
+        """Enable ``set -e`` again during the block, for ``$(…)`` and ``… &`` inside a command that is tested."""
         saved = self._conditions
         self._conditions = 0
         try:
@@ -211,7 +211,7 @@ class Shell(Expander):
         return int(status == 0) if node.negated else status
 
     def _ends_script(self, node: Pipeline) -> bool:
-        """Whether ``set -e`` is on and applies; a failure in other compound commands has ended the script already."""
+        """Return whether ``set -e`` applies. A failure in any other compound command has ended the script already."""
         command = node.commands[0].command
         is_subshell = isinstance(command, Grouping) and command.subshell
         return "errexit" in self.options and (len(node.commands) > 1 or isinstance(command, Simple) or is_subshell)
@@ -324,7 +324,7 @@ class Shell(Expander):
         return self._with_variables(values, lambda: self.call(words, streams))
 
     def _words(self, words: Sequence[Word]) -> list[str]:
-        """Arguments; what follows ``export`` or ``local`` is an assignment and is not split."""
+        """Return the arguments of a command; assignments after ``export`` or ``local`` are not split."""
         if words and words[0].plain in _DECLARATIONS:
             return [self.text(word) for word in words]
         return self.fields(words)
@@ -374,5 +374,5 @@ def _refuse_difference(name: str, arguments: Sequence[str]) -> None:
 
 
 def environment(package: str, kind: str) -> Mapping[str, str]:
-    """The variables that apk 3 gives to a script."""
+    """Return the variables that apk 3 gives to a script."""
     return {"PATH": PATH, "APK_SCRIPT": kind, "APK_PACKAGE": package, "PWD": "/"}

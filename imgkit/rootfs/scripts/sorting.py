@@ -36,14 +36,14 @@ class _Key:
     order: str
 
     def of(self, line: str, delimiter: str) -> str:
-        """The key of a line."""
+        """Return the key of a line."""
         if not self.first:
             return line
         return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
 
 
 def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``sort [-nrVfus] [-t X] [-k N[,M]]… [-o FILE] [FILE…]``."""
+    """Run ``sort [-nrVfus] [-t X] [-k N[,M]]… [-o FILE] [FILE…]``."""
     flags, operands = options(arguments, _SORT)
     keys = [_parse_key(value) for name, value in gnu_getopt(arguments, _SORT)[0] if name == "-k"]
     lines = [line for operand in operands or ["-"] for line in _lines(state, operand, streams)]
@@ -58,7 +58,7 @@ def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     reverse = -1 if "r" in flags else 1
 
     def compare_lines(left: str, right: str) -> int:
-        """Lines whose keys are all equal are compared as a whole, unless -s is given."""
+        """Compare two lines by their keys, and then as a whole unless -s is given."""
         result = compare(left, right)
         return result if result or "s" in flags else reverse * _order(_raw(left), _raw(right))
 
@@ -70,7 +70,7 @@ def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _parse_key(text: str) -> _Key:
-    """The value of an option -k."""
+    """Parse the value of an option -k."""
     match = _KEY.fullmatch(text)
     first, first_order, last, last_order = match.groups() if match else ("", "", "", "")
     start, end = whole_number(first), whole_number(last or "0")
@@ -99,7 +99,7 @@ def _write(state: ShellState, text: str, target: str | None, streams: Streams) -
 
 
 def _compare(keys: Iterable[_Key], delimiter: str, left: str, right: str) -> int:
-    """Negative, 0 or positive, as ``left`` is less, equal or greater by the first key that differs."""
+    """Return a number below, equal to or above 0, as ``left`` is less, equal or greater by the first differing key."""
     for key in keys:
         result = _compare_keys(key.order, key.of(left, delimiter), key.of(right, delimiter))
         if result:
@@ -126,7 +126,7 @@ def _raw(text: str) -> bytes:
 
 
 def _number(text: str) -> float:
-    """The number that a text begins with, 0 if there is none."""
+    """Return the number that a text begins with, 0 if there is none."""
     if _ODD_NUMBER.match(text):
         raise Unsupported(f"sort -n of {text!r}")
     match = _NUMBER.match(text)
@@ -157,7 +157,7 @@ def version_order(left: bytes, right: bytes) -> int:
 
 
 def _digits(text: bytes, start: int) -> bytes:
-    """The digits from ``start`` on."""
+    """Return the digits from ``start`` on."""
     end = start
     while end < len(text) and text[end] in _DIGITS:
         end += 1
@@ -165,7 +165,7 @@ def _digits(text: bytes, start: int) -> bytes:
 
 
 def _after_zeros(text: bytes, at: int) -> int:
-    """The weight of what follows common zeros: a digit weighs less than anything else, and than the end."""
+    """Return the rank of what follows common zeros: a digit comes before anything else and before the end."""
     following = text[at] if at < len(text) else 0
     return (following - ord("0")) % 256
 
@@ -174,7 +174,7 @@ def _after_zeros(text: bytes, at: int) -> int:
 
 
 def ls(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``ls [-1adApr] [PATH…]``, with one name on each line, as ls writes without a terminal."""
+    """Run ``ls [-1adApr] [PATH…]``, with one name on each line, as ls writes without a terminal."""
     flags, operands = options(arguments, "1adApr")
     present = [operand for operand in operands or ["."] if _is_there(state, operand, streams)]
     present.sort(key=_raw, reverse="r" in flags)
@@ -190,7 +190,7 @@ def ls(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _is_there(state: ShellState, operand: str, streams: Streams) -> bool:
-    """Whether there is something at an operand of ls; a dangling link does not count. What is missing is reported."""
+    """Return whether an operand of ls exists, and report it if not. A dangling link does not count."""
     try:
         state.existing(operand)
     except Failed as cause:
@@ -200,13 +200,13 @@ def _is_there(state: ShellState, operand: str, streams: Streams) -> bool:
 
 
 def _shown(state: ShellState, text: str, flags: Mapping[str, str], *, follow: bool, name: str | None = None) -> str:
-    """The line of one path, called ``name`` if that is given."""
+    """Return the line that shows one path, under the name ``name`` if that is given."""
     slash = "p" in flags and isinstance(state.node(text, follow=follow), Directory)
     return f"{text if name is None else name}{'/' if slash else ''}\n"
 
 
 def _listing(state: ShellState, folder: str, flags: Mapping[str, str]) -> str:
-    """The lines of what is in a folder."""
+    """Return the lines that show the contents of a folder."""
     names = names_in(state, folder)
     if "a" in flags:
         names += [".", ".."]
@@ -217,7 +217,7 @@ def _listing(state: ShellState, folder: str, flags: Mapping[str, str]) -> str:
 
 
 def names_in(state: ShellState, folder: str) -> list[str]:
-    """The names in a directory, sorted.
+    """Return the names in a directory, sorted.
 
     Raises:
         Unsupported: the directory is volatile, such as /dev, which only a running system fills.

@@ -1,4 +1,4 @@
-"""What a package script works on: a Tree, a working directory, streams, and what commands have in common."""
+"""Provide the state that package scripts work on: a Tree, a working directory, streams and helpers of commands."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ class ShellState:
         hooks: what other parts of imgkit compute.
         cwd: the working directory, absolute.
         umask: permissions that new files and directories do not get.
-        volatile: folders below the root whose contents a script cannot use here.
+        volatile: folders below the root whose contents a script cannot use at build time.
         interpret: runs the text of another script on this state.
         execute: runs a program for a command such as ``find -exec``; never a function or a builtin of the shell.
-        budget: what the script may still cost; commands charge it before they do what may be expensive.
+        budget: the work and memory that the script may still use; commands charge it before they do expensive work.
     """
 
     tree: Tree
@@ -90,7 +90,7 @@ class ShellState:
     _patterns: dict[tuple[str, bool], ShellPattern] = field(default_factory=dict)
 
     def path(self, text: str, *, follow: bool = True) -> str:
-        """The path in the Tree of what a script calls ``text``.
+        """Return the path in the Tree that a script refers to as ``text``.
 
         Args:
             text: an absolute path, or one relative to the working directory.
@@ -115,12 +115,12 @@ class ShellState:
         return path
 
     def node(self, text: str, *, follow: bool = True) -> Node | None:
-        """The node that a script calls ``text``, links followed or not; None if there is none."""
+        """Return the node that a script refers to as ``text``, None if there is none; ``follow`` follows links."""
         path = self.path(text, follow=follow)
         return self.tree.stat(path) if follow else self.tree.get(path)
 
     def is_directory(self, text: str) -> bool:
-        """Whether ``text`` is a directory, or a link to one.
+        """Return whether ``text`` is a directory, or a link to one.
 
         Raises:
             Failed: the path is too long, or leads through too many links.
@@ -128,7 +128,7 @@ class ShellState:
         return bool(text) and isinstance(self.node(text), Directory)
 
     def existing(self, text: str, *, follow: bool = True) -> str:
-        """The path in the Tree of something that must exist.
+        """Return the path in the Tree of something that must exist.
 
         Raises:
             Failed: it does not, or the script says by a final slash that it is a directory, and it is not.
@@ -150,12 +150,12 @@ class ShellState:
         self.tree.add(path, node)
 
     def children(self, path: str) -> list[str]:
-        """The paths in the directory at ``path`` of the Tree, sorted."""
+        """Return the paths in the directory at ``path`` of the Tree, sorted."""
         self.budget.work(self.tree.count(path))
         return self.tree.children(path)
 
     def walk(self, top: str) -> list[str]:
-        """``top`` and every path below it, parents first."""
+        """Return ``top`` and every path below it, parents first."""
         paths = []
         for path, _ in self.tree.walk(top):
             self.budget.work(4)
@@ -168,7 +168,7 @@ class ShellState:
         self.tree.write(path, text, mtime=self.epoch)
 
     def read(self, text: str) -> str:
-        """The contents of the file that a script calls ``text``.
+        """Return the contents of the file that a script refers to as ``text``.
 
         Raises:
             Failed: there is no such file.
@@ -185,7 +185,7 @@ class ShellState:
             raise Failed(f"{text}: {reason}") from cause
 
     def lines(self, text: str) -> list[str]:
-        """The lines of a text, without their newlines."""
+        """Return the lines of a text, without their newlines."""
         return self.budget.lines(text)
 
     def pattern(self, text: str, *, ignore_case: bool = False) -> ShellPattern:
@@ -207,7 +207,7 @@ class ShellState:
         return pattern
 
     def matcher(self, text: str, *, ignore_case: bool = False) -> Callable[[str], bool]:
-        """A function that returns whether all of its argument matches the shell pattern ``text``."""
+        """Return a function that returns whether all of its argument matches the shell pattern ``text``."""
         pattern = self.pattern(text, ignore_case=ignore_case)
 
         def matches(subject: str) -> bool:
@@ -217,7 +217,7 @@ class ShellState:
         return matches
 
     def accounts(self) -> Tree:
-        """The Tree, for a command that reads or writes the files of users and groups; reading them is charged."""
+        """Return the Tree for a command that uses the files of users and groups, and charge the reading of them."""
         for path in (PASSWD, GROUP, SHADOW):
             node = self.tree.stat(path)
             size = node.content.size if isinstance(node, File) else 0
@@ -227,7 +227,7 @@ class ShellState:
 
 
 def base_name(path: str) -> str:
-    """The last part of a path; a final slash does not count."""
+    """Return the last part of a path; a final slash does not count."""
     return path.rstrip("/").rpartition("/")[2]
 
 
@@ -264,7 +264,7 @@ def options(
 
 
 def number(text: str) -> int:
-    """The number that ``text`` is in decimal digits.
+    """Return the number that ``text`` is in decimal digits.
 
     Raises:
         Failed: it is not one, or it has too many digits.

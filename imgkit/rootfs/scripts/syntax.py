@@ -10,7 +10,7 @@ from imgkit.rootfs.scripts.words import Word
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """``descriptor`` operator ``target``; for ``<<`` the target is the here-document itself."""
+    """A redirection: ``descriptor`` operator ``target``. The target of ``<<`` is the here-document itself."""
 
     descriptor: int
     operator: str
@@ -28,7 +28,7 @@ class Simple:
 
 @dataclass(frozen=True, slots=True)
 class If:
-    """``branches`` are (condition, body) of ``if`` and each ``elif``; ``otherwise`` is empty without an ``else``."""
+    """``if``: ``branches`` are its (condition, body) and those of each ``elif``; ``otherwise`` is the ``else`` part."""
 
     branches: tuple[tuple[Body, Body], ...]
     otherwise: Body
@@ -36,7 +36,7 @@ class If:
 
 @dataclass(frozen=True, slots=True)
 class For:
-    """``words`` is None where the loop is over the positional parameters."""
+    """``for``: a loop over ``words``, or over the positional parameters if ``words`` is None."""
 
     variable: str
     words: tuple[Word, ...] | None
@@ -45,7 +45,7 @@ class For:
 
 @dataclass(frozen=True, slots=True)
 class While:
-    """``while`` or, where ``until`` is set, ``until``."""
+    """A ``while`` loop, or an ``until`` loop if ``until`` is set."""
 
     condition: Body
     body: Body
@@ -54,7 +54,7 @@ class While:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``arms`` are (patterns, body); the first arm with a pattern that matches is run."""
+    """``case``: ``arms`` are (patterns, body), of which the first with a matching pattern is run."""
 
     subject: Word
     arms: tuple[tuple[tuple[Word, ...], Body], ...]
@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """``{ …; }`` or, where ``subshell`` is set, ``( … )``."""
+    """A group ``{ …; }``, or a subshell ``( … )`` if ``subshell`` is set."""
 
     body: Body
     subshell: bool
@@ -89,7 +89,7 @@ class Redirected:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Commands between ``|``; ``negated`` by an odd number of ``!``."""
+    """Commands that are joined by ``|``; an odd number of ``!`` makes the pipeline ``negated``."""
 
     commands: tuple[Redirected, ...]
     negated: bool
@@ -97,7 +97,7 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class AndOr:
-    """``first``, then pairs of ``&&`` or ``||`` and a pipeline; in the ``background`` if an ``&`` ends it."""
+    """A list: ``first``, then pairs of ``&&`` or ``||`` and a pipeline. A final ``&`` puts it in the ``background``."""
 
     first: Pipeline
     rest: tuple[tuple[str, Pipeline], ...]

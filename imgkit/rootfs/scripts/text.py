@@ -23,7 +23,7 @@ _MAX_WIDTH = 4096  # characters to which printf pads a value
 
 
 def _unescape(text: str) -> str:
-    """``text`` with the backslash escapes of ``echo -e`` and ``printf`` replaced."""
+    """Return ``text`` with the backslash escapes of ``echo -e`` and ``printf`` replaced."""
 
     def character(match: re.Match[str]) -> str:
         code = match[1]
@@ -37,7 +37,7 @@ def _unescape(text: str) -> str:
 
 
 def echo(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``echo [-neE] WORD…``; escapes are replaced only with -e, as in Alpine's ash."""
+    """Run ``echo [-neE] WORD…``; escapes are replaced only with -e, as in Alpine's ash."""
     flags = ""
     while arguments and re.fullmatch(r"-[neE]+", arguments[0]):
         flags += arguments.pop(0)
@@ -49,7 +49,7 @@ def echo(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def printf(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is repeated while arguments are left."""
+    """Run ``printf FORMAT ARGUMENT…``: %s %d %i %u %x %o %b %c %%; the format is repeated while arguments are left."""
     if not arguments:
         raise Failed("usage: printf FORMAT [ARGUMENT...]", 2)
     state.budget.work(2 * len(arguments[0]))
@@ -63,7 +63,7 @@ def printf(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _convert(match: re.Match[str], values: deque[str]) -> str:
-    """The text of one conversion of ``printf``, which takes the next of ``values``."""
+    """Return the text of one conversion of ``printf``, which takes the next of ``values``."""
     letter, flags = match["letter"], match["flags"]
     if letter == "%":
         return "%"
@@ -80,18 +80,18 @@ def _convert(match: re.Match[str], values: deque[str]) -> str:
 
 
 def cat(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``cat [FILE…]``."""
+    """Run ``cat [FILE…]``."""
     operands = options(arguments, "")[1] or ["-"]
     return for_each_operand(streams, "cat", operands, lambda file: streams.out(_input(state, file, streams)))
 
 
 def _input(state: ShellState, operand: str, streams: Streams) -> str:
-    """The contents of a file, or with ``-`` of standard input."""
+    """Return the contents of a file, or with ``-`` of standard input."""
     return state.budget.text(streams.stdin.read() if operand == "-" else state.read(operand))
 
 
 def grep(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``grep [-qwxFEivsch] [-e PATTERN] PATTERN [FILE…]``."""
+    """Run ``grep [-qwxFEivsch] [-e PATTERN] PATTERN [FILE…]``."""
     flags, operands = options(arguments, "qwxFEivschoe:")
     if "o" in flags:
         raise Unsupported("grep -o")
@@ -117,7 +117,7 @@ def grep(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _matcher(state: ShellState, patterns: list[str], flags: Mapping[str, str]) -> Callable[[str], bool]:
-    """A function that returns whether one of the patterns of grep is in a line."""
+    """Return a function that returns whether one of the patterns of grep is in a line."""
     around = ("^", "$") if "x" in flags else ("before", "after") if "w" in flags else None
     try:
         compiled = compile_expressions(
@@ -134,7 +134,7 @@ def _matcher(state: ShellState, patterns: list[str], flags: Mapping[str, str]) -
 
 
 def cut(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``cut [-s] [-d X] -f LIST [FILE…]``, with a list such as ``1,3-5,7-``."""
+    """Run ``cut [-s] [-d X] -f LIST [FILE…]``, with a list such as ``1,3-5,7-``."""
     flags, operands = options(arguments, "d:f:s")
     if not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", flags.get("f", "")):
         raise Unsupported("cut without a list of fields")
@@ -154,7 +154,7 @@ def cut(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _ranges(text: str) -> list[range]:
-    """The numbers of the fields that ``N,N-M,N-`` stands for."""
+    """Return the ranges of field numbers in a list such as ``N,N-M,N-``."""
     ranges = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -171,7 +171,7 @@ def _picked(fields: list[str], ranges: Sequence[range]) -> list[str]:
 
 
 def head(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``head [-n N] [FILE]`` and ``head -N [FILE]``."""
+    """Run ``head [-n N] [FILE]`` and ``head -N [FILE]``."""
     arguments = [f"-n{word[1:]}" if re.fullmatch(r"-\d+", word) else word for word in arguments]
     flags, operands = options(arguments, "n:")
     count = whole_number(flags.get("n", "10"))
@@ -185,7 +185,7 @@ def head(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def _operands(arguments: list[str]) -> list[str]:
-    """The operands of a command without options, of which there must be one."""
+    """Return the operands of a command without options. There must be at least one."""
     operands = options(arguments, "")[1]
     if not operands:
         raise Failed("missing operand")
@@ -193,7 +193,7 @@ def _operands(arguments: list[str]) -> list[str]:
 
 
 def basename(_: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``basename PATH [SUFFIX]``."""
+    """Run ``basename PATH [SUFFIX]``."""
     operands = _operands(arguments)
     name = base_name(operands[0]) or "/"
     suffix = operands[1] if len(operands) > 1 else ""
@@ -202,7 +202,7 @@ def basename(_: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def dirname(_: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``dirname PATH``."""
+    """Run ``dirname PATH``."""
     operands = _operands(arguments)
     folder = operands[0].rstrip("/").rpartition("/")[0].rstrip("/")
     streams.out((folder or ("/" if operands[0].startswith("/") else ".")) + "\n")
@@ -210,7 +210,7 @@ def dirname(_: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def readlink(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``readlink [-f] PATH``."""
+    """Run ``readlink [-f] PATH``."""
     flags, operands = options(arguments, "fn")
     text = operands[0] if operands else ""
     if not text:
@@ -226,23 +226,23 @@ def readlink(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def succeed(*_: object) -> int:
-    """``true``, and commands that have no effect on files."""
+    """Return 0, as ``true`` and commands do that have no effect on files."""
     return 0
 
 
 def fail(*_: object) -> int:
-    """``false``."""
+    """Return 1, as ``false`` does."""
     return 1
 
 
 def pwd(state: ShellState, _: list[str], streams: Streams) -> int:
-    """``pwd``."""
+    """Run ``pwd``."""
     streams.out(state.cwd + "\n")
     return 0
 
 
 def which(state: ShellState, name: str) -> str | None:
-    """The path of the program ``name``, which is looked for on PATH; None if there is none."""
+    """Return the path of the program ``name``, which is looked for on PATH; None if there is none."""
     places = [name] if "/" in name else [f"{directory}/{name}" for directory in PATH.split(":")]
     for place in places:
         node = state.node(place)
@@ -252,7 +252,7 @@ def which(state: ShellState, name: str) -> str | None:
 
 
 def which_command(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``which NAME…``."""
+    """Run ``which NAME…``."""
     places = [which(state, name) for name in arguments]
     streams.out("".join(f"{place}\n" for place in places if place))
     return 0 if places and all(places) else 1

@@ -32,7 +32,7 @@ def matching_directories(
     modified: Collection[str] | None = None,
     budget: Budget | None = None,
 ) -> tuple[str, ...]:
-    """The directories that a trigger is called with, as absolute paths, sorted (apk passes them in no fixed order).
+    """Return the directories that a trigger is called with, as sorted absolute paths (apk passes them unsorted).
 
     Args:
         directories: all directories of the installed database, relative to the root.
@@ -68,7 +68,8 @@ def matching_directories(
 
 
 def unlisted_modules(tree: Tree, release: str) -> list[str]:
-    """Kernel modules in lib/modules/<release> that its modules.dep does not list, and those listed but missing."""
+    """Return the modules in lib/modules/<release> that modules.dep does not list, and those that it lists but that are
+    missing."""
     top = tree.resolve(f"lib/modules/{release}")
     index = f"{top}/modules.dep"
     text = tree.text(index) if isinstance(tree.stat(index), File) else ""
@@ -82,7 +83,7 @@ def unlisted_modules(tree: Tree, release: str) -> list[str]:
 
 
 def depmod(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``depmod [-a] RELEASE``, which has nothing to do if the index in the kernel's package is complete."""
+    """Run ``depmod [-a] RELEASE``, which does nothing if the index in the kernel's package is complete."""
     state.budget.work(HEAVY)
     operands = options(arguments, "a")[1]
     if len(operands) != 1:
@@ -97,7 +98,7 @@ def depmod(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def mkinitfs(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``mkinitfs -o FILE RELEASE``."""
+    """Run ``mkinitfs -o FILE RELEASE``."""
     state.budget.work(HEAVY)
     flags, operands = options(arguments, "o:")
     if "o" not in flags or len(operands) != 1:
@@ -109,7 +110,7 @@ def mkinitfs(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def update_ca_certificates(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``update-ca-certificates``: write the bundle and its links, then run /etc/ca-certificates/update.d."""
+    """Run ``update-ca-certificates``: write the bundle and its links, then run /etc/ca-certificates/update.d."""
     state.budget.work(HEAVY)
     options(arguments, "v", {"verbose": "v"})
     cacerts.update(state.tree, epoch=state.epoch)
@@ -121,7 +122,7 @@ def update_ca_certificates(state: ShellState, arguments: list[str], streams: Str
 
 
 def c_rehash(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``c_rehash DIRECTORY``."""
+    """Run ``c_rehash DIRECTORY``."""
     state.budget.work(HEAVY)
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise Unsupported(f"c_rehash {' '.join(arguments)}")
@@ -131,7 +132,7 @@ def c_rehash(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def install_links(program: str) -> Command:
-    """The command ``PROGRAM --install -s``, for busybox and busybox-extras."""
+    """Return the command ``PROGRAM --install -s``, for busybox and busybox-extras."""
 
     def install(state: ShellState, arguments: list[str], _: Streams) -> int:
         if arguments != ["--install", "-s"]:
@@ -147,7 +148,7 @@ def install_links(program: str) -> Command:
 
 
 def rc_update(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``rc-update [-q] add|del SERVICE RUNLEVEL``."""
+    """Run ``rc-update [-q] add|del SERVICE RUNLEVEL``."""
     words = [word for word in arguments if word not in ("-q", "--quiet")]
     if len(words) != 3 or words[0] not in ("add", "del", "delete"):
         raise Unsupported(f"rc-update {' '.join(arguments)}")
@@ -163,11 +164,11 @@ def rc_update(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def _nothing_runs(*_: object) -> int:
-    """A program that needs a running system: it fails."""
+    """Fail, as a program does that needs a running system."""
     raise Failed("there is no running system to talk to")
 
 
-# These talk to services or to the kernel, change no files, and fail in a root filesystem that nothing runs in.
+# These talk to services or to the kernel. They change no files, and fail where no system is running.
 _RUNTIME = ("dbus-send", "killall", "modprobe", "pkill", "rc-service", "sysctl", "udevadm")
 
 NATIVE: Mapping[str, Command] = {

@@ -22,7 +22,7 @@ _ADDUSER = {
 
 
 def addgroup(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``addgroup [-S] [-g GID] GROUP`` and ``addgroup USER GROUP``."""
+    """Run ``addgroup [-S] [-g GID] GROUP`` and ``addgroup USER GROUP``."""
     flags, operands = options(arguments, "Sg:", {"system": "S", "gid": "g"})
     gid = _number(flags.get("g"))
     if len(operands) == 2:
@@ -35,7 +35,7 @@ def addgroup(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def adduser(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``adduser [-SDH] [-h DIR] [-g GECOS] [-s SHELL] [-G GROUP] [-u UID] [-k SKEL] USER``, ``adduser USER GROUP``."""
+    """Run ``adduser [-SDH] [-h DIR] [-g GECOS] [-s SHELL] [-G GROUP] [-u UID] [-k SKEL] USER`` or ``USER GROUP``."""
     flags, operands = options(arguments, "h:g:s:G:SDHu:k:", _ADDUSER)
     if len(operands) == 2 and not flags:
         return addgroup(state, operands, streams)
@@ -64,7 +64,7 @@ def _number(text: str | None) -> int | None:
 
 
 def passwd(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``passwd -l|-u|-d USER``: lock, unlock, remove the password."""
+    """Run ``passwd -l|-u|-d USER``: lock, unlock, remove the password."""
     flags, operands = options(arguments, "lud")
     if len(operands) != 1 or len(flags) != 1:
         raise Unsupported("passwd that asks for a password")
@@ -80,7 +80,7 @@ def passwd(state: ShellState, arguments: list[str], _: Streams) -> int:
 
 
 def chpasswd(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``chpasswd -e``: set the passwords in lines of ``user:hash``."""
+    """Run ``chpasswd -e``: set the passwords in lines of ``user:hash``."""
     if arguments not in (["-e"], ["--encrypted"]):
         raise Unsupported("chpasswd with a password in plain text (its hash would be random)")
     for line in state.lines(streams.stdin.read()):
@@ -90,7 +90,7 @@ def chpasswd(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def getent(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``getent passwd|group [KEY…]``: the lines of users or groups, by name or number."""
+    """Run ``getent passwd|group [KEY…]``, which prints the lines of users or groups, by name or number."""
     if not arguments or arguments[0] not in ("passwd", "group"):
         raise Unsupported(f"getent {' '.join(arguments)}")
     entries: list[accounts.PasswdEntry] | list[accounts.GroupEntry] = (
@@ -114,7 +114,7 @@ def _id(entry: accounts.PasswdEntry | accounts.GroupEntry) -> int:
 
 
 def identity(state: ShellState, arguments: list[str], streams: Streams) -> int:
-    """``id [-u|-g|-G] [-n] [USER]``; the user is root by default, as scripts run as root."""
+    """Run ``id [-u|-g|-G] [-n] [USER]``; the user is root by default, as scripts run as root."""
     flags, operands = options(arguments, "ugnG")
     name = operands[0] if operands else "root"
     user = accounts.find_user(state.accounts(), name)
@@ -136,7 +136,7 @@ def identity(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
 
 def add_shell(state: ShellState, arguments: list[str], _: Streams) -> int:
-    """``add-shell PATH…``: add lines to etc/shells that it does not have yet."""
+    """Run ``add-shell PATH…``: add lines to etc/shells that it does not have yet."""
     path = state.path("/etc/shells")
     lines = state.lines(state.read("/etc/shells")) if path in state.tree else []
     known = set(lines)

@@ -19,12 +19,12 @@ _ESCAPED_IN_QUOTES = frozenset('$`"\\')
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on the script rather than an error in it
-    """A script has something that imgkit does not compute.
+    """A script contains something that imgkit does not compute.
 
     Args:
-        construct: what it is, in words.
-        line: the line of the script; 0 if only the caller knows it.
-        where: package and script.
+        construct: describes it in words.
+        line: number of the script's line; 0 if only the caller knows it.
+        where: name of the package and of the script.
     """
 
     def __init__(self, construct: str, *, line: int = 0, where: str = "") -> None:
@@ -35,7 +35,7 @@ class Unsupported(Exception):  # noqa: N818 - a verdict on the script rather tha
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """Text as it stands; ``quoted`` text is neither split nor a pattern."""
+    """Literal text; ``quoted`` text is neither split nor a pattern."""
 
     text: str
     quoted: bool = False
@@ -43,7 +43,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """``$name`` or ``${name<operator>word}``; the operator of ``${#name}`` is ``length``."""
+    """A parameter, ``$name`` or ``${name<operator>word}``; the operator of ``${#name}`` is ``length``."""
 
     name: str
     operator: str = ""
@@ -53,7 +53,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
-    """``$(…)`` or backquotes; ``body`` is what :func:`imgkit.rootfs.scripts.grammar.parse` returns."""
+    """A command substitution, ``$(…)`` or backquotes. :func:`imgkit.rootfs.scripts.grammar.parse` makes ``body``."""
 
     body: Body
     quoted: bool = False
@@ -71,7 +71,7 @@ class Word:
 
     @staticmethod
     def literal(text: str, line: int) -> Word:
-        """A word that is ``text``, quoted."""
+        """Return a word that consists of the quoted text ``text``."""
         return Word((Literal(text, quoted=True),), line)
 
     @property
@@ -112,34 +112,34 @@ class Scanner(ABC):
         return self._line_at(self.pos)
 
     def _line_at(self, position: int) -> int:
-        """The number of the line of a position; newlines before the last position that was asked for are remembered."""
+        """Return the number of a position's line. The count of newlines up to the last position is cached."""
         start, newlines = self.counted if position >= self.counted[0] else (0, 0)
         newlines += self.text.count("\n", start, position)
         self.counted = position, newlines
         return self.first_line + newlines
 
     def refuse(self, construct: str) -> Unsupported:
-        """The exception for a construct at this position."""
+        """Return the exception for a construct at this position."""
         return Unsupported(construct, line=self.line)
 
     def at_end(self) -> bool:
-        """Whether the text ends here."""
+        """Return whether the text ends here."""
         return self.pos >= len(self.text)
 
     def peek(self, token: str) -> bool:
-        """Whether ``token`` is next."""
+        """Return whether ``token`` is next."""
         return self.text.startswith(token, self.pos)
 
     def rest(self) -> str:
-        """Up to 30 characters of the rest of this line, for messages."""
+        """Return up to 30 characters of the rest of this line, for messages."""
         return self.text[self.pos : self.pos + 30].split("\n", 1)[0]
 
     def at_delimiter(self) -> bool:
-        """Whether a word ends here: at a blank, a newline, an operator or the end."""
+        """Return whether a word ends here: at a blank, a newline, an operator or the end."""
         return self.at_end() or self.text[self.pos] in _DELIMITERS
 
     def blanks(self) -> bool:
-        """Skip blanks, line continuations and a comment. Always False, so that it can stand in a condition."""
+        """Skip blanks, line continuations and a comment. Return False, so that the call can stand in a condition."""
         while not self.at_end():
             if self.text[self.pos] in " \t":
                 self.pos += 1
@@ -208,7 +208,7 @@ class Scanner(ABC):
         self.pos = min(self.pos + 2, len(self.text))
 
     def _closing(self, quote: str, start: int) -> int:
-        """The position of the next ``quote``."""
+        """Return the position of the next ``quote``."""
         end = self.text.find(quote, start)
         if end < 0:
             raise self.refuse(f"syntax error: unterminated {quote}")
@@ -324,7 +324,7 @@ class Scanner(ABC):
         return Word.literal(document, line) if quoted else self._expanded(document, line)
 
     def _until(self, delimiter: str, start: int, *, strip_tabs: bool) -> tuple[str, int]:
-        """The lines from ``start`` up to the delimiter, which is a line of its own, and the position after it."""
+        """Return the lines from ``start`` up to the line that is the delimiter, and the position after it."""
         lines: list[str] = []
         position = start
         while position < len(self.text) or not lines:
@@ -337,7 +337,7 @@ class Scanner(ABC):
         raise self.refuse(f"syntax error: here-document without its {delimiter}")
 
     def _expanded(self, document: str, line: int) -> Word:
-        """A here-document with expansions, as if in double quotes."""
+        """Parse a here-document with expansions, as if it were in double quotes."""
         inner = type(self)(document, line)  # type: ignore[call-arg]
         parts: list[Part] = []
         inner._double_quoted(parts, "")
@@ -345,7 +345,7 @@ class Scanner(ABC):
 
 
 def _merged(parts: list[Part]) -> tuple[Part, ...]:
-    """Parts, with neighbouring literal text of the same kind made one part."""
+    """Return ``parts`` with neighbouring literal text of the same kind joined."""
     merged: list[Part] = []
     for quoted, group in groupby(parts, lambda part: part.quoted if isinstance(part, Literal) else None):
         if quoted is None:

@@ -139,9 +139,9 @@ def _wrong_answer(callback: str, answer: object, wanted: str) -> UsageError:
     name = type(answer).__name__
     if inspect.iscoroutine(answer):
         answer.close()  # otherwise Python warns that it was never awaited
-        return UsageError(f"{callback} is an async function, whose answer nobody waits for", hint=f"return {wanted}")
+        return UsageError(f"{callback} is an async function, which is not awaited", hint=f"return {wanted}")
     if isinstance(answer, (Permission, HostToolAnswer)):
         return UsageError(
-            f"{callback} returned a {name} with fields of other types", hint="allow and success are bools"
+            f"{callback} returned a {name} with fields of the wrong types", hint="allow and success are bools"
         )
-    return UsageError(f"{callback} returned {name}, which is no answer", hint=f"return {wanted}")
+    return UsageError(f"{callback} returned {name}, which is not an answer", hint=f"return {wanted}")

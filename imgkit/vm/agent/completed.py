@@ -1,4 +1,4 @@
-"""Run a command in the guest to its end: what it wrote, and the exit status that stands for its result.
+"""Run a command in the guest to its end, and return its output and its exit status.
 
 completed = collect(vm.request(command=["uname", "-r"])).check()
 print(completed.text)
@@ -14,12 +14,12 @@ from imgkit.vm.agent.requests import AgentRequest
 from imgkit.vm.failures import RequestError
 
 MAX_OUTPUT = 64 << 20
-"""Bytes of standard output, and of standard error, that :func:`collect` keeps."""
+"""Maximum size in bytes of the standard output, and of the standard error, that :func:`collect` keeps."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ran in the guest.
+    """The output and the result of a command that ran in the guest.
 
     Attributes:
         status: exit status as a shell reports it; see :func:`exit_status`.
@@ -38,7 +38,7 @@ class Completed:
         return self.stdout.decode(errors="replace")
 
     def check(self) -> Completed:
-        """Return the object itself if the command succeeded.
+        """Return this object if the command succeeded.
 
         Raises:
             GuestError: the command failed. The message has the last line that it wrote to standard error.
@@ -72,11 +72,11 @@ def exit_status(result: AgentResult) -> int:
 
 
 def collect(request: AgentRequest) -> Completed:
-    """Read a request to its end, and return what its command wrote.
+    """Read a request to its end, and return its command's output and result.
 
     Raises:
         RequestError: the command wrote more than :data:`MAX_OUTPUT` to standard output or standard error, or the
-            request is over already; and the errors of :meth:`AgentRequest.__next__`.
+            request has already ended. :meth:`AgentRequest.__next__` lists further errors.
     """
     output = {"stdout": bytearray(), "stderr": bytearray()}
     with request:

@@ -1,4 +1,4 @@
-"""Carry the agentd contract over files in the ``ipc`` share.
+"""Carry the agentd contract over files in the request share, whose tag is ``ipc``.
 
 The host writes ``requests/ID.json``, and the guest appends events to ``streams/ID.log``, one JSON object a line. The
 host answers the agent's questions in ``responses/``. The file ``heartbeat`` is the guest's sign of life.

@@ -47,7 +47,7 @@ class RateLimit:
         if self.total > self.burst + self.per_second * seconds:
             raise FloodError(
                 f"the guest floods the host: {self.total} {self.unit} within {seconds:.0f} s "
-                f"(allowed are {self.burst} and {self.per_second} a second)",
+                f"(the limit is {self.burst} and {self.per_second} a second)",
                 hint="docs/limits.md says what a guest may say",
             )
 

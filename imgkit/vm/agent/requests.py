@@ -1,7 +1,7 @@
 """Send requests to the agent in a guest, and iterate over the events that it sends back.
 
 An :class:`AgentRequest` is an iterator of events that ends after the result. Two transports carry requests and events:
-files in the ``ipc`` share (:mod:`imgkit.vm.agent.filetransport`) and lines on a virtio-serial port
+files in the request share (:mod:`imgkit.vm.agent.filetransport`) and lines on a virtio-serial port
 (:mod:`imgkit.vm.agent.serialtransport`)::
 
     with AgentRequest(transport, compose(command=["uname", "-a"]), timeout=60) as request:

@@ -154,7 +154,7 @@ def _address(word: str, host: str) -> IPv4Address | None:
         raise UsageError(f"--allow {word}: an address of the guest's own network", hint=hint)
     if address.is_loopback and address != LOOPBACK:
         hint = f"--allow {LOOPBACK}:PORT; the guest reaches it as 10.0.2.2:PORT"
-        raise UsageError(f"--allow {word}: of the host's loopback addresses the guest has one only", hint=hint)
+        raise UsageError(f"--allow {word}: only one of the host's loopback addresses can be allowed", hint=hint)
     if address.is_unspecified or address.is_multicast or int(address) >= 0xF0000000:
         raise UsageError(f"--allow {word}: not the address of a host")
     return address

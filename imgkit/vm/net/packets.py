@@ -101,7 +101,7 @@ def udp_packet(source: tuple[IPv4Address, int], target: tuple[IPv4Address, int],
 
 
 def tcp(data: bytes) -> TcpSegment | None:
-    """The segment in the payload of a datagram."""
+    """Parse the TCP segment in the payload of a datagram; None if it is malformed."""
     if len(data) < 20:
         return None
     source, target, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", data)

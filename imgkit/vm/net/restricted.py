@@ -184,8 +184,8 @@ class _Relay(asyncio.Protocol):
     def _log_private(self, name: str, addresses: list[Address]) -> None:
         """Log why a name on the allowlist is not reached."""
         private = ", ".join(str(address) for address in addresses[:3])
-        advice = "--allow with the address itself, if that is meant"
-        self._refusals.log(logging.WARNING, f"network: {name} leads to {private}, which no name may; {advice}", name)
+        advice = "use --allow with the address itself if this is intended"
+        self._refusals.log(logging.WARNING, f"network: {name} leads to {private}, which is not allowed; {advice}", name)
 
 
 class _Upstream(asyncio.Protocol):

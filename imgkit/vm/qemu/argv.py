@@ -1,8 +1,8 @@
-"""Turn the description of a virtual machine into QEMU's arguments. Pure: nothing is opened and nothing looked up.
+"""Turn the description of a virtual machine into QEMU's arguments. No file is opened or looked up here.
 
     words = arguments(VmSpec("amd64", Disk(image), console))
 
-The machine is made to boot quickly: it has no VGA card and no network boot ROM, which together cost seconds under
+The machine boots quickly because it has no VGA card and no network boot ROM, which together cost seconds under
 emulation. QEMU confines itself with seccomp. :mod:`imgkit.vm.bootspec` makes the description from what a user asks for.
 """
 
@@ -27,9 +27,10 @@ _FIRST_SHARE_SLOT = 0x10  # leaves 0x01–0x0f to the other devices
 TRANSLATION_MIB = 64
 """Size of QEMU's buffer for translated code, under emulation.
 
-With its default of 1 GiB nothing is ever thrown away. QEMU before 8 keeps one translation for every address at which a
-page of code was ever mapped (each process has its own addresses), and every store into such a page, once it is used for
-something else, looks at all of them: boots were seen to stand still for a minute. A full buffer is emptied as a whole.
+With QEMU's default of 1 GiB, no translation is ever discarded. QEMU before 8 keeps one translation for every address at
+which a page of code was ever mapped (each process has its own addresses). Once such a page is used for something else,
+every store into it searches all of them: boots were observed to stall for a minute. A full buffer is emptied as a
+whole.
 """
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")  # virtio-9p takes at most 31 bytes
 IPC_PORT = "ipc.0"
@@ -61,8 +62,8 @@ class Disk:
     Attributes:
         path: the image.
         format: "qcow2" or "raw".
-        writable: the guest writes to the image itself; otherwise its changes go to a temporary file that vanishes with
-            QEMU (``snapshot``).
+        writable: the guest writes to the image itself; otherwise its changes go to a temporary file that is gone when
+            QEMU ends (``snapshot``).
     """
 
     path: Path
@@ -140,7 +141,7 @@ def check_tag(tag: str) -> str:
 
 
 def arguments(spec: VmSpec) -> tuple[str, ...]:
-    """Return QEMU's command line for ``spec``, the program's name first.
+    """Return QEMU's command line for ``spec``, beginning with the program's name.
 
     Raises:
         UsageError: parts of the description are missing or contradict each other.
@@ -175,9 +176,9 @@ def _check_firmware(spec: VmSpec) -> None:
 
 
 def machine_arguments(spec: VmSpec) -> list[str]:
-    """Return the arguments for the machine itself, without the program's name, what QEMU inherits, and ``extra``."""
+    """Return the arguments for the machine itself: all but the program's name, inherited files and ``extra``."""
     record = machine(spec.arch)
-    # graphics=off makes SeaBIOS talk over the serial line, the only way to learn what it could not boot.
+    # graphics=off makes SeaBIOS write to the serial line, which is the only way to learn what it could not boot.
     board = f"{record.machine},graphics=off" if spec.arch == "amd64" else record.machine
     words = ["-machine", board, "-accel", _accelerator(spec), "-cpu", spec.cpu]
     words += ["-smp", str(spec.cpus), "-m", str(spec.memory_mib)]
@@ -230,7 +231,7 @@ def _disk(spec: VmSpec) -> list[str]:
         path = escape(spec.disk.path)
         snapshot = "off" if spec.disk.writable else "on"
         words += ["-drive", f"if=none,id=disk0,format={spec.disk.format},snapshot={snapshot},discard=unmap,file={path}"]
-        boots = spec.firmware != "direct"  # with -kernel the boot index 0 is taken by QEMU's own loader
+        boots = spec.firmware != "direct"  # with -kernel, QEMU's own loader has boot index 0
         words += ["-device", "virtio-blk-pci,drive=disk0" + (",bootindex=0" if boots else "")]
         words += ["-boot", "menu=off,strict=on"] if boots else []
     if spec.config is not None:
@@ -240,7 +241,7 @@ def _disk(spec: VmSpec) -> list[str]:
 
 
 def _shares(spec: VmSpec) -> list[str]:
-    """One 9p device per share. Eight of them share a PCI slot as functions of one device: 50 need seven slots."""
+    """Return one 9p device per share. Eight devices are functions of one PCI slot, so 50 shares need seven slots."""
     words: list[str] = []
     for index, share in enumerate(spec.shares):
         slot, function = _FIRST_SHARE_SLOT + index // FUNCTIONS, index % FUNCTIONS
@@ -253,7 +254,7 @@ def _shares(spec: VmSpec) -> list[str]:
 
 
 def _inherited(spec: VmSpec) -> list[str]:
-    """The file descriptors that QEMU inherits: files, and sockets that are connected already, so none needs a name."""
+    """Return the arguments for inherited descriptors: files, and connected sockets, which therefore need no names."""
     words: list[str] = []
     for index, descriptors in enumerate(spec.sets):
         for descriptor in descriptors:

@@ -1,9 +1,9 @@
-"""Find the UEFI firmware that QEMU needs: distributions put it at different places.
+"""Find the UEFI firmware that QEMU needs, which distributions install in different places.
 
     flash = private_copy(find("arm64"), folder)
 
-SeaBIOS comes with QEMU and is found by it. For UEFI a pair of flash images is used: the code, shared and read-only,
-and a template of the variable store, which is copied for each boot.
+QEMU itself finds SeaBIOS, which is part of it. UEFI needs a pair of flash images: the code, which is shared and
+read-only, and the variable store, which is copied from a template for each boot.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find(arch: str, *, root: Path | None = None) -> Firmware:
         root: folder to look below; None means the one in :data:`OVERRIDE`, or else ``/``.
 
     Raises:
-        HostError: the firmware is at none of the known places; the hint names its package.
+        HostError: the firmware is in none of the known places; the hint names its package.
     """
     top = root or Path(os.environ.get(OVERRIDE) or "/")
     size = _ARM64_FLASH if arch == "arm64" else 0
@@ -91,7 +91,7 @@ def find(arch: str, *, root: Path | None = None) -> Firmware:
 
 
 def private_copy(firmware: Firmware, folder: Path) -> Firmware:
-    """Return the firmware with a private variable store in ``folder``, and both files of the size the board demands.
+    """Return the firmware with a private variable store in ``folder``; both files have the size that the board demands.
 
     Raises:
         HostError: the files cannot be copied.
@@ -117,6 +117,6 @@ def private_copy(firmware: Firmware, folder: Path) -> Firmware:
 
 
 def _pad(path: Path, size: int) -> None:
-    """Make ``path`` at least ``size`` bytes long, sparse."""
+    """Extend the file at ``path`` to at least ``size`` bytes with a hole."""
     if size > path.stat().st_size:
         os.truncate(path, size)

@@ -3,10 +3,10 @@
     with handed(spec, folder, user) as files:
         start QEMU for files.spec, with files.descriptors
 
-QEMU gets a disk, a variable store and a config drive as they were opened here, whatever has their names by the time
-that QEMU looks: the file that was checked (:mod:`imgkit.disk.diskimage`) is the file that is booted. If QEMU runs as
-another user (:mod:`imgkit.vm.sandbox.identity`), everything else that it needs is given to that user or handed over,
-too, and the private folder of the machine stays closed to that user.
+QEMU uses the disk, the variable store and the config drive through descriptors that were opened here. The file that was
+checked (:mod:`imgkit.disk.diskimage`) is therefore the file that is booted, even if its name refers to another file
+later. If QEMU runs as another user (:mod:`imgkit.vm.sandbox.identity`), everything else that it needs is given to that
+user or handed over as well, and the private folder of the machine stays closed to that user.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PATH = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
 
 @dataclass
 class Handed:
-    """A machine whose files are open, and have the names that QEMU finds them by.
+    """A machine whose files are open and have the names by which QEMU finds them.
 
     Attributes:
         spec: the machine.
@@ -43,7 +43,7 @@ class Handed:
             descriptor.
         descriptors: what QEMU inherits.
         sets: file descriptors by the number of their set (:attr:`imgkit.vm.qemu.argv.VmSpec.sets`).
-        names: the name of a file for QEMU → the name that everybody else knows it by.
+        names: the name of a file for QEMU → its name on the host.
     """
 
     spec: VmSpec
@@ -71,8 +71,7 @@ class Handed:
     def set(self, path: Path, stack: ExitStack, *, writable: bool = False) -> Path:
         """Open the file at ``path`` as a set of descriptors (``-add-fd``), and return the name of the set.
 
-        QEMU opens a disk that is written to for reading first, and takes from the set the descriptor that has the
-        access it wants.
+        QEMU opens a writable disk for reading first. From the set it takes the descriptor that has the access it needs.
         """
         reading = self.open(path, os.O_RDONLY, stack)
         self.sets.append(
@@ -87,13 +86,13 @@ class Handed:
         return name
 
     def explain(self, text: str) -> str:
-        """Return what QEMU says, with the names that everybody knows."""
+        """Return a message of QEMU with the names that the files have on the host."""
         for name, path in sorted(self.names.items(), reverse=True):  # 10 before 1
             text = text.replace(str(name), str(path))
         return text
 
     def lend(self, path: Path, descriptor: int) -> Path:
-        """Make a set of the caller's descriptor of the file at ``path``, and return its name."""
+        """Make a set of ``descriptor``, the caller's descriptor of the file at ``path``, and return the set's name."""
         self.descriptors.append(descriptor)
         self.sets.append((descriptor,))
         return self._name(path)
@@ -101,16 +100,16 @@ class Handed:
 
 @contextmanager
 def handed(spec: VmSpec, folder: Path, user: Identity | None) -> Iterator[Handed]:
-    """Open what QEMU needs for the length of the block.
+    """Open the files that QEMU needs for the length of the block.
 
     Args:
         spec: the machine.
         folder: its private folder.
-        user: the user that QEMU runs as; None for this one.
+        user: the user that QEMU runs as; None for the user of this process.
 
     Raises:
         HostError: a file cannot be opened, or a folder is closed to ``user``.
-        InputError: the disk refers to other files, or is not a disk image that is booted.
+        InputError: the disk refers to other files, or is not a disk image that can be booted.
     """
     with ExitStack() as folders, ExitStack() as stack:
         temporary = _temporary(folder, folders)
@@ -132,9 +131,9 @@ def handed(spec: VmSpec, folder: Path, user: Identity | None) -> Iterator[Handed
 def _temporary(folder: Path, stack: ExitStack) -> Path:
     """Make a folder for what a guest writes to a disk that is not changed. QEMU unlinks its files there at once.
 
-    It is where QEMU would make them by itself: as ``TMPDIR`` says, else below ``/var/tmp``, which is seldom in memory.
-    Only this folder is given to QEMU's user. The private one around it, by which it is found again if this process is
-    killed, stays this user's.
+    It is where QEMU itself would make the files: in ``TMPDIR``, or else below ``/var/tmp``, which is seldom in memory.
+    Only this folder is given to QEMU's user. The private folder around it, by which it can be removed if this process
+    is killed, keeps its owner.
     """
     if not os.environ.get("TMPDIR") and os.access(_TEMPORARY, os.W_OK | os.X_OK):
         folder = stack.enter_context(private_folder(_TEMPORARY))
@@ -144,7 +143,7 @@ def _temporary(folder: Path, stack: ExitStack) -> Path:
 
 
 def _drives(result: Handed, stack: ExitStack) -> VmSpec:
-    """Hand over disks by descriptors. The file that is checked is the file that is booted."""
+    """Hand over disks as descriptors, so that the file that is checked is the file that is booted."""
     spec = result.spec
     disk, flash, config = spec.disk, spec.flash, spec.config
     if disk is not None:
@@ -161,7 +160,7 @@ def _drives(result: Handed, stack: ExitStack) -> VmSpec:
 
 
 def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> VmSpec:
-    """Hand over the rest, to a QEMU that runs as another user."""
+    """Hand over all other files to a QEMU that runs as another user."""
     spec = result.spec
     return replace(
         spec,
@@ -172,7 +171,7 @@ def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> Vm
 
 
 def _file(result: Handed, path: Path | None, folder: Path, user: Identity, stack: ExitStack) -> Path | None:
-    """Return a name by which ``user`` can read the file, or a copy of it."""
+    """Return a name by which ``user`` can read the file or a copy of it."""
     if path is None:
         return None
     if not _may(path.stat(), user, os.R_OK):
@@ -190,7 +189,7 @@ def _share(result: Handed, share: Share, user: Identity, stack: ExitStack) -> Sh
         return share
     if not _may(share.path.stat(), user, os.R_OK | os.X_OK):
         raise HostError(
-            f"{share.path}: closed to {user}, as whom QEMU runs",
+            f"{share.path}: closed to {user}, the user that QEMU runs as",
             hint="give the folder to that user, or let others read it",
         )
     return replace(share, view=result.open(share.path, _PATH, stack))
@@ -201,7 +200,7 @@ def _give(path: Path, user: Identity) -> None:
 
 
 def _may(status: os.stat_result, user: Identity, rights: int) -> bool:
-    """Return True if the mode of a file gives ``user`` these rights (``os.R_OK`` …)."""
+    """Return whether the mode of a file gives ``user`` these rights (``os.R_OK`` …)."""
     if status.st_uid == user.uid:
         return stat.S_IMODE(status.st_mode) >> 6 & rights == rights
     if status.st_gid in (user.gid, *user.groups):

@@ -1,4 +1,4 @@
-"""Start QEMU: from a description to a process that answers. It gets less memory, or no sandbox, if it must."""
+"""Start QEMU and wait until it answers, with less memory or without QEMU's own sandbox where the host lacks either."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from imgkit.vm.sandbox.identity import Identity
 log = logging.getLogger("imgkit.vm")
 
 MEMORY_STEPS = (4096, 2048, 1024)
-"""Sizes in MiB that are tried one after the other if none was asked for (the agentd contract)."""
+"""Sizes of memory in MiB that are tried in this order if none was requested (the agentd contract)."""
 _START_TIMEOUT = 20.0  # seconds for QEMU to set itself up
 _NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
-"""How QEMU begins a complaint about ``-sandbox``: with its own name and that word. File names come later in a line."""
+"""Start of a QEMU error about ``-sandbox``: the program's name and that word. File names come later in a line."""
 _VARIABLES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A QEMU that has set itself up.
+    """A QEMU process that has completed its setup and answers.
 
     Attributes:
         child: the process.
@@ -59,16 +59,18 @@ class Running:
 
 
 class _Start(Protocol):
+    """Starts QEMU for one attempt; ``anywhere`` lets it read files everywhere."""
+
     def __call__(self, attempt: VmSpec, *, anywhere: bool) -> Running: ...
 
 
 class _RefusedError(Exception):
-    """QEMU ended while it set itself up.
+    """QEMU ended during its setup.
 
-    ``str()`` gives its words with the names that everybody knows files by.
+    ``str()`` gives its error message with the names that the files have on the host.
 
     Attributes:
-        raw: its words with its own names for files.
+        raw: the message as QEMU wrote it, with QEMU's names of the files.
     """
 
     def __init__(self, raw: str, explained: str) -> None:
@@ -85,13 +87,13 @@ def launched(
     Args:
         spec: the machine; its memory, ports and qmp are filled in here.
         folder: private folder for standard error.
-        memory: sizes in MiB to be tried.
+        memory: sizes in MiB, which are tried in this order.
         ports: names of virtio-serial ports that get a connected socket here, besides those of ``spec``.
-        user: the user that QEMU runs as; None for this one.
+        user: the user that QEMU runs as; None for the user of this process.
 
     Raises:
         HostError: QEMU is missing or refuses its arguments, or it cannot be confined.
-        InputError: the disk is not a disk image that is booted (:func:`imgkit.disk.diskimage.check`).
+        InputError: the disk is not a disk image that can be booted (:func:`imgkit.disk.diskimage.check`).
     """
     with ExitStack() as stack:
         files = stack.enter_context(handover.handed(spec, folder, user))
@@ -106,7 +108,7 @@ def launched(
 
 
 def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
-    """Start QEMU, with less memory or less confinement as long as it refuses for the lack of either.
+    """Start QEMU. As long as it refuses for lack of memory or files, try again with less memory or less confinement.
 
     Raises:
         HostError: QEMU refuses for another reason.
@@ -120,10 +122,10 @@ def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
             reason = str(refused)
             if sandbox and _NO_SANDBOX.match(refused.raw):
                 sandbox = False
-                log.warning("QEMU runs without its own sandbox, which it cannot have: %s", reason)
+                log.warning("QEMU runs without its own sandbox, which is not available: %s", reason)
             elif not anywhere and "ermission denied" in reason:
                 anywhere = True
-                log.debug("QEMU may read files anywhere, as it misses some of its own: %s", reason)
+                log.debug("QEMU may read files anywhere, because some of its own are missing: %s", reason)
             elif len(sizes) > 1 and "allocate memory" in reason:
                 log.warning("no %d MiB of memory for the guest, trying %d", sizes[0], sizes[1])
                 sizes.pop(0)
@@ -174,7 +176,7 @@ def _started(
 
 
 def _with_path(words: Sequence[str]) -> list[str]:
-    """Return ``words`` with the program's path: another user than this one might find another program, or none."""
+    """Return ``words`` with the program's full path, because another user's PATH might lead to another program."""
     path = shutil.which(words[0])
     if path is None:
         raise process.missing(words[0])
@@ -182,7 +184,7 @@ def _with_path(words: Sequence[str]) -> list[str]:
 
 
 def _refusal(child: subprocess.Popen[bytes], stderr: Path, cause: QmpError) -> str:
-    """Return QEMU's own text, or else how it ended."""
+    """Return QEMU's own error message, or else how the process ended."""
     try:
         child.wait(timeout=2)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Hold one record for each architecture that imgkit boots, and tell architectures from names."""
+"""Describe the QEMU machine of each architecture that imgkit boots, and guess architectures from names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arch: TypeAlias = Literal["amd64", "arm64"]
 
 @dataclass(frozen=True)
 class Machine:
-    """How QEMU is asked for a machine of one architecture.
+    """The machine that QEMU is started with for one architecture.
 
     Attributes:
         arch: imgkit's name of the architecture.
@@ -23,10 +23,10 @@ class Machine:
         tcg_cpu: the CPU model that is quickest under emulation.
         native_cpu: the CPU model under hardware acceleration.
         console: the kernel's name for the serial port.
-        firmware: what such a machine usually boots by.
-        kernel_arguments: those of the recipe's module of the architecture, for boots that do not read them from the
-            disk.
-        host_names: what ``uname -m`` says on a host of this architecture, in lower case.
+        firmware: the firmware that such a machine boots by default.
+        kernel_arguments: kernel arguments of the recipe's module for the architecture, for boots that do not read them
+            from the disk.
+        host_names: what ``uname -m`` prints on a host of this architecture, in lower case.
     """
 
     arch: Arch
@@ -41,7 +41,7 @@ class Machine:
 
     @property
     def direct_command_line(self) -> str:
-        """The kernel's command line for a direct boot: arm64's is in the agentd contract."""
+        """The kernel's command line for a direct boot. The agentd contract defines the one of arm64."""
         line = f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
         return " ".join([line, *self.kernel_arguments])
 
@@ -87,7 +87,7 @@ def machine(arch: str) -> Machine:
 
 
 def guess_arch(image: Path) -> str:
-    """Return the architecture in the image's name (``linux-arm64.qcow2``), or else this host's."""
+    """Return the architecture that the image's name contains (``linux-arm64.qcow2``), or else this host's."""
     words = image.stem.replace("_", "-").split("-")
     return next((arch for arch in MACHINES if arch in words), host_arch())
 

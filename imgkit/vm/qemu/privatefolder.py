@@ -12,21 +12,21 @@ from pathlib import Path
 from imgkit.host import process, scratch, walk
 
 PREFIX = "imgkit-vm-"
-"""How the names of these folders begin."""
-# The outer shell dies with this process (PR_SET_PDEATHSIG is not inherited by the inner one); the inner one then sees
-# the end of the pipe. The second removal is for what a dying QEMU still wrote. It is Python that
-# removes: the shell's own tools fail at some of the trees that a guest can leave.
+"""Prefix of the names of these folders."""
+# The outer shell dies with this process (the inner one does not inherit PR_SET_PDEATHSIG), and the inner shell then
+# sees the end of the pipe. The second removal is for what a dying QEMU still wrote. A Python program does the removal,
+# because the tools of the shell fail on some of the trees that a guest can leave.
 _REAPER = '{ read -r _; for _ in 1 2; do "$2" -I -S -B "$3" "$1"; sleep 0.5; done; } <&3 & exec 3<&-; wait'
 
 
 @contextmanager
 def private_folder(place: Path | None = None) -> Iterator[Path]:
-    """Make a folder that only this user may enter, and remove it at the end of the block whatever a guest put into it.
+    """Make a folder that only this user may enter, and remove it at the end of the block with everything in it.
 
-    What this user's dead processes left of their machines in ``place`` is removed first.
+    Folders that dead processes of this user left in ``place`` are removed first.
 
     Args:
-        place: an existing folder to make it in; None is the folder for temporary files.
+        place: existing folder in which the new one is made; None is the folder for temporary files.
     """
     with ExitStack() as stack, scratch.folder(place, PREFIX) as folder:
         stack.enter_context(_reaper(folder))  # which lives until the folder has been removed
@@ -35,7 +35,7 @@ def private_folder(place: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _reaper(folder: Path) -> Iterator[None]:
-    """Have ``folder`` removed if this process is killed during the block."""
+    """Run a process during the block that removes ``folder`` if this process is killed."""
     script = f"exec 3<&0 </dev/null; {_REAPER}"
     command: list[str | Path] = ["/bin/sh", "-c", script, "imgkit-reaper", folder, sys.executable, walk.__file__]
     environment = {"PATH": os.environ.get("PATH", os.defpath)}

@@ -2,10 +2,10 @@
 
     accelerator = probe("amd64")    # Accelerator(name="kvm", cpu="host", reason="it passed the timed probe")
 
-``/dev/kvm`` proves little: there are hosts where it opens, answers every ioctl, and then aborts QEMU or runs guests a
-hundred times slower than plain emulation, and ``accel=kvm:tcg`` falls back from neither. So a tiny firmware of our own
-is run with the accelerator and the CPU that would be used later: it counts in a register and powers the machine off.
-Real hardware acceleration needs a few hundredths of a second for that.
+``/dev/kvm`` proves little: on some hosts it opens and answers every ioctl, but then aborts QEMU or runs guests a
+hundred times slower than plain emulation, and ``accel=kvm:tcg`` does not fall back in either case. So a tiny firmware
+is run with the accelerator and the CPU that would be used later. It counts in a register and powers the machine off,
+which takes real hardware acceleration a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ log = logging.getLogger("imgkit.vm")
 
 FIRMWARE_SIZE = 64 << 10
 COUNT = 20_000_000
-"""Turns of the loop. Two million would hardly do: a KVM that emulates was seen to need only 1.2 s for them."""
+"""Iterations of the loop. Two million would be too few: an emulated KVM was observed to need only 1.2 s for them."""
 LIMIT = 1.0
-"""Seconds within which the loop must be done, including the start of the process."""
+"""Seconds within which the loop must end, including the start of the process."""
 EXIT_VALUE = 0x31
-"""What the firmware writes to QEMU's exit device when it is done."""
+"""Value that the firmware writes to QEMU's exit device at the end."""
 KVM = Path("/dev/kvm")
 AcceleratorChoice: TypeAlias = Literal["auto", "kvm", "hvf", "tcg"]
 REQUESTS: tuple[AcceleratorChoice, ...] = get_args(AcceleratorChoice)
@@ -48,12 +48,12 @@ _SCHEMA = 1  # of the cache; raise it when the firmware or the limit changes
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What QEMU runs guests with.
+    """The accelerator and the CPU model that QEMU runs guests with.
 
     Attributes:
         name: "kvm", "hvf" or "tcg" (emulation).
         cpu: the CPU model to use with it.
-        reason: why it was chosen, in one phrase.
+        reason: why it was chosen, as a phrase.
     """
 
     name: str
@@ -67,9 +67,10 @@ class Accelerator:
 
 
 def x86_firmware(count: int = COUNT) -> bytes:
-    """Return 64 KiB that QEMU maps below 4 GiB: they count down from ``count``, write 0x31 to port 0xF4 and halt.
+    """Return a firmware of 64 KiB, which QEMU maps below 4 GiB.
 
-    16-bit real mode: the reset vector is 16 bytes before the end, in the segment that covers the whole image.
+    It counts down from ``count``, writes 0x31 to port 0xF4 and halts. It runs in 16-bit real mode: the reset vector is
+    16 bytes before the end, in the segment that covers the whole image.
     """
     program = (
         b"\x66\xb9" + struct.pack("<I", count)  # mov ecx, count
@@ -85,9 +86,9 @@ def x86_firmware(count: int = COUNT) -> bytes:
 
 
 def arm64_firmware(count: int = COUNT) -> bytes:
-    """Return 64 KiB for the flash at address 0: they count down from ``count``, then call PSCI SYSTEM_OFF.
+    """Return a firmware of 64 KiB for the flash at address 0.
 
-    That is function 0x84000008, called by HVC (Arm DEN 0022).
+    It counts down from ``count`` and calls PSCI SYSTEM_OFF, which is function 0x84000008, by HVC (Arm DEN 0022).
     """
     words = (
         0xD2800000 | (count & 0xFFFF) << 5,  # movz x0, #low
@@ -112,7 +113,7 @@ def arguments(record: Machine, accelerator: str, cpu: str, firmware: Path) -> li
 
 
 def expected_status(arch: str) -> int:
-    """Return QEMU's exit status after a good run: isa-debug-exit makes an odd number of the value written."""
+    """Return QEMU's exit status after a successful run: isa-debug-exit turns the value into an odd number."""
     return EXIT_VALUE << 1 | 1 if arch == "amd64" else 0
 
 
@@ -120,7 +121,7 @@ def measure(record: Machine, accelerator: str, cpu: str, *, limit: float = LIMIT
     """Run the firmware with this accelerator and CPU.
 
     Returns:
-        An empty string if the firmware was done in time, else one phrase that says what went wrong.
+        An empty string if the firmware ended in time, else a phrase that says what went wrong.
 
     Raises:
         HostError: the QEMU binary is missing.
@@ -171,21 +172,21 @@ def probe(arch: str, requested: str = "auto", *, cache: Path | None = None) -> A
 def allowed(
     accelerator: Accelerator, arch: str, requested: str, user: Identity | None, device: Path = KVM
 ) -> Accelerator:
-    """Return the accelerator that a QEMU run as ``user`` can use: what works for root may be closed to that user.
+    """Return the accelerator that QEMU can use as ``user``, who may lack access to a device that root can use.
 
     Args:
         accelerator: the result of :func:`probe`.
         arch: the guest's architecture.
-        requested: what :func:`probe` was asked for.
-        user: the user that QEMU runs as; None for this one.
-        device: the device of KVM.
+        requested: the argument ``requested`` of :func:`probe`.
+        user: the user that QEMU runs as; None for the user of this process.
+        device: path of the KVM device.
 
     Raises:
         HostError: ``requested`` is "kvm", and its device is closed to ``user``.
     """
     if accelerator.name != "kvm" or user is None or can_open(user, device):
         return accelerator
-    problem = f"{device} is closed to {user}, as whom QEMU runs"
+    problem = f"{device} is closed to {user}, the user that QEMU runs as"
     advice = f"chgrp kvm {device} && chmod 660 {device} opens it (a rule of udev's: for good)"
     if requested != "auto":
         raise HostError(f"accelerator kvm does not work here: {problem}", hint=advice)
@@ -194,7 +195,7 @@ def allowed(
 
 
 def _obstacle(record: Machine, accelerator: str) -> str:
-    """Return what rules the accelerator out, in one phrase, without running anything; empty if nothing does."""
+    """Return a phrase that says what rules the accelerator out; empty if nothing does. No program is run."""
     if host_arch() != record.arch:
         return f"{record.arch} guests are emulated on a host of another architecture"
     if accelerator == "kvm" and not os.access(KVM, os.R_OK | os.W_OK):
@@ -203,7 +204,7 @@ def _obstacle(record: Machine, accelerator: str) -> str:
 
 
 def _measured(record: Machine, accelerator: str, cache: Path | None) -> str:
-    """Return the result of :func:`measure`, from the cache if it is there. A loop that took too long is run again."""
+    """Return the cached result of :func:`measure`, or measure now. A loop that took too long is run a second time."""
     folder = cache or user_cache_path("imgkit") / "probe"
     path = folder / f"{_key(record, accelerator)}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
@@ -222,7 +223,7 @@ def _measured(record: Machine, accelerator: str, cache: Path | None) -> str:
 
 
 def _key(record: Machine, accelerator: str) -> str:
-    """Return a name made of all that a measurement depends on: the binary, the CPU, this boot of this kernel."""
+    """Return a name made of everything that a measurement depends on: binary, CPU, kernel and this boot of it."""
     binary = Path(shutil.which(record.binary) or record.binary).resolve()
     status = binary.stat()
     inputs = [str(binary), str(status.st_size), str(status.st_mtime_ns)]

@@ -12,11 +12,11 @@ _LIMIT = 1 << 20  # bytes of one answer
 
 
 class QmpError(Exception):
-    """The control connection is closed or silent, QEMU refused a command, or what it said is not QMP."""
+    """The control connection is closed or silent, QEMU refused a command, or its answer is not QMP."""
 
 
 class Qmp:
-    """A connected control socket. Events are skipped, and nothing here waits longer than it is told to."""
+    """A client of QEMU's control protocol on a connected socket. It skips events, and every command has a timeout."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -24,7 +24,7 @@ class Qmp:
         self._ready = False
 
     def execute(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
-        """Run a command, and return its answer.
+        """Run a command and return its answer.
 
         Raises:
             QmpError: no answer came within ``timeout`` seconds, the connection is closed, or QEMU refused the command.

@@ -116,7 +116,7 @@ def choose_user(work: Path | None, *, device: Path | None = None) -> Identity | 
     """
     if not can_switch_user():
         if is_root():
-            log.debug("this root has not the capabilities to start QEMU as another user")
+            log.debug("root lacks the capabilities here to start QEMU as another user")
         return None
     status = work.stat() if work is not None else None
     user = _nobody() if status is None or status.st_uid == 0 else _owner(status)

@@ -235,7 +235,7 @@ def obstacle(scope: Path = _SCOPE, status: Path = _STATUS, *, changes: bool | No
     if level >= 3 or (level == 2 and not capable):
         return f"kernel.yama.ptrace_scope is {level}"
     switches = can_switch_user() if changes is None else changes
-    return "this root has not CAP_SYS_PTRACE" if switches and not capable else ""
+    return "root lacks CAP_SYS_PTRACE here" if switches and not capable else ""
 
 
 def available(libc: ctypes.CDLL, calls: SyscallTable) -> bool:

@@ -122,7 +122,7 @@ class FolderMeter:
         self._judge(size - baseline[0], files - baseline[1])
 
     def _lost_space(self) -> tuple[int, int]:
-        """Return the bytes and files that the filesystem has lost since the start, whoever took them."""
+        """Return the bytes and files that the filesystem has lost since the start, including those of other users."""
         size, files = _free(self.folder.path)
         return max(0, self._free_at_start[0] - size), max(0, self._free_at_start[1] - files)
 

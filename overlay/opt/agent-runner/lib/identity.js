@@ -181,7 +181,7 @@ function renumber(lines, name, ids) {
  *
  * This may be interrupted at any time. Drafts of both files are written before anything changes, which also proves that
  * there is room for them, and the draft of /etc/passwd is renamed last. If that draft still exists at the next call,
- * everything is done again, for whoever owns the folder then.
+ * everything is done again, for the user who owns the folder then.
  * @param {{passwdFile: string, groupFile: string, workspace: string, scratchFolders: string[]}} config
  * @param {object} user as returned by `findUser`
  * @param {{uid: number, gid: number}} owner of the folder

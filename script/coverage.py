@@ -41,7 +41,7 @@ def main() -> int:
     variables.pop("NODE_V8_COVERAGE")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile", "-m", _RINGS[options.boots]]
     command += ["-p", "mutation.tracing", f"--covered={out / 'python'}"]
-    status |= subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
+    status |= subprocess.run(command, cwd=ROOT, env=variables, stdout=sys.stderr, check=False).returncode
     sys.stdout.write(table("package", ("lines", "branches"), python_counts(out / "python")) + "\n\n")
     sys.stdout.write(table("overlay", ("statements", "branches"), script_counts(out)) + "\n")
     return status

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -242,7 +243,12 @@ def test_a_locked_build_without_the_mirror_is_the_same_image(builder: Builder, i
     assert done.returncode == 0, done.stderr
     again = results(out, done.stdout, done.stderr)["amd64"]
     assert again.manifest["files"] == images["amd64"].manifest["files"]
-    assert again.manifest["packages"] == images["amd64"].manifest["packages"]
+    assert without_host(again.manifest["packages"]) == without_host(images["amd64"].manifest["packages"])
+
+
+def without_host(packages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the packages of a manifest with paths for URLs: another worker serves the mirror on another port."""
+    return [{**package, "url": urlsplit(package.get("url", "")).path} for package in packages]
 
 
 # ---- imgkit's own look ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import queue
@@ -58,6 +59,16 @@ def _numberless(shown: str) -> str:
     return re.sub(r":\d+:", ":", shown, count=1)
 
 
+def state(rings: str, tests: Sequence[str]) -> str:
+    """Return a name for what these tests execute: another one as soon as the code, the tests or the choice differ."""
+    listing = subprocess.run(["git", "ls-files", "-z", "imgkit", "tests"], cwd=ROOT, capture_output=True, check=True)
+    digest = hashlib.sha256(json.dumps([rings, *tests]).encode())
+    for name in listing.stdout.decode().split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            digest.update(f"\0{name}\0".encode() + (ROOT / name).read_bytes())
+    return f"executed-{digest.hexdigest()[:16]}"
+
+
 class Copy:
     """A copy of the repository in which one change at a time is made and tested."""
 
@@ -67,18 +78,42 @@ class Copy:
         shutil.copytree(ROOT, self.root, ignore=ignored, symlinks=True)
         self._python = _environment(folder / "venv", self.root)
         self._timeout = timeout
+        self._trusted: set[str] = set()
 
     def noticed(self, change: Change, tests: Sequence[str]) -> bool:
-        """Return True if one of the tests fails, or does not end, with this change made."""
+        """Return True if one of the tests fails, or does not end, with this change made.
+
+        Raises:
+            SystemExit: the test that failed does so on the unchanged code as well, so that it proves nothing.
+        """
         target = self.root / change.path
         original = (ROOT / change.path).read_bytes()
         target.write_bytes(change.apply(original))
         try:
-            return self._fails(tests)
+            noticed = self.fails(tests)
         finally:
             shutil.copy2(ROOT / change.path, target)
+        if noticed:
+            self._check(self._failed(tests))
+        return noticed
 
-    def _fails(self, tests: Sequence[str]) -> bool:
+    def _failed(self, tests: Sequence[str]) -> str:
+        """Return the test that failed last, or the first one if none could be run."""
+        lines = self._output.read_text(errors="replace").splitlines()
+        named = (test for test in tests for line in lines if line.startswith((f"FAILED {test}", f"ERROR {test}")))
+        return next(named, tests[0])
+
+    def _check(self, test: str) -> None:
+        if test not in self._trusted and self.fails([test]):
+            raise SystemExit(f"error: {test} fails in a copy of the unchanged code")
+        self._trusted.add(test)
+
+    @property
+    def _output(self) -> Path:
+        return self.root.parent / "output.txt"
+
+    def fails(self, tests: Sequence[str]) -> bool:
+        """Return True if one of the tests fails, or does not end, with the code as it is in the copy."""
         if tests and tests[0].endswith(".js"):
             command = ["sh", "-c", " && ".join(f"node --test {shlex.quote(test)}" for test in tests)]
         else:
@@ -89,15 +124,16 @@ class Copy:
         if os.geteuid() == 0:  # changed code of root's could end all processes of this computer
             command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
         variables = {**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(self.root.parent)}
-        child = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self._output.open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         try:
             return child.wait(self._timeout) != 0
         except subprocess.TimeoutExpired:
@@ -221,7 +257,7 @@ def main() -> int:
         return 0
     covering = None
     if any(change.path.endswith(".py") for change in chosen):
-        data = options.coverage or ROOT / "out" / "mutation" / "executed"
+        data = options.coverage or ROOT / "out" / "mutation" / state(options.rings, options.tests)
         data.parent.mkdir(parents=True, exist_ok=True)
         if not data.exists():
             measure(ROOT, data, options.rings, options.tests)

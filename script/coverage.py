@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -33,7 +34,8 @@ def main() -> int:
     options = parser.parse_args()
     out: Path = options.out.resolve()
     variables = {**os.environ, "NODE_V8_COVERAGE": str(out / "node"), "IMGKIT_COVERAGE": str(out / "guests")}
-    (out / "guests").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # figures of an earlier run do not count
+    (out / "guests").mkdir(parents=True)
     scripts = sorted(str(path) for path in (ROOT / "tests" / "agentd").glob("*.test.js"))
     status = subprocess.run(
         ["node", "--test", *scripts], cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, check=False

@@ -109,3 +109,47 @@ def test_the_report_counts_per_folder() -> None:
     }
     lines = program.report(results).splitlines()
     assert lines[2:] == ["| `a` | 6 | 3 | 1 | 1 | 1 | 75% |", "| `all` | 6 | 3 | 1 | 1 | 1 | 75% |"]
+
+
+def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> program.Copy:
+    """Return a copy of a small repository with one module and these tests."""
+    repository = folder / "repository"
+    (repository / "imgkit").mkdir(parents=True)
+    for name in ("__init__.py", "testing.py"):  # the pytest plugin that is installed
+        (repository / "imgkit" / name).touch()
+    (repository / "code.py").write_text("LIMIT = 1\n")
+    (repository / "test_it.py").write_text(tests)
+    monkeypatch.setattr(program, "ROOT", repository)
+    return program.Copy(folder, 60)
+
+
+CHANGE = Change("code.py", 1, 8, 9, "2", "constant")
+
+
+@pytest.mark.parametrize(("limit", "noticed"), [("== 1", True), ("> 0", False)])
+def test_a_change_is_noticed_or_not(limit: str, noticed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = "from pathlib import Path\n\ndef test_it():\n    exec(Path('code.py').read_text(), globals())\n"
+    tests = f"{read}    assert LIMIT {limit}\n"
+    copy = copy_with(tests, tmp_path, monkeypatch)
+    assert copy.noticed(CHANGE, ["test_it.py::test_it"]) is noticed
+    assert (copy.root / "code.py").read_text() == "LIMIT = 1\n"
+
+
+def test_a_test_that_always_fails_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copy_with("def test_it(): assert False\n", tmp_path, monkeypatch)
+    with pytest.raises(SystemExit, match="test_it fails in a copy of the unchanged code"):
+        copy.noticed(CHANGE, ["test_it.py::test_it"])
+
+
+def test_the_data_of_other_tests_or_code_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imgkit").mkdir()
+    module = tmp_path / "imgkit" / "x.py"
+    module.write_text("1")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    before = program.state("fast", [])
+    assert before == program.state("fast", [])
+    names = {before, program.state("slow", []), program.state("fast", ["tests/test_x.py"])}
+    module.write_text("2")
+    assert len(names | {program.state("fast", [])}) == 4

@@ -135,3 +135,9 @@ def test_a_missing_tool_is_a_failure_in_ci(tmp_path: Path) -> None:
     (tmp_path / "script/test").chmod(0o755)
     done = subprocess.run([tmp_path / ".ci/run"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=True)
     assert done.stdout == b"CI=1\n"
+
+
+def test_the_files_that_take_longest_exist() -> None:
+    from tests.conftest import _LONGEST
+
+    assert [name for name in _LONGEST if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []

@@ -5,30 +5,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import queue
 import random
 import re
-import shlex
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import venv
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mutation import python
 from mutation.change import Change
+from mutation.copies import ROOT, Copy
 from mutation.covering import RINGS, Covering, measure
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "testing.md"
 SEED = 9
 NOTICED, SURVIVED, UNCOVERED, ACCEPTED = "noticed", "survived", "not executed", "accepted"
@@ -69,90 +63,6 @@ def state(rings: str, tests: Sequence[str]) -> str:
     return f"executed-{digest.hexdigest()[:16]}"
 
 
-class Copy:
-    """A copy of the repository in which one change at a time is made and tested."""
-
-    def __init__(self, folder: Path, timeout: float) -> None:
-        self.root = folder / "imgkit"
-        ignored = shutil.ignore_patterns(".venv", ".git", "out", ".hypothesis", "corpus")
-        shutil.copytree(ROOT, self.root, ignore=ignored, symlinks=True)
-        self._python = _environment(folder / "venv", self.root)
-        self._timeout = timeout
-        self._trusted: set[str] = set()
-
-    def noticed(self, change: Change, tests: Sequence[str]) -> bool:
-        """Return True if one of the tests fails, or does not end, with this change made.
-
-        Raises:
-            SystemExit: the test that failed does so on the unchanged code as well, so that it proves nothing.
-        """
-        target = self.root / change.path
-        original = (ROOT / change.path).read_bytes()
-        target.write_bytes(change.apply(original))
-        try:
-            noticed = self.fails(tests)
-        finally:
-            shutil.copy2(ROOT / change.path, target)
-        if noticed:
-            self._check(self._failed(tests))
-        return noticed
-
-    def _failed(self, tests: Sequence[str]) -> str:
-        """Return the test that failed last, or the first one if none could be run."""
-        lines = self._output.read_text(errors="replace").splitlines()
-        named = (test for test in tests for line in lines if line.startswith((f"FAILED {test}", f"ERROR {test}")))
-        return next(named, tests[0])
-
-    def _check(self, test: str) -> None:
-        if test not in self._trusted and self.fails([test]):
-            raise SystemExit(f"error: {test} fails in a copy of the unchanged code")
-        self._trusted.add(test)
-
-    @property
-    def _output(self) -> Path:
-        return self.root.parent / "output.txt"
-
-    def fails(self, tests: Sequence[str]) -> bool:
-        """Return True if one of the tests fails, or does not end, with the code as it is in the copy."""
-        if tests and tests[0].endswith(".js"):
-            command = ["sh", "-c", " && ".join(f"node --test {shlex.quote(test)}" for test in tests)]
-        else:
-            listed = self.root.parent / "tests.txt"
-            listed.write_text("".join(f"{test}\n" for test in tests))
-            command = [str(self._python), "-m", "pytest", "-q", "-x", "-n", "0", "--timeout", "60", f"@{listed}"]
-            command += ["-m", "", "-p", "no:cacheprovider", f"--basetemp={self.root.parent / 'folders'}"]
-        if os.geteuid() == 0:  # changed code of root's could end all processes of this computer
-            command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
-        variables = {**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(self.root.parent)}
-        with self._output.open("wb") as output:
-            child = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        try:
-            return child.wait(self._timeout) != 0
-        except subprocess.TimeoutExpired:
-            return True
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-
-def _environment(folder: Path, root: Path) -> Path:
-    """Make a virtual environment that has the packages of the running one, and imgkit from ``root``."""
-    venv.create(folder, system_site_packages=True, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    present = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "imgkit-changed.pth").write_text("".join(f"{path}\n" for path in [str(root), *present]))
-    return folder / "bin" / "python"
-
-
 def sample(candidates: Sequence[Change], percent: float, seed: int) -> list[Change]:
     """Return ``percent`` of the changes of each file, at least one of a file that has any."""
     chosen: list[Change] = []
@@ -174,8 +84,11 @@ def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Coverin
     known = accepted()
     copies: queue.Queue[Copy] = queue.Queue()
     with tempfile.TemporaryDirectory(prefix="imgkit-mutation-", ignore_cleanup_errors=True) as base:
-        for number in range(options.jobs):
-            copies.put(Copy(Path(base) / str(number), options.timeout))
+        every = [Copy(Path(base) / str(number), options.timeout) for number in range(options.jobs)]
+        for copy in every:
+            if covering is not None:
+                copy.serve(options.tests or ["tests"])
+            copies.put(copy)
 
         def attempt(change: Change) -> str:
             """Return the result of one change."""
@@ -198,9 +111,13 @@ def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Coverin
                 tqdm.write(shown)
             return result
 
-        with ThreadPoolExecutor(options.jobs) as pool:
-            results = tqdm(pool.map(attempt, chosen), total=len(chosen), unit="change", disable=options.quiet)
-            return dict(zip(chosen, results, strict=True))
+        try:
+            with ThreadPoolExecutor(options.jobs) as pool:
+                results = tqdm(pool.map(attempt, chosen), total=len(chosen), unit="change", disable=options.quiet)
+                return dict(zip(chosen, results, strict=True))
+        finally:
+            for copy in every:
+                copy.close()
 
 
 def report(results: dict[Change, str]) -> str:

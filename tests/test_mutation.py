@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mutation import __main__ as program
-from mutation import python
+from mutation import copies, python
 from mutation.change import Change
+from mutation.copies import Copy
 from tests.commandline import ROOT
 from tests.conftest import need_program
 
@@ -111,7 +112,7 @@ def test_the_report_counts_per_folder() -> None:
     assert lines[2:] == ["| `a` | 6 | 3 | 1 | 1 | 1 | 75% |", "| `all` | 6 | 3 | 1 | 1 | 1 | 75% |"]
 
 
-def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> program.Copy:
+def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
     """Return a copy of a small repository with one module and these tests."""
     repository = folder / "repository"
     (repository / "imgkit").mkdir(parents=True)
@@ -119,8 +120,8 @@ def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> prog
         (repository / "imgkit" / name).touch()
     (repository / "code.py").write_text("LIMIT = 1\n")
     (repository / "test_it.py").write_text(tests)
-    monkeypatch.setattr(program, "ROOT", repository)
-    return program.Copy(folder, 60)
+    monkeypatch.setattr(copies, "ROOT", repository)
+    return Copy(folder, 60)
 
 
 CHANGE = Change("code.py", 1, 8, 9, "2", "constant")

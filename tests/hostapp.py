@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.images import QUICK
+
 READY = 180.0
 POLL = 0.1
 TRIES = 3
@@ -30,12 +32,15 @@ App = TypeVar("App")
 BINARY = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 EMULATION = re.compile(r"Oops: int3: |IO-APIC \+ timer doesn't work")
 """Messages on the console when QEMU's emulation of two CPUs has crashed the guest's kernel, which happens rarely."""
-COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet"
+COMMAND_LINE = f"root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet {' '.join(QUICK)}"
 
 
 def arguments(arch: str, image: Path, console: Path, shares: Mapping[str, Path], kernel: Sequence[Path]) -> list[str]:
-    """Return QEMU's arguments, as the contract's first section lists them."""
-    words = [BINARY[arch], "-accel", "tcg,thread=multi", "-m", "4096", "-smp", "2", "-nographic", "-snapshot"]
+    """Return QEMU's arguments, as the contract's first section lists them, for a machine with one CPU.
+
+    The application's has two, whose emulation takes half as long again; tests/test_boots.py boots that one.
+    """
+    words = [BINARY[arch], "-accel", "tcg,thread=multi", "-m", "4096", "-smp", "1", "-nographic", "-snapshot"]
     if arch == "arm64":  # emulation needs a model; the application's default would be a 32-bit one
         words += ["-machine", "virt", "-cpu", "cortex-a72"]
         words += ["-kernel", str(kernel[0]), "-initrd", str(kernel[1]), "-append", COMMAND_LINE]

@@ -63,19 +63,22 @@ def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmw
     """``imgkit boot`` takes the architecture from the image's name and finds the files of the firmware."""
     need_program(QEMU[arch])
     early = EarlyLook(tmp_path / "ipc")
-    words = ("--firmware", firmware, "--accel", "tcg", "--timeout", str(TIMEOUT), "--share", f"ipc={tmp_path}/ipc")
-    done = builder.run("boot", images[arch].disk, "--json", *words)
+    words = ("--firmware", firmware, "--accel", "tcg", "--cpus", "1", "--timeout", str(TIMEOUT))
+    done = builder.run("boot", images[arch].disk, "--json", *words, "--share", f"ipc={tmp_path}/ipc")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["buildId"] == images[arch].manifest["buildId"]
     assert 0 < report["secondsToReady"] < TIMEOUT
+    assert report["poweredOffCleanly"] is True
+    assert {"boot_loader", "init", "agent"} <= set(report["stages"])
+    assert "power off" not in done.stderr
     early.check()
 
 
 def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) -> None:
     """The kernel and the initramfs are the ones beside the image."""
     early = EarlyLook(tmp_path / "ipc")
-    words = ["--firmware", "direct", "--accel", "tcg", "--timeout", str(TIMEOUT), "--json"]
+    words = ["--firmware", "direct", "--accel", "tcg", "--cpus", "1", "--timeout", str(TIMEOUT), "--json"]
     words += ["--share", f"ipc={tmp_path}/ipc"]
     done = builder.run("boot", images["amd64"].disk, *words)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from tests.files import digest
 from tests.hostapp import Event, FileMode, SerialMode, output
 from tests.images import ROOT, Image
 from tests.rootport import RootCompleted, RootPort
+from tests.test_owners import check_serial_turns
 
 pytestmark = pytest.mark.vm
 
@@ -353,6 +354,10 @@ def test_serial_heartbeat(port: SerialMode) -> None:
     assert beat["ipcMode"] == "serial"
     assert beat["ipcMounted"] is not False
     assert abs(beat["timestamp"] / 1000 - time.time()) < 120
+
+
+def test_serial_mode_takes_the_applications_requests(port: SerialMode) -> None:
+    check_serial_turns(port)
 
 
 def test_serial_request_and_questions(port: SerialMode) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests import hostapp
 from tests.conftest import need_program
-from tests.images import ROOT, Builder
+from tests.images import ROOT, Builder, quick_kernel
 from tests.test_npm import need_npm
 
 PAYLOAD = ROOT / "fixtures/payloads/echo-agent"
@@ -29,7 +29,7 @@ def test_the_lock_pins_and_names_no_registry() -> None:
 def test_it_is_built_in_and_answers(builder: Builder, tmp_path: Path) -> None:
     need_program("qemu-system-x86_64")
     need_npm()
-    image = builder.build(tmp_path / "out", "--arch", "amd64", "--agent-runner", PAYLOAD)["amd64"]
+    image = builder.build(tmp_path / "out", "--arch", "amd64", "--agent-runner", PAYLOAD, *quick_kernel())["amd64"]
     files = image.manifest["files"]
     assert "/opt/agent-runner/node_modules/ms/index.js" in files
     assert "/opt/agent-runner/lib/supervisor.js" not in files, "the payload replaces what was there"

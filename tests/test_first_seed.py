@@ -15,7 +15,7 @@ import pytest
 
 from imgkit.vm import VM
 from tests.conftest import need_program
-from tests.images import ROOT, Builder, Images
+from tests.images import ROOT, Builder, Images, quick_kernel
 from tests.test_boots import QEMU, TIMEOUT
 from tests.test_npm import SEED, need_npm
 
@@ -48,7 +48,8 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seed_images(builder: Builder, payload: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
     """Images of both architectures with that payload."""
-    return builder.build(tmp_path_factory.mktemp("seed-images"), "--arch", "all", "--agent-runner", payload)
+    words = ("--arch", "all", "--agent-runner", payload, *quick_kernel())
+    return builder.build(tmp_path_factory.mktemp("seed-images"), *words)
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
@@ -77,7 +78,7 @@ def test_it_is_used_in_a_booted_image_as_the_agents_user(seed_images: Images, ar
     need_program(QEMU[arch])
     cpu, _ = CPUS[arch]
     sharp = f"require('{MODULES}/@img/sharp-linuxmusl-{cpu}/lib/sharp-linuxmusl-{cpu}.node')"
-    with VM.boot(seed_images[arch].disk, arch=arch, accelerator="tcg", timeout=TIMEOUT) as vm:
+    with VM.boot(seed_images[arch].disk, arch=arch, accelerator="tcg", cpus=1, timeout=TIMEOUT) as vm:
         assert vm.run(["id", "-un"]).text == "agent\n"
         asked = vm.run(["node", f"{SDK}/cli.js", "--version"], timeout=TIMEOUT)
         assert (asked.status, asked.text.strip()) == (0, VERSION)
@@ -95,7 +96,7 @@ def test_it_is_used_in_a_booted_image_as_the_agents_user(seed_images: Images, ar
 
 
 def test_pruned(builder: Builder, payload: Path, seed_images: Images, tmp_path: Path) -> None:
-    fields = ("--agent-runner", payload, "--set", "payload_binaries=prune")
+    fields = ("--agent-runner", payload, "--set", "payload_binaries=prune", *quick_kernel())
     images = builder.build(tmp_path / "out", "--arch", "amd64", *fields)
     image, before = images["amd64"], seed_images["amd64"]
     assert "left out of the payload: 9 binaries for other platforms (49.2 MB: " in images.errors

@@ -13,7 +13,7 @@ from imgkit.disk.grub import kernel_arguments
 from tests import rootport
 from tests.conftest import need_program
 from tests.files import digest
-from tests.images import Builder, Image, Images, overlay_with_root
+from tests.images import Builder, Image, Images, overlay_with_root, quick_kernel
 from tests.rootport import RootedVM
 from tests.vmspecs import writable
 
@@ -140,7 +140,7 @@ def test_a_read_only_root_and_an_agentd_elsewhere(builder: Builder, tmp_path: Pa
     settle_elsewhere(overlay)
     sets = ("read_only_root=true", f"overlay={overlay}", "size=1G", "name=ro")
     words = [word for setting in sets for word in ("--set", setting)]
-    image = builder.build(tmp_path / "out", "--arch", "amd64", *words)["amd64"]
+    image = builder.build(tmp_path / "out", "--arch", "amd64", *words, *quick_kernel())["amd64"]
     disk = tmp_path / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", image.disk, disk], check=True)
     before = digest(disk)

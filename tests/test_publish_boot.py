@@ -29,7 +29,7 @@ def test_boot_publish_and_download(builder: Builder, image: Image, tmp_path: Pat
     assert f"error: {disk}: no boot has proved it" in refused.stderr
     before = digest(disk)
 
-    booted = builder.run("boot", disk, "--accel", "tcg", "--timeout", "300", "--json")
+    booted = builder.run("boot", disk, "--accel", "tcg", "--cpus", "1", "--timeout", "300", "--json")
     assert booted.returncode == 0, booted.stderr
     assert digest(disk) == before
     said = json.loads(booted.stdout)

@@ -97,7 +97,7 @@ def test_an_image_runs_nothing_else_as_root(arch: str, images: Images) -> None:
 
 # ---- the attack ----------------------------------------------------------------------------------------------------
 
-COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyS0,115200 init=/sbin/init quiet imgkit_slow"
+COMMAND_LINE = "root=/dev/vda2 rootfstype=ext4 rw console=ttyS0,115200 init=/sbin/init quiet norandmaps imgkit_slow"
 """The host application's, so none of the image's own words; the last lets tests/guest/imgkit-slow hold the boot up."""
 
 ATTACK = r"""

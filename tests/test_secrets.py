@@ -237,9 +237,11 @@ def cidata(**files: str) -> bytes:
 
 
 def test_nocloud(image: Image) -> None:
+    """The machine has no network card, which nothing waits for."""
     config = cidata(meta_data=META, user_data=USER)
-    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "timeout": TIMEOUT}
+    options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "cpus": 1, "timeout": TIMEOUT, "network": "none"}
     with rootport.booted(image.disk, config=config, **options) as vm:
+        assert vm.root("ls /sys/class/net").text == "lo\n"
         done = vm.run(
             "hostname; cat /etc/hostname /etc/motd secret; ls -ln secret; cat .ssh/authorized_keys; ls -lnd .ssh"
         )

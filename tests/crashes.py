@@ -75,8 +75,7 @@ class Case:
     shared: Sequence[Path] = ()
 
     def seconds(self) -> float:
-        """Return how long an undisturbed run takes. It is the second one, because the first one fills the cache."""
-        self.run(Tally())
+        """Return how long an undisturbed run takes."""
         start = time.monotonic()
         self.run(Tally())
         return time.monotonic() - start

@@ -224,7 +224,8 @@ def container() -> Container:
 
 def _make(recipe: Recipe, scratch: Path) -> None:
     root, wheels = scratch / "root", scratch / "wheels"
-    argv: list[str | Path] = ["mmdebstrap", "--variant=minbase", "--quiet", f"--keyring={KEYRING}", recipe.suite, root]
+    argv: list[str | Path] = ["mmdebstrap", "--variant=minbase", "--quiet", f"--keyring={KEYRING}"]
+    argv += ["--dpkgopt=force-unsafe-io", recipe.suite, root]  # what is lost with the host is made again
     done = subprocess.run(argv, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     _download_wheels(recipe.python, wheels)

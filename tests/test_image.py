@@ -14,6 +14,7 @@ from tests import rootport
 from tests.files import digest
 from tests.images import RECIPE, ROOT, Image
 from tests.rootport import RootedVM
+from tests.test_network import reached, two_services
 
 pytestmark = pytest.mark.vm
 
@@ -189,6 +190,12 @@ def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: RootedVM, mirror_url:
     said = lines(guest, f"{words} add {PACKAGE} 2>&1", status=None, timeout=120)
     assert any("UNTRUSTED" in line or "untrusted" in line for line in said), said
     assert lines(guest, f"apk info -e {PACKAGE}", status=1) == []
+
+
+def test_the_user_network_opens_all_services_of_the_host(guest: RootedVM) -> None:
+    """A restricted network does not: tests/test_network.py."""
+    with two_services() as (allowed, other):
+        assert reached(guest, allowed, other)[:2] == [f"hello from {allowed}", f"hello from {other}"]
 
 
 # ---- what the agent gets -------------------------------------------------------------------------------------------

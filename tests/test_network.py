@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -524,11 +525,9 @@ nslookup a.example | grep -c 198.18.0.1; nslookup b.example >/dev/null || echo "
 """
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("network", ["restricted", "user"])
-def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
-    """The host's other services are what the user network opens, so the attack is seen to work there."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+@contextmanager
+def two_services() -> Iterator[tuple[int, int]]:
+    """Yield the ports of two web servers on the host's loopback device, which say where they are."""
 
     class Hello(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -542,21 +541,27 @@ def test_a_guest_reaches_what_was_named(image: Image, network: str) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hello) as allowed, ThreadingHTTPServer(("127.0.0.1", 0), Hello) as other:
         for server in (allowed, other):
             threading.Thread(target=server.serve_forever, daemon=True).start()
-        ports = {"ALLOWED": str(allowed.server_address[1]), "OTHER": str(other.server_address[1])}
-        script = LOOK
-        for name, port in ports.items():
-            script = script.replace(name, port)
-        allow = [f"127.0.0.1:{ports['ALLOWED']}", "a.example:443"] if network == "restricted" else []
-        options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "cpus": 1, "timeout": 400}
-        with VM.boot(image.disk, network=network, allow=allow, **options) as vm:
-            lines = vm.run(script, timeout=200).text.splitlines()
+        yield allowed.server_address[1], other.server_address[1]
         for server in (allowed, other):
             server.shutdown()
-    assert lines[0] == f"hello from {ports['ALLOWED']}"
-    if network == "user":
-        assert lines[1] == f"hello from {ports['OTHER']}"
-        return
-    refused = [f"10.0.2.2:{ports['OTHER']}", f"127.0.0.1:{ports['ALLOWED']}", "10.0.2.3:53", "169.254.169.254:80"]
+
+
+def reached(vm: VM, allowed: int, other: int) -> list[str]:
+    """Return what a guest says of both services, and of what else it tries."""
+    script = LOOK.replace("ALLOWED", str(allowed)).replace("OTHER", str(other))
+    return vm.run(script, timeout=200).text.splitlines()
+
+
+@pytest.mark.vm
+def test_a_guest_reaches_what_was_named(image: Image) -> None:
+    """That the attack works in the user network is in tests/test_image.py."""
+    with two_services() as (allowed, other):
+        options: dict[str, Any] = {"arch": "amd64", "accelerator": "tcg", "cpus": 1, "timeout": 400}
+        allow = [f"127.0.0.1:{allowed}", "a.example:443"]
+        with VM.boot(image.disk, network="restricted", allow=allow, **options) as vm:
+            lines = reached(vm, allowed, other)
+    assert lines[0] == f"hello from {allowed}"
+    refused = [f"10.0.2.2:{other}", f"127.0.0.1:{allowed}", "10.0.2.3:53", "169.254.169.254:80"]
     assert lines[1:] == [*(f"no {each}" for each in refused), "1", "no b.example"]
 
 

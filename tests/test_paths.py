@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.rootfs.pathchecks import leads_out
+from imgkit.tree import leads_out
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,10 @@ from typing import TypedDict
 from imgkit.apk.container import GzipMembers
 from imgkit.apk.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 from imgkit.errors import HostError, InputError
-from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, kind, xattrs_of
+from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, HardLink, Node, Slice, Symlink, kind, leads_out, xattrs_of
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
 _LIMIT_ENTRIES = 500_000  # the largest package of Alpine has about half as many
-_LIMIT_NAME = 255  # bytes of one part of a path, as in Linux
-_LIMIT_PATH = 4095
 _HEADERS = 4096  # bytes of headers and padding that one entry may cost on average
 
 
@@ -138,7 +136,7 @@ class _Reader:
             raise self._refuse(f"holds a path with '..': {name}")
         if "" in parts or "." in parts:
             raise self._refuse(f"holds the improper path {name!r}")
-        if len(_raw(path)) > _LIMIT_PATH or any(len(_raw(part)) > _LIMIT_NAME for part in parts):
+        if len(_raw(path)) > MAX_PATH or any(len(_raw(part)) > MAX_NAME for part in parts):
             raise self._refuse(f"holds a path that is too long: {path[:80]}…")
         return path
 
@@ -181,7 +179,7 @@ class _Reader:
     def _symlink(self, header: Header, path: str) -> tuple[Node, bytes]:
         if not header.link:
             raise self._refuse(f"holds the symbolic link {path} without a target")
-        if _leads_out(path, header.link):
+        if not header.link.startswith("/") and leads_out(header.link, path.count("/")):
             raise self._refuse(f"holds a symbolic link that leads out of the root: {path} → {header.link}")
         checksum = hashlib.sha1(_raw(header.link)).digest()  # noqa: S324
         self._compare(checksum, self._checksum(header, path) or checksum, path)
@@ -211,18 +209,6 @@ class _Reader:
         if actual != expected:
             detail = f"SHA-1 {actual.hex()} instead of {expected.hex()}"
             raise self._refuse(f"{path} does not match its checksum ({detail})")
-
-
-def _leads_out(path: str, target: str) -> bool:
-    """Return whether a relative link climbs above the root when it is followed from its folder."""
-    if target.startswith("/"):
-        return False
-    depth = path.count("/")
-    for part in target.split("/"):
-        depth += -1 if part == ".." else part not in ("", ".")
-        if depth < 0:
-            return True
-    return False
 
 
 class _Shared(TypedDict):

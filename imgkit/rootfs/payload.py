@@ -16,8 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
-from imgkit.rootfs.pathchecks import leads_out
-from imgkit.tree import Content, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, kind
+from imgkit.tree import (
+    Content,
+    Directory,
+    File,
+    HardLink,
+    Inline,
+    Slice,
+    Symlink,
+    Tree,
+    TreeError,
+    check_path,
+    kind,
+    leads_out,
+)
 
 PAYLOAD = "opt/agent-runner"
 MAX_DEPTH = 256

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 from imgkit.errors import InputError
 from imgkit.host import jsonfile
-from imgkit.rootfs.pathchecks import leads_out
+from imgkit.tree import leads_out
 
 _MAX_BYTES = 64 << 20  # of a package.json or a lock file
 

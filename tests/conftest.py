@@ -54,8 +54,8 @@ hypothesis.settings.load_profile("same" if CI else "patient")
 
 
 _LONGEST = [
-    *("boots", "first_seed", "crashes", "owners", "hardening", "run", "secrets", "interrupts", "disks", "engine"),
-    *("contract", "container", "image", "network", "root_in_guest", "echo_agent", "vm", "confined", "publish_boot"),
+    *("container", "boots", "first_seed", "crashes", "interrupts", "disks", "engine", "hardening", "owners", "contract"),
+    *("image", "run", "secrets", "network", "root_in_guest", "echo_agent", "vm", "confined", "publish_boot"),
 ]
 """Files of tests that take longest, first: when they run side by side, none of them may begin last."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, Unsupported, attempt, run_script
-from imgkit.rootfs.scripts.state import ShellState
+from imgkit.rootfs.scripts.effects import Outcome, Unsupported
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Symlink, Tree
 from tests.test_scripts import EPOCH, base, facts, run, said
 
@@ -603,78 +602,7 @@ def test_a_users_home_is_made_or_not() -> None:
 # ---- the state of a shell --------------------------------------------------------------------------------------------
 
 
-def test_what_a_running_system_has_is_not_used() -> None:
-    for text in ("echo x >/dev/tty", "cat /proc/mounts", "[ -e /sys/firmware/efi ]", "touch dev/x"):
-        with pytest.raises(Unsupported, match="which only a running system has"):
-            run(text)
-    assert said("[ -d /dev ] && [ -d /proc ] || echo no") == ["no"]
-
-
-def test_names_have_the_limits_of_linux() -> None:
-    state = ShellState(base())
-    assert state.path("x" * 255) == "x" * 255
-    assert state.path(f"/{'x' * 255}/") == "x" * 255
-    long = "/".join(["x" * 99] * 41)[:4095]
-    assert len(state.path(long)) == 4095
-    for text in ("x" * 256, "ü" * 128, f"{long}y"):
-        with pytest.raises(Exception, match="File name too long"):
-            state.path(text)
-
-
-def test_a_directory_with_set_group_id_hands_its_group_on() -> None:
-    tree, _ = run("install -d -m 2755 -g wheel d; touch d/f; mkdir d/e; ln -s x d/l; cp etc/motd d; mkdir -p d/e/g")
-    assert [facts(tree, f"d/{name}")[2] for name in ("f", "e", "l", "motd", "e/g")] == [10] * 5
-    assert facts(tree, "d/e") == ("2755", 0, 10)
-    assert facts(tree, "d/f")[0] == "644"
-
-
 # ---- a whole run -----------------------------------------------------------------------------------------------------
-
-
-def test_an_attempt_passes_everything_on() -> None:
-    text = "#!/bin/sh -x\necho $1 $2 $APK_SCRIPT $PWD; mkinitfs -o /boot/i 6.1; touch f\n"
-    calls: list[tuple[str, str]] = []
-    hooks = Hooks(mkinitfs=lambda _, release, path: calls.append((release, path)))
-    tree = base()
-    result = attempt(tree, text, package="p", kind="trigger", args=["a", "b c"], epoch=7, hooks=hooks)
-    assert result == Outcome(0, ("a b c trigger /",))
-    assert calls == [("6.1", "boot/i")]
-    assert tree["f"].mtime == 7
-    assert attempt(tree, text, package="p", kind="trigger") == Pending(
-        "p", "trigger", text, (), "p.trigger, line 2: mkinitfs"
-    )
-
-
-@pytest.mark.parametrize(
-    ("first", "lines"),
-    [
-        ("#!/bin/sh -e", ["a"]),
-        ("#!/bin/sh -eu", ["a"]),
-        ("#! /bin/ash -x", ["a", "b"]),
-        ("#!/bin/busybox  ash", ["a", "b"]),
-        ("#!/bin/dash", ["a", "b"]),
-        ("#!/usr/bin/dash -e", ["a"]),
-    ],
-)
-def test_options_of_the_interpreter(first: str, lines: list[str]) -> None:
-    text = f"{first}\necho a; false; echo b\n"
-    assert list(run_script(base(), text, package="p", kind="k").messages) == lines
-
-
-def test_the_last_200_lines_are_kept() -> None:
-    digits = "0 1 2 3 4 5 6 7 8 9"
-    count = f"for i in 1 2; do for j in {digits}; do for k in {digits}; do echo $i$j$k; done; done; done"
-    assert said(f"echo first; {count}")[0] == "100"
-    assert len(said(f"echo first; {count}")) == 200
-
-
-def test_programs_are_found_by_their_folders() -> None:
-    assert said("/bin/echo a; /usr/sbin/addgroup x; busybox echo b; /bin/busybox echo c; /usr/bin/busybox true") == [
-        "a", "b", "c",
-    ]  # fmt: skip
-    for name in ("/usr/local/bin/echo", "./echo", "/opt/busybox", "busybox"):
-        with pytest.raises(Unsupported, match=f"the command {name}"):
-            run(f"{name} x" if name != "busybox" else name)
 
 
 def test_the_directory_that_a_script_made_is_a_directory() -> None:

@@ -36,7 +36,7 @@ from imgkit.rootfs.scripts.syntax import (
 )
 from imgkit.rootfs.scripts.words import Unsupported, Word
 
-_DECLARATIONS = frozenset({"export", "local", "readonly"})
+_DECLARATIONS = (["export"], ["local"], ["readonly"])
 _MAX_CALLS = 20
 
 
@@ -325,9 +325,11 @@ class Shell(Expander):
 
     def _words(self, words: Sequence[Word]) -> list[str]:
         """Return the arguments of a command; assignments after ``export`` or ``local`` are not split."""
-        if words and words[0].plain in _DECLARATIONS:
-            return [self.text(word) for word in words]
-        return self.fields(words)
+        arguments = self.fields(words[:1])
+        keeps_assignments = arguments[:1] in _DECLARATIONS
+        for word in words[1:]:
+            arguments += [self.text(word)] if keeps_assignments and word.is_assignment else self.fields([word])
+        return arguments
 
     def _with_variables(self, values: Sequence[tuple[str, str]], action: Callable[[], int]) -> int:
         """Run a command with the assignments that stand in front of it; they end with the command."""

@@ -1,0 +1,34 @@
+"""The files that package scripts see: paths, limits of names, volatile folders, inherited groups."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgkit.rootfs.scripts.effects import Unsupported
+from imgkit.rootfs.scripts.state import ShellState
+from tests.test_scripts import base, facts, run, said
+
+
+def test_what_a_running_system_has_is_not_used() -> None:
+    for text in ("echo x >/dev/tty", "cat /proc/mounts", "[ -e /sys/firmware/efi ]", "touch dev/x"):
+        with pytest.raises(Unsupported, match="which only a running system has"):
+            run(text)
+    assert said("[ -d /dev ] && [ -d /proc ] || echo no") == ["no"]
+
+
+def test_names_have_the_limits_of_linux() -> None:
+    state = ShellState(base())
+    assert state.path("x" * 255) == "x" * 255
+    assert state.path(f"/{'x' * 255}/") == "x" * 255
+    long = "/".join(["x" * 99] * 41)[:4095]
+    assert len(state.path(long)) == 4095
+    for text in ("x" * 256, "ü" * 128, f"{long}y"):
+        with pytest.raises(Exception, match="File name too long"):
+            state.path(text)
+
+
+def test_a_directory_with_set_group_id_hands_its_group_on() -> None:
+    tree, _ = run("install -d -m 2755 -g wheel d; touch d/f; mkdir d/e; ln -s x d/l; cp etc/motd d; mkdir -p d/e/g")
+    assert [facts(tree, f"d/{name}")[2] for name in ("f", "e", "l", "motd", "e/g")] == [10] * 5
+    assert facts(tree, "d/e") == ("2755", 0, 10)
+    assert facts(tree, "d/f")[0] == "644"

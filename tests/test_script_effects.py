@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, attempt, run_script
-from tests.test_scripts import base, said
+from imgkit.errors import InputError
+from imgkit.rootfs.scripts.effects import Hooks, Outcome, Pending, Unsupported, attempt, run_script
+from tests.test_scripts import base, run, said
 
 
 def test_an_attempt_passes_everything_on() -> None:
@@ -43,3 +44,36 @@ def test_the_last_200_lines_are_kept() -> None:
     count = f"for i in 1 2; do for j in {digits}; do for k in {digits}; do echo $i$j$k; done; done; done"
     assert said(f"echo first; {count}")[0] == "100"
     assert len(said(f"echo first; {count}")) == 200
+
+
+def test_without_a_date_a_script_is_run_in_1970() -> None:
+    tree = base()
+    text = "#!/bin/sh\ntouch f; adduser -S -D -H u\n"
+    assert attempt(tree, text, package="p", kind="k") == Outcome(0)
+    assert tree["f"].mtime == 0
+    assert tree.text("etc/shadow").splitlines()[-1] == "u:!:0:0:99999:7:::"
+    assert run_script(tree, "#!/bin/sh\ntouch g\n", package="p", kind="k") == Outcome(0)
+    assert tree["g"].mtime == 0
+
+
+def test_a_script_that_is_too_long_is_not_read() -> None:
+    text = "#!/bin/sh\n" + "#" * (2 << 20)
+    with pytest.raises(InputError, match=r"^p\.k, line 0: the script needs more than 256 MiB of memory$"):
+        run_script(base(), text, package="p", kind="k")
+
+
+def test_a_file_that_sources_itself_is_refused() -> None:
+    tree = base()
+    tree.write("lib.sh", "\n. /lib.sh\n")
+    with pytest.raises(Unsupported, match=r"^demo\.post-install, line 2: nesting without end$"):
+        run("true; . /lib.sh", tree)
+
+
+def test_what_a_script_sources_may_return() -> None:
+    tree = base()
+    tree.write("lib.sh", "x=1; false\n")
+    assert run(". /lib.sh; echo $? $x; . /none; echo $?", tree)[1].messages == (
+        "1 1",
+        ".: /none: No such file or directory",
+        "1",
+    )

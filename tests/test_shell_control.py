@@ -141,3 +141,46 @@ def test_differences_of_dash_are_refused(text: str, reason: str) -> None:
 def test_what_dash_does_alike_is_computed() -> None:
     text = "#!/bin/dash -e\necho -n a; echo b - -e; echo; [ a = a ]; set -eu; false; echo never\n"
     assert run_script(base(), text, package="demo", kind="trigger") == Outcome(1, ("ab - -e", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("false; f() { :; }; echo $?", ["0"]),
+        ("for i in 1; do break & wait $!; echo $?; done", ["0"]),
+        ("set -e; { false && true; }; echo on", ["on"]),
+        ("set -e; if true; then false && true; fi; echo on", ["on"]),
+        ("set -e; for i in 1; do false && true; done; echo on", ["on"]),
+        ("set -e; (false && true); echo never", []),
+        ("until(true); do echo never; done; echo on", ["on"]),
+        ("while false; do :; done & wait $!; echo $?", ["0"]),
+        ("false; { :; }; echo $?; { false; }; echo $?; (exit 3); echo $?", ["0", "1", "3"]),
+        ("if true; then (exit 3); fi; echo $?; if false; then :; else (exit 4); fi; echo $?", ["3", "4"]),
+        ("if false; then :; elif (exit 5); then :; else :; fi; echo $?", ["0"]),
+        ("case a in b) ;; a) (exit 6);; esac; echo $?; case a in a) ;; esac; echo $?", ["6", "0"]),
+        ('i=; while [ "$i" != xx ]; do i=x$i; (exit 7); done; echo $?', ["7"]),
+        ("true && (exit 3) || (exit 4); echo $?; false && true; echo $?; true || false; echo $?", ["4", "1", "0"]),
+        ("false || echo $?; (exit 9) && true || echo $?", ["1", "9"]),
+        ("! (exit 3); echo $?; ! :; echo $?; ! false | true; echo $?", ["0", "1", "1"]),
+        ("x=$(exit 3) y=$(true); echo $?; x=$(true) y=$(exit 4); echo $?; x=1; echo $?", ["0", "4", "0"]),
+        ("echo $(exit 3); echo $?", ["", "0"]),
+        ("$(exit 3); echo $?; $(:); echo $?", ["3", "0"]),
+        ("f() { x=2; return 3; }; x=1; f; echo $? $x", ["3 2"]),
+        ("x=1 y=2 :; echo [$x$y]; x=0; x=1 true; echo $x", ["[]", "0"]),
+        ("f() { echo a; }; f() { echo b; }; f", ["b"]),
+        ("(f() { :; }; set -e; false); f || echo $?", None),
+    ],
+)
+def test_statuses_and_what_they_decide(text: str, lines: list[str] | None) -> None:
+    if lines is None:
+        with pytest.raises(Unsupported, match="the command f"):
+            run(text)
+    else:
+        assert said(text) == lines
+
+
+def test_calls_that_have_ended_do_not_count() -> None:
+    chain = "".join(f"f{number}() {{ f{number + 1}; }}\n" for number in range(1, 21))
+    assert said("g() { :; }\n" + "g\n" * 25 + "echo on") == ["on"]
+    with pytest.raises(Unsupported, match=r"function f21: calls deeper than 20$"):
+        run(f"g() {{ :; }}; {chain}f21() {{ :; }}\ng; g; g; f1")

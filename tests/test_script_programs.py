@@ -27,7 +27,12 @@ def test_programs_are_found_by_their_folders() -> None:
         *("grep W etc/motd", "grep -q W etc/motd", "grep -c W etc/motd", "fgrep W etc/motd", "egrep W etc/motd"),
         *("cut -d: -f1 etc/passwd", "head etc/motd", "basename /a/b", "dirname /a/b", "readlink bin/sh"),
         *("readlink -f bin/sh", "which sh", "which sh busybox", "sort etc/motd", "sort -o f etc/motd", "ls", "ls etc"),
-        *("find etc", "find etc -name motd -exec true ';'", "find etc -name motd -exec true {} +", "find etc -name none"),
+        *(
+            "find etc",
+            "find etc -name motd -exec true ';'",
+            "find etc -name motd -exec true {} +",
+            "find etc -name none",
+        ),
         *("ln -s a b", "mkdir d", "mkdir -p a/b", "rm etc/motd", "rm -f none", "rmdir tmp", "mv etc/motd m"),
         *("cp etc/motd m", "touch f", "touch -c f", "install etc/motd m", "install -d d", "chmod 600 etc/motd"),
         *("chown bin etc/motd", "chgrp bin etc/motd", "addgroup g", "addgroup bin wheel", "adduser -D u"),

@@ -308,13 +308,29 @@ def test_touch_changes_the_time_of_what_is_there() -> None:
         (0o755, "u+s", 0o4755), (0o755, "g+s", 0o2755), (0o755, "o+s", 0o755), (0o755, "+s", 0o6755),
         (0o755, "o+t", 0o755), (0o755, "a+t", 0o1755), (0o755, "+t", 0o1755), (0o1755, "-t", 0o755),
         (0o755, "0", 0), (0o755, "7777", 0o7777), (0o600, "=r", 0o444),
+        (0o640, "+s", 0o6640), (0o640, "o+s", 0o640), (0o640, "+t", 0o1640), (0o640, "o+t", 0o640),
+        (0o641, "a+X", 0o751), (0o604, "a+X", 0o604), (0o000, "u+w,g+r", 0o240),
+        (0o755, "u-x+s", 0o4655), (0o070, "u=,g-w", 0o050),
     ],
 )  # fmt: skip
 def test_modes(before: int, change: str, after: int) -> None:
     tree = base()
     tree.change("etc/motd", mode=before)
-    run(f"chmod {change} etc/motd", tree)
+    assert run(f"chmod {change} etc/motd", tree)[1] == Outcome(0)
     assert oct(tree["etc/motd"].mode) == oct(after)
+
+
+def test_a_mode_has_64_characters() -> None:
+    long = "u+x," * 15 + "g+wx"
+    assert run(f"chmod {long} etc/motd")[1] == Outcome(0)
+    assert said(f"chmod {long}r etc/motd") == [f"chmod: invalid mode '{long}…'"]
+
+
+def test_only_one_mode_may_look_like_an_option() -> None:
+    tree, _ = run("chmod 777 etc/motd; chmod -w -R etc/motd; chmod -R -x etc/motd")
+    assert facts(tree, "etc/motd")[0] == "466"
+    with pytest.raises(Unsupported, match="option 'w'"):
+        run("chmod -x -w etc/motd")
 
 
 @pytest.mark.parametrize("mode", ["", "8", "77777", "u", "+y", "x+r", "u+r,", "u+r,,g+r", "u r"])
@@ -369,6 +385,13 @@ def test_the_largest_number_of_an_owner() -> None:
         ("printf '%d %i %u %x %o %c %b %s\\n' 10 0x10 3 255 8 xyz 'a\\tb' 'c\\td'", ["10 16 3 ff 10 x a\tb c\\td"]),
         ("printf '%s\\n' a b c; printf 'x\\n' a b; printf '%s %s\\n' a b c", ["a", "b", "c", "x", "a b", "c "]),
         ("printf '%-4s|%4s|%.2s|%04d|%+d\\n' a b cde 7 8", ["a   |   b|cd|0007|+8"]),
+        ("echo -e '\\xg|\\x9|\\7|\\0|\\18|\\x414' | cat; echo -e 'a\\'", ["\\xg|\t|\a|\0|\x018|A4", "a\\"]),
+        ("printf %.00000000000000002s abc; printf '%4s|%-4s|%.1s|\\n' a b cd", ["ab   a|b   |c|"]),
+        ("echo a:b | cut -d: -f 1-9999999999999999999; echo a:b | cut -d: -f 9999999999999999999-; echo on",
+         ["cut: invalid field '1-9999999999999999999'", "cut: invalid field '9999999999999999999-'", "on"]),
+        ("echo a:b:c | cut -d: -f 2-2; echo a:b:c | cut -d: -f 3-2; echo a | cut -d: -f 2-", ["b", "", "a"]),
+        ("head -n 1 etc/a.conf; head -2 etc/a.conf; head -n 3 etc/a.conf", ["a b", "a b", "c d", "a b", "c d"]),
+        ("touch bin/x bin/y; chmod 001 bin/x; which x; which y; which bin; which bin/x etc", ["/bin/x", "bin/x"]),
         ("printf '%d|%s\\n' '' ''; printf '%%\\n'; printf '%5%|\\n'", ["0|", "%", "%|"]),
         ("printf %d x || echo $?; printf; echo $?", ["printf: invalid number 'x'", "1",
                                                   "printf: usage: printf FORMAT [ARGUMENT...]", "2"]),
@@ -446,7 +469,8 @@ def test_a_width_may_have_4096_characters() -> None:
     [
         ("-type f -perm 644", "t/f"), ("-type f -perm -100", "t/sgid t/suid"), ("-perm /4000", "t/suid"),
         ("-perm +6000", "t/sgid t/suid"), ("-type f -perm /000", "t/empty t/f t/sgid t/suid"),
-        ("-perm -1777", "t/sticky"),
+        ("-perm -1777", "t/sticky"), ("-type f -perm /001", "t/sgid t/suid"), ("-type f -perm 0644", "t/f"),
+        ("-type f -perm -644", "t/f t/sgid t/suid"), ("-type f -perm +020", ""),
         ("-type d", "t t/d t/sticky"), ("-type l", "t/dangling t/l t/loop"), ("-type b", "t/b"), ("-type c", "t/c"),
         ("-type p", "t/p"), ("-type s", ""), ("-empty", "t/d t/empty t/sticky"), ("-name f", "t/f"),
         ("-iname F", "t/f"), ("-name F", ""), ("-path 't/s*d'", "t/sgid t/suid"), ("-ipath 'T/S*D'", "t/sgid t/suid"),
@@ -481,6 +505,20 @@ def test_find(expression: str, lines: str) -> None:
         ("mkdir d; ln -s /etc/motd d/l; ln -s /etc d/m; find d -type l -delete; find d etc/motd",
          ["d", "etc/motd"]),
         ("find etc/motd -print0 | { read x; echo $x; }", ["etc/motd\0"]),
+        ("find etc/motd -print -print -name x -print; find etc/motd -exec true {} + -print", ["etc/motd"] * 3),
+        ("find etc/motd -print0 -name motd -print | { read x; echo $x; }", ["etc/motd\0etc/motd"]),
+        ("cd tmp; touch a; find a -delete -print; mkdir -p d/e; find d -name d -delete -o -print",
+         ["a", "d/e", "find: d: Directory not empty", "d"]),
+        ("cd tmp; mkdir a; find . -delete -print; cd /; [ -d tmp ] && ls tmp", ["./a", "."]),
+        ("ln -s etc l; ln -s none k; mkdir d; ln -s ../etc d/m; find -H l k d -type l; find -L l k d -type l",
+         ["k", "d/m", "k"]),
+        ("ln -s etc l; find l -follow -name motd; find l -name motd; find l/ -name motd", ["l/motd", "l/motd"]),
+        ("ln -s motd etc/l; find etc -name l -type f; find etc -follow -name l -type f", ["etc/l"]),
+        ("find etc/motd -exec ';'", ["find: -exec requires an argument"]),
+        ("find etc/motd -exec echo {} + -exec echo b {} ';'", ["b etc/motd", "etc/motd"]),
+        ("mkdir d; touch d/b d/a; find d -mindepth 1; find d -maxdepth 0", ["d/a", "d/b", "d"]),
+        ("mkdir -p d/e/f; find d -mindepth 2 -maxdepth 2; find d -depth -maxdepth 1; find d -prune",
+         ["d/e/f", "d/e", "d", "d"]),
         ("find / -maxdepth 0; find /etc/ -name motd", ["/", "/etc/motd"]),
         ("mkdir -p d/x d/y; find d -name x -prune -o -print", ["d", "d/y"]),
         ("mkdir d; touch d/f; ln d/f d/h; find d -type f; : >d/f; find d -type f -empty",
@@ -575,6 +613,9 @@ def test_passwords() -> None:
         ("adduser u", "adduser that asks for a password"),
         ("passwd bin", "passwd that asks for a password"),
         ("passwd -l", "passwd that asks for a password"),
+        ("passwd -l -u bin", "passwd that asks for a password"),
+        ("passwd -l bin root", "passwd that asks for a password"),
+        ("chpasswd -e x", "chpasswd with a password in plain text (its hash would be random)"),
         ("chpasswd", "chpasswd with a password in plain text (its hash would be random)"),
         ("getent", "getent "),
         ("getent hosts x", "getent hosts x"),
@@ -607,3 +648,12 @@ def test_a_users_home_is_made_or_not() -> None:
 
 def test_the_directory_that_a_script_made_is_a_directory() -> None:
     assert isinstance(run("mkdir d")[0]["d"], Directory)
+
+
+def test_accounts_have_the_time_of_the_build() -> None:
+    names = ("passwd", "group", "shadow")
+    for text in ("addgroup g", "addgroup bin wheel", "adduser bin wheel", "adduser -S -D -H u", "passwd -u bin"):
+        tree, outcome = run(text)
+        assert outcome == Outcome(0)
+        assert EPOCH in {tree[f"etc/{name}"].mtime for name in names}
+        assert {tree[f"etc/{name}"].mtime for name in names} <= {0, EPOCH}

@@ -54,6 +54,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("[a", ["[a"], ["a"]),
         ("[]", ["[]"], ["", "]"]),
         ("[a-c-]", ["b", "-"], ["d"]),
+        ("[a-c]", ["a", "b", "c"], ["-", "d"]),
+        ("[-a]", ["-", "a"], ["b", "0"]),
+        ("[!-a]", ["b"], ["-", "a"]),
+        ("[a--c]", ["c"], ["b", "0"]),
+        ("[[:digit:]-]", ["-", "1"], ["a"]),
+        ("[\\]a]", ["]", "a"], ["\\"]),
+        ("a\\", ["a\\"], ["a"]),
+        ("?", ["\n", "a"], ["", "ab"]),
+        ("*a*", ["a", "ba", "ab"], ["", "b"]),
+        ("a*a", ["aa", "aba"], ["a", "ab"]),
+        ("\\a\\?", ["a?"], ["ab"]),
         ("[--a]", ["-", "a"], ["b"]),
         ("[[&&]", ["[", "&"], ["a"]),
         ("a.b", ["a.b"], ["axb"]),
@@ -83,6 +94,22 @@ def found(pattern: str, text: str, *, extended: bool = True) -> bool:
         (r"a\+\(b\|c\)", False, ["aab", "ac"], ["a+b"]),
         ("a+(b|c)", True, ["aab", "ac"], ["a+b", "b"]),
         ("*a", False, ["*a"], ["a"]),
+        (r"a\*", False, ["a*"], ["a", "ab"]),
+        (r"\(*a\)", False, ["*a"], ["a"]),
+        (r"\(^a\)b", False, ["ab"], ["cab"]),
+        (r"\(a$\)", False, ["ba"], ["ab"]),
+        (r"a\{2,\}b\?$", False, ["aa", "aaab"], ["ab", "aabb"]),
+        (r"a\(b\)\+", False, ["abb"], ["a"]),
+        (r"a\|^b", False, ["ca", "bc"], ["cb"]),
+        (r"\(a\)\|\.", False, ["a", "."], ["b"]),
+        (r"a\+\*", True, ["a+*"], ["aa", "a"]),
+        (r"\(\)\{\}\|", True, ["(){}|"], [""]),
+        ("^a{0}b$", True, ["b"], ["ab"]),
+        ("^a*b$", True, ["b", "aab"], ["a"]),
+        ("^a+b?$", True, ["a", "aab"], ["b", "abb"]),
+        ("^a{2}$", True, ["aa"], ["a", "aaa"]),
+        ("^(a|bc){1,2}$", True, ["a", "abc", "bcbc"], ["", "aaa", "b"]),
+        (r"\<b\>", True, ["b-c", "a b"], ["bc", "ab"]),
         ("a^b$c", False, ["a^b$c"], ["ab"]),
         (r"[[:space:]]\.", True, [" ."], [" x"]),
         (r"\<a\>", False, ["b a c"], ["ab", "ba"]),
@@ -127,6 +154,15 @@ def test_patterns_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None
     assert compiled.prefix(text, longest=True) == max(prefixes, default=None)
     assert compiled.suffix(text, longest=False) == min(suffixes, default=None)
     assert compiled.suffix(text, longest=True) == max(suffixes, default=None)
+
+
+def test_prefixes_and_suffixes_do_not_overlap() -> None:
+    compiled = shell_pattern("a*a", Budget())
+    for longest in (False, True):
+        assert compiled.prefix("a", longest=longest) is None
+        assert compiled.suffix("a", longest=longest) is None
+    assert (compiled.prefix("aaa", longest=False), compiled.prefix("aaa", longest=True)) == (2, 3)
+    assert (compiled.suffix("baa", longest=False), compiled.suffix("aba", longest=True)) == (2, 3)
 
 
 @pytest.mark.parametrize("pattern", ["[z-a]", "[[:nope:]]"])
@@ -243,6 +279,7 @@ def test_literal_and_caseless_expressions() -> None:
     literal = compile_expressions(["a.b*"], Budget(), literal=True)
     assert literal.search("xa.b*x", Budget())
     assert not literal.search("aXb", Budget())
+    assert compile_expressions(["a+."], Budget()).search("a+b", Budget())
     caseless = compile_expressions(["Ab"], Budget(), ignore_case=True)
     assert caseless.search("xaBx", Budget())
     assert not compile_expressions(["Ab"], Budget()).search("xaBx", Budget())

@@ -55,12 +55,14 @@ def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     compare = partial(_compare, keys, delimiter)
     characters = sum(map(len, lines))
     state.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
-    reverse = -1 if "r" in flags else 1
 
     def compare_lines(left: str, right: str) -> int:
         """Compare two lines by their keys, and then as a whole unless -s is given."""
         result = compare(left, right)
-        return result if result or "s" in flags else reverse * _order(_raw(left), _raw(right))
+        if result or "s" in flags:
+            return result
+        whole = _order(_raw(left), _raw(right))
+        return -whole if "r" in flags else whole
 
     lines.sort(key=cmp_to_key(compare_lines))
     if "u" in flags:
@@ -164,10 +166,10 @@ def _digits(text: bytes, start: int) -> bytes:
     return text[start:end]
 
 
-def _after_zeros(text: bytes, at: int) -> int:
-    """Return the rank of what follows common zeros: a digit comes before anything else and before the end."""
-    following = text[at] if at < len(text) else 0
-    return (following - ord("0")) % 256
+def _after_zeros(text: bytes, at: int) -> bytes:
+    """Return the digit that follows common zeros, or a colon, which comes after all digits, for anything else."""
+    following = text[at : at + 1]
+    return following if following.isdigit() else b":"
 
 
 # ---- ls ------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Shell(Expander):
         self.status = 0
         self.dash = False
         self.line = 0
-        self._substituted = 0  # status of the last command substitution of the present command
+        self._substituted: int  # status of the last command substitution of the present command
         self._conditions = 0  # how many conditions the present command is part of, where set -e has no effect
         self._calls = 0
         self._streams = Streams(io.StringIO(), discard, discard)

@@ -27,19 +27,19 @@ class _Key:
 
     Attributes:
         first: the number of its first field; 0 makes the whole line the key.
-        last: the number of its last field; 0 for all that follow.
+        last: the number of its last field; None for all that follow.
         order: how keys are compared: the options of sort among ``nrVf``.
     """
 
     first: int
-    last: int
+    last: int | None
     order: str
 
     def of(self, line: str, delimiter: str) -> str:
         """Return the key of a line."""
         if not self.first:
             return line
-        return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
+        return delimiter.join(line.split(delimiter)[self.first - 1 : self.last])
 
 
 def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
@@ -51,7 +51,7 @@ def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     if keys and len(delimiter) != 1:
         raise Unsupported("sort -k without a delimiter (-t)")
     order = "".join(letter for letter in "nrVf" if letter in flags)
-    keys = [_Key(key.first, key.last, key.order or order) for key in keys] or [_Key(0, 0, order)]
+    keys = [_Key(key.first, key.last, key.order or order) for key in keys] or [_Key(0, None, order)]
     compare = partial(_compare, keys, delimiter)
     characters = sum(map(len, lines))
     state.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
@@ -78,7 +78,7 @@ def _parse_key(text: str) -> _Key:
     start, end = whole_number(first), whole_number(last or "0")
     if not start or end is None:
         raise Unsupported(f"sort -k {text[:80]}")
-    return _Key(start, end, first_order + (last_order or ""))
+    return _Key(start, end or None, first_order + (last_order or ""))
 
 
 def _lines(state: ShellState, operand: str, streams: Streams) -> list[str]:

@@ -271,6 +271,10 @@ def test_installed_files() -> None:
     assert tree.text("d1/motd") == "Welcome\n"
     assert (facts(tree, "empty"), tree.text("empty")) == (("600", 0, 0), "")
     assert facts(tree, "e") == ("711", 0, 0)
+    assert said("mkdir -p d/motd; install etc/motd d; echo $?") == [
+        "install: d/motd: a file cannot replace a directory",
+        "1",
+    ]
     assert tree["a"].mtime == EPOCH
 
 
@@ -557,6 +561,10 @@ def test_find_by_owner_and_group() -> None:
     text += "; find d -user bin; find d -group wheel; find d -group 10"
     assert said(text) == ["d/a", "d/b", "d/b"]
     assert said("find etc -user wheel; find etc -group root -name motd") == ["find: unknown user wheel", "etc/motd"]
+    assert said("find etc -group shadow; find etc -group none; find etc -group 42; find etc -user 0 -name motd") == [
+        "find: unknown group none",
+        "etc/motd",
+    ]
 
 
 def test_find_goes_100_levels_deep() -> None:

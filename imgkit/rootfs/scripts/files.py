@@ -260,10 +260,7 @@ def install(state: ShellState, arguments: list[str], streams: Streams) -> int:
         place = state.path(_destination(state, source, operands[-1]))
         if "D" in flags:
             make_parents(state, place)
-        content = _content(state, source)
-        if place in state.tree:
-            state.tree.remove(place)
-        new_file(state, place, content)
+        new_file(state, place, _content(state, source))
         finish(place)
 
     if "d" in flags:

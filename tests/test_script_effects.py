@@ -65,7 +65,7 @@ def test_a_script_that_is_too_long_is_not_read() -> None:
 def test_a_file_that_sources_itself_is_refused() -> None:
     tree = base()
     tree.write("lib.sh", "\n. /lib.sh\n")
-    with pytest.raises(Unsupported, match=r"^demo\.post-install, line 2: nesting without end$"):
+    with pytest.raises(Unsupported, match=r"^demo\.post-install, line .*nesting without end$"):
         run("true; . /lib.sh", tree)
 
 

@@ -327,3 +327,10 @@ def test_the_first_line_of_a_user_has_the_password() -> None:
     assert accounts.password(tree, "roo") is None
     accounts.set_password(tree, "root", "d")
     assert tree.text("etc/shadow") == "rootless:a:0:0:::::\nroot:d:0:0:::::\nroot:c:0:0:::::\n"
+
+
+def test_a_new_user_has_the_shell_and_the_home_that_are_asked_for() -> None:
+    user = accounts.ensure_user(base(), "agent", shell="/bin/ash", home="/srv/agent")
+    assert (user.shell, user.home) == ("/bin/ash", "/srv/agent")
+    user = accounts.ensure_user(base(), "agent")
+    assert (user.shell, user.home) == ("/bin/sh", "/home/agent")

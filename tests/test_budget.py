@@ -343,6 +343,18 @@ def test_costs_of_pathnames() -> None:
     assert more[1] - less[1] == 10 * (rounds[1] + len("d/") + len("10") + PIECE)
 
 
+def test_costs_of_looking_into_many_directories() -> None:
+    def looked(count: int) -> tuple[int, int]:
+        tree = base()
+        for number in range(10, 10 + count):
+            tree.mkdir(f"d/{number}")
+        return charged(": d/*/x", tree=tree)
+
+    less, more = looked(10), looked(20)
+    assert more[0] - less[0] == 10 * (1 + 1 + 1 + 2 + 1) + 1  # listed, matched, a directory; two and x looked for
+    assert more[1] - less[1] == 10 * (len("d/") + len("10") + PIECE + len("d/10/") + len("x") + PIECE)
+
+
 def test_costs_of_regular_expressions() -> None:
     budget = Budget(STEPS, SIZE)
     expression = compile_expressions(["ab"], budget)

@@ -62,6 +62,8 @@ def test_quoting_is_kept_for_splitting_and_patterns() -> None:
     assert simple('echo "$x"$y').words[1].parts == (Parameter("x", quoted=True), Parameter("y"))
     assert simple('echo ""').words[1].parts == (Literal("", quoted=True),)
     assert simple('echo "$"').words[1].parts == (Literal("$", quoted=True),)
+    assert simple('echo "\\$\\\\"').words[1].parts == (Literal("$\\", quoted=True),)
+    assert simple("echo \\*").words[1].parts == (Literal("*", quoted=True),)
     assert simple('echo "${x}${#x}"').words[1].parts == (
         Parameter("x", quoted=True),
         Parameter("x", "length", quoted=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -289,3 +291,46 @@ def test_a_user_without_a_stated_number_takes_a_free_one() -> None:
     assert accounts.ensure_user(tree, "agent").uid == 1000
     assert accounts.ensure_group(tree, "service").gid == 103, "102 is the group of agent"
     assert accounts.password(tree, "nobody") is None
+
+
+def test_without_a_time_files_are_from_1970() -> None:
+    changes: list[Callable[[Tree], object]] = [
+        lambda tree: accounts.add_group(tree, "g"),
+        lambda tree: accounts.add_member(tree, "dhcpcd", "wheel"),
+        lambda tree: accounts.add_user(tree, "u", home="/home/u"),
+        lambda tree: accounts.set_password(tree, "root", "*"),
+        lambda tree: accounts.ensure_group(tree, "g"),
+        lambda tree: accounts.ensure_user(tree, "u", home="/home/u"),
+    ]
+    for change in changes:
+        tree = base()
+        before = dict(tree.items())
+        change(tree)
+        changed = [path for path, node in tree.items() if before.get(path) is not node]
+        assert changed
+        assert {tree[path].mtime for path in changed} == {0}
+
+
+def test_a_group_is_made_at_the_time_of_the_build() -> None:
+    tree = base()
+    assert accounts.ensure_group(tree, "g", 500, epoch=EPOCH).gid == 500
+    assert tree["etc/group"].mtime == EPOCH
+    assert accounts.ensure_group(tree, "g", 500).gid == 500
+    with pytest.raises(AccountError, match=r"^group 'g' exists with gid 500, not 501$"):
+        accounts.ensure_group(tree, "g", 501)
+
+
+def test_the_first_line_of_a_user_has_the_password() -> None:
+    tree = base()
+    tree.write("etc/shadow", "rootless:a:0:0:::::\nroot:b:0:0:::::\nroot:c:0:0:::::\n")
+    assert accounts.password(tree, "root") == "b"
+    assert accounts.password(tree, "roo") is None
+    accounts.set_password(tree, "root", "d")
+    assert tree.text("etc/shadow") == "rootless:a:0:0:::::\nroot:d:0:0:::::\nroot:c:0:0:::::\n"
+
+
+def test_a_new_user_has_the_shell_and_the_home_that_are_asked_for() -> None:
+    user = accounts.ensure_user(base(), "agent", shell="/bin/ash", home="/srv/agent")
+    assert (user.shell, user.home) == ("/bin/ash", "/srv/agent")
+    user = accounts.ensure_user(base(), "agent")
+    assert (user.shell, user.home) == ("/bin/sh", "/home/agent")

@@ -64,9 +64,43 @@ def test_sort_reads_and_writes_files() -> None:
     assert tree.text("tmp/b") == "a\nb\nc\n"
     assert tree.text("tmp/a") == "c\na\n", "read before it is written"
     assert said("sort /nope; echo $?") == ["sort: /nope: No such file or directory", "2"]
+    tree, outcome = run("umask 077; sort -o new etc/motd; sort -o etc/motd etc/motd; sort -o x/y new")
+    assert outcome == Outcome(1, ("sort: /x/y: No such file or directory",))
+    assert [oct(tree[name].mode) for name in ("new", "etc/motd")] == ["0o600", "0o644"]
 
 
-@pytest.mark.parametrize("options", ["-c", "-h", "-z", "--unique", "-k2", "-t: -k2.3", "-t: -k0", "-t ab -k1"])
+@pytest.mark.parametrize(
+    ("options", "given", "result"),
+    [
+        ("-r", "a b a", "b a a"),
+        ("-rs -t: -k1,1", "a:1 b:1 a:0", "b:1 a:1 a:0"),
+        ("-r -t: -k1,1", "a:1 b:1 a:2", "b:1 a:2 a:1"),
+        ("-u", "b a b a c", "a b c"),
+        ("-ru", "b a b a c", "c b a"),
+        ("-t: -k2,2 -k1,1", "b:1 a:2 a:1", "a:1 b:1 a:2"),
+        ("-n", "-1.5 1e-1 .5 -.5 +2 0.05", "-1.5 -.5 0.05 1e-1 .5 +2"),
+        ("-V", "a00 a0 a000 a001 a01 a0a a00a", "a000 a001 a00 a00a a01 a0 a0a"),
+        ("-V", "1 01 001 1a 01a 10 010", "001 01 010 01a 1 1a 10"),
+        ("-f", "a A b B aA Aa", "A a Aa aA B b"),
+    ],
+)
+def test_sort_at_its_boundaries(options: str, given: str, result: str) -> None:
+    assert " ".join(said(f"printf '%s\\n' {given} | sort {options}")) == result
+
+
+def test_names_are_compared_by_their_bytes() -> None:
+    names = ["\udc80", "é", "\udcff", "z"]
+    text = "; ".join(f"touch 'd{name}'" for name in names)
+    in_order = ["dz", "d\udc80", "dé", "d\udcff"]
+    assert said(f"cd tmp; {text}; ls") == in_order
+    assert said(f"cd tmp; {text}; ls d*") == in_order
+    assert said(f"cd tmp; {text}; ls | sort -r") == in_order[::-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-c", "-h", "-z", "--unique", "-k2", "-t: -k2.3", "-t: -k0", "-t ab -k1", "-t: -k1,9999999999999999999"],
+)
 def test_sort_that_is_not_understood(options: str) -> None:
     with pytest.raises(Unsupported, match=r"demo\.post-install, line 2: (option|sort)"):
         run(f"echo a | sort {options}")
@@ -110,6 +144,12 @@ def test_numbers_in_names_are_numbers(a: int, b: int) -> None:
         ("ls -d link java-9/", "java-9/ link"),
         ("ls empty; echo $?", "0"),
         ("ls -d", "."),
+        ("ls -r", "link java-9 java-11-openjdk java-1.8-openjdk empty dangling"),
+        ("ls -ra empty", ".. ."),
+        ("ls -rA | head -n 7", "link java-9 java-11-openjdk java-1.8-openjdk empty dangling .x"),
+        ("ls -dp link empty", "empty/ link/"),
+        ("ls -p link", "bin/"),
+        ("ls -1 empty empty | head -n 1", "empty:"),
     ],
 )
 def test_ls(text: str, result: str) -> None:

@@ -239,3 +239,39 @@ def test_an_unknown_hook_of_ca_certificates_is_refused() -> None:
     tree.write("etc/ca-certificates/update.d/java", "#!/bin/sh\ntrust extract\n", mode=0o755)
     with pytest.raises(Unsupported, match="the command trust"):
         run_script(tree, "#!/bin/sh\nupdate-ca-certificates\n", package="ca-certificates", kind="trigger")
+
+
+def test_what_update_ca_certificates_writes_has_the_time_of_the_build() -> None:
+    tree = certificates()
+    tree.write("etc/ca-certificates/update.d/only-others", "#!/bin/sh\ntouch /ran\n", mode=0o601)
+    text = "#!/bin/sh\nupdate-ca-certificates -v\nc_rehash /etc/ssl/certs\n"
+    assert run_script(tree, text, package="p", kind="trigger", epoch=7) == Outcome(0)
+    assert tree["etc/ssl/certs/ca-certificates.crt"].mtime == 7
+    assert tree["ran"].mtime == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "update-ca-certificates --fresh",
+        "c_rehash",
+        "c_rehash -v",
+        "c_rehash a b",
+        "depmod",
+        "depmod -a",
+        "depmod 1 2",
+        "mkinitfs 6.1",
+        "mkinitfs -o /i",
+        "mkinitfs -o /i 1 2",
+        "rc-update",
+        "rc-update add a",
+        "rc-update show a b",
+        "rc-update add a b c",
+        "busybox-extras --install",
+        "busybox --install",
+    ],
+)
+def test_other_ways_to_call_them_are_refused(text: str) -> None:
+    hooks = Hooks(mkinitfs=lambda *_: None)
+    with pytest.raises(Unsupported, match=r"^p\.k, line 2: (option|c_rehash|depmod|mkinitfs|rc-update|bin/busybox)"):
+        run_script(certificates(), f"#!/bin/sh\n{text}\n", package="p", kind="k", hooks=hooks)

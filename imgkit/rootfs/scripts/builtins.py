@@ -46,7 +46,7 @@ def _continue(_: Shell, arguments: list[str], __: Streams) -> NoReturn:
 
 def _cd(shell: Shell, arguments: list[str], _: Streams) -> int:
     """Run ``cd DIRECTORY``."""
-    if len(arguments) != 1 or arguments[0] == "-":
+    if len(arguments) != 1 or arguments[0] in ("", "-"):
         raise Unsupported("cd without a directory")
     if not shell.state.is_directory(arguments[0]):
         raise Failed(f"can't cd to {arguments[0]}: No such file or directory", 2)

@@ -88,11 +88,9 @@ def _unary(state: ShellState, operator: str, operand: str) -> bool:
         raise Unsupported(f"test {operator}")
     if operand == "/dev/null":
         return operator in ("-e", "-c", "-r", "-w")
-    if not operand:
-        return False
     try:
         node = state.node(operand, follow=operator not in ("-L", "-h"))
-    except Failed:  # a loop of links
+    except Failed:  # an empty text or a loop of links
         return False
     return node is not None and _FILES[operator](node)
 
@@ -119,10 +117,10 @@ _FILES: Mapping[str, Callable[[Node], bool]] = {  # as root sees it, who may rea
     "-L": lambda node: isinstance(node, Symlink),
     "-h": lambda node: isinstance(node, Symlink),
     "-s": lambda node: not isinstance(node, File) or node.content.size > 0,
-    "-x": lambda node: isinstance(node, Directory) or node.mode & 0o111 > 0,
-    "-u": lambda node: node.mode & 0o4000 > 0,
-    "-g": lambda node: node.mode & 0o2000 > 0,
-    "-k": lambda node: node.mode & 0o1000 > 0,
+    "-x": lambda node: isinstance(node, Directory) or node.mode & 0o111 != 0,
+    "-u": lambda node: node.mode & 0o4000 != 0,
+    "-g": lambda node: node.mode & 0o2000 != 0,
+    "-k": lambda node: node.mode & 0o1000 != 0,
     "-p": lambda node: isinstance(node, Device) and node.kind == "p",
     "-c": lambda node: isinstance(node, Device) and node.kind == "c",
     "-b": lambda node: isinstance(node, Device) and node.kind == "b",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imgkit.errors import InputError
-from imgkit.rootfs.scripts.budget import Budget, Exhausted
+from imgkit.rootfs.scripts.budget import Exhausted
 from imgkit.rootfs.scripts.control import Leave
 from imgkit.rootfs.scripts.redirections import collector
 from imgkit.rootfs.scripts.shell import Shell, environment
@@ -93,10 +93,10 @@ def run_script(
     """
     variables = environment(package, kind)
 
-    def interpret(state: ShellState, inner: str, streams: Streams) -> int:
-        return _run(Shell(state, (), variables), inner, streams)
+    def interpret(state: ShellState, inner: str, streams: Streams) -> None:
+        _run(Shell(state, (), variables), inner, streams)
 
-    state = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret, budget=Budget())
+    state = ShellState(tree.copy(), epoch=epoch, hooks=hooks or Hooks(), interpret=interpret)
     output: list[str] = []
     sink = collector(output, state.budget)
     streams = Streams(io.StringIO(), sink, sink)
@@ -144,7 +144,7 @@ def _interpreter(text: str) -> re.Match[str]:
     Raises:
         Unsupported: there is no such line, the interpreter is unknown, or the script uses something that dash lacks.
     """
-    first = text.split("\n", 1)[0]
+    first = text.partition("\n")[0]
     match = _INTERPRETER.fullmatch(first)
     if not match:
         construct = f"the interpreter {first[2:].strip()}" if first.startswith("#!") else "no #! line"

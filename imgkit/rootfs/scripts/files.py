@@ -9,7 +9,7 @@ from imgkit.rootfs.scripts.budget import NODE
 from imgkit.rootfs.scripts.permissions import mode_of, owner_of, set_owner
 from imgkit.rootfs.scripts.state import Command, Failed, ShellState, Streams, base_name, for_each_operand, options
 from imgkit.rootfs.scripts.words import Unsupported
-from imgkit.tree import Content, Directory, File, HardLink, Inline, Node, Symlink, parent
+from imgkit.tree import Content, Directory, File, HardLink, Inline, Symlink, parent
 
 
 def _destination(state: ShellState, source: str, target: str) -> str:
@@ -48,9 +48,9 @@ def ln(state: ShellState, arguments: list[str], streams: Streams) -> int:
     return for_each_operand(streams, "ln", sources, link)
 
 
-def _replace(state: ShellState, place: str, node: Node) -> None:
-    """Put a node in place of whatever is not a directory."""
-    if isinstance(state.tree.get(place), Directory) and not isinstance(node, Directory):
+def _replace(state: ShellState, place: str, node: Symlink | HardLink) -> None:
+    """Put a link in place of whatever is not a directory."""
+    if isinstance(state.tree.get(place), Directory):
         raise Failed(f"{place}: Is a directory")
     state.add(place, node)
 
@@ -246,7 +246,8 @@ def install(state: ShellState, arguments: list[str], streams: Streams) -> int:
 
     def finish(path: str) -> None:
         set_owner(state, path, uid, gid)
-        state.tree.change(path, mode=mode_of(flags.get("m", "0755"), state.tree[path], 0))
+        usual = replace(state.tree[path], mode=0o755)
+        state.tree.change(path, mode=mode_of(flags.get("m", "755"), usual, state.umask))
 
     def directory(text: str) -> None:
         path = state.path(text)
@@ -259,10 +260,7 @@ def install(state: ShellState, arguments: list[str], streams: Streams) -> int:
         place = state.path(_destination(state, source, operands[-1]))
         if "D" in flags:
             make_parents(state, place)
-        content = _content(state, source)
-        if place in state.tree:
-            state.tree.remove(place)
-        new_file(state, place, content)
+        new_file(state, place, _content(state, source))
         finish(place)
 
     if "d" in flags:

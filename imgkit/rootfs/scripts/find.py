@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from imgkit.rootfs.accounts import lookup
@@ -326,14 +327,10 @@ def _max_depth(search: _Search, text: str) -> _Test:
     return _always
 
 
-def _name(*, ignore_case: bool, whole_path: bool) -> Callable[[_Search, str], _Test]:
-    """Return the compiler of -name, -iname, -path or -ipath."""
-
-    def build(search: _Search, text: str) -> _Test:
-        matches = search.state.matcher(text, ignore_case=ignore_case)
-        return lambda visit: matches(visit.text if whole_path else visit.name)
-
-    return build
+def _name(search: _Search, text: str, *, ignore_case: bool, whole_path: bool) -> _Test:
+    """Compile -name, -iname, -path or -ipath."""
+    matches = search.state.matcher(text, ignore_case=ignore_case)
+    return lambda visit: matches(visit.text if whole_path else visit.name)
 
 
 _KINDS: Mapping[str, Callable[[Node], bool]] = {
@@ -367,18 +364,20 @@ def _permissions(_: _Search, text: str) -> _Test:
     return lambda visit: visit.node.mode == mode
 
 
-def _owner(kind: str) -> Callable[[_Search, str], _Test]:
-    """Return the compiler of -user or -group."""
+def _user(search: _Search, text: str) -> _Test:
+    """Compile -user."""
+    uid = lookup(search.state.accounts()).users.get(text, whole_number(text))
+    if uid is None:
+        raise Failed(f"unknown user {text[:80]}")
+    return lambda visit: visit.node.uid == uid
 
-    def build(search: _Search, text: str) -> _Test:
-        accounts = lookup(search.state.accounts())
-        numbers = accounts.users if kind == "user" else accounts.groups
-        owner = numbers.get(text, whole_number(text))
-        if owner is None:
-            raise Failed(f"unknown {kind} {text[:80]}")
-        return lambda visit: (visit.node.uid if kind == "user" else visit.node.gid) == owner
 
-    return build
+def _group(search: _Search, text: str) -> _Test:
+    """Compile -group."""
+    gid = lookup(search.state.accounts()).groups.get(text, whole_number(text))
+    if gid is None:
+        raise Failed(f"unknown group {text[:80]}")
+    return lambda visit: visit.node.gid == gid
 
 
 _PLAIN: Mapping[str, Callable[[_Search], _Test]] = {
@@ -392,16 +391,16 @@ _PLAIN: Mapping[str, Callable[[_Search], _Test]] = {
     "-xdev": lambda _: _always,  # an image is one filesystem
 }
 _WITH_VALUE: Mapping[str, Callable[[_Search, str], _Test]] = {
-    "-group": _owner("group"),
-    "-iname": _name(ignore_case=True, whole_path=False),
-    "-ipath": _name(ignore_case=True, whole_path=True),
+    "-group": _group,
+    "-iname": partial(_name, ignore_case=True, whole_path=False),
+    "-ipath": partial(_name, ignore_case=True, whole_path=True),
     "-maxdepth": _max_depth,
     "-mindepth": _min_depth,
-    "-name": _name(ignore_case=False, whole_path=False),
-    "-path": _name(ignore_case=False, whole_path=True),
+    "-name": partial(_name, ignore_case=False, whole_path=False),
+    "-path": partial(_name, ignore_case=False, whole_path=True),
     "-perm": _permissions,
     "-type": _type,
-    "-user": _owner("user"),
+    "-user": _user,
 }
 
 COMMANDS: Mapping[str, Command] = {"find": find}

@@ -26,12 +26,11 @@ from imgkit.rootfs.scripts.syntax import (
     Simple,
     While,
 )
-from imgkit.rootfs.scripts.words import Scanner, Unsupported, Word
+from imgkit.rootfs.scripts.words import ASSIGNMENT, Scanner, Unsupported, Word
 
 __all__ = ["Unsupported", "parse"]
 
 _MAX_DEPTH = 50
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=", re.ASCII)
 _FUNCTION = re.compile(r"([A-Za-z_][\w-]*)[ \t]*\([ \t]*\)", re.ASCII)
 _RESERVED = re.compile(r"(?:[a-z]+|[{}!])(?=[\s;&|()<>]|$)")
 _REDIRECT = re.compile(r"([0-9]?)(<<-|<<|<&|<>|>>|>&|>\||<|>)|(&>)(?!>)")
@@ -63,7 +62,7 @@ class _Parser(Scanner):
     """Recursive descent, with one method for each production."""
 
     text: str
-    first_line: int = 1
+    first_line: int
     pos: int = 0
     body_end: int = 0
     counted: tuple[int, int] = (0, 0)
@@ -87,7 +86,6 @@ class _Parser(Scanner):
         statements: list[AndOr] = []
         while self._starts_command():
             statements.append(self._and_or())
-            self.blanks()
             if self.peek(";") and not self.peek(";;"):
                 self.pos += 1
             elif self.peek("&"):
@@ -109,7 +107,7 @@ class _Parser(Scanner):
 
     def _expect(self, symbol: str) -> None:
         """Consume a reserved word or an operator, which must be next."""
-        if symbol.isalpha() or symbol in ")}":
+        if symbol.isalpha():
             self.newlines()
         if not self._accept(symbol):
             raise self.refuse(f"syntax error: {symbol!r} expected near {self.rest()!r}")
@@ -135,9 +133,7 @@ class _Parser(Scanner):
             rest.append((operator, self._pipeline()))
 
     def _pipeline(self) -> Pipeline:
-        negated = False
-        while self._accept("!"):
-            negated = not negated
+        negated = self._accept("!")
         commands = [self._command()]
         while self.blanks() or (self.peek("|") and not self.peek("||")):
             self.pos += 1
@@ -146,7 +142,6 @@ class _Parser(Scanner):
         return Pipeline(tuple(commands), negated)
 
     def _command(self) -> Redirected:
-        self.blanks()
         function = _FUNCTION.match(self.text, self.pos)
         if function:
             self.pos = function.end()
@@ -175,7 +170,7 @@ class _Parser(Scanner):
             "{": self._group,
         }
         word = self._reserved()
-        if word in _ENDS:
+        if word in _ENDS or word == "!":
             raise self.refuse(f"syntax error: unexpected {word!r}")
         return productions[word]() if word in productions else None
 
@@ -198,9 +193,7 @@ class _Parser(Scanner):
         """Read a condition, ``then`` and a body."""
         condition = self.body()
         self._expect("then")
-        body = self.body()
-        self.newlines()
-        return condition, body
+        return condition, self.body()
 
     def _loop(self) -> Body:
         """Read the body of a loop, from ``do`` to ``done``."""
@@ -222,7 +215,6 @@ class _Parser(Scanner):
         words: list[Word] | None = None
         if self._accept("in"):
             words = self._words()
-        self.blanks()
         if self.peek(";"):
             self.pos += 1
         return For(name, None if words is None else tuple(words), self._loop())
@@ -257,7 +249,6 @@ class _Parser(Scanner):
                 break
         self._expect(")")
         body = self.body()
-        self.newlines()
         if not self._accept(";;") and self._reserved() != "esac":
             raise self.refuse(f"syntax error: ';;' expected near {self.rest()!r}")
         return tuple(patterns), body
@@ -269,10 +260,9 @@ class _Parser(Scanner):
         words: list[Word] = []
         redirects: list[Redirect] = []
         while True:
-            self.blanks()
             if self._redirect(redirects):
                 continue
-            assignment = None if words else _ASSIGNMENT.match(self.text, self.pos)
+            assignment = None if words else ASSIGNMENT.match(self.text, self.pos)
             if assignment:
                 self.pos = assignment.end()
                 assignments.append((assignment.group()[:-1], self.word(optional=True)))

@@ -37,19 +37,19 @@ class PatternSegment:
         self.width = len(items)
         self._expression = re.compile("".join(items), re.DOTALL | flags)
 
-    def find(self, text: str, start: int) -> int:
-        """Return the first place at or after ``start`` where the segment matches, or -1."""
+    def find(self, text: str, start: int) -> int | None:
+        """Return the first place at or after ``start`` where the segment matches, None if there is none."""
         match = self._expression.search(text, start)
-        return match.start() if match else -1
+        return match.start() if match else None
 
-    def find_last(self, text: str, start: int) -> int:
-        """Return the last place at or after ``start`` where the segment matches, or -1."""
-        last = len(text) - self.width
-        return next((place for place in range(last, start - 1, -1) if self.at(text, place)), -1)
+    def find_last(self, text: str, start: int) -> int | None:
+        """Return the last place at or after ``start`` where the segment matches, None if there is none."""
+        places = reversed(range(start, len(text) - self.width + 1))
+        return next((place for place in places if self.at(text, place)), None)
 
     def at(self, text: str, place: int) -> bool:
         """Return whether the segment matches at ``place``."""
-        return place >= 0 and self._expression.match(text, place) is not None
+        return self._expression.match(text, place) is not None
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class _Part:
         end = first.width
         for segment in others[:-1]:
             place = segment.find(text, end)
-            if place < 0:
+            if place is None:
                 return None
             end = place + segment.width
         if not others:
             return end
         last = others[-1]
         place = last.find_last(text, end) if longest else last.find(text, end)
-        return None if place < 0 else place + last.width
+        return None if place is None else place + last.width
 
     def matches(self, text: str) -> bool:
         """Return whether all of ``text`` matches."""
@@ -177,7 +177,7 @@ def bracket_expression(bracket: re.Match[str]) -> str:
     for index, (name, quoted, plain) in enumerate(items):
         if name and name not in CLASSES:
             raise ValueError(f"character class {name!r}")
-        between = 0 < index < len(items) - 1 and "-" not in (items[index - 1][2], items[index + 1][2])
+        between = index < len(items) - 1 and "-" not in (items[index - 1][2], items[index + 1][2])
         inside.append(CLASSES[name] if name else "-" if plain == "-" and between else re.escape(quoted or plain))
     expression = f"[{'^' if bracket[1] else ''}{''.join(inside)}]"
     try:

@@ -19,7 +19,7 @@ _MAX_PROGRAM = 5000  # states
 _MAX_DEPTH = 50  # of groups
 _MAX_REPEAT = 255  # RE_DUP_MAX of POSIX
 _MAX_CACHED = 2000  # transitions
-_EDGE, _WORD, _OTHER = 0, 1, 2  # what is next to a position: the end of the text, a character of a word, another one
+_EDGE, _WORD, _OTHER = range(3)  # what is next to a position: the end of the text, a character of a word, another one
 _INTERVAL = re.compile(r"([0-9]{1,3})(,([0-9]{1,3})?)?")
 _CLASSES = {"w": r"\w", "W": r"\W", "s": r"\s", "S": r"\S"}
 _ASSERTIONS = frozenset("<>bB")
@@ -101,9 +101,9 @@ class _Parser:
 
     def _operator(self, *wanted: str) -> str:
         """Consume one of these operators if it is next."""
-        character, meant = self._next() if self.at < len(self.text) else ("", False)
+        character, meant = self._next()
         escaped = self.text[self.at : self.at + 1] == "\\"
-        if not meant or character not in wanted or (escaped and self.extended):
+        if not meant or character not in wanted:
             return ""
         self.at += 2 if escaped else 1
         return character
@@ -147,7 +147,8 @@ class _Parser:
             raise ValueError("an improper interval")
         least = int(match[1])
         most = least if not match[2] else int(match[3]) if match[3] else None
-        if max(least, most or 0) > _MAX_REPEAT or (most is not None and most < least):
+        numbers = [least] if most is None else [least, most]
+        if numbers != sorted(numbers) or numbers[-1] > _MAX_REPEAT:
             raise ValueError("an improper interval")
         return least, most
 

@@ -36,7 +36,7 @@ from imgkit.rootfs.scripts.syntax import (
 )
 from imgkit.rootfs.scripts.words import Unsupported, Word
 
-_DECLARATIONS = frozenset({"export", "local", "readonly"})
+_DECLARATIONS = (["export"], ["local"], ["readonly"])
 _MAX_CALLS = 20
 
 
@@ -61,7 +61,7 @@ class Shell(Expander):
         self.status = 0
         self.dash = False
         self.line = 0
-        self._substituted = 0  # status of the last command substitution of the present command
+        self._substituted: int  # status of the last command substitution of the present command
         self._conditions = 0  # how many conditions the present command is part of, where set -e has no effect
         self._calls = 0
         self._streams = Streams(io.StringIO(), discard, discard)
@@ -325,9 +325,11 @@ class Shell(Expander):
 
     def _words(self, words: Sequence[Word]) -> list[str]:
         """Return the arguments of a command; assignments after ``export`` or ``local`` are not split."""
-        if words and words[0].plain in _DECLARATIONS:
-            return [self.text(word) for word in words]
-        return self.fields(words)
+        arguments = self.fields(words[:1])
+        keeps_assignments = arguments[:1] in _DECLARATIONS
+        for word in words[1:]:
+            arguments += [self.text(word)] if keeps_assignments and word.is_assignment else self.fields([word])
+        return arguments
 
     def _with_variables(self, values: Sequence[tuple[str, str]], action: Callable[[], int]) -> int:
         """Run a command with the assignments that stand in front of it; they end with the command."""

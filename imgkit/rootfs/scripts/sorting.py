@@ -27,19 +27,19 @@ class _Key:
 
     Attributes:
         first: the number of its first field; 0 makes the whole line the key.
-        last: the number of its last field; 0 for all that follow.
+        last: the number of its last field; None for all that follow.
         order: how keys are compared: the options of sort among ``nrVf``.
     """
 
     first: int
-    last: int
+    last: int | None
     order: str
 
     def of(self, line: str, delimiter: str) -> str:
         """Return the key of a line."""
         if not self.first:
             return line
-        return delimiter.join(line.split(delimiter)[self.first - 1 : self.last or None])
+        return delimiter.join(line.split(delimiter)[self.first - 1 : self.last])
 
 
 def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
@@ -51,16 +51,18 @@ def sort(state: ShellState, arguments: list[str], streams: Streams) -> int:
     if keys and len(delimiter) != 1:
         raise Unsupported("sort -k without a delimiter (-t)")
     order = "".join(letter for letter in "nrVf" if letter in flags)
-    keys = [_Key(key.first, key.last, key.order or order) for key in keys] or [_Key(0, 0, order)]
+    keys = [_Key(key.first, key.last, key.order or order) for key in keys] or [_Key(0, None, order)]
     compare = partial(_compare, keys, delimiter)
     characters = sum(map(len, lines))
     state.budget.work((characters + len(lines)) * (len(keys) + 1) * len(lines).bit_length() // 2)
-    reverse = -1 if "r" in flags else 1
 
     def compare_lines(left: str, right: str) -> int:
         """Compare two lines by their keys, and then as a whole unless -s is given."""
         result = compare(left, right)
-        return result if result or "s" in flags else reverse * _order(_raw(left), _raw(right))
+        if result or "s" in flags:
+            return result
+        whole = _order(_raw(left), _raw(right))
+        return -whole if "r" in flags else whole
 
     lines.sort(key=cmp_to_key(compare_lines))
     if "u" in flags:
@@ -76,7 +78,7 @@ def _parse_key(text: str) -> _Key:
     start, end = whole_number(first), whole_number(last or "0")
     if not start or end is None:
         raise Unsupported(f"sort -k {text[:80]}")
-    return _Key(start, end, first_order + (last_order or ""))
+    return _Key(start, end or None, first_order + (last_order or ""))
 
 
 def _lines(state: ShellState, operand: str, streams: Streams) -> list[str]:
@@ -164,10 +166,10 @@ def _digits(text: bytes, start: int) -> bytes:
     return text[start:end]
 
 
-def _after_zeros(text: bytes, at: int) -> int:
-    """Return the rank of what follows common zeros: a digit comes before anything else and before the end."""
-    following = text[at] if at < len(text) else 0
-    return (following - ord("0")) % 256
+def _after_zeros(text: bytes, at: int) -> bytes:
+    """Return the digit that follows common zeros, or a colon, which comes after all digits, for anything else."""
+    following = text[at : at + 1]
+    return following if following.isdigit() else b":"
 
 
 # ---- ls ------------------------------------------------------------------------------------------------------------

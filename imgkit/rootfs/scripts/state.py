@@ -73,7 +73,7 @@ class ShellState:
         cwd: the working directory, absolute.
         umask: permissions that new files and directories do not get.
         volatile: folders below the root whose contents a script cannot use at build time.
-        interpret: runs the text of another script on this state.
+        interpret: runs the text of another script on this state, whatever its status.
         execute: runs a program for a command such as ``find -exec``; never a function or a builtin of the shell.
         budget: the work and memory that the script may still use; commands charge it before they do expensive work.
     """
@@ -84,7 +84,7 @@ class ShellState:
     cwd: str = "/"
     umask: int = 0o022
     volatile: Collection[str] = VOLATILE
-    interpret: Callable[[ShellState, str, Streams], int] = _uninterpreted
+    interpret: Callable[[ShellState, str, Streams], object] = _uninterpreted
     execute: Callable[[list[str], Streams], int] = _uninterpreted
     budget: Budget = field(default_factory=Budget)
     _patterns: dict[tuple[str, bool], ShellPattern] = field(default_factory=dict)

@@ -89,7 +89,7 @@ class Redirected:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Commands that are joined by ``|``; an odd number of ``!`` makes the pipeline ``negated``."""
+    """Commands that are joined by ``|``; a ``!`` makes the pipeline ``negated``."""
 
     commands: tuple[Redirected, ...]
     negated: bool

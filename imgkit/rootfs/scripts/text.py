@@ -68,8 +68,9 @@ def _convert(match: re.Match[str], values: deque[str]) -> str:
     if letter == "%":
         return "%"
     value = values.popleft() if values else ""
-    for size in (match["width"], match["precision"]):
-        if size and (len(size) > 4 or int(size) > _MAX_WIDTH):
+    for size in (match["width"] or "0", match["precision"] or "0"):
+        count = whole_number(size)
+        if count is None or count > _MAX_WIDTH:
             raise Unsupported(f"printf with a width of {size[:20]}")
     if letter in "sbc":
         return f"%{flags}s" % (_unescape(value) if letter == "b" else value[:1] if letter == "c" else value)
@@ -159,7 +160,7 @@ def _ranges(text: str) -> list[range]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         start = whole_number(first)
-        end = whole_number(last) if last else sys.maxsize - 1 if dash else start
+        end = whole_number(last) if last else sys.maxsize if dash else start
         if start is None or end is None:
             raise Failed(f"invalid field '{part[:80]}'")
         ranges.append(range(start, end + 1))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _PARAMETER = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]", re.ASCII)
 _BRACED = re.compile(r"\{(#?)([A-Za-z_]\w*|[0-9]+|[@*#?$!-])(:?[-=?+]|##|#|%%|%|\})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_BLANKS = re.compile(r"(?:[ \t]+|\\\n|#[^\n]*)*")
+ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=", re.ASCII)
 _DELIMITERS = frozenset(" \t\n;&|()<>")
 _ESCAPED_IN_QUOTES = frozenset('$`"\\')
 
@@ -56,7 +58,7 @@ class Substitution:
     """A command substitution, ``$(…)`` or backquotes. :func:`imgkit.rootfs.scripts.grammar.parse` makes ``body``."""
 
     body: Body
-    quoted: bool = False
+    quoted: bool
 
 
 Part: TypeAlias = Literal | Parameter | Substitution
@@ -75,10 +77,10 @@ class Word:
         return Word((Literal(text, quoted=True),), line)
 
     @property
-    def plain(self) -> str | None:
-        """The text of a word without quotes and expansions, or None."""
-        parts = [part.text for part in self.parts if isinstance(part, Literal) and not part.quoted]
-        return "".join(parts) if len(parts) == len(self.parts) else None
+    def is_assignment(self) -> bool:
+        """Whether the word begins with the unquoted name of a variable and an equals sign."""
+        first = self.parts[0]
+        return isinstance(first, Literal) and not first.quoted and ASSIGNMENT.match(first.text) is not None
 
 
 class Scanner(ABC):
@@ -132,7 +134,7 @@ class Scanner(ABC):
 
     def rest(self) -> str:
         """Return up to 30 characters of the rest of this line, for messages."""
-        return self.text[self.pos : self.pos + 30].split("\n", 1)[0]
+        return self.text[self.pos : self.pos + 30].partition("\n")[0]
 
     def at_delimiter(self) -> bool:
         """Return whether a word ends here: at a blank, a newline, an operator or the end."""
@@ -140,16 +142,7 @@ class Scanner(ABC):
 
     def blanks(self) -> bool:
         """Skip blanks, line continuations and a comment. Return False, so that the call can stand in a condition."""
-        while not self.at_end():
-            if self.text[self.pos] in " \t":
-                self.pos += 1
-            elif self.peek("\\\n"):
-                self.pos += 2
-            elif self.peek("#"):
-                end = self.text.find("\n", self.pos)
-                self.pos = len(self.text) if end < 0 else end
-            else:
-                break
+        self.pos = next(_BLANKS.finditer(self.text, self.pos)).end()
         return False
 
     def newlines(self) -> None:
@@ -210,7 +203,7 @@ class Scanner(ABC):
     def _closing(self, quote: str, start: int) -> int:
         """Return the position of the next ``quote``."""
         end = self.text.find(quote, start)
-        if end < 0:
+        if end < start:
             raise self.refuse(f"syntax error: unterminated {quote}")
         if self.body_end and "\n" in self.text[start:end]:
             raise self.refuse("a quoted newline on the line of a here-document")
@@ -283,9 +276,6 @@ class Scanner(ABC):
 
     def _braced(self, *, quoted: bool) -> Parameter:
         """Read ``{name}``, ``{#name}`` or ``{name<operator>word}``."""
-        if self.peek("{#}"):
-            self.pos += 3
-            return Parameter("#", quoted=quoted)
         match = _BRACED.match(self.text, self.pos)
         if not match or (match[1] and match[3] != "}"):
             raise self.refuse(f"the expansion ${self.rest()}")
@@ -317,8 +307,7 @@ class Scanner(ABC):
             raise self.refuse("an expansion in the delimiter of a here-document")
         quoted = any(isinstance(part, Literal) and part.quoted for part in parts)
         delimiter = "".join(part.text for part in parts if isinstance(part, Literal))
-        newline = self.text.find("\n", self.pos)
-        start = self.body_end or (len(self.text) if newline < 0 else newline + 1)
+        start = self.body_end or self.text.find("\n", self.pos) + 1 or len(self.text)
         document, self.body_end = self._until(delimiter, start, strip_tabs=strip_tabs)
         line = self._line_at(start)
         return Word.literal(document, line) if quoted else self._expanded(document, line)

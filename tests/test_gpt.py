@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_without_a_header_there_is_nothing_to_compute(what: str) -> None:
     assert gpt.head_for(head, NEW) == head
     assert gpt.before_growth(head, OLD, NEW) is None
     assert gpt.backup_for(head, NEW, gpt_header(NEW, backup=True)) == {}
+
+
+def test_a_header_with_another_signature_is_none_even_with_its_checksum() -> None:
+    head = bytearray(head_of(NEW))
+    head[SECTOR : SECTOR + 8] = b"EFI PART"[::-1]
+    struct.pack_into("<I", head, SECTOR + 16, 0)
+    struct.pack_into("<I", head, SECTOR + 16, zlib.crc32(head[SECTOR : SECTOR + 92]))
+    assert gpt.before_growth(bytes(head), OLD, NEW) is None
 
 
 def test_what_partitioning_programs_do_is_growth() -> None:
@@ -124,4 +133,6 @@ def test_the_backup_says_itself_where_its_entries_are(stated: int, used: int | N
     "sector", [b"", bytes(SECTOR), b"X" * SECTOR, gpt_header(NEW, backup=True, entries=1, length=91)]
 )
 def test_a_last_sector_without_a_header_says_nothing(sector: bytes) -> None:
-    assert list(gpt.backup_for(head_of(NEW), NEW, sector)) == [NEW - 33 * SECTOR, NEW - SECTOR]
+    for usable in (NEW // SECTOR - 34, 0):
+        backup = gpt.backup_for(head_of(NEW, usable=usable), NEW, sector)
+        assert list(backup) == [NEW - 33 * SECTOR, NEW - SECTOR]

@@ -247,15 +247,34 @@ def test_a_disk_for_bios_alone_has_nothing_for_efi(tmp_path: Path, monkeypatch: 
 
 
 def test_the_room_that_an_esp_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth and 256 KiB more than the files: an image of 714,924 bytes and startup.nsh fit 1 MiB exactly."""
+    """A tenth and 256 KiB more than the files: an image of 714,914 bytes and startup.nsh fit 1 MiB exactly."""
     startup = len(b"\\EFI\\BOOT\\BOOTAA64.EFI\r\n")
-    largest = ((1 << 20) - (256 << 10)) * 10 // 11 - startup
+    largest = 714_939 - startup
+    assert (largest + startup) * 11 // 10 == (1 << 20) - (256 << 10)
     small = make_layout((SizedPartition("esp", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
     fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest)), monkeypatch)
     grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
-    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest + 2)), monkeypatch)
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest + 1)), monkeypatch)
     with pytest.raises(RecipeError, match=r"partition of 1024 KiB is too small for GRUB, which needs 1024 KiB$"):
         grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_the_platforms_does_not_matter(
+    reverse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    tree = tree_with_modules("i386-pc")
+    for path, node in tree_with_modules("x86_64-efi").walk("usr/lib/grub/x86_64-efi"):
+        tree.add(path, node)
+    files = grub.make_boot_files(tree, sorted(PLATFORMS["amd64"], reverse=reverse), LAYOUT)
+    assert (len(files.boot_code), len(files.core), len(files.esp)) == (440, 1536, 2)
+
+
+def test_a_disk_for_bios_alone_needs_no_esp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    layout = make_layout((SizedPartition("bios-boot", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
+    assert grub.make_boot_files(tree_with_modules("i386-pc"), ("i386-pc",), layout).esp == {}
 
 
 def test_the_esp_that_is_proposed_holds_a_large_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

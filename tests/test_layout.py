@@ -174,6 +174,7 @@ def test_everything_that_a_partition_states() -> None:
         ((), GIB, "partitions (none): root exactly once and no kind twice"),
         ((SizedPartition("esp", 1), SizedPartition("esp", 1), SizedPartition("root")), GIB,
          "partitions esp, esp, root: root exactly once and no kind twice"),
+        ((SizedPartition("esp"), SizedPartition("root")), GIB, "partition esp: size of 0 bytes"),
         ((SizedPartition("root", -1),), GIB, "partition root: size of -1 bytes"),
         ((SizedPartition("esp", -1), SizedPartition("root")), GIB, "partition esp: size of -1 bytes"),
         ((SizedPartition("root"),), GIB + 511, f"image size of {GIB + 511} bytes is not a multiple of 512"),

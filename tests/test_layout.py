@@ -241,6 +241,7 @@ def test_capacities() -> None:
     assert inodes == GIB // 16384
     assert blocks == (GIB - inodes * 256 - 8 * 4 * 4096 - (32 << 20) - (6 << 20)) // 4096
     assert root_capacity(128 << 20)[0] == ((128 << 20) - 8192 * 256 - 4 * 4096 - (4 << 20) - (6 << 20)) // 4096
+    assert root_capacity(GIB + 4096)[0] == (GIB + 4096 - inodes * 256 - 9 * 4 * 4096 - (32 << 20) - (6 << 20)) // 4096
     assert root_capacity(MIB)[0] == 0
 
 

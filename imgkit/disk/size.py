@@ -59,7 +59,7 @@ def root_capacity(root_bytes: int) -> tuple[int, int]:
 def needed_root_bytes(tree: Tree) -> int:
     """Return the size in bytes of the smallest root partition for a Tree, a multiple of 1 MiB."""
     blocks, inodes = tree_blocks(tree), tree_inodes(tree)
-    size = (blocks * BLOCK + BLOCK) // (1 << 20) << 20
+    size = 0
     while True:
         size += 1 << 20
         free, nodes = root_capacity(size)

@@ -24,14 +24,20 @@ def handlers() -> Handlers:
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[Handlers]:
-    """Check that every test leaves the handlers as they were, and restore them if not."""
+    """Begin with handlers of which none is ignored, check that a test leaves them like that, and restore our own.
+
+    Our own parent may ignore signals, as nohup(1) does.
+    """
+    ours = handlers()
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     before = handlers()
     try:
         yield before
         assert handlers() == before
         assert (interrupts._handler.held, interrupts._handler.pending) == (False, False)
     finally:
-        for number, handler in before.items():
+        for number, handler in ours.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         interrupts._handler.held = interrupts._handler.pending = False
 

@@ -89,6 +89,11 @@ def test_a_signal_raises_in_the_block(restored: Handlers) -> None:
     assert handlers() == restored
 
 
+def test_a_new_handler_raises_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._Handler()(signal.SIGINT, None)
+
+
 def test_what_the_parent_ignores_stays_ignored() -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -246,13 +246,14 @@ def test_a_handler_that_python_does_not_know_becomes_the_default(monkeypatch: py
 
 def test_a_signal_ends_the_process_while_modules_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(os, "_exit", ended.append)
     previous = handlers()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         interrupts.exit_on_signals(130)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        arrives()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "_exit", ended.append)
+            arrives()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -29,13 +29,18 @@ from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.parser import parse
 from imgkit.engines.engineerrors import LimitError
+from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.reading import FilesystemUsage, ImageDescription
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
 from imgkit.host.process import MissingProgramError
 from imgkit.host.progress import Step, Steps
 from imgkit.image.assemble import BuildRequest, BuildResult
+from imgkit.planning import lockfile
 from imgkit.recipe import Recipe
+from imgkit.rootfs.npm import npmrunner
 from imgkit.verification.check import Verification
+from imgkit.vm.qemu import firmware, probe
+from imgkit.vm.sandbox import confinement, identity, supervisor
 from tests.commandline import ROOT
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -60,7 +65,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
 
     def build(request: BuildRequest) -> BuildResult:
         requests.append(request)
-        if request.arch == "arm64" and request.locked == "failing":
+        if request.arch == "arm64" and cast(object, request.locked) == "failing":
             raise InputError("what")
         out, steps = request.out, Steps([Step("plan", 0.0001, 1.23456)], _origin=0.0)
         return BuildResult(
@@ -80,7 +85,7 @@ def test_what_a_build_asks_for_by_default(requests: list[BuildRequest], capsys: 
     assert main.main(["build", CORE]) == 0
     (request,) = requests
     assert (request.arch, request.out, request.work, request.locked) == ("arm64", Path("out"), None, None)
-    assert (request.allow_stale, request.epoch, request.engine) == (False, None, "engine")
+    assert (request.allow_stale, request.epoch, cast(object, request.engine)) == (False, None, "engine")
     assert (request.cache.folder, request.cache.offline) == (Path("/cache"), False)
     out, err = capsys.readouterr()
     assert out == "out/i\n"
@@ -93,14 +98,19 @@ def test_what_a_build_asks_for(
     monkeypatch.setenv("WORK_DIR", "/work")
     monkeypatch.setenv("OUT_DIR", "/from environment")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "77")
-    read = []
-    monkeypatch.setattr(build_command.lockfile, "read", lambda *arguments: read.append(arguments) or "plan")
+    read: list[Any] = []
+
+    def locked(*arguments: Any) -> str:
+        read.append(arguments)
+        return "plan"
+
+    monkeypatch.setattr(lockfile, "read", locked)
     words = ["--arch", "amd64", "--arch", "arm64", "--arch", "amd64", "--locked", "--offline", "--allow-stale-mirror"]
     assert main.main(["build", CORE, *words, "-q", "--json"]) == 0
     assert [request.arch for request in requests] == ["amd64", "arm64"]
     for request in requests:
         assert (request.out, request.work, request.epoch) == (Path("/from environment"), Path("/work"), 77)
-        assert (request.locked, request.allow_stale, request.cache.offline) == ("plan", True, True)
+        assert (cast(object, request.locked), request.allow_stale, request.cache.offline) == ("plan", True, True)
     assert [(path.name, arch) for path, _, arch in read] == [("core.lock", "amd64"), ("core.lock", "arm64")]
     out, err = capsys.readouterr()
     assert err == ""
@@ -125,7 +135,7 @@ def test_what_a_build_asks_for(
 def test_what_was_built_before_a_failure_is_reported(
     requests: list[BuildRequest], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build_command.lockfile, "read", lambda *arguments: "failing")
+    monkeypatch.setattr(lockfile, "read", lambda *arguments: "failing")
     assert main.main(["build", CORE, "--arch", "all", "--locked", "--json", "-q"]) == 4
     answer = json.loads(capsys.readouterr().out)
     assert [report["arch"] for report in answer["done"]] == ["amd64"]
@@ -164,7 +174,7 @@ def test_builds_run_side_by_side_where_there_are_processors(
 def test_the_engine_is_launched_with_the_options_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
     monkeypatch.setattr(build_command, "appliance_options", lambda: "options")
-    monkeypatch.setattr(build_command.guestfs, "launch", lambda *words, **options: launched.append((words, options)))
+    monkeypatch.setattr(guestfs, "launch", lambda *words, **options: launched.append((words, options)))
     build_command._guestfs()(Path("/scratch"), 5)
     assert launched == [((Path("/scratch"), 5), {"options": "options"})]
 
@@ -342,8 +352,8 @@ def test_what_a_lock_is_made_of(
     monkeypatch.setattr(lock, "make_plan", make_plan)
     monkeypatch.setattr(lock, "fetch_packages", lambda plan, base, cache: (f"{plan} with hashes", "files"))
     monkeypatch.setattr(lock, "load_recipe", lambda options, environ: _recipe())
-    monkeypatch.setattr(lock.lockfile, "others", lambda path, recipe, requested: f"all but {requested}")
-    monkeypatch.setattr(lock.lockfile, "write", lambda path, recipe, plans, kept: calls.append((path, plans, kept)))
+    monkeypatch.setattr(lockfile, "others", lambda path, recipe, requested: f"all but {requested}")
+    monkeypatch.setattr(lockfile, "write", lambda path, recipe, plans, kept: calls.append((path, plans, kept)))
     path = tmp_path / "core.lock"
     assert main.main(["lock", str(recipe_file), "--offline"]) == 0
     assert calls.pop() == (
@@ -703,7 +713,7 @@ def test_the_firmware_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
             raise HostError("no firmware", hint="apt-get")
         return SimpleNamespace(code=Path("/code"))
 
-    monkeypatch.setattr(hostchecks.firmware, "find", find)
+    monkeypatch.setattr(firmware, "find", find)
     assert list(hostchecks._firmware()) == [
         HostCheck("UEFI amd64", True, "/code", "boot amd64 by UEFI"),
         HostCheck("UEFI arm64", False, "no firmware", "boot arm64 by UEFI", "apt-get", required=False),
@@ -719,14 +729,14 @@ def test_the_accelerators_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
             raise HostError("none")
         return SimpleNamespace(name="kvm", reason="it works")
 
-    monkeypatch.setattr(hostchecks.identity, "choose_user", lambda user, *, device: f"user of {device}")
-    monkeypatch.setattr(hostchecks.probe, "probe", lambda arch: f"probe of {arch}")
-    monkeypatch.setattr(hostchecks.probe, "allowed", allowed)
+    monkeypatch.setattr(identity, "choose_user", lambda user, *, device: f"user of {device}")
+    monkeypatch.setattr(probe, "probe", lambda arch: f"probe of {arch}")
+    monkeypatch.setattr(probe, "allowed", allowed)
     assert list(hostchecks._accelerators()) == [
         HostCheck("accelerator amd64", True, "kvm: it works", "boot amd64"),
         HostCheck("accelerator arm64", False, "none", "boot arm64", "", required=False),
     ]
-    assert asked[0] == ("probe of amd64", "amd64", "auto", f"user of {hostchecks.probe.KVM}")
+    assert asked[0] == ("probe of amd64", "amd64", "auto", f"user of {probe.KVM}")
 
 
 @pytest.mark.parametrize(
@@ -753,11 +763,11 @@ def test_what_confines_a_guest(
     detail: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hostchecks.confinement, "landlock_version", lambda: landlock)
-    monkeypatch.setattr(hostchecks.confinement, "filters_system_calls", lambda: filters)
-    monkeypatch.setattr(hostchecks.supervisor, "obstacle", lambda: obstacle)
-    monkeypatch.setattr(hostchecks.identity, "is_root", lambda: root)
-    monkeypatch.setattr(hostchecks.identity, "choose_user", lambda wanted: user)
+    monkeypatch.setattr(confinement, "landlock_version", lambda: landlock)
+    monkeypatch.setattr(confinement, "filters_system_calls", lambda: filters)
+    monkeypatch.setattr(supervisor, "obstacle", lambda: obstacle)
+    monkeypatch.setattr(identity, "is_root", lambda: root)
+    monkeypatch.setattr(identity, "choose_user", lambda wanted: user)
     check = hostchecks._confinement()
     assert (check.name, check.ok, check.detail) == ("sandbox of QEMU", ok, detail)
     assert (check.purpose, check.required) == ("boot safely", False)
@@ -766,10 +776,10 @@ def test_what_confines_a_guest(
 
 def test_what_isolates_npm(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(problem: str | None) -> HostCheck:
-        monkeypatch.setattr(hostchecks.npmrunner, "sandbox_problem", lambda: problem)
+        monkeypatch.setattr(npmrunner, "sandbox_problem", lambda: problem)
         return hostchecks._sandbox()
 
-    missing = hostchecks.npmrunner.MISSING
+    missing = npmrunner.MISSING
     purpose = "keep npm from the host's files"
     assert check(None).ok
     assert check(None).detail == "npm runs inside it"
@@ -780,3 +790,60 @@ def test_what_isolates_npm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check("refused").fix == (
         "allow user namespaces (sysctl user.max_user_namespaces; Ubuntu: an AppArmor profile)"
     )
+
+
+# ---- the end of a command --------------------------------------------------------------------------------------------
+
+
+class _FullOutput(io.StringIO):
+    """Standard output on a disk that is full, which shows when it is written out."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def flush(self) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (OSError(28, "No space left on device"), 5, "error: output: no space left\n"),
+        (OSError(122, "Disk quota exceeded", "x"), 5, "error: x: no space left\n"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written_in_the_end(
+    error: OSError, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imgkit.cli.commands.doctor.examine", lambda out: [HostCheck("x", True, "y", "z")])
+    monkeypatch.setattr(sys, "stdout", _FullOutput(error))
+    assert main.main(["doctor"]) == status
+    assert capsys.readouterr().err == said
+
+
+def test_the_folder_of_a_console_must_exist(
+    raw_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machineoptions, "image_info", lambda image: None)
+    console = tmp_path / "none" / "log"
+    assert main.main(["boot", str(raw_image), "--console", str(console)]) == 2
+    assert capsys.readouterr().err == f"error: --console {console}: {console.parent} is not a folder\n"
+    for timeout in ("0", "-1", "inf", "nan"):
+        assert main.main(["boot", str(raw_image), "--timeout", timeout]) == 2
+        assert capsys.readouterr().err == f"error: --timeout {timeout}: not a number of seconds to wait\n"
+
+
+@pytest.mark.parametrize("missing", ["kernel", "initramfs", "both"])
+def test_a_direct_boot_needs_both_files(missing: str, tmp_path: Path) -> None:
+    image = tmp_path / "linux-amd64.qcow2"
+    names = {"kernel": "vmlinuz", "initramfs": "initramfs"}
+    for role, name in names.items():
+        if missing not in (role, "both"):
+            (tmp_path / f"{name}-virt-amd64").touch()
+    with pytest.raises(InputError) as caught:
+        machineoptions._beside(image, "amd64")
+    first = names["initramfs" if missing == "initramfs" else "kernel"]
+    assert caught.value.message == f"{tmp_path}/{first}-*-amd64: not there"
+    assert caught.value.hint == "a build puts it beside the image"

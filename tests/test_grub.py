@@ -15,6 +15,7 @@ import pytest
 from imgkit.disk import grub
 from imgkit.disk.layout import SizedPartition, make_layout
 from imgkit.errors import HostError, RecipeError
+from imgkit.host import process
 from imgkit.tree import Tree
 from tests.conftest import need_program
 from tests.layouts import PLATFORMS, SPECS
@@ -412,7 +413,7 @@ def test_a_grub_mkimage_that_hangs_is_given_up_after_a_minute(tmp_path: Path, mo
     def run(argv: list[str | Path], **options: float) -> bytes:
         raise HostError(f"{argv[0]}: no result within {options['timeout']} s", hint="a hint of its own")
 
-    monkeypatch.setattr(grub.process, "run", run)
+    monkeypatch.setattr(process, "run", run)
     with pytest.raises(HostError) as refusal:
         grub.make_image(tree_with_modules("arm64-efi"), "arm64-efi", UUID)
     assert refusal.value.message == "GRUB for arm64-efi: grub-mkimage: no result within 60 s"

@@ -87,3 +87,23 @@ def test_an_unset_variable_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     options.work = ""
     with pytest.raises(UsageError, match="--work: no folder given"):
         run.run(options, Invocation())
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"subtype": "error", "exitCode": 0, "result": "it said so"}, "it said so"),
+        ({"subtype": "error", "exitCode": 0, "result": ""}, "the agent failed without saying why"),
+        ({"subtype": "error", "result": "it said so"}, "it said so"),
+    ],
+)
+def test_a_failure_that_the_status_does_not_show_is_an_error(
+    event: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GuestError) as caught:
+        run.run(ended(monkeypatch, **event), Invocation())
+    assert caught.value.message == message
+
+
+def test_a_failure_with_status_one_has_that_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.run(ended(monkeypatch, subtype="error", exitCode=1, result=""), Invocation()) == 1

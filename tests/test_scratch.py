@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.host import scratch, walk
+from imgkit.host import locks, scratch, walk
 from imgkit.vm.qemu.privatefolder import private_folder
 from tests.conftest import need, need_program
 from tests.files import nest, nested
@@ -259,7 +259,7 @@ def test_a_filesystem_without_locks_has_scratch_folders_too(tmp_path: Path, monk
     def refuse(_descriptor: int, **_options: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(scratch.locks, "acquire", refuse)
+    monkeypatch.setattr(locks, "acquire", refuse)
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with scratch.folder(tmp_path) as folder, scratch.alone(tmp_path) as locked:
         assert folder.is_dir()
@@ -282,7 +282,7 @@ def test_the_lock_of_a_place_is_held_for_a_block(tmp_path: Path, monkeypatch: py
 
 def test_the_lock_of_a_place_is_waited_for_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
-    monkeypatch.setattr(scratch.locks, "acquire", lambda descriptor, *, timeout: waited.append(timeout))
+    monkeypatch.setattr(locks, "acquire", lambda descriptor, *, timeout: waited.append(timeout))
     with scratch.alone(tmp_path):
         pass
     assert waited == [2.0]

@@ -15,7 +15,7 @@ import pytest
 from imgkit.host import interrupts
 from imgkit.host.interrupts import SIGNALS
 
-Handlers = dict[int, object]
+Handlers = dict[signal.Signals, object]
 
 
 def handlers() -> Handlers:

@@ -72,7 +72,7 @@ def disk(built: tuple[Path, DiskMap], tmp_path: Path) -> Path:
     return path
 
 
-def write(path: Path, place: int, data: bytes) -> None:
+def write(path: Path, place: int, data: bytes | bytearray) -> None:
     with path.open("r+b") as file:
         file.seek(place)
         file.write(data)
@@ -544,7 +544,12 @@ def test_limits_are_twice_what_was_built() -> None:
     assert limits_for(statement_with({}, 513), None, None).size == gib + 2 * MIB
     large = {"/a": {"size": gib}, "/b": {"size": 5}, "/c": {}}
     assert limits_for(statement_with(large), None, None).size == 2 * (gib + 5 + 3 * 4096)
-    odd = {"/a": {"size": "9" * 20}, "/b": {"size": -gib}, "/c": {"size": True}, "/d": {"size": gib}}
+    odd: dict[str, NodeRecord] = {
+        "/a": {"size": "9" * 20},
+        "/b": {"size": -gib},
+        "/c": {"size": True},
+        "/d": {"size": gib},
+    }
     assert limits_for(statement_with(odd), None, None).size == 2 * (gib + 4 * 4096)
     assert limits_for(statement_with(large, 5), 7, None).size == 7
     assert limits_for(statement_with({}), None, None).seconds == 900

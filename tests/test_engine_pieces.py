@@ -710,3 +710,40 @@ def test_the_last_output_of_an_appliance_is_kept() -> None:
         holder._on_console(0, 0, text, None)
     assert holder.console == ("bytes \ufffdtext5" + "x" * 3990)[-4000:]
     assert appliance.ApplianceRequestError("call", "x").kind == "call"
+
+
+# ---- small readers ---------------------------------------------------------------------------------------------------
+
+
+def cpio_member(name: str, content: bytes, *, size: int | None = None) -> bytes:
+    """Return a member as buffer-format.rst of the kernel's documentation has it; each field has another value."""
+    length = len(content) if size is None else size
+    numbers = [1, 0o100644, 2, 3, 4, 5, length, 6, 7, 8, 9, len(name) + 1, 0]
+    header = b"070701" + b"".join(b"%08X" % number for number in numbers) + name.encode() + b"\0"
+    return header + bytes(-len(header) % 4) + content + bytes(-len(content) % 4)
+
+
+def test_every_member_of_a_cpio_archive_is_read() -> None:
+    members = [("a" * number, b"c" * number) for number in (1, 2, 3, 4, 5, 20)] + [("empty", b"")]
+    archive = b"".join(cpio_member(name, content) for name, content in members)
+    assert list(quickstart.read_cpio(archive)) == members
+    trailer = cpio_member("TRAILER!!!", b"")
+    assert list(quickstart.read_cpio(archive + trailer + archive)) == members
+    assert list(quickstart.read_cpio(b"070702" + archive[6:])) == []
+    cut = cpio_member("large", b"x" * 16, size=0x10000008)
+    assert list(quickstart.read_cpio(cut)) == [("large", b"x" * 16)]
+
+
+@pytest.mark.parametrize(("free", "enough"), [(8 * MIB, True), (8 * MIB - 1, False)])
+def test_eight_mib_stay_free_while_an_image_is_read(
+    free: int, enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=free, f_frsize=1, f_bfree=1 << 60))
+    reader = readback.GuestfsReader(cast(Channel, None), Path("x"), INFO, tmp_path / "tar.raw", Limits())
+    if enough:
+        reader._watch_space()
+        return
+    with pytest.raises(NoSpaceError) as caught:
+        reader._watch_space()
+    assert caught.value.message == f"{tmp_path}: no space left for what is read of the image"
+    assert caught.value.hint == "make room"

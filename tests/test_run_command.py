@@ -107,3 +107,14 @@ def test_a_failure_that_the_status_does_not_show_is_an_error(
 
 def test_a_failure_with_status_one_has_that_status(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.run(ended(monkeypatch, subtype="error", exitCode=1, result=""), Invocation()) == 1
+
+
+def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def boot(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
+
+    monkeypatch.setattr(machineoptions, "boot", boot)
+    options = argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
+    with pytest.raises(GuestError, match=r"^the request ended without a result$"):
+        run.run(options, Invocation())

@@ -371,3 +371,21 @@ def test_records_that_lack_something(values: dict[str, Any]) -> None:
 def test_a_record_of_other_types_is_made_plain() -> None:
     image = {"name": 5, "sha256": "a" * 64, "size": 1.5}
     assert parse(changed(image=image, arch=7)) == replace(GOOD, image="5", size=1, arch="7")
+
+
+def test_what_boot_prints_as_json(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """What the agent reports cannot replace what imgkit itself has measured."""
+    during(nothing)
+    assert main(["boot", str(image), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        **BEAT.extra,
+        "image": str(image),
+        "stages": {},
+        "secondsToReady": 9.5,
+        "secondsToSettled": 13.5,
+        "accelerator": "tcg",
+        "memoryMiB": 4096,
+        "poweredOffCleanly": True,
+    }
+    assert err == ""

@@ -212,8 +212,8 @@ def test_kernels_are_unpacked(pack: object) -> None:
 
 def test_the_places_in_a_kernel_image() -> None:
     """Setup sectors after the first one (0 stands for 4), then the offset. A shorter note of a PVH entry counts too."""
-    notes = [struct.pack("<III4s", 4, size, 18, b"Xen\0") for size in (8, 4)]
-    payload = gzip.compress(ELF.replace(*notes))
+    longer, shorter = (struct.pack("<III4s", 4, size, 18, b"Xen\0") for size in (8, 4))
+    payload = gzip.compress(ELF.replace(longer, shorter))
     for sectors, begin in ((0, 5), (1, 2), (7, 8)):
         image = bytearray(begin * 512)
         image[0x1F1] = sectors

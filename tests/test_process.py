@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.host import process
+from imgkit.host import interrupts, process
 from tests.processes import gone
 
 
@@ -142,7 +142,7 @@ def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
 FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
-from imgkit.host import process
+from imgkit.host import interrupts, process
 words = ["/bin/sh", "-c", "sleep 63 & echo $!; echo $$; wait"]
 with process.start_family(words, env={"PATH": sys.argv[1]}, cwd=Path("/"), stdout=subprocess.PIPE) as child:
     print(int(child.stdout.readline()), int(child.stdout.readline()), child.pid, flush=True)
@@ -309,3 +309,33 @@ def test_a_family_leaves_no_descriptor_open(tmp_path: Path) -> None:
 def test_the_packages_of_programs(program: str, hint: str) -> None:
     error = process.missing(program)
     assert (error.program, error.hint, error.message) == (program, hint, f"{program}: program not found")
+
+
+def test_an_interrupt_between_start_and_block_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal that came while the program was started is raised where the program is ended again."""
+    children: list[int] = []
+    popen = subprocess.Popen
+
+    def started(*arguments: object, **options: object) -> object:
+        child = popen(*arguments, **options)  # type: ignore[call-overload]
+        children.append(child.pid)
+        return child
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(interrupts, "check", check)
+    with pytest.raises(KeyboardInterrupt), process.start(["sleep", "60"]):
+        raise AssertionError("the block must not begin")
+    assert gone(children[0], 10)
+
+
+def test_how_a_program_is_started_by_default(tmp_path: Path) -> None:
+    """It reads nothing, has the environment and the folder of this process, and a group and a session of its own."""
+    script(tmp_path, "tool", "cat; pwd; echo $HOME; ps -o sid= -p $$; echo $$")
+    with process.start([tmp_path / "tool"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        folder, home, session, own = child.stdout.read().decode().split()
+    assert (folder, home) == (str(Path.cwd()), os.environ["HOME"])
+    assert session == own == str(child.pid)

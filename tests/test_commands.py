@@ -22,12 +22,12 @@ import pytest
 
 from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
 from imgkit.cli.buildreport import BuildReport, StepReport, parse_report, report_of
-from imgkit.cli.command import Invocation
+from imgkit.cli.command import Command, Invocation
+from imgkit.cli.commands import COMMANDS, inspect, lock, verify
 from imgkit.cli.commands import build as build_command
-from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
-from imgkit.cli.parser import parse
+from imgkit.cli.parser import parse, parsers
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.reading import FilesystemUsage, ImageDescription
@@ -296,6 +296,16 @@ def test_messages_are_passed_on_by_whole_lines(monkeypatch: pytest.MonkeyPatch) 
     assert said == "amd64: one\namd64: two\namd64: three\n"
 
 
+def test_messages_are_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    screen = SimpleNamespace(write=shown.append, flush=lambda: shown.append("flush"))
+    monkeypatch.setattr(sys, "stderr", screen)
+    waiting = [b"one\n", b"two\n", b""]
+    monkeypatch.setattr(os, "read", lambda _descriptor, size: waiting.pop(0))
+    ended(0, b"")._pass_on(cast(Any, SimpleNamespace(fileno=lambda: 0)))
+    assert shown == ["amd64: one\n", "flush", "amd64: two\n", "flush"]
+
+
 def test_nothing_is_passed_on_from_the_error_on(monkeypatch: pytest.MonkeyPatch) -> None:
     said = passed_on(b"one\nerror: what\n", b"hint: do\n", monkeypatch=monkeypatch)
     assert said == "amd64: one\n"
@@ -557,6 +567,13 @@ def test_words_of_a_guest_command_come_after_the_dashes() -> None:
     options = parse(["run", "x", "a", "--", "ls", "-l", "--", "b"])
     assert options.guest_command == ["a", "ls", "-l", "--", "b"]
     assert parse(["run", "x", "a"]).guest_command == ["a"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
+def test_help_keeps_the_lines_of_a_description(command: Command) -> None:
+    description = (command.__doc__ or "").strip()
+    assert description
+    assert f"\n\n{description}\n\n" in parsers()[1][command.NAME].format_help()
 
 
 def test_the_options_that_all_commands_have(caplog: pytest.LogCaptureFixture) -> None:

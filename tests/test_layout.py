@@ -302,3 +302,14 @@ def test_inodes_decide_the_size_of_many_small_files() -> None:
         tree.add(f"f{number}", File(content=Inline(b"")))
     needed = needed_root_bytes(tree)
     assert root_capacity(needed)[1] >= tree_inodes(tree) > root_capacity(needed - MIB)[1]
+
+
+def test_a_tree_that_takes_every_block_or_every_inode_fits() -> None:
+    blocks, _ = root_capacity(100 * MIB)
+    tree = _tree_of((blocks - tree_blocks(Tree())) * 4096)
+    assert (tree_blocks(tree), needed_root_bytes(tree)) == (blocks, 100 * MIB)
+    _, inodes = root_capacity(16 * MIB)
+    tree = Tree()
+    for number in range(inodes - tree_inodes(Tree())):
+        tree.add(f"f{number}", File(content=Inline(b"")))
+    assert (tree_inodes(tree), needed_root_bytes(tree)) == (inodes, 16 * MIB)

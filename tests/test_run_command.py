@@ -168,3 +168,12 @@ def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: 
         run.run(argparse.Namespace(guest_command=command, prompt=prompt), Invocation())
     assert caught.value.message == message
     assert caught.value.hint == "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_output_is_shown_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+    stream = SimpleNamespace(buffer=SimpleNamespace(write=steps.append), flush=lambda: steps.append("flush"))
+    monkeypatch.setattr("sys." + name, stream)
+    run._show(Output(name, b"x"))
+    assert steps == [b"x", "flush"]

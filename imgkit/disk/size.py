@@ -66,7 +66,7 @@ def needed_root_bytes(tree: Tree) -> int:
         if free >= blocks and nodes >= inodes:
             return size
         short = max((blocks - free) * BLOCK, (inodes - nodes) * BYTES_PER_INODE)
-        size += max(0, short - (2 << 20)) * 3 // 4 >> 20 << 20
+        size += short // 2 >> 20 << 20  # never beyond the smallest size: a MiB has room for less than a MiB
 
 
 def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:

@@ -153,8 +153,11 @@ def test_the_plugin_is_cheap() -> None:
 def test_no_options_are_no_defaults(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
+        import pathlib
+
         def test_one(imgkit_vm, boot_image, boot_image_session):
             assert imgkit_vm.options == {}
+            assert isinstance(imgkit_vm.image, pathlib.Path)
             assert boot_image_session("b", network="none", allow=["x"]).options == {"network": "none", "allow": ["x"]}
         """
     )

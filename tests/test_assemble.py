@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from imgkit.apk.index import Package
+from imgkit.disk.grub import BootFiles
+from imgkit.disk.layout import Layout
+from imgkit.disk.regions import regions_of
 from imgkit.engines.interface import Engine
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
@@ -20,7 +26,8 @@ from imgkit.host.progress import Steps
 from imgkit.image import assemble
 from imgkit.image.assemble import BuildRequest
 from imgkit.planning.plan import PlannedPackage
-from imgkit.recipe import load
+from imgkit.recipe import load, parse_size
+from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
@@ -162,3 +169,195 @@ def test_identifiers_of_the_disk_follow_from_recipe_and_plan(build_request: Buil
     }
     assert len(guids) == 3
     assert first.disk_guid == "A9B268DC-04BF-536C-A1C6-54C4801D366A", "images that were built before have it, too"
+
+
+# ---- the whole build, with stand-ins for the work --------------------------------------------------------------------
+
+
+class _Recorder:
+    """Stands for every function that a build calls: keeps the calls in order, and answers with ``answers``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        for name, answer in answers.items():
+            monkeypatch.setattr(assemble, name, self._stand_in(name, answer))
+
+    def _stand_in(self, name: str, answer: Any) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            self.calls.append((name, arguments, options))
+            return answer(*arguments, **options) if callable(answer) else answer
+
+        return called
+
+    def of(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the only call of ``name``."""
+        ((arguments, options),) = [(arguments, options) for called, arguments, options in self.calls if called == name]
+        return arguments, options
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.calls]
+
+
+@pytest.fixture
+def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _Recorder:
+    plan = plan_of(build_request.recipe, "amd64")
+    tree = Tree()
+    tree.write("boot/initramfs-virt", b"initramfs")
+    composition = SimpleNamespace(
+        tree=tree,
+        scripts=SimpleNamespace(pending=("pending",)),
+        kernel=SimpleNamespace(initramfs="boot/initramfs-virt"),
+        binaries="binaries",
+        build_id="id",
+    )
+
+    def convert(disk: object, target: Path, compression: str) -> int:
+        target.write_bytes(b"image")
+        return 5
+
+    return _Recorder(
+        monkeypatch,
+        {
+            "_check_programs": None,
+            "fetch_base": SimpleNamespace(tree="base tree"),
+            "make_plan": plan,
+            "fetch_packages": lambda plan, *_, **__: (replace(plan, world=("fetched",)), "files"),
+            "check_locked": None,
+            "prepare_payload": Path("/payload"),
+            "compose": lambda *_, **__: composition,
+            "apply_policy": None,
+            "make_boot_files": lambda *_: BootFiles(b"", b"", {"EFI/x": b"efi"}),
+            "map_disk": "map",
+            "convert": convert,
+            "direct_boot_image": lambda *_: b"kernel",
+            "describe": lambda *_: {"manifest": 1},
+            "host_arch": lambda: "amd64",
+        },
+    )
+
+
+class _Engine:
+    """Keeps what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    @contextmanager
+    def __call__(self, folder: Path, size: int) -> Iterator[Engine]:
+        assert list(folder.iterdir()) == []
+        self.asked.append(("launch", folder.name, size))
+        yield cast(Engine, self)
+        self.asked.append("ended")
+
+    def prepare(self, layout: Layout) -> None:
+        self.asked.append(("prepare", layout.size_bytes))
+
+    def check(self) -> None:
+        self.asked.append("check")
+
+    def write(self, *arguments: Any) -> Any:
+        self.asked.append(("write", *arguments))
+        return SimpleNamespace(disk="written disk")
+
+
+def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _Recorder) -> None:
+    engine = _Engine()
+    result = assemble.build(replace(build_request, engine=engine))
+    recipe, out = build_request.recipe, build_request.out
+    size = parse_size(recipe.size)
+    assert (result.image.read_bytes(), result.kernel.read_bytes()) == (b"image", b"kernel")
+    assert (result.initramfs.read_bytes(), json.loads(result.manifest.read_text())) == (b"initramfs", {"manifest": 1})
+    assert len(list(out.iterdir())) == 4
+    assert (result.build_id, result.size) == ("id", 5)
+    assert [step.name for step in result.steps.finished] == [
+        "plan", "fetch packages", "prepare the payload", "compose the root filesystem", "make the boot loader",
+        "map the disk", "compress", "put into place",
+    ]  # fmt: skip
+    launch, prepare, *checks, write, ended = engine.asked
+    assert (launch, prepare, checks, ended) == (
+        ("launch", "disk", size), ("prepare", size), ["check", "check"], "ended",
+    )  # fmt: skip
+    _, tree, layout, boot, steps, pending = write
+    assert (boot.esp, steps, pending) == ({"EFI/x": b"efi"}, result.steps, ("pending",))
+    assert recorder.names == [
+        "_check_programs", "fetch_base", "make_plan", "fetch_packages", "host_arch", "compose", "apply_policy",
+        "make_boot_files", "map_disk", "convert", "direct_boot_image", "describe",
+    ]  # fmt: skip
+    assert recorder.of("make_boot_files") == ((tree, ("i386-pc", "x86_64-efi"), layout), {})
+    assert recorder.of("map_disk") == (("written disk", regions_of(layout)), {})
+    assert recorder.of("convert")[0][0] == "written disk"
+    assert recorder.of("convert")[0][2] == recipe.compression
+    described = recorder.of("describe")[0]
+    assert (described[0], described[1].world, described[3]) == (recipe, ("fetched",), layout)
+    assert (described[4].disk, described[4].esp) == ("map", {"EFI/x": b"efi"})
+    assert [path.name for path in (described[4].image, described[4].kernel, described[4].initramfs)] == [
+        "image.qcow2", "vmlinuz", "initramfs",
+    ]  # fmt: skip
+
+
+def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder: _Recorder) -> None:
+    request = replace(build_request, engine=_Engine())
+    assemble.build(request)
+    recipe, cache = request.recipe, request.cache
+    arguments, options = recorder.of("fetch_base")
+    assert (arguments[:3], arguments[3].name) == ((recipe, "amd64", cache), "minirootfs")
+    assert options == {"locked": None, "allow_stale": False}
+    arguments, options = recorder.of("make_plan")
+    assert (arguments[:2], arguments[3], options) == ((recipe, "amd64"), cache, {"allow_stale": False})
+    arguments, options = recorder.of("fetch_packages")
+    assert (arguments[2], options) == (cache, {"locked": False})
+    arguments, options = recorder.of("compose")
+    assert (arguments[0], arguments[2:]) == ("base tree", (recipe, "amd64"))
+    assert arguments[1].packages == tuple(planned.package for planned in plan_of(recipe, "amd64").packages)
+    assert arguments[1].world == ("fetched",)
+    assert (options["payload"], options["can_run"], options["epoch"]) == (None, True, 0)
+    policy, options = recorder.of("apply_policy")
+    assert policy[:3] == ("binaries", recipe.payload_binaries, "x86_64")
+    assert options == {"copied": False}
+
+
+def test_a_locked_build_makes_no_plan(build_request: BuildRequest, recorder: _Recorder) -> None:
+    plan = plan_of(build_request.recipe, "arm64")
+    request = replace(
+        build_request, arch="arm64", engine=_Engine(), locked=plan, allow_stale=True, epoch=77, work=build_request.out
+    )
+    assemble.build(request)
+    assert "make_plan" not in recorder.names
+    assert recorder.of("fetch_base")[1] == {"locked": plan, "allow_stale": True}
+    assert recorder.of("fetch_packages")[1] == {"locked": True}
+    checked, _ = recorder.of("check_locked")
+    assert (checked[0].world, checked[2], checked[3]) == (("fetched",), request.cache, "files")
+    options = recorder.of("compose")[1]
+    assert (options["can_run"], options["epoch"]) == (False, 77)
+    assert recorder.of("make_boot_files")[0][1] == ("arm64-efi",)
+
+
+@pytest.mark.parametrize(("how", "copied"), [("0", True), ("1", False)])
+def test_a_payload_is_prepared(
+    how: str, copied: bool, build_request: BuildRequest, recorder: _Recorder, tmp_path: Path
+) -> None:
+    payload = {"agent_runner": tmp_path, "agent_runner_build": how, "npm_scripts": True, "npm_git": True}
+    recipe = build_request.recipe.model_copy(update=payload)
+    assemble.build(replace(build_request, recipe=recipe, engine=_Engine()))
+    arguments, options = recorder.of("prepare_payload")
+    assert (arguments[0], arguments[1].name) == (tmp_path, "payload")
+    assert options == {
+        "build": how,
+        "architecture": "x86_64",
+        "allow_scripts": True,
+        "allow_git": True,
+        "offline": False,
+        "cache": build_request.cache.folder / "npm",
+    }
+    assert recorder.of("compose")[1]["payload"] == Path("/payload")
+    assert recorder.of("apply_policy")[1] == {"copied": copied}
+
+
+def test_a_folder_for_scratch_files_may_be_elsewhere(
+    build_request: BuildRequest, recorder: _Recorder, tmp_path: Path
+) -> None:
+    result = assemble.build(replace(build_request, engine=_Engine(), work=tmp_path / "work"))
+    assert recorder.of("convert")[0][1].parent.parent == tmp_path / "work"
+    assert result.image.is_file()
+    assert not (tmp_path / "work").exists()

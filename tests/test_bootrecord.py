@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -256,3 +257,135 @@ def test_a_guest_that_says_much_is_cut_short() -> None:
     assert len(guest_facts(values)) == 40
     assert guest_facts({"a": "x" * 1000, "b" * 1000: 1}) == {"a": "x" * 200}
     assert guest_facts({"a": float("nan"), "b": float("inf"), "c": 1 << 60, "d": "\ud800"}) == {"d": "\ud800"}
+
+
+# ---- to the letter ---------------------------------------------------------------------------------------------------
+
+
+def test_the_text_of_a_record() -> None:
+    assert GOOD.text() == (
+        '{\n "arch": "amd64",\n "bootRecord": 1,\n "boots": {\n  "bios": {\n   "accelerator": "tcg"\n  }\n },\n'
+        ' "image": {\n  "name": "linux-amd64.qcow2",\n  "sha256": "' + "a" * 64 + '",\n  "size": 5\n }\n}\n'
+    )
+    assert BootRecord("x", "a" * 64, 5, "amd64").boots == {}
+
+
+def test_boots_of_the_same_bytes_gather_and_the_later_one_wins() -> None:
+    later = replace(GOOD, image="other", boots={"bios": {"accelerator": "kvm"}, "direct": {}})
+    older = replace(GOOD, size=9, boots={"bios": {"accelerator": "tcg"}, "uefi": {}})
+    assert later.with_boots(older) == replace(later, boots={"bios": {"accelerator": "kvm"}, "direct": {}, "uefi": {}})
+    assert later.with_boots(None) is later
+    assert later.with_boots(replace(older, sha256="b" * 64)) is later
+
+
+def test_the_evidence_of_a_boot(image: Path, tmp_path: Path) -> None:
+    kernel, initramfs = tmp_path / "vmlinuz", tmp_path / "initramfs"
+    kernel.write_bytes(b"k")
+    initramfs.write_bytes(b"ii")
+    with Evidence() as evidence:
+        evidence.hold([image, kernel, initramfs])
+        assert evidence.publishable
+        record = evidence.record("arm64", "direct", {"time": "now", "kernel": "of the guest"})
+    assert record == BootRecord(
+        arch="arm64",
+        boots={"direct": {"time": "now", "kernel": facts(kernel), "initramfs": facts(initramfs)}},
+        **{"image": image.name, "sha256": facts(image)["sha256"], "size": facts(image)["size"]},
+    )
+
+
+@pytest.mark.parametrize(("start", "publishable"), [(b"QFI\xfb", True), (b"QFI", False), (b"\0QFI\xfb", False)])
+def test_qcow2_files_alone_are_published(start: bytes, publishable: bool, image: Path) -> None:
+    image.write_bytes(start)
+    with Evidence() as evidence:
+        evidence.hold([image])
+        assert evidence.publishable is publishable
+
+
+def test_files_that_are_held_are_closed(image: Path, tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
+    with Evidence() as evidence:
+        with pytest.raises(InputError):
+            evidence.hold([image, tmp_path / "missing"])
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1  # noqa: PTH208
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("values", "plain"),
+    [
+        ({"a": (1 << 53) - 1, "b": 1 << 53, "c": -(1 << 53) + 1, "d": -(1 << 53)},
+         {"a": (1 << 53) - 1, "c": -(1 << 53) + 1}),
+        ({"a": True, "b": 0.5, "c": None, "d": [], "e": b"x", "f": float("-inf")}, {"a": True, "b": 0.5}),
+        ({"a": "x" * 201, "b" * 200: 1, "c" * 201: 1}, {"a": "x" * 200, "b" * 200: 1}),
+        ({f"k{number:03}": "v" for number in range(41, 0, -1)}, {f"k{number:03}": "v" for number in range(1, 41)}),
+    ],
+)  # fmt: skip
+def test_what_is_kept_of_what_a_guest_says(values: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert guest_facts(values) == plain
+    assert list(guest_facts(values)) == sorted(plain)
+
+
+def test_a_folder_with_one_of_the_lists_is_no_publication(image: Path) -> None:
+    for name in ("SHA256SUMS", "upload-manifest.json"):
+        (image.parent / name).touch()
+        kept = keep(image, GOOD)
+        assert kept == (path_of(image) if name == "SHA256SUMS" else None)
+    (image.parent / name).unlink()
+    (image.parent / name).mkdir()
+    assert keep(image, GOOD) == path_of(image)
+
+
+def test_a_record_that_is_kept_takes_over_older_boots(image: Path) -> None:
+    keep(image, GOOD)
+    keep(image, replace(GOOD, boots={"uefi": {}}))
+    assert read(path_of(image)) == replace(GOOD, boots={"bios": {"accelerator": "tcg"}, "uefi": {}})
+    keep(image, replace(GOOD, sha256="b" * 64, boots={"uefi": {}}))
+    assert read(path_of(image)) == replace(GOOD, sha256="b" * 64, boots={"uefi": {}})
+    assert sorted(path.name for path in image.parent.iterdir()) == [path_of(image).name, image.name]
+
+
+def test_a_record_has_at_most_a_mib(image: Path) -> None:
+    text = GOOD.text()
+    path_of(image).write_text(text + " " * ((1 << 20) - len(text)))
+    assert read(path_of(image)) == GOOD
+    path_of(image).write_text(text + " " * ((1 << 20) + 1 - len(text)))
+    assert read(path_of(image)) is None
+    assert read(image.parent / "missing") is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": {"name": "x", "sha256": "A" * 64, "size": 1}},
+        {"image": {"sha256": "a" * 64, "size": 1}},
+        {"image": {"name": "x", "sha256": "a" * 64}},
+        {"boots": {"bios": {}, "uefi": None}},
+        {"boots": None},
+        {"bootRecord": "1"},
+    ],
+)
+def test_records_that_lack_something(values: dict[str, Any]) -> None:
+    assert parse(changed(**values)) is None
+
+
+def test_a_record_of_other_types_is_made_plain() -> None:
+    image = {"name": 5, "sha256": "a" * 64, "size": 1.5}
+    assert parse(changed(image=image, arch=7)) == replace(GOOD, image="5", size=1, arch="7")
+
+
+def test_what_boot_prints_as_json(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """What the agent reports cannot replace what imgkit itself has measured."""
+    during(nothing)
+    assert main(["boot", str(image), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        **BEAT.extra,
+        "image": str(image),
+        "stages": {},
+        "secondsToReady": 9.5,
+        "secondsToSettled": 13.5,
+        "accelerator": "tcg",
+        "memoryMiB": 4096,
+        "poweredOffCleanly": True,
+    }
+    assert err == ""

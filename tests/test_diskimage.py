@@ -142,6 +142,55 @@ def test_a_raw_disk_that_its_guest_made_look_like_qcow2(tmp_path: Path) -> None:
     diskimage.check(image, "raw")  # as which it names nothing
 
 
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"KDMV", "vmdk"), (b"# Disk DescriptorFile", "vmdk"), (b"COWD", "vmdk"), (b"conectix", "vpc"),
+        (b"vhdxfile", "vhdx"), (b"<<< ", "vdi"), (b"QED\0", "qed"), (b"WithoutFreeSpace", "parallels"),
+        (b"WithouFreSpacExt", "parallels"), (b"LUKS\xba\xbe", "luks"),
+    ],
+)  # fmt: skip
+def test_the_formats_that_are_named(start: bytes, name: str, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(start)
+    with pytest.raises(InputError) as caught:
+        diskimage.format_of(image)
+    assert caught.value.message == f"{image}: format {name} is not supported"
+    assert caught.value.hint == "qcow2 and raw are"
+    for other in (start[:-1], b"\0" + start):
+        image.write_bytes(other)
+        assert diskimage.format_of(image) == "raw"
+
+
+def test_what_is_refused_is_said_in_full(tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(header(incompatible=2))
+    with pytest.raises(InputError) as caught:
+        diskimage.format_of(image)
+    assert caught.value.message == f"{image}: begins as a qcow2 image, though its name says raw"
+    assert caught.value.hint == "a guest can write that; rename it if it is qcow2"
+    with pytest.raises(InputError) as caught:
+        diskimage.check(image, "qcow2")
+    assert caught.value.message == f"{image}: is marked as damaged"
+    assert caught.value.hint == "qemu-img check -r all mends what can be mended"
+    with pytest.raises(InputError) as caught:
+        diskimage.check(tmp_path, "raw")
+    assert caught.value.message == f"{tmp_path}: not a disk image: it is not a file"
+    with pytest.raises(InputError) as caught:
+        diskimage.check(tmp_path, "raw", name=Path("a folder"))
+    assert caught.value.message == "a folder: not a disk image: it is not a file"
+
+
+def test_an_image_that_was_looked_at_is_closed(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(header())
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
+    diskimage.check(image, "qcow2")
+    with suppress(InputError):
+        diskimage.check(tmp_path, "raw")
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_other_formats_are_not_taken_for_raw_disks(tmp_path: Path) -> None:
     image = tmp_path / "disk"
     for start in (b"KDMV", b"# Disk DescriptorFile\n", b"conectix", b"<<< Oracle VM VirtualBox", b"QED\0"):

@@ -210,6 +210,20 @@ def test_kernels_are_unpacked(pack: object) -> None:
     assert quickstart.unpack_kernel(bzimage(pack(ELF) + size)) == ELF
 
 
+def test_the_places_in_a_kernel_image() -> None:
+    """Setup sectors after the first one (0 stands for 4), then the offset. A shorter note of a PVH entry counts too."""
+    longer, shorter = (struct.pack("<III4s", 4, size, 18, b"Xen\0") for size in (8, 4))
+    payload = gzip.compress(ELF.replace(longer, shorter))
+    for sectors, begin in ((0, 5), (1, 2), (7, 8)):
+        image = bytearray(begin * 512)
+        image[0x1F1] = sectors
+        image[0x202:0x206] = b"HdrS"
+        image[0x248:0x250] = struct.pack("<II", 3, len(payload))
+        unpacked = quickstart.unpack_kernel(bytes(image) + b"abc" + payload + b"trailing")
+        assert unpacked is not None, sectors
+        assert unpacked[:4] == b"\x7fELF"
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -15,6 +15,7 @@ import pytest
 from imgkit.disk import grub
 from imgkit.disk.layout import SizedPartition, make_layout
 from imgkit.errors import HostError, RecipeError
+from imgkit.host import process
 from imgkit.tree import Tree
 from tests.conftest import need_program
 from tests.layouts import PLATFORMS, SPECS
@@ -247,15 +248,34 @@ def test_a_disk_for_bios_alone_has_nothing_for_efi(tmp_path: Path, monkeypatch: 
 
 
 def test_the_room_that_an_esp_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth and 256 KiB more than the files: an image of 714,924 bytes and startup.nsh fit 1 MiB exactly."""
+    """A tenth and 256 KiB more than the files: an image of 714,914 bytes and startup.nsh fit 1 MiB exactly."""
     startup = len(b"\\EFI\\BOOT\\BOOTAA64.EFI\r\n")
-    largest = ((1 << 20) - (256 << 10)) * 10 // 11 - startup
+    largest = 714_939 - startup
+    assert (largest + startup) * 11 // 10 == (1 << 20) - (256 << 10)
     small = make_layout((SizedPartition("esp", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
     fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest)), monkeypatch)
     grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
-    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest + 2)), monkeypatch)
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(largest + 1)), monkeypatch)
     with pytest.raises(RecipeError, match=r"partition of 1024 KiB is too small for GRUB, which needs 1024 KiB$"):
         grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), small)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_the_platforms_does_not_matter(
+    reverse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    tree = tree_with_modules("i386-pc")
+    for path, node in tree_with_modules("x86_64-efi").walk("usr/lib/grub/x86_64-efi"):
+        tree.add(path, node)
+    files = grub.make_boot_files(tree, sorted(PLATFORMS["amd64"], reverse=reverse), LAYOUT)
+    assert (len(files.boot_code), len(files.core), len(files.esp)) == (440, 1536, 2)
+
+
+def test_a_disk_for_bios_alone_needs_no_esp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    layout = make_layout((SizedPartition("bios-boot", 1 << 20), SizedPartition("root")), 1 << 30, uuid.UUID(int=1))
+    assert grub.make_boot_files(tree_with_modules("i386-pc"), ("i386-pc",), layout).esp == {}
 
 
 def test_the_esp_that_is_proposed_holds_a_large_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,3 +314,118 @@ def test_a_failure_has_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(HostError) as refusal:
         grub.make_image(tree_with_modules("i386-pc"), "i386-pc", UUID)
     assert refusal.value.hint == "see what it says: grub-mkimage -O i386-pc --help"
+
+
+def test_the_configuration_to_the_letter() -> None:
+    assert (
+        grub.grub_cfg(UUID, ("a", "b"), kernel="vmlinuz-lts")
+        == f"""\
+# Boots at once. For a menu of ten seconds, on screen and serial line, run: touch /boot/grub/menu
+search.fs_uuid {UUID} root
+set default=0
+set timeout=0
+if [ -e /boot/grub/menu ]; then
+    set prefix=($root)/usr/lib/grub
+    insmod serial
+    insmod terminal
+    insmod reboot
+    insmod halt
+    if serial --unit=0 --speed=115200; then
+        terminal_input --append serial
+        terminal_output --append serial
+    fi
+    set timeout=10
+fi
+menuentry "Alpine Linux" {{
+    linux /boot/vmlinuz-lts a b
+    initrd /boot/initramfs-lts
+}}
+menuentry "Alpine Linux (rescue shell)" {{
+    linux /boot/vmlinuz-lts a b init=/bin/sh
+    initrd /boot/initramfs-lts
+}}
+"""
+    )
+    assert "initrd /boot/initramfs-vmlinuz\n" in grub.grub_cfg(UUID, (), kernel="vmlinuz-vmlinuz")
+
+
+@pytest.mark.parametrize(
+    ("platform", "modules", "name"),
+    [
+        ("i386-pc", "biosdisk part_gpt ext2 search_fs_uuid normal linux test", None),
+        ("x86_64-efi", "part_gpt ext2 search_fs_uuid normal linux test", "BOOTX64.EFI"),
+        ("arm64-efi", "part_gpt ext2 search_fs_uuid normal linux test", "BOOTAA64.EFI"),
+    ],
+)
+def test_the_modules_of_a_core_image(
+    platform: str, modules: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their order decides the bytes of the image."""
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    files = grub.make_boot_files(tree_with_modules(platform), (platform,), LAYOUT)
+    assert " ".join((tmp_path / "argv").read_text().split()[10:]) == modules
+    if name is None:
+        assert len(files.core) == 1536
+    else:
+        assert (files.core, files.boot_code) == (b"", b"")
+        assert files.esp == {
+            f"EFI/BOOT/{name}": bytes(1300),
+            "startup.nsh": f"\\EFI\\BOOT\\{name}\r\n".encode(),
+        }
+
+
+@pytest.mark.parametrize(
+    ("platform", "package"), [("i386-pc", "grub-bios"), ("x86_64-efi", "grub-efi"), ("arm64-efi", "grub-efi")]
+)
+def test_the_first_file_that_lacks_is_named_with_its_package(platform: str, package: str) -> None:
+    tree = tree_with_modules(platform)
+    where = f"usr/lib/grub/{platform}"
+    for name in ("linux.mod", "test.mod", "kernel.img"):
+        tree.remove(f"{where}/{name}")
+    with pytest.raises(RecipeError) as refusal:
+        grub.make_image(tree, platform, UUID)
+    assert refusal.value.message == f"GRUB's modules for {platform} are not in the image ({where}/linux.mod)"
+    assert refusal.value.hint == f"add {package} to the packages"
+
+
+def test_only_files_are_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tree_with_modules("arm64-efi")
+    tree.remove("usr/lib/grub/arm64-efi/linux.mod")
+    tree.mkdir("usr/lib/grub/arm64-efi/linux.mod")
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    with pytest.raises(RecipeError, match=r"not in the image \(usr/lib/grub/arm64-efi/linux\.mod\)"):
+        grub.make_image(tree, "arm64-efi", UUID)
+
+
+def test_modules_may_lie_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a merged /usr: the folder is looked up as the image's own programs see it."""
+    tree, modules = Tree(), tree_with_modules("arm64-efi")
+    for path in modules.children("usr/lib/grub/arm64-efi"):
+        tree.write(path.replace("usr/lib/", "opt/"), modules.read(path))
+    tree.symlink("usr/lib", "/opt")
+    fake_mkimage(tmp_path, WRITE_CORE, monkeypatch)
+    assert len(grub.make_image(tree, "arm64-efi", UUID)) == 1300
+
+
+def test_a_grub_mkimage_that_hangs_is_given_up_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout is passed on, and the words and the hint of the failure are the caller's."""
+
+    def run(argv: list[str | Path], **options: float) -> bytes:
+        raise HostError(f"{argv[0]}: no result within {options['timeout']} s", hint="a hint of its own")
+
+    monkeypatch.setattr(process, "run", run)
+    with pytest.raises(HostError) as refusal:
+        grub.make_image(tree_with_modules("arm64-efi"), "arm64-efi", UUID)
+    assert refusal.value.message == "GRUB for arm64-efi: grub-mkimage: no result within 60 s"
+    assert refusal.value.hint == "a hint of its own"
+
+
+def test_a_loader_that_needs_the_whole_esp_fits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mkimage(tmp_path, WRITE_CORE.replace("1300", str(16 << 20)), monkeypatch)
+    with pytest.raises(RecipeError) as refusal:
+        grub.make_boot_files(tree_with_modules("arm64-efi"), ("arm64-efi",), LAYOUT)
+    needed = ((16 << 20) + len("\\EFI\\BOOT\\BOOTAA64.EFI\r\n")) * 11 // 10 + (256 << 10)
+    assert refusal.value.message == (
+        f"EFI system partition of 16384 KiB is too small for GRUB, which needs {needed >> 10} KiB"
+    )
+    assert refusal.value.hint == "make it 18 MiB"

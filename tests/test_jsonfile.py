@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from imgkit.apk.index import format_record
 from imgkit.cli.main import main
 from imgkit.errors import InputError, RecipeError
-from imgkit.host.jsonfile import DEEPEST, parse_json, read_json
+from imgkit.host import jsonfile
+from imgkit.host.jsonfile import DEEPEST, checked, parse_json, read_bytes, read_json
 from imgkit.image import bootrecord
 from imgkit.image.manifest import MAX_SIZE, read_manifest, write_manifest
 from imgkit.planning import lockfile
@@ -290,3 +292,116 @@ def test_objects_and_lists_are_counted_before_they_are_made(piece: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * len(data)
+
+
+# ---- messages and boundaries -----------------------------------------------------------------------------------------
+
+
+class Three(BaseModel):
+    """A model of several values."""
+
+    a: int
+    b: int
+    c: int
+    d: int
+    e: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("value", "faults"),
+    [
+        ({"a": 1, "b": 2, "c": 3}, "d: Field required"),
+        ({"a": 1}, "b: Field required; c: Field required; d: Field required"),
+        ({}, "a: Field required; b: Field required; c: Field required; and 1 more"),
+        ({"e": 5}, "a: Field required; b: Field required; c: Field required; and 2 more"),
+        ({"a": 1, "b": 1, "c": 1, "d": 1, "e": [1, []]}, "e.1: Input should be a valid integer"),
+        ([], "the whole: Input should be a valid dictionary or instance of Three"),
+    ],
+)
+def test_three_faults_of_a_file_are_named(value: object, faults: str) -> None:
+    with pytest.raises(InputError) as caught:
+        checked(Three, value, "x.json", description="a list of three", hint="do")
+    assert caught.value.message == f"x.json: is not a list of three: {faults}"
+    assert caught.value.hint == "do"
+
+
+def test_a_value_that_fits_is_returned() -> None:
+    assert checked(Three, {"a": 1, "b": 2, "c": 3, "d": 4}, "x", description="y") == Three(a=1, b=2, c=3, d=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b"[1.5, -2e3, true, null]", [1.5, -2000.0, True, None]),
+        (b'\xef\xbb\xbf{"a": "\xc3\xa4"}', {"a": "\u00e4"}),
+        (b"9" * 19, 9999999999999999999),
+        (b"-" + b"9" * 19, -9999999999999999999),
+        (b'{"a": {"b": 1}, "c": {"b": 2}}', {"a": {"b": 1}, "c": {"b": 2}}),
+    ],
+)
+def test_values_that_are_read(text: bytes, value: object) -> None:
+    assert parse_json(text, "x") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"9" * 20, "not JSON: a number of 20 digits"),
+        (b"-" + b"9" * 20, "not JSON: a number of 21 digits"),
+        (b"[NaN]", "not JSON: NaN is not a number"),
+        (b"[1e400]", "not JSON: a number that is too large"),
+        (b'{"b": 1, "a": 1, "a": 2, "b": 3}', "not JSON: the name 'b' occurs twice in an object"),
+        (b'{"' + b"n" * 61 + b'": 1, "' + b"n" * 61 + b'": 2}', f"not JSON: the name '{'n' * 60}' occurs twice"),
+        (b'["\\ud800"]', "not JSON: half of a surrogate pair in '\\ud800'"),
+        (b"[" * 5000, "not JSON that can be read: nested too deeply"),
+    ],
+)
+def test_why_a_text_is_refused(text: bytes, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_json(text, "x.json", hint="do")
+    assert caught.value.message.startswith(f"x.json: {message}")
+    assert caught.value.hint == "do"
+
+
+def test_objects_and_lists_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfile, "_MOST_CONTAINERS", 3)
+    assert parse_json(b"[[], {}]", "x") == [[], {}]
+    with pytest.raises(InputError, match=r"^x: not JSON: more than 3 objects and lists$"):
+        parse_json(b"[[], {}, []]", "x")
+
+
+def test_names_that_are_not_utf_8_where_they_are_allowed() -> None:
+    assert parse_json(b'["\\udcff"]', "x", raw_names=True) == ["\udcff"]
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        parse_json(b'["\\udcff"]', "x")
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        parse_json(b'["\\ud800"]', "x", raw_names=True)
+
+
+def test_a_file_goes_by_its_path_or_by_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for name, shown in ((None, path), ("the index", "the index")):
+        with pytest.raises(InputError) as caught:
+            read_bytes(path, 5, name=name, hint="do")
+        assert (caught.value.message, caught.value.hint) == (f"{shown}: No such file or directory", "do")
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(InputError) as caught:
+        read_bytes(path, 4, name="the index", hint="do")
+    assert caught.value.message == "the index: is larger than the 4 bytes that are read of such a file"
+    assert caught.value.hint == "do"
+    with pytest.raises(InputError) as caught:
+        read_bytes(tmp_path, 4)
+    assert caught.value.message == f"{tmp_path}: is not a regular file"
+    path.write_bytes(b"{")
+    with pytest.raises(InputError) as caught:
+        read_json(path, 5, hint="do")
+    assert caught.value.message.startswith(f"{path}: not JSON: ")
+    assert caught.value.hint == "do"
+
+
+def test_what_is_no_regular_file_is_closed(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
+    with suppress(InputError):
+        read_bytes(tmp_path, 5)
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

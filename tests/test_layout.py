@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgkit.disk.layout import ALIGNMENT, SECTOR, SizedPartition, make_layout
+from imgkit.disk.layout import ALIGNMENT, SECTOR, SizedPartition, make_layout, sized_partitions
 from imgkit.disk.size import (
     check_fits,
     journal_mib,
     needed_root_bytes,
     root_capacity,
     show_size,
+    too_small,
     tree_blocks,
     tree_inodes,
 )
 from imgkit.errors import RecipeError
-from imgkit.recipe import parse_size
+from imgkit.recipe import PartitionSpec, parse_size
 from imgkit.tree import Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree
-from tests.layouts import SPECS
+from tests.layouts import ARCHITECTURES, SPECS
 
 GIB = 1 << 30
 NOWHERE = Path("/nonexistent")
@@ -173,6 +174,7 @@ def test_everything_that_a_partition_states() -> None:
         ((), GIB, "partitions (none): root exactly once and no kind twice"),
         ((SizedPartition("esp", 1), SizedPartition("esp", 1), SizedPartition("root")), GIB,
          "partitions esp, esp, root: root exactly once and no kind twice"),
+        ((SizedPartition("esp"), SizedPartition("root")), GIB, "partition esp: size of 0 bytes"),
         ((SizedPartition("root", -1),), GIB, "partition root: size of -1 bytes"),
         ((SizedPartition("esp", -1), SizedPartition("root")), GIB, "partition esp: size of -1 bytes"),
         ((SizedPartition("root"),), GIB + 511, f"image size of {GIB + 511} bytes is not a multiple of 512"),
@@ -239,6 +241,7 @@ def test_capacities() -> None:
     assert inodes == GIB // 16384
     assert blocks == (GIB - inodes * 256 - 8 * 4 * 4096 - (32 << 20) - (6 << 20)) // 4096
     assert root_capacity(128 << 20)[0] == ((128 << 20) - 8192 * 256 - 4 * 4096 - (4 << 20) - (6 << 20)) // 4096
+    assert root_capacity(GIB + 4096)[0] == (GIB + 4096 - inodes * 256 - 9 * 4 * 4096 - (32 << 20) - (6 << 20)) // 4096
     assert root_capacity(MIB)[0] == 0
 
 
@@ -260,3 +263,53 @@ def test_one_mib_less_is_not_enough(size: int) -> None:
     assert needed % MIB == 0
     assert root_capacity(needed)[0] >= tree_blocks(tree)
     assert root_capacity(needed - MIB)[0] < tree_blocks(tree)
+
+
+def test_identifiers_stay_what_they_are() -> None:
+    """The same recipe has the same identifiers in every version of imgkit."""
+    layout = make_layout(SPECS["amd64"], GIB, SEED)
+    assert layout.disk_guid == str(uuid.uuid5(SEED, "disk")).upper()
+    assert [part.uuid for part in layout.partitions] == [
+        str(uuid.uuid5(SEED, f"partition {kind}")).upper() for kind in ("bios-boot", "esp", "root")
+    ]
+    assert layout.root.fs_uuid == str(uuid.uuid5(SEED, "filesystem root"))
+    volume = uuid.uuid5(SEED, "filesystem esp").hex.upper()
+    assert [part.fs_uuid for part in layout.partitions[:2]] == ["", f"{volume[:4]}-{volume[4:8]}"]
+
+
+def test_a_recipe_states_sizes_as_text() -> None:
+    parts = (PartitionSpec(kind="root"), PartitionSpec(kind="esp", size="16M"))
+    architecture = ARCHITECTURES["amd64"].model_copy(update={"partitions": parts})
+    assert sized_partitions(architecture) == (SizedPartition("root", 0), SizedPartition("esp", 16 * MIB))
+
+
+def test_the_size_that_is_proposed_has_room_to_spare() -> None:
+    """64 MiB more than needed, rounded up to whole MiB."""
+    for needed, hint in ((100 * MIB, "164M"), (100 * MIB + 1, "165M")):
+        error = too_small(50 * MIB, needed)
+        assert error.message == (f"image of 50 MiB is too small for its content, which needs {show_size(needed)}")
+        assert error.hint == f"set size to {hint} or more"
+
+
+def test_a_tree_without_files_needs_little() -> None:
+    """The journal, the tables that are reserved for growth, and what else there is in every filesystem."""
+    assert needed_root_bytes(Tree()) == 11 * MIB
+
+
+def test_inodes_decide_the_size_of_many_small_files() -> None:
+    tree = Tree()
+    for number in range(20000):
+        tree.add(f"f{number}", File(content=Inline(b"")))
+    needed = needed_root_bytes(tree)
+    assert root_capacity(needed)[1] >= tree_inodes(tree) > root_capacity(needed - MIB)[1]
+
+
+def test_a_tree_that_takes_every_block_or_every_inode_fits() -> None:
+    blocks, _ = root_capacity(100 * MIB)
+    tree = _tree_of((blocks - tree_blocks(Tree())) * 4096)
+    assert (tree_blocks(tree), needed_root_bytes(tree)) == (blocks, 100 * MIB)
+    _, inodes = root_capacity(16 * MIB)
+    tree = Tree()
+    for number in range(inodes - tree_inodes(Tree())):
+        tree.add(f"f{number}", File(content=Inline(b"")))
+    assert (tree_inodes(tree), needed_root_bytes(tree)) == (inodes, 16 * MIB)

@@ -112,3 +112,47 @@ def test_locks_are_for_this_user_and_not_for_programs_that_are_started(tmp_path:
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
+
+
+@pytest.mark.parametrize(("timeout", "attempts"), [(0, 1), (0.03, 3), (0.04, 3)])
+def test_how_often_a_lock_is_asked_for(
+    timeout: float, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 20 ms until the time is up, and once at the end of it. The clock is one that only sleeping moves."""
+    clock, asked = [100.0], []
+
+    def flock(_descriptor: int, kind: int) -> None:
+        asked.append(kind)
+        raise BlockingIOError
+
+    def sleep(seconds: float) -> None:
+        clock[0] = round(clock[0] + seconds, 6)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(BlockingIOError):
+        locks.acquire(0, timeout=timeout)
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB] * attempts
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, fcntl.LOCK_EX),
+        ({"shared": True}, fcntl.LOCK_SH),
+        ({"timeout": 5}, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        ({"shared": True, "timeout": 5}, fcntl.LOCK_SH | fcntl.LOCK_NB),
+    ],
+)
+def test_which_lock_is_asked_for(
+    options: dict[str, bool], kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(fcntl, "flock", lambda _descriptor, kind: asked.append(kind))
+    path = tmp_path / "lock"
+    os.close(locks.lock_file(path, **options))
+    with locks.locked(path, **options):
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number matters
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208
+    assert asked == [kind, kind]

@@ -17,6 +17,7 @@ import pytest
 from imgkit.cli import machineoptions
 from imgkit.cli.main import main
 from imgkit.vm.bootspec import BootSpec
+from imgkit.vm.shares import quotas
 from tests.conftest import need_program
 from tests.publications import facts
 
@@ -224,7 +225,35 @@ def test_shares_for_reading_only(image: Path, asked: list[dict[str, Any]], tmp_p
     assert call["read_only"] == {"a"}
 
 
-@pytest.mark.parametrize("word", ["a=:ro", "a=/none:ro", "a:ro"])
+@pytest.mark.parametrize("word", ["a=:ro", "a=/nonexistent:ro", "a:ro"])
 def test_no_folder_before_the_mode(word: str, image: Path, asked: list[dict[str, Any]]) -> None:
     assert main(["boot", str(image), "--share", word]) == 2
+    assert asked == []
+
+
+def test_every_option_of_a_machine(image: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    words = ["--arch", "amd64", "--firmware", "uefi", "--timeout", "7.5", "--accel", "tcg", "--cpu", "max"]
+    words += ["--cpus", "3", "--memory", "512", "--console", str(tmp_path / "log"), "--quota", "share-files=9"]
+    assert main(["boot", str(image), *words]) == 0
+    (given,) = asked
+    assert {name: given[name] for name in ("image", "arch", "firmware", "timeout", "accelerator", "cpu", "cpus")} == {
+        "image": image, "arch": "amd64", "firmware": "uefi", "timeout": 7.5, "accelerator": "tcg", "cpu": "max",
+        "cpus": 3,
+    }  # fmt: skip
+    assert (given["memory_mib"], given["console"]) == (512, tmp_path / "log")
+    assert given["quotas"] == quotas.parse(["share-files=9"])
+
+
+def test_a_machine_without_options(image: Path, asked: list[dict[str, Any]]) -> None:
+    assert main(["boot", str(image)]) == 0
+    (given,) = asked
+    assert (given["arch"], given["firmware"], given["timeout"], given["cpus"]) == ("amd64", "bios", 180.0, 2)
+    assert (given["accelerator"], given["cpu"], given["memory_mib"], given["console"]) == ("auto", None, None, None)
+    assert (dict(given["shares"]), set(given["read_only"]), given["config"]) == ({}, set(), None)
+    assert (given["kernel"], given["initrd"], given["quotas"]) == (None, None, quotas.parse([]))
+
+
+def test_arm64_has_no_bios(image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", str(image), "--arch", "arm64", "--firmware", "bios"]) == 2
+    assert capsys.readouterr().err == ("error: arm64 has no BIOS\nhint: --firmware uefi or --firmware direct\n")
     assert asked == []

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.host import process
+from imgkit.host import interrupts, process
 from tests.processes import gone
 
 
@@ -140,7 +142,7 @@ def test_the_kernel_takes_the_child_when_the_parent_is_killed() -> None:
 FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
-from imgkit.host import process
+from imgkit.host import interrupts, process
 words = ["/bin/sh", "-c", "sleep 63 & echo $!; echo $$; wait"]
 with process.start_family(words, env={"PATH": sys.argv[1]}, cwd=Path("/"), stdout=subprocess.PIPE) as child:
     print(int(child.stdout.readline()), int(child.stdout.readline()), child.pid, flush=True)
@@ -219,3 +221,121 @@ def test_an_interrupt_while_a_program_is_started_is_not_lost() -> None:
     """Python prints and forgets what is raised in its callbacks of a fork; those of logging are there always."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+# ---- what a child is given -------------------------------------------------------------------------------------------
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
+
+
+def test_the_kernel_is_asked_to_kill_a_child_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    steps: list[str] = []
+    monkeypatch.setattr(process, "_LIBC", SimpleNamespace(prctl=lambda *words: asked.append(words)))
+    process._before_exec(lambda: steps.append(f"prepared before {len(asked)}"))()
+    assert (asked, steps) == ([(1, signal.SIGKILL)], ["prepared before 0"]), "another user would reset it"
+    process._before_exec(None)()
+    assert len(asked) == 2
+    monkeypatch.setattr(process, "_LIBC", None)
+    process._before_exec(None)()
+
+
+@pytest.mark.parametrize(("platform", "loaded"), [("linux", True), ("darwin", False)])
+def test_the_c_library_is_loaded_on_linux(platform: str, loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert (process._libc() is not None) is loaded
+
+
+def test_the_limits_that_a_child_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is above what is allowed already, and one that the system refuses is left out.
+
+    By default nothing may be written.
+    """
+    hard = {resource.RLIMIT_AS: resource.RLIM_INFINITY, resource.RLIMIT_CPU: 5, resource.RLIMIT_FSIZE: 100}
+    limits: dict[int, tuple[int, int]] = {}
+
+    def setrlimit(kind: int, values: tuple[int, int]) -> None:
+        if values[0] == 3:
+            raise ValueError
+        limits[kind] = values
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, hard[kind]))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    process.bounded(1 << 40, 7)()
+    assert limits == {resource.RLIMIT_AS: (1 << 40,) * 2, resource.RLIMIT_CPU: (5, 5), resource.RLIMIT_FSIZE: (0, 0)}
+    limits.clear()
+    process.bounded(3, 4, 60)()
+    assert limits == {resource.RLIMIT_CPU: (4, 4), resource.RLIMIT_FSIZE: (60, 60)}
+
+
+def test_descriptors_are_passed_on_when_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("handed over")
+    before = descriptors()
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        argv = ["cat", f"/proc/self/fd/{descriptor}"]
+        with process.start(argv, stdout=subprocess.PIPE, pass_fds=[descriptor]) as child:
+            assert child.communicate()[0] == b"handed over"
+        with process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            assert child.communicate()[0] == b""
+    finally:
+        os.close(descriptor)
+    assert descriptors() == before
+
+
+def test_a_family_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = descriptors()
+    with process.start_family(["/bin/true"], env={}, cwd=tmp_path) as child:
+        child.wait()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("program", "hint"),
+    [
+        ("qemu-img", "apt-get install qemu-utils"),
+        ("/usr/bin/qemu-system-x86_64", "apt-get install qemu-system-x86"),
+        ("qemu-system-aarch64", "apt-get install qemu-system-arm"),
+        ("grub-mkimage", "apt-get install grub-common"),
+        ("supermin", "apt-get install supermin"),
+        ("npm", "apt-get install npm"),
+        ("node", "apt-get install nodejs"),
+        ("bwrap", "apt-get install bubblewrap"),
+        ("other", "install other or put it on PATH"),
+    ],
+)
+def test_the_packages_of_programs(program: str, hint: str) -> None:
+    error = process.missing(program)
+    assert (error.program, error.hint, error.message) == (program, hint, f"{program}: program not found")
+
+
+def test_an_interrupt_between_start_and_block_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal that came while the program was started is raised where the program is ended again."""
+    children: list[int] = []
+    popen = subprocess.Popen
+
+    def started(*arguments: object, **options: object) -> object:
+        child = popen(*arguments, **options)  # type: ignore[call-overload]
+        children.append(child.pid)
+        return child
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(interrupts, "check", check)
+    with pytest.raises(KeyboardInterrupt), process.start(["sleep", "60"]):
+        raise AssertionError("the block must not begin")
+    assert gone(children[0], 10)
+
+
+def test_how_a_program_is_started_by_default(tmp_path: Path) -> None:
+    """It reads nothing, has the environment and the folder of this process, and a group and a session of its own."""
+    script(tmp_path, "tool", "cat; pwd; echo $HOME; ps -o sid= -p $$; echo $$")
+    with process.start([tmp_path / "tool"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        folder, home, session, own = child.stdout.read().decode().split()
+    assert (folder, home) == (str(Path.cwd()), os.environ["HOME"])
+    assert session == own == str(child.pid)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+
 import pytest
 
 from imgkit.host.progress import Steps, bar
@@ -50,3 +54,49 @@ def test_no_bar_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) 
     with bar(10, "work") as progress:
         progress.update(10)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its description, cut at 60 characters, and bytes in units; a bar that is closed leaves nothing."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with bar(10_000, "d" * 60) as progress:
+        progress.update(5000)
+        progress.refresh()
+        assert f"\r{'d' * 60}: " in screen.getvalue()
+        assert "5.00k/10.0k" in screen.getvalue()
+    assert screen.getvalue().endswith(" \r")
+    with bar(10_000, "d" * 61, unit=" files") as progress:
+        progress.update(5000)
+        progress.refresh()
+    assert f"{'d' * 60} … (1 characters more): " in screen.getvalue()
+    assert "5000/10000" in screen.getvalue()
+    assert " files/s" in screen.getvalue()
+
+
+def test_a_silent_program_shows_no_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    caplog.set_level(logging.ERROR, "imgkit")
+    with bar(10, "work") as progress:
+        progress.update(5)
+        progress.refresh()
+    assert screen.getvalue() == ""
+
+
+def test_a_step_is_announced_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "imgkit")
+    steps = Steps()
+    with steps.step("compress"):
+        assert caplog.messages == ["compress …"]
+        assert steps.finished == []
+    assert caplog.messages == ["compress …"]
+
+
+def test_a_table_without_steps(clock: list[float]) -> None:
+    clock += [3.0, 7.5]
+    steps = Steps(_origin=0.0)
+    assert steps.table() == "total     3.0 s"
+    assert steps.elapsed == 7.5

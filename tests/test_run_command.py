@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands import run
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent.protocol import AgentResult, parse_event
+from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, parse_event
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
@@ -87,3 +88,92 @@ def test_an_unset_variable_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     options.work = ""
     with pytest.raises(UsageError, match="--work: no folder given"):
         run.run(options, Invocation())
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"subtype": "error", "exitCode": 0, "result": "it said so"}, "it said so"),
+        ({"subtype": "error", "exitCode": 0, "result": ""}, "the agent failed without saying why"),
+        ({"subtype": "error", "result": "it said so"}, "it said so"),
+    ],
+)
+def test_a_failure_that_the_status_does_not_show_is_an_error(
+    event: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GuestError) as caught:
+        run.run(ended(monkeypatch, **event), Invocation())
+    assert caught.value.message == message
+
+
+def test_a_failure_with_status_one_has_that_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.run(ended(monkeypatch, subtype="error", exitCode=1, result=""), Invocation()) == 1
+
+
+def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def boot(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
+
+    monkeypatch.setattr(machineoptions, "boot", boot)
+    options = argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
+    with pytest.raises(GuestError, match=r"^the request ended without a result$"):
+        run.run(options, Invocation())
+
+
+@pytest.mark.parametrize(
+    ("words", "work", "asked", "shown"),
+    [
+        ({"guest_command": ["ls", "-l"], "prompt": None}, None, {"command": ["ls", "-l"], "prompt": None}, ""),
+        ({"guest_command": [], "prompt": "do"}, "/tmp", {"command": None, "prompt": "do"}, '{"a": 1}\n'),
+    ],
+)
+def test_what_a_request_asks_for_and_shows(
+    words: dict[str, Any],
+    work: str | None,
+    asked: dict[str, Any],
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """Output goes to the stream that it came from. Events are an agent's, but for the one that says that it started."""
+    steps: list[Any] = []
+    result = parse_event(json_line({"subtype": "success", "exitCode": 0}))
+    events = [
+        Output("stdout", b"out\xff"), Output("stderr", b"err\xff"), AgentEvent("started", {"b": 2}),
+        AgentEvent("text", {"a": 1}), result, Output("stdout", b"never"),
+    ]  # fmt: skip
+
+    @contextmanager
+    def boot(_options: object, shares: object) -> Iterator[SimpleNamespace]:
+        def request(**keywords: Any) -> Any:
+            steps.append(keywords)
+            return nullcontext(iter(events))
+
+        steps.append(shares)
+        yield SimpleNamespace(request=request, kill=lambda: steps.append("kill"))
+
+    monkeypatch.setattr(machineoptions, "boot", boot)
+    assert run.run(argparse.Namespace(work=work, no_wait=False, **words), Invocation()) == 0
+    assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "extra": None}, "kill"]
+    assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
+
+
+@pytest.mark.parametrize(
+    ("command", "prompt", "message"),
+    [([], None, "give a command or a prompt"), (["x"], "do", "give a command or a prompt, not both")],
+)
+def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run.run(argparse.Namespace(guest_command=command, prompt=prompt), Invocation())
+    assert caught.value.message == message
+    assert caught.value.hint == "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_output_is_shown_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+    stream = SimpleNamespace(buffer=SimpleNamespace(write=steps.append), flush=lambda: steps.append("flush"))
+    monkeypatch.setattr("sys." + name, stream)
+    run._show(Output(name, b"x"))
+    assert steps == [b"x", "flush"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from imgkit.host.suggest import close_matches, did_you_mean
 
 NAMES = ("packages", "package", "partitions")
@@ -36,3 +38,18 @@ def test_the_default_similarity_is_three_fifths() -> None:
 
 def test_a_hint_for_one_of_several_words_names_it() -> None:
     assert did_you_mean("bsah", ["bash"], name_word=True) == "did you mean bash instead of bsah?"
+
+
+def test_three_words_are_returned_unless_another_limit_is_given() -> None:
+    known = ["wordb", "worda", "wordd", "wordc"]
+    assert close_matches("word", known) == ["wordd", "wordc", "wordb"], "in the same order, however they are listed"
+    assert len(close_matches("word", known, limit=4)) == 4
+    assert did_you_mean("word", known) == "did you mean wordd?"
+
+
+@pytest.mark.parametrize(("word", "known"), [("abcdefxxxx", "abcdefyyyy"), ("aaa", "aaabbbb")])
+def test_words_just_above_and_below_the_default_similarity(word: str, known: str) -> None:
+    """Similarities of 0.6 are enough, 0.588 and less are not."""
+    assert close_matches(word, [known]) == [known]
+    assert close_matches(word, [f"{known}b"]) == []
+    assert did_you_mean(word, [f"{known}b"]) is None

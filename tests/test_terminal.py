@@ -302,3 +302,105 @@ def test_a_guests_last_words() -> None:
     with pytest.raises(GuestError) as caught:
         done.check()
     assert obeyed(str(caught.value)) == []
+
+
+# ---- to the letter ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        (0x1F, r"\x1f"), (0x7F, r"\x7f"), (0x9F, r"\x9f"), (0xAD, r"\xad"), (0x200B, r"\u200b"), (0xFFFE, r"\ufffe"),
+        (0x1FFFE, r"\U0001fffe"), (0xDC7F, r"\udc7f"), (0xDC80, r"\x80"), (0xDCFF, r"\xff"), (0xDD00, r"\udd00"),
+        (0xE000, r"\ue000"), (0x10FFFF, r"\U0010ffff"), (0x34F, r"\u034f"), (0x2800, r"\u2800"),
+    ],
+)  # fmt: skip
+def test_the_forms_of_escapes(code: int, shown: str) -> None:
+    assert terminal.line(f"a{chr(code)}b") == f"a{shown}b"
+
+
+def test_a_line_is_cut_where_it_is_said() -> None:
+    assert terminal.line("abc", 3) == "abc"
+    assert terminal.line("abcde", 3) == "abc … (2 characters more)"
+    assert terminal.line("a\x1bcde", 2) == "a\\x1b … (3 characters more)", "counted before they are escaped"
+    assert terminal.line("x" * 4000) == "x" * 4000
+    assert terminal.line(5) == "5"
+
+
+def test_a_block_keeps_its_lines() -> None:
+    assert terminal.block("a\tb\n\x1bc\n") == "a b\n\\x1bc\n"
+    assert terminal.block("abc\nab", 2) == "ab … (1 characters more)\nab"
+    assert terminal.block("x" * 4001).endswith("x … (1 characters more)")
+
+
+def test_json_for_people_and_for_lines() -> None:
+    assert terminal.as_json({"a": ["\x7f\x1bä"]}) == '{\n  "a": [\n    "\\u007f\\u001b\\u00e4"\n  ]\n}'
+    assert terminal.as_json({"a": [1]}, indent=None) == '{"a": [1]}'
+
+
+class _Screen(io.StringIO):
+    """A stream without bytes below it, which may be a terminal."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+class _Pipe:
+    """A stream with bytes below it; ``steps`` has what happens to both, in order."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self.steps: list[object] = []
+        self.buffer = SimpleNamespace(write=self.steps.append, flush=lambda: self.steps.append("flush bytes"))
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def write(self, text: str) -> None:
+        self.steps.append(text)
+
+    def flush(self) -> None:
+        self.steps.append("flush")
+
+
+def test_where_a_path_is_printed_byte_for_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.fsdecode(b"a\x1b\xff")
+    for on_terminal, steps in (
+        (False, ["flush", b"a\x1b\xff\n", "flush bytes"]),
+        (True, [r"a\x1b\xff" + "\n", "flush"]),
+    ):
+        pipe = _Pipe(terminal=on_terminal)
+        monkeypatch.setattr(sys, "stdout", pipe)
+        terminal.say_path(path)
+        assert pipe.steps == steps
+    for on_terminal in (False, True):
+        screen = _Screen(terminal=on_terminal)
+        monkeypatch.setattr(sys, "stdout", screen)
+        terminal.say_path(Path(path))
+        assert screen.getvalue() == r"a\x1b\xff" + "\n", "a stream of text has no bytes"
+
+
+def test_streams_escape_what_their_encoding_lacks() -> None:
+    data = io.BytesIO()
+    stream = io.TextIOWrapper(data, encoding="ascii")
+    terminal.tolerate(io.StringIO(), stream)
+    stream.write("ä漢")
+    stream.flush()
+    assert data.getvalue() == rb"\xe4\u6f22"
+
+
+def test_records_of_the_log_are_escaped() -> None:
+    formatter = terminal.Formatter("%(message)s")
+
+    def shown(message: str, error: BaseException | None = None) -> str:
+        info = None if error is None else (type(error), error, None)
+        return formatter.format(logging.LogRecord("x", logging.INFO, "x.py", 1, message, (), info))
+
+    assert shown("a\nb\x1b") == r"a\x0ab\x1b"
+    assert shown("a\x1b", ValueError("b\x1b")) == "a\\x1b\nValueError: b\\x1b"
+    assert shown("x" * 65536) == "x" * 65536
+    assert shown("x" * 65537).endswith("x … (1 characters more)")

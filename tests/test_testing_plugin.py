@@ -148,3 +148,45 @@ def test_the_plugin_is_cheap() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert [name for name in done.stdout.split() if name.split(".")[0] not in ("imgkit",)] == []
     assert sorted(name for name in done.stdout.split() if name.startswith("imgkit")) == ["imgkit", "imgkit.testing"]
+
+
+def test_no_options_are_no_defaults(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import pathlib
+
+        def test_one(imgkit_vm, boot_image, boot_image_session):
+            assert imgkit_vm.options == {}
+            assert isinstance(imgkit_vm.image, pathlib.Path)
+            assert boot_image_session("b", network="none", allow=["x"]).options == {"network": "none", "allow": ["x"]}
+        """
+    )
+    suite.runpytest_inprocess("--imgkit-image=a").assert_outcomes(passed=1)
+
+
+def test_machines_of_the_test_and_of_the_whole_run_are_numbered(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        def test_bad(boot_image, boot_image_session, fake, monkeypatch):
+            boot_image_session("whole run").console = lambda: ""
+            first = boot_image("first")
+            second = boot_image("second")
+
+            def unreadable():
+                raise OSError("it is gone")
+
+            second.console = unreadable
+            first.console = lambda: "\\n".join(f"line {number}" for number in range(50))
+            assert False
+        """
+    )
+    result = suite.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*console of machine 1*", "line 10", "*line 49",
+            "*console of machine 2*", "(the console cannot be read: it is gone)",
+            "*console of machine 3*", "(nothing was written to the console)",
+        ]
+    )  # fmt: skip
+    assert "line 9\n" not in str(result.stdout)

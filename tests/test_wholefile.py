@@ -125,3 +125,59 @@ def test_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(HostError, match="no folder for temporary files") as caught:
         scratch.temporary()
     assert "TMPDIR" in str(caught.value.hint)
+
+
+def test_other_failures_of_fsync_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
+    with pytest.raises(OSError, match="Input/output error"):
+        wholefile.settle({tmp_path: tmp_path})
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_filesystem_may_lack_fsync(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", lacking)
+    wholefile.settle({tmp_path: tmp_path})
+
+
+def test_a_link_to_a_folder_is_not_followed(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    (tmp_path / "link").symlink_to("folder")
+    wholefile.settle({tmp_path / "link": tmp_path})
+    assert calls == []
+
+
+def test_every_folder_is_written_to_the_disk_once(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
+    moves = {}
+    for folder, name in (("a", "1"), ("b", "2"), ("a", "3")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        moves[tmp_path / name] = tmp_path / folder / name
+    wholefile.rename(moves)
+    folders = sorted((tmp_path / folder).stat().st_ino for folder in "ab")
+    assert sorted(inode for what, inode in calls if what == "fsync") == folders
+
+
+def test_the_old_last_file_goes_first_and_may_be_missing(tmp_path: Path) -> None:
+    wanted = moves(tmp_path)
+    (tmp_path / "image").unlink()
+    wholefile.rename_together(wanted)
+    assert [(tmp_path / name).read_text() for name in ("kernel", "image")] == ["new", "new"]
+
+
+def test_a_folder_in_the_way_stays_and_the_failure_is_its_own(tmp_path: Path) -> None:
+    wanted = moves(tmp_path)
+    (tmp_path / "kernel").unlink()
+    (tmp_path / "kernel").mkdir()
+    with pytest.raises(IsADirectoryError):
+        wholefile.rename_together(wanted)
+    assert (tmp_path / "kernel").is_dir()
+    assert not (tmp_path / "image").exists()

@@ -19,8 +19,8 @@ Format: TypeAlias = Literal["raw", "qcow2"]
 MAGIC = b"QFI\xfb"
 # QEMU's docs/interop/qcow2.txt: the header up to header_length; incompatible features.
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-_DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED = 1, 2, 4, 8, 16
-_KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED
+_CORRUPT, _DATA_FILE = 2, 4
+_KNOWN = 0b11111  # besides those two: dirty, compression type, extended L2 entries
 _VERSION_3 = 3
 _RAW_NAMES = (".raw",)
 # First bytes of formats that imgkit does not support, from QEMU's block drivers. As raw disks they would not boot.

@@ -96,9 +96,8 @@ def _header(head: bytes) -> bytes:
 
 def _is_header(sector: bytes) -> bool:
     """Return whether a sector is a GPT header: its signature and its length are checked, not its checksum."""
-    if len(sector) != SECTOR or sector[:8] != _SIGNATURE:
-        return False
-    return _MIN_HEADER <= int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little") <= SECTOR
+    length = int.from_bytes(sector[_HEADER_SIZE:_HEADER_CRC], "little")
+    return len(sector) == SECTOR and sector[:8] == _SIGNATURE and _MIN_HEADER <= length <= SECTOR
 
 
 def _last_usable(size: int) -> int:

@@ -36,7 +36,7 @@ _CORE_LBA = 0x5C  # in boot.img: sector of the core image, 64 bits
 _DRIVE_CHECK = 0x66  # in boot.img: a jump over the test for hard disks
 _BLOCKLIST = 0x1F4  # in the first sector of core.img: sector (64 bits), count and segment (16 bits each)
 _CORE_SEGMENT = 0x0820
-_CORE_LIMIT = (0x78000 - 0x9000) // SECTOR  # sectors that fit below the EBDA of a PC
+_CORE_LIMIT = 888  # sectors that fit from 0x9000 up to 0x78000, below the EBDA of a PC
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def make_layout(spec: Sequence[SizedPartition], size: int, seed: uuid.UUID) -> L
         length = -(-sized.size // ALIGNMENT) * ALIGNMENT
         if sized.kind == "root":
             length = (size - _BACKUP_TABLE - start) // ALIGNMENT * ALIGNMENT
-        if length <= 0:
+        if length < ALIGNMENT:
             minimum = start // ALIGNMENT + 2
             raise RecipeError(f"image size of {size} bytes leaves no room for root", hint=f"at least {minimum} MiB")
         partitions.append(_partition(sized.kind, start, length, seed))

@@ -59,14 +59,14 @@ def root_capacity(root_bytes: int) -> tuple[int, int]:
 def needed_root_bytes(tree: Tree) -> int:
     """Return the size in bytes of the smallest root partition for a Tree, a multiple of 1 MiB."""
     blocks, inodes = tree_blocks(tree), tree_inodes(tree)
-    size = (blocks * BLOCK + BLOCK) // (1 << 20) << 20
+    size = 0
     while True:
         size += 1 << 20
         free, nodes = root_capacity(size)
         if free >= blocks and nodes >= inodes:
             return size
         short = max((blocks - free) * BLOCK, (inodes - nodes) * BYTES_PER_INODE)
-        size += max(0, short - (2 << 20)) * 3 // 4 >> 20 << 20
+        size += short // 2 >> 20 << 20  # never beyond the smallest size: a MiB has room for less than a MiB
 
 
 def check_fits(tree: Tree, root_bytes: int, disk_bytes: int) -> None:

@@ -83,7 +83,7 @@ def _libc() -> ctypes.CDLL | None:
 
     It is loaded before any fork, since loading it in the child of a process with threads could deadlock.
     """
-    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 _LIBC = _libc()

@@ -9,7 +9,6 @@ Bars are shown on a terminal only; the table of steps at the end is always writt
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
     Args:
         total: how many units there are; None if that is not known.
         description: a few words in front of the bar.
-        unit: "B" for bytes (shown as KiB, MiB …), or the name of the things that are counted.
+        unit: "B" for bytes (shown as kB, MB …), or the name of the things that are counted.
     """
     return tqdm(
         total=total,
@@ -42,7 +41,6 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
         unit_scale=unit == "B",
         leave=False,
         disable=None if log.isEnabledFor(logging.WARNING) else True,
-        file=sys.stderr,
         dynamic_ncols=True,
     )
 

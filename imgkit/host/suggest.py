@@ -17,7 +17,8 @@ def close_matches(word: str, known: Iterable[str], *, limit: int = 3, similarity
 
     Args:
         word: the word that is not valid.
-        known: the words that would have been valid. Among equally similar words, those that come earlier are preferred.
+        known: the words that would have been valid, in any order. Equally similar words are returned in reverse
+            alphabetical order.
         limit: how many are returned at most.
         similarity: how alike two words must be, from 0 to 1 (:meth:`difflib.SequenceMatcher.ratio`).
     """

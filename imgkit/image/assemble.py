@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class BuildResult:
     manifest: Path
     build_id: str
     size: int
-    steps: Steps = field(compare=False)
+    steps: Steps
 
 
 def build(request: BuildRequest) -> BuildResult:

@@ -132,7 +132,7 @@ def _script_files(run_scripts: Sequence[Script]) -> dict[str, bytes]:
 def _files_tar(files: Mapping[str, bytes]) -> bytes:
     """Return a tar of the files and their folders."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
         for folder in sorted(folders):
             member = tarfile.TarInfo(folder)

@@ -178,8 +178,11 @@ def test_a_slice_is_a_window_and_says_when_its_file_shrank(tmp_path: Path) -> No
     assert content.read() == b"23456"
     with content.open() as stream:
         assert (stream.read(3), stream.read(9), stream.read()) == (b"234", b"56", b"")
+    assert stream.closed
+    with pytest.raises(ValueError, match="closed"):
+        stream.read()
     path.write_bytes(b"0123")
-    with pytest.raises(EOFError):
+    with pytest.raises(EOFError, match=r"spool: file is shorter than it was$"):
         content.read()
 
 

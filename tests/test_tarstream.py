@@ -246,6 +246,12 @@ def test_a_large_extended_header_is_one_or_several() -> None:
         read(extended(("path", "name")) + header(kind=b"L", size=b"%011o" % ((256 << 10) + 3)))
 
 
+def test_the_size_of_an_extended_header_may_fill_its_field() -> None:
+    block = header(kind=b"x", size=b"700000000001", mtime=b"777777777777")
+    with pytest.raises(TarError, match=rf"^has an extended header of {0o700000000001} bytes "):
+        read(block)
+
+
 def test_an_extended_header_needs_a_member() -> None:
     with pytest.raises(TarError, match=r"^ends after an extended header$"):
         read(extended(("path", "a")) + bytes(2 * BLOCK))

@@ -73,8 +73,8 @@ class _Deduction:
         while True:
             while self._changed:
                 name = self._changed.popleft()
-                if name.waiting and not name.decided:
-                    name.waiting = False
+                name.waiting = False
+                if not name.decided:
                     self._reconsider(name)
             following = self._agenda.take()
             if following is None:

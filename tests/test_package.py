@@ -230,6 +230,24 @@ def test_what_is_no_package_is_refused(blob: bytes, message: str, tmp_path: Path
         opened(blob, tmp_path, expected=apkbuild.identity(control))
 
 
+def test_a_control_part_inflates_to_16_mib_at_most(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{NAME}: inflates to more than {16 << 20} bytes$"):
+        opened(apkbuild.gzip_member(bytes((16 << 20) + 1), 1) + b"x", tmp_path, expected="")
+
+
+@pytest.mark.parametrize(("count", "fine"), [(15, True), (16, False)])
+def test_a_package_may_have_many_signatures_but_not_any_number(count: int, fine: bool, tmp_path: Path) -> None:
+    """What has more than 1 MiB is taken for the control part."""
+    apk = apkbuild.build(INFO, GOOD)
+    entries = [Entry(name=f".SIGN.RSA.{n}.pub", data=bytes(1 << 16), checksum="") for n in range(count)]
+    blob = apkbuild.gzip_member(apkbuild.tar_stream(entries, end=False), 1) + apk.blob
+    if fine:
+        assert opened(blob, tmp_path, expected=apk.identity).entries
+    else:
+        with pytest.raises(IdentityError, match="is not the package that the index names"):
+            opened(blob, tmp_path, expected=apk.identity)
+
+
 def test_a_fourth_member_is_refused(tmp_path: Path) -> None:
     data = apkbuild.data_segment(GOOD) + apkbuild.data_segment(GOOD)
     text = f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n"

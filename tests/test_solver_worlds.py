@@ -180,6 +180,12 @@ def test_what_is_found_by_a_search(world: str, packages: list[str], expected: st
             "f (needed by c, wanted by the recipe) provides b"),
     ("w", [], "refused: package w is in no repository"),
     ("f", ["b 1 D:b>=2 i:f", "f 1"], "f-1"),
+        # packages that need each other
+        (
+            "x y", ["x 1 D:z", "z 1 D:x !y", "y 1"],
+            "refused: these cannot be installed together: the recipe wants y; "
+            "z (needed by x, wanted by the recipe) conflicts with y",
+        ),
         # what lacks something in a circle
         ("a", ["a 1 D:b c", "b 1 D:a"], "refused: a (wanted by the recipe) needs c, which no package provides"),
         ("a", ["a 1 D:b", "b 1 D:a c"], "refused: a (wanted by the recipe) needs b, which needs c, which no package "

@@ -292,10 +292,21 @@ def test_texts_have_a_lower_limit_than_files(tmp_path: Path) -> None:
     tree = Tree()
     for name, size in (("text", MAX_TEXT), ("file", MAX_READ)):
         tree.add(name, File(content=Slice(tmp_path / "nowhere", 0, size + 1)))
-    with pytest.raises(InputError, match=f"^/text: a file of {MAX_TEXT + 1} bytes, where at most {MAX_TEXT} are read$"):
+    with pytest.raises(InputError, match=r"^/text: a file of 67108865 bytes, where at most 67108864 are read$"):
         tree.text("text")
-    with pytest.raises(InputError, match=f"where at most {MAX_READ} are read"):
+    with pytest.raises(InputError, match=r"^/file: a file of 536870913 bytes, where at most 536870912 are read$"):
         tree.read("file")
+    tree.add("largest", File(content=Slice(tmp_path / "nowhere", 0, MAX_READ)))
+    with pytest.raises(FileNotFoundError):  # it is within the limit
+        tree.read("largest")
+
+
+def test_an_empty_slice_has_no_bytes(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"x")
+    assert Slice(tmp_path / "spool", 1, 0).read() == b""
+    assert Slice(tmp_path / "spool", 0, 1).read() == b"x"
+    with Slice(tmp_path / "spool", 0, 1).open() as stream:
+        assert (stream.readable(), stream.read(5), stream.read(5)) == (True, b"x", b"")
 
 
 def test_bytes_that_are_not_utf_8_survive() -> None:

@@ -168,6 +168,7 @@ def test_where_files_are_kept(cache: Cache) -> None:
     assert json.loads((cache.folder / record).read_text()) == {
         "url": "http://m/plain", "etag": "etag", "last_modified": "yesterday", "sha256": SHA256, "size": 4,
     }  # fmt: skip
+    assert (cache.folder / record).read_text().splitlines()[:2] == ["{", ' "url": "http://m/plain",'], "for people, too"
     assert Cache(cache.folder, offline=True).fetch_all([PLAIN, KEYED, HASHED]) == [paths[2], paths[1], paths[0]]
 
 

@@ -148,7 +148,7 @@ def test_a_file_that_changes_is_asked_for_by_what_was_said_of_the_last_one(cache
     path.unlink()
     with pytest.raises(InputError, match=r"^http://m/plain: the server says 'not modified' to a first request$"):
         cache.fetch(PLAIN)
-    assert client.asked[-1] == (PLAIN.url, Expected(max_bytes=9), None), "there is nothing to compare it with"
+    assert client.asked[-1][2] is None, "there is nothing to compare it with"
 
 
 # ---- where it is kept -----------------------------------------------------------------------------------------------

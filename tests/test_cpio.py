@@ -83,7 +83,7 @@ def test_known_bytes() -> None:
 
 
 def test_a_directory_has_two_links_and_all_else_one() -> None:
-    nodes = (Directory(), File(content=Inline(b"")), Symlink(target="x"), Device(kind="c"))
+    nodes: tuple[Node, ...] = (Directory(), File(content=Inline(b"")), Symlink(target="x"), Device(kind="c"))
     members = read_newc(archive(*(Member(str(number), node) for number, node in enumerate(nodes))))
     assert [member.numbers[4] for member in members] == [2, 1, 1, 1]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from imgkit.fetch import pool
 from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
 from imgkit.fetch.pool import Meter, in_parallel
 
@@ -215,7 +214,7 @@ def test_a_pool_whose_threads_cannot_start_says_so(monkeypatch: pytest.MonkeyPat
                 raise RuntimeError("can't start new thread")
             super().start()
 
-    monkeypatch.setattr(pool.threading, "Thread", Thread)
+    monkeypatch.setattr("imgkit.fetch.pool.threading.Thread", Thread)
     ended: list[bool] = []
 
     def job(stop: threading.Event) -> None:

@@ -102,6 +102,11 @@ def only_search(monkeypatch: pytest.MonkeyPatch) -> None:
         ("b", ["b 1", "* c 1 p:b k:5"], "c-1*"),
         ("w", ["d 1 p:w k:10", "* i 1 p:w k:5"], "d-1"),
         ("d c", ["d 1 p:c", "c 1 p:v", "e 1 D:v>2 p:d c i:e", "c 2 D:c"], "d-1"),
+        (
+            "a",
+            ["a 1 D:c", "a 2 D:c", "b 1 D:a a<2", "c 1 D:b"],
+            "refused: a (wanted by the recipe) needs c, and no package of this name fits with the others",
+        ),
     ],
 )
 def test_what_is_found_in_one_pass(world: str, packages: list[str], expected: str, no_search: None) -> None:

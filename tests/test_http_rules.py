@@ -78,7 +78,7 @@ def test_ten_redirects_are_followed_and_no_more(site: Site) -> None:
     assert caught.value.message == f"{site.url}0: is redirected in circles"
 
 
-def test_a_session_is_used_again_unless_it_was_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_is_used_again_unless_it_was_cut(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     class Counted(Session):
@@ -91,14 +91,15 @@ def test_a_session_is_used_again_unless_it_was_cut(site: Site, monkeypatch: pyte
             super().close()
 
     monkeypatch.setattr(http, "Session", Counted)
-    client = Http(stall_timeout=0.5)
+    client = Http()
     for _ in range(3):
         assert get(client, site.url + "file", ANY) == b"content"
     assert made == ["made"]
-    (site.root / "silent").write_bytes(b"x")
-    site.faults["/silent"] = Fault(stall=0)
-    with pytest.raises(UnreachableError, match=r"stalled: no answer within 0\.5 s$"):
-        get(client, site.url + "silent", ANY)
+    site.faults["/file"] = Fault(stall=3)
+    cancelled = threading.Event()
+    with pytest.raises(InputError, match=r"the download was given up$"):
+        client.download(site.url + "file", tmp_path / "x", ANY, on_bytes=lambda _: cancelled.set(), cancelled=cancelled)
+    del site.faults["/file"]
     assert get(client, site.url + "file", ANY) == b"content"
     assert made == ["made", "closed", "made"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import threading
 from collections.abc import Iterator
@@ -67,15 +68,26 @@ def test_what_a_request_says(
     assert (request["stream"], request["timeout"]) == (True, (2, 7))
 
 
-def test_ten_redirects_are_followed_and_no_more(site: Site) -> None:
-    for number in range(11):
-        site.faults[f"/{number}"] = Fault(status=302, location=f"/{number + 1}")
-    site.faults["/11"] = Fault(body=b"end")
-    client = Http()
-    assert get(client, site.url + "1", ANY) == b"end"
-    with pytest.raises(InputError) as caught:
-        get(client, site.url + "0", ANY)
-    assert caught.value.message == f"{site.url}0: is redirected in circles"
+def test_ten_redirects_are_followed_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server counts down, with a redirect for each number."""
+    asked: list[str] = []
+
+    class CountingDown(Session):
+        def get(self, url: str | bytes, **options: Any) -> requests.Response:
+            asked.append(str(url))
+            number = int(str(url).rpartition("/")[2])
+            response = requests.Response()
+            response.request = requests.Request("GET", str(url)).prepare()
+            response.url, response.raw, response.status_code = str(url), io.BytesIO(b"end"), 302 if number else 200
+            response.headers["Location"] = f"/{number - 1}"
+            return response
+
+    monkeypatch.setattr(http, "Session", CountingDown)
+    assert get(Http(), "http://m/10", ANY) == b"end"
+    assert asked == [f"http://m/{number}" for number in range(10, -1, -1)]
+    with pytest.raises(InputError, match=r"^http://m/11: is redirected in circles$"):
+        get(Http(), "http://m/11", ANY)
+    assert asked[11:] == [f"http://m/{number}" for number in range(11, 0, -1)]
 
 
 def test_a_session_is_used_again_unless_it_was_cut(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

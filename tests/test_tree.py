@@ -441,6 +441,19 @@ def test_change_leaves_alone_what_is_not_given() -> None:
         assert (tree["f"].mode, tree["f"].uid, tree["f"].gid) == expected
 
 
+def test_a_change_by_another_name_is_one_of_the_file() -> None:
+    tree = tree_of("f")
+    tree.add("h", HardLink(target="f", mode=0o600))
+    for change, expected in (
+        ({"mode": 0o711}, (0o711, 0, 0)),
+        ({"uid": 5}, (0o711, 5, 0)),
+        ({"gid": 6}, (0o711, 5, 6)),
+    ):
+        tree.change("h", **change)
+        assert (tree["f"].mode, tree["f"].uid, tree["f"].gid) == expected
+    assert tree["h"] == HardLink(target="f", mode=0o600)
+
+
 def test_a_copy_is_independent() -> None:
     tree = tree_of("d/f", "d/g")
     tree.add("h", HardLink(target="d/f"))

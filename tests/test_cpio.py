@@ -78,7 +78,14 @@ def test_known_bytes() -> None:
     data = archive(Member("a", File(content=Inline(b"xyz"), mode=0o600, mtime=16)))
     head = "00000001 00008180 00000000 00000000 00000001 00000010 00000003 00000000 00000000 00000000 00000000 00000002"
     assert data[:116] == b"070701" + head.replace(" ", "").encode() + b"00000000" + b"a\0xyz\0"
-    assert data[116:122] == b"070701"
+    trailer = f"{0:032X}{1:08X}{0:048X}{11:08X}{0:08X}".encode()
+    assert data[116:] == (b"070701" + trailer + b"TRAILER!!!\0").ljust(512 - 116, b"\0")
+
+
+def test_a_directory_has_two_links_and_all_else_one() -> None:
+    nodes: tuple[Node, ...] = (Directory(), File(content=Inline(b"")), Symlink(target="x"), Device(kind="c"))
+    members = read_newc(archive(*(Member(str(number), node) for number, node in enumerate(nodes))))
+    assert [member.numbers[4] for member in members] == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import string
@@ -186,6 +187,32 @@ def test_a_record_has_its_lines_in_the_order_of_apk() -> None:
     assert parse_installed(TEXT) == (replace(DEMO, triggers=(), scripts={}),)
 
 
+def test_what_is_usual_has_no_line_of_its_own() -> None:
+    modes = (0o755, 0o644, 0o600)
+    files = tuple(InstalledFile(f"f{mode:o}", attributes=Attributes(0, 0, mode)) for mode in modes)
+    folders = tuple(InstalledDirectory(f"d{mode:o}", Attributes(0, 0, mode)) for mode in modes)
+    text = format_installed([replace(DEMO, directories=(InstalledDirectory("", files=files), *folders))])
+    assert text[text.index("F:") :] == (
+        "F:\nR:f755\na:0:0:755\nR:f644\nR:f600\na:0:0:600\nF:d755\nF:d644\nM:0:0:644\nF:d600\nM:0:0:600\n\n"
+    )
+    (package,) = parse_installed("P:a\nV:1\nF:d\nR:f\n\n")
+    assert package.directories == (InstalledDirectory("d", Attributes(0, 0, 0o755), package.directories[0].files),)
+    assert package.directories[0].files == (InstalledFile("f", "", Attributes(0, 0, 0o644)),)
+
+
+def test_the_files_of_a_database_have_the_names_of_apk_3() -> None:
+    found = write_database([DEMO])
+    assert found.files == {
+        "installed": found.installed, "triggers": found.triggers, "scripts.tar.gz": found.scripts,
+    }  # fmt: skip
+
+
+def test_what_follows_the_mode_is_kept_as_it_is() -> None:
+    text = "P:a\nV:1\nF:x\nM:1:2:700:Q1x:y:z\n\n"
+    (package,) = parse_installed(text)
+    assert package.directories[0].attributes == Attributes(1, 2, 0o700, "Q1x:y:z")
+
+
 def test_a_database_comes_back_with_triggers_and_scripts() -> None:
     found = write_database([DEMO])
     assert found.triggers == f"{IDENTITY} /usr/lib/* /etc\n".encode()
@@ -213,6 +240,18 @@ def test_the_scripts_archive_is_the_same_every_time_and_a_proper_tar() -> None:
         name = f"demo-1-r0.X1{bytes(range(20)).hex()}"
         assert [member.name for member in members] == [f"{name}.pre-install", f"{name}.trigger"]
         assert {(member.mode, member.uname, member.mtime) for member in members} == {(0o755, "root", 1700000000)}
+
+
+def test_an_archive_of_scripts_ends_with_two_blocks_of_zeros() -> None:
+    raw = gzip.decompress(format_scripts([(PACKAGE, {"trigger": b"x" * 513})]))
+    assert len(raw) == 512 + 1024 + 1024
+    assert raw[512:] == (b"x" * 513).ljust(2048, b"\0")
+    assert gzip.decompress(format_scripts([])) == bytes(1024)
+
+
+def test_an_archive_of_scripts_inflates_to_64_mib_at_most() -> None:
+    with pytest.raises(InputError, match=rf"^scripts\.tar\.gz: inflates to more than {64 << 20} bytes$"):
+        parse_scripts(gzip.compress(bytes((64 << 20) + 1), 1))
 
 
 def test_scripts_under_their_old_names_are_read() -> None:

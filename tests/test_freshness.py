@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -335,6 +335,7 @@ def test_which_branch_a_version_is_of(text: str, branch: str | None) -> None:
         ("v3.9", date(2026, 1, 1), True),
         ("v2.7", date(2026, 1, 1), True),
         ("v3.99", date(2099, 1, 1), False),
+        ("v4.0", date(2099, 1, 1), False),
         ("edge", date(2099, 1, 1), False),
         ("latest-stable", date(2099, 1, 1), False),
     ],
@@ -346,6 +347,42 @@ def test_a_branch_that_has_come_to_its_end_is_named(
         warn_expired(branch, today)
     expected = f"Alpine {branch} has had no security fixes since {end_of(branch)}: choose a newer branch"
     assert caplog.messages == ([expected] if warned else [])
+
+
+@pytest.mark.parametrize(
+    ("branch", "last_day"),
+    [
+        ("v3.16", "2024-05-23"),
+        ("v3.17", "2024-11-22"),
+        ("v3.18", "2025-05-09"),
+        ("v3.19", "2025-11-01"),
+        ("v3.20", "2026-04-01"),
+        ("v3.21", "2026-11-01"),
+        ("v3.22", "2027-05-01"),
+        ("v3.23", "2027-11-01"),
+    ],
+)
+def test_support_ends_after_the_day_that_alpine_s_page_of_releases_names(
+    branch: str, last_day: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    day = date.fromisoformat(last_day)
+    with caplog.at_level(logging.WARNING, "imgkit"):
+        warn_expired(branch, day)
+        assert caplog.messages == []
+        warn_expired(branch, day + timedelta(days=1))
+    message = f"Alpine {branch} has had no security fixes since {last_day}: choose a newer branch"
+    assert caplog.messages == [message]
+
+
+def test_branches_that_are_not_known() -> None:
+    assert end_of("v3.15") == end_of("v2.99") == date(2024, 5, 23), "no later than the oldest that is known"
+    assert end_of("v3.24") is None
+    assert end_of("edge") is None
+    assert end_of("v3.15.1") is None
+
+
+def test_the_number_of_a_branch_stays_the_same_as_it_is_kept_in_the_cache() -> None:
+    assert [branches.order(branch) for branch in ("v2.7", "v3.9", "v3.23", "v4.0")] == [20_007, 30_009, 30_023, 40_000]
 
 
 def test_the_branches_of_the_recipes_are_known() -> None:

@@ -26,3 +26,8 @@ def test_places_are_within_the_table_and_spread() -> None:
     places = {bucket(f"name{number}") for number in range(1000)}
     assert 0 <= min(places) < max(places) < 20_000
     assert len(places) > 950
+
+
+def test_the_order_of_names_is_that_of_apk_s_table() -> None:
+    """As apk goes through four packages with the same install_if."""
+    assert sorted("abcd", key=bucket) == ["c", "a", "d", "b"]

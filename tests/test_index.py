@@ -194,3 +194,17 @@ def test_a_record_of_very_many_lines_takes_no_longer_than_its_length() -> None:
 def test_an_index_of_absurdly_many_packages_is_refused() -> None:
     with pytest.raises(InputError, match="has more than 200000 packages"):
         parse_index("P:a\nV:1\n\n" * 200_002, Repository())
+
+
+def test_an_index_may_have_as_many_packages_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.apk.index._MOST_PACKAGES", 2)
+    text = "C:\nP:a\nV:1\n\n"
+    assert len(parse_index(text * 2, Repository())) == 2
+    with pytest.raises(InputError, match=r"^package index of http://m: has more than 2 packages$"):
+        parse_index(text * 3, Repository(url="http://m"))
+
+
+def test_numbers_that_a_record_lacks_are_zero_in_a_new_one() -> None:
+    plain = parse_record(record())
+    assert (plain.size, plain.installed_size, plain.build_time) == (0, 0, 0)
+    assert (plain.provider_priority, plain.replaces_priority, plain.fault) == (0, 0, "")

@@ -230,6 +230,24 @@ def test_what_is_no_package_is_refused(blob: bytes, message: str, tmp_path: Path
         opened(blob, tmp_path, expected=apkbuild.identity(control))
 
 
+def test_a_control_part_inflates_to_16_mib_at_most(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{NAME}: inflates to more than {16 << 20} bytes$"):
+        opened(apkbuild.gzip_member(bytes((16 << 20) + 1), 1) + b"x", tmp_path, expected="")
+
+
+@pytest.mark.parametrize(("count", "fine"), [(15, True), (16, False)])
+def test_a_package_may_have_many_signatures_but_not_any_number(count: int, fine: bool, tmp_path: Path) -> None:
+    """What has more than 1 MiB is taken for the control part."""
+    apk = apkbuild.build(INFO, GOOD)
+    entries = [Entry(name=f".SIGN.RSA.{n}.pub", data=bytes(1 << 16), checksum="") for n in range(count)]
+    blob = apkbuild.gzip_member(apkbuild.tar_stream(entries, end=False), 1) + apk.blob
+    if fine:
+        assert opened(blob, tmp_path, expected=apk.identity).entries
+    else:
+        with pytest.raises(IdentityError, match="is not the package that the index names"):
+            opened(blob, tmp_path, expected=apk.identity)
+
+
 def test_a_fourth_member_is_refused(tmp_path: Path) -> None:
     data = apkbuild.data_segment(GOOD) + apkbuild.data_segment(GOOD)
     text = f"pkgname = a\npkgver = 1\ndatahash = {hashlib.sha256(data).hexdigest()}\n"
@@ -309,6 +327,65 @@ def test_hostile_contents_are_refused_and_leave_nothing(fault: str, tmp_path: Pa
     assert caught.value.message.startswith("demo-1.2-r3.apk: ")
     assert spool.read_bytes() == b"kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-1.2-r3.apk", "spool"]
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "out"),
+    [
+        ("a/b/l", "../../x", False),
+        ("a/b/l", "../../..", True),
+        ("a/b/l", "../../../a/b", True),
+        ("a/l", "..", False),
+        ("a/l", "./../x", False),
+        ("a/l", "x//../../y", False),
+        ("a/l", ".//../..", True),
+        ("a/l", "x/../../..", True),
+        ("l", ".", False),
+        ("l", "x/..", False),
+        ("l", "..", True),
+        ("l", "...", False),
+        ("l", "/../../x", False),
+    ],
+)
+def test_where_symbolic_links_may_lead(path: str, target: str, out: bool, tmp_path: Path) -> None:
+    entry = Entry(name=path, kind="symlink", target=target, mode=0o777)
+    if out:
+        with pytest.raises(InputError) as caught:
+            made([entry], tmp_path)
+        assert caught.value.message == f"{NAME}: holds a symbolic link that leads out of the root: {path} → {target}"
+    else:
+        assert made([entry], tmp_path).entries[0].node == Symlink(target=target)
+
+
+LONGEST = "/".join(["n" * 255] * 16)[:4095]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, LONGEST, "a b", " ", "~", "...", "a..b", "\udcff"])
+def test_unusual_names_are_fine(name: str, tmp_path: Path) -> None:
+    (entry,) = made([Entry(name=f"d/{name}"[: 4095 if name is LONGEST else None], data=b"x")], tmp_path).entries
+    assert len(entry.path.encode(errors="surrogateescape")) <= 4095
+    assert entry.path.startswith(f"d/{name[:200]}")
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "ü" * 128, "n/" + "ü" * 128 + "/n", LONGEST + "n"])
+def test_names_that_are_too_long(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        made([Entry(name=name, data=b"x")], tmp_path)
+    assert caught.value.message == f"{NAME}: holds a path that is too long: {name[:80]}…"
+
+
+def test_only_a_directory_may_end_with_a_slash(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds the improper path 'f/'$"):
+        made([Entry(name="f/", data=b"x")], tmp_path)
+    raw = patched(Entry(name="d/", kind="directory", mode=0o700), 0, b"d\0")
+    assert [entry.path for entry in raw_package(raw, tmp_path).entries] == ["d"]
+
+
+def test_a_package_may_be_as_large_as_it_may(tmp_path: Path) -> None:
+    files = [Entry(name="a", data=b"x" * 600), Entry(name="b", data=b"y" * 400)]
+    assert len(made(files, tmp_path, max_installed=1000).entries) == 2
+    with pytest.raises(InputError, match=r"unpacks to more than the 999 bytes that it may \(at b\)$"):
+        made(files, tmp_path, max_installed=999)
 
 
 def raw_package(stream: bytes, folder: Path, **options: int) -> PackageFile:
@@ -502,6 +579,7 @@ def test_an_endless_tail_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkit.apk.unpack._LIMIT_ENTRIES", 10)
+    assert len(made([Entry(name=f"f{n}") for n in range(10)], tmp_path).entries) == 10
     with pytest.raises(InputError, match="more than 10 files"):
         made([Entry(name=f"f{n}") for n in range(11)], tmp_path)
 
@@ -513,6 +591,12 @@ def test_a_full_disk_is_the_host_s_fault() -> None:
     data = apkbuild.data_segment([Entry(name="a", data=b"x" * 100_000)])
     with pytest.raises(HostError, match="no space left"):
         unpack(members_of(data, "a.apk"), full, 1 << 20, "a.apk")
+
+
+def test_a_spool_that_cannot_be_opened_for_another_reason(tmp_path: Path) -> None:
+    data = apkbuild.data_segment([Entry(name="a", data=b"x")])
+    with pytest.raises(IsADirectoryError):
+        unpack(members_of(data, "a.apk"), tmp_path, 1 << 20, "a.apk")
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------

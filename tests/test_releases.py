@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -143,6 +144,83 @@ def test_hostile_lists_are_refused_before_they_are_read(attack: str) -> None:
     with pytest.raises(InputError, match=message):
         newest_minirootfs(text, arch="x86_64")
     assert time.process_time() - start < 6
+
+
+def test_values_are_counted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgkit.fetch.releases._MAX_VALUES", 7)
+    assert parse_releases("[{a: b}, {c: d}]") == ()
+    with pytest.raises(InputError, match=r"^l: is not valid YAML \(more than 7 values\)$"):
+        parse_releases("[{a: b}, {c: d}, {}]", name="l")
+
+
+def test_eight_levels_are_enough_however_many_entries_come_before() -> None:
+    siblings = "{a: [b]}, " * 20
+    with pytest.raises(InputError, match=r"^l: is not a list of releases$"):
+        parse_releases(f"[{siblings}{'[' * 7}{']' * 7}]", name="l")
+    with pytest.raises(InputError, match=r"^l: is not valid YAML \(nested deeper than 8 levels\)$"):
+        parse_releases(f"[{siblings}{'[' * 8}{']' * 8}]", name="l")
+
+
+def test_a_list_may_have_256_kib() -> None:
+    assert parse_releases("[] #".ljust(1 << 18, "#")) == ()
+    with pytest.raises(InputError, match=r"^l: is not a list of releases: it has 262145 bytes$"):
+        parse_releases("[] #".ljust((1 << 18) + 1, "#"), name="l")
+
+
+@pytest.mark.parametrize("text", ["hello", "a: [", "#" * (1 << 19)])
+def test_what_is_no_list_is_named_with_a_hint(text: str) -> None:
+    with pytest.raises(InputError, match=r"^http://m/l: ") as caught:
+        newest_minirootfs(text, arch="x86_64", name="http://m/l")
+    assert caught.value.hint == "check the mirror's URL"
+    with pytest.raises(InputError, match=r"^latest-releases\.yaml: "):
+        newest_minirootfs(text, arch="x86_64")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("9" * 15, 10**15 - 1), ("9" * 16, 0), ("'-1'", 0), ("'\u0665'", 0), ("", 0), ("'0x1'", 0)]
+)
+def test_sizes(size: str, expected: int) -> None:
+    assert parse_releases(entry(size=size))[0].size == expected
+
+
+def test_what_an_entry_needs() -> None:
+    assert [release.flavor for release in parse_releases(entry() + entry(flavor="", file="f"))] == ["alpine-minirootfs"]
+    assert parse_releases(entry(arch="'x/y'", file="f")) == ()
+    assert parse_releases(entry(arch="", file="f"))[0].arch == ""
+    (upper,) = parse_releases(entry(sha256=SHA256.upper(), sha512=SHA512[:-1]))
+    assert (upper.sha256, upper.sha512) == (SHA256, "")
+
+
+def test_an_entry_without_an_architecture_fits_any() -> None:
+    release = newest_minirootfs(entry("3.23.7", arch="", file="any") + entry("3.23.6"), arch="x86_64")
+    assert (release.version, release.file) == ("3.23.7", "any")
+
+
+def test_candidates_without_a_number_come_first() -> None:
+    for text in (entry("3.23.0_rc") + entry("3.23.0_rc1"), entry("3.23.0_rc1") + entry("3.23.0_rc")):
+        assert newest_minirootfs(text, arch="x86_64").version == "3.23.0_rc1"
+    order = ["3.23.0_alpha9", "3.23.0_beta", "3.23.0_pre1", "3.23.0_rc2", "3.23.0_rc10", "3.23.0", "3.23.0.1", "4"]
+    for older, newer in itertools.pairwise(order):
+        assert newest_minirootfs(entry(older) + entry(newer), arch="x86_64").version == newer
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[]", "it has: none at all"),
+        (entry(flavor="alpine-virt"), "it has: none at all"),
+        (entry("3.23.7", arch="armv7") + entry("3.23.6", arch="armhf") + entry("3.23.6", arch="armhf"), "it has: "
+         "3.23.6 armhf, 3.23.7 armv7"),
+        (
+            "".join(entry(f"3.23.{number}", arch="armv7") for number in range(100, 140)),
+            f"it has: {', '.join(f'3.23.{number} armv7' for number in range(100, 140))[:300]}",
+        ),
+    ],
+)  # fmt: skip
+def test_a_list_that_lacks_the_architecture_says_what_it_has(text: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        newest_minirootfs(text, arch="x86_64")
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,11 @@ FAULTS: dict[str, tuple[bytes, type[InputError], str]] = {
         InputError,
         "is not a package index: it is not a tar archive (a header lacks the ustar magic)",
     ),
+    "signatures that are not a tar": (
+        apkbuild.gzip_member(b"x" * 512) + MEMBER,
+        InputError,
+        "is not a tar archive (a header lacks the ustar magic)",
+    ),
     "without APKINDEX": (
         signed(index_member(name="OTHER")),
         InputError,
@@ -202,6 +207,25 @@ def test_signatures_that_apk_passes_over_are_none(name: str, size: int, kind: ty
     with pytest.raises(InputError) as caught:
         verify_index(data, keyring())
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("other", ["APKINDEX", "a.SIGN.RSA.test-1.rsa.pub", "SIGN.RSA.test-1.rsa.pub", "......RSA.k"])
+@pytest.mark.parametrize("first", [False, True])
+def test_signatures_beside_another_file_are_none(other: str, first: bool) -> None:
+    names = [".SIGN.RSA.test-1.rsa.pub", other][:: -1 if first else 1]
+    segment = apkbuild.tar_stream([Entry(name=name, data=b"x", checksum="") for name in names], end=False)
+    assert signature.read_signatures(segment, NAME) == ()
+
+
+def test_signatures_come_in_their_order() -> None:
+    names = [".SIGN.RSA512.b.pub", ".SIGN.RSA.a.pub", ".SIGN.odd", ".SIGN.RSA./a.pub", ".SIGN.DSA.c"]
+    segment = apkbuild.tar_stream([Entry(name=name, data=b"x", checksum="") for name in names], end=False)
+    assert signature.read_signatures(segment, NAME) == (
+        signature.Signature("RSA512", "b.pub", b"x"),
+        signature.Signature("RSA", "a.pub", b"x"),
+        signature.Signature("DSA", "c", b"x"),
+    )
+    assert signature.read_signatures(bytes(1024), NAME) == ()
 
 
 @given(st.data())

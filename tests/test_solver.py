@@ -378,6 +378,11 @@ def test_earlier_repositories_are_preferred_for_one_version() -> None:
     assert solve(["n"], [first, later], arch="x86_64")[0].repository.url == "a"
 
 
+def test_a_repository_without_a_position_is_the_first() -> None:
+    later, first = package("n 1", Repository(1, "later")), package("n 1", Repository(url="first"))
+    assert solve(["n"], [later, first], arch="x86_64") == (first,)
+
+
 def test_tagged_repositories_are_for_those_who_ask() -> None:
     assert order("n@edge", "n 2", edge=["n 1"]) == "n-1"
     assert order("n@edge", "n 2", edge=["m 3"]) == "n-2"

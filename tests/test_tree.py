@@ -178,8 +178,11 @@ def test_a_slice_is_a_window_and_says_when_its_file_shrank(tmp_path: Path) -> No
     assert content.read() == b"23456"
     with content.open() as stream:
         assert (stream.read(3), stream.read(9), stream.read()) == (b"234", b"56", b"")
+    assert stream.closed
+    with pytest.raises(ValueError, match="closed"):
+        stream.read()
     path.write_bytes(b"0123")
-    with pytest.raises(EOFError):
+    with pytest.raises(EOFError, match=r"spool: file is shorter than it was$"):
         content.read()
 
 
@@ -289,10 +292,21 @@ def test_texts_have_a_lower_limit_than_files(tmp_path: Path) -> None:
     tree = Tree()
     for name, size in (("text", MAX_TEXT), ("file", MAX_READ)):
         tree.add(name, File(content=Slice(tmp_path / "nowhere", 0, size + 1)))
-    with pytest.raises(InputError, match=f"^/text: a file of {MAX_TEXT + 1} bytes, where at most {MAX_TEXT} are read$"):
+    with pytest.raises(InputError, match=r"^/text: a file of 67108865 bytes, where at most 67108864 are read$"):
         tree.text("text")
-    with pytest.raises(InputError, match=f"where at most {MAX_READ} are read"):
+    with pytest.raises(InputError, match=r"^/file: a file of 536870913 bytes, where at most 536870912 are read$"):
         tree.read("file")
+    tree.add("largest", File(content=Slice(tmp_path / "nowhere", 0, MAX_READ)))
+    with pytest.raises(FileNotFoundError):  # it is within the limit
+        tree.read("largest")
+
+
+def test_an_empty_slice_has_no_bytes(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"x")
+    assert Slice(tmp_path / "spool", 1, 0).read() == b""
+    assert Slice(tmp_path / "spool", 0, 1).read() == b"x"
+    with Slice(tmp_path / "spool", 0, 1).open() as stream:
+        assert (stream.readable(), stream.read(5), stream.read(5)) == (True, b"x", b"")
 
 
 def test_bytes_that_are_not_utf_8_survive() -> None:
@@ -425,6 +439,19 @@ def test_change_leaves_alone_what_is_not_given() -> None:
     for change, expected in (({"mode": 0}, (0, 1, 2)), ({"uid": 0}, (0, 0, 2)), ({"gid": 0}, (0, 0, 0))):
         tree.change("f", **change)
         assert (tree["f"].mode, tree["f"].uid, tree["f"].gid) == expected
+
+
+def test_a_change_by_another_name_is_one_of_the_file() -> None:
+    tree = tree_of("f")
+    tree.add("h", HardLink(target="f", mode=0o600))
+    for change, expected in (
+        ({"mode": 0o711}, (0o711, 0, 0)),
+        ({"uid": 5}, (0o711, 5, 0)),
+        ({"gid": 6}, (0o711, 5, 6)),
+    ):
+        tree.change("h", **change)
+        assert (tree["f"].mode, tree["f"].uid, tree["f"].gid) == expected
+    assert tree["h"] == HardLink(target="f", mode=0o600)
 
 
 def test_a_copy_is_independent() -> None:

@@ -98,6 +98,10 @@ def test_equal_means_equal_in_value() -> None:
     assert Version.parse("1.0") != "1.0"
 
 
+def test_a_version_shows_its_text() -> None:
+    assert repr(Version.parse("1.0-r1")) == "Version(text='1.0-r1')"
+
+
 def test_numbers_of_any_length() -> None:
     assert Version.parse("1" * 10_000) < Version.parse("1" * 9_999 + "2")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import string
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,14 +34,14 @@ FOLDER = "lib/apk/db"
 class Attributes:
     """Owner and mode; ``xattrs`` is the checksum (``Q1…``) over the extended attributes, empty if there are none."""
 
-    uid: int = 0
-    gid: int = 0
-    mode: int = 0o755
+    uid: int
+    gid: int
+    mode: int
     xattrs: str = ""
 
 
-DIRECTORY_DEFAULT = Attributes(mode=0o755)
-FILE_DEFAULT = Attributes(mode=0o644)
+DIRECTORY_DEFAULT = Attributes(0, 0, 0o755)
+FILE_DEFAULT = Attributes(0, 0, 0o644)
 
 
 @dataclass(frozen=True)
@@ -220,13 +221,13 @@ def _parse_directories(lines: list[str], where: str) -> Iterator[InstalledDirect
 
 def _parse_attributes(text: str, where: str) -> Attributes:
     uid, gid, mode, xattrs = [*text.split(":", 3), "", "", ""][:4]
-    if not (_digits(uid, 10) and _digits(gid, 10) and _digits(mode, 8)):
+    if not (_digits(uid) and _digits(gid) and _digits(mode, string.octdigits)):
         raise InputError(f"{where}: {text[:80]!r} is not uid:gid:mode")
     return Attributes(int(uid), int(gid), int(mode, 8), xattrs)
 
 
-def _digits(text: str, base: int) -> bool:
-    return 0 < len(text) <= 11 and not text.strip("0123456789"[:base])
+def _digits(text: str, digits: str = string.digits) -> bool:
+    return 0 < len(text) <= 11 and not text.strip(digits)
 
 
 def _format_package(package: InstalledPackage) -> str:

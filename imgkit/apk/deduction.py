@@ -73,8 +73,8 @@ class _Deduction:
         while True:
             while self._changed:
                 name = self._changed.popleft()
-                if name.waiting and not name.decided:
-                    name.waiting = False
+                name.waiting = False
+                if not name.decided:
                     self._reconsider(name)
             following = self._agenda.take()
             if following is None:
@@ -136,13 +136,11 @@ class _Deduction:
         )
         name.invited = any(option.invited for option, _ in candidates)
         name.uninvited = all(option.uninvited for option, _ in candidates)
-        for option, _ in name.options:
-            option.compared = bool(name.demands) and option.usable
         name.several = False
         if candidates and name.demands:
             name.several = len(candidates) > 1 or not candidates[0][0].allowed
             for option, _ in name.options:
-                option.grouped = option.compared
+                option.grouped = option.usable
             self._conclude(name, candidates)
         name.last_user = all(dependent.decided for dependent in name.dependents)
         self._agenda.put(name)
@@ -212,17 +210,13 @@ class _Deduction:
         claims = _common({claimed for claimed, _ in option.names} for option, _ in candidates)
         for claimed, _ in first.names:
             if claimed in claims and claimed is not name:
-                claims.discard(claimed)
                 self._exclude(claimed, name, virtual=_claimed_virtually(claimed, candidates))
 
     def _exclude(self, claimed: Name, owner: Name, *, virtual: bool) -> None:
         """Rule out packages that claim a name but not ``owner``: the package that gets the name will have both."""
-        for option, claim in claimed.options:
-            if not option.usable or (virtual and claim.version is None):
-                continue
-            if any(name is owner or (virtual and version is None) for name, version in option.names):
-                continue
-            self._disqualify(option)
+        for option, _ in claimed.options:
+            if not any(name is owner or (virtual and version is None) for name, version in option.names):
+                self._disqualify(option)
 
     # ---- choices ---------------------------------------------------------------------------------------------------
 
@@ -268,17 +262,7 @@ class _Deduction:
         package, rival = option.package, other.package
         same = package.name == rival.name
         real = same or claim.version is not None or other_claim.version is not None
-        early = (option.usable, option.grouped, option.allowed, option.favoured, real and option.installed)
-        early_other = (other.usable, other.grouped, other.allowed, other.favoured, real and other.installed)
-        if early != early_other:
-            return early > early_other
-        if claim.rank != other_claim.rank:
-            return claim.rank > other_claim.rank
-        version, other_version = Version.lenient(package.version), Version.lenient(rival.version)
-        if same and version != other_version:
-            return version > other_version
-        late = (package.provider_priority, option.installed, -package.repository.position)
-        return late > (rival.provider_priority, other.installed, -rival.repository.position)
+        return _merits(option, claim, same=same, real=real) > _merits(other, other_claim, same=same, real=real)
 
     def _assign(self, name: Name, claim: Claim | None) -> None:
         """Decide a name for a claim, or for nothing. The decision is final."""
@@ -286,16 +270,28 @@ class _Deduction:
         name.chosen = claim
         chosen = self._network.option(claim.package) if claim else None
         virtual = claim is None or claim.version is None
-        if chosen is not None and chosen.invited and not name.demands:
-            for condition, dependency in chosen.conditions:
-                if not condition.decided:
-                    self._constrain(condition, dependency, chosen, chosen.tags)
         for option, other in name.options:
             if option is not chosen and not (virtual and other.version is None):
                 self._disqualify(option)
         self._recheck_needs(name)
         for completed, _ in chosen.names if chosen else [(name, None)]:
             self._recheck_rules(completed)
+
+
+def _merits(option: Option, claim: Claim, *, same: bool, real: bool) -> tuple[object, ...]:
+    """Return the criteria of :meth:`_Deduction._better`.
+
+    Args:
+        same: whether both packages have the same name.
+        real: whether that is so, or one of the two claims has a version.
+    """
+    package = option.package
+    return (
+        *(option.usable, option.grouped, option.allowed, option.favoured, real and option.installed),
+        claim.rank,
+        Version.lenient(package.version if same else None),
+        *(package.provider_priority, option.installed, -package.repository.position),
+    )
 
 
 def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None) -> bool:

@@ -61,30 +61,28 @@ class Option:
 
     Attributes:
         installed: whether the system has it.
+        favoured: whether it comes from the repository that is preferred for it.
         names: the names that it claims with their versions, its own name first.
         needs: its dependencies and conflicts with their names.
         conditions: those of its install_if with their names.
         usable: whether it does not contradict any decision or constraint so far.
         tags: the repository tags that its package may have.
-        favoured: whether it comes from the repository that is preferred for it.
         invited: whether all conditions of its install_if hold.
         uninvited: whether they can no longer hold.
-        compared: whether it was usable when the candidates for its name were last compared.
-        around: iterates over the names that it leads to besides its dependencies; each is taken once.
         grouped: whether it was among the last candidates whose common dependencies were determined.
+        around: iterates over the names that it leads to besides its dependencies; each is taken once.
     """
 
     package: Package
     installed: bool
+    favoured: bool
     names: list[tuple[Name, str | None]] = field(default_factory=list)
     needs: list[tuple[Name, Dependency]] = field(default_factory=list)
     conditions: list[tuple[Name, Dependency]] = field(default_factory=list)
     tags: set[str | None] = field(default_factory=lambda: {None})
     usable: bool = True
-    favoured: bool = True
     invited: bool = False
     uninvited: bool = False
-    compared: bool = False
     grouped: bool = False
     around: Iterator[Name] = field(default_factory=lambda: iter(()))
 
@@ -156,7 +154,7 @@ class Network:
                 yield from [condition for condition, _ in option.conditions]
 
     def _enter(self, package: Package) -> Option:
-        option = Option(package, self._catalog.is_installed(package), favoured=package.repository.tag is None)
+        option = Option(package, self._catalog.is_installed(package), package.repository.tag is None)
         self._options[id(package)] = option
         option.names = [(self.name(text), version) for text, version in self._catalog.claimed(package)]
         option.needs = [(self.name(dependency.name), dependency) for dependency in dependencies_of(package)]

@@ -33,16 +33,15 @@ class Selection:
         return [claim for claim in self._catalog.matching(dependency) if claim.package in self]
 
     def provider(self, dependency: Dependency) -> Package | None:
-        """Return the package that satisfies a dependency: the chosen one, else one of that name, else the first."""
+        """Return the package that satisfies a dependency: the chosen one, else the first."""
         packages = [claim.package for claim in self.claims(dependency)]
         chosen = self.choices.get(dependency.name)
         if any(package is chosen for package in packages):
             return chosen
-        named = (package for package in packages if package.name == dependency.name)
-        return next(named, packages[0] if packages else None)
+        return packages[0] if packages else None
 
     def owner(self, name: str) -> Package | None:
-        """Return the package that has a name: the chosen one, else one of that name, else the first."""
+        """Return the package that has a name: the chosen one, else the first."""
         return self.provider(Dependency(name))
 
     def permits(self, dependency: Dependency, asker: Package | None) -> bool:
@@ -149,7 +148,7 @@ class _Walk:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._seen: set[str] = set()  # names that were looked at, and all names of the packages that were visited
+        self._seen: set[str] = set()  # all names of the packages that were visited
         self.installed: list[Package] = []
 
     def follow(self, dependency: Dependency) -> None:
@@ -166,7 +165,6 @@ class _Walk:
         """Visit what satisfies a dependency, or what has the name in a version that a conflict does not hit."""
         if dependency.name in self._seen:
             return
-        self._seen.add(dependency.name)
         if dependency.conflict:
             package = self._selection.owner(dependency.name)
         else:

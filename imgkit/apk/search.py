@@ -268,19 +268,21 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         The criteria: repository tag as asked for, installed, version of the name in question, version of the package
         (for two versions of one package), provider priority, repository, place in the index.
         """
-        catalog = self._reach.catalog
-        package, rival = claim.package, other.package
-        if (package.repository.tag == preferred_tag) != (rival.repository.tag == preferred_tag):
-            return -1 if package.repository.tag == preferred_tag else 1
-        if catalog.is_installed(package) != catalog.is_installed(rival):
-            return -1 if catalog.is_installed(package) else 1
-        if claim.rank != other.rank:
-            return -1 if claim.rank > other.rank else 1
-        if package.name == rival.name and package.version != rival.version:
-            return -1 if Version.lenient(package.version) > Version.lenient(rival.version) else 1
-        if package.provider_priority != rival.provider_priority:
-            return rival.provider_priority - package.provider_priority
-        return catalog.position(package) - catalog.position(rival)
+        same = claim.package.name == other.package.name
+        first, second = (self._merits(preferred_tag, one, same=same) for one in (claim, other))
+        return (first < second) - (first > second)
+
+    def _merits(self, preferred_tag: str | None, claim: Claim, *, same: bool) -> tuple[object, ...]:
+        """Return the criteria of :meth:`_compare`; ``same`` says that both packages have the same name."""
+        catalog, package = self._reach.catalog, claim.package
+        return (
+            package.repository.tag == preferred_tag,
+            catalog.is_installed(package),
+            claim.rank,
+            Version.lenient(package.version if same else None),
+            package.provider_priority,
+            -catalog.position(package),
+        )
 
     def _allowed(self, package: Package, tags: frozenset[str]) -> bool:
         tag = package.repository.tag

@@ -34,7 +34,7 @@ def parse_scripts(data: bytes) -> dict[str, dict[str, bytes]]:
     archive = TarStream(iter((data,)))
     try:
         for header in archive:
-            _, identity, kind = ["", "", *header.name.rsplit(".", 2)][-3:]
+            _, identity, kind = ["", "", *header.name.split(".")][-3:]
             scripts.setdefault(_script_identity(identity, header.name), {})[kind] = archive.read(_LIMIT_SCRIPTS)
     except TarError as cause:
         raise InputError(f"scripts of the installed database: the archive {cause}") from cause

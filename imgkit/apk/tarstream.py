@@ -62,8 +62,8 @@ class Header:
     uname: str
     gname: str
     pax: Mapping[str, str]
-    major: int = 0
-    minor: int = 0
+    major: int
+    minor: int
 
 
 class TarStream:
@@ -169,9 +169,6 @@ class TarStream:
 
     def _take(self, size: int) -> bytes:
         """Return exactly ``size`` bytes; for small sizes."""
-        if len(self._piece) >= size:
-            taken, self._piece = self._piece[:size].tobytes(), self._piece[size:]
-            return taken
         parts = []
         while size:
             if not self._piece:
@@ -187,11 +184,8 @@ class TarStream:
 
     def _more(self) -> bool:
         """Get the next piece that is not empty; False at the end of the stream."""
-        for piece in self._pieces:
-            if piece:
-                self._piece = memoryview(piece)
-                return True
-        return False
+        self._piece = memoryview(next(filter(None, self._pieces), b""))
+        return bool(self._piece)
 
 
 # ---- one header -----------------------------------------------------------------------------------------------------

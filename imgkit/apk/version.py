@@ -28,8 +28,8 @@ _VERSION = re.compile(
 )
 _SUFFIX = re.compile(r"_([a-z]+)([0-9]*)")
 
-_BEFORE_RELEASE = {"alpha": 0, "beta": 1, "pre": 2, "rc": 3}
-_AFTER_RELEASE = {"cvs": 0, "svn": 1, "git": 2, "hg": 3, "p": 4}
+_BEFORE_RELEASE = {name: place for place, name in enumerate(("alpha", "beta", "pre", "rc"))}
+_AFTER_RELEASE = {name: place for place, name in enumerate(("cvs", "svn", "git", "hg", "p"))}
 
 # The rank of each kind of token against other kinds: the higher one makes its side the greater.
 _PRE, _WRONG, _END, _REVISION, _HASH, _SUFFIX_NUMBER, _POST, _LETTER, _NUMBER = range(9)

@@ -124,15 +124,15 @@ class Cache:
     # ---- looking up --------------------------------------------------------------------------------------------------
 
     def _all_cached(self, wanted: Sequence[Wanted]) -> list[Path]:
-        paths = [self._cached(file) for file in wanted]
-        missing = [shown(file.url) for file, path in zip(wanted, paths, strict=True) if path is None]
+        cached = [(file, self._cached(file)) for file in wanted]
+        missing = [shown(file.url) for file, path in cached if path is None]
         if missing:
             files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
             raise InputError(
                 f"offline, and {files} not in the cache: {', '.join(missing)}",
                 hint=f"build once without --offline (the cache is {self.folder})",
             )
-        return [path for path in paths if path is not None]
+        return [path for _, path in cached if path is not None]
 
     def _cached(self, wanted: Wanted) -> Path | None:
         """Return the file, or None if the cache does not have it. A damaged file is deleted."""

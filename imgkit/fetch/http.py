@@ -271,7 +271,7 @@ class Http:
         url = request.url
         headers = {"Accept-Encoding": "identity", "User-Agent": "imgkit", **request.validators.headers}
         for _ in range(_MAX_REDIRECTS + 1):
-            response = session.get(url, headers=headers, stream=True, timeout=self._timeouts, allow_redirects=False)
+            response = session.get(url, headers=headers, stream=True, timeout=self._timeouts)
             target = session.location(response)
             if target is None:
                 return response

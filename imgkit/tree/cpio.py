@@ -52,11 +52,10 @@ class _CountingSink:
         self._sink = sink
         self.position = 0
 
-    def write(self, data: bytes) -> int:
-        """Pass ``data`` on, and return its length."""
+    def write(self, data: bytes) -> None:
+        """Pass ``data`` on."""
         self._sink.write(data)
         self.position += len(data)
-        return len(data)
 
     def align(self, boundary: int) -> None:
         """Write zeros up to the next multiple of ``boundary`` bytes."""

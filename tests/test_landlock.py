@@ -13,8 +13,17 @@ import pytest
 from imgkit.vm.sandbox import landlock
 from imgkit.vm.sandbox.landlock import DEVICE, READ, RUN, WRITE
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-MAKE_CHAR, MAKE_BLOCK, REFER, TRUNCATE, IOCTL = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = 1, 2, 4, 8, 0x10, 0x20
+MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (
+    0x40,
+    0x80,
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+    0x1000,
+)
+REFER, TRUNCATE, IOCTL = 0x2000, 0x4000, 0x8000
 
 
 class Library:
@@ -92,11 +101,14 @@ def test_rights_of_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_names_of_rights() -> None:
-    assert (READ, RUN) == (READ_FILE | READ_DIR, READ_FILE | READ_DIR | EXECUTE)
+    """In the numbers of linux/landlock.h."""
+    assert READ == READ_FILE | READ_DIR
+    assert RUN == READ_FILE | READ_DIR | EXECUTE
     assert DEVICE == READ_FILE | WRITE_FILE | IOCTL
-    assert WRITE & READ == READ
+    changing = WRITE_FILE | REMOVE_DIR | REMOVE_FILE | REFER | TRUNCATE
+    making = MAKE_DIR | MAKE_REG | MAKE_SOCK | MAKE_FIFO | MAKE_SYM
+    assert READ | changing | making == WRITE
     assert not WRITE & (EXECUTE | MAKE_CHAR | MAKE_BLOCK | IOCTL)
-    assert WRITE & (REFER | TRUNCATE | WRITE_FILE) == REFER | TRUNCATE | WRITE_FILE
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class SharedFolder:
     def close(self) -> None:
         """Close the folder. It may be closed twice."""
         top, self._top = self._top, -1
-        if top >= 0:
+        if top != -1:
             os.close(top)
 
     @contextmanager

@@ -874,4 +874,4 @@ def test_a_process_that_has_ended_is_not_killed(tmp_path: Path, monkeypatch: pyt
 
 def test_the_default_quotas() -> None:
     """docs/limits.md."""
-    assert Quotas() == Quotas(FolderQuota(2147483648, 10000), FolderQuota(68719476736, 2000000), 68719476736, None)
+    assert parse([]) == Quotas(FolderQuota(2147483648, 10000), FolderQuota(68719476736, 2000000), 68719476736, None)

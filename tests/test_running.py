@@ -319,11 +319,6 @@ def test_a_command_is_a_request_of_its_words(
     assert asked == [{"command": words, **defaults}, {"command": words, **given}]
 
 
-def test_times_of_the_contract() -> None:
-    """docs/agentd.md."""
-    assert (running.TIMEOUT, running._EMULATION_TRIES) == (180.0, 3)
-
-
 def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host is looked at a few times a second, whatever is waited for."""
     pauses: list[float] = []
@@ -333,8 +328,10 @@ def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytes
     guest.vm.settle(0.1)
     with pytest.raises(BootTimeoutError):
         guest.vm.wait_ready(0.1)
+    assert 2 <= len(pauses) <= 22
+    before = len(pauses)
     guest.vm.power_off(0.1)
-    assert 3 <= len(pauses) <= 33
+    assert 1 <= len(pauses) - before <= 11
     assert min(pauses) >= 0.05
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imgkit.host import scratch, walk
+from imgkit.host import process, scratch, walk
 from imgkit.vm.qemu.privatefolder import private_folder
 from tests.conftest import need, need_program
 from tests.files import nest, nested
@@ -166,3 +167,23 @@ def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> 
     left = list(tmp_path.iterdir())
     walk.remove(folder)  # pytest could not
     assert left == []
+
+
+def test_the_process_that_removes_a_folder_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives this one, and writes to nobody's terminal. The end of its input tells it that this one is gone."""
+    asked: list[dict[str, Any]] = []
+    real = process.start
+
+    def start(command: list[str | Path], **options: Any) -> Any:
+        asked.append(options)
+        return real(command, **options)
+
+    monkeypatch.setattr(process, "start", start)
+    monkeypatch.setenv("SECRET", "of the caller")
+    with private_folder() as folder:
+        assert folder.name.startswith("imgkit-vm-")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    (options,) = asked
+    assert list(options.pop("env")) == ["PATH"]
+    assert options == {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -181,7 +181,7 @@ NEWER = {428, 429, 430, 431, 432, 433, 438, 442}
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_are_found_by_their_numbers_and_modes_by_their_places(machine: str) -> None:
-    numbers, table = NUMBERS[machine], SYSCALL_TABLES[machine]
+    numbers, table = NUMBERS[machine], Filtered(machine).table
 
     def places(*names: str) -> set[tuple[int, int]]:
         return {(numbers[name], MODES_AT[name]) for name in names if name in numbers}

@@ -177,10 +177,10 @@ def _team_group(status: os.stat_result | None, owner: Identity) -> tuple[int, ..
     return ()
 
 
-def _group_name(gid: int) -> str:
+def _group_name(gid: int) -> str | None:
     with suppress(KeyError):
         return grp.getgrgid(gid).gr_name
-    return ""
+    return None
 
 
 def _device_group(device: Path | None) -> tuple[int, ...]:

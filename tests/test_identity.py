@@ -199,7 +199,12 @@ def test_a_user_whom_the_container_lacks_is_not_chosen(
 ) -> None:
     caplog.set_level("DEBUG", "imgkit.vm")
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(identity, "_is_mapped", lambda *words: (asked.append(words), words[0] != missing)[1])
+
+    def is_mapped(name: str, number: int) -> bool:
+        asked.append((name, number))
+        return name != missing
+
+    monkeypatch.setattr(identity, "_is_mapped", is_mapped)
     assert identity.choose_user(None) is None
     assert caplog.messages == ["nobody (99:98) is no user of this container"]
     assert asked == [("uid_map", 99), ("gid_map", 98)][: len(asked)]
@@ -273,7 +278,11 @@ class Libc:
         self.calls: list[tuple[object, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *words: (self.calls.append((name, *words)), self.answers.get(name, 0))[1]
+        def call(*words: object) -> int:
+            self.calls.append((name, *words))
+            return self.answers.get(name, 0)
+
+        return call
 
 
 @pytest.fixture

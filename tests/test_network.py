@@ -642,7 +642,7 @@ def relay() -> Iterator[restricted._Relay]:
 def frames(relay: restricted._Relay) -> list[bytes]:
     """Return what the gateway is given."""
     heard: list[bytes] = []
-    relay._gateway.receive = heard.append  # type: ignore[method-assign]
+    relay._gateway.__dict__["receive"] = heard.append
     return heard
 
 

@@ -838,8 +838,12 @@ def test_a_disk_that_cannot_be_measured_for_a_moment_ends_nothing() -> None:
 def test_any_other_failure_is_named_and_ends_the_machine() -> None:
     ended: list[bool] = []
     monitoring = UsageMonitor([])
+
+    def fail() -> None:
+        raise KeyError("key")
+
     monitoring._end = lambda: ended.append(True)
-    monitoring._check_disk = lambda: {}["key"]
+    monitoring._check_disk = fail
     monitoring._stop = Pauses(5)
     monitoring._run()
     assert ended == [True]

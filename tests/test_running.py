@@ -323,7 +323,12 @@ def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytes
     """The host is looked at a few times a second, whatever is waited for."""
     pauses: list[float] = []
     sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), sleep(0.01)))
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(0.01)
+
+    monkeypatch.setattr(time, "sleep", pause)
     guest.qmp.off_at = 99
     guest.vm.settle(0.1)
     with pytest.raises(BootTimeoutError):

@@ -291,9 +291,10 @@ def test_new_folders_have_the_modes_that_the_user_gives_to_folders(mask: int, ip
 def test_a_fifo_in_place_of_a_folder_blocks_nobody(ipc: Path) -> None:
     folder = SharedFolder(ipc)
     os.mkfifo(ipc / "streams")
-    for touch in (lambda: folder.read("streams/x", limit=1), lambda: folder.mkdir("streams")):
-        with pytest.raises(ShareError, match="a link or file is where a folder must be"):
-            touch()
+    with pytest.raises(ShareError, match="a link or file is where a folder must be"):
+        folder.read("streams/x", limit=1)
+    with pytest.raises(ShareError, match="a link or file is where a folder must be"):
+        folder.mkdir("streams")
     folder.close()
     with pytest.raises(HostError, match="streams: cannot be shared: Not a directory"):
         SharedFolder(ipc / "streams")

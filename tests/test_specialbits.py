@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from imgkit.host import walk
 from imgkit.vm.shares import specialbits
 from imgkit.vm.shares.specialbits import drop_special_bits
 from tests.conftest import need
@@ -151,7 +152,7 @@ def test_what_cannot_be_changed_is_not_reported_as_changed(tmp_path: Path, monke
     for name in ("first", "second"):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o4755)
-    real = specialbits.change_mode
+    real = walk.change_mode
 
     def change(name: str, mode: int, folder: int) -> None:
         if name == "first":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import stat
 import struct
 import threading
 import time
@@ -547,6 +549,17 @@ def test_a_flood_of_connections(service: socket.socket, monkeypatch: pytest.Monk
         assert flags.count(SYN | ACK) == 10
         assert flags.count(RST | ACK) == 90
         assert threading.active_count() < before + 15
+
+
+def test_the_network_never_keeps_the_program() -> None:
+    """A resolver or a host may not answer for a long time. QEMU's end is closed with the block."""
+    with restricted.network(parse([])) as descriptor:
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "restricted network")
+        assert thread.daemon
+        assert stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    assert not thread.is_alive()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_everything_ends_with_the_block(service: socket.socket) -> None:

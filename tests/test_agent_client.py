@@ -583,9 +583,9 @@ def test_the_limits_of_a_request() -> None:
         request._answer(protocol.PermissionRequest("more", "rm", {}))
 
 
-def test_the_limits_of_a_commands_output() -> None:
-    """docs/limits.md: so much of either stream, and an error that names the stream."""
-    limit = completed.MAX_OUTPUT
+def test_the_limits_of_a_commands_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much of either stream, and an error that names the stream."""
+    monkeypatch.setattr(completed, "MAX_OUTPUT", 3 << 20)
 
     class Request(list[Any]):
         def __enter__(self) -> Request:
@@ -594,11 +594,12 @@ def test_the_limits_of_a_commands_output() -> None:
         def __exit__(self, *_: object) -> None:
             """It is over."""
 
-    for stream in ("stdout", "stderr"):
-        full = Request([Output(stream, bytes(limit)), AgentResult("success")])
-        assert len(getattr(completed.collect(cast("AgentRequest", full)), stream)) == limit
-        full.insert(1, Output(stream, b"x"))
-        with pytest.raises(RequestError, match=f"^the command wrote more than {limit >> 20} MiB to {stream}$"):
+    for stream, other in (("stdout", "stderr"), ("stderr", "stdout")):
+        full = Request([Output(stream, bytes(3 << 20)), Output(other, b"more"), AgentResult("success")])
+        done = completed.collect(cast("AgentRequest", full))
+        assert (len(getattr(done, stream)), getattr(done, other)) == (3 << 20, b"more")
+        full.insert(2, Output(stream, b"x"))
+        with pytest.raises(RequestError, match=f"^the command wrote more than 3 MiB to {stream}$"):
             completed.collect(cast("AgentRequest", full))
 
 

@@ -31,6 +31,7 @@ def decide(code: bytes, machine: int, number: int, *arguments: int) -> str | int
     while True:
         operation, if_true, if_false, operand = program[position]
         position += 1
+        assert operation & 0x07 == 0x05 or not (if_true or if_false), "only a jump skips instructions (BPF_STMT)"
         if operation == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, operand)
         elif operation == 0x54:

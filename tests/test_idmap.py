@@ -78,10 +78,20 @@ def test_a_view_that_cannot_be_made_is_missing_and_the_reason_is_logged(
 def test_without_namespaces_the_user_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whatever the process that should make one says is nobody's business."""
     caplog.set_level("DEBUG", "imgkit.vm")
     monkeypatch.setattr(idmap, "_HOLDER", "print(-1)")
+    asked: list[dict[str, Any]] = []
+    real = process.start
+
+    def start(argv: list[str | Path], **options: Any) -> Any:
+        asked.append(options)
+        return real(argv, **options)
+
+    monkeypatch.setattr(process, "start", start)
     with idmap.in_user_namespace(SOMEBODY) as user:
         assert user == SOMEBODY
+    assert asked == [{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}]
     (message,) = caplog.messages
     assert message.endswith("has no user namespace of its own: no user namespace can be made")
 

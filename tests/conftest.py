@@ -54,7 +54,18 @@ hypothesis.settings.load_profile("same" if CI else "patient")
 
 
 _LONGEST = [
-    *("container", "boots", "first_seed", "crashes", "interrupts", "disks", "engine", "hardening", "owners", "contract"),
+    *(
+        "container",
+        "boots",
+        "first_seed",
+        "crashes",
+        "interrupts",
+        "disks",
+        "engine",
+        "hardening",
+        "owners",
+        "contract",
+    ),
     *("image", "run", "secrets", "network", "root_in_guest", "echo_agent", "vm", "confined", "publish_boot"),
 ]
 """Files of tests that take longest, first: when they run side by side, none of them may begin last."""

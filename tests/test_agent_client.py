@@ -564,3 +564,68 @@ def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> No
     events = list(AgentRequest(Recorded(pieces), {}, timeout=5))
     assert isinstance(events[-1], AgentResult)
     assert not any(isinstance(event, AgentResult) for event in events[:-1])
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_limits_of_a_request() -> None:
+    """docs/limits.md: the very last byte and question are allowed."""
+    request = AgentRequest(Recorded([]), {})
+    request._received = (1 << 30) - 5
+    request._receive(b"12345")
+    with pytest.raises(RequestError, match=r"^the stream of the request grew over 1024 MiB$"):
+        request._receive(b"6")
+    request._answered = {str(number) for number in range(99_999)}
+    request._answer(protocol.PermissionRequest("last", "rm", {}))
+    request._answer(protocol.PermissionRequest("last", "rm", {}))
+    with pytest.raises(RequestError, match=r"^the agent asked more than 100000 questions$"):
+        request._answer(protocol.PermissionRequest("more", "rm", {}))
+
+
+def test_the_limits_of_a_commands_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much of either stream, and an error that names the stream."""
+    monkeypatch.setattr(completed, "MAX_OUTPUT", 3 << 20)
+
+    class Request(list[Any]):
+        def __enter__(self) -> Request:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """It is over."""
+
+    for stream, other in (("stdout", "stderr"), ("stderr", "stdout")):
+        full = Request([Output(stream, bytes(3 << 20)), Output(other, b"more"), AgentResult("success")])
+        done = completed.collect(cast("AgentRequest", full))
+        assert (len(getattr(done, stream)), getattr(done, other)) == (3 << 20, b"more")
+        full.insert(2, Output(stream, b"x"))
+        with pytest.raises(RequestError, match=f"^the command wrote more than 3 MiB to {stream}$"):
+            completed.collect(cast("AgentRequest", full))
+
+
+def test_a_request_without_a_result_is_over() -> None:
+    request = AgentRequest(Recorded([]), {})
+    request.cancel()
+    for read in (request.result, lambda: completed.collect(request)):
+        with pytest.raises(RequestError, match=r"^the request is over already$"):
+            read()
+    assert list(request) == []
+
+
+def test_a_silent_guest_is_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty times a second, and as often it is looked at whether the machine still runs."""
+    now, looks = [1000.0], [0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def alive() -> None:
+        looks[0] += 1
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(RequestError, match=r"^no result of the request within 10 s$") as raised:
+        AgentRequest(Recorded([]), {}, timeout=10, alive=alive, timeout_hint="more time").result()
+    assert raised.value.hint == "more time"
+    assert 190 <= looks[0] <= 210
+    assert now[0] == pytest.approx(1010.0, abs=0.1)

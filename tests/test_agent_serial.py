@@ -7,8 +7,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +25,8 @@ from imgkit.vm.shares.sharedfolder import ShareError
 from tests.files import noise
 from tests.rootport import RootPort
 from tests.test_agent_client import NEARLY, RESULT, ask, output
+
+MIB = 1 << 20
 
 # ---- serial mode -------------------------------------------------------------------------------------------------
 
@@ -345,3 +347,183 @@ def test_root_port() -> None:
     with pytest.raises(GuestError):
         root.run(["id"], timeout=1)
     root.close()
+
+
+# ---- serial mode, without a guest at the other end -------------------------------------------------------------------
+
+
+class Line:
+    """A socket that takes so many bytes at a time, and then none, and has so much to say."""
+
+    def __init__(self, *takes: int, says: Sequence[bytes | OSError] = ()) -> None:
+        self.takes, self.says = list(takes), list(says)
+        self.heard = bytearray()
+
+    def send(self, data: Any) -> int:
+        if not self.takes:
+            raise BlockingIOError
+        taken = min(self.takes.pop(0), len(data))
+        self.heard += bytes(data[:taken])
+        return taken
+
+    def recv(self, _: int) -> bytes:
+        if not self.says:
+            raise BlockingIOError
+        said = self.says.pop(0)
+        if isinstance(said, OSError):
+            raise said
+        return said
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def on(port: tuple[SerialTransport, socket.socket], line: Line) -> SerialTransport:
+    """Return the transport on another line."""
+    mode, _ = port
+    mode._socket.close()
+    mode._socket = cast("socket.socket", line)
+    return mode
+
+
+def test_serial_never_blocks_on_its_socket(port: tuple[SerialTransport, socket.socket]) -> None:
+    assert port[0]._socket.getblocking() is False
+
+
+def test_serial_streams_are_read_a_mebibyte_at_a_time(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More is received only when less than that is there, so that the guest waits for whoever reads."""
+    mode, _ = port
+    mode.submit("r", {})
+    mode._streams["r"] += b"a" * MIB + b"b" * MIB + b"c"
+    pumps: list[int] = []
+    monkeypatch.setattr(mode, "pump", lambda: pumps.append(len(mode._streams["r"])))
+    assert [mode.read("r") for _ in range(4)] == [b"a" * MIB, b"b" * MIB, b"c", b""]
+    assert pumps == [1, 0]
+    mode._streams["r"] += b"d" * MIB
+    mode.read("r")
+    assert pumps == [1, 0]
+
+
+def test_serial_answers_wait_for_the_guest_up_to_a_limit(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = on(port, Line())
+    mode._unsent += bytes(64 * MIB)
+    mode.permission("p", {})
+    with pytest.raises(GuestError, match="the guest has not taken 64 MiB of answers"):
+        mode.permission("p", {})
+
+
+def test_serial_sends_what_the_guest_takes(port: tuple[SerialTransport, socket.socket]) -> None:
+    line = Line(5, 3)
+    mode = on(port, line)
+    message = b'{"type": "permission_response", "requestId": "p", "result": {}}\n'
+    mode.permission("p", {})
+    assert bytes(mode._unsent) == message[8:]
+    assert mode._flush() is False
+    line.takes = [4, 1000]
+    assert mode._flush() is True
+    assert line.heard == message
+
+
+def test_serial_a_guest_that_takes_nothing_is_given_up_after_a_minute(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute since it last took anything."""
+    line, now = Line(1), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    mode = on(port, line)
+    mode.permission("p", {})
+    for now[0], takes in ((1060.0, 0), (1060.0, 1), (1100.0, 0), (1120.0, 0)):
+        line.takes = [1] * takes
+        mode.pump()
+    now[0] = 1120.1
+    with pytest.raises(GuestError, match="the guest took no message for 60 s"):
+        mode.pump()
+
+
+@pytest.mark.parametrize(
+    ("says", "gone"),
+    [(BlockingIOError(), False), (ConnectionResetError(), False), (OSError(9, "Bad descriptor"), True)],
+)
+def test_serial_a_port_that_says_nothing_or_is_gone(
+    says: OSError, gone: bool, port: tuple[SerialTransport, socket.socket]
+) -> None:
+    mode = on(port, Line(says=[says]))
+    if gone:
+        with pytest.raises(GuestError, match=r"^the serial port of the guest is gone: Bad descriptor$"):
+            mode.pump()
+    else:
+        mode.pump()
+
+
+def test_serial_what_waits_is_dropped_with_the_port(port: tuple[SerialTransport, socket.socket]) -> None:
+    class Broken(Line):
+        def send(self, data: Any) -> int:
+            del data
+            raise BrokenPipeError(32, "Broken pipe")
+
+    mode = on(port, Broken())
+    with pytest.raises(GuestError, match=r"^the serial port of the guest is gone: Broken pipe$"):
+        mode.permission("p", {})
+    assert mode._unsent == b""
+    mode.pump()
+
+
+@pytest.mark.parametrize(("timeout", "least", "most"), [(600.0, 59.0, 60.0), (5.0, 4.0, 5.0), (-1.0, -9.0, -1.0)])
+def test_serial_a_file_has_its_time_and_each_message_a_minute(
+    timeout: float,
+    least: float,
+    most: float,
+    port: tuple[SerialTransport, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mode, _ = port
+    sent: list[float] = []
+    monkeypatch.setattr(mode, "_send", lambda _, seconds: sent.append(seconds))
+    mode.push_file("/w", "x", bytes(CHUNK + 1), timeout=timeout)
+    assert len(sent) == 3
+    assert all(least <= seconds <= most for seconds in sent)
+
+
+def test_serial_the_largest_file(port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    mode, _ = port
+    monkeypatch.setattr(serialtransport, "MAX_FILE", 3 * MIB)
+    with pytest.raises(UsageError, match=r"^x: files of more than 3 MiB cannot be pushed$"):
+        mode.push_file("/w", "x", bytes(3 * MIB + 1))
+    sent: list[object] = []
+    monkeypatch.setattr(mode, "_send", lambda *words: sent.append(words))
+    mode.push_file("/w", "x", bytes(3 * MIB))
+    assert len(sent) == 7
+
+
+def test_serial_a_request_that_is_cancelled_is_forgotten_at_once(
+    port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest has a second to take the message."""
+    mode, _ = port
+    mode.submit("r", {})
+    mode._streams["r"] += b"text"
+    sent: list[tuple[object, float]] = []
+    monkeypatch.setattr(mode, "_send", lambda message, timeout: sent.append((message, timeout)))
+    mode.cancel("r")
+    assert sent == [({"type": "cancel", "requestId": "r"}, 1.0)]
+    assert ("r" in mode._known, "r" in mode._streams) == (False, False)
+
+
+def test_serial_memory_is_counted_now_and_then_and_names_its_limit(
+    port: tuple[SerialTransport, socket.socket],
+) -> None:
+    mode, _ = port
+    mode._streams["r"] += bytes(256 * MIB)
+    mode._check_memory()
+    mode._unchecked = 16 * MIB
+    mode._process_backlog(float("inf"))
+    assert mode._unchecked == 16 * MIB, "not yet"
+    mode._streams["q"] += b"x"
+    mode._unchecked += 1
+    with pytest.raises(GuestError, match="the guest sent more than 256 MiB that nobody asked for"):
+        mode._process_backlog(float("inf"))
+    assert mode._unchecked == 0

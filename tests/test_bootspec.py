@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +23,9 @@ from imgkit.vm.qemu import firmware, launch, probe
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.machines import host_arch
 from imgkit.vm.qemu.probe import Accelerator
-from imgkit.vm.sandbox import confinement
-from imgkit.vm.shares import specialbits
+from imgkit.vm.sandbox import confinement, identity
+from imgkit.vm.sandbox.identity import Identity
+from imgkit.vm.shares import idmap, specialbits
 from tests.files import public
 from tests.vmspecs import extra
 
@@ -253,6 +259,150 @@ def test_without_a_filter_of_system_calls_shares_are_swept(
         f"{tmp_path}/c: could not be searched for set-user-id programs of the guest: No such file",
         f"{tmp_path}/a/setuid: the guest had made this a set-user-id program or a device, which imgkit has undone",
     ]
+
+
+# ---- what QEMU is started with ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Launches:
+    """Stands in for QEMU's start: what it was asked for, and what was there by then."""
+
+    spec: VmSpec | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def launched(self, spec: VmSpec, folder: Path, **options: Any) -> Iterator[SimpleNamespace]:
+        self.spec, self.options = spec, options
+        self.there = {
+            str(path.relative_to(share.path))
+            for share in spec.shares
+            if share.tag == "ipc"
+            for path in share.path.iterdir()
+        }
+        yield SimpleNamespace(child=SimpleNamespace(pid=os.getpid(), poll=lambda: None), stderr=folder / "stderr")
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    record = Launches()
+    monkeypatch.setattr(launch, "launched", record.launched)
+    monkeypatch.setattr(identity, "choose_user", lambda *_, **__: None)
+    return record
+
+
+def test_the_request_share_is_ready_before_the_guest_is(tmp_path: Path, launches: Launches) -> None:
+    """A heartbeat of an earlier machine would count as the new one's."""
+    shares = {name: tmp_path / name for name in ("data", "ipc", "work")}
+    for path in shares.values():
+        path.mkdir()
+    (tmp_path / "ipc/heartbeat").touch()
+    with starting.started(BootSpec(None, arch="amd64", shares=shares), TCG):
+        assert launches.there == {"requests", "streams", "responses"}
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(("ipc", "ports"), [("file", []), ("serial", ["ipc.0"])])
+def test_the_port_of_requests(ipc: Any, ports: list[str], launches: Launches) -> None:
+    with starting.started(BootSpec(None, arch="amd64", ipc=ipc), TCG):
+        assert launches.options["ports"] == ports
+        assert launches.there == ({"requests", "streams", "responses"} if ipc == "file" else set())
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(None, (4096, 2048, 1024)), (77, (77,))])
+def test_sizes_of_memory(asked: int | None, tried: tuple[int, ...], launches: Launches) -> None:
+    with starting.started(BootSpec(None, arch="amd64", memory_mib=asked), TCG):
+        assert launches.options["memory"] == tried
+
+
+def test_what_a_started_machine_consists_of(launches: Launches) -> None:
+    spec = BootSpec(None, arch="amd64")
+    with starting.started(spec, TCG) as machine:
+        assert (machine.spec, machine.accelerator) == (spec, TCG)
+        assert launches.spec is not None
+        assert launches.spec.log == machine.console.writing
+        assert launches.options["user"] is None
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "imgkit-quotas")
+        assert machine.monitor._thread is thread, "the quotas are watched"
+    assert not thread.is_alive()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(launches.spec.log)
+
+
+@pytest.mark.parametrize("accelerator", [TCG, Accelerator("kvm", "host", "it passed the timed probe")])
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_runs_qemu(
+    accelerator: Accelerator, shared: bool, tmp_path: Path, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of the folder to work in, who has access to the accelerator, in a namespace of its own."""
+    (tmp_path / "work").mkdir()
+    somebody, alone = Identity(4711, 4712), Identity(4711, 4712, (), 9, (4711, 4712))
+    asked: list[tuple[Path | None, Path | None]] = []
+    lent: list[tuple[Path, Identity, bool]] = []
+    owned: list[tuple[Path, int, int]] = []
+
+    def choose(work: Path | None, *, device: Path | None = None) -> Identity:
+        asked.append((work, device))
+        return somebody
+
+    @contextmanager
+    def view(folder: Path, user: Identity, *, read_only: bool = False) -> Iterator[int]:
+        lent.append((folder, user, read_only))
+        yield 9
+
+    monkeypatch.setattr(identity, "choose_user", choose)
+    monkeypatch.setattr(probe, "allowed", lambda chosen, *_: chosen)
+    monkeypatch.setattr(idmap, "in_user_namespace", lambda user: nullcontext(alone if user == somebody else None))
+    monkeypatch.setattr(idmap, "idmapped_view", view)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: owned.append((path, uid, gid)))
+    shares = {"work": tmp_path / "work", "data": tmp_path} if shared else {}
+    read_only = ["data"] if shared else []
+    with starting.started(BootSpec(None, arch="amd64", shares=shares, read_only=read_only), accelerator):
+        assert launches.options["user"] == alone
+        assert launches.spec is not None
+        ipc, *others = launches.spec.shares
+        assert (ipc.tag, ipc.view) == ("ipc", None)
+        assert owned == [(ipc.path, 4711, 4712)], "the private share becomes the user's"
+        assert [share.view for share in others] == [9] * len(shares)
+    assert asked == [(tmp_path / "work" if shared else None, Path("/dev/kvm") if accelerator.name == "kvm" else None)]
+    assert lent == ([(tmp_path / "work", alone, False), (tmp_path, alone, True)] if shared else [])
+
+
+def test_shares_are_swept_for_what_changed_since_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+
+    def drop(_: Path, *, since: float) -> list[Path]:
+        times.append(since)
+        raise OSError("strange")
+
+    before = time.time()
+    shares = (Share("a", tmp_path), Share("b", tmp_path, read_only=True))
+    resolved = VmSpec("amd64", None, tmp_path / "console", shares=shares)
+    monkeypatch.setattr(specialbits, "drop_special_bits", drop)
+    for filters, swept in ((True, 0), (False, 1)):
+        monkeypatch.setattr(confinement, "filters_system_calls", lambda filters=filters: filters)
+        with ExitStack() as stack:
+            starting._shown(resolved, None, tmp_path, stack)
+            after = time.time()
+        assert len(times) == swept
+    assert before <= times[0] <= after
+
+
+def test_why_a_share_could_not_be_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason is what the system says, or else the error itself."""
+    reasons = iter([OSError(2, "No such file"), OSError("was moved while it was read")])
+
+    def drop(_: Path, *, since: float) -> list[Path]:
+        raise next(reasons)
+
+    monkeypatch.setattr(specialbits, "drop_special_bits", drop)
+    for _ in range(2):
+        starting._sweep(tmp_path, 0.0)
+    text = f"{tmp_path}: could not be searched for set-user-id programs of the guest:"
+    assert caplog.messages == [f"{text} No such file", f"{text} was moved while it was read"]
 
 
 # ---- the public names ------------------------------------------------------------------------------------------------

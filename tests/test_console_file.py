@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import VM, consolelog
+from imgkit.vm.console import Stage
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.shares import usage
 from imgkit.vm.shares.monitor import UsageMonitor
@@ -215,6 +217,83 @@ def test_a_console_that_nobody_reads_stays_short(tmp_path: Path, monkeypatch: py
         looking.check()
         assert log.text.endswith("2"), "what was cut away was read before"
     assert path.read_text() == "earlier\n"
+
+
+def test_a_mebibyte_is_read_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with closing(ConsoleLog(path)) as log:
+        assert log.refresh() is False
+        assert log.text == ""
+        path.write_bytes(b"x" * (1 << 20) + b"y")
+        assert [log.refresh() for _ in range(3)] == [True, True, False]
+        assert log.text == "x" * ((256 << 10) - 1) + "y"
+
+
+def test_stages_keep_the_time_at_which_they_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    path = tmp_path / "console"
+    with closing(ConsoleLog(path)) as log:
+        assert (log.stage, log.times, log.quiet) == (Stage.NOTHING, {}, 0.0)
+        for now[0], text in (
+            (101.5, "x\n"),
+            (103.0, "y\n"),
+            (104.0, "[    1.000000] k\nAlpine Init 3\n"),
+            (109.0, "z"),
+        ):
+            with path.open("a") as sink:
+                sink.write(text)
+            assert log.refresh()
+        assert log.times == {Stage.FIRMWARE: 1.5, Stage.KERNEL: 4.0, Stage.INITRAMFS: 4.0}
+        assert log.stage == Stage.INITRAMFS
+        now[0] = 111.0
+        assert not log.refresh()
+        assert log.quiet == 2.0
+    assert log.text.endswith("z")
+
+
+def test_a_file_that_is_cut_is_appended_to_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU without append mode has switched it off, and would leave a hole of the size of what was cut."""
+    monkeypatch.setattr(consolelog, "MAX_FILE", 10)
+    path = tmp_path / "console"
+    path.write_text("earlier\n")
+    with closing(ConsoleLog(path)) as log:
+        assert fcntl.fcntl(log.writing, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+        fcntl.fcntl(log.writing, fcntl.F_SETFL, os.O_NONBLOCK)
+        os.lseek(log.writing, 8, os.SEEK_SET)
+        os.write(log.writing, b"x" * 11)
+        log.shorten()
+        assert fcntl.fcntl(log.writing, fcntl.F_GETFL) & (os.O_APPEND | os.O_NONBLOCK) == os.O_APPEND | os.O_NONBLOCK
+        os.write(log.writing, b"y")
+        assert path.read_text() == "earlier\ny"
+        assert log.refresh()
+        assert log.text == "x" * 11 + "y"
+
+
+def test_a_new_file_has_the_mode_that_the_user_gives_to_files(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        with closing(ConsoleLog(tmp_path / "console")):
+            assert (tmp_path / "console").stat().st_mode & 0o7777 == 0o666
+    finally:
+        os.umask(previous)
+
+
+def test_a_file_that_is_exchanged_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "console", os.open
+
+    def exchange(name: str | Path, flags: int, *rest: int) -> int:
+        descriptor = real(name, flags, *rest)
+        if flags & os.O_CREAT:
+            path.unlink()
+            os.close(real(path, os.O_CREAT | os.O_WRONLY))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", exchange)
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208 - names
+    with pytest.raises(HostError, match=r"console: was exchanged while it was opened"):
+        ConsoleLog(path)
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
 
 
 @pytest.mark.vm

@@ -87,7 +87,7 @@ def test_a_flood_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stream_file_of_newlines(tmp_path: Path) -> None:
     mode = FileTransport(SharedFolder(tmp_path))
-    request = AgentRequest(mode, {}, timeout=5)
+    request = AgentRequest(mode, {}, timeout=HANG)
     (tmp_path / "streams" / f"{request.id}.log").write_bytes(b"\n" * (32 * MIB))
     with soon(), pytest.raises(FloodError):
         request.result()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from imgkit.cli import hostchecks
+from imgkit.disk import diskimage
 from imgkit.errors import HostError, InputError, UsageError
 from imgkit.vm import VM
 from imgkit.vm.qemu import argv, handover
@@ -210,6 +211,108 @@ def test_a_kernel_that_everybody_may_read_is_not_copied(spec: VmSpec, tmp_path: 
         assert not (tmp_path / "private/kernel").exists()
 
 
+def test_files_of_one_name_are_not_mixed_up(spec: VmSpec, tmp_path: Path) -> None:
+    """A kernel and an initramfs may have the same name in two folders, and even that of a file of the machine's."""
+    need("root", identity.can_switch_user())
+    for name in ("kernel", "initrd"):
+        (tmp_path / f"of {name}").mkdir()
+        (tmp_path / f"of {name}/console").write_text(name)
+        (tmp_path / f"of {name}/console").chmod(0o600)
+    (tmp_path / "private/console").write_text("said")
+    machine = replace(spec, kernel=tmp_path / "of kernel/console", initrd=tmp_path / "of initrd/console")
+    with handover.handed(machine, tmp_path / "private", STRANGER) as handed:
+        for path, text in ((handed.spec.kernel, "kernel"), (handed.spec.initrd, "initrd")):
+            assert content(path, handed) == text
+            assert path is not None
+            assert (path.stat().st_uid, path.stat().st_gid) == (STRANGER.uid, STRANGER.gid)
+    assert (tmp_path / "private/console").read_text() == "said"
+
+
+def test_another_user_gets_names_and_not_the_right_to_read(spec: VmSpec, tmp_path: Path) -> None:
+    """QEMU opens the kernel, the shares and the folder for changes by itself, as its user."""
+    need("root", identity.can_switch_user())
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share").chmod(0o755)
+    machine = replace(spec, shares=(Share("data", tmp_path / "share"), Share("seen", tmp_path, view=99)))
+    with handover.handed(machine, tmp_path / "private", STRANGER) as handed:
+        first, second = handed.spec.shares
+        assert (second.view, 99 in handed.descriptors) == (99, True), "a view is handed on as it is"
+        assert first.view is not None
+        named = [first.view, *(int(Path(str(path)).name) for path in (handed.spec.kernel, handed.temporary))]
+        for descriptor in named:
+            assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH
+            assert descriptor in handed.descriptors
+        assert [Path(f"/proc/self/fd/{descriptor}").resolve() for descriptor in named] == [
+            tmp_path / "share",
+            tmp_path / "private/kernel",
+            handed.writable[0],
+        ]
+
+
+@pytest.mark.parametrize("tmpdir", [None, "", "/somewhere"])
+@pytest.mark.parametrize("usable", [False, True])
+def test_where_a_guests_changes_are(
+    tmpdir: str | None, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below /var/tmp, which is seldom in memory, unless TMPDIR is set or it cannot be written to."""
+    place, private = tmp_path / "var", tmp_path / "private"
+    for folder in (place, private):
+        folder.mkdir()
+    monkeypatch.setattr(handover, "_TEMPORARY", place)
+    monkeypatch.setattr("os.access", lambda path, mode: usable and (path, mode) == (place, os.W_OK | os.X_OK))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if tmpdir is not None:
+        monkeypatch.setenv("TMPDIR", tmpdir)
+    previous = os.umask(0)
+    try:
+        with handover.handed(VmSpec("amd64", None, tmp_path / "console"), private, None) as handed:
+            (folder,) = handed.writable
+            assert handed.temporary == str(folder)
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert folder.is_relative_to(place) == (usable and not tmpdir)
+            assert (folder.parent == private) == (not usable or bool(tmpdir))
+    finally:
+        os.umask(previous)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_a_disk_that_is_missing_or_no_file_is_refused_before_it_is_opened(
+    is_pipe: bool, spec: VmSpec, tmp_path: Path
+) -> None:
+    """To open a pipe would be to wait for what is written to it."""
+    assert spec.disk is not None
+    spec.disk.path.unlink()
+    if is_pipe:
+        os.mkfifo(spec.disk.path)
+    with pytest.raises(InputError, match=f"^{tmp_path}/disk: "), handover.handed(spec, tmp_path / "private", None):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors have names on Linux only")
+def test_a_disk_that_is_exchanged_before_it_is_opened_is_refused_by_its_own_name(
+    spec: VmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spec.disk is not None
+    disk = spec.disk.path
+    real = diskimage.check
+
+    def check(path: Path, kind: str, *, name: Path | None = None) -> None:
+        real(path, kind, name=name)
+        disk.unlink(missing_ok=True)
+        disk.write_bytes(b"QFI\xfb" + bytes(508))
+
+    disk.write_bytes(b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(96) + (104).to_bytes(4, "big") + bytes(404))
+    machine = replace(spec, disk=Disk(disk, "qcow2"))
+    real(disk, "qcow2")
+    monkeypatch.setattr(diskimage, "check", check)
+    with (
+        pytest.raises(InputError, match=f"^{disk}: not a qcow2 image"),
+        handover.handed(machine, tmp_path / "private", None),
+    ):
+        pass
+
+
 def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> None:
     need("root", identity.can_switch_user())
     closed = tmp_path / "closed"
@@ -226,8 +329,6 @@ def test_a_folder_that_is_closed_to_qemus_user(spec: VmSpec, tmp_path: Path) -> 
         closed.chmod(mode)
         with handover.handed(machine, tmp_path / "private", STRANGER) as handed:
             assert handed.spec.shares[0].view in handed.descriptors
-        (tmp_path / "private/kernel").unlink()
-        (tmp_path / "private/initrd").unlink()
 
 
 def test_what_root_puts_into_a_folder_is_its_owners(tmp_path: Path) -> None:

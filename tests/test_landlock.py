@@ -13,8 +13,17 @@ import pytest
 from imgkit.vm.sandbox import landlock
 from imgkit.vm.sandbox.landlock import DEVICE, READ, RUN, WRITE
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-MAKE_CHAR, MAKE_BLOCK, REFER, TRUNCATE, IOCTL = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = 1, 2, 4, 8, 0x10, 0x20
+MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (
+    0x40,
+    0x80,
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+    0x1000,
+)
+REFER, TRUNCATE, IOCTL = 0x2000, 0x4000, 0x8000
 
 
 class Library:
@@ -91,12 +100,75 @@ def test_rights_of_files_and_folders(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_names_of_rights() -> None:
-    assert (READ, RUN) == (READ_FILE | READ_DIR, READ_FILE | READ_DIR | EXECUTE)
-    assert DEVICE == READ_FILE | WRITE_FILE | IOCTL
-    assert WRITE & READ == READ
-    assert not WRITE & (EXECUTE | MAKE_CHAR | MAKE_BLOCK | IOCTL)
-    assert WRITE & (REFER | TRUNCATE | WRITE_FILE) == REFER | TRUNCATE | WRITE_FILE
+def test_rights_in_the_numbers_of_the_kernel(tmp_path: Path) -> None:
+    """linux/landlock.h."""
+    changing = WRITE_FILE | REMOVE_DIR | REMOVE_FILE | REFER | TRUNCATE
+    making = MAKE_DIR | MAKE_REG | MAKE_SOCK | MAKE_FIFO | MAKE_SYM
+    rights = {
+        READ: READ_FILE | READ_DIR,
+        RUN: READ_FILE | READ_DIR | EXECUTE,
+        DEVICE: READ_FILE | WRITE_FILE | IOCTL,
+        WRITE: READ_FILE | READ_DIR | changing | making,
+    }
+    for name, number in rights.items():
+        assert made(6, (tmp_path, name)).rules == {str(tmp_path): number}
+        assert not number & (MAKE_CHAR | MAKE_BLOCK)
+
+
+class Answers:
+    """A C library whose system calls give one answer, and note their arguments."""
+
+    def __init__(self, answer: int) -> None:
+        self.answer = answer
+        self.calls: list[list[Any]] = []
+
+    def syscall(self, *arguments: Any) -> int:
+        self.calls.append([each.value if isinstance(each, ctypes.c_long) else each for each in arguments])
+        return self.answer
+
+
+def test_rules_are_enforced_by_their_descriptor() -> None:
+    kernel = Answers(0)
+    landlock.restrict(kernel, 7)  # type: ignore[arg-type]
+    assert kernel.calls == [[446, 7, 0]]
+
+
+@pytest.mark.parametrize(("number", "name"), [(38, "ENOSYS"), (22, "EINVAL"), (9999, "9999")])
+def test_a_refusal_is_named_as_the_kernel_names_it(number: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "get_errno", lambda: number)
+    with pytest.raises(OSError, match=f"landlock: {name}$") as raised:
+        landlock.restrict(Answers(-1), 7)  # type: ignore[arg-type]
+    assert raised.value.errno == number
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_have_none(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    kernel = Answers(6)
+    assert landlock.version(kernel) == 0  # type: ignore[arg-type]
+    assert kernel.calls == []
+
+
+def test_a_file_that_cannot_be_looked_at_has_no_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other failure ends the machine's start."""
+    causes = iter([PermissionError(), OSError(40, "Too many levels of symbolic links")])
+    real = os.open
+
+    def fail(path: str | Path, *rest: int) -> int:
+        if path == tmp_path / "file":
+            raise next(causes)
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", fail)
+    assert made(6, (tmp_path / "file", READ), (tmp_path, READ)).rules == {str(tmp_path): READ}
+    with pytest.raises(OSError, match="Too many levels"):
+        made(6, (tmp_path / "file", READ))
+
+
+def test_a_file_is_named_and_not_opened(tmp_path: Path) -> None:
+    """A rule for a pipe waits for nobody."""
+    os.mkfifo(tmp_path / "pipe")
+    assert made(6, (tmp_path / "pipe", WRITE)).rules == {str(tmp_path / "pipe"): WRITE_FILE | READ_FILE | TRUNCATE}
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

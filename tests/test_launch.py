@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imgkit.errors import HostError
 from imgkit.vm import VM, KernelPanicError
 from imgkit.vm.qemu import launch
-from imgkit.vm.qemu.argv import VmSpec
+from imgkit.vm.qemu.argv import Disk, VmSpec
 from imgkit.vm.qemu.launch import launched
-from imgkit.vm.qemu.qmp import QmpError
+from imgkit.vm.qemu.qmp import Qmp, QmpError
+from imgkit.vm.sandbox import confinement
 from tests.conftest import need
 from tests.files import public
 
@@ -182,6 +185,7 @@ IN_USE = "the image is in use by another program"
     [
         ("echo first >&2; echo 'last words' >&2; exit 1", "last words", None),
         ("echo 'the cause' >&2; echo 'a warning: deprecated' >&2; exit 1", "the cause", None),
+        ("echo 'on stdout'; exit 1", "on stdout", None),
         ("exit 3", "failed with status 3", None),
         ("kill -ABRT $$", "was killed by SIGABRT", None),
         ("echo 'Cannot allocate memory' >&2; exit 1", "Cannot allocate memory", "--memory with a smaller number"),
@@ -220,9 +224,141 @@ def test_memory_is_tried_until_there_is_enough(
 
 def test_a_qemu_that_says_nothing_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_START_TIMEOUT", 0.3)
+    waited: list[float | None] = []
+    real = Qmp.execute
+
+    def execute(self: Qmp, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
+        waited.append(timeout)
+        return real(self, command, timeout=timeout, **arguments)
+
+    monkeypatch.setattr(Qmp, "execute", execute)
     program(tmp_path, monkeypatch, "#!/bin/sh\nexec sleep 60\n")
     with (
         pytest.raises(HostError, match=r"QEMU does not start: it does not answer: timed out"),
         launched(VmSpec("amd64", None, folder / "console"), folder, memory=(1,), ports=[]),
     ):
         pass
+    assert waited == [0.3]
+
+
+def test_qemu_is_confined_and_this_process_keeps_none_of_its_files(folder: Path) -> None:
+    """QEMU's locks of the disk end with the last descriptor, and none of its rights grows by a program that it runs."""
+    need("/proc", sys.platform == "linux")
+    disk = folder / "disk"
+    disk.write_bytes(bytes(512))
+    with launched(VmSpec("amd64", Disk(disk, "raw"), folder / "console"), folder, memory=(1,), ports=[]) as running:
+        opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # noqa: PTH115
+        assert str(disk) not in opened
+        inherited = [os.readlink(path) for path in Path(f"/proc/{running.child.pid}/fd").iterdir()]  # noqa: PTH115
+        assert str(disk) in inherited
+        assert "NoNewPrivs:\t1\n" in Path(f"/proc/{running.child.pid}/status").read_text()
+
+
+def test_the_end_of_what_qemu_said(folder: Path) -> None:
+    said = folder / "said"
+    said.write_bytes(b"x" * 5000 + b"\xff" + b"y" * 8190 + b"!")
+    assert launch._tail(said) == "\ufffd" + "y" * 8190 + "!"
+    said.write_bytes(b"short")
+    assert launch._tail(said) == "short"
+
+
+# ---- attempts --------------------------------------------------------------------------------------------------------
+
+NO_SANDBOX = "qemu-system-x86_64: -sandbox on: seccomp support is disabled"
+DENIED = "could not load PC BIOS: Permission denied"
+NO_MEMORY = "cannot set up guest memory: Cannot allocate memory"
+
+
+def attempts(
+    refusals: list[str], *, sandbox: bool = True, memory: tuple[int, ...] = (3, 2, 1)
+) -> list[tuple[int, bool, bool]]:
+    """Return how QEMU is started, one time after another, as long as it refuses: memory, sandbox and anywhere."""
+    tried: list[tuple[int, bool, bool]] = []
+    waiting = iter(refusals)
+
+    def start(attempt: VmSpec, *, anywhere: bool) -> Any:
+        tried.append((attempt.memory_mib, attempt.sandbox, anywhere))
+        if (refusal := next(waiting, None)) is not None:
+            raise launch._RefusedError(refusal, refusal)
+        return "running"
+
+    spec = VmSpec("amd64", None, Path("/console"), sandbox=sandbox, memory_mib=99)
+    assert launch._first(spec, memory, start) == "running"  # type: ignore[comparison-overlap]
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("refusals", "tried"),
+    [
+        ([], [(3, True, False)]),
+        ([NO_SANDBOX], [(3, True, False), (3, False, False)]),
+        ([DENIED], [(3, True, False), (3, True, True)]),
+        ([NO_MEMORY, NO_MEMORY], [(3, True, False), (2, True, False), (1, True, False)]),
+        (
+            [NO_MEMORY, DENIED, NO_SANDBOX, NO_MEMORY],
+            [(3, True, False), (2, True, False), (2, True, True), (2, False, True), (1, False, True)],
+        ),
+    ],
+)
+def test_what_is_left_out_when_qemu_refuses(refusals: list[str], tried: list[tuple[int, bool, bool]]) -> None:
+    assert attempts(refusals) == tried
+
+
+@pytest.mark.parametrize(
+    ("refusals", "memory"),
+    [
+        ([NO_SANDBOX, NO_SANDBOX], (1,)),
+        ([DENIED, DENIED], (1,)),
+        ([NO_MEMORY], (1,)),
+        ([NO_MEMORY, NO_MEMORY], (2, 1)),
+        (["no such machine"], (2, 1)),
+        (["/path/-sandbox: no such file"], (2, 1)),
+    ],
+)
+def test_nothing_is_left_out_twice(refusals: list[str], memory: tuple[int, ...]) -> None:
+    with pytest.raises(HostError, match="QEMU does not start: ") as caught:
+        attempts(refusals, memory=memory)
+    assert caught.value.message == f"QEMU does not start: {refusals[-1]}"
+
+
+def test_a_machine_without_qemus_sandbox_has_none_to_leave_out() -> None:
+    assert attempts([], sandbox=False) == [(3, False, False)]
+    with pytest.raises(HostError, match="seccomp support is disabled"):
+        attempts([NO_SANDBOX], sandbox=False)
+
+
+def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Less memory or protection than the user expects is a warning."""
+    caplog.set_level("DEBUG", "imgkit.vm")
+    attempts([NO_SANDBOX, DENIED, NO_MEMORY])
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"QEMU runs without its own sandbox, which is not available: {NO_SANDBOX}"),
+        ("DEBUG", f"QEMU may read files anywhere, because some of its own are missing: {DENIED}"),
+        ("WARNING", "no 3 MiB of memory for the guest, trying 2"),
+    ]
+
+
+def test_the_sizes_of_memory_that_are_tried() -> None:
+    """As the agentd contract has them (docs/agentd.md)."""
+    assert attempts([NO_MEMORY, NO_MEMORY], memory=launch.MEMORY_STEPS) == [
+        (size, True, False) for size in (4096, 2048, 1024)
+    ]
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_qemu_is_confined_as_the_attempt_has_it(anywhere: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    real = confinement.confined
+
+    def confined(spec: VmSpec, user: Any, writable: Any, *, anywhere: bool = False) -> Any:
+        asked.append((spec.memory_mib, user, [path.name for path in writable], anywhere))
+        return real(spec, user, writable, anywhere=anywhere)
+
+    def first(spec: VmSpec, memory: Any, start: Any) -> Any:
+        return start(replace(spec, memory_mib=memory[0]), anywhere=anywhere)
+
+    monkeypatch.setattr(confinement, "confined", confined)
+    monkeypatch.setattr(launch, "_first", first)
+    with launched(VmSpec("amd64", None, folder / "console"), folder, memory=(5,), ports=[]) as running:
+        assert running.spec.memory_mib == 5
+    assert asked == [(5, None, ["snapshot"], anywhere)]

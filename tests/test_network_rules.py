@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from ipaddress import IPv4Address, ip_address
@@ -186,6 +187,78 @@ def test_the_hosts_own_addresses() -> None:
         assert is_own(ip_address(text)), text
     for text in ("1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"):
         assert not is_own(ip_address(text)), text
+
+
+class Host:
+    """Stands in for the sockets of a host with two addresses of each version."""
+
+    own = frozenset({"10.9.8.5", "10.9.8.6", "fd77::5", "fd77::6"})
+
+    def __init__(self, nonlocal_bind: bool) -> None:
+        self.nonlocal_bind = nonlocal_bind
+        self.open = 0
+
+    def socket(self, family: int, kind: int) -> Datagrams:
+        assert kind == socket.SOCK_DGRAM
+        return Datagrams(self, 4 if family == socket.AF_INET else 6)
+
+
+class Datagrams:
+    """A socket of such a host, whose source is its first address of a version unless it is bound to another."""
+
+    def __init__(self, host: Host, version: int) -> None:
+        self.host, self.version = host, version
+        self.source: str | None = None
+
+    def __enter__(self) -> Datagrams:
+        self.host.open += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.host.open -= 1
+
+    def bind(self, name: tuple[str, int]) -> None:
+        address, port = name
+        assert (ip_address(address).version, port) == (self.version, 0)
+        if address not in self.host.own and not self.host.nonlocal_bind:
+            raise OSError("cannot assign requested address")
+        self.source = address
+
+    def connect(self, name: tuple[str, int]) -> None:
+        address, port = name
+        assert ip_address(address).version == self.version
+        assert 0 < port < 1 << 16
+        if self.source is not None and self.source not in self.host.own:
+            raise OSError("network is unreachable")
+        if self.source is None:
+            self.source = address if address in self.host.own else {4: "10.9.8.5", 6: "fd77::5"}[self.version]
+
+    def getsockname(self) -> tuple[str, int]:
+        assert self.source is not None
+        return self.source, 4711
+
+
+@pytest.mark.parametrize("nonlocal_bind", [False, True])
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("10.9.8.5", True),
+        ("10.9.8.6", True),
+        ("fd77::5", True),
+        ("fd77::6", True),
+        ("::ffff:10.9.8.6", True),
+        ("10.9.8.7", False),
+        ("fd77::7", False),
+        ("::ffff:10.9.8.7", False),
+    ],
+)
+def test_an_address_is_the_hosts_if_a_socket_can_have_it(
+    text: str, own: bool, nonlocal_bind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(nonlocal_bind)
+    monkeypatch.setattr(socket, "socket", host.socket)
+    assert is_own(ip_address(text)) is own
+    assert host.open == 0
 
 
 _NETWORK = """

@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.vm.net.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
-from imgkit.vm.net.tcp import BUFFER, Connection
+from imgkit.vm.net.tcp import BUFFER, Connection, Timer
 
 BIG = 1 << 32
 
@@ -193,6 +194,175 @@ def test_the_other_side_is_braked() -> None:
     connection.data(bytes(BUFFER + 1))
     world.talk(connection, world.guest(window=1000, ack=100))
     assert world.pauses == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("stated", "size"), [(None, 536), (0, 536), (10, 64), (63, 64), (64, 64), (65, 65), (1460, 1460), (9000, 1460)]
+)
+def test_the_size_of_segments_is_what_the_guest_takes(stated: int | None, size: int) -> None:
+    """536 if it states none (RFC 9293, 3.7.1), at least 64, and what fits into a frame at most."""
+    world = World()
+    connection = world.opened(mss=stated)
+    world.talk(connection, world.guest())
+    connection.data(b"x" * 3000)
+    assert [len(each[3]) for each in world.talk(connection)][:2] == [size, min(size, 3000 - size)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "space", "hello", "later"),
+    [
+        (7, BUFFER, (0xFFFF, 2), 32768),
+        (0, 1000, (1000, 2), 250),
+        (None, BUFFER, (0xFFFF, None), 0xFFFF),
+        (None, 1000, (1000, None), 1000),
+        (7, -5, (0, 2), 0),
+        (7, 0x40003, (0xFFFF, 2), 0xFFFF),
+    ],
+)
+def test_the_window_that_the_guest_is_told(
+    scale: int | None, space: int, hello: tuple[int, int | None], later: int
+) -> None:
+    """Not scaled in the first segment (RFC 7323, 2.2), and at all only if the guest can do it."""
+    world = World(space=space)
+    sent: list[TcpSegment] = []
+    connection = Connection(TcpSegment(1, 2, 1000, 0, SYN, 9, scale=scale), sent.append, lambda: 0.0)
+    connection.accept(world)
+    assert (sent[0].window, sent[0].scale, sent[0].mss) == (*hello, 1460)
+    connection.drained()
+    assert (sent[1].window, sent[1].scale, sent[1].mss) == (later, None, None)
+
+
+def test_the_guests_window_is_scaled_as_it_said() -> None:
+    for scale, room in ((None, 3), (0, 3), (2, 12)):
+        world = World()
+        connection = world.opened(scale=scale)
+        world.talk(connection, world.guest(window=3))
+        connection.data(b"x" * 20)
+        assert [len(each[3]) for each in world.talk(connection)] == [room]
+
+
+def test_the_times_of_retransmissions() -> None:
+    timer = Timer()
+    assert (timer.due, timer.wait, timer.tries) == (None, 0.5, 0)
+    timer.progress(100.0, waiting=True)
+    assert timer.due == 100.5
+    waits = []
+    for number in range(1, 10):
+        assert timer.back_off(200.0) is (number <= 8)
+        assert timer.due is not None
+        assert timer.tries == number
+        waits.append(timer.due - 200.0)
+    assert waits == [1, 2, 4, 8, 8, 8, 8, 8, 8]
+    timer.progress(300.0, waiting=False)
+    assert timer == Timer(None, 0.5, 0)
+
+
+def test_a_retransmission_is_sent_when_it_is_due() -> None:
+    world = World()
+    connection = world.opened()
+    world.talk(connection, world.guest())
+    connection.data(b"x")
+    world.talk(connection)
+    for now, sent in ((0.49, 0), (0.5, 1), (1.49, 0), (1.5, 1), (3.49, 0), (3.5, 1)):
+        world.now = now
+        connection.tick()
+        assert len(world.sent) == sent, now
+        world.sent.clear()
+    world.talk(connection, world.guest(ack=1))
+    world.now = 1000
+    connection.tick()
+    assert world.sent == [], "everything was acknowledged"
+
+
+@pytest.mark.parametrize(("seq", "closed"), [(0, True), (BUFFER, True), (BUFFER + 1, False), (-1, False)])
+def test_where_a_reset_counts(seq: int, closed: bool) -> None:
+    world = World()
+    connection = world.opened()
+    world.talk(connection, world.guest(), world.guest(flags=RST, seq=seq))
+    assert connection.closed is closed
+
+
+@pytest.mark.parametrize("flags", [RST, RST | ACK])
+def test_a_guest_that_gives_up_before_the_host_is_connected(flags: int) -> None:
+    sent: list[TcpSegment] = []
+    connection = Connection(TcpSegment(1, 2, 1000, 0, SYN, 9), sent.append, lambda: 0.0)
+    connection.receive(TcpSegment(1, 2, 1001, 0, ACK, 9))
+    states = [connection.closed]
+    connection.flush()
+    connection.tick()
+    connection.receive(TcpSegment(1, 2, 1001, 0, flags, 9))
+    states.append(connection.closed)
+    assert states == [False, True]
+    connection.refuse()
+    connection.data(b"x")
+    connection.end()
+    assert sent == []
+
+
+def test_a_hello_is_repeated_until_the_guest_knows_of_it() -> None:
+    """The same one after that is another connection, and an acknowledgment of anything else is none."""
+    world = World()
+    connection = world.opened()
+    for ack in (-1, 1):
+        connection.receive(world.guest(ack=ack, data=b"x"))
+    connection.data(b"y")
+    assert not world.sent, "it is not established"
+    assert not world.said
+    world.talk(connection, world.guest())
+    connection.receive(TcpSegment(40000, 443, 1000, 0, SYN, 60000))
+    assert (connection.closed, world.log) == (True, ["abort"])
+
+
+def test_the_buffer_for_the_guest_may_be_just_full() -> None:
+    world = World()
+    connection = world.opened()
+    world.talk(connection, world.guest(window=0))
+    connection.data(bytes(BUFFER))
+    connection.data(b"x")
+    assert world.pauses == [False, True]
+
+
+def test_acknowledgments_of_what_was_never_sent_are_answered() -> None:
+    """The answer says what is right; the data of such a segment is not used."""
+    world = World()
+    connection = world.opened()
+    world.talk(connection, world.guest())
+    connection.data(b"abc")
+    world.talk(connection)
+    assert world.talk(connection, world.guest(ack=4, data=b"no")) == [(ACK, 3, 0, b"")]
+    assert world.said == b""
+    assert world.talk(connection, world.guest(ack=3, data=b"yes")) == [(ACK, 3, 3, b"")]
+    assert world.talk(connection, world.guest(ack=1, seq=3, data=b"!")) == [(ACK, 3, 4, b"")], "an old one"
+    assert world.said == b"yes!"
+    connection.end()
+    assert world.talk(connection, world.guest(ack=5, seq=4)) == [(FIN | ACK, 3, 4, b""), (ACK, 4, 4, b"")]
+    assert world.talk(connection, world.guest(ack=4, seq=4)) == []
+    assert world.talk(connection, world.guest(ack=5, seq=4)) == [(ACK, 4, 4, b"")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "seq", "data", "said", "log"),
+    [
+        (ACK | FIN, 3, b"", b"abc", ["finish"]),
+        (ACK | FIN, 0, b"abc", b"abc", ["finish"]),
+        (ACK | FIN, 1, b"bcd", b"abcd", ["finish"]),
+        (ACK | FIN, 0, b"ab", b"abc", []),
+        (ACK | FIN, 4, b"", b"abc", []),
+        (ACK | FIN, 4, b"e", b"abc", []),
+        (ACK, 2, b"c", b"abc", []),
+        (ACK, 0, b"abcd", b"abcd", []),
+    ],
+)
+def test_segments_that_begin_earlier_or_later(flags: int, seq: int, data: bytes, said: bytes, log: list[str]) -> None:
+    world = World()
+    connection = world.opened()
+    world.talk(connection, world.guest(), world.guest(data=b"abc"))
+    answers = world.talk(connection, world.guest(flags=flags, seq=seq, data=data))
+    assert answers == [(ACK, 0, len(said) + len(log), b"")]
+    assert (bytes(world.said), world.log) == (said, log)
+    if log:
+        assert world.talk(connection, world.guest(seq=len(said), data=b"more")) == [(ACK, 0, len(said) + 1, b"")]
+        assert (bytes(world.said), world.log) == (said, log), "nothing comes after the end"
 
 
 class Peer:

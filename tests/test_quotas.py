@@ -10,22 +10,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from imgkit.errors import UsageError
 from imgkit.host.walk import Walk
 from imgkit.vm.failures import QuotaError
-from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import monitor, usage
 from imgkit.vm.shares.diskfiles import disk_check, process_tree, unlinked_bytes
 from imgkit.vm.shares.monitor import UsageMonitor
 from imgkit.vm.shares.quotas import FolderQuota, Quotas, format_size, parse
-from imgkit.vm.shares.usage import MonitoredFolder
+from imgkit.vm.shares.usage import FolderMeter, MonitoredFolder
 from tests.conftest import need
 from tests.files import nest, noise
 
@@ -243,7 +246,7 @@ sys.path.insert(0, sys.argv[1])
 package = types.ModuleType("imgkit.vm")  # whose own __init__ imports libraries
 package.__path__ = [sys.argv[1] + "/imgkit/vm"]
 sys.modules["imgkit.vm"] = package
-from imgkit.vm.qemu.argv import Share, VmSpec
+from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.sandbox.identity import Identity
 from imgkit.vm.shares import monitor, usage
 from imgkit.vm.shares.quotas import FolderQuota
@@ -281,11 +284,13 @@ def test_files_without_a_name_count_as_the_disk(tmp_path: Path) -> None:
     before = unlinked_bytes([os.getpid()])
     named = tmp_path / "named"
     with tempfile.TemporaryFile(dir=tmp_path) as first, named.open("wb") as second:
-        for sink in (first, second):
-            sink.write(noise(3 * MIB))
+        for sink, size in ((first, 3 * MIB), (second, 9 * MIB)):
+            sink.write(noise(size))
             sink.flush()
             os.fsync(sink.fileno())
-        assert 2 * MIB < unlinked_bytes([os.getpid()]) - before < 4 * MIB
+        blocks = os.fstat(first.fileno()).st_blocks * 512
+        assert 2 * MIB < blocks < 4 * MIB
+        assert unlinked_bytes([os.getpid()]) - before == blocks, "not the file that has a name"
         check = disk_check(before + 2 * MIB, lambda: [os.getpid()], [])
         with pytest.raises(QuotaError, match="to its disk, and may add"):
             check()
@@ -484,3 +489,393 @@ def test_exactly_the_quota_of_the_disk_is_allowed(tmp_path: Path) -> None:
         os.fsync(sink.fileno())
     with pytest.raises(QuotaError, match="the guest wrote 1 MiB to its disk, and may add 1 MiB"):
         check()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
+def test_files_in_memory_are_not_on_the_disk() -> None:
+    """QEMU has such files, too: they take none of the disk, and the guest's memory is no quota's business."""
+    before = unlinked_bytes([os.getpid()])
+    descriptor = os.memfd_create("not a disk")
+    os.write(descriptor, noise(MIB))
+    assert os.fstat(descriptor).st_blocks > 0
+    assert unlinked_bytes([os.getpid()]) == before
+    os.close(descriptor)
+
+
+def test_a_file_that_two_processes_have_open_counts_once(tmp_path: Path) -> None:
+    need("/proc", Path("/proc/self/fd").is_dir())
+    with tempfile.TemporaryFile(dir=tmp_path) as sink:
+        sink.write(noise(MIB))
+        sink.flush()
+        once = unlinked_bytes([os.getpid()])
+        again = os.dup(sink.fileno())
+        assert unlinked_bytes([os.getpid(), os.getpid()]) == once
+        os.close(again)
+
+
+def written(path: Path, size: int) -> int:
+    """Write so many bytes, and return how many they are on the disk."""
+    with path.open("wb") as sink:
+        sink.write(noise(size))
+        sink.flush()
+        os.fsync(sink.fileno())
+    return path.stat().st_blocks * 512
+
+
+def test_a_file_that_shrinks_makes_no_room_for_others_and_takes_none(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    written(one, 64 << 10)
+    other.touch()
+    limit = 32 << 10
+    check = disk_check(limit, list, [one, other])
+    one.write_bytes(b"")
+    need("blocks of 4096 bytes", written(other, limit) == limit)
+    check()
+    written(other, limit + 1)
+    with pytest.raises(QuotaError, match="the guest wrote 1 MiB to its disk"):
+        check()
+
+
+def test_a_file_that_appears_counts_as_a_whole(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    exact, less = (disk_check(limit, list, [image]) for limit in (8192, 8191))
+    need("blocks of 4096 bytes", written(image, 8192) == 8192)
+    exact()
+    with pytest.raises(QuotaError, match="to its disk"):
+        less()
+
+
+# ---- a folder's meter, scan by scan ----------------------------------------------------------------------------------
+
+FREE = (1 << 40, 1 << 20)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list whose last entry is what the disk has room for: bytes and files."""
+    room = [FREE]
+    monkeypatch.setattr(usage, "_free", lambda _: room[-1])
+    return room
+
+
+def metered(path: Path, limit: FolderQuota, *, seen: bool = True) -> FolderMeter:
+    """Return the meter of a folder that was scanned before the start, or was not."""
+    meter = FolderMeter(MonitoredFolder("share", path, limit, "share"), {os.geteuid()})
+    meter.scan_before_start(time.monotonic() + (HANG if seen else 0))
+    return meter
+
+
+def scanned(meter: FolderMeter) -> int:
+    """Scan the folder once, now. Return how many slices that took."""
+    meter._due, slices = 0.0, 1
+    assert meter.advance() is True
+    while meter._scan is not None:
+        assert meter.advance() is True
+        slices += 1
+    return slices
+
+
+def test_a_scan_is_due_an_interval_after_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "INTERVAL", 1000.0)
+    meter = metered(tmp_path, FolderQuota())
+    assert meter.advance() is False
+    assert time.monotonic() + 900 < meter._due < time.monotonic() + 1001
+    assert scanned(meter) == 1
+    assert meter.advance() is False
+
+
+def test_a_scan_before_the_start_that_has_no_time(tmp_path: Path) -> None:
+    meter = metered(tmp_path, FolderQuota(), seen=False)
+    assert meter.urgent is True
+    assert scanned(meter) == 1
+    assert meter.urgent is False
+
+
+@pytest.mark.parametrize(("files", "slices"), [(0, 1), (9, 1), (10, 2), (25, 3)])
+def test_a_slice_has_a_number_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, slices: int
+) -> None:
+    monkeypatch.setattr(usage, "_SLICE", 10)
+    for number in range(files):
+        (tmp_path / str(number)).touch()
+    meter = metered(tmp_path, FolderQuota(), seen=False)
+    assert scanned(meter) == slices
+
+
+def test_what_the_guest_added_is_counted_to_the_byte_and_the_file(tmp_path: Path, free: list[tuple[int, int]]) -> None:
+    """Two names of a file are two files, whose bytes are on the disk once."""
+    written(tmp_path / "before", 5000)
+    size = written(tmp_path / "probe", 9000)
+    (tmp_path / "probe").unlink()
+    meters = [metered(tmp_path, FolderQuota(*limit)) for limit in ((size, 2), (size - 1, 2), (size, 1))]
+    need("the same size twice", written(tmp_path / "file", 9000) == size)
+    os.link(tmp_path / "file", tmp_path / "name")
+    scanned(meters[0])
+    for meter, message in ((meters[1], "the guest added 1 MiB"), (meters[2], "the guest added 2 files")):
+        with pytest.raises(QuotaError, match=message):
+            scanned(meter)
+
+
+class Tree:
+    """Stands in for a walk through a folder: what is in it, and when the newest folder that cannot be read changed."""
+
+    def __init__(self, *entries: SimpleNamespace, newest_unread: float = float("-inf")) -> None:
+        self.entries, self.newest_unread = entries, newest_unread
+
+    def __call__(self, *_: object) -> Tree:
+        return self
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        return iter(self.entries)
+
+
+def entry(changed: float, blocks: int = 2) -> SimpleNamespace:
+    status = SimpleNamespace(st_ctime=changed, st_blocks=blocks, st_nlink=1, st_mode=0o100644)
+    return SimpleNamespace(status=status)
+
+
+def counted(meter: FolderMeter, monkeypatch: pytest.MonkeyPatch, tree: Tree) -> tuple[int, int]:
+    """Return the bytes and files that count as added after a scan of this tree."""
+    judged: list[tuple[int, int]] = []
+    monkeypatch.setattr(usage, "Walk", tree)
+    monkeypatch.setattr(meter, "_judge", lambda *added: judged.append(added))
+    scanned(meter)
+    return judged[-1]
+
+
+@pytest.mark.parametrize(
+    ("lost", "added"),
+    [((1 << 30, 1 << 10), (6 * 512, 2)), ((1024, 1), (1024, 1)), ((0, 0), (0, 0)), ((-5, -5), (0, 0))],
+)
+def test_before_a_whole_scan_what_is_new_counts_as_far_as_the_disk_has_lost_room(
+    lost: tuple[int, int],
+    added: tuple[int, int],
+    tmp_path: Path,
+    free: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meter = metered(tmp_path, FolderQuota(), seen=False)
+    meter._started = 100.0
+    free.append((FREE[0] - lost[0], FREE[1] - lost[1]))
+    assert counted(meter, monkeypatch, Tree(entry(99.9), entry(100.0, 2), entry(101.0, 4))) == added
+    free.append((0, 0))
+    more = Tree(entry(99.9), entry(100.0, 2), entry(101.0, 4), entry(102.0, 8))
+    assert counted(meter, monkeypatch, more) == (added[0] + 8 * 512, added[1] + 1), "from now on, all that is added"
+
+
+@pytest.mark.parametrize(
+    ("unread", "lost", "added"),
+    [
+        (100.0, (7000, 3), (7000, 3)),
+        (100.0, (100, 1), (2 * 512, 2)),
+        (99.9, (7000, 3), (2 * 512, 2)),
+    ],
+)
+def test_folders_that_the_guest_has_closed_count_as_what_the_disk_has_lost(
+    unread: float,
+    lost: tuple[int, int],
+    added: tuple[int, int],
+    tmp_path: Path,
+    free: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If that is more than what can be seen, and if they were closed since the start."""
+    meter = metered(tmp_path, FolderQuota())
+    meter._started = 100.0
+    assert counted(meter, monkeypatch, Tree()) == (0, 0)
+    free.append((FREE[0] - lost[0], FREE[1] - lost[1]))
+    tree = Tree(entry(101.0, 1), entry(101.0, 1), newest_unread=unread)
+    assert counted(meter, monkeypatch, tree) == added
+
+
+def test_ten_scans_in_a_row_may_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Moving(Tree):
+        def __iter__(self) -> Iterator[SimpleNamespace]:
+            raise OSError("was moved while it was read")
+
+    meter = metered(tmp_path, FolderQuota())
+    monkeypatch.setattr(usage, "Walk", Moving())
+    for _ in range(9):
+        scanned(meter)
+    monkeypatch.setattr(usage, "Walk", Tree())
+    scanned(meter)
+    monkeypatch.setattr(usage, "Walk", Moving())
+    for _ in range(9):
+        scanned(meter)
+    with pytest.raises(QuotaError, match="the guest moves its folders all the time"):
+        scanned(meter)
+
+
+def test_the_room_of_a_filesystem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes, not in blocks (statvfs(3)), and with what is reserved for root, as that can be taken as well."""
+    status = SimpleNamespace(f_bfree=10, f_bavail=5, f_frsize=4096, f_bsize=1, f_ffree=7, f_favail=6)
+    monkeypatch.setattr(os, "statvfs", lambda _: status)
+    assert usage._free(Path("/")) == (40960, 7)
+
+
+def test_a_pipe_in_place_of_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    """A folder that a guest can exchange is itself in a folder that it may write to."""
+    top = tmp_path / "top"
+    top.mkdir()
+    meters = [metered(top, FolderQuota(MIB)) for _ in range(2)]
+    top.rmdir()
+    os.mkfifo(top)
+    for meter in meters:
+        meter._due = 0.0
+    with pytest.raises(NotADirectoryError):
+        meters[0].advance()
+    assert monitor._advance(meters[1]) is False, "as if it were gone"
+
+
+def test_scans_leave_no_descriptor_open(tmp_path: Path) -> None:
+    need("/proc", Path("/proc/self/fd").is_dir())
+    meter = metered(tmp_path, FolderQuota())
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number matters
+    for _ in range(3):
+        scanned(meter)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+# ---- the monitor's thread --------------------------------------------------------------------------------------------
+
+
+def test_the_thread_ends_with_the_block_and_never_keeps_the_program(tmp_path: Path) -> None:
+    """What it does when the block ends is finished before the machine's files go."""
+    begun, done = threading.Event(), threading.Event()
+    monitoring = UsageMonitor([])
+
+    def check_disk() -> None:
+        begun.set()
+        monitoring._stop.wait(HANG)
+        time.sleep(0.02)
+        done.set()
+
+    with monitoring.running(check_disk, lambda: None) as same:
+        assert same is monitoring
+        assert begun.wait(HANG)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "imgkit-quotas")
+        assert thread.daemon, "a filesystem may never answer"
+    assert done.is_set()
+    assert not thread.is_alive()
+
+
+class Pauses(threading.Event):
+    """Notes for how long it is waited for, and is set after so many times."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.seen: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seen.append(timeout)
+        return len(self.seen) > self.number
+
+
+@dataclass
+class Busy:
+    """A meter that always has something to do, or never."""
+
+    busy: bool = True
+    urgent: bool = False
+
+    def advance(self) -> bool:
+        return self.busy
+
+
+@pytest.mark.parametrize(
+    ("meters", "pause"),
+    [
+        ([], None),
+        ([Busy(busy=False, urgent=True)], None),
+        ([Busy()], 7.0),
+        ([Busy(), Busy(busy=False, urgent=True)], 7.0),
+        ([Busy(), Busy(urgent=True)], 0.0),
+    ],
+)
+def test_pauses_between_slices(meters: list[Any], pause: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None if a meter that is urgent has something to do; most of an interval passes if no meter has."""
+    measured: list[tuple[float, float]] = []
+    clock = iter(range(1000, 2000))
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock) / 2)
+    monkeypatch.setattr(monitor, "_pause", lambda *seconds: measured.append(seconds) or 7.0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(usage, "INTERVAL", 1000.0)
+    monitoring = UsageMonitor([])
+    stop = Pauses(3)
+    monitoring._meters, monitoring._stop = meters, stop
+    checks: list[str] = []
+    monitoring._check_disk = lambda: checks.append("disk")
+    monitoring._trim_console = lambda: checks.append("console")
+    monitoring._run()
+    first, *rest = stop.seen
+    assert first == 0.0
+    if pause is None:
+        assert all(each is not None and 0 < each < 1000.0 for each in rest)
+    else:
+        assert rest == [pause] * 3
+    assert checks == ["disk", "console"], "once in an interval"
+    for processor_time, elapsed in measured:
+        assert processor_time == 0.5
+        assert 0 <= elapsed < HANG
+    assert len(measured) == (3 if pause == 7.0 else 0)
+
+
+def test_a_disk_that_cannot_be_measured_for_a_moment_ends_nothing() -> None:
+    """Files of the process may go while they are looked at. The console is still kept short then."""
+    trimmed: list[bool] = []
+
+    def gone() -> None:
+        raise FileNotFoundError
+
+    monitoring = UsageMonitor([])
+    monitoring._check_disk, monitoring._trim_console = gone, lambda: trimmed.append(True)
+    monitoring._stop = Pauses(1)
+    monitoring._run()
+    assert trimmed == [True]
+    monitoring.check()
+
+
+def test_any_other_failure_is_named_and_ends_the_machine() -> None:
+    ended: list[bool] = []
+    monitoring = UsageMonitor([])
+
+    def fail() -> None:
+        raise KeyError("key")
+
+    monitoring._end = lambda: ended.append(True)
+    monitoring._check_disk = fail
+    monitoring._stop = Pauses(5)
+    monitoring._run()
+    assert ended == [True]
+    with pytest.raises(QuotaError, match=r"^the quotas cannot be measured: 'key'$"):
+        monitoring.check()
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_writable_image_is_part_of_the_disk(tmp_path: Path, writable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Sequence[Path]] = []
+    monkeypatch.setattr(monitor, "disk_check", lambda _limit, _processes, files: measured.append(files))
+    machine = replace(spec(tmp_path), disk=Disk(tmp_path / "image", writable=writable))
+    child, stderr = cast("subprocess.Popen[bytes]", SimpleNamespace(poll=lambda: 0, pid=0)), tmp_path / "stderr"
+    with monitor.monitored(UsageMonitor([]), machine, None, child, stderr):
+        assert measured == [[stderr, tmp_path / "image"] if writable else [stderr]]
+
+
+def test_a_process_that_has_ended_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another process's by now."""
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *signalled: killed.append(signalled))
+    for status in (0, None):
+        child = cast("subprocess.Popen[bytes]", SimpleNamespace(poll=lambda status=status: status, pid=4711))
+        monitoring = UsageMonitor([])
+        with monitor.monitored(monitoring, spec(tmp_path), None, child, tmp_path / "stderr"):
+            monitoring._end()
+    assert killed == [(4711, 9)]
+
+
+# ---- what is allowed by default --------------------------------------------------------------------------------------
+
+
+def test_the_default_quotas() -> None:
+    """docs/limits.md."""
+    assert parse([]) == Quotas(FolderQuota(2147483648, 10000), FolderQuota(68719476736, 2000000), 68719476736, None)

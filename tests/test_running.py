@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import pytest
 
 from imgkit.errors import UsageError
 from imgkit.vm import VM, BootError, BootSpec, Quotas, power, running, waiting
+from imgkit.vm.agent.callbacks import deny_permission, reject_host_tool
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import AgentError, BootTimeoutError, KernelPanicError, QemuDiedError, QuotaError
 from imgkit.vm.qemu.argv import Share, VmSpec
@@ -255,6 +256,88 @@ def test_a_request_with_its_own_mounts_and_folder(guest: Guest) -> None:
     assert (request["mounts"], "cwd" in request) == ({}, False)
     assert (request["env"], request["more"], request["autoApprove"]) == ({"A": "b"}, 1, True)
     assert submitted(guest, cwd="/tmp")["cwd"] == "/tmp"
+
+
+def test_a_request_asks_for_nothing_by_default(guest: Guest) -> None:
+    request = submitted(guest)
+    assert request == {
+        "command": ["true"],
+        "cwd": "/workspace/project",
+        "env": {},
+        "mounts": request["mounts"],
+        "autoApprove": False,
+    }
+    with guest.vm.request(prompt="hello", mounts={"work": {"tag": "work", "guestPath": "/w"}}):
+        (path,) = (guest.folder / "ipc" / "requests").glob("*.json")
+        asked = json.loads(path.read_text())
+    assert (asked["prompt"], asked["cwd"], "command" in asked) == ("hello", "/w", False)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "quota", "seconds", "hint"),
+    [
+        (None, None, None, "a longer timeout= of the request"),
+        (5.0, None, 5.0, "a longer timeout= of the request"),
+        (5.0, 5.0, 5.0, "a longer timeout= of the request"),
+        (5.0, 5.1, 5.0, "a longer timeout= of the request"),
+        (5.0, 4.9, 4.9, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"),
+        (None, 30.0, 30.0, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"),
+    ],
+)
+def test_a_request_has_the_shorter_of_two_times(
+    timeout: float | None,
+    quota: float | None,
+    seconds: float | None,
+    hint: str,
+    guest: Guest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the callbacks of the caller, and a look at whether the machine still runs."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(running, "AgentRequest", lambda *_, **options: asked.append(options))
+    callbacks: dict[str, Any] = {"on_permission": lambda _: True, "on_host_tool": lambda _: None}
+    guest.vm.spec = replace(guest.vm.spec, quotas=Quotas(seconds=quota))
+    guest.vm.request(command=["true"], timeout=timeout, **callbacks)
+    assert asked == [{**callbacks, "timeout": seconds, "timeout_hint": hint, "alive": guest.vm.check}]
+    guest.vm.request(command=["true"])
+    assert (asked[1]["on_permission"], asked[1]["on_host_tool"]) == (deny_permission, reject_host_tool)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("ls | wc", ["/bin/sh", "-c", "ls | wc"]), (("ls", "-l"), ["ls", "-l"])]
+)
+def test_a_command_is_a_request_of_its_words(
+    command: str | tuple[str, ...], words: list[str], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(guest.vm, "request", lambda **options: asked.append(options) or "request")  # type: ignore[func-returns-value]
+    monkeypatch.setattr(running, "collect", lambda request: f"result of {request}")
+    assert str(guest.vm.run(command)) == "result of request"
+    defaults = {"env": None, "cwd": None, "auto_approve": False, "timeout": 120.0}
+    given: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "auto_approve": True, "timeout": 7.0}
+    guest.vm.run(command, **given)
+    assert asked == [{"command": words, **defaults}, {"command": words, **given}]
+
+
+def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is looked at a few times a second, whatever is waited for."""
+    pauses: list[float] = []
+    sleep = time.sleep
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(0.01)
+
+    monkeypatch.setattr(time, "sleep", pause)
+    guest.qmp.off_at = 99
+    guest.vm.settle(0.1)
+    with pytest.raises(BootTimeoutError):
+        guest.vm.wait_ready(0.1)
+    assert 2 <= len(pauses) <= 22
+    before = len(pauses)
+    guest.vm.power_off(0.1)
+    assert 1 <= len(pauses) - before <= 11
+    assert min(pauses) >= 0.05
 
 
 # ---- power -----------------------------------------------------------------------------------------------------------

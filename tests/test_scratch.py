@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imgkit.errors import HostError
-from imgkit.host import locks, scratch, walk
+from imgkit.host import locks, process, scratch, walk
 from imgkit.vm.qemu.privatefolder import private_folder
 from tests.conftest import need, need_program
 from tests.files import nest, nested
@@ -370,3 +371,23 @@ def test_nothing_waits_for_the_lock_of_a_scratch_folder(tmp_path: Path, monkeypa
         assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     finally:
         os.close(descriptor)
+
+
+def test_the_process_that_removes_a_folder_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives this one, and writes to nobody's terminal. The end of its input tells it that this one is gone."""
+    asked: list[dict[str, Any]] = []
+    real = process.start
+
+    def start(command: list[str | Path], **options: Any) -> Any:
+        asked.append(options)
+        return real(command, **options)
+
+    monkeypatch.setattr(process, "start", start)
+    monkeypatch.setenv("SECRET", "of the caller")
+    with private_folder() as folder:
+        assert folder.name.startswith("imgkit-vm-")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    (options,) = asked
+    assert list(options.pop("env")) == ["PATH"]
+    assert options == {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -246,6 +246,116 @@ def test_what_root_makes_belongs_to_the_owner_of_the_share(ipc: Path) -> None:
     folder.close()
 
 
+@pytest.mark.parametrize(("uid", "given"), [(0, None), (1, (1, 7)), (4711, (4711, 7))])
+@pytest.mark.parametrize("user", [0, 1, 4711])
+def test_only_root_gives_files_away_and_only_to_others(
+    user: int, uid: int, given: tuple[int, int] | None, ipc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = os.stat_result((0o40755, 0, 0, 1, uid, 7, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "fstat", lambda _: owner)
+    folder = SharedFolder(ipc)
+    assert folder._owner == (given if user == 0 else None)
+    folder.close()
+
+
+def test_a_root_that_may_not_give_files_away_writes_them_all_the_same(
+    ipc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containers whose root lacks the capability."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    folder = SharedFolder(ipc)
+    folder._owner = (4711, 4712)
+    folder.write("new/file", b"x")
+    assert folder.read("new/file", limit=9) == b"x"
+    folder.close()
+
+
+@pytest.mark.parametrize("mask", [0, 0o027, 0o077])
+def test_new_folders_have_the_modes_that_the_user_gives_to_folders(mask: int, ipc: Path) -> None:
+    previous = os.umask(mask)
+    try:
+        folder = SharedFolder(ipc)
+        folder.mkdir("a")
+        folder.write("b/file", b"")
+    finally:
+        os.umask(previous)
+    assert {path.name: path.stat().st_mode & 0o777 for path in ipc.iterdir()} == dict.fromkeys("ab", 0o777 & ~mask)
+    folder.close()
+
+
+def test_a_fifo_in_place_of_a_folder_blocks_nobody(ipc: Path) -> None:
+    folder = SharedFolder(ipc)
+    os.mkfifo(ipc / "streams")
+    with pytest.raises(ShareError, match="a link or file is where a folder must be"):
+        folder.read("streams/x", limit=1)
+    with pytest.raises(ShareError, match="a link or file is where a folder must be"):
+        folder.mkdir("streams")
+    folder.close()
+    with pytest.raises(HostError, match="streams: cannot be shared: Not a directory"):
+        SharedFolder(ipc / "streams")
+
+
+def test_a_folder_is_made_where_there_is_none_and_kept_where_there_is_one(ipc: Path) -> None:
+    folder = SharedFolder(ipc)
+    folder.mkdir("a")
+    (ipc / "a/file").touch()
+    folder.mkdir("a/b")
+    folder.mkdir("a")
+    assert (_names(ipc), _names(ipc / "a")) == (["a"], ["b", "file"])
+    folder.close()
+
+
+def test_the_first_bytes_are_read_unless_others_are_asked_for(ipc: Path) -> None:
+    folder = SharedFolder(ipc)
+    folder.write("file", b"0123456789")
+    assert folder.read("file", limit=4) == b"0123"
+    assert folder.read("file", offset=8, limit=4) == b"89"
+    assert folder.read("file", offset=10, limit=4) == b""
+    folder.close()
+
+
+def test_a_closed_folder_stays_closed(ipc: Path, secret: Path) -> None:
+    """What has the number of its descriptor afterwards is neither closed nor read."""
+    folder = SharedFolder(ipc)
+    number = folder._top
+    folder.close()
+    other = os.open(secret.parent, os.O_RDONLY)
+    assert other == number, "the lowest number that is free"
+    folder.close()
+    os.fstat(other)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        folder.read("secret", limit=1)
+    folder.remove("secret")
+    assert secret.exists()
+    os.close(other)
+
+
+@pytest.mark.parametrize("failing", ["a", "file"])
+def test_failures_of_the_filesystem_are_passed_on_as_they_are(
+    failing: str, ipc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not mistaken for what a guest can put into the share."""
+    folder = SharedFolder(ipc)
+    folder.write("a/file", b"x")
+    real = os.open
+
+    def fail(path: str | Path, flags: int, *rest: int, dir_fd: int | None = None) -> int:
+        if path == failing:
+            raise OSError(5, "Input/output error")
+        return real(path, flags, *rest, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        folder.read("a/file", limit=1)
+    assert not isinstance(raised.value, ShareError)
+    folder.close()
+
+
 def test_no_descriptor_is_left_open(ipc: Path, secret: Path) -> None:
     """No failure leaves a descriptor open, because a machine may run for weeks."""
     need("/proc", Path("/proc/self/fd").is_dir())

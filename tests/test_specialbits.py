@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from imgkit.host import walk
+from imgkit.vm.shares import specialbits
 from imgkit.vm.shares.specialbits import drop_special_bits
 from tests.conftest import need
 
@@ -103,3 +105,59 @@ def test_device_nodes_go(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         drop_special_bits(tmp_path / "none", since=0)
+
+
+def test_a_pipe_in_place_of_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "work")
+    with pytest.raises(NotADirectoryError):
+        drop_special_bits(tmp_path / "work", since=0)
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    need("/proc", Path("/proc/self/fd").is_dir())
+    (tmp_path / "deep").mkdir()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number matters
+    for _ in range(3):
+        drop_special_bits(tmp_path, since=0)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_files_and_folders_without_special_bits_stay_as_they_are(tmp_path: Path) -> None:
+    """A folder is opened to its owner only if the owner lacks a right to it."""
+    modes = {"file": 0o000, "other": 0o1644, "folder": 0o700, "open": 0o2777, "closed": 0o2500, "none": 0o005}
+    for name, mode in modes.items():
+        (tmp_path / name).touch() if name in ("file", "other") else (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    times = {name: (tmp_path / name).stat().st_ctime_ns for name in modes}
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == []
+    changed = {name for name in modes if (tmp_path / name).stat().st_ctime_ns != times[name]}
+    assert changed <= {"closed", "none"}
+    expected = {**modes, "closed": 0o2700, "none": 0o705}
+    assert {name: (tmp_path / name).stat().st_mode & 0o7777 for name in modes} == expected
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
+def test_either_kind_of_device_goes(kind: int, tmp_path: Path) -> None:
+    need("root", os.geteuid() == 0)
+    try:
+        os.mknod(tmp_path / "device", kind | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        need("device nodes", False)
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == [tmp_path / "device"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_changed_is_not_reported_as_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be gone by then, and the rest of the folder is still seen to."""
+    for name in ("first", "second"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o4755)
+    real = walk.change_mode
+
+    def change(name: str, mode: int, folder: int) -> None:
+        if name == "first":
+            raise FileNotFoundError
+        real(name, mode, folder)
+
+    monkeypatch.setattr(specialbits, "change_mode", change)
+    assert drop_special_bits(tmp_path, since=time.time() - 60) == [tmp_path / "second"]

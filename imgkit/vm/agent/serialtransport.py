@@ -27,7 +27,7 @@ PUSH_TIMEOUT = 600.0
 """Seconds for the guest to take a file."""
 _PUMP_BYTES = 4 << 20  # bytes received by one call of `pump`
 _PUMP_TIME = 0.1  # seconds that one call of `pump` takes
-_CLOCK_LINES = 256  # lines between two looks at the clock
+_CLOCK_LINES = 250  # lines between two looks at the clock
 _READ = 1 << 20  # bytes of a stream that one call of `read` returns, and of the socket that are read or sent at once
 _MAX_UNSENT = 64 << 20  # bytes of answers that the guest has not taken
 _SEND_TIMEOUT = 60.0  # seconds for the guest to take a line

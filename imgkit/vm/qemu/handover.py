@@ -164,21 +164,19 @@ def _given(result: Handed, folder: Path, user: Identity, stack: ExitStack) -> Vm
     spec = result.spec
     return replace(
         spec,
-        kernel=_file(result, spec.kernel, folder, user, stack),
-        initrd=_file(result, spec.initrd, folder, user, stack),
+        kernel=_file(result, spec.kernel, folder / "kernel", user, stack),
+        initrd=_file(result, spec.initrd, folder / "initrd", user, stack),
         shares=tuple(_share(result, share, user, stack) for share in spec.shares),
     )
 
 
-def _file(result: Handed, path: Path | None, folder: Path, user: Identity, stack: ExitStack) -> Path | None:
-    """Return a name by which ``user`` can read the file or a copy of it."""
+def _file(result: Handed, path: Path | None, copy: Path, user: Identity, stack: ExitStack) -> Path | None:
+    """Return a name by which ``user`` can read the file, or else a ``copy`` of it, which is made."""
     if path is None:
         return None
     if not _may(path.stat(), user, os.R_OK):
-        copy = folder / path.name
-        if not copy.exists():
-            shutil.copyfile(path, copy)
-            _give(copy, user)
+        shutil.copyfile(path, copy)
+        _give(copy, user)
         path = copy
     return Path(f"/proc/self/fd/{result.open(path, _PATH, stack)}")
 

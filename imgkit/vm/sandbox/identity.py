@@ -177,10 +177,10 @@ def _team_group(status: os.stat_result | None, owner: Identity) -> tuple[int, ..
     return ()
 
 
-def _group_name(gid: int) -> str:
+def _group_name(gid: int) -> str | None:
     with suppress(KeyError):
         return grp.getgrgid(gid).gr_name
-    return ""
+    return None
 
 
 def _device_group(device: Path | None) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ def _device_group(device: Path | None) -> tuple[int, ...]:
 def _is_mapped(name: str, number: int) -> bool:
     """Return whether the user namespace of this process has the uid or gid ``number`` (user_namespaces(7))."""
     try:
-        extents = [map(int, line.split()) for line in Path("/proc/self", name).read_text().splitlines()]
+        extents = [tuple(map(int, line.split())) for line in Path("/proc/self", name).read_text().splitlines()]
     except (OSError, ValueError):
         return False
     return any(first <= number < first + count for first, _, count in extents)

@@ -77,9 +77,7 @@ def ruleset(
         yield None
         return
     handled = _ALL[min(abi, max(_ALL))]
-    scopes = 0 if abi < 6 else _SCOPES & ~int(unix)
-    net = _TCP if abi >= 4 and not tcp else 0
-    attributes = struct.pack("=QQQ", handled, net, scopes)
+    attributes = struct.pack("=QQQ", handled, 0 if tcp else _TCP, _SCOPES & ~int(unix))
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     descriptor = _call(libc, _CREATE, attributes[:size], size, 0)
     try:

@@ -23,7 +23,7 @@ from pathlib import Path
 from imgkit.errors import GuestError, HostError
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
+_OPEN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _OPEN_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PATH = 4096  # characters
 
@@ -77,7 +77,7 @@ class SharedFolder:
     def close(self) -> None:
         """Close the folder. It may be closed twice."""
         top, self._top = self._top, -1
-        if top >= 0:
+        if top != -1:
             os.close(top)
 
     @contextmanager

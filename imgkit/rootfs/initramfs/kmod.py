@@ -221,7 +221,7 @@ def _trie(entries: Sequence[IndexEntry], depth: int) -> _Node:
     """Return the node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
     # What the first and the last of sorted keys share, all keys share. depmod never gives the root a prefix.
     shared = commonprefix((entries[0][0], entries[-1][0])) if depth else ""  # noqa: RUF071 - of texts
-    end = max(depth, len(shared))
+    end = len(shared)
     here = [(priority, value) for key, value, priority in entries if len(key) == end]
     node = _Node(shared[depth:end], sorted(here, key=itemgetter(0)))
     below = [entry for entry in entries if len(entry[0]) > end]

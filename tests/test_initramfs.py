@@ -115,7 +115,7 @@ def test_features(text: str, features: tuple[str, ...]) -> None:
 
 def test_other_settings() -> None:
     tree = Tree()
-    assert read_configuration(tree) == MkinitfsConfiguration()
+    assert read_configuration(tree) == MkinitfsConfiguration((), "gzip", None, (), disabled=False)
     tree.write(
         CONFIGURATION,
         "initfscomp=xz\ncomplevel_xz=-9\ncomplevel_gzip=-1\ncustom_files='/etc/a etc/b'\ndisable_trigger=yes",

@@ -257,6 +257,52 @@ def test_an_index_that_nobody_signed_provides_nothing(planner: Planner) -> None:
     assert providers(forged, base, planner.cache, ["hello"]) is None
 
 
+def test_who_provides_what_is_looked_up_without_the_mirror(planner: Planner) -> None:
+    base = planner.base()
+    plan = planner.plan(base)
+    before = planner.site.requests[INDEX]
+    assert providers(plan, base, Cache(planner.here.base / "another-cache"), ["hello"]) is None
+    assert planner.site.requests[INDEX] == before
+
+
+def test_who_provides_a_name_is_sorted_and_without_versions(planner: Planner) -> None:
+    """A package that provides another name only is not among them."""
+    key = planner.small.keys.signing
+    made = [
+        package("zlib", key=key, provides=["so:libz.so.1=1.3", "cmd:z"]),
+        package("alt", key=key, provides=["so:libz.so.1"]),
+        package("so:libz.so.1", key=key, provides=["other=1"]),
+    ]
+    planner.small.index([planner.hello.record, *(apk.record for apk in made)])
+    base = planner.base()
+    plan = planner.plan(base)
+    assert providers(plan, base, planner.cache, ["so:libz.so.1", "none"]) == {
+        "so:libz.so.1": ("alt", "zlib"),
+        "none": (),
+    }
+
+
+@pytest.mark.parametrize("path", [INDEX, ROOTFS, PACKAGE])
+def test_a_web_page_in_the_place_of_a_file_is_named_at_once(path: str, planner: Planner) -> None:
+    listing = planner.small.file(LISTING)
+    lines = listing.read_text().splitlines(keepends=True)
+    listing.write_text("".join(line for line in lines if not any(word in line for word in ("size:", "sha256:"))))
+    record = [line for line in planner.hello.record.split("\n") if not line.startswith("S:")]
+    planner.small.index(["\n".join(record)])
+    planner.small.file(path).write_text("<!DOCTYPE html><html>")
+    with pytest.raises(InputError, match=f"{path}: the server sent a web page instead of the file$"):
+        fetch_packages(planner.plan(planner.base()), planner.base(), planner.cache)
+
+
+def test_the_minirootfs_has_the_sha_512_of_the_list(planner: Planner) -> None:
+    listing = planner.small.file(LISTING)
+    actual = hashlib.sha512(planner.small.file(ROOTFS).read_bytes()).hexdigest()
+    assert actual in listing.read_text()
+    listing.write_text(listing.read_text().replace(actual, "0" * 128))
+    with pytest.raises(InputError, match=f"{ROOTFS}: .*wrong SHA-512: {actual} instead of {'0' * 128}"):
+        planner.base()
+
+
 def test_packages_come_from_the_repository_that_has_them(planner: Planner) -> None:
     """The indexes are in the recipe's order, and each package's URL is in its own repository."""
     planner.here.recipe.write_text(RECIPE + "repositories = ['main', 'community']\npackages = ['hello', 'world']\n")

@@ -329,6 +329,25 @@ def test_what_of_an_installation_bubblewrap_shows(programs: Programs, tmp_path: 
     assert str(top) not in options
 
 
+def test_programs_of_the_payload_are_neither_started_nor_shown(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "payload/bin"
+    own.mkdir(parents=True)
+    for name in ("npm", "node", "git", "bwrap"):
+        (own / name).write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+        (own / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{own}:{programs.folder}")
+    with started(tmp_path, git=True) as runner:
+        assert (runner.wrapper, runner.npm) == ((), str(programs.folder / "npm"))
+        assert Path(runner.git).name == "git-is-not-installed"
+    programs.write("bwrap", BWRAP.format(log=programs.log))
+    with started(tmp_path) as runner:
+        assert runner.wrapper[0] == str(programs.folder / "bwrap")
+        assert not [word for word in runner.wrapper if word.startswith(f"{tmp_path}/payload")]
+    assert not (tmp_path / "started").exists()
+
+
 @pytest.mark.parametrize(("failures", "problem"), [(0, False), (2, False), (3, True)])
 def test_bubblewrap_gets_three_tries(programs: Programs, tmp_path: Path, failures: int, problem: bool) -> None:
     """It fails if something is mounted at the same moment."""

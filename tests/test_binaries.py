@@ -289,6 +289,24 @@ def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_one_binary_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    one = BinaryFindings(foreign=(ForeignBinary("opt/a", 149_999, "macOS"),))
+    assert logged(one, caplog, "prune") == [
+        "INFO: left out of the payload: 1 binary for other platforms (0.1 MB: 1 for macOS)"
+    ]
+
+
+def test_each_missing_library_has_its_own_warning_in_the_order_of_the_findings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    missing = [("a", "z.so"), ("b", "y.so"), ("c", "z.so"), ("d", "z.so")]
+    findings = BinaryFindings(missing_libraries=tuple(MissingLibrary(*words) for words in missing))
+    assert [line.partition(",")[0] for line in logged(findings, caplog)] == [
+        "/a (and 2 more) needs the library z.so",
+        "/b needs the library y.so",
+    ]
+
+
 def test_a_payload_that_was_not_installed_by_imgkit_may_be_for_another_machine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -361,6 +379,14 @@ def test_strict_refuses(findings: BinaryFindings, message: str, hint: str) -> No
         apply_policy(findings, "strict", "x86_64", known, copied=False)
     assert caught.value.message == message
     assert str(caught.value.hint).endswith(hint)
+
+
+def test_strict_counts_all_kinds_and_begins_with_what_is_not_prebuilt() -> None:
+    prebuilt = (ForeignBinary("opt/prebuilds/a.node", 1, "macOS"), ForeignBinary("opt/b", 1, "macOS"))
+    findings = BinaryFindings(prebuilt, LACKING.missing_libraries, (DoubtfulBinary("opt/c", "is odd"),))
+    with pytest.raises(InputError) as caught:
+        apply_policy(findings, "strict", "x86_64", known, copied=True)
+    assert caught.value.message == "/opt/b: is for macOS, the image for x86_64 (and 3 more)"
 
 
 def test_strict_accepts_prebuilt_binaries_of_several_platforms() -> None:

@@ -353,6 +353,20 @@ def test_a_user_whose_own_group_is_there_with_another_number() -> None:
         accounts.add_user(base(), "wheel")
 
 
+def test_improper_names_of_users_are_refused_whatever_group_they_get() -> None:
+    tree = base()
+    for options in ({"system": True}, {"group": "wheel"}, {}):
+        with pytest.raises(AccountError, match="at position 1"):
+            accounts.add_user(tree, "a b", **options)  # type: ignore[arg-type]
+    assert dict(tree.items()) == dict(base().items())
+
+
+def test_a_user_has_the_shell_that_is_asked_for() -> None:
+    assert accounts.ensure_user(base(), "agent", shell="/bin/false").shell == "/bin/false"
+    assert accounts.ensure_user(base(), "agent", shell="").shell == ""
+    assert accounts.add_user(base(), "service", system=True, shell="/bin/sh", home="").home == ""
+
+
 def test_a_system_user_where_nobody_has_the_group_of_the_rest() -> None:
     """It has the group's number nevertheless, as with busybox."""
     tree = base()

@@ -239,14 +239,7 @@ def test_where_a_block_ends() -> None:
     tree.write("x/a.pem", begin + end)
     tree.write("x/b.pem", pem + begin)
     tree.write("x/c.pem", begin + b"\n" + pem.replace(begin, b""))
-    assert (
-        cacerts.rehash(tree, "x")
-        == [
-            "x/a.pem: does not contain exactly one certificate: skipped",
-            "x/c.pem: duplicate certificate: skipped",
-        ]
-        or len(tree.children("x")) == 5
-    )
+    assert cacerts.rehash(tree, "x") == ["x/a.pem: does not contain exactly one certificate: skipped"]
     tree.write("x/a.pem", begin + b"\n" + end)
     with pytest.raises(InputError, match=r"^x/a\.pem: not a certificate: "):
         cacerts.rehash(tree, "x")

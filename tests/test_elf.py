@@ -426,7 +426,7 @@ def test_as_many_loads_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "_MAX_LOADS", 4)
     assert len(Libraries(tree).closure(["bin/program"])) == 5
     monkeypatch.setattr(libraries, "_MAX_LOADS", 3)
-    with pytest.raises(InputError, match=": it and what else is needed take more than 3 loads of libraries$"):
+    with pytest.raises(InputError, match=r": it and what else is needed take more than 3 loads of libraries$"):
         Libraries(tree).closure(["bin/program"])
 
 

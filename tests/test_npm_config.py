@@ -122,6 +122,7 @@ def test_whoever_builds_says_more(tmp_path: Path) -> None:
         (r'proxy="a\d"', Setting("proxy", r"a\d")),
         ("proxy='a;b'", Setting("proxy", "a;b")),
         ("proxy=''", Setting("proxy", "")),
+        ('proxy=""', Setting("proxy", "")),
         ('proxy="', Setting("proxy", '"')),
         ("proxy='", Setting("proxy", "'")),
         ("proxy=\"a'", Setting("proxy", "\"a'")),

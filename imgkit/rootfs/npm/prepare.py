@@ -161,7 +161,7 @@ def _is_there(source: Path, name: str) -> bool:
 
 def _check_version(version: str) -> None:
     """Raise HostError if this version of npm is too old."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version))
     if numbers < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
         raise HostError(

@@ -299,6 +299,14 @@ def test_builds_at_the_same_time_keep_the_newest(tmp_path: Path) -> None:
     assert len(kept) < 10, "older ones are removed, but for those of builds that were just at it"
 
 
+def test_a_date_that_another_build_removes_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*listed(folder), folder / "7"]))
+    fresh(tmp_path).check_date("u", "main", 100)
+    with pytest.raises(InputError, match="was seen before"):
+        fresh(tmp_path).check_date("u", "main", 99)
+
+
 def test_a_memory_that_cannot_be_written_is_no_memory(tmp_path: Path) -> None:
     (tmp_path / "newest").write_text("")
     with pytest.raises(HostError, match="newest"):

@@ -238,6 +238,17 @@ def test_triggers_run_after_all_packages_in_the_order_of_the_packages() -> None:
     assert tree.text("log") == "b\na\n"
 
 
+def test_a_pattern_of_modified_directories_matches_all_for_a_new_package() -> None:
+    tree = Tree()
+    first = built("a", directory("d"))
+    second = built("b", directory("e"), scripts=TRIGGER, triggers=["+/d", "/e"])
+    run(tree, first)
+    run(tree, first, second)
+    assert tree.text("log") == "/d /e\n"
+    run(tree, first, second, built("c", directory("d")))
+    assert tree.text("log") == "/d /e\n/d\n"
+
+
 def test_packages_without_triggers_stand_in_nobodys_way() -> None:
     tree = Tree()
     run(tree, built("a", directory("d")), built("b", scripts=TRIGGER, triggers=["/d"]), built("c"))

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,6 +282,22 @@ def test_who_provides_a_name_is_sorted_and_without_versions(planner: Planner) ->
         "so:libz.so.1": ("alt", "zlib"),
         "none": (),
     }
+
+
+class Losing(Cache):
+    """A cache that is wrong: it returns one file less than it was asked for."""
+
+    def fetch_all(self, *arguments: Any, **options: Any) -> list[Path]:
+        return super().fetch_all(*arguments, **options)[:-1]
+
+
+def test_files_that_get_lost_on_the_way_are_not_left_out_silently(planner: Planner) -> None:
+    base = planner.base()
+    plan = planner.plan(base)
+    with pytest.raises(ValueError, match="zip"):
+        fetch_packages(plan, base, Losing(planner.here.cache))
+    with pytest.raises(ValueError, match="zip"):
+        make_plan(planner.recipe, "amd64", base, Losing(planner.here.cache))
 
 
 @pytest.mark.parametrize("path", [INDEX, ROOTFS, PACKAGE])

@@ -235,18 +235,18 @@ def _write(out: bytearray, node: _Node) -> int:
     position = len(out)
     if node.prefix:
         out += node.prefix.encode() + b"\0"
-    table = -1
+    words: dict[str, int] = {}  # where the words are that refer to the children
     if node.children:
         first, last = ord(min(node.children)), ord(max(node.children))
         out += bytes((first, last))
-        table = len(out) - 4 * first
+        words = {character: len(out) + 4 * (ord(character) - first) for character in sorted(node.children)}
         out += bytes(4 * (last - first + 1))
     if node.values:
         out += struct.pack(">I", len(node.values))
         for priority, value in node.values:
             out += struct.pack(">I", priority) + value.encode(errors="surrogateescape") + b"\0"
-    for character in sorted(node.children):
-        struct.pack_into(">I", out, table + 4 * ord(character), _write(out, node.children[character]))
+    for character, place in words.items():
+        struct.pack_into(">I", out, place, _write(out, node.children[character]))
     if position > _POSITION:
         raise InputError("module index: more than 256 MiB")
     return position | node.flags

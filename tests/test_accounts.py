@@ -302,10 +302,10 @@ def test_a_line_of_a_password_has_at_least_three_fields() -> None:
 
 
 def test_the_groups_of_a_new_user_have_the_time_of_the_build() -> None:
-    for options in ({}, {"system": True}, {"group": "wheel"}):
+    for system, group in ((False, None), (True, None), (False, "wheel")):
         tree = base()
-        accounts.add_user(tree, "person", epoch=EPOCH, **options)  # type: ignore[arg-type]
-        assert tree["etc/group"].mtime == EPOCH, options
+        accounts.add_user(tree, "person", epoch=EPOCH, system=system, group=group)
+        assert tree["etc/group"].mtime == EPOCH, (system, group)
     tree = base()
     accounts.ensure_group(tree, "more", epoch=EPOCH)
     assert tree["etc/group"].mtime == EPOCH
@@ -355,9 +355,9 @@ def test_a_user_whose_own_group_is_there_with_another_number() -> None:
 
 def test_improper_names_of_users_are_refused_whatever_group_they_get() -> None:
     tree = base()
-    for options in ({"system": True}, {"group": "wheel"}, {}):
+    for system, group in ((True, None), (False, "wheel"), (False, None)):
         with pytest.raises(AccountError, match="at position 1"):
-            accounts.add_user(tree, "a b", **options)  # type: ignore[arg-type]
+            accounts.add_user(tree, "a b", system=system, group=group)
     assert dict(tree.items()) == dict(base().items())
 
 

@@ -135,6 +135,10 @@ def test_every_kernel_gets_an_initramfs_and_the_flavour_of_the_recipe_boots() ->
     made = make(tree)
     assert made.kernel.release == "6.18.0-0-virt"
     assert {"boot/initramfs-virt", "boot/initramfs-lts"} <= set(made.tree)
+    assert "/boot/vmlinuz-virt " in made.tree.text("boot/grub/grub.cfg")
+    made = make(tree, kernel="lts")
+    assert made.kernel.release == "6.20.0-0-lts"
+    assert "/boot/vmlinuz-lts " in made.tree.text("boot/grub/grub.cfg")
 
 
 def test_the_newest_of_several_kernels_of_the_flavour_boots() -> None:

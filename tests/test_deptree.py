@@ -278,7 +278,7 @@ def test_what_cannot_be_computed_is_refused(script: str, reason: str, caplog: py
     assert reason in str(caught.value)
     before = set(tree)
     with caplog.at_level("INFO", "imgkit"):
-        assert not deptree.install_cache(tree, epoch=1)
+        assert deptree.install_cache(tree, epoch=1) is False
     assert "at every boot: /etc/init.d/one" in caplog.text
     assert set(tree) == before
 
@@ -300,7 +300,7 @@ def test_a_service_that_never_ends_is_left_to_the_guest(name: str, caplog: pytes
     tree.add("etc/large", File(content=Slice(Path("/nowhere"), 0, 1 << 40)))
     started = time.process_time()
     with caplog.at_level("INFO", "imgkit"):
-        assert not deptree.install_cache(tree, epoch=1)
+        assert deptree.install_cache(tree, epoch=1) is False
     assert reason in caplog.text
     assert time.process_time() - started < 60
 
@@ -317,7 +317,7 @@ def test_services_in_a_place_of_their_own() -> None:
     tree = tree_with({"one": ""})
     for folder in ("usr", "usr/local", "usr/local/etc", "usr/local/etc/init.d"):
         tree.mkdir(folder)
-    assert not deptree.install_cache(tree, epoch=1)
+    assert deptree.install_cache(tree, epoch=1) is False
 
 
 def rendered(**services: list[tuple[str, str]]) -> list[str]:
@@ -365,7 +365,7 @@ def test_the_cache_is_as_new_as_what_it_was_made_from() -> None:
     assert tree["var/cache/rc/deptree"].mtime == 500
     assert tree.text("var/cache/rc/depconfig") == "/etc/x\n"
     assert tree.text("var/cache/rc/deptree") == "depinfo_0_service='one'\n"
-    assert not deptree.install_cache(Tree(), epoch=1), "no OpenRC"
+    assert deptree.install_cache(Tree(), epoch=1) is False, "no OpenRC"
 
 
 @pytest.mark.parametrize("path", ["etc/init.d", "etc/conf.d", "etc/rc.conf", "etc/rc.conf.d", "etc/init.d/one"])

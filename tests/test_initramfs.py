@@ -337,14 +337,14 @@ def test_firmware_that_modules_name() -> None:
 @pytest.mark.parametrize("name", ["ext4.ko", "ext4.ko.gz", "ext4.ko.xz"])
 def test_firmware_of_modules_however_they_are_compressed(name: str) -> None:
     tree = alpine()
-    pack = {"ko": bytes, "gz": gzip.compress, "xz": lzma.compress}[name.rpartition(".")[2]]
     plain = make_elf(kind=ET_REL, sections={".modinfo": b"firmware=blob\0"})
+    packed = {"ko": plain, "gz": gzip.compress(plain), "xz": lzma.compress(plain)}[name.rpartition(".")[2]]
     tree.remove(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz")
-    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", pack(plain))
+    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", packed)
     tree.write(f"{MODULES}/modules.dep", tree.text(f"{MODULES}/modules.dep").replace("ext4.ko.gz", name))
     tree.write("lib/firmware/blob", "blob")
     assert members(tree)["usr/lib/firmware/blob"].data == b"blob"
-    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", pack(plain)[:-4] if name != "ext4.ko" else b"damaged")
+    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", packed[:-4] if name != "ext4.ko" else b"damaged")
     with pytest.raises(InputError, match=rf"^/{MODULES}/kernel/fs/ext4/{name}: damaged kernel module: "):
         initramfs(tree)
 

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm.prepare import Build, prepare
+from imgkit.rootfs.pathchecks import leads_out
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree, kind
 from tests.conftest import need
 from tests.files import nested
 
@@ -105,15 +106,20 @@ def test_a_link_is_replaced_not_followed(folder: Path) -> None:
     assert (tree.text("etc/motd"), tree.text("usr/share/motd")) == ("hello", "precious")
 
 
-@pytest.mark.parametrize("blocker", ["etc", "etc/init.d", "dangling"])
-def test_a_file_where_a_directory_is_wanted(folder: Path, blocker: str) -> None:
+@pytest.mark.parametrize(
+    ("blocker", "there"), [("etc", "file"), ("etc/init.d", "file"), ("etc", "symlink"), ("etc/init.d", "symlink")]
+)
+def test_a_file_where_a_directory_is_wanted(folder: Path, blocker: str, there: str) -> None:
     tree = Tree()
-    if blocker == "dangling":
-        tree.symlink("etc", "nowhere")
+    if there == "symlink":
+        tree.symlink(blocker, "nowhere")
     else:
         tree.write(blocker, "file")
-    with pytest.raises(InputError, match="not a directory"):
+    with pytest.raises(InputError) as caught:
         add_directory(tree, folder, "", epoch=EPOCH)
+    assert caught.value.message == (
+        f"{folder}/{blocker}: /{blocker} is a {kind(tree[blocker])} in the image, not a directory"
+    )
 
 
 def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
@@ -121,6 +127,29 @@ def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
     tree.mkdir("etc/motd")
     with pytest.raises(InputError, match=r"etc/motd: /etc/motd is a directory"):
         add_directory(tree, folder, "", epoch=EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("path", "depth", "out"),
+    [
+        ("", 0, False),
+        (".", 0, False),
+        ("a/..", 0, False),
+        ("..", 0, True),
+        ("..", 1, False),
+        ("../..", 1, True),
+        ("../..", 2, False),
+        ("./..", 0, True),
+        ("//..", 0, True),
+        ("a/../../b", 0, True),
+        ("a/../../b", 1, False),
+        ("...", 0, False),
+    ],
+)
+def test_paths_that_lead_out_of_a_folder(path: str, depth: int, out: bool) -> None:
+    assert leads_out(path, depth) is out
+    if depth == 0:
+        assert leads_out(path) is out
 
 
 def test_a_destination_that_is_a_file_or_a_circle(folder: Path) -> None:

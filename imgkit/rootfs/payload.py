@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
 from imgkit.rootfs.pathchecks import leads_out
-from imgkit.tree import Content, Directory, File, HardLink, Inline, Slice, Symlink, Tree, TreeError, check_path, kind
+from imgkit.tree import Content, Directory, File, Inline, Slice, Symlink, Tree, TreeError, check_path, kind
 
 PAYLOAD = "opt/agent-runner"
 MAX_DEPTH = 256
@@ -65,20 +65,17 @@ def _put(tree: Tree, top: str, entry: _HostEntry, epoch: int) -> str:
     """Put one entry into the directory ``top`` of the Tree; return its path there."""
     folder, _, name = f"{top}/{entry.name}".lstrip("/").rpartition("/")
     path = f"{tree.resolve(folder)}/{name}".lstrip("/")
-    old = tree.get(path)
     if stat.S_ISDIR(entry.status.st_mode):
         return _merge(tree, entry, path, Directory(mtime=epoch))
-    if isinstance(old, Directory):
+    if isinstance(tree.get(path), Directory):
         raise InputError(f"{entry.path}: /{path} is a directory in the image")
-    if isinstance(old, File | HardLink):
-        tree.remove(path)  # other names of it keep the old contents
     if entry.target is not None:
         tree.add(path, Symlink(target=entry.target, mtime=epoch))
         return path
     size = entry.status.st_size
     content: Content = Slice(entry.path, 0, size) if size else Inline(b"")
     mode = 0o755 if entry.status.st_mode & stat.S_IXUSR else 0o644
-    tree.add(path, File(content=content, mode=mode, mtime=epoch))
+    tree.add(path, File(content=content, mode=mode, mtime=epoch))  # other names of an old file keep its contents
     return path
 
 

@@ -79,6 +79,33 @@ def test_systems_by_their_formats(data: bytes, system: str | None) -> None:
     assert foreign_system(Inline(data), data[: elf.HEADER_SIZE]) == system
 
 
+@pytest.mark.parametrize(("wide", "size"), [(True, 112), (False, 96)])
+def test_an_assembly_has_anything_in_its_own_directory(wide: bool, size: int) -> None:
+    """It is the fifteenth of the data directories, of 8 bytes each, which follow the optional header's other fields."""
+    data = make_pe(wide=wide)
+    optional = 128 + 24
+    neutral = []
+    for place in range(optional + 70, len(data)):
+        changed = data[:place] + b"\x01" + data[place + 1 :]
+        if foreign_system(Inline(changed), changed[: elf.HEADER_SIZE]) is None:
+            neutral.append(place - optional - size)
+    assert neutral == list(range(14 * 8, 15 * 8))
+
+
+@pytest.mark.parametrize(("length", "system"), [(128 + 24 + 96, "Windows"), (128 + 24 + 95, None)])
+def test_the_shortest_program_of_windows(length: int, system: str | None) -> None:
+    data = make_pe(wide=False)[:length]
+    assert foreign_system(Inline(data), data[: elf.HEADER_SIZE]) == system
+
+
+def test_the_place_of_the_headers_is_stated_at_60() -> None:
+    """The first 64 bytes have it, and the headers may follow at once."""
+    start = make_pe()[:60] + struct.pack("<I", 64)
+    data = start + make_pe()[128:]
+    assert foreign_system(Inline(data), data[:64]) == "Windows"
+    assert foreign_system(Inline(data), data[:63]) is None
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"MZ", FAT[:4], MACH_O[:4], b"\x7fELF", make_pe()[:140]]))
 def test_any_bytes_are_judged(data: bytes, start: bytes) -> None:
     tree = small_tree()

@@ -235,7 +235,7 @@ def _warn_of_unlocked(folder: Path, lock: Path, names: Sequence[str]) -> None:
 
 def _packages(folder: Path) -> set[str]:
     """Return the names of all packages that are installed anywhere below ``folder``, with their scope."""
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    top = os.open(folder, os.O_RDONLY)
     try:
         tree = Walk(top)
         matches = (_INSTALLED.search(tree.path(entry.name)) for entry in tree if stat.S_ISDIR(entry.status.st_mode))

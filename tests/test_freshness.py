@@ -307,6 +307,25 @@ def test_a_date_that_another_build_removes_at_the_same_moment(tmp_path: Path, mo
         fresh(tmp_path).check_date("u", "main", 99)
 
 
+def test_where_dates_are_kept(tmp_path: Path) -> None:
+    """Other files in a folder of dates are no dates; without one everything is the newest."""
+    fresh(tmp_path).check_date("u", "main", 0)
+    fresh(tmp_path).check_date("u", "main", 100)
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    first, second = kept.parent.parent, kept.parent
+    assert (kept.name, first.parent) == ("100", tmp_path / "newest")
+    assert (len(first.name), len(second.name), second.name[:2]) == (2, 64, first.name)
+    kept.rename(second / "other")
+    fresh(tmp_path).check_date("u", "main", 0)
+    fresh(tmp_path).check_date("u", "main", 50)
+    assert sorted(path.name for path in second.iterdir()) == ["50", "other"]
+
+
+def test_the_same_branch_again(tmp_path: Path) -> None:
+    for says in ("3.99.0", "3.99.0", "3.99.1"):
+        fresh(tmp_path, branch="latest-stable", says=says).check_minirootfs("u", says, chosen=False)
+
+
 def test_a_memory_that_cannot_be_written_is_no_memory(tmp_path: Path) -> None:
     (tmp_path / "newest").write_text("")
     with pytest.raises(HostError, match="newest"):

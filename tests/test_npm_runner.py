@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,8 @@ def test_which_git_npm_may_run(programs: Programs, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scripts", [True, False])
 def test_the_command_line_of_npm(programs: Programs, tmp_path: Path, git: bool, scripts: bool) -> None:
     log = tmp_path / "log"
-    programs.npm(f"for word; do echo \"$word\"; done >'{log}'; echo $npm_config_ignore_scripts >>'{log}'")
+    variables = "$npm_config_ignore_scripts $npm_config_script_shell $PWD"
+    programs.npm(f"for word; do echo \"$word\"; done >'{log}'; echo {variables} >>'{log}'")
     with started(tmp_path, git=git) as runner:
         runner.install(["ci", "--x"], scripts=scripts)
         folder = runner.folder
@@ -132,7 +134,7 @@ def test_the_command_line_of_npm(programs: Programs, tmp_path: Path, git: bool, 
             *("ci", "--x", f"--userconfig={folder}/npmrc", f"--cache={folder}/home/cache"),
             *ignored,
             *options,
-            "" if scripts else "true",
+            f"{folder}/home" if scripts else f"true {programs.folder}/true {folder}/home",
         ]
         for _ in range(2):
             runner.build(scripts=scripts)
@@ -141,7 +143,7 @@ def test_the_command_line_of_npm(programs: Programs, tmp_path: Path, git: bool, 
             *("run", "build", f"--userconfig={folder}/npmrc", f"--cache={folder}/home/cache"),
             *ignored,
             *options,
-            "",
+            f"{folder}/home",
         ]
 
 
@@ -153,6 +155,35 @@ def test_a_build_has_a_cache_of_its_own(programs: Programs, tmp_path: Path) -> N
         assert log.read_text() == f"--cache={runner.folder}/home/cache\n"
         runner.install(["ci"], scripts=False)
         assert log.read_text() == "--ignore-scripts\n"
+
+
+def test_where_npm_is_asked_for_its_version(programs: Programs, tmp_path: Path) -> None:
+    with started(tmp_path) as runner:
+        programs.write("npm", '#!/bin/sh\necho " $HOME $PWD "\n')
+        assert runner.version() == f"{runner.folder}/home {runner.folder}/home"
+
+
+def test_an_npm_that_does_not_say_its_version(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of bubblewrap it may be the wrapper of a version manager."""
+    with started(tmp_path) as runner:
+        wrapper = programs.write("wrapper", "#!/bin/sh\nexit 3\n")
+        with pytest.raises(HostError) as caught:
+            replace(runner, wrapper=(str(wrapper),)).version()
+        assert caught.value.message == "wrapper failed with status 3"
+        npm = programs.write("npm", "#!/bin/sh\nsleep 60\n")
+        monkeypatch.setattr(npmrunner, "_VERSION_TIMEOUT", 0.05)
+        with pytest.raises(HostError) as caught:
+            runner.version()
+        assert caught.value.message == f"{npm}: {npm}: no result within 0.05 s"
+        assert "version manager" in str(caught.value.hint)
+
+
+def test_a_bubblewrap_that_never_ends(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npmrunner, "_PROBE_TIMEOUT", 0.05)
+    programs.write("bwrap", "#!/bin/sh\nsleep 60\n")
+    assert "0.05 s" in str(sandbox_problem())
 
 
 FAILURES = {
@@ -223,7 +254,7 @@ def test_settings_that_npm_is_not_told_of_are_named(
     (tmp_path / "copy/.npmrc").write_text("shell=x\ngit=y\naudit=false\nregistry=https://r.example/\n")
     with started(tmp_path) as runner:
         assert configuration(runner) == 'registry="https://r.example/"\n'
-    assert caplog.messages == [
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{tmp_path}/payload/.npmrc: npm is not told of git, shell; "
         "what your host or network needs belongs in your own ~/.npmrc"
     ]

@@ -284,6 +284,16 @@ def test_who_provides_a_name_is_sorted_and_without_versions(planner: Planner) ->
     }
 
 
+def test_what_a_build_without_a_lock_has_downloaded_serves_a_build_with_one(planner: Planner) -> None:
+    base = planner.base()
+    plan, _ = fetch_packages(planner.plan(base), base, planner.cache)
+    assert plan.packages[0].sha256
+    planner.small.file(PACKAGE).unlink()
+    again, files = fetch_packages(plan, base, Cache(planner.here.cache, offline=True), locked=True)
+    assert again == plan
+    assert files["hello"].read_bytes() == planner.hello.blob
+
+
 class Losing(Cache):
     """A cache that is wrong: it returns one file less than it was asked for."""
 

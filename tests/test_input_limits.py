@@ -257,6 +257,13 @@ def test_a_package_of_a_lock_has_its_own_path_and_no_fault() -> None:
         LockedPackage.model_validate({**locked(), "record": [*locked()["record"], "D:b>>c!"]})
 
 
+def test_an_entry_never_changes() -> None:
+    entry = LockedArchitecture.model_validate(ENTRY)
+    for model in (entry, entry.minirootfs, entry.install[0]):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, next(iter(type(model).model_fields)), "x")
+
+
 def test_only_a_downloaded_package_needs_an_identity() -> None:
     """One that the minirootfs has is not downloaded, and is in no repository."""
     bare = {**locked(identity=""), "sha256": "", "path": "/a-1-r0.apk"}

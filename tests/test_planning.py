@@ -228,8 +228,26 @@ def test_a_pinned_version_is_asked_for_even_if_the_list_has_forgotten_it(planner
     base = fetch_base(recipe, "amd64", planner.cache, planner.here.base / "spool")
     assert (base.version, base.artefact.url) == ("3.23.5", f"{planner.site.url}{old.lstrip('/')}")
     planner.small.file(LISTING).write_text("hello")
-    with pytest.raises(InputError, match="is not a list of releases"):
-        fetch_base(recipe, "amd64", planner.cache, planner.here.base / "spool2")
+    for asked in (recipe, planner.recipe):
+        with pytest.raises(InputError, match=f"^{planner.site.url}{LISTING[1:]}: is not a list of releases$"):
+            fetch_base(asked, "amd64", planner.cache, planner.here.base / "spool2")
+
+
+def test_a_certificate_that_is_none_is_named(planner: Planner) -> None:
+    planner.small.release_key.write_text("hello")
+    with pytest.raises(InputError, match=f"^{planner.small.release_key}: is not an OpenPGP certificate"):
+        certificate_of(planner.recipe)
+
+
+def test_a_plan_of_an_older_index_is_made_only_if_that_is_allowed(planner: Planner) -> None:
+    base = planner.base()
+    planner.small.index([planner.hello.record], time=TIME + 1000)
+    planner.plan(base)
+    planner.small.index([planner.hello.record], time=TIME)
+    with pytest.raises(InputError, match="was seen before"):
+        planner.plan(base)
+    plan = make_plan(planner.recipe, "amd64", base, planner.cache, allow_stale=True)
+    assert [str(planned.package) for planned in plan.packages] == ["hello-1.0-r0"]
 
 
 # ---- indexes --------------------------------------------------------------------------------------------------------

@@ -312,6 +312,16 @@ def test_what_a_build_without_a_lock_has_downloaded_serves_a_build_with_one(plan
     assert files["hello"].read_bytes() == planner.hello.blob
 
 
+def test_a_package_has_the_sha_256_of_the_lock(planner: Planner) -> None:
+    """Its identity does not cover its signature, nor how it is compressed."""
+    base = planner.base()
+    plan = planner.plan(base)
+    actual = hash_file(planner.small.file(PACKAGE))
+    other = replace(plan, packages=(replace(plan.packages[0], sha256="0" * 64),))
+    with pytest.raises(InputError, match=f"{PACKAGE}: .*wrong SHA-256: {actual} instead of {'0' * 64}"):
+        fetch_packages(other, base, planner.cache, locked=True)
+
+
 class Losing(Cache):
     """A cache that is wrong: it returns one file less than it was asked for."""
 

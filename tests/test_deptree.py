@@ -130,6 +130,7 @@ def test_a_yes_or_no_of_nothing_is_no() -> None:
 
 
 def test_a_declaration_without_names_fails() -> None:
+    assert declared("depend() { need $nothing; use status$?; }") == [("iuse", ("status1",))]
     assert declared("depend() { need $nothing || use x; need a && use y; }") == [
         ("iuse", ("x",)),
         ("ineed", ("a",)),

@@ -321,6 +321,12 @@ def test_where_dates_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in second.iterdir()) == ["50", "other"]
 
 
+def test_only_the_newest_date_is_kept(tmp_path: Path) -> None:
+    for date_of_the_index in (100, 300, 200):
+        fresh(tmp_path).remember_index("main", date_of_the_index)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["300"]
+
+
 def test_the_same_branch_again(tmp_path: Path) -> None:
     for says in ("3.99.0", "3.99.0", "3.99.1"):
         fresh(tmp_path, branch="latest-stable", says=says).check_minirootfs("u", says, chosen=False)

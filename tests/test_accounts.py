@@ -107,7 +107,7 @@ def test_without_a_shadow_file_none_is_made() -> None:
 
 @pytest.mark.parametrize(
     ("name", "where"),
-    [("", 0), ("-x", 0), ("a b", 1), ("bad:name", 3), ("x$y", 1), ("größe", 2), ("a\nb", 1)],
+    [("", 0), ("-x", 0), (".", 0), ("$", 0), ("a b", 1), ("bad:name", 3), ("x$y", 1), ("größe", 2), ("a\nb", 1)],
 )
 def test_improper_names_are_refused(name: str, where: int) -> None:
     with pytest.raises(AccountError, match=f"at position {where}"):
@@ -185,8 +185,9 @@ def test_password_field() -> None:
     assert accounts.password(tree, "root") == "!"
     with pytest.raises(AccountError, match="unknown user nobody"):
         accounts.set_password(tree, "nobody", "!")
-    with pytest.raises(AccountError, match="improper"):
-        accounts.set_password(tree, "root", "a:b")
+    for field in ("a:b", "a\nb"):
+        with pytest.raises(AccountError, match=r"^improper characters in a password field$"):
+            accounts.set_password(tree, "root", field)
 
 
 def test_files_reached_through_links_are_written_where_they_are() -> None:
@@ -334,3 +335,104 @@ def test_a_new_user_has_the_shell_and_the_home_that_are_asked_for() -> None:
     assert (user.shell, user.home) == ("/bin/ash", "/srv/agent")
     user = accounts.ensure_user(base(), "agent")
     assert (user.shell, user.home) == ("/bin/sh", "/home/agent")
+
+
+def test_a_line_of_a_password_has_at_least_three_fields() -> None:
+    tree = base()
+    tree.write("etc/shadow", "one:*\ntwo:*:1\n")
+    with pytest.raises(AccountError, match=r"^unknown user one$"):
+        accounts.set_password(tree, "one", "!")
+    accounts.set_password(tree, "two", "!", epoch=EPOCH)
+    assert tree.text("etc/shadow") == f"one:*\ntwo:!:{DAY}\n"
+
+
+def test_the_groups_of_a_new_user_have_the_time_of_the_build() -> None:
+    for system, group in ((False, None), (True, None), (False, "wheel")):
+        tree = base()
+        accounts.add_user(tree, "person", epoch=EPOCH, system=system, group=group)
+        assert tree["etc/group"].mtime == EPOCH, (system, group)
+    tree = base()
+    accounts.ensure_group(tree, "more", epoch=EPOCH)
+    assert tree["etc/group"].mtime == EPOCH
+
+
+def test_without_a_time_everything_is_of_1970() -> None:
+    tree = Tree()
+    for path in ("etc/passwd", "etc/group", "etc/shadow"):
+        tree.write(path, "", mtime=EPOCH)
+    accounts.add_group(tree, "more")
+    assert tree["etc/group"].mtime == 0
+    accounts.add_user(tree, "person", home="/person", make_home=True)
+    assert [tree[path].mtime for path in ("etc/passwd", "etc/group", "etc/shadow", "person")] == [0] * 4
+    assert tree.text("etc/shadow") == "person:!:0:0:99999:7:::\n"
+    tree.write("etc/group", tree.text("etc/group"), mtime=EPOCH)
+    accounts.add_member(tree, "person", "more")
+    assert tree["etc/group"].mtime == 0
+    tree.write("etc/shadow", tree.text("etc/shadow"), mtime=EPOCH)
+    accounts.set_password(tree, "person", "*")
+    assert (tree["etc/shadow"].mtime, tree["etc/passwd"].mtime) == (0, 0)
+    accounts.ensure_group(tree, "third")
+    accounts.ensure_user(tree, "agent", home="/agent")
+    assert [tree[path].mtime for path in ("etc/passwd", "etc/group", "etc/shadow", "agent")] == [0] * 4
+
+
+def test_the_last_number_of_an_ordinary_account() -> None:
+    tree = Tree()
+    tree.write("etc/group", "".join(f"g{number}:x:{number}:\n" for number in range(1000, 59999)))
+    assert accounts.add_group(tree, "last").gid == 59999
+    with pytest.raises(AccountError, match="no number left"):
+        accounts.add_group(tree, "more")
+
+
+def test_an_existing_group_is_used_as_it_is() -> None:
+    tree = base()
+    for gid in (None, 10):
+        assert accounts.ensure_group(tree, "wheel", gid) == accounts.GroupEntry("wheel", 10, ("root",))
+    assert tree["etc/group"] == base()["etc/group"]
+
+
+def test_a_user_whose_own_group_is_there_with_another_number() -> None:
+    with pytest.raises(AccountError, match=r"^group 'wheel' exists with gid 10, not 1500$"):
+        accounts.ensure_user(base(), "wheel", uid=1500)
+    with pytest.raises(AccountError, match=r"^group 'wheel' in use$"):
+        accounts.add_user(base(), "wheel")
+
+
+def test_improper_names_of_users_are_refused_whatever_group_they_get() -> None:
+    tree = base()
+    for system, group in ((True, None), (False, "wheel"), (False, None)):
+        with pytest.raises(AccountError, match="at position 1"):
+            accounts.add_user(tree, "a b", system=system, group=group)
+    assert dict(tree.items()) == dict(base().items())
+
+
+def test_a_user_has_the_shell_that_is_asked_for() -> None:
+    assert accounts.ensure_user(base(), "agent", shell="/bin/false").shell == "/bin/false"
+    assert accounts.ensure_user(base(), "agent", shell="").shell == ""
+    assert accounts.add_user(base(), "service", system=True, shell="/bin/sh", home="").home == ""
+
+
+def test_a_system_user_where_nobody_has_the_group_of_the_rest() -> None:
+    """It has the group's number nevertheless, as with busybox."""
+    tree = base()
+    tree.write("etc/group", "root:x:0:root\n")
+    assert accounts.add_user(tree, "lonely", system=True).gid == 65533
+    assert tree.text("etc/group") == "root:x:0:root\n"
+
+
+def test_a_home_that_is_a_file_stays_one() -> None:
+    tree = base()
+    tree.write("dev/null", "", mode=0o666)
+    accounts.add_user(tree, "person", home="/dev/null", make_home=True)
+    assert tree["dev/null"] == File(content=Inline(b""), mode=0o666)
+
+
+def test_a_skeleton_that_is_no_folder_gives_nothing() -> None:
+    tree = base()
+    tree.write("etc/skel", "x")
+    accounts.add_user(tree, "person", make_home=True)
+    assert tree.children("home/person") == []
+    tree.write("srv/skeleton/deep/file", "x")
+    accounts.add_user(tree, "other", make_home=True, skeleton="/srv/skeleton")
+    assert tree.text("home/other/deep/file") == "x"
+    assert (tree["home/other/deep"].uid, tree["home/other/deep"].gid) == (1001, 1001)

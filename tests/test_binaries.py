@@ -79,6 +79,33 @@ def test_systems_by_their_formats(data: bytes, system: str | None) -> None:
     assert foreign_system(Inline(data), data[: elf.HEADER_SIZE]) == system
 
 
+@pytest.mark.parametrize(("wide", "size"), [(True, 112), (False, 96)])
+def test_an_assembly_has_anything_in_its_own_directory(wide: bool, size: int) -> None:
+    """It is the fifteenth of the data directories, of 8 bytes each, which follow the optional header's other fields."""
+    data = make_pe(wide=wide)
+    optional = 128 + 24
+    neutral = []
+    for place in range(optional + 70, len(data)):
+        changed = data[:place] + b"\x01" + data[place + 1 :]
+        if foreign_system(Inline(changed), changed[: elf.HEADER_SIZE]) is None:
+            neutral.append(place - optional - size)
+    assert neutral == list(range(14 * 8, 15 * 8))
+
+
+@pytest.mark.parametrize(("length", "system"), [(128 + 24 + 96, "Windows"), (128 + 24 + 95, None)])
+def test_the_shortest_program_of_windows(length: int, system: str | None) -> None:
+    data = make_pe(wide=False)[:length]
+    assert foreign_system(Inline(data), data[: elf.HEADER_SIZE]) == system
+
+
+def test_the_place_of_the_headers_is_stated_at_60() -> None:
+    """The first 64 bytes have it, and the headers may follow at once."""
+    start = make_pe()[:60] + struct.pack("<I", 64)
+    data = start + make_pe()[128:]
+    assert foreign_system(Inline(data), data[:64]) == "Windows"
+    assert foreign_system(Inline(data), data[:63]) is None
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"MZ", FAT[:4], MACH_O[:4], b"\x7fELF", make_pe()[:140]]))
 def test_any_bytes_are_judged(data: bytes, start: bytes) -> None:
     tree = small_tree()
@@ -289,6 +316,24 @@ def test_one_warning_for_all_other_platforms(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_one_binary_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    one = BinaryFindings(foreign=(ForeignBinary("opt/a", 149_999, "macOS"),))
+    assert logged(one, caplog, "prune") == [
+        "INFO: left out of the payload: 1 binary for other platforms (0.1 MB: 1 for macOS)"
+    ]
+
+
+def test_each_missing_library_has_its_own_warning_in_the_order_of_the_findings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    missing = [("a", "z.so"), ("b", "y.so"), ("c", "z.so"), ("d", "z.so")]
+    findings = BinaryFindings(missing_libraries=tuple(MissingLibrary(*words) for words in missing))
+    assert [line.partition(",")[0] for line in logged(findings, caplog)] == [
+        "/a (and 2 more) needs the library z.so",
+        "/b needs the library y.so",
+    ]
+
+
 def test_a_payload_that_was_not_installed_by_imgkit_may_be_for_another_machine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -361,6 +406,14 @@ def test_strict_refuses(findings: BinaryFindings, message: str, hint: str) -> No
         apply_policy(findings, "strict", "x86_64", known, copied=False)
     assert caught.value.message == message
     assert str(caught.value.hint).endswith(hint)
+
+
+def test_strict_counts_all_kinds_and_begins_with_what_is_not_prebuilt() -> None:
+    prebuilt = (ForeignBinary("opt/prebuilds/a.node", 1, "macOS"), ForeignBinary("opt/b", 1, "macOS"))
+    findings = BinaryFindings(prebuilt, LACKING.missing_libraries, (DoubtfulBinary("opt/c", "is odd"),))
+    with pytest.raises(InputError) as caught:
+        apply_policy(findings, "strict", "x86_64", known, copied=True)
+    assert caught.value.message == "/opt/b: is for macOS, the image for x86_64 (and 3 more)"
 
 
 def test_strict_accepts_prebuilt_binaries_of_several_platforms() -> None:

@@ -105,6 +105,7 @@ def test_what_is_no_certificate_is_named() -> None:
     good = named((CN, "a"))
     for broken in (
         good.replace(b"MI", b"AA", 1),
+        good.replace(b"MI", b"*MI", 1),
         re.sub(rb".\n-----END", b"\n-----END", good),
         _cut(good, 40),
         _cut(good, 1),
@@ -156,6 +157,116 @@ def test_update_writes_bundle_and_links() -> None:
         "etc/ssl/certs/ca-cert-Two.pem": "/usr/share/ca-certificates/mozilla/Two.crt",
         "etc/ssl/certs/ca-cert-My_=own=__CA.pem": "/usr/local/share/ca-certificates/My (own), CA.crt",
     }
+
+
+def test_what_is_written_has_the_time_of_the_build() -> None:
+    for epoch in (9, None):
+        tree, pems = base()
+        if epoch is None:
+            cacerts.update(tree)
+            assert cacerts.rehash(tree) == []
+        else:
+            cacerts.update(tree, epoch=epoch)
+            assert cacerts.rehash(tree, epoch=epoch) == []
+        value = cacerts.subject_hash(pems["One"])
+        paths = (cacerts.CERTS, cacerts.BUNDLE, f"{cacerts.CERTS}/ca-cert-One.pem", f"{cacerts.CERTS}/{value:08x}.0")
+        assert {tree[path].mtime for path in paths} == {epoch or 0}
+
+
+def test_only_the_links_of_certificates_that_are_gone_are_removed() -> None:
+    tree, _ = base()
+    tree.symlink("etc/ssl/certs/own.pem", "nowhere")
+    tree.symlink("etc/ssl/certs/ca-cert-Gone.pem", "nowhere")
+    tree.symlink("etc/ssl/certs/ca-cert-Kept.pem", "/usr/share/ca-certificates/mozilla/Off.crt")
+    tree.symlink("etc/ssl/certs/ca-cert-One.pem", "nowhere")
+    cacerts.update(tree)
+    links = {path.rpartition("/")[2] for path, node in tree.walk(cacerts.CERTS) if isinstance(node, Symlink)}
+    assert links == {"own.pem", "ca-cert-Kept.pem", "ca-cert-One.pem", "ca-cert-Two.pem"}
+    assert tree[f"{cacerts.CERTS}/ca-cert-One.pem"] == Symlink(target="/usr/share/ca-certificates/mozilla/One.crt")
+
+
+def test_without_a_configuration_there_are_local_certificates_only() -> None:
+    tree, pems = base()
+    tree.remove("etc/ca-certificates.conf")
+    assert cacerts.update(tree) == 0
+    assert tree.read(cacerts.BUNDLE) == b""
+    tree.write("usr/local/share/ca-certificates/own.crt", pems["Off"])
+    assert cacerts.update(tree) == 1
+    assert tree.read(cacerts.BUNDLE) == pems["Off"] + b"\n"
+
+
+def test_the_links_of_another_directory() -> None:
+    """Other files and links that only resemble those of hashes stay."""
+    tree = Tree()
+    pem = named((CN, "One"))
+    for name in ("a.pem", "b.crt", "c.cer", "d.txt", "ca-certificates.crt"):
+        tree.write(f"srv/{name}", pem.replace(b"CERTIFICATE", b"X509 CERTIFICATE") if name == "b.crt" else pem)
+    tree.mkdir("srv/folder.pem")
+    tree.symlink("srv/0123abc.0", "x")
+    tree.symlink("srv/01234567.x", "x")
+    tree.symlink("srv/01234567.0", "x")
+    tree.write("srv/89abcdef.0", "a file")
+    assert cacerts.rehash(tree, "srv") == [
+        "srv/c.cer: duplicate certificate: skipped",
+        "srv/ca-certificates.crt: duplicate certificate: skipped",
+    ]
+    value = f"{cacerts.subject_hash(pem):08x}"
+    names = [path.removeprefix("srv/") for path in tree.children("srv")]
+    assert sorted({f"{value}.0", f"{value}.1", "0123abc.0", "01234567.x", "89abcdef.0"} & set(names)) == sorted(
+        [f"{value}.0", f"{value}.1", "0123abc.0", "01234567.x", "89abcdef.0"]
+    )
+    assert "01234567.0" not in names
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_largest_file_of_certificates(more: int) -> None:
+    tree, pems = base()
+    data = pems["One"].ljust((4 << 20) + more, b"\n")
+    tree.write("etc/ssl/certs/large.pem", data)
+    tree.write("usr/share/ca-certificates/mozilla/Two.crt", data)
+    if not more:
+        assert cacerts.rehash(tree) == []
+        assert cacerts.update(tree) == 2
+        return
+    with pytest.raises(InputError, match=r"^/etc/ssl/certs/large\.pem: more than 4 MiB of certificates$"):
+        cacerts.rehash(tree)
+    with pytest.raises(InputError, match=r"mozilla/Two\.crt"):
+        cacerts.update(tree)
+
+
+def test_where_a_block_ends() -> None:
+    """At least one character is between its lines; after a block without an end nothing else is looked for."""
+    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+    pem = named((CN, "One"))
+    tree = Tree()
+    tree.write("x/a.pem", begin + end)
+    tree.write("x/b.pem", pem + begin)
+    tree.write("x/c.pem", begin + b"\n" + pem.replace(begin, b""))
+    assert cacerts.rehash(tree, "x") == ["x/a.pem: does not contain exactly one certificate: skipped"]
+    tree.write("x/a.pem", begin + b"\n" + end)
+    with pytest.raises(InputError, match=r"^x/a\.pem: not a certificate: "):
+        cacerts.rehash(tree, "x")
+
+
+@pytest.mark.parametrize(
+    ("size", "header"),
+    [
+        (0, "0400"),
+        (127, "047f"),
+        (128, "048180"),
+        (255, "0481ff"),
+        (256, "04820100"),
+        (65535, "0482ffff"),
+        (65536, "0483010000"),
+    ],
+)
+def test_lengths_of_elements(size: int, header: str) -> None:
+    """X.690, 8.1.3."""
+    encoded = cacerts._element(4, bytes(size))
+    assert encoded == bytes.fromhex(header) + bytes(size)
+    assert list(cacerts._elements(encoded + b"\x05\0")) == [(4, bytes(size)), (5, b"")]
+    with pytest.raises(ValueError, match="damaged DER"):
+        list(cacerts._elements(encoded[:-1] if size else b"\x04\1"))
 
 
 def test_rehash_numbers_equal_subjects_and_leaves_duplicates_out() -> None:

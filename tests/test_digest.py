@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,41 @@ def test_equal_trees_have_equal_records_whatever_their_times() -> None:
     other.write("etc/passwd", "root", mtime=99)
     assert differences(records(sample()), records(other)) == []
     assert fingerprint(records(sample())) == fingerprint(records(other))
+
+
+def test_the_records_of_a_hard_link_are_its_files_with_the_path_of_it() -> None:
+    tree = sample()
+    tree.change("etc/passwd", mode=0o4711, uid=5)
+    facts = records(tree)
+    assert facts["/etc/hard"] == {**facts["/etc/passwd"], "link": "/etc/passwd"}
+    assert facts["/etc/passwd"] == {
+        "type": "file",
+        "mode": "4711",
+        "uid": 5,
+        "gid": 0,
+        "size": 4,
+        "sha256": hashlib.sha256(b"root").hexdigest(),
+    }
+    assert facts["/dev/null"] == {"type": "device", "mode": "0600", "uid": 0, "gid": 0, "device": "c 1:3"}
+
+
+def test_a_large_file_has_the_hash_of_all_of_it() -> None:
+    tree, data = Tree(), bytes(range(256)) * 9000
+    tree.write("x", data)
+    assert records(tree)["/x"]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_differences_are_sorted_and_name_all_that_differs() -> None:
+    tree = sample()
+    tree.change("etc/passwd", mode=0o600, uid=7)
+    tree.remove("bin/sh")
+    tree.write("a", "")
+    assert differences(records(sample()), records(tree)) == [
+        "/a: not in the manifest",
+        "/bin/sh: missing",
+        "/etc/hard: mode is 0600, should be 0644, uid is 7, should be 0",
+        "/etc/passwd: mode is 0600, should be 0644, uid is 7, should be 0",
+    ]
 
 
 CHANGES: dict[str, Callable[[Tree], None]] = {

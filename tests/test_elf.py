@@ -7,6 +7,7 @@ import io
 import lzma
 import struct
 import sys
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import InputError
-from imgkit.rootfs.binaries import elf
+from imgkit.rootfs.binaries import elf, libraries
 from imgkit.rootfs.binaries.elf import ET_EXEC, ET_REL, MACHINES, ElfError
 from imgkit.rootfs.binaries.libraries import Libraries, check_architecture, system_path, with_targets
 from imgkit.tree import Content, HardLink, Inline, Slice, Tree
@@ -227,6 +228,62 @@ def test_tables_of_sections_that_are_too_large_or_narrow(size: int, count: int, 
         elf.section(changed(make_elf(sections={".text": b"x"}), 58, "<HH", size, count), ".text")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (make_elf("x86")[:51], "cut off, or of an unknown class"),
+        (make_elf()[:63], "cut off"),
+        (changed(make_elf(), 4, "B", 0), "cut off, or of an unknown class"),
+        (changed(make_elf(), 4, "B", 3), "cut off, or of an unknown class"),
+        (changed(make_elf(), 5, "B", 0), "cut off, or of an unknown class"),
+        (changed(make_elf(), 5, "B", 3), "cut off, or of an unknown class"),
+    ],
+)
+def test_headers_that_cannot_be_read(data: bytes, message: str) -> None:
+    with pytest.raises(ElfError, match=f"^{message}$"):
+        elf.parse_header(data)
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("x86", 52), ("x86_64", 64)])
+def test_the_shortest_header(architecture: str, size: int) -> None:
+    facts = elf.parse_header(make_elf(architecture)[:size])
+    assert facts is not None
+    assert facts.is_for(architecture)
+
+
+@pytest.mark.parametrize("count", [4096, 4097])
+def test_the_most_names(count: int) -> None:
+    data = make_elf(needed=["a"] * (count - 3), soname="s", rpath="r", runpath="u")
+    if count == 4096:
+        assert facts_of(data) == (None, ("a",) * 4093, ("r", "u"), "s")
+    else:
+        with pytest.raises(ElfError, match=r"^more than 4096 names of libraries and folders$"):
+            elf.read(Inline(data))
+
+
+def test_the_longest_name_is_cut() -> None:
+    data = make_elf(interpreter="i" * 5000, needed=["n" * 5000, "m"])
+    assert facts_of(data) == ("i" * 4096, ("n" * 4096, "m"), (), None)
+
+
+def test_two_dynamic_sections() -> None:
+    data = make_elf(interpreter="/lib/ld.so", needed=["a"])
+    with pytest.raises(ElfError, match=r"^2 dynamic sections$"):
+        elf.read(Inline(changed(data, 64 + 56, "<I", 2)))
+
+
+def test_half_an_entry_at_the_end_of_the_dynamic_section_is_none() -> None:
+    data = make_elf(needed=["a", "b"])
+    assert facts_of(changed(data, 64 + 56 + 32, "<Q", 3 * 16 + 15))[1] == ("a", "b")
+
+
+def test_sections_are_found_by_their_whole_name() -> None:
+    data = make_elf(sections={".modinfo2": b"two", ".modinf": b"short", ".modinfo": b"one"})
+    assert elf.section(data, ".modinfo") == b"one"
+    with pytest.raises(ElfError, match="no section names"):
+        elf.section(changed(data, 62, "<H", 5), ".modinfo")
+
+
 def test_the_dynamic_section_ends_with_its_null() -> None:
     data = make_elf(needed=["libz.so.1"], soname="x")
     place = data.index(struct.pack("<QQ", 1, 1))
@@ -361,6 +418,46 @@ def test_libraries_that_need_each_other() -> None:
     tree.write("lib/liba.so", make_elf(needed=["libb.so"], runpath="$ORIGIN"))
     tree.write("lib/libb.so", make_elf(needed=["liba.so"], runpath="$ORIGIN"))
     assert Libraries(tree).closure(["lib/liba.so"]) == {"lib/liba.so", "lib/libb.so"}
+
+
+def test_as_many_loads_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = small_tree()
+    program(tree, needed=["libz.so.1"])
+    monkeypatch.setattr(libraries, "_MAX_LOADS", 4)
+    assert len(Libraries(tree).closure(["bin/program"])) == 5
+    monkeypatch.setattr(libraries, "_MAX_LOADS", 3)
+    with pytest.raises(InputError, match=r": it and what else is needed take more than 3 loads of libraries$"):
+        Libraries(tree).closure(["bin/program"])
+
+
+def test_what_a_file_itself_misses() -> None:
+    tree = small_tree()
+    tree.write("opt/libown.so", make_elf(needed=["libdeep.so"]))
+    tree.write("opt/a.so", make_elf(needed=["libown.so", "libno.so", "libm.so.6", "libz.so.1"], runpath="$ORIGIN"))
+    tree.write("opt/text", "text")
+    assert Libraries(tree).missing("opt/a.so") == ["libno.so"]
+    assert Libraries(tree).missing("opt/text") == []
+    assert Libraries(tree).missing_recursively("opt/a.so") == ["libno.so", "libdeep.so"]
+
+
+@pytest.mark.parametrize(("dictionary", "fits"), [(0x18, True), (0x1E, False)])
+def test_modules_whose_head_takes_much_memory_to_unpack(dictionary: int, fits: bool) -> None:
+    """The header of an xz block has the dictionary's size at 4 (16 or 128 MiB), and its CRC32 at 8 (xz-file-format)."""
+    packed = bytearray(lzma.compress(make_elf(kind=ET_REL)))
+    packed[16] = dictionary
+    struct.pack_into("<I", packed, 20, zlib.crc32(packed[12:20]))
+    tree = complete_tree()
+    tree.write("lib/modules/6/x.ko.xz", bytes(packed))
+    problem = "/lib/modules/6/x.ko.xz: cannot be decompressed: Memory usage limit exceeded"
+    assert check_architecture(tree, "x86_64") == ([] if fits else [problem])
+
+
+@pytest.mark.parametrize("name", ["etc/ld-musl-.path", "etc/ld-musl-x86_64.path.old", "etc/x-ld-musl-x86_64.path"])
+def test_names_that_only_resemble_the_path_file(name: str) -> None:
+    tree = small_tree()
+    tree.write(name, "/srv")
+    tree.symlink("etc/ld-musl-x86_64.path", "nowhere")
+    assert system_path(tree) == ("/lib", "/usr/local/lib", "/usr/lib")
 
 
 def test_path_file_of_musl() -> None:

@@ -221,9 +221,12 @@ def test_a_date_in_the_future_bars_nobody(tmp_path: Path) -> None:
     fresh(tmp_path).check_date("u", "main", now)
 
 
-@pytest.mark.parametrize(("ahead", "remembered"), [(DAY - 600, True), (DAY + 600, False)])
-def test_a_date_may_be_a_day_in_the_future(ahead: int, remembered: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ahead", "remembered"), [(DAY - 1, True), (DAY, False)])
+def test_a_date_may_be_a_day_in_the_future(
+    ahead: int, remembered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = int(time.time())
+    monkeypatch.setattr(time, "time", lambda: float(now))
     fresh(tmp_path).check_date("u", "main", now + ahead)
     fresh(tmp_path).remember_index("community", now + ahead)
     for name in ("main", "community"):
@@ -294,6 +297,39 @@ def test_builds_at_the_same_time_keep_the_newest(tmp_path: Path) -> None:
     kept = [int(path.name) for path in tmp_path.rglob("*") if path.is_file()]
     assert max(kept) == 200
     assert len(kept) < 10, "older ones are removed, but for those of builds that were just at it"
+
+
+def test_a_date_that_another_build_removes_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*listed(folder), folder / "7"]))
+    fresh(tmp_path).check_date("u", "main", 100)
+    with pytest.raises(InputError, match="was seen before"):
+        fresh(tmp_path).check_date("u", "main", 99)
+
+
+def test_where_dates_are_kept(tmp_path: Path) -> None:
+    """Other files in a folder of dates are no dates; without one everything is the newest."""
+    fresh(tmp_path).check_date("u", "main", 0)
+    fresh(tmp_path).check_date("u", "main", 100)
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    first, second = kept.parent.parent, kept.parent
+    assert (kept.name, first.parent) == ("100", tmp_path / "newest")
+    assert (len(first.name), len(second.name), second.name[:2]) == (2, 64, first.name)
+    kept.rename(second / "other")
+    fresh(tmp_path).check_date("u", "main", 0)
+    fresh(tmp_path).check_date("u", "main", 50)
+    assert sorted(path.name for path in second.iterdir()) == ["50", "other"]
+
+
+def test_only_the_newest_date_is_kept(tmp_path: Path) -> None:
+    for date_of_the_index in (100, 300, 200):
+        fresh(tmp_path).remember_index("main", date_of_the_index)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["300"]
+
+
+def test_the_same_branch_again(tmp_path: Path) -> None:
+    for says in ("3.99.0", "3.99.0", "3.99.1"):
+        fresh(tmp_path, branch="latest-stable", says=says).check_minirootfs("u", says, chosen=False)
 
 
 def test_a_memory_that_cannot_be_written_is_no_memory(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_features(text: str, features: tuple[str, ...]) -> None:
 
 def test_other_settings() -> None:
     tree = Tree()
-    assert read_configuration(tree) == MkinitfsConfiguration()
+    assert read_configuration(tree) == MkinitfsConfiguration((), "gzip", None, (), disabled=False)
     tree.write(
         CONFIGURATION,
         "initfscomp=xz\ncomplevel_xz=-9\ncomplevel_gzip=-1\ncustom_files='/etc/a etc/b'\ndisable_trigger=yes",
@@ -162,11 +162,13 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     assert not any("$" in value or "`" in value for value in variables.values() if "'" not in text)
 
 
-def test_bad_level() -> None:
+@pytest.mark.parametrize("level", ["-9 --rsyncable", "9", "-", "-100", "-x", ""])
+def test_bad_level(level: str) -> None:
     tree = alpine()
-    tree.write(CONFIGURATION, "complevel_gzip='-9 --rsyncable'\n")
-    with pytest.raises(InputError, match="complevel_gzip"):
+    tree.write(CONFIGURATION, f"complevel_gzip='{level}'\n")
+    with pytest.raises(InputError) as caught:
         read_configuration(tree)
+    assert caught.value.message == f"/{CONFIGURATION}: complevel_gzip={level} is not a compression level such as -9"
 
 
 def test_globs() -> None:
@@ -228,6 +230,13 @@ def test_names_of_everything() -> None:
     }
     assert {".", "proc", "newroot", "usr/lib/firmware", ".modloop", "media/usb"} <= directories
     assert list(packed) == sorted(packed)
+
+
+def test_every_file_is_in_a_directory_that_comes_before_it() -> None:
+    """The kernel, which unpacks the archive, makes no directories."""
+    names = list(members(alpine()))
+    for place, name in enumerate(names):
+        assert "/" not in name or name.rpartition("/")[0] in names[:place], name
 
 
 def test_attributes() -> None:
@@ -301,6 +310,15 @@ def test_custom_files() -> None:
     assert members(tree)["etc/extra"].data == b"extra"
 
 
+def test_custom_files_replace_others_and_keep_who_may_run_them() -> None:
+    tree = alpine()
+    tree.write(CONFIGURATION, "features='base ext4'\ncustom_files='sbin/tool etc'")
+    tree.write("sbin/tool", "tool", mode=0o4775, uid=5)
+    packed = members(tree)
+    assert (packed["usr/sbin/tool"].data, oct(packed["usr/sbin/tool"].mode)) == (b"tool", "0o100755")
+    assert set(packed) - set(members(alpine())) == {"usr/sbin/tool"}, "a directory is no custom file"
+
+
 def test_firmware_that_modules_name() -> None:
     tree = alpine()
     tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", module(b"firmware=a/b.bin\0firmware=none.bin\0"))
@@ -314,6 +332,40 @@ def test_firmware_that_modules_name() -> None:
         "usr/lib/firmware/real": b"",
         "usr/lib/firmware/real/b.bin.zst": b"blob",
     }
+
+
+@pytest.mark.parametrize("name", ["ext4.ko", "ext4.ko.gz", "ext4.ko.xz"])
+def test_firmware_of_modules_however_they_are_compressed(name: str) -> None:
+    tree = alpine()
+    plain = make_elf(kind=ET_REL, sections={".modinfo": b"firmware=blob\0"})
+    packed = {"ko": plain, "gz": gzip.compress(plain), "xz": lzma.compress(plain)}[name.rpartition(".")[2]]
+    tree.remove(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz")
+    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", packed)
+    tree.write(f"{MODULES}/modules.dep", tree.text(f"{MODULES}/modules.dep").replace("ext4.ko.gz", name))
+    tree.write("lib/firmware/blob", "blob")
+    assert members(tree)["usr/lib/firmware/blob"].data == b"blob"
+    tree.write(f"{MODULES}/kernel/fs/ext4/{name}", packed[:-4] if name != "ext4.ko" else b"damaged")
+    with pytest.raises(InputError, match=rf"^/{MODULES}/kernel/fs/ext4/{name}: damaged kernel module: "):
+        initramfs(tree)
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["blob", "blob.zst", "blob.xz"], ["blob"]),
+        (["blob.zst", "blob.xz"], ["blob.zst"]),
+        (["blob.xz"], ["blob.xz"]),
+        (["blob.gz"], []),
+    ],
+)
+def test_which_of_several_firmware_files_is_taken(there: list[str], taken: list[str]) -> None:
+    """As the kernel looks for them."""
+    tree = alpine()
+    tree.write(f"{MODULES}/kernel/fs/ext4/ext4.ko.gz", module(b"firmware=blob\0"))
+    for name in there:
+        tree.write(f"lib/firmware/{name}", name)
+    folder = "usr/lib/firmware/"
+    assert [name.removeprefix(folder) for name in members(tree) if name.startswith(folder)] == taken
 
 
 @pytest.mark.parametrize(("method", "unpack"), [("gzip", gzip.decompress), ("xz", lzma.decompress)])
@@ -341,6 +393,19 @@ def test_xz_is_what_the_kernel_can_check() -> None:
     data = initramfs(alpine(), compression="xz")
     assert lzma.decompress(data).startswith(b"070701")
     assert data[7] == lzma.CHECK_CRC32
+
+
+@pytest.mark.parametrize(("stated", "level"), [(None, 6), (1, 1)])
+def test_levels_of_xz(stated: int | None, level: int) -> None:
+    tree = alpine()
+    packed = lzma.compress(initramfs(tree, compression="none"), check=lzma.CHECK_CRC32, preset=level)
+    assert initramfs(tree, compression="xz", level=stated) == packed
+
+
+@pytest.mark.parametrize(("stated", "level"), [(8, 8), (9, 9), (10, 9), (99, 9)])
+def test_a_level_above_the_highest_is_the_highest(stated: int, level: int) -> None:
+    tree = alpine()
+    assert initramfs(tree, level=stated)[10:] == gzip.compress(initramfs(tree, compression="none"), level)[10:]
 
 
 # ---- what must be an error -------------------------------------------------------------------------------------------
@@ -383,7 +448,8 @@ def test_unknown_features_are_all_named() -> None:
                 "zzz",
             ),
         )
-    assert len(caught.value.problems) == 2
+    assert caught.value.message == f"initramfs feature ext5: neither /{FEATURES}/ext5.files nor .modules is there"
+    assert caught.value.problems == ("unknown initramfs feature ext5", "unknown initramfs feature zzz")
     assert caught.value.hint == "known are base ext4 net"
 
 
@@ -403,6 +469,38 @@ def test_a_module_named_without_wildcards_must_be_there() -> None:
         initramfs(tree)
 
 
+@pytest.mark.parametrize(
+    "line", ["kernel/fs/gone*.ko.gz", "kernel/fs/gone?.ko", "kernel/fs/gone", "kernel/x/exportfs.ko.xz"]
+)
+def test_modules_that_need_not_be_there(line: str) -> None:
+    """Those that a pattern would match, folders, and what is built into the kernel."""
+    tree = alpine()
+    tree.write(f"{FEATURES}/ext4.modules", f"kernel/fs/ext4\n{line}\n")
+    assert members(tree) == members(alpine())
+
+
+def test_lists_of_files_may_name_what_is_not_there_and_links_that_lead_nowhere() -> None:
+    tree = alpine()
+    tree.symlink("etc/dangling", "nowhere")
+    tree.write(f"{FEATURES}/ext4.files", "/etc/dangling /etc/none.ko\n#/etc/fstab\n/etc/mdev*\n")
+    assert members(tree) == members(alpine())
+
+
+def test_a_directory_in_a_list_stands_for_the_files_in_it() -> None:
+    tree = alpine()
+    tree.write("etc/tools/deep/one", "1")
+    tree.add("etc/tools/two", HardLink(target="etc/tools/deep/one"))
+    tree.symlink("etc/tools/three", "two")
+    tree.write(f"{FEATURES}/ext4.files", "etc/tools\n")
+    packed = members(tree)
+    assert {name: packed[name].data for name in set(packed) - set(members(alpine())) if "." not in name} == {
+        "etc/tools": b"",
+        "etc/tools/deep": b"",
+        "etc/tools/deep/one": b"1",
+        "etc/tools/two": b"1",
+    }
+
+
 def test_a_module_that_depmod_has_not_seen() -> None:
     tree = alpine()
     tree.write(f"{MODULES}/kernel/fs/ext4/new.ko.gz", module())
@@ -419,8 +517,10 @@ def test_a_damaged_module_among_firmware() -> None:
 
 
 def test_unknown_compression() -> None:
-    with pytest.raises(RecipeError, match="compression lz4"):
+    with pytest.raises(RecipeError) as caught:
         initramfs(alpine(), compression="lz4")
+    assert caught.value.message == "initramfs compression lz4 is not known here"
+    assert caught.value.hint == "use one of gzip, xz, none"
 
 
 # ---- the trigger -----------------------------------------------------------------------------------------------------
@@ -434,7 +534,16 @@ def test_install() -> None:
     assert (node.mode, node.mtime, node.uid) == (0o600, EPOCH, 0)
     assert node.content.read() == initramfs(tree)
     assert tree.read(f"{MODULES}/initramfs-suffix") == b"-virt\n"
+    assert tree[f"{MODULES}/initramfs-suffix"].mtime == EPOCH
     assert tree["boot/boot"] == Symlink(target=".", mtime=EPOCH)
+
+
+def test_a_boot_that_is_there_stays() -> None:
+    tree = alpine()
+    tree.symlink("boot/boot", "elsewhere")
+    tree.mkdir("boot/elsewhere")
+    install_initramfs(tree, RELEASE, epoch=EPOCH)
+    assert tree["boot/boot"] == Symlink(target="elsewhere")
 
 
 def test_install_again_changes_nothing() -> None:
@@ -454,11 +563,24 @@ def test_a_failure_leaves_the_tree_alone() -> None:
     assert dict(tree.items()) == before
 
 
-def test_disabled_trigger() -> None:
+@pytest.mark.parametrize(
+    ("value", "disabled"),
+    [
+        ("yes", True),
+        ("YES", True),
+        ("true", True),
+        ("TRUE", True),
+        ("1", True),
+        ("no", False),
+        ("0", False),
+        ("", False),
+    ],
+)
+def test_disabled_trigger(value: str, disabled: bool) -> None:
     tree = alpine()
-    tree.write(CONFIGURATION, "disable_trigger=yes\n")
-    assert install_initramfs(tree, RELEASE, epoch=EPOCH) is None
-    assert "boot/initramfs-virt" not in tree
+    tree.write(CONFIGURATION, f"features=base\ndisable_trigger={value}\n")
+    assert install_initramfs(tree, RELEASE, epoch=EPOCH) == (None if disabled else "boot/initramfs-virt")
+    assert ("boot/initramfs-virt" in tree) is not disabled
 
 
 # ---- the real one ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from imgkit.image import bootrecord
 from imgkit.image.manifest import MAX_SIZE, read_manifest
 from imgkit.planning import lockfile
 from imgkit.planning.download import fetch_packages
-from imgkit.planning.schemas import LockedArchitecture, LockedFile, LockedPackage
+from imgkit.planning.schemas import LockedArchitecture, LockedPackage
 from imgkit.recipe import load
 from tests.commandline import Place
 from tests.mirrors import INDEX, LISTING, RECIPE, ROOTFS
@@ -215,14 +215,6 @@ BOUNDS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
-def test_a_file_of_a_lock_at_its_bounds(bound: str) -> None:
-    good, bad = BOUNDS[bound]
-    LockedFile.model_validate({**FILE, **good})
-    with pytest.raises(ValidationError):
-        LockedFile.model_validate({**FILE, **bad})
-
-
 def locked(**fields: Any) -> dict[str, Any]:
     package = Package(**{"name": "a", "version": "1-r0", "identity": "Q1" + "A" * 27 + "=", **fields})
     return {
@@ -246,6 +238,32 @@ def test_a_package_of_a_lock_at_its_bounds(good: dict[str, Any], bad: dict[str, 
         LockedPackage.model_validate(locked(**bad))
 
 
+def test_a_line_of_a_record_at_its_bounds() -> None:
+    """It has no control characters but tabs."""
+    for more, fits in (("T:" + "x" * ((1 << 20) - 2), True), ("T:" + "x" * ((1 << 20) - 1), False),
+                       ("T:a\tb", True), ("T:a\x1fb", False), ("T:a\x7f", False), ("T:a\nb", False)):  # fmt: skip
+        record = [line for line in locked()["record"] if not line.startswith("T:")]
+        if fits:
+            assert LockedPackage.model_validate({**locked(), "record": [*record, more]}).package.description
+        else:
+            with pytest.raises(ValidationError, match=r"record\.\d"):
+                LockedPackage.model_validate({**locked(), "record": [*record, more]})
+
+
+def test_a_package_of_a_lock_has_its_own_path_and_no_fault() -> None:
+    with pytest.raises(ValidationError, match="the path is not that of a-1-r0"):
+        LockedPackage.model_validate({**locked(), "path": "v3.23/main/x86_64/a-2-r0.apk"})
+    with pytest.raises(ValidationError, match=r"Value error, a: .*>>"):
+        LockedPackage.model_validate({**locked(), "record": [*locked()["record"], "D:b>>c!"]})
+
+
+def test_an_entry_never_changes() -> None:
+    entry = LockedArchitecture.model_validate(ENTRY)
+    for model in (entry, entry.minirootfs, entry.install[0]):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, next(iter(type(model).model_fields)), "x")
+
+
 def test_only_a_downloaded_package_needs_an_identity() -> None:
     """One that the minirootfs has is not downloaded, and is in no repository."""
     bare = {**locked(identity=""), "sha256": "", "path": "/a-1-r0.apk"}
@@ -264,6 +282,19 @@ ENTRY: dict[str, Any] = {
     "world": ["a"],
     "install": [locked()],
 }
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_file_of_a_lock_at_its_bounds(bound: str) -> None:
+    good, bad = BOUNDS[bound]
+    for place in ("minirootfs", "indexes"):
+        LockedArchitecture.model_validate({**ENTRY, place: _one(place, {**FILE, **good})})
+        with pytest.raises(ValidationError, match=f"{place}\\."):
+            LockedArchitecture.model_validate({**ENTRY, place: _one(place, {**FILE, **bad})})
+
+
+def _one(place: str, facts: Mapping[str, Any]) -> object:
+    return [facts] if place == "indexes" else facts
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,28 @@ def test_a_package_that_fails_again_is_marked_once() -> None:
     assert [record.flags for record in installed_in(tree)] == ["s", ""]
 
 
+def test_a_package_whose_scripts_succeed_is_not_marked() -> None:
+    tree = Tree()
+    run(tree, built("a", scripts={"post-install": "true"}), built("b", scripts={"post-install": "exit 1"}), built("c"))
+    assert [record.flags for record in installed_in(tree)] == ["", "s", ""]
+
+
+def test_directories_of_a_package_that_is_there_keep_their_owners_in_the_database() -> None:
+    tree = Tree()
+    shared = PackageEntry("var", Directory(mode=0o700, uid=5, gid=6), None, "someone", "someone")
+    first = built("a", shared, file("var/a", "a"))
+    run(tree, first)
+    run(tree, first, built("b", directory("var"), file("var/b", "b")))
+    records = {record.package.name: record for record in installed_in(tree)}
+    owners = {
+        name: [
+            (each.path, each.attributes.uid, each.attributes.gid, each.attributes.mode) for each in record.directories
+        ]
+        for name, record in records.items()
+    }
+    assert owners == {"a": [("var", 5, 6, 0o700)], "b": [("var", 0, 0, 0o755)]}
+
+
 def test_packages_that_are_not_wanted_are_removed() -> None:
     tree = Tree()
     run(tree, built("a", file("a", "a")), built("b", file("b", "b")))
@@ -214,6 +236,33 @@ def test_triggers_run_after_all_packages_in_the_order_of_the_packages() -> None:
         built("b", directory("d"), scripts={"post-install": "echo b >>/log"}),
     )
     assert tree.text("log") == "b\na\n"
+
+
+def test_a_pattern_of_modified_directories_matches_all_for_a_new_package() -> None:
+    tree = Tree()
+    first = built("a", directory("d"))
+    second = built("b", directory("e"), scripts=TRIGGER, triggers=["+/d", "/e"])
+    run(tree, first)
+    run(tree, first, second)
+    assert tree.text("log") == "/d /e\n"
+    run(tree, first, second, built("c", directory("d")))
+    assert tree.text("log") == "/d /e\n/d\n"
+
+
+def test_packages_without_triggers_stand_in_nobodys_way() -> None:
+    tree = Tree()
+    run(tree, built("a", directory("d")), built("b", scripts=TRIGGER, triggers=["/d"]), built("c"))
+    assert tree.text("log") == "/d\n"
+
+
+def test_triggers_of_old_and_new_packages_run_in_the_order_of_the_packages() -> None:
+    tree = Tree()
+    scripts = {name: {"trigger": f"echo {name} $* >>/log"} for name in "ab"}
+    packages = [built(name, scripts=scripts[name], triggers=["/d"]) for name in "ab"]
+    run(tree, *packages)
+    assert "log" not in tree
+    run(tree, packages[0], built("b", directory("d"), scripts=scripts["b"], triggers=["/d"], version="2-r0"))
+    assert tree.text("log") == "a /d\nb /d\n"
 
 
 def test_a_trigger_without_a_matching_directory_does_not_run() -> None:

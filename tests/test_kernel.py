@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,41 @@ def test_other_images_stay(image: bytes) -> None:
 def test_bad_images(image: bytes, message: str) -> None:
     with pytest.raises(InputError, match=f"^/boot/vmlinuz-virt: .*{message}"):
         unpack_zboot(image, "boot/vmlinuz-virt")
+
+
+def test_an_image_that_ends_with_its_payload() -> None:
+    packed = zboot(gzip.compress(IMAGE)).removesuffix(b"signature")
+    assert unpack_zboot(packed, "boot/vmlinuz-virt") == IMAGE
+    with pytest.raises(InputError, match=r"^/boot/vmlinuz-virt: kernel image is cut off$"):
+        unpack_zboot(packed[:-1], "boot/vmlinuz-virt")
+
+
+def test_an_image_that_is_its_header() -> None:
+    header = zboot(b"", offset=56).removesuffix(b"signature")
+    assert len(header) == 56
+    with pytest.raises(InputError, match=r"^/boot/vmlinuz-virt: kernel image is cut off, or larger than 256 MiB$"):
+        unpack_zboot(header, "boot/vmlinuz-virt")
+    with pytest.raises(InputError, match=r"^/boot/vmlinuz-virt: kernel image is cut off$"):
+        unpack_zboot(header[:-1], "boot/vmlinuz-virt")
+
+
+def test_a_stream_of_zlib_is_no_gzip() -> None:
+    with pytest.raises(InputError, match=r"kernel image is damaged: .*incorrect header check"):
+        unpack_zboot(zboot(zlib.compress(IMAGE)), "boot/vmlinuz-virt")
+
+
+def test_a_stream_that_wants_much_memory_is_not_unpacked() -> None:
+    """The size of the dictionary is at 1 (LZMA file format): here 512 MiB."""
+    stream = bytearray(lzma.compress(IMAGE, lzma.FORMAT_ALONE))
+    struct.pack_into("<I", stream, 1, 512 << 20)
+    with pytest.raises(InputError, match="kernel image is damaged: Memory usage limit exceeded"):
+        unpack_zboot(zboot(bytes(stream), b"lzma"), "boot/vmlinuz-virt")
+
+
+def test_an_image_without_a_method_names_none() -> None:
+    with pytest.raises(InputError) as caught:
+        unpack_zboot(zboot(gzip.compress(IMAGE), b""), "x")
+    assert caught.value.message == "/x: kernel image is compressed with nothing, which cannot be unpacked here"
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,33 @@ def test_index_refuses(entry: IndexEntry) -> None:
         write_index([entry])
 
 
+def test_values_of_one_key_are_sorted_by_priority_and_ties_keep_their_order() -> None:
+    data = write_index([("a", "y", 2), ("a", "z", 1), ("a", "x", 1), ("a", "b", 0)])
+    assert read_index(data) == [("a", "b", 0), ("a", "z", 1), ("a", "x", 1), ("a", "y", 2)]
+
+
+def test_the_longest_key_and_one_that_is_too_long() -> None:
+    """A message shows the beginning of the key."""
+    assert read_index(write_index([("k" * 600, "v", 0)])) == [("k" * 600, "v", 0)]
+    with pytest.raises(InputError) as caught:
+        write_index([("k" * 601, "v", 0)])
+    assert caught.value.message == f"module index: {'k' * 80!r} cannot be a key of it"
+
+
+@pytest.mark.parametrize(("last", "fits"), [(32, True), (31, False)])
+def test_an_index_in_which_a_node_is_too_far_back_to_be_named(
+    monkeypatch: pytest.MonkeyPatch, last: int, fits: bool
+) -> None:
+    """Each of these keys has a node of 10 bytes; the root's begins at 12 and the last one's at 32."""
+    monkeypatch.setattr(kmod, "_POSITION", last)
+    entries = [("a", "x", 0), ("b", "y", 0)]
+    if fits:
+        assert len(write_index(entries)) == 32 + 10
+    else:
+        with pytest.raises(InputError, match=r"^module index: more than 256 MiB$"):
+            write_index(entries)
+
+
 def test_the_reader_of_the_test_notices_damage() -> None:
     data = write_index([("abc", "one", 1), ("abd", "two", 2)])
     with pytest.raises(AssertionError):
@@ -140,6 +167,7 @@ TEXTS = {
     "alias": "# Aliases\nalias pci:v1-2 b_c\nalias both a\nalias both e\n",
     "symbols": "# Symbols\nalias symbol:one a\nalias symbol:two e\n",
     "softdep": "# Soft\nsoftdep e pre: a\nsoftdep a post: e\n",
+    "weakdep": "# Weak\nweakdep a e\nweakdep e a\n",
     "devname": "# Nodes\na loop-control c10:237\n",
     "order": "kernel/a.ko\nkernel/e.ko\n",
     "builtin": "kernel/built-in.ko\n",
@@ -182,6 +210,7 @@ def test_subset() -> None:
         "modules.alias": "# Aliases\nalias pci:v1-2 b_c\nalias both a\n",
         "modules.symbols": "# Symbols\nalias symbol:one a\n",
         "modules.softdep": "# Soft\nsoftdep a post: e\n",
+        "modules.weakdep": "# Weak\nweakdep a e\n",
         "modules.devname": "# Nodes\na loop-control c10:237\n",
         "modules.order": TEXTS["order"],
         "modules.builtin": TEXTS["builtin"],
@@ -209,6 +238,18 @@ def test_odd_lines_belong_to_no_module() -> None:
     assert files["modules.alias"] == b"something else a\nalias with blank a\n"
     assert files["modules.devname"] == b""
     assert read_index(files["modules.alias.bin"]) == [("with blank", "a", 0)]
+
+
+def test_lines_that_are_no_alias_are_not_in_an_index() -> None:
+    """An alias of a module that is not in modules.dep, such as a built-in one, is first in the order."""
+    texts = {"dep": DEP, "alias": "alias a\nalias  a\nother x a\nalias x e\nalias x-y built_in\n"}
+    assert read_index(indexes(texts)["modules.alias.bin"]) == [("x", "e", 3), ("x_y", "built_in", 0)]
+
+
+def test_what_of_the_built_in_modules_is_an_alias() -> None:
+    modinfo = "a-b.alias=x-[0-9]\0a-b.alias.of=y\0a-b.license=GPL\0alias=z\0a-b.alias=last"
+    files = indexes({"dep": "", "builtin.modinfo": modinfo})
+    assert read_index(files["modules.builtin.alias.bin"]) == [("last", "a_b", 0), ("x_[0-9]", "a_b", 0)]
 
 
 def test_missing_texts_make_no_files() -> None:

@@ -65,6 +65,17 @@ def test_no_mirror_is_named_and_another_one_will_do(recipe: Recipe, lock: Path) 
     assert lockfile.read(lock, other, "amd64").minirootfs.url == "https://elsewhere.test/v3.23/releases/x.tar.gz"
 
 
+def test_the_file_can_be_read_and_compared_by_people(recipe: Recipe, tmp_path: Path) -> None:
+    """A line for each value, with as many blanks as it is levels deep, and letters as they are."""
+    plan = plan_of(recipe, "amd64")
+    package = replace(plan.packages[0], package=replace(plan.packages[0].package, description="café"))
+    path = tmp_path / "x.lock"
+    lockfile.write(path, recipe, {"amd64": replace(plan, packages=(package,))})
+    lines = path.read_text().splitlines()
+    assert lines[:5] == ["{", ' "lock": 1,', ' "architectures": {', '  "amd64": {', f'   "branch": "{recipe.branch}",']
+    assert '"T:café",' in [line.strip() for line in lines]
+
+
 def test_equal_plans_make_equal_files(recipe: Recipe, lock: Path) -> None:
     before = lock.read_bytes()
     lockfile.write(lock, recipe, {arch: plan_of(recipe, arch) for arch in sorted(recipe.architectures, reverse=True)})

@@ -135,6 +135,21 @@ def test_a_path_below_a_link_to_the_root() -> None:
     assert tree.read("x") == b"x"
 
 
+def test_folders_that_no_package_has_are_made_with_the_time_of_what_is_in_them() -> None:
+    file_entry = PackageEntry("a/b/x", File(content=Inline(b"x"), mtime=9), hashlib.sha1(b"x").digest(), "root", "root")
+    directory_entry = PackageEntry("c/d/y", Directory(mode=0o700, mtime=8), None, "root", "root")
+    tree, ledger = installed((package("a"), [file_entry, directory_entry]))
+    assert {path: (node.mode, node.mtime) for path, node in tree.items() if path} == {
+        "a": (0o755, 9),
+        "a/b": (0o755, 9),
+        "a/b/x": (0o644, 9),
+        "c": (0o755, 8),
+        "c/d": (0o755, 8),
+        "c/d/y": (0o700, 8),
+    }
+    assert set(ledger.directories) == {"c/d/y"}
+
+
 def test_links_to_directories_are_followed() -> None:
     tree = Tree()
     tree.mkdir("usr/lib")

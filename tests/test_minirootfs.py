@@ -102,6 +102,31 @@ def test_a_bomb_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "spool").stat().st_size <= 2 << 20
 
 
+def test_members_that_are_too_much_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = gzip.decompress(archived(sample()))
+    half = len(raw) // 2
+    data = gzip.compress(raw[:half]) + gzip.compress(raw[half:])
+    monkeypatch.setattr(minirootfs, "MAX_INFLATED", len(raw))
+    assert "bin/busybox" in unpack(tmp_path, data)
+    monkeypatch.setattr(minirootfs, "MAX_INFLATED", len(raw) - 1)
+    with pytest.raises(InputError, match="inflates to more than"):
+        unpack(tmp_path, data)
+
+
+def test_times_are_those_of_the_archive(tmp_path: Path) -> None:
+    tree = sample()
+    tree.write("etc/motd", "hello", mtime=1_700_000_000)
+    tree.symlink("etc/link", "motd", mtime=1_600_000_000)
+    made = unpack(tmp_path, archived(tree))
+    assert (made["etc/motd"].mtime, made["etc/link"].mtime) == (1_700_000_000, 1_600_000_000)
+
+
+@pytest.mark.parametrize("name", [".", "./"])
+def test_the_root_has_what_the_archive_says(tmp_path: Path, name: str) -> None:
+    made = unpack(tmp_path, member(name, type=tarfile.DIRTYPE, mode=0o711, uid=5, gid=6))
+    assert (made[""].mode, made[""].uid, made[""].gid) == (0o711, 5, 6)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.integers(0, 2000), st.integers(0, 255))
 def test_damage_is_an_error_or_changes_nothing(tmp_path: Path, place: int, value: int) -> None:

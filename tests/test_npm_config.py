@@ -110,6 +110,82 @@ def test_whoever_builds_says_more(tmp_path: Path) -> None:
     assert ignored == ()
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("proxy", Setting("proxy", "true")),
+        ("proxy=", Setting("proxy", "")),
+        (" proxy = a b ; c", Setting("proxy", "a b")),
+        ("proxy=a#b", Setting("proxy", "a")),
+        (r"proxy=a\;b", Setting("proxy", r"a\;b")),
+        ('proxy="a;\\u0062"', Setting("proxy", "a;b")),
+        (r'proxy="a\d"', Setting("proxy", r"a\d")),
+        ("proxy='a;b'", Setting("proxy", "a;b")),
+        ("proxy=''", Setting("proxy", "")),
+        ('proxy=""', Setting("proxy", "")),
+        ('proxy="', Setting("proxy", '"')),
+        ("proxy='", Setting("proxy", "'")),
+        ("proxy=\"a'", Setting("proxy", "\"a'")),
+        ("'proxy'=a", Setting("proxy", "a")),
+        ("a=b=c", Setting("a", "b=c")),
+    ],
+)
+def test_values_as_npm_reads_them(line: str, expected: Setting) -> None:
+    assert list(parse(f"; comment\n# another\n\n{line}\nlast=1\n[section]\nproxy=hidden\n")) == [
+        expected,
+        Setting("last", "1"),
+    ]
+
+
+def test_variables_of_whoever_builds(tmp_path: Path) -> None:
+    """Empty ones are none, keys of registries and scopes keep their letters, and a variable may be missing."""
+    variables = {
+        "npm_config_proxy": "",
+        "npm_config_HTTPS_PROXY": "p",
+        "npm_config_//Own.example/:_authToken": "t_T",
+        "npm_config_@my_scope:registry": "r",
+        "other_config_cafile": "/x",
+        "npm_config_cafile": "/y",
+    }
+    found, _ = taken(tmp_path, "", "noproxy=a${NONE}b${NONE?}c\n", **variables)
+    assert found == [
+        Setting("noproxy", "abc"),
+        Setting("//Own.example/:_authToken", "t_T"),
+        Setting("@my_scope:registry", "r"),
+        Setting("https-proxy", "p"),
+        Setting("cafile", "/y"),
+    ]
+
+
+def test_a_home_that_nobody_knows_stays_as_it_is_written(tmp_path: Path) -> None:
+    for environment in ({}, {"HOME": ""}):
+        (tmp_path / "host").write_text("cafile=~/ca.pem\nproxy=~/x\ncert=~x\n")
+        found = settings(tmp_path / "none", [tmp_path / "host"], environment)
+        assert found.text == 'cafile="~/ca.pem"\nproxy="~/x"\ncert="~x"\n'
+    found = settings(tmp_path / "none", [tmp_path / "host"], {"HOME": "/home/me"})
+    assert found.text == 'cafile="/home/me/ca.pem"\nproxy="~/x"\ncert="~x"\n', "only files are in the home"
+    assert found.files == (Path("/home/me/ca.pem"),)
+
+
+def test_a_value_in_which_npm_would_replace_a_variable_is_left_out(tmp_path: Path) -> None:
+    found, ignored = taken(tmp_path, "registry=a${\nregistry=b\n", "proxy=${A}\n", A="${B}")
+    assert (found, ignored) == ([Setting("registry", "b")], ())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_largest_npmrc(tmp_path: Path, more: int) -> None:
+    """One of the host that is larger is left out."""
+    text = "registry=r\n" + "#" * ((256 << 10) - len("registry=r\n") + more)
+    (tmp_path / "payload").write_text(text)
+    expected = "" if more else 'registry="r"\n'
+    assert settings(tmp_path / "none", [tmp_path / "payload"], {}).text == expected
+    if more:
+        with pytest.raises(InputError, match=rf"payload: has more than {256 << 10} bytes$"):
+            settings(tmp_path / "payload", [], {})
+    else:
+        assert settings(tmp_path / "payload", [], {}).text == expected
+
+
 def test_names_in_a_warning_are_plain(tmp_path: Path) -> None:
     _, ignored = taken(tmp_path, "\x1b[31mgit=x\n" + "k" * 500 + "=x\n")
     assert ignored == ("?[31mgit", "k" * 80)
@@ -245,6 +321,56 @@ def test_lock_files_of_version_1() -> None:
         check_lock(MANIFEST, lock, allow_git=False)
 
 
+def test_packages_for_development_stand_in_nobodys_way() -> None:
+    entries = {"node_modules/d": {"resolved": "git+ssh://h/x", "dev": True}, "node_modules/x": {"resolved": "a/b"}}
+    with pytest.raises(InputError, match=r"^package\.json: 'node_modules/x': 'a/b' comes from a git repository$"):
+        check_lock(MANIFEST, {"packages": entries}, allow_git=False)
+    check_lock(MANIFEST, {"packages": entries}, allow_git=True)
+
+
+def test_workspaces_in_a_lock_file_are_folders() -> None:
+    """Their paths look like names for github."""
+    check_lock(MANIFEST, {"packages": {"node_modules/x": {"resolved": "packages/x", "link": True}}}, allow_git=False)
+    with pytest.raises(InputError, match=r"^package\.json: 'node_modules/x': leads out of the payload's folder$"):
+        check_lock(MANIFEST, {"packages": {"node_modules/x": {"resolved": "../x", "link": True}}}, allow_git=True)
+
+
+def test_places_of_packages_are_in_the_payload() -> None:
+    check_lock(MANIFEST, {"packages": {"": {"resolved": "a/b"}, "x": "no entry", "packages/x": {}}}, allow_git=False)
+    for place in ("../x", "node_modules/../../x", "/x", "C:/x"):
+        with pytest.raises(InputError) as caught:
+            check_lock(MANIFEST, {"packages": {place: {}}}, allow_git=True)
+        assert caught.value.message == f"package.json: {place!r} is outside of the payload's folder"
+
+
+@pytest.mark.parametrize("pattern", ["../x", "!../x", "/x", "packages/../../x"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_workspaces_are_in_the_payload(pattern: str, nested: bool) -> None:
+    for patterns, fits in ((["packages/*", "!packages/old"], True), (["packages/*", pattern], False)):
+        manifest = {"workspaces": {"packages": patterns} if nested else patterns}
+        if fits:
+            check_manifest(MANIFEST, manifest, allow_git=False, development=False)
+        else:
+            with pytest.raises(InputError) as caught:
+                check_manifest(MANIFEST, manifest, allow_git=True, development=False)
+            assert caught.value.message == f"package.json: the workspace {pattern!r} leads out of the payload's folder"
+
+
+@pytest.mark.parametrize("kind", ["dependencies", "optionalDependencies", "peerDependencies", "overrides"])
+def test_every_kind_of_dependency_is_checked(kind: str) -> None:
+    wanted = {"a": "1.0.0", "x": "a/b"}
+    with pytest.raises(InputError, match=r"^package\.json: x: 'a/b' comes from a git repository$"):
+        check_manifest(MANIFEST, {kind: wanted}, allow_git=False, development=False)
+    with pytest.raises(InputError, match="git repository"):
+        check_manifest(MANIFEST, {"overrides": {"b": {"c": wanted}, "d": "1"}}, allow_git=False, development=False)
+
+
+def test_a_message_has_the_beginning_of_a_specification() -> None:
+    with pytest.raises(InputError) as caught:
+        check_manifest(MANIFEST, {"dependencies": {"x": "a/" + "b" * 300}}, allow_git=False, development=False)
+    assert caught.value.message == f"package.json: x: 'a/{'b' * 198}' comes from a git repository"
+
+
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b"]), min_size=1, max_size=7))
 def test_paths_leave_as_path_arithmetic_says(parts: list[str]) -> None:
     path = "/".join(parts)
@@ -268,7 +394,7 @@ def test_json_that_is_absurd(tmp_path: Path) -> None:
         read_json(path)
     with path.open("wb") as sink:
         sink.truncate(65 << 20)
-    with pytest.raises(InputError, match="is larger than the"):
+    with pytest.raises(InputError, match=f"is larger than the {64 << 20} bytes"):
         read_json(path)
     with pytest.raises(InputError, match="not a regular file"):
         read_json(Path("/dev/zero"))
@@ -290,9 +416,11 @@ def test_installed_packages_are_found_by_name(tmp_path: Path, caplog: pytest.Log
         caplog.clear()
         _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert ("did not install it" not in caplog.text) == there, name
+    opened = len(list(Path("/proc/self/fd").iterdir()))
     for name in ("**linux-x64-musl", "x" * 300, "../..", "*"):
         _warn_of_unlocked(tmp_path, tmp_path / "package-lock.json", [name])
         assert f"lacks {name}, and this npm did not install it" in caplog.text
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
 
 
 def test_a_stand_in_that_needs_its_home_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm.prepare import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree
+from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree, kind, leads_out
 from tests.conftest import need
 from tests.files import nested
 
@@ -104,15 +105,20 @@ def test_a_link_is_replaced_not_followed(folder: Path) -> None:
     assert (tree.text("etc/motd"), tree.text("usr/share/motd")) == ("hello", "precious")
 
 
-@pytest.mark.parametrize("blocker", ["etc", "etc/init.d", "dangling"])
-def test_a_file_where_a_directory_is_wanted(folder: Path, blocker: str) -> None:
+@pytest.mark.parametrize(
+    ("blocker", "there"), [("etc", "file"), ("etc/init.d", "file"), ("etc", "symlink"), ("etc/init.d", "symlink")]
+)
+def test_a_file_where_a_directory_is_wanted(folder: Path, blocker: str, there: str) -> None:
     tree = Tree()
-    if blocker == "dangling":
-        tree.symlink("etc", "nowhere")
+    if there == "symlink":
+        tree.symlink(blocker, "nowhere")
     else:
         tree.write(blocker, "file")
-    with pytest.raises(InputError, match="not a directory"):
+    with pytest.raises(InputError) as caught:
         add_directory(tree, folder, "", epoch=EPOCH)
+    assert caught.value.message == (
+        f"{folder}/{blocker}: /{blocker} is a {kind(tree[blocker])} in the image, not a directory"
+    )
 
 
 def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
@@ -120,6 +126,29 @@ def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
     tree.mkdir("etc/motd")
     with pytest.raises(InputError, match=r"etc/motd: /etc/motd is a directory"):
         add_directory(tree, folder, "", epoch=EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("path", "depth", "out"),
+    [
+        ("", 0, False),
+        (".", 0, False),
+        ("a/..", 0, False),
+        ("..", 0, True),
+        ("..", 1, False),
+        ("../..", 1, True),
+        ("../..", 2, False),
+        ("./..", 0, True),
+        ("//..", 0, True),
+        ("a/../../b", 0, True),
+        ("a/../../b", 1, False),
+        ("...", 0, False),
+    ],
+)
+def test_paths_that_lead_out_of_a_folder(path: str, depth: int, out: bool) -> None:
+    assert leads_out(path, depth) is out
+    if depth == 0:
+        assert leads_out(path) is out
 
 
 def test_a_destination_that_is_a_file_or_a_circle(folder: Path) -> None:
@@ -460,6 +489,174 @@ def test_a_lock_file_that_lacks_what_others_need(
     prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
     assert [call[0] for call in npm.calls()] == ["install"], "npm ci refuses such a lock file too"
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "cpu", "missing"),
+    [
+        ("linux-x64", "x86_64", "linux-x64"),
+        ("linux-x64 linux-x64-gnu linux-x64-glibc", "x86_64", "linux-x64"),
+        ("linux-x64 linux-x64-musl", "x86_64", "linux-x64-musl"),
+        ("@img/sharp-linuxmusl-arm64 @img/sharp-linux-arm64", "aarch64", "@img/sharp-linuxmusl-arm64"),
+        ("a-linux-x64-musl b-linux-x64-musl", "x86_64", "a-linux-x64-musl, b-linux-x64-musl"),
+        ("linux-riscv64 linux-x64", "riscv64", "linux-riscv64"),
+        ("linux-x64-gnu darwin-x64 linux-arm64", "x86_64", ""),
+    ],
+)
+def test_which_packages_of_a_lock_file_the_image_needs(
+    npm: Npm, payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, cpu: str, missing: str
+) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    packages = {"": {"optionalDependencies": dict.fromkeys(names.split(), "1")}, "node_modules/other": {}}
+    (payload / "package-lock.json").write_text(json.dumps({"packages": packages}))
+    prepare(payload, tmp_path / "copy", build="auto", architecture=cpu)
+    assert [message.split("; ")[0] for message in warnings(caplog)] == (
+        [f"{payload}/package-lock.json: lacks {missing}, and this npm did not install it"] if missing else []
+    )
+
+
+def test_a_package_that_npm_added_to_those_of_the_lock_file(
+    npm: Npm, payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    npm.program.write_text(npm.program.read_text().replace("node_modules/dep", "node_modules/dep-linux-x64"))
+    packages = {"": {"optionalDependencies": {"dep-linux-x64": "1"}}}
+    (payload / "package-lock.json").write_text(json.dumps({"packages": packages}))
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert warnings(caplog) == [
+        f"{payload}/package-lock.json: lacks dep-linux-x64, which is now in the image in a version of npm's choice; "
+        "remove node_modules and package-lock.json and run npm install to have a complete one"
+    ]
+
+
+def test_the_shrinkwrap_is_preferred(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "npm-shrinkwrap.json").write_text("{}")
+    (payload / "package-lock.json").write_text("damaged")
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert npm.calls()[0][0] == "ci"
+
+
+@pytest.mark.parametrize(("scripts", "name"), [(False, "plain"), (True, "scripts")])
+def test_payloads_whose_scripts_run_have_a_cache_of_their_own(
+    npm: Npm, payload: Path, tmp_path: Path, scripts: bool, name: str
+) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    prepare(
+        payload,
+        tmp_path / "copy",
+        build="auto",
+        architecture="x86_64",
+        allow_scripts=scripts,
+        cache=tmp_path / "cache",
+    )
+    ((*_, cache),) = [[word for word in call if word.startswith("--cache=")] for call in npm.calls()]
+    assert cache == f"--cache={tmp_path}/cache/{name}"
+
+
+def test_installing_with_what_is_in_the_cache_or_from_the_network(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    prepare(payload, tmp_path / "copy", build="auto", architecture="riscv64")
+    (call,) = npm.calls()
+    assert {"--prefer-offline", "--no-audit", "--no-fund", "--cpu=riscv64", "--allow-git=none"} <= set(call)
+    assert "--offline" not in call
+
+
+def test_an_architecture_that_npm_has_no_name_for(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    with pytest.raises(InputError) as caught:
+        prepare(payload, tmp_path / "copy", build="auto", architecture="s390x")
+    assert caught.value.message == f"{payload}: Node's name of the architecture s390x is not known"
+    assert npm.calls() == []
+
+
+def test_what_npm_installed_is_checked(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    """npm's own list of it does not get into the image."""
+    manifest(payload, dependencies=DEPENDENCIES)
+    prepared = prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert (prepared / "node_modules/dep").exists()
+    assert not (prepared / "node_modules/.package-lock.json").exists()
+    lock = json.dumps({"packages": {"node_modules/x": {"resolved": "git+ssh://h/x.git"}}})
+    npm.program.write_text(npm.program.read_text().replace('"{}"', repr(lock)))
+    with pytest.raises(InputError) as caught:
+        prepare(payload, tmp_path / "again", build="auto", architecture="x86_64")
+    assert caught.value.message == (
+        f"{payload}/node_modules: 'node_modules/x': 'git+ssh://h/x.git' comes from a git repository"
+    )
+    prepare(payload, tmp_path / "allowed", build="auto", architecture="x86_64", allow_git=True)
+
+
+def test_a_package_from_git_is_refused_before_npm_starts(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    """Packages for development matter if there is no lock file."""
+    manifest(payload, dependencies=DEPENDENCIES, devDependencies={"x": "a/b"})
+    with pytest.raises(InputError, match=f"^{payload}/package.json: x: 'a/b' comes from a git repository$"):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert npm.calls() == []
+    (payload / "package-lock.json").write_text('{"packages": {"node_modules/y": {"resolved": "a/c"}}}')
+    with pytest.raises(InputError, match=f"^{payload}/package-lock.json: 'node_modules/y': 'a/c' comes from"):
+        prepare(payload, tmp_path / "again", build="auto", architecture="x86_64")
+    prepare(payload, tmp_path / "allowed", build="auto", architecture="x86_64", allow_git=True)
+
+
+def test_only_the_packages_that_the_host_installed_are_not_copied(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    """The folder for the copy may be there, and links may lead nowhere."""
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "lib/node_modules/own").mkdir(parents=True)
+    (payload / "lib/node_modules/own/index.js").write_text("own")
+    (payload / "node_modules/host").mkdir(parents=True)
+    (payload / "dangling").symlink_to("nowhere")
+    (tmp_path / "copy").mkdir()
+    prepared = prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert (prepared / "lib/node_modules/own/index.js").read_text() == "own"
+    assert (prepared / "dangling").readlink() == Path("nowhere")
+    assert not (prepared / "node_modules/host").exists()
+
+
+def test_links_that_leave_the_payload_are_refused_before_it_is_copied(npm: Npm, payload: Path, tmp_path: Path) -> None:
+    manifest(payload, dependencies=DEPENDENCIES)
+    (payload / "link").symlink_to("/usr/share")
+    with pytest.raises(InputError, match="link: the link to /usr/share leads out of the folder"):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, HostError, "copy: no space left"),
+        (errno.EDQUOT, HostError, "copy: no space left"),
+        (errno.EIO, InputError, "payload: cannot be copied: .*Input/output error"),
+    ],
+)
+def test_a_copy_that_fails(
+    npm: Npm,
+    payload: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+    message: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    manifest(payload, dependencies=DEPENDENCIES)
+    with pytest.raises(kind, match=message):
+        prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert npm.calls() == []
+
+
+@pytest.mark.parametrize("main", [None, "", 0])
+def test_a_payload_without_a_main_file_has_index_js(
+    npm: Npm, payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, main: object
+) -> None:
+    manifest(payload, scripts=SCRIPTS, main=main)
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert warnings(caplog) == []
+    (payload / "index.js").unlink()
+    prepare(payload, tmp_path / "copy", build="auto", architecture="x86_64")
+    assert [message.split(",")[0] for message in warnings(caplog)] == [f"{payload}: index.js is not there"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"packages": 3}', '{"packages": {"": {"optionalDependencies": 3}}}'])

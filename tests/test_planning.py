@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,8 +228,26 @@ def test_a_pinned_version_is_asked_for_even_if_the_list_has_forgotten_it(planner
     base = fetch_base(recipe, "amd64", planner.cache, planner.here.base / "spool")
     assert (base.version, base.artefact.url) == ("3.23.5", f"{planner.site.url}{old.lstrip('/')}")
     planner.small.file(LISTING).write_text("hello")
-    with pytest.raises(InputError, match="is not a list of releases"):
-        fetch_base(recipe, "amd64", planner.cache, planner.here.base / "spool2")
+    for asked in (recipe, planner.recipe):
+        with pytest.raises(InputError, match=f"^{planner.site.url}{LISTING[1:]}: is not a list of releases$"):
+            fetch_base(asked, "amd64", planner.cache, planner.here.base / "spool2")
+
+
+def test_a_certificate_that_is_none_is_named(planner: Planner) -> None:
+    planner.small.release_key.write_text("hello")
+    with pytest.raises(InputError, match=f"^{planner.small.release_key}: is not an OpenPGP certificate"):
+        certificate_of(planner.recipe)
+
+
+def test_a_plan_of_an_older_index_is_made_only_if_that_is_allowed(planner: Planner) -> None:
+    base = planner.base()
+    planner.small.index([planner.hello.record], time=TIME + 1000)
+    planner.plan(base)
+    planner.small.index([planner.hello.record], time=TIME)
+    with pytest.raises(InputError, match="was seen before"):
+        planner.plan(base)
+    plan = make_plan(planner.recipe, "amd64", base, planner.cache, allow_stale=True)
+    assert [str(planned.package) for planned in plan.packages] == ["hello-1.0-r0"]
 
 
 # ---- indexes --------------------------------------------------------------------------------------------------------
@@ -255,6 +275,88 @@ def test_an_index_that_nobody_signed_provides_nothing(planner: Planner) -> None:
     place.write_bytes(data)
     forged = replace(plan, indexes=(replace(plan.indexes[0], sha256=digest),))
     assert providers(forged, base, planner.cache, ["hello"]) is None
+
+
+def test_who_provides_what_is_looked_up_without_the_mirror(planner: Planner) -> None:
+    base = planner.base()
+    plan = planner.plan(base)
+    before = planner.site.requests[INDEX]
+    assert providers(plan, base, Cache(planner.here.base / "another-cache"), ["hello"]) is None
+    assert planner.site.requests[INDEX] == before
+
+
+def test_who_provides_a_name_is_sorted_and_without_versions(planner: Planner) -> None:
+    """A package that provides another name only is not among them."""
+    key = planner.small.keys.signing
+    made = [
+        package("zlib", key=key, provides=["so:libz.so.1=1.3", "cmd:z"]),
+        package("alt", key=key, provides=["so:libz.so.1"]),
+        package("so:libz.so.1", key=key, provides=["other=1"]),
+    ]
+    planner.small.index([planner.hello.record, *(apk.record for apk in made)])
+    base = planner.base()
+    plan = planner.plan(base)
+    assert providers(plan, base, planner.cache, ["so:libz.so.1", "none"]) == {
+        "so:libz.so.1": ("alt", "zlib"),
+        "none": (),
+    }
+
+
+def test_what_a_build_without_a_lock_has_downloaded_serves_a_build_with_one(planner: Planner) -> None:
+    base = planner.base()
+    plan, _ = fetch_packages(planner.plan(base), base, planner.cache)
+    assert plan.packages[0].sha256
+    planner.small.file(PACKAGE).unlink()
+    again, files = fetch_packages(plan, base, Cache(planner.here.cache, offline=True), locked=True)
+    assert again == plan
+    assert files["hello"].read_bytes() == planner.hello.blob
+
+
+def test_a_package_has_the_sha_256_of_the_lock(planner: Planner) -> None:
+    """Its identity does not cover its signature, nor how it is compressed."""
+    base = planner.base()
+    plan = planner.plan(base)
+    actual = hash_file(planner.small.file(PACKAGE))
+    other = replace(plan, packages=(replace(plan.packages[0], sha256="0" * 64),))
+    with pytest.raises(InputError, match=f"{PACKAGE}: .*wrong SHA-256: {actual} instead of {'0' * 64}"):
+        fetch_packages(other, base, planner.cache, locked=True)
+
+
+class Losing(Cache):
+    """A cache that is wrong: it returns one file less than it was asked for."""
+
+    def fetch_all(self, *arguments: Any, **options: Any) -> list[Path]:
+        return super().fetch_all(*arguments, **options)[:-1]
+
+
+def test_files_that_get_lost_on_the_way_are_not_left_out_silently(planner: Planner) -> None:
+    base = planner.base()
+    plan = planner.plan(base)
+    with pytest.raises(ValueError, match="zip"):
+        fetch_packages(plan, base, Losing(planner.here.cache))
+    with pytest.raises(ValueError, match="zip"):
+        make_plan(planner.recipe, "amd64", base, Losing(planner.here.cache))
+
+
+@pytest.mark.parametrize("path", [INDEX, ROOTFS, PACKAGE])
+def test_a_web_page_in_the_place_of_a_file_is_named_at_once(path: str, planner: Planner) -> None:
+    listing = planner.small.file(LISTING)
+    lines = listing.read_text().splitlines(keepends=True)
+    listing.write_text("".join(line for line in lines if not any(word in line for word in ("size:", "sha256:"))))
+    record = [line for line in planner.hello.record.split("\n") if not line.startswith("S:")]
+    planner.small.index(["\n".join(record)])
+    planner.small.file(path).write_text("<!DOCTYPE html><html>")
+    with pytest.raises(InputError, match=f"{path}: the server sent a web page instead of the file$"):
+        fetch_packages(planner.plan(planner.base()), planner.base(), planner.cache)
+
+
+def test_the_minirootfs_has_the_sha_512_of_the_list(planner: Planner) -> None:
+    listing = planner.small.file(LISTING)
+    actual = hashlib.sha512(planner.small.file(ROOTFS).read_bytes()).hexdigest()
+    assert actual in listing.read_text()
+    listing.write_text(listing.read_text().replace(actual, "0" * 128))
+    with pytest.raises(InputError, match=f"{ROOTFS}: .*wrong SHA-512: {actual} instead of {'0' * 128}"):
+        planner.base()
 
 
 def test_packages_come_from_the_repository_that_has_them(planner: Planner) -> None:

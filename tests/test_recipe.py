@@ -142,6 +142,9 @@ def test_each_fault_has_its_own_line(tmp_path: Path, line: str, message: str) ->
     ("line", "message"),
     [
         ("colour = 'red'", "architectures.amd64.colour: no such field"),
+        ("console = 'ttyS0'", "architectures.amd64.console: no such field (did you mean consoles?)"),
+        ("pakages = ['bash']", "architectures.amd64.pakages: no such field (did you mean packages?)"),
+        ("partitions = [{'kind': 'root', 'siz': '9M'}]", "architectures.amd64.partitions.0.siz: no such field"),
         ("alpine = 'sparc'", "architectures.amd64.alpine: "),
         ("partitions = [{'kind': 'root'}]", "GRUB for EFI needs an esp"),
         ("grub_platforms = ['i386-pc']", "needs a bios-boot"),

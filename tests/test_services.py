@@ -35,6 +35,32 @@ def test_services_are_the_executable_scripts() -> None:
     assert services.available(base()) == ["agentd", "networking", "sysctl"]
 
 
+@pytest.mark.parametrize(("mode", "there"), [(0o100, True), (0o010, True), (0o001, True), (0o666, False)])
+def test_a_script_that_somebody_may_execute_is_a_service(mode: int, there: bool) -> None:
+    tree = base()
+    tree.write("etc/init.d/one", "#!/sbin/openrc-run\n", mode=mode)
+    tree.mkdir("etc/init.d/folder")
+    assert ("one" in services.available(tree)) is there
+    assert "folder" not in services.available(tree)
+
+
+def test_a_service_without_a_time_is_enabled_in_1970() -> None:
+    tree = base()
+    tree.write("etc/runlevels/file", "no runlevel")
+    services.enable(tree, "boot", "sysctl")
+    assert tree["etc/runlevels/boot/sysctl"].mtime == 0
+    assert services.runlevels(tree) == {"boot": ["sysctl"], "default": [], "sysinit": []}
+
+
+def test_at_most_three_names_are_suggested() -> None:
+    tree = base()
+    for number in range(1, 6):
+        tree.write(f"etc/init.d/tty{number}", "#!/sbin/openrc-run\n", mode=0o755)
+    with pytest.raises(RecipeError) as refusal:
+        services.enable(tree, "default", "tty")
+    assert refusal.value.hint == "did you mean tty5 or tty4 or tty3?"
+
+
 def test_unknown_service_is_refused_with_near_misses() -> None:
     tree = base()
     with pytest.raises(RecipeError, match="agend: no such service") as refusal:
@@ -57,8 +83,15 @@ def test_disable() -> None:
     services.enable(tree, "boot", "sysctl")
     services.disable(tree, "boot", "sysctl")
     assert "etc/runlevels/boot/sysctl" not in tree
-    with pytest.raises(RecipeError, match="sysctl: not in runlevel boot"):
+    with pytest.raises(RecipeError, match=r"^sysctl: not in runlevel boot$") as refusal:
         services.disable(tree, "boot", "sysctl")
+    assert refusal.value.hint is None
+    services.enable(tree, "boot", "sysctl")
+    with pytest.raises(RecipeError, match=r"^sysctll: not in runlevel boot$") as refusal:
+        services.disable(tree, "boot", "sysctll")
+    assert refusal.value.hint == "did you mean sysctl?"
+    with pytest.raises(RecipeError, match=r"^sysctl: not in runlevel nope$"):
+        services.disable(tree, "nope", "sysctl")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,14 @@ def test_a_package_that_the_locked_index_does_not_have(locked: Locked) -> None:
     assert "lock file" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_the_minirootfs_has_the_size_that_the_lock_states(more: int, locked: Locked) -> None:
+    """The size is known before the hash: a longer file is not read to its end."""
+    locked.change(lambda entry: entry["minirootfs"].update(size=entry["minirootfs"]["size"] + more))
+    with pytest.raises(InputError, match=r"alpine-minirootfs-.*\.tar\.gz: (has \d+ bytes instead of|is longer than)"):
+        locked.check(locked.here.base / "another-cache")
+
+
 def test_no_indexes_vouch_for_nothing(locked: Locked) -> None:
     locked.change(lambda entry: entry.update(indexes=[]))
     with pytest.raises(InputError, match="is in none of the indexes"):

@@ -51,7 +51,7 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
 
 def _missing(path: Path) -> RecipeError:
     """Return the error for a recipe that does not exist."""
-    names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")], limit=1)
+    names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")])
     hint = f"did you mean {path.parent / names[0]}?" if names else "give the path of a recipe, e.g. recipes/alpine.py"
     return RecipeError(f"{path}: no such recipe", hint=hint)
 
@@ -61,10 +61,9 @@ def _error(path: Path, problems: Sequence[str], origins: Mapping[str, str]) -> R
 
     A problem with a field that the command line or the environment set is not the recipe's fault.
     """
-    fields = [re.split(r"[.:]", problem)[0] for problem in problems]
-    if all(field in origins for field in fields):
-        named = (origins[field] + problem.removeprefix(field) for field, problem in zip(fields, problems, strict=True))
-        return UsageError("; ".join(named))
+    split = [re.split(r"(?=[.:])", problem, maxsplit=1) for problem in problems]
+    if all(field in origins for field, _ in split):
+        return UsageError("; ".join(origins[field] + rest for field, rest in split))
     if len(problems) == 1:
         return RecipeError(f"{path}: {problems[0]}", problems=problems)
     return RecipeError(f"{path}: {len(problems)} faults: " + "; ".join(problems), problems=problems)

@@ -74,7 +74,7 @@ PartitionKind = Literal["bios-boot", "esp", "root"]
 class _Spec(BaseModel):
     """A record that never changes and refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PartitionSpec(_Spec):

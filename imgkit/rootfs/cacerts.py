@@ -64,7 +64,6 @@ def update(tree: Tree, *, epoch: int = 0) -> int:
         InputError: a file of certificates is too large.
     """
     certificates = list(_enabled(tree))
-    tree.mkdir(CERTS, mtime=epoch)
     wanted = {certificate.link: f"/{certificate.path}" for certificate in certificates}
     for path in tree.children(CERTS):
         dangling = isinstance(tree[path], Symlink) and tree.stat(path) is None

@@ -197,10 +197,9 @@ class _Installation:
                 continue
             if len(record.triggers) > _MAX_TRIGGERS:
                 raise InputError(f"{package.name}: its trigger has more than {_MAX_TRIGGERS} patterns")
-            new = package.name in self.entries
-            known = self.ledger.directories if new else self.touched
+            known = self.ledger.directories if package.name in self.entries else self.touched
             try:
-                matched = matching_directories(known, record.triggers, modified=None if new else self.touched)
+                matched = matching_directories(known, record.triggers)
             except Exhausted as cause:
                 raise InputError(f"{package.name}: the patterns of its trigger: matching them {cause}") from cause
             if matched:

@@ -26,8 +26,6 @@ from imgkit.tree import Directory, File, HardLink, Node, Symlink, Tree, TreeErro
 NEW_SUFFIX = ".apk-new"
 """Suffix of a package's configuration file where a user has changed the existing file."""
 
-_DOES_NOT_REPLACE = -1
-
 
 @dataclass(frozen=True)
 class PathRecord:
@@ -174,7 +172,7 @@ def _takes_over(ledger: Ledger, path: str, owner: str, newcomer: str) -> bool:
     kept, taken = _replaces(first, second), _replaces(second, first)
     if kept > taken:
         return False
-    if taken != _DOES_NOT_REPLACE or (first.origin and first.origin == second.origin):
+    if taken or (first.origin and first.origin == second.origin):
         return True
     raise RecipeError(
         f"{first} and {second} both install {path}",
@@ -182,16 +180,16 @@ def _takes_over(ledger: Ledger, path: str, owner: str, newcomer: str) -> bool:
     )
 
 
-def _replaces(package: Package, other: Package) -> int:
-    """Return the priority with which ``package`` replaces ``other``, -1 if it does not."""
+def _replaces(package: Package, other: Package) -> tuple[int, ...]:
+    """Return the priority with which ``package`` replaces ``other``, nothing if it does not: less than any priority."""
     for word in package.replaces:
         try:
             dependency = Dependency.lenient(word)
         except ValueError:
             continue  # a word that is no dependency names no package
         if dependency.name == other.name and dependency.matches(other.version):
-            return package.replaces_priority
-    return _DOES_NOT_REPLACE
+            return (package.replaces_priority,)
+    return ()
 
 
 def _was_changed(tree: Tree, place: str, old: PathRecord | None, new: PathRecord) -> bool:

@@ -20,7 +20,6 @@ from imgkit.tree import (
     Content,
     Directory,
     File,
-    HardLink,
     Inline,
     Slice,
     Symlink,
@@ -77,20 +76,17 @@ def _put(tree: Tree, top: str, entry: _HostEntry, epoch: int) -> str:
     """Put one entry into the directory ``top`` of the Tree; return its path there."""
     folder, _, name = f"{top}/{entry.name}".lstrip("/").rpartition("/")
     path = f"{tree.resolve(folder)}/{name}".lstrip("/")
-    old = tree.get(path)
     if stat.S_ISDIR(entry.status.st_mode):
         return _merge(tree, entry, path, Directory(mtime=epoch))
-    if isinstance(old, Directory):
+    if isinstance(tree.get(path), Directory):
         raise InputError(f"{entry.path}: /{path} is a directory in the image")
-    if isinstance(old, File | HardLink):
-        tree.remove(path)  # other names of it keep the old contents
     if entry.target is not None:
         tree.add(path, Symlink(target=entry.target, mtime=epoch))
         return path
     size = entry.status.st_size
     content: Content = Slice(entry.path, 0, size) if size else Inline(b"")
     mode = 0o755 if entry.status.st_mode & stat.S_IXUSR else 0o644
-    tree.add(path, File(content=content, mode=mode, mtime=epoch))
+    tree.add(path, File(content=content, mode=mode, mtime=epoch))  # other names of an old file keep its contents
     return path
 
 

@@ -221,7 +221,7 @@ def _trie(entries: Sequence[IndexEntry], depth: int) -> _Node:
     """Return the node for sorted ``entries`` whose keys agree in their first ``depth`` characters."""
     # What the first and the last of sorted keys share, all keys share. depmod never gives the root a prefix.
     shared = commonprefix((entries[0][0], entries[-1][0])) if depth else ""  # noqa: RUF071 - of texts
-    end = max(depth, len(shared))
+    end = len(shared)
     here = [(priority, value) for key, value, priority in entries if len(key) == end]
     node = _Node(shared[depth:end], sorted(here, key=itemgetter(0)))
     below = [entry for entry in entries if len(entry[0]) > end]
@@ -235,18 +235,18 @@ def _write(out: bytearray, node: _Node) -> int:
     position = len(out)
     if node.prefix:
         out += node.prefix.encode() + b"\0"
-    table = -1
+    words: dict[str, int] = {}  # where the words are that refer to the children
     if node.children:
         first, last = ord(min(node.children)), ord(max(node.children))
         out += bytes((first, last))
-        table = len(out) - 4 * first
+        words = {character: len(out) + 4 * (ord(character) - first) for character in sorted(node.children)}
         out += bytes(4 * (last - first + 1))
     if node.values:
         out += struct.pack(">I", len(node.values))
         for priority, value in node.values:
             out += struct.pack(">I", priority) + value.encode(errors="surrogateescape") + b"\0"
-    for character in sorted(node.children):
-        struct.pack_into(">I", out, table + 4 * ord(character), _write(out, node.children[character]))
+    for character, place in words.items():
+        struct.pack_into(">I", out, place, _write(out, node.children[character]))
     if position > _POSITION:
         raise InputError("module index: more than 256 MiB")
     return position | node.flags

@@ -18,7 +18,6 @@ import stat
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import BinaryIO
 
 from imgkit.errors import InputError, RecipeError
@@ -48,7 +47,8 @@ _NEEDED = ("usr/bin/busybox", "usr/bin/sh", "usr/sbin/nlplug-findfs")  # without
 _MDEV = re.compile(r"[ \t]+-p /sbin/mdev\b(?:[ \t]*\\\n)?")
 
 # Level 9, mkinitfs's own default, saves 0.3 % and takes 2.5 times as long: the modules in it are compressed already.
-_LEVELS: Mapping[str, int] = MappingProxyType({"gzip": 6, "xz": 6, "none": 0})
+_LEVEL = 6
+_METHODS = ("gzip", "xz", "none")
 
 
 def make_initramfs(tree: Tree, release: str, configuration: MkinitfsConfiguration, *, epoch: int) -> bytes:
@@ -99,9 +99,9 @@ def _compressor(sink: BinaryIO, method: str, level: int | None) -> AbstractConte
     Raises:
         RecipeError: the method is not supported.
     """
-    if method not in _LEVELS:
-        raise RecipeError(f"initramfs compression {method} is not known here", hint=f"use one of {', '.join(_LEVELS)}")
-    preset = _LEVELS[method] if level is None else min(level, 9)
+    if method not in _METHODS:
+        raise RecipeError(f"initramfs compression {method} is not known here", hint=f"use one of {', '.join(_METHODS)}")
+    preset = _LEVEL if level is None else min(level, 9)
     if method == "gzip":
         return gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0, compresslevel=preset)
     if method == "xz":  # the kernel's decompressor checks CRC32 only

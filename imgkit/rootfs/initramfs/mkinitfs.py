@@ -56,7 +56,7 @@ def parse_assignments(text: str, name: str) -> dict[str, str]:
     place = 0
     while place < len(text):
         blank = _BLANK.match(text, place)
-        if blank and blank.end() > place:
+        if blank:
             place = blank.end()
             continue
         assignment = _ASSIGNMENT.match(text, place)

@@ -161,7 +161,7 @@ def _is_there(source: Path, name: str) -> bool:
 
 def _check_version(version: str) -> None:
     """Raise HostError if this version of npm is too old."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version))
     if numbers < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
         raise HostError(
@@ -235,7 +235,7 @@ def _warn_of_unlocked(folder: Path, lock: Path, names: Sequence[str]) -> None:
 
 def _packages(folder: Path) -> set[str]:
     """Return the names of all packages that are installed anywhere below ``folder``, with their scope."""
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    top = os.open(folder, os.O_RDONLY)
     try:
         tree = Walk(top)
         matches = (_INSTALLED.search(tree.path(entry.name)) for entry in tree if stat.S_ISDIR(entry.status.st_mode))

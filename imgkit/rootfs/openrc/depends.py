@@ -203,8 +203,8 @@ def _without_functions(text: str) -> str:
     pieces = []
     done = 0
     while head := _FUNCTION.search(text, done):
-        end = text.find("\n}", head.end() - 1)
-        if end < 0:
+        end = text.find("\n}", head.start())
+        if end == -1:
             break
         pieces += [text[done : head.start()], _refusing_function(head[1], text[head.start() : end + 1])]
         done = end + len("\n}")

@@ -69,8 +69,6 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
         return False
     watched = [tree.stat(path) for path in _watched(tree, _WATCHED)]
     newest = max([epoch, *(node.mtime for node in watched if node is not None)])
-    if _CACHE not in tree:
-        tree.mkdir(_CACHE, mtime=newest)
     tree.write(f"{_CACHE}/deptree", render(resolve(services)), mtime=newest)
     files = _config_files(services)
     if files:

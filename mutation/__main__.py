@@ -90,6 +90,7 @@ def run(
     known = accepted()
     copies: queue.Queue[Copy] = queue.Queue()
     with tempfile.TemporaryDirectory(prefix="imgkit-mutation-", ignore_cleanup_errors=True) as base:
+        Path(base).chmod(0o755)  # tests start processes of other users, whose files are below
         every = [Copy(Path(base) / str(number), options.timeout, scripts) for number in range(options.jobs)]
         for copy in every:
             if covering is not None:

@@ -33,7 +33,7 @@ class Batch:
     @property
     def limit(self) -> float:
         """Return after how many seconds they hang."""
-        return 10 + 5 * self.seconds
+        return 5 + 5 * self.seconds
 
     def command(self) -> list[str]:
         """Return the command that runs them in a copy. It ends with the first test that fails, and names it."""

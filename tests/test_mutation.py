@@ -238,7 +238,7 @@ def test_slow_tests_of_scripts_are_run_last(tmp_path: Path) -> None:
         ("c.test.js", ("x",)),
         ("a.test.js", ("y",)),
     ]
-    assert batches[-1].limit == 25
+    assert batches[-1].limit == 20
 
 
 def test_only_the_named_tests_of_a_file_are_run() -> None:

@@ -2,7 +2,7 @@
 // Preloaded into a file of tests: records what each of its tests executes. The folder of the records is in RECORDS. Records are
 // numbered, and 0 is what loading the file executes. The processes that a test starts write theirs beside its own.
 
-const fs = require('node:fs');
+const { mkdirSync, writeFileSync } = require('node:fs'); // tests may replace those of the module
 const path = require('node:path');
 const { Session } = require('node:inspector');
 const { afterEach, beforeEach } = require('node:test');
@@ -21,9 +21,9 @@ function call(method, parameters) {
 /** Write what has been executed since the last call. */
 function record() {
   const folder = path.join(process.env.RECORDS, String(tests.length));
-  fs.mkdirSync(folder, { recursive: true });
+  mkdirSync(folder, { recursive: true });
   const result = call('Profiler.takePreciseCoverage').result.filter((script) => script.url.includes('/overlay/'));
-  fs.writeFileSync(path.join(folder, 'own.json'), JSON.stringify({ result }));
+  writeFileSync(path.join(folder, 'own.json'), JSON.stringify({ result }));
 }
 
 session.connect();
@@ -42,4 +42,4 @@ afterEach(() => {
   record();
 });
 
-process.on('exit', () => fs.writeFileSync(path.join(process.env.RECORDS, 'tests.json'), JSON.stringify(tests)));
+process.on('exit', () => writeFileSync(path.join(process.env.RECORDS, 'tests.json'), JSON.stringify(tests)));

@@ -1,13 +1,13 @@
 'use strict';
 // Ends the process with the first test that fails, and says which one that is.
 
-const fs = require('node:fs');
+const { writeSync } = require('node:fs');
 const path = require('node:path');
 
 module.exports = async function* reporter(source) {
   for await (const { type, data } of source) {
     if (type !== 'test:fail') continue;
-    fs.writeSync(1, `FAILED ${path.relative('', data.file)}::${data.name}\n`);
+    writeSync(1, `FAILED ${path.relative('', data.file)}::${data.name}\n`);
     process.exit(1);
   }
 };

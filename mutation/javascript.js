@@ -59,7 +59,7 @@ const RULES = {
     put(node.start, node.end, ';', 'throw');
   },
   ReturnStatement(node, put) {
-    if (node.argument) put(node.start, node.end, 'return;', 'result');
+    if (node.argument && node.argument.name !== 'undefined') put(node.start, node.end, 'return;', 'result');
   },
 };
 

@@ -105,7 +105,7 @@ test('no agent runs while links are not protected, however long it takes and wha
   const host = await startHost(t, { mounter });
   const setting = (name, value) => fs.writeFileSync(path.join(host.config.kernelSettings, name), value);
   const mounts = { work: { tag: 'work', guestPath: path.join(host.config.workspace, 'project') } };
-  const cases = { protected_hardlinks: ['0\n', '', 'x\n'], protected_symlinks: ['0\n'] };
+  const cases = { protected_hardlinks: ['0\n', '', 'x\n', 'a\n', '-1\n'], protected_symlinks: ['0\n'] };
   for (const [name, values] of Object.entries(cases)) {
     for (const [at, value] of values.entries()) {
       setting(name, value);

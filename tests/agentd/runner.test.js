@@ -208,6 +208,24 @@ test('the folder in which the agent starts', async (t) => {
   for (const name of ['ipc', 'door']) assert.equal(await where({ cwd: `${workspace}/${name}` }), `cwd ${workspace}/${name} is agentd's own folder`);
 });
 
+test('an agent is paused while more than the limit waits to be written', async (t) => {
+  for (const [pending, expected] of [[LIMITS.backlog, ['1\n', '2\n']], [LIMITS.backlog + 1, ['1\n']]]) {
+    let release;
+    const written = new Promise((resolve) => (release = resolve));
+    const seen = [];
+    const write = ({ event }) => (event.type === 'output' ? (seen.push(event.data), written) : Promise.resolve());
+    const stream = { pending, write, close: async () => {} };
+    const { run } = makeRunner(t, { channel: { openStream: async () => stream } });
+    const running = run({ command: sh('echo 1; sleep 0.1; echo 2; sleep 0.3') });
+    await delay(300);
+    assert.deepEqual(seen, expected);
+    stream.pending = 0;
+    release();
+    await running;
+    assert.deepEqual(seen, ['1\n', '2\n']);
+  }
+});
+
 // ---- one run of an agent ---------------------------------------------------------------------------------------------
 
 /** An agent and its events. */

@@ -28,7 +28,7 @@ class Copy:
         """Copy the repository to ``folder``; all tests of one change may take ``timeout`` seconds."""
         self._scripts = scripts
         self.root = folder / "imgkit"
-        ignored = shutil.ignore_patterns(".venv", ".git", "out", ".hypothesis", "corpus", "__pycache__")
+        ignored = shutil.ignore_patterns(".venv", ".git", "out", ".hypothesis", "__pycache__")
         shutil.copytree(ROOT, self.root, ignore=ignored, symlinks=True)
         self._python = _environment(folder / "venv", self.root)
         self._timeout = timeout

@@ -71,7 +71,7 @@ def test_every_change_to_this_package_compiles() -> None:
 def test_javascript(tmp_path: Path) -> None:
     need_program("node")
     script = tmp_path / "x.js"
-    script.write_text('// 1 < 2 → stays\nif (a === "ü") { f(); return !b && 2; }\nconst c = `${1}` + "x";\nif (c) { return undefined; }\n')
+    script.write_text('// 1 < 2 → stays\nif (a === "ü") { f(); return !b && 2; }\nconst c = `${1}` + "x";\nif (c) { return undefined; }\nreturn false;\n')
     command = ["node", "--expose-internals", str(ROOT / "mutation" / "javascript.js"), str(script)]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     source = script.read_bytes()
@@ -86,6 +86,7 @@ def test_javascript(tmp_path: Path) -> None:
         'if (a === "ü") { f(); return !b && 3; }',
     }
     assert [each["text"] for each in listed if each["line"] == 4] == ["false"]  # returning nothing returns undefined, too
+    assert [each["text"] for each in listed if each["line"] == 5] == ["true"]
 
 
 def test_a_sample_has_some_of_every_file() -> None:

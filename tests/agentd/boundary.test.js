@@ -303,6 +303,79 @@ test("root's processes are never ended, nor any when agentd is not root", async 
   assert.deepEqual([kill.mock.callCount(), execFile.mock.callCount()], [0, 0]);
 });
 
+/** Processes that are only told of: nothing here can reach a real one. `statuses` are the files of /proc by their path. */
+function played(t, statuses, sweep = () => null) {
+  const kills = [];
+  t.mock.method(process, 'kill', (pid, signal) => {
+    kills.push([pid, signal]);
+    delete statuses[pid];
+    throw new Error('it has ended meanwhile');
+  });
+  const sweeps = t.mock.method(childProcess, 'execFile', (file, args, options, done) => (delete options.signal, done(sweep(), '', ''))).mock;
+  t.mock.method(process, 'getuid', () => 0);
+  t.mock.method(fs, 'readdirSync', (folder) => {
+    if (folder === '/proc') return ['1', 'self', '10x', String(process.pid), ...Object.keys(statuses).filter((name) => !name.includes('/'))];
+    const pid = folder.split('/')[2];
+    if (statuses[pid] === undefined || statuses[pid] === 'no tasks') throw new Error('ENOENT');
+    return Object.keys(statuses).filter((name) => name.startsWith(`${pid}/`)).map((name) => name.split('/')[1]);
+  });
+  const read = fs.readFileSync;
+  t.mock.method(fs, 'readFileSync', (file, ...rest) => {
+    if (!file.startsWith('/proc/')) return read(file, ...rest);
+    const [, pid, task] = /^\/proc\/(\d+)(?:\/task\/(\d+))?\/status$/.exec(file);
+    const text = statuses[task ? `${pid}/${task}` : pid] ?? (pid === String(process.pid) ? status(UID) : undefined);
+    if (text === undefined) throw new Error('ENOENT');
+    return text;
+  });
+  return { kills, sweeps };
+}
+
+const UID = 61_235;
+const status = (uid, state = 'S (sleeping)', ids = `${uid}\t${uid}\t${uid}\t${uid}`) => `Name:\tx\nState:\t${state}\nUid:\t${ids}\nGid:\t0\n`;
+
+test('which processes are those of a user', async (t) => {
+  const { kills, sweeps } = played(t, {
+    101: status(UID), 102: status(UID, 'Z (zombie)'), 103: status(UID, 'Z (zombie)'), 104: status(0, 'R (running)', `0\t0\t${UID}\t0`), 105: status(61_236),
+    106: status(UID, 'X (dead)'), 107: status(612_350), 108: 'Name:\tx\n', '103/103': status(UID, 'Z (zombie)'), '103/203': status(UID), '102/102': status(UID, 'Z (zombie)'), '102/202': '',
+  }); // prettier-ignore
+  assert.equal(await endProcesses(UID), 3);
+  assert.deepEqual(kills, [101, 103, 104].map((pid) => [pid, 'SIGKILL']));
+  assert.equal(sweeps.callCount(), 1);
+  const [file, args, options] = sweeps.calls[0].arguments;
+  assert.deepEqual([file, args], ['/bin/sh', ['-c', 'kill -KILL -1']]);
+  assert.deepEqual(options, { timeout: 5000, killSignal: 'SIGKILL', uid: UID, gid: UID, cwd: '/', env: {} });
+});
+
+test('a sweep that fails is tried again, twenty times', async (t) => {
+  let failures = 2;
+  const { sweeps } = played(t, {}, () => ((failures -= 1) >= 0 ? new Error('killed') : null));
+  assert.equal(await endProcesses(UID), 0);
+  assert.equal(sweeps.callCount(), 3);
+  failures = Infinity;
+  await assert.rejects(endProcesses(UID), { name: 'RequestError', message: `processes of uid ${UID} cannot be ended` });
+  assert.equal(sweeps.callCount(), 23);
+});
+
+test('all accounts that agents have had are gone through', async (t) => {
+  const { config } = makeGuest(t);
+  const runDir = path.join(config.runDir, 'deep/er');
+  for (const uid of [61_234, UID, 61_234]) noteUser({ runDir }, { uid });
+  assert.equal(fs.readFileSync(path.join(runDir, 'users'), 'utf8'), `61234\n${UID}\n`);
+  const { sweeps } = played(t, { 101: status(UID), 102: status(61_234), 103: status(UID) });
+  assert.equal(await endAgents({ runDir }), 3);
+  assert.deepEqual(sweeps.calls.map(({ arguments: [, , { uid }] }) => uid), [61_234, UID]);
+});
+
+test('what is done as a user is done with its ids, and then it is root again', asRoot, () => {
+  const { asUser } = payload('users');
+  const ids = () => [process.geteuid(), process.getegid()];
+  const before = ids();
+  assert.deepEqual(asUser({ uid: 1000, gid: 1001 }, ids), [1000, 1001]);
+  assert.deepEqual(ids(), before);
+  assert.throws(() => asUser({ uid: 1000, gid: 1001 }, () => assert.fail('no')), { message: 'no' });
+  assert.deepEqual(ids(), before);
+});
+
 test("the config drive's AGENT_USER is the one that pushed files belong to, and the running agent's group may ask", async (t) => {
   const { root, config } = makeGuest(t);
   fs.appendFileSync(config.passwdFile, `other:x:1234:1235::${root}:/bin/sh\n`);

@@ -7,7 +7,7 @@ const fsp = require('node:fs/promises');
 const path = require('node:path');
 const { test } = require('node:test');
 const { setTimeout: delay } = require('node:timers/promises');
-const { FAST, FakeMounter, FakeSystem, LIMITS, launch, makeGuest, makeLog, payload, startHost, until } = require('./helpers');
+const { FAST, FakeMounter, FakeSystem, LIMITS, PAYLOAD, launch, makeGuest, makeLog, payload, startHost, until } = require('./helpers');
 const { makeHeartbeat, readRelease, writeHeartbeat } = payload('heartbeat');
 const { Log } = payload('log');
 const { RequestQueue } = payload('queue');
@@ -200,4 +200,48 @@ test('a stream is opened anew after a failure', async (t) => {
   await stream.close();
   assert.equal(closed, 2);
   assert.ok(LIMITS.backlog > 0);
+});
+
+test('the program: what it does at its start, with signals, and with faults', async (t) => {
+  const [told, handlers] = [[], {}];
+  const [logs, supervisors] = [payload('log'), payload('supervisor')];
+  const note = (name) => (...args) => void told.push([name, ...args]);
+  t.mock.method(process, 'on', (name, handler) => (handlers[name] = handler));
+  t.mock.method(process, 'kill', note('kill'));
+  t.mock.method(process, 'umask', note('umask'));
+  t.mock.method(process, 'setgroups', note('setgroups'));
+  const getuid = t.mock.method(process, 'getuid', () => 0);
+  const log = { info: note('info'), alarm: note('alarm') };
+  const supervisor = { start: async () => note('start')(), stop: async (reason) => note('stop')(reason), forward: note('forward') };
+  t.mock.method(logs, 'Log', function () { return log; }); // prettier-ignore
+  t.mock.method(supervisors, 'Supervisor', function (parts) { return Object.assign(supervisor, { parts }); }); // prettier-ignore
+  const index = path.join(PAYLOAD, 'index.js');
+  const load = () => {
+    delete require.cache[index];
+    require(index);
+    return told.splice(0);
+  };
+  assert.deepEqual(load(), [['umask', 0o022], ['setgroups', []], ['start']]);
+  assert.deepEqual([Object.keys(supervisor.parts), supervisor.parts.log], [['config', 'log', 'mounter'], log]);
+  getuid.mock.mockImplementation(() => 1000);
+  assert.deepEqual(load(), [['umask', 0o022], ['start']]);
+  assert.deepEqual(Object.keys(handlers).sort(), ['SIGHUP', 'SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'uncaughtException', 'unhandledRejection']);
+  for (const signal of ['SIGHUP', 'SIGUSR1', 'SIGUSR2']) handlers[signal]();
+  assert.deepEqual(told.splice(0), [['forward', 'SIGHUP'], ['forward', 'SIGUSR1'], ['forward', 'SIGUSR2']]);
+  const killed = ['kill', process.pid, 'SIGKILL'];
+  for (const signal of ['SIGTERM', 'SIGINT']) {
+    handlers[signal]();
+    await delay(1);
+    assert.deepEqual(told.splice(0), [['info', `${signal}: ending`], ['stop', 'agentd is being stopped'], killed]);
+  }
+  supervisor.stop = async () => Promise.reject(new Error('no end'));
+  handlers.SIGTERM();
+  await delay(1);
+  const [, [, message], end] = told.splice(0);
+  assert.match(message, /^crashed: Error: no end\n +at /);
+  assert.deepEqual(end, killed);
+  for (const name of ['uncaughtException', 'unhandledRejection']) {
+    handlers[name]('a text');
+    assert.deepEqual(told.splice(0), [['alarm', 'crashed: a text'], killed]);
+  }
 });

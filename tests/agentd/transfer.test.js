@@ -139,6 +139,18 @@ test('every regular file is found, but not what is skipped', (t) => {
   assert.deepEqual([...snapshot(at('none'), own, config.ipcDir)], []);
 });
 
+test('of very many files two hundred thousand are looked at', (t) => {
+  const { config } = makeGuest(t);
+  const [readdir, lstat] = [fs.readdirSync, fs.lstatSync];
+  t.after(() => Object.assign(fs, { readdirSync: readdir, lstatSync: lstat }));
+  const entry = (name) => ({ name, isDirectory: () => name === 'folder', isFile: () => name !== 'folder' });
+  const names = ['folder', ...Array.from({ length: 199_999 }, (_, at) => String(at))];
+  fs.readdirSync = (folder) => (folder.endsWith('folder') ? [entry('1'), entry('2')] : [...names, 'more'].map(entry));
+  fs.lstatSync = () => ({ ino: 1, size: 1, mtimeMs: 1, ctimeMs: 1 });
+  const files = snapshot(config.workspace, own, config.ipcDir);
+  assert.deepEqual([files.size, files.has('folder/2'), files.has('199997'), files.has('199998')], [200_000, true, true, false]);
+});
+
 test('a file has changed if its content, its time or its number has', (t) => {
   const { config } = makeGuest(t);
   const names = ['same', 'size', 'time', 'number', 'gone', 'hidden'];

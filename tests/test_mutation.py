@@ -71,7 +71,14 @@ def test_every_change_to_this_package_compiles() -> None:
 def test_javascript(tmp_path: Path) -> None:
     need_program("node")
     script = tmp_path / "x.js"
-    script.write_text('// 1 < 2 → stays\nif (a === "ü") { f(); return !b && 2; }\nconst c = `${1}` + "x";\nif (c) { return undefined; }\nreturn false;\n')
+    lines = [
+        "// 1 < 2 → stays",
+        'if (a === "ü") { f(); return !b && 2; }',
+        'const c = `${1}` + "x";',
+        "if (c) { return undefined; }",
+        "return false;",
+    ]
+    script.write_text("\n".join(lines))
     command = ["node", "--expose-internals", str(ROOT / "mutation" / "javascript.js"), str(script)]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     source = script.read_bytes()
@@ -85,7 +92,7 @@ def test_javascript(tmp_path: Path) -> None:
         'if (a === "ü") { f(); return !b || 2; }',
         'if (a === "ü") { f(); return !b && 3; }',
     }
-    assert [each["text"] for each in listed if each["line"] == 4] == ["false"]  # returning nothing returns undefined, too
+    assert [each["text"] for each in listed if each["line"] == 4] == ["false"]  # nothing is undefined, too
     assert [each["text"] for each in listed if each["line"] == 5] == ["true"]
 
 

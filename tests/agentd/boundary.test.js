@@ -136,7 +136,8 @@ test('a share that is not there after mounting, or took the place of another', a
 
 test('where a share may be mounted', async (t) => {
   const { config } = makeGuest(t);
-  const { mounter, calls } = playedMounter(config, (folder) => folder);
+  // Whatever comes after the check fails before it touches these places.
+  const mounter = new Mounter(config, { run: async () => assert.fail('too late'), endAgents: async () => assert.fail('too late') });
   const user = { ...own, home: '/home/agent' };
   const refused = async (guestPath) => assert.rejects(mounter.prepare([{ name: 'n', tag: 't', guestPath }], user), { name: 'RequestError', message: `mount "n": ${guestPath} is not a place for a share` });
   for (const base of [config.workspace, '/home/agent', '/mnt', '/media', '/srv']) {
@@ -145,7 +146,6 @@ test('where a share may be mounted', async (t) => {
     await refused(`${base}/../elsewhere`);
   }
   for (const guestPath of [config.ipcDir, path.join(config.ipcDir, 'x'), '/', '/home/agen', '/opt/x']) await refused(guestPath);
-  assert.deepEqual(calls, []);
   const link = path.join(config.workspace, 'link');
   fs.symlinkSync('/mnt', link);
   await assert.rejects(mounter.prepare([{ name: 'n', tag: 't', guestPath: path.join(link, 'x') }], user), { message: `mount "n": ${link} is a symbolic link` });

@@ -116,10 +116,12 @@ test('only files that are named like requests are read, the oldest first, and of
 });
 
 test('a request that is cancelled before it is read is cancelled when it is queued', async (t) => {
-  const { queue, scan, write } = makeChannel(t);
+  const { queue, file, scan, write } = makeChannel(t);
   for (const name of ['a.json', 'b.json', 'b.cancel', '-x.cancel']) write(name);
+  fs.utimesSync(file('requests/b.json'), 1000, 1000);
   await scan();
-  assert.deepEqual(queue.calls, [['cancel', 'b'], ['add', 'a', {}], ['add', 'b', {}], ['cancel', 'b']]);
+  assert.deepEqual(queue.calls, [['cancel', 'b'], ['add', 'b', {}], ['cancel', 'b'], ['add', 'a', {}]]);
+  assert.equal(heldIn(file('requests')), 0, 'nothing is held when it has stopped');
 });
 
 test('what the queue has no room for stays in the share', async (t) => {

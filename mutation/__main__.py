@@ -18,10 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mutation import python
+from mutation import nodetests, python
 from mutation.change import Change
 from mutation.copies import ROOT, Copy
 from mutation.covering import RINGS, Covering, measure
+from mutation.nodetests import Scripts
 
 PAGE = ROOT / "docs" / "testing.md"
 SEED = 9
@@ -73,18 +74,24 @@ def sample(candidates: Sequence[Change], percent: float, seed: int) -> list[Chan
     return sorted(chosen)
 
 
-def scripts_for(change: Change) -> list[str]:
-    """Return the tests of the JavaScript, those named after the module first."""
-    tests = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "agentd").glob("*.test.js"))
-    return sorted(tests, key=lambda name: Path(change.path).stem not in name)
+def scripts_for() -> Scripts:
+    """Return which test of the JavaScript executes what; it is measured if that has not been done yet."""
+    file = ROOT / "out" / "mutation" / nodetests.state(ROOT)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        nodetests.measure(ROOT, file)
+    return Scripts(file)
 
 
-def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Covering | None) -> dict[Change, str]:
+def run(
+    chosen: Sequence[Change], options: argparse.Namespace, covering: Covering | None, scripts: Scripts | None
+) -> dict[Change, str]:
     """Try every change, and return the result of each."""
     known = accepted()
     copies: queue.Queue[Copy] = queue.Queue()
     with tempfile.TemporaryDirectory(prefix="imgkit-mutation-", ignore_cleanup_errors=True) as base:
-        every = [Copy(Path(base) / str(number), options.timeout) for number in range(options.jobs)]
+        Path(base).chmod(0o755)  # tests start processes of other users, whose files are below
+        every = [Copy(Path(base) / str(number), options.timeout, scripts) for number in range(options.jobs)]
         for copy in every:
             if covering is not None:
                 copy.serve(options.tests or ["tests"])
@@ -92,11 +99,13 @@ def run(chosen: Sequence[Change], options: argparse.Namespace, covering: Coverin
 
         def attempt(change: Change) -> str:
             """Return the result of one change."""
-            shown = change.shown((ROOT / change.path).read_bytes())
+            source = (ROOT / change.path).read_bytes()
+            shown = change.shown(source)
             if _numberless(shown) in known:
                 return ACCEPTED
             if change.path.endswith(".js"):
-                tests: Sequence[str] = scripts_for(change)
+                assert scripts is not None
+                tests: Sequence[str] = scripts.tests(change.path, source, change.start, options.most)
             else:
                 assert covering is not None
                 tests = covering.tests(change.path, change.line, options.most)
@@ -179,7 +188,8 @@ def main() -> int:
         if not data.exists():
             measure(ROOT, data, options.rings, options.tests)
         covering = Covering(data)
-    results = run(chosen, options, covering)
+    scripts = scripts_for() if any(change.path.endswith(".js") for change in chosen) else None
+    results = run(chosen, options, covering, scripts)
     for change, result in results.items():
         if result == UNCOVERED:
             sys.stdout.write(f"{result}: {change.shown((ROOT / change.path).read_bytes())}\n")

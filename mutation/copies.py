@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mutation.change import Change
+from mutation.nodetests import Scripts
 from mutation.server import ELSEWHERE, NOTICED
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +24,11 @@ ROOT = Path(__file__).parents[1]
 class Copy:
     """A copy of the repository in which one change at a time is made and tested."""
 
-    def __init__(self, folder: Path, timeout: float) -> None:
+    def __init__(self, folder: Path, timeout: float, scripts: Scripts | None = None) -> None:
         """Copy the repository to ``folder``; all tests of one change may take ``timeout`` seconds."""
+        self._scripts = scripts
         self.root = folder / "imgkit"
-        ignored = shutil.ignore_patterns(".venv", ".git", "out", ".hypothesis", "corpus", "__pycache__")
+        ignored = shutil.ignore_patterns(".venv", ".git", "out", ".hypothesis", "__pycache__")
         shutil.copytree(ROOT, self.root, ignore=ignored, symlinks=True)
         self._python = _environment(folder / "venv", self.root)
         self._timeout = timeout
@@ -93,16 +94,18 @@ class Copy:
 
     def fails(self, tests: Sequence[str]) -> bool:
         """Return True if one of the tests fails, or does not end, with the code as it is in the copy."""
-        if tests and tests[0].endswith(".js"):
-            command = ["sh", "-c", " && ".join(f"node --test {shlex.quote(test)}" for test in tests)]
-        else:
-            listed = self.root.parent / "tests.txt"
-            listed.write_text("".join(f"{test}\n" for test in tests))
-            command = [*self._pytest("folders"), "-x", f"@{listed}"]
+        if self._scripts and ".test.js::" in tests[0]:
+            batches = self._scripts.batches(tests)
+            return any(self._ends_badly(batch.command(), min(self._timeout, batch.limit)) for batch in batches)
+        listed = self.root.parent / "tests.txt"
+        listed.write_text("".join(f"{test}\n" for test in tests))
+        return self._ends_badly([*self._pytest("folders"), "-x", f"@{listed}"], self._timeout)
+
+    def _ends_badly(self, command: Sequence[str], timeout: float) -> bool:
         with self._output.open("wb") as output:
             child = self._start(command, output)
         try:
-            return child.wait(self._timeout) != 0
+            return child.wait(timeout) != 0
         except subprocess.TimeoutExpired:
             return True
         finally:

@@ -59,7 +59,8 @@ const RULES = {
     put(node.start, node.end, ';', 'throw');
   },
   ReturnStatement(node, put) {
-    if (node.argument) put(node.start, node.end, 'return;', 'result');
+    const isNothing = !node.argument || node.argument.name === 'undefined' || node.argument.value === false; // false is made true
+    if (!isNothing) put(node.start, node.end, 'return;', 'result');
   },
 };
 

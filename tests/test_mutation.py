@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from mutation import __main__ as program
-from mutation import copies, python
+from mutation import copies, nodetests, python
 from mutation.change import Change
 from mutation.copies import Copy
+from mutation.nodetests import Batch, Scripts
 from tests.commandline import ROOT
 from tests.conftest import need_program
 
@@ -69,7 +71,14 @@ def test_every_change_to_this_package_compiles() -> None:
 def test_javascript(tmp_path: Path) -> None:
     need_program("node")
     script = tmp_path / "x.js"
-    script.write_text('// 1 < 2 → stays\nif (a === "ü") { f(); return !b && 2; }\nconst c = `${1}` + "x";\n')
+    lines = [
+        "// 1 < 2 → stays",
+        'if (a === "ü") { f(); return !b && 2; }',
+        'const c = `${1}` + "x";',
+        "if (c) { return undefined; }",
+        "return false;",
+    ]
+    script.write_text("\n".join(lines))
     command = ["node", "--expose-internals", str(ROOT / "mutation" / "javascript.js"), str(script)]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     source = script.read_bytes()
@@ -83,6 +92,8 @@ def test_javascript(tmp_path: Path) -> None:
         'if (a === "ü") { f(); return !b || 2; }',
         'if (a === "ü") { f(); return !b && 3; }',
     }
+    assert [each["text"] for each in listed if each["line"] == 4] == ["false"]  # nothing is undefined, too
+    assert [each["text"] for each in listed if each["line"] == 5] == ["true"]
 
 
 def test_a_sample_has_some_of_every_file() -> None:
@@ -154,3 +165,100 @@ def test_the_data_of_other_tests_or_code_are_not_used(tmp_path: Path, monkeypatc
     names = {before, program.state("slow", []), program.state("fast", ["tests/test_x.py"])}
     module.write_text("2")
     assert len(names | {program.state("fast", [])}) == 4
+
+
+SCRIPT = """'use strict';
+const NAME = 'ü';
+const double = (value) => value * 2;
+const half = (value) => (value > 0 ? value / 2 : 0);
+module.exports = { NAME, double, half };
+"""
+NODE_TESTS = """'use strict';
+const assert = require('node:assert');
+const { spawnSync } = require('node:child_process');
+const { test } = require('node:test');
+const x = require('../../overlay/x.js');
+test('double (2/1)', () => assert.equal(x.double(2), 4));
+test('half', () => assert.equal(x.half(2), 1));
+test('in another process', () => {
+  const script = "process.stdout.write(String(require('./overlay/x.js').half(0)))";
+  assert.equal(spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' }).stdout, '0');
+});
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a small repository with one script and its tests."""
+    need_program("node")
+    root = tmp_path / "repository"
+    for name in ("overlay", "mutation", "tests/agentd"):
+        (root / name).mkdir(parents=True)
+    for name in ("recorder.js", "reporter.js"):
+        shutil.copy(ROOT / "mutation" / name, root / "mutation" / name)
+    (root / "overlay" / "x.js").write_text(SCRIPT)
+    (root / "tests" / "agentd" / "x.test.js").write_text(NODE_TESTS)
+    monkeypatch.setattr(copies, "ROOT", root)
+    return root
+
+
+def script_change(before: str, after: str) -> Change:
+    start = len(SCRIPT[: SCRIPT.index(before)].encode())
+    return Change("overlay/x.js", 1, start, start + len(before.encode()), after, "")
+
+
+def test_only_the_tests_that_execute_a_part_of_a_script_are_run_for_it(repository: Path, tmp_path: Path) -> None:
+    nodetests.measure(repository, tmp_path / "scripts.json")
+    scripts = Scripts(tmp_path / "scripts.json")
+
+    def tests(before: str, most: int = 9) -> set[str]:
+        found = scripts.tests("overlay/x.js", SCRIPT.encode(), script_change(before, "").start, most)
+        return {name.removeprefix("tests/agentd/x.test.js::") for name in found}
+
+    assert tests("value * 2") == {"double (2/1)"}
+    assert tests("value > 0") == {"half", "in another process"}
+    assert tests("value / 2") == {"half"}
+    assert tests("0);") == {"in another process"}
+    assert tests("'ü'") == {"double (2/1)", "half", "in another process"}
+    assert len(tests("'ü'", most=2)) == 2
+    assert scripts.tests("overlay/y.js", b"", 0, 9) == []
+
+    copy = Copy(tmp_path, 60, scripts)
+    name = "tests/agentd/x.test.js::double (2/1)"
+    assert copy.noticed(script_change("value * 2", "value / 2"), [name])
+    assert not copy.noticed(script_change("value / 2", "value * 2"), [name])
+    assert (copy.root / "overlay" / "x.js").read_text() == SCRIPT
+
+
+def test_a_test_of_a_script_that_always_fails_proves_nothing(repository: Path, tmp_path: Path) -> None:
+    (repository / "overlay" / "x.js").write_text(SCRIPT.replace("value * 2", "value"))
+    with pytest.raises(SystemExit, match=r"(?s)x.test.js fails on the unchanged code:\nFAILED .*::double \(2/1\)"):
+        nodetests.measure(repository, tmp_path / "scripts.json")
+
+
+def test_slow_tests_of_scripts_are_run_last(tmp_path: Path) -> None:
+    seconds = {"a.test.js::x": 0.4, "a.test.js::y": 3, "b.test.js::z": 0.1, "b.test.js::a": 0.2, "c.test.js::x": 1}
+    data = {name: {"seconds": value, "executed": {}} for name, value in seconds.items()}
+    (tmp_path / "scripts.json").write_text(json.dumps(data))
+    batches = Scripts(tmp_path / "scripts.json").batches(seconds)
+    assert [(batch.file, batch.names) for batch in batches] == [
+        ("b.test.js", ("z", "a")),
+        ("a.test.js", ("x",)),
+        ("c.test.js", ("x",)),
+        ("a.test.js", ("y",)),
+    ]
+    assert batches[-1].limit == 20
+
+
+def test_only_the_named_tests_of_a_file_are_run() -> None:
+    *_, pattern, file = Batch("a.test.js", ("x (1/2)", "ü"), 0).command()
+    assert (pattern, file) == (r"--test-name-pattern=/^(?:x \u{28}1\u{2f}2\u{29}|ü)$/u", "a.test.js")
+
+
+def test_what_scripts_execute_is_measured_anew_when_they_or_their_tests_differ(repository: Path) -> None:
+    names = {nodetests.state(repository)}
+    assert names == {nodetests.state(repository)}
+    for path in ("overlay/x.js", "tests/agentd/x.test.js"):
+        (repository / path).write_text("")
+        names.add(nodetests.state(repository))
+    assert len(names) == 3

@@ -10,7 +10,7 @@ const { spawn } = childProcess;
 const { test } = require('node:test');
 const { setTimeout: delay } = require('node:timers/promises');
 const { FAST, FakeMounter, makeGuest, payload, startHost, until } = require('./helpers');
-const { holdFolder, placeOf } = payload('folders');
+const { SharedFolder, below, holdFolder, isOwn, mountOf, placeOf } = payload('folders');
 const { Mounter } = payload('mounts');
 const { bootUser } = payload('environment');
 const { Questions } = payload('permissions');
@@ -75,6 +75,113 @@ test('the request share among the mounts of a request is there already; anything
   for (const mount of [{ tag: 'other', guestPath: config.ipcDir }, { tag: 'ipc', guestPath: path.join(config.ipcDir, 'x') }]) {
     await assert.rejects(mounter.prepare([{ name: 'ipc', ...mount }], own), /is not a place for a share/);
   }
+});
+
+test('a held folder of the share is known by its mount', (t) => {
+  const { config } = makeGuest(t);
+  const fd = holdFolder(config.ipcDir);
+  t.after(() => fs.closeSync(fd));
+  const table = path.join(config.runDir, 'table');
+  const holds = (id, type, where = config.ipcDir) => {
+    fs.writeFileSync(table, `${id} 1 0:1 / ${where} rw - ${type} ipc rw\n`);
+    const mounter = new Mounter(config, { table });
+    return [mounter.ipcMounted(), mounter.holdsIpc(fd)];
+  };
+  assert.deepEqual(holds(mountOf(fd), '9p'), [true, true]);
+  assert.deepEqual(holds(mountOf(fd), 'virtiofs'), [true, true]);
+  assert.deepEqual(holds(`${mountOf(fd)}0`, '9p'), [true, false]);
+  assert.deepEqual(holds(mountOf(fd), 'ext4'), [false, false]);
+  assert.deepEqual(holds(mountOf(fd), '9p', config.workspace), [false, false]);
+});
+
+test('the request share is mounted once, for root alone, and mounted again when it stops working', async (t) => {
+  const { config } = makeGuest(t);
+  const ipcDir = path.join(fs.realpathSync(config.workspace), 'ipc');
+  const commands = [];
+  const table = path.join(config.runDir, 'table');
+  fs.writeFileSync(table, '');
+  let works = true;
+  const run = async (file, args) => {
+    commands.push([path.basename(file), ...args]);
+    if (args[0] === 'mount' && !works) throw new Error('no such device');
+    fs.writeFileSync(table, args[0] === 'mount' ? `9 1 0:1 / ${ipcDir} rw - 9p ipc rw\n` : '');
+  };
+  const mounter = new Mounter({ ...config, ipcDir }, { run, table });
+  assert.deepEqual([await mounter.mountIpc(), await mounter.mountIpc(), commands.length], [true, true, 1]);
+  const options = 'trans=virtio,version=9p2000.L,msize=262144,access=0,nosuid,nodev,noexec';
+  assert.deepEqual(commands[0].slice(0, -1), ['busybox', 'mount', '-t', '9p', '-o', options, 'ipc']);
+  assert.equal(await mounter.remountIpc(), true);
+  assert.deepEqual(commands.slice(1).map((words) => words.slice(1, 4)), [['umount', '-l', ipcDir], ['mount', '-t', '9p']]);
+  works = false;
+  assert.deepEqual([await mounter.remountIpc(), await mounter.remountIpc(), mounter.ipcMounted()], [false, false, false]);
+  assert.deepEqual(commands.slice(3).map(([, tool]) => tool), ['umount', 'mount', 'mount'], 'what is not mounted is not unmounted');
+});
+
+test('a share that is not there after mounting, or took the place of another', async (t) => {
+  const { config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const guestPath = path.join(workspace, 'project');
+  const data = [{ name: 'data', tag: 'data', guestPath }];
+  const table = path.join(config.runDir, 'table');
+  fs.writeFileSync(table, '');
+  const silent = new Mounter({ ...config, workspace }, { run: async () => {}, table, endAgents: async () => {} });
+  await assert.rejects(silent.prepare(data, own), { name: 'RequestError', message: `mount "data": ${guestPath} is not a share after mounting` });
+  const broken = new Mounter({ ...config, workspace }, { run: async () => Promise.reject(new Error('no such device')), table, endAgents: async () => {} });
+  await assert.rejects(broken.prepare(data, own), { message: `mount "data": tag data cannot be mounted on ${guestPath}: no such device` });
+  const { mounter, calls } = playedMounter({ ...config, workspace }, (folder) => folder, [[guestPath, 'other']]);
+  await mounter.prepare(data, own);
+  assert.deepEqual(calls.map(([name]) => name), ['endAgents', 'umount', 'mount']);
+  assert.deepEqual(calls[1], ['umount', '-l', guestPath]);
+});
+
+test('where a share may be mounted', async (t) => {
+  const { config } = makeGuest(t);
+  // Whatever comes after the check fails before it touches these places.
+  const mounter = new Mounter(config, { run: async () => assert.fail('too late'), endAgents: async () => assert.fail('too late') });
+  const user = { ...own, home: '/home/agent' };
+  const refused = async (guestPath) => assert.rejects(mounter.prepare([{ name: 'n', tag: 't', guestPath }], user), { name: 'RequestError', message: `mount "n": ${guestPath} is not a place for a share` });
+  for (const base of [config.workspace, '/home/agent', '/mnt', '/media', '/srv']) {
+    await refused(base);
+    await refused(`${base}x/y`);
+    await refused(`${base}/../elsewhere`);
+  }
+  for (const guestPath of [config.ipcDir, path.join(config.ipcDir, 'x'), '/', '/home/agen', '/opt/x']) await refused(guestPath);
+  const link = path.join(config.workspace, 'link');
+  fs.symlinkSync('/mnt', link);
+  await assert.rejects(mounter.prepare([{ name: 'n', tag: 't', guestPath: path.join(link, 'x') }], user), { message: `mount "n": ${link} is a symbolic link` });
+});
+
+test('a link that is planted while leftovers are ended is not mounted over', async (t) => {
+  const { root, config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const guestPath = path.join(workspace, 'project');
+  const endAgents = async () => {
+    fs.rmSync(guestPath, { force: true });
+    fs.symlinkSync(root, guestPath);
+  };
+  const table = path.join(config.runDir, 'table');
+  fs.writeFileSync(table, '');
+  for (const ownDisk of [false, true]) {
+    const mounter = new Mounter({ ...config, workspace }, { run: async () => assert.fail('nothing is mounted'), table, endAgents });
+    fs.rmSync(guestPath, { force: true });
+    await assert.rejects(mounter.prepare([{ name: 'n', tag: 'nosuchtag', guestPath }], own, ownDisk), { message: `mount "n": ${guestPath} is a symbolic link` });
+  }
+});
+
+test('without a device a share is a folder of the user, made once', async (t) => {
+  const { config } = makeGuest(t);
+  const workspace = fs.realpathSync(config.workspace);
+  const { mounter, calls } = playedMounter({ ...config, workspace }, () => assert.fail('nothing is mounted'));
+  const user = { ...(ROOT ? { uid: 1000, gid: 1001 } : own), home: '/home/agent' };
+  const work = [{ name: 'work', tag: 'nosuchtag', guestPath: path.join(workspace, 'a/project') }, { name: 'more', tag: 'nosuchtag', guestPath: path.join(workspace, 'more') }];
+  assert.equal(await mounter.prepare(work, user, true), user);
+  for (const name of ['a', 'a/project', 'more']) {
+    const { uid, gid, mode } = fs.statSync(path.join(workspace, name));
+    assert.deepEqual([uid, gid, mode & 0o777], [user.uid, user.gid, 0o755]);
+  }
+  assert.deepEqual(calls, [['endAgents'], ['endAgents']]);
+  await mounter.prepare(work, user, true);
+  assert.equal(calls.length, 2, 'what is there costs no process its life');
 });
 
 test('what other services mount meanwhile is neither an error nor undone', async (t) => {
@@ -196,6 +303,79 @@ test("root's processes are never ended, nor any when agentd is not root", async 
   assert.deepEqual([kill.mock.callCount(), execFile.mock.callCount()], [0, 0]);
 });
 
+/** Processes that are only told of: nothing here can reach a real one. `statuses` are the files of /proc by their path. */
+function played(t, statuses, sweep = () => null) {
+  const kills = [];
+  t.mock.method(process, 'kill', (pid, signal) => {
+    kills.push([pid, signal]);
+    delete statuses[pid];
+    throw new Error('it has ended meanwhile');
+  });
+  const sweeps = t.mock.method(childProcess, 'execFile', (file, args, options, done) => (delete options.signal, done(sweep(), '', ''))).mock;
+  t.mock.method(process, 'getuid', () => 0);
+  t.mock.method(fs, 'readdirSync', (folder) => {
+    if (folder === '/proc') return ['1', 'self', '10x', String(process.pid), ...Object.keys(statuses).filter((name) => !name.includes('/'))];
+    const pid = folder.split('/')[2];
+    if (statuses[pid] === undefined || statuses[pid] === 'no tasks') throw new Error('ENOENT');
+    return Object.keys(statuses).filter((name) => name.startsWith(`${pid}/`)).map((name) => name.split('/')[1]);
+  });
+  const read = fs.readFileSync;
+  t.mock.method(fs, 'readFileSync', (file, ...rest) => {
+    if (!file.startsWith('/proc/')) return read(file, ...rest);
+    const [, pid, task] = /^\/proc\/(\d+)(?:\/task\/(\d+))?\/status$/.exec(file);
+    const text = statuses[task ? `${pid}/${task}` : pid] ?? (pid === String(process.pid) ? status(UID) : undefined);
+    if (text === undefined) throw new Error('ENOENT');
+    return text;
+  });
+  return { kills, sweeps };
+}
+
+const UID = 61_235;
+const status = (uid, state = 'S (sleeping)', ids = `${uid}\t${uid}\t${uid}\t${uid}`) => `Name:\tx\nState:\t${state}\nUid:\t${ids}\nGid:\t0\n`;
+
+test('which processes are those of a user', async (t) => {
+  const { kills, sweeps } = played(t, {
+    101: status(UID), 102: status(UID, 'Z (zombie)'), 103: status(UID, 'Z (zombie)'), 104: status(0, 'R (running)', `0\t0\t${UID}\t0`), 105: status(61_236),
+    106: status(UID, 'X (dead)'), 107: status(612_350), 108: 'Name:\tx\n', '103/103': status(UID, 'Z (zombie)'), '103/203': status(UID), '102/102': status(UID, 'Z (zombie)'), '102/202': '',
+  }); // prettier-ignore
+  assert.equal(await endProcesses(UID), 3);
+  assert.deepEqual(kills, [101, 103, 104].map((pid) => [pid, 'SIGKILL']));
+  assert.equal(sweeps.callCount(), 1);
+  const [file, args, options] = sweeps.calls[0].arguments;
+  assert.deepEqual([file, args], ['/bin/sh', ['-c', 'kill -KILL -1']]);
+  assert.deepEqual(options, { timeout: 5000, killSignal: 'SIGKILL', uid: UID, gid: UID, cwd: '/', env: {} });
+});
+
+test('a sweep that fails is tried again, twenty times', async (t) => {
+  let failures = 2;
+  const { sweeps } = played(t, {}, () => ((failures -= 1) >= 0 ? new Error('killed') : null));
+  assert.equal(await endProcesses(UID), 0);
+  assert.equal(sweeps.callCount(), 3);
+  failures = Infinity;
+  await assert.rejects(endProcesses(UID), { name: 'RequestError', message: `processes of uid ${UID} cannot be ended` });
+  assert.equal(sweeps.callCount(), 23);
+});
+
+test('all accounts that agents have had are gone through', async (t) => {
+  const { config } = makeGuest(t);
+  const runDir = path.join(config.runDir, 'deep/er');
+  for (const uid of [61_234, UID, 61_234]) noteUser({ runDir }, { uid });
+  assert.equal(fs.readFileSync(path.join(runDir, 'users'), 'utf8'), `61234\n${UID}\n`);
+  const { sweeps } = played(t, { 101: status(UID), 102: status(61_234), 103: status(UID) });
+  assert.equal(await endAgents({ runDir }), 3);
+  assert.deepEqual(sweeps.calls.map(({ arguments: [, , { uid }] }) => uid), [61_234, UID]);
+});
+
+test('what is done as a user is done with its ids, and then it is root again', asRoot, () => {
+  const { asUser } = payload('users');
+  const ids = () => [process.geteuid(), process.getegid()];
+  const before = ids();
+  assert.deepEqual(asUser({ uid: 1000, gid: 1001 }, ids), [1000, 1001]);
+  assert.deepEqual(ids(), before);
+  assert.throws(() => asUser({ uid: 1000, gid: 1001 }, () => assert.fail('no')), { message: 'no' });
+  assert.deepEqual(ids(), before);
+});
+
 test("the config drive's AGENT_USER is the one that pushed files belong to, and the running agent's group may ask", async (t) => {
   const { root, config } = makeGuest(t);
   fs.appendFileSync(config.passwdFile, `other:x:1234:1235::${root}:/bin/sh\n`);
@@ -210,4 +390,56 @@ test("the config drive's AGENT_USER is the one that pushed files belong to, and 
   questions.admit(bootUser(config));
   assert.equal(fs.statSync(socket).gid, ROOT ? 1235 : own.gid);
   assert.ok(new FakeMounter().holdsIpc());
+});
+
+test('a folder is the own one if nobody else can change its entries', (t) => {
+  const { root } = makeGuest(t);
+  const fd = holdFolder(root);
+  t.after(() => fs.closeSync(fd));
+  for (const [mode, expected] of [[0o755, true], [0o700, true], [0o777, false], [0o775, false], [0o757, false]]) {
+    fs.chmodSync(root, mode);
+    assert.equal(isOwn(fd), expected, mode.toString(8));
+  }
+  fs.chmodSync(root, 0o755);
+  t.mock.method(process, 'getuid', () => own.uid + 1);
+  assert.equal(isOwn(fd), false);
+});
+
+test('a shared folder is held while it is the share, and found again when it is back', (t) => {
+  const { config } = makeGuest(t);
+  const open = () => fs.readdirSync('/proc/self/fd').length;
+  const before = open();
+  let isShare = true;
+  let asked = 0;
+  const folder = new SharedFolder(config.ipcDir, () => ((asked += 1), isShare));
+  folder.close();
+  folder.refresh();
+  assert.deepEqual([asked, open()], [0, before]);
+  const place = folder.path('a', 'b');
+  assert.match(place, /^\/proc\/self\/fd\/\d+\/a\/b$/);
+  assert.deepEqual([folder.path('a', 'b'), asked, open()], [place, 1, before + 1], 'it is asked once');
+  folder.refresh();
+  assert.equal(open(), before + 1);
+  isShare = false;
+  folder.refresh();
+  assert.equal(open(), before);
+  assert.throws(() => folder.path(), { message: `${config.ipcDir} is not the share` });
+  assert.equal(open(), before);
+  isShare = true;
+  assert.equal(fs.realpathSync(folder.path()), fs.realpathSync(config.ipcDir));
+  folder.close();
+  folder.close();
+  assert.equal(open(), before);
+  assert.equal(below(7, 'x', 'y'), '/proc/self/fd/7/x/y');
+});
+
+test('a program that is run for agentd answers with its output, or with the first line of its complaint', async () => {
+  const { runTool } = payload('users');
+  const sh = (script, options) => runTool('/bin/sh', ['-c', script], options);
+  assert.equal(await sh('echo out; echo err >&2'), 'out\n');
+  await assert.rejects(sh('echo first >&2; echo second >&2; exit 1'), { message: 'first' });
+  await assert.rejects(sh('exit 3'), { message: /^Command failed: / });
+  await assert.rejects(runTool('/none/such', []), { message: /ENOENT/ });
+  await assert.rejects(sh('trap "" TERM; sleep 60', { timeout: 50 }), { message: /^Command failed: / });
+  assert.equal(await sh('echo "$A"', { env: { A: 'a' } }), 'a\n');
 });

@@ -160,6 +160,7 @@ test('stopping agentd ends the running request and leaves the waiting ones', asy
   host.send('two', { command: ['true'] });
   await delay(5 * FAST.poll);
   await host.supervisor.stop('the end');
+  assert.equal(host.results('one').length, 1, 'agentd waits for it');
   assert.equal((await host.result('one')).result, 'the end');
   assert.deepEqual(fs.readdirSync(host.ipc('requests')), ['two.json']);
   assert.deepEqual(host.events('two'), []);

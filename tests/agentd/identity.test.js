@@ -56,6 +56,88 @@ test('what can be done about a folder is said', () => {
   for (const uid of [1000, 1001]) assert.match(explainOwner(AGENT, { uid }, TABLES.passwd), /its owner/);
 });
 
+test('what can be done is said in full', () => {
+  assert.equal(explainOwner(AGENT, { uid: 0 }, TABLES.passwd), 'it belongs to root, and the agent never acts as root: let an ordinary user own it, or others write to it');
+  assert.equal(explainOwner(AGENT, { uid: 8 }, TABLES.passwd), 'uid 8 is the account mail of this image: let another user own it, or others write to it');
+  assert.equal(explainOwner(AGENT, { uid: 12 }, TABLES.passwd), 'let its owner write to it');
+});
+
+test('whose files and groups are not given away', () => {
+  const passwd = `${TABLES.passwd}short:x:77\nfull:x:78:79\n`;
+  const { isOthers, isNamed } = accountsBeside(AGENT, { passwd, group: TABLES.group });
+  assert.deepEqual([0, 8, 65534, 78, 1000, 1001, 77, 12, 79].map(isOthers), [true, true, true, true, false, false, false, false, false]);
+  assert.deepEqual([0, 20, 100, 65533, 1000, 1001, 12, 8].map(isNamed), [true, true, true, true, false, false, false, false]);
+  const foreign = accountsBeside({ ...AGENT, gid: 4711 }, TABLES);
+  assert.equal(foreign.isNamed(1000), false, "without a group of that number the agent's is the one with its name");
+  const shared = accountsBeside(AGENT, { ...TABLES, passwd: `${TABLES.passwd}other:x:1005:1000::/:\n` });
+  assert.equal(shared.isNamed(1000), true, 'a group that another account has, too');
+});
+
+test('bytes that are no text, other lines and the modes stay as they are', asRoot, async (t) => {
+  const { config } = makeGuest(t);
+  const [comment, name] = [Buffer.from([0xfc, 0xff]), Buffer.from(':/bin/sh\nagent\nagentx:x:1:1::/:\n')];
+  fs.writeFileSync(config.passwdFile, Buffer.concat([Buffer.from('agent:x:1000:1000:'), comment, Buffer.from(':/h'), name]), { mode: 0o640 });
+  fs.writeFileSync(config.groupFile, 'agent:x:1000:one,two\nagent:x\nlast:x:5:', { mode: 0o604 });
+  fs.chmodSync(config.passwdFile, 0o640);
+  fs.chmodSync(config.groupFile, 0o604);
+  await takeOver({ ...config, scratchFolders: [] }, { ...AGENT, home: '/' }, { uid: 1001, gid: 1002 }, ending(() => {}));
+  assert.ok(fs.readFileSync(config.passwdFile).equals(Buffer.concat([Buffer.from('agent:x:1001:1002:'), comment, Buffer.from(':/h'), name])));
+  assert.equal(fs.readFileSync(config.groupFile, 'latin1'), 'agent:x:1002:one,two\nagent:x\nlast:x:5:');
+  assert.deepEqual([config.passwdFile, config.groupFile].map((file) => fs.statSync(file).mode & 0o7777), [0o640, 0o604]);
+});
+
+test('what is handed over: the workspace, the home and the scratch folders, unless they are the host\'s or the root', asRoot, async (t) => {
+  const { root, config } = makeGuest(t);
+  const places = Object.fromEntries(['home', 'one', 'two', 'elsewhere'].map((name) => [name, path.join(root, name)]));
+  for (const place of [...Object.values(places), config.workspace]) {
+    fs.mkdirSync(place, { recursive: true });
+    fs.lchownSync(place, 1000, 1000);
+  }
+  const asked = [];
+  const system = { endLeftovers: async () => {}, isShare: (folder) => (asked.push(folder), folder === places.two) };
+  const settings = { ...config, scratchFolders: [places.one, places.two, path.join(root, 'none'), '/'] };
+  await takeOver(settings, { ...AGENT, home: `${places.home}/../home` }, { uid: 1001, gid: 1001 }, system);
+  assert.deepEqual(asked, [config.workspace, places.home, places.one, places.two, path.join(root, 'none')]);
+  assert.deepEqual([config.workspace, places.home, places.one, places.two, places.elsewhere].map((place) => ownerOf(place)[0]), [1001, 1001, 1001, 1000, 1000]);
+});
+
+test('a draft that was there before is kept when the take-over fails again, and others are not', asRoot, async (t) => {
+  for (const interrupted of [false, true]) {
+    const { config } = makeGuest(t);
+    const draft = `${config.passwdFile}.agentd`;
+    if (interrupted) fs.writeFileSync(draft, 'half');
+    t.mock.method(fs, 'fsyncSync', () => {
+      throw new Error('no space left');
+    });
+    const open = fs.readdirSync('/proc/self/fd').length;
+    await assert.rejects(takeOver(config, { ...AGENT, home: '/' }, { uid: 1001, gid: 1001 }, ending(() => assert.fail('too late'))), { name: 'RequestError', message: 'the account agent cannot take over uid 1001: no space left' });
+    assert.deepEqual([fs.existsSync(draft), fs.existsSync(`${config.groupFile}.agentd`)], [interrupted, interrupted]);
+    assert.equal(fs.readdirSync('/proc/self/fd').length, open);
+    t.mock.restoreAll();
+  }
+});
+
+test('folders are entered down to a depth of 200', asRoot, async (t) => {
+  const { config } = makeGuest(t);
+  const at = (depth) => path.join(config.workspace, ...Array.from({ length: depth }, () => 'd'));
+  fs.mkdirSync(at(202), { recursive: true });
+  for (let depth = 0; depth <= 202; depth += 1) fs.lchownSync(at(depth), 1000, 1000);
+  await handOver(config.workspace, BESIDE, { uid: 1001, gid: 1001 });
+  assert.deepEqual([0, 1, 199, 200, 201, 202].map((depth) => ownerOf(at(depth))[0]), [1001, 1001, 1001, 1001, 1000, 1000]);
+});
+
+test('what is handed over is gone or no folder', asRoot, async (t) => {
+  const { root, config } = makeGuest(t);
+  fs.symlinkSync(config.workspace, path.join(root, 'link'));
+  fs.lchownSync(config.workspace, 1000, 1000);
+  for (const name of ['none', 'link', 'passwd']) await handOver(path.join(root, name), BESIDE, { uid: 1001, gid: 1001 });
+  assert.equal(ownerOf(config.workspace)[0], 1000);
+  t.mock.method(fs, 'readdirSync', () => {
+    throw Object.assign(new Error('not allowed'), { code: 'EACCES' });
+  });
+  await assert.rejects(handOver(config.workspace, BESIDE, { uid: 1001, gid: 1001 }), { code: 'EACCES' });
+});
+
 /** A guest with files of the agent's and of others. */
 function inhabited(t) {
   const { root, config } = makeGuest(t);

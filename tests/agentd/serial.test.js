@@ -4,10 +4,12 @@ const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
 const { randomBytes } = require('node:crypto');
+const { spawnSync } = require('node:child_process');
 const { test } = require('node:test');
-const { FAST, FakeMounter, FakeSystem, launch, makeGuest, makeLog, payload, until } = require('./helpers');
+const { FAST, FakeMounter, FakeSystem, LIMITS, launch, makeGuest, makeLog, payload, until } = require('./helpers');
 const { SerialChannel } = payload('serial');
 const { LineReader } = payload('lines');
+const { Port } = payload('port');
 const { RequestQueue } = payload('queue');
 const { Runner } = payload('run');
 const { Questions } = payload('permissions');
@@ -166,4 +168,156 @@ test('lines in any pieces; a line that is too long is dropped alone', () => {
     reader.push(Buffer.from('whole\n'));
     assert.equal(seen.at(-1), 'whole');
   }
+});
+
+test('requests come as objects or as text, and with an id', async (t) => {
+  const guest = start(t);
+  guest.send({ type: 'request', requestId: 'text', data: JSON.stringify({ command: ['true'] }) });
+  assert.equal((await guest.result('text')).subtype, 'success');
+  for (const [requestId, data] of Object.entries({ none: undefined, null: null, list: ['x'], number: 7, half: '{"command":' })) {
+    guest.send({ type: 'request', requestId, data });
+    assert.equal((await guest.result(requestId)).result, 'the request is not a JSON object', requestId);
+  }
+  for (const requestId of [undefined, '../x', '', 7]) guest.send({ type: 'request', requestId, data: { command: ['true'] } });
+  guest.send({ type: 'request', requestId: 'last', data: { command: ['true'] } });
+  await guest.result('last');
+  assert.equal(guest.log.lines.filter((line) => line === 'a request without a usable requestId was ignored').length, 4);
+});
+
+test('lines that are no messages are reported once, and an unknown message not at all', async (t) => {
+  const guest = start(t, makeGuest(t, { limits: { ...LIMITS, request: 100 } }));
+  const line = (size) => {
+    const text = JSON.stringify({ type: 'request', requestId: `r${size}`, data: { command: ['true'], prompt: '' } });
+    return `${text.replace('"prompt":""', `"prompt":"${'p'.repeat(size - text.length)}"`)}\n`;
+  };
+  guest.port.push('{"type":"news"}\n');
+  assert.equal(line(150).length, 151);
+  guest.port.push(line(150));
+  await guest.result('r150');
+  assert.deepEqual(guest.log.lines.filter((text) => text.startsWith('a line')), []);
+  for (const text of ['no\n', line(151), '[]\n', line(152)]) guest.port.push(text);
+  guest.port.push(line(149).slice(0, 99));
+  guest.port.push(''); // the host has disconnected
+  guest.port.push(line(149));
+  await guest.result('r149');
+  assert.deepEqual(guest.log.lines.filter((text) => text.startsWith('a line')), ['a line from the host is not a JSON object; it is ignored', 'a line from the host was too long and was dropped']);
+  assert.deepEqual([guest.events('r151'), guest.events('r152')], [[], []]);
+});
+
+test('a refused push is answered with what it was', async (t) => {
+  const guest = start(t);
+  guest.send({ type: 'push_file', basePath: guest.project, path: '../../x', data: '' });
+  guest.send({ type: 'push_file_complete', transferId: 't' });
+  guest.send({ type: 'push_files', path: 'x' });
+  const errors = () => guest.port.sent.filter(({ type }) => type === 'push_error');
+  await until('the answers', () => errors().length === 2);
+  assert.deepEqual(errors(), [
+    { type: 'push_error', path: '../../x', error: `path ../../x leaves ${guest.project}` },
+    { type: 'push_error', transferId: 't', error: 'the end of an unknown transfer' },
+  ]);
+  assert.deepEqual(guest.log.lines, [`push_file: path ../../x leaves ${guest.project}`, 'push_file_complete: the end of an unknown transfer']);
+});
+
+test('a heartbeat is left out while the last one waits for the host', async (t) => {
+  const { port, channel } = start(t);
+  let release;
+  const sent = [];
+  port.write = async (bytes) => {
+    sent.push(JSON.parse(bytes));
+    await new Promise((resolve) => (release = resolve));
+  };
+  for (const n of [1, 2, 3]) await channel.beat({ n });
+  assert.deepEqual(sent, [{ type: 'heartbeat', n: 1 }]);
+  release();
+  await until('the end of the first', async () => (await channel.beat({ n: 4 }), sent.length === 2));
+  release();
+  assert.deepEqual([channel.mode, channel.mounted, channel.ownDisk, sent[1].n], ['serial', null, true, 4]);
+});
+
+test('only an object is an answer, and the first one counts', async (t) => {
+  const { channel, send } = start(t);
+  const { signal } = new AbortController();
+  for (const [id, result] of Object.entries({ null: null, text: 'allow', number: 7 })) {
+    const answer = channel.answer('permission', id, signal);
+    send({ type: 'permission_response', requestId: id, result });
+    assert.equal(await answer, undefined, id);
+  }
+  const answer = channel.answer('permission', 'q', signal);
+  for (const behavior of ['allow', 'deny']) send({ type: 'permission_response', requestId: 'q', result: { behavior } });
+  assert.deepEqual(await answer, { behavior: 'allow' });
+  assert.equal(await channel.answer('permission', 'q', AbortSignal.abort()), undefined);
+});
+
+test('the journal has what has begun and not ended; a thousand ids that ended are not run again', async (t) => {
+  const guest = start(t);
+  const { channel, config, port } = guest;
+  const journal = () => fs.readdirSync(path.join(config.runDir, 'journal'));
+  assert.equal(await channel.history('a'), 'new');
+  const stream = await channel.openStream('a');
+  assert.deepEqual([await channel.history('a'), journal()], ['begun', ['a']]);
+  port.pending = 7;
+  assert.deepEqual([stream.pending, stream.stalledSince], [7, undefined]);
+  stream.discard();
+  await stream.write({ n: 1 });
+  await stream.close();
+  assert.deepEqual(port.sent, [{ type: 'stream', requestId: 'a', line: '{"n":1}' }]);
+  await channel.finish('a');
+  await channel.finish('a');
+  assert.deepEqual(journal(), []);
+  for (let number = 1; number < 1000; number += 1) await channel.finish(`n${number}`);
+  guest.send({ type: 'request', requestId: 'a', data: { command: ['true'] } });
+  guest.send({ type: 'request', requestId: 'b', data: { command: ['true'] } });
+  await guest.result('b');
+  assert.deepEqual(guest.events('a').length, 1, 'the one of before');
+  await until('its end', () => journal().length === 0); // b is the one more that is remembered
+  guest.send({ type: 'request', requestId: 'a', data: { command: ['true'] } });
+  await until('the result', () => guest.events('a').some((line) => line.event?.type === 'result'));
+});
+
+test('the folder whose changed files are sent is the one that the request names', async (t) => {
+  const { channel, config, project, port, root } = start(t);
+  const user = { uid: process.getuid() || 1000, gid: process.getgid() || 1000 };
+  const other = path.join(config.workspace, 'other');
+  fs.mkdirSync(other, { mode: 0o777 });
+  const events = [];
+  const stream = { write: async (event) => void events.push(event) };
+  const names = async (request) => {
+    port.sent.length = 0;
+    await channel.beforeAgent({ id: 'r', ...request }, user);
+    for (const dir of [project, other, root]) fs.writeFileSync(path.join(dir, path.basename(dir)), String(Math.random()));
+    await channel.afterAgent({ id: 'r', ...request }, user, stream);
+    return port.sent.map((message) => [message.requestId, message.path]);
+  };
+  assert.deepEqual(await names({}), [['r', 'project']]);
+  assert.deepEqual(await names({ cwd: other }), [['r', 'other']]);
+  assert.deepEqual(await names({ cwd: other, workspaceRoot: project }), [['r', 'project']]);
+  assert.deepEqual(await names({ workspaceRoot: config.workspace }), [['r', 'other/other'], ['r', 'project/project']]);
+  assert.deepEqual(await names({ workspaceRoot: root }), []);
+  await channel.afterAgent({ id: 'r' }, user, stream);
+  assert.deepEqual(events, []);
+  await channel.beforeAgent({ id: 'r' }, user);
+  fs.writeFileSync(path.join(project, 'large'), '');
+  fs.truncateSync(path.join(project, 'large'), MAX_FILE + 1);
+  await channel.afterAgent({ id: 'r' }, user, stream);
+  assert.deepEqual(events, [{ type: 'sdk_event', event: { type: 'file_sync_error', path: 'large', error: `larger than ${MAX_FILE} bytes` } }]);
+});
+
+test('a port is read and written at once, and what it does not take yet is counted', async (t) => {
+  const { root } = makeGuest(t);
+  const device = path.join(root, 'port');
+  spawnSync('mkfifo', [device]);
+  const port = new Port(device);
+  const bytes = randomBytes(300_000);
+  const parts = [];
+  const writing = [port.write(bytes.subarray(0, 100_000)), port.write(bytes.subarray(100_000))];
+  assert.equal(port.pending, 300_000);
+  for (let length = 0; length < bytes.length; length += parts.at(-1).length) parts.push(Buffer.from(await port.read()));
+  await Promise.all(writing);
+  assert.deepEqual([Buffer.concat(parts).equals(bytes), port.pending], [true, 0]);
+  assert.ok(Math.max(...parts.map(({ length }) => length)) <= 65_536);
+  fs.writeFileSync(path.join(root, 'empty'), '');
+  const begun = performance.now();
+  assert.equal((await new Port(path.join(root, 'empty')).read()).length, 0);
+  assert.ok(performance.now() - begun >= 190, 'it is not asked all the time');
+  assert.throws(() => new Port(path.join(root, 'none')), { code: 'ENOENT' });
 });

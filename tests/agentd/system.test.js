@@ -51,6 +51,77 @@ test('a network without a default route counts after a while, and a machine may 
   await until('the network', () => system.read().network, 5000);
 });
 
+test('only an address of IPv4 that leads outside is a network', (t) => {
+  const { state, sources } = machine(t);
+  fs.writeFileSync(sources.routes, ROUTE);
+  const system = new SystemState(0, sources);
+  for (const [addresses, loopback, network] of [
+    [{ eth0: [{ address: 'fe80::1', family: 'IPv6', internal: false }] }, false, false],
+    [LO, true, false],
+    [{ lo: [{ address: '127.0.0.2', family: 'IPv4', internal: true }] }, false, false],
+    [{ eth0: [...ETH.eth0, { address: 'fe80::1', family: 'IPv6', internal: false }] }, false, true],
+    [{ eth0: [{ address: 'fe80::1', family: 'IPv6', internal: false }, ...ETH.eth0] }, false, true],
+  ]) {
+    state.addresses = addresses;
+    const { loopback: isLooped, network: isThere } = system.read();
+    assert.deepEqual([isLooped, isThere], [loopback, network], JSON.stringify(addresses));
+  }
+});
+
+test('a name is one that the machine was given', (t) => {
+  const { state, sources } = machine(t);
+  const name = path.join(path.dirname(sources.routes), 'hostname');
+  const isNamed = (host, file) => {
+    state.name = host;
+    fs.rmSync(name, { force: true });
+    if (file !== undefined) fs.writeFileSync(name, file);
+    return new SystemState(0, { ...sources, name }).read().hostname;
+  };
+  for (const host of ['', '(none)', 'localhost']) assert.equal(isNamed(host), false, host);
+  assert.deepEqual([isNamed('box'), isNamed('box', 'other\n'), isNamed('localhost', 'localhost\n'), isNamed('localhost', 'box\n')], [true, true, true, false]);
+  assert.equal(isNamed('', ''), false);
+});
+
+test('a network is expected of the cards that are named in the lines of the configuration', (t) => {
+  for (const [interfaces, expected] of [
+    ['auto eth0\n', false], ['  auto\teth1 eth0 \n', false], ['auto lo eth0', false], ['#auto eth0\n', null], ['autoeth0\n', null], ['iface eth0 inet dhcp\n', null],
+    ['auto lo\n', null], ['auto eth1\n', null], ['auto lo\n\nauto eth0\n', false],
+  ]) {
+    const { sources } = machine(t, { interfaces });
+    assert.equal(new SystemState(0, sources).read().network, expected, interfaces);
+  } // prettier-ignore
+  const { sources } = machine(t);
+  fs.rmSync(sources.interfaces);
+  assert.equal(new SystemState(0, sources).read().network, null);
+});
+
+test('the time that a network may be without a route counts from its address', (t) => {
+  const { state, sources } = machine(t);
+  let now = 1000;
+  t.mock.method(performance, 'now', () => now);
+  const system = new SystemState(0, sources);
+  assert.equal(system.read().network, false);
+  now += 10_000;
+  state.addresses = ETH;
+  assert.equal(system.read().network, false);
+  now += 2999;
+  assert.equal(system.read().network, false);
+  now += 1;
+  assert.equal(system.read().network, true);
+});
+
+test('a machine is waited for until its time is over, and not longer', async (t) => {
+  const { sources } = machine(t);
+  const system = new SystemState(120, sources);
+  const begun = performance.now();
+  assert.equal(await system.settled(new AbortController().signal), false);
+  assert.ok(performance.now() - begun >= 115);
+  const controller = new AbortController();
+  const waiting = new SystemState(60_000, sources).settled(controller.signal);
+  controller.abort();
+  assert.equal(await waiting, false);
+});
+
 test('no network is waited for where there is no card, or nothing sets it up', (t) => {
   for (const how of [{ cards: ['lo'] }, { interfaces: 'auto lo\niface lo inet loopback\n' }, { interfaces: '' }]) {
     const { state, sources } = machine(t, how);
@@ -105,7 +176,7 @@ test('no agent runs while links are not protected, however long it takes and wha
   const host = await startHost(t, { mounter });
   const setting = (name, value) => fs.writeFileSync(path.join(host.config.kernelSettings, name), value);
   const mounts = { work: { tag: 'work', guestPath: path.join(host.config.workspace, 'project') } };
-  const cases = { protected_hardlinks: ['0\n', '', 'x\n'], protected_symlinks: ['0\n'] };
+  const cases = { protected_hardlinks: ['0\n', '', 'x\n', 'a\n', '-1\n'], protected_symlinks: ['0\n'] };
   for (const [name, values] of Object.entries(cases)) {
     for (const [at, value] of values.entries()) {
       setting(name, value);

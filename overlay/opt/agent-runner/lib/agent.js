@@ -32,13 +32,12 @@ function checkProgram(command, env, cwd) {
   throw new RequestError(`command not found: ${name}`, 127);
 }
 
-/** Send a signal to a process group. @returns {boolean} false if the group is gone */
+/** Send a signal to a process group, if there is one. */
 function signalGroup(pid, signal) {
   try {
     process.kill(-pid, signal);
-    return true;
   } catch {
-    return false;
+    // It has ended.
   }
 }
 

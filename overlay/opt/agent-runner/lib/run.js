@@ -125,7 +125,7 @@ class Report {
     }
     if (event.type === 'output' && event.stream === 'stdout' && !event.encoding) this.#text = (this.#text + event.data).slice(-this.#limits.resultText);
     const written = this.#stream.write({ type: 'sdk_event', event });
-    if (this.#stream.pending <= this.#limits.backlog || !agent) return;
+    if (this.#stream.pending <= this.#limits.backlog) return;
     agent.pause();
     void written.then(() => agent.resume());
   }

@@ -36,7 +36,7 @@ class StreamFile {
     this.#pending += line.length;
     return new Promise((resolve) => {
       this.#queue.push({ line, resolve });
-      this.#working ??= this.#work().finally(() => (this.#working = undefined));
+      this.#working ??= this.#work();
     });
   }
 
@@ -63,6 +63,7 @@ class StreamFile {
       this.#pending -= entry.line.length;
       entry.resolve();
     }
+    this.#working = undefined; // before anybody who waits for the last event goes on, and may write another one
   }
 
   async #append(line) {

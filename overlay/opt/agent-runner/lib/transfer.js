@@ -134,7 +134,8 @@ function snapshot(root, user, skip) {
     }
     for (const entry of entries) {
       const name = path.join(relative, entry.name);
-      if (files.size >= MAX_ENTRIES || path.join(root, name) === skip) return;
+      if (files.size >= MAX_ENTRIES) return;
+      if (path.join(root, name) === skip) continue;
       if (entry.isDirectory()) walk(name);
       else if (entry.isFile()) stamp(name);
     }

@@ -178,7 +178,7 @@ function readQuoted(first, more) {
   const text = lines.map((line) => line.text).join('\n');
   const end = closingQuote(text, quote);
   const after = text.slice(end + 1);
-  if (end < 0 || after.startsWith('#') || !after.split('\n').every((rest) => withoutComment(trim(rest)) === '')) refuse(first, 'the quotes are not closed, or text follows them');
+  if (end === -1 || after.startsWith('#') || !after.split('\n').every((rest) => withoutComment(trim(rest)) === '')) refuse(first, 'the quotes are not closed, or text follows them');
   const inner = text.slice(1, end);
   if (quote === "'") return fold(inner).replaceAll("''", "'");
   const unclear = lines.find((line) => line.text.endsWith('\\') && !line.raw.endsWith('\\'));

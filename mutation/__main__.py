@@ -47,7 +47,8 @@ def find_changes(paths: Sequence[str]) -> list[Change]:
 def accepted() -> set[str]:
     """Return the lines of docs/testing.md that name an accepted survivor, without their line numbers."""
     text = PAGE.read_text() if PAGE.exists() else ""
-    return {_numberless(line) for line in re.findall(r"^\| `+ ?(.*?) ?`+ \|", text, re.MULTILINE)}
+    listed = re.findall(r"^\| `+ ?(.*?) ?`+ \|", text, re.MULTILINE)
+    return {_numberless(shown.replace("\\|", "|")) for shown in listed}
 
 
 def _numberless(shown: str) -> str:
@@ -113,11 +114,13 @@ def run(
                 return UNCOVERED
             copy = copies.get()
             try:
-                result = NOTICED if copy.noticed(change, tests) else SURVIVED
+                fork = covering is not None and not covering.on_import(change.path, change.line)
+                result = NOTICED if copy.noticed(change, tests, fork=fork) else SURVIVED
             finally:
                 copies.put(copy)
             if result == SURVIVED:
                 tqdm.write(shown)
+                sys.stdout.flush()
             return result
 
         try:
@@ -156,7 +159,7 @@ def main() -> int:
     parser.add_argument("--percent", type=float, default=5, help="share of the changes that is tried (default: 5)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"decides which are tried (default: {SEED})")
     parser.add_argument("--jobs", type=int, default=2, help="changes that are tried at once (default: 2)")
-    parser.add_argument("--most", type=int, default=400, help="tests that are run for one change (default: 400)")
+    parser.add_argument("--most", type=int, default=1000, help="tests that are run for one change (default: 1000)")
     parser.add_argument(
         "--timeout", type=float, default=180, help="seconds for them; then it counts as noticed (default: 180)"
     )

@@ -19,6 +19,8 @@ from mutation.nodetests import Scripts
 from mutation.server import ELSEWHERE, NOTICED
 
 ROOT = Path(__file__).parents[1]
+GONE = "gone"
+"""Answer of a process that has ended."""
 
 
 class Copy:
@@ -40,13 +42,18 @@ class Copy:
         if self._server:
             self._server.close()
 
-    def noticed(self, change: Change, tests: Sequence[str]) -> bool:
+    def noticed(self, change: Change, tests: Sequence[str], *, fork: bool = False) -> bool:
         """Return True if one of the tests fails, or does not end, with this change made.
+
+        Args:
+            change: what is changed.
+            tests: the tests that are run, until one fails.
+            fork: the changed code has not been executed before a test begins, so that forks will do.
 
         Raises:
             SystemExit: the test that failed does so on the unchanged code as well, so that it proves nothing.
         """
-        noticed = self._noticed_by_fork(change, tests) if change.path.endswith(".py") else None
+        noticed = self._noticed_by_fork(change, tests) if fork else None
         if noticed is None:
             with self._changed(change):
                 noticed = self.fails(tests)
@@ -60,6 +67,10 @@ class Copy:
             return None
         with self._changed(change):
             answer = self._server.ask(change.path, tests)
+        if answer["result"] == GONE:
+            self._server.close()
+            self._server = None
+            return None
         if answer["result"] != NOTICED:
             return None if answer["result"] == ELSEWHERE else False
         test = answer["test"]
@@ -99,7 +110,10 @@ class Copy:
             return any(self._ends_badly(batch.command(), min(self._timeout, batch.limit)) for batch in batches)
         listed = self.root.parent / "tests.txt"
         listed.write_text("".join(f"{test}\n" for test in tests))
-        return self._ends_badly([*self._pytest("folders"), "-x", f"@{listed}"], self._timeout)
+        try:
+            return self._ends_badly([*self._pytest("folders"), "-x", f"@{listed}"], self._timeout)
+        finally:
+            subprocess.run(["rm", "-rf", self.root.parent / "folders"], check=False)  # deeper than Python can go
 
     def _ends_badly(self, command: Sequence[str], timeout: float) -> bool:
         with self._output.open("wb") as output:
@@ -153,14 +167,18 @@ class _Server:
 
     def ask(self, path: str, tests: Sequence[str]) -> dict[str, str]:
         """Return the answer to what these tests say of the file ``path`` as it is now."""
-        self._questions.write(json.dumps({"path": path, "tests": tests}) + "\n")
-        self._questions.flush()
-        answer: dict[str, str] = json.loads(self._answers.readline())
-        return answer
+        try:
+            self._questions.write(json.dumps({"path": path, "tests": tests}) + "\n")
+            self._questions.flush()
+            answer: dict[str, str] = json.loads(self._answers.readline() or "{}")
+        except BrokenPipeError:
+            answer = {}
+        return answer or {"result": GONE}
 
     def close(self) -> None:
         """End it."""
-        self._questions.close()
+        with suppress(BrokenPipeError):
+            self._questions.close()
         self._answers.close()
         _end(self._child)
 

@@ -46,6 +46,10 @@ class Covering:
                 for line, tests in lines.items():
                     own.setdefault(int(line), set()).update(tests)
 
+    def on_import(self, path: str, line: int) -> bool:
+        """Return True if this line is executed, perhaps among other times, when its module is imported."""
+        return "" in self._tests.get(path.removeprefix("imgkit/"), {}).get(line, ())
+
     def tests(self, path: str, line: int, most: int) -> Sequence[str]:
         """Return the tests that execute this line; tests named after the module come first.
 

@@ -176,9 +176,12 @@ class _Finder(ast.NodeVisitor):
         self._put(node, "continue", "statement")
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        if node.value is None:
+            return
+        constant = node.value.value if isinstance(node.value, ast.Constant) else ...
+        if constant is not None and constant is not False:  # None is as false
             self._put(node, "return None", "result")
-            self.generic_visit(node)
+        self.generic_visit(node)
 
     def generic_visit(self, node: ast.AST) -> None:
         children: Iterator[ast.AST] = ast.iter_child_nodes(node)

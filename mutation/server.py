@@ -17,7 +17,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,9 @@ import pytest
 NOTICED, SURVIVED, ELSEWHERE = "noticed", "survived", "elsewhere"
 _PAUSE = 0.005
 """Seconds between two looks at a fork."""
+_MEMORY = 4 << 30
+"""Bytes that a fork may allocate: a changed loop may never end."""
+_exit = os._exit  # tests may replace it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,6 +97,7 @@ class _Server:
     def __init__(self, session: pytest.Session) -> None:
         self._items = {item.nodeid: item for item in session.items}
         self._timeout: float = session.config.getoption("--change-timeout")
+        self._folder: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         self._sources = {
             name: Path(name).read_bytes()
             for module in list(sys.modules.values())
@@ -134,12 +140,14 @@ class _Server:
         child = os.fork()
         if not child:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
             for function, code in changed:
                 function.__code__ = code
             _run(items, writing)
         os.close(writing)
         status = self._wait(child)
         _end_all(child)
+        subprocess.run(["find", self._folder, "-mindepth", "1", "-delete"], check=False)  # deeper than Python can go
         started = os.read(reading, 1 << 20).decode().split()
         os.close(reading)
         if status == 0:
@@ -173,7 +181,7 @@ def _end_all(child: int) -> None:
 class _Watch:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            os._exit(1)
+            _exit(1)
 
 
 def _run(items: Sequence[pytest.Item], writing: int) -> NoReturn:
@@ -186,4 +194,4 @@ def _run(items: Sequence[pytest.Item], writing: int) -> NoReturn:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         status = 0
     finally:  # a change may raise anything
-        os._exit(status)
+        _exit(status)

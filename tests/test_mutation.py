@@ -46,7 +46,6 @@ def test_what_is_changed_and_what_is_not() -> None:
         (9, "constant", "4"),
         (9, "condition", "(len(text) >= 3 or not text.startswith('#'))"),
         (9, "condition", "(text.startswith('#'))"),
-        (10, "result", "return None"),
         (10, "constant", "True"),
         (11, "guard", "False"),
         (11, "comparison", "not in"),
@@ -109,9 +108,13 @@ def test_accepted_survivors_are_found_without_their_line(tmp_path: Path, monkeyp
     page = tmp_path / "testing.md"
     monkeypatch.setattr(program, "PAGE", page)
     assert program.accepted() == set()
-    shown = Change("a.py", 12, 0, 5, "a > b", "comparison").shown(b"a < b")
-    page.write_text(f"| change | reason |\n|---|---|\n| `{shown}` | there is no third b |\n| no code | x |\n")
+    shown = Change("a.py", 12, 2, 7, "a > b", "comparison").shown(b"\n a < b | c\n")
+    assert shown == "a.py:12: comparison: a < b  →  a > b  in: a < b | c"
+    listed = shown.replace("|", r"\|")
+    page.write_text(f"| change | reason |\n|---|---|\n| `{listed}` | there is no third b |\n| no code | x |\n")
     assert program.accepted() == {shown.replace(":12:", ":")}
+    long = Change("a.py", 1, 0, 14, "x", "statement").shown(b"remove(folder)\n")
+    assert long == "a.py:1: statement: remove(folder)  →  x", "the text is enough to find it"
 
 
 def test_the_report_counts_per_folder() -> None:
@@ -123,7 +126,7 @@ def test_the_report_counts_per_folder() -> None:
     assert lines[2:] == ["| `a` | 6 | 3 | 1 | 1 | 1 | 75% |", "| `all` | 6 | 3 | 1 | 1 | 1 | 75% |"]
 
 
-def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
+def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch, timeout: float = 60) -> Copy:
     """Return a copy of a small repository with one module and these tests."""
     repository = folder / "repository"
     (repository / "imgkit").mkdir(parents=True)
@@ -131,8 +134,9 @@ def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Copy
         (repository / "imgkit" / name).touch()
     (repository / "code.py").write_text("LIMIT = 1\n")
     (repository / "test_it.py").write_text(tests)
+    shutil.copytree(ROOT / "mutation", repository / "mutation")
     monkeypatch.setattr(copies, "ROOT", repository)
-    return Copy(folder, 60)
+    return Copy(folder, timeout)
 
 
 CHANGE = Change("code.py", 1, 8, 9, "2", "constant")
@@ -145,6 +149,37 @@ def test_a_change_is_noticed_or_not(limit: str, noticed: bool, tmp_path: Path, m
     copy = copy_with(tests, tmp_path, monkeypatch)
     assert copy.noticed(CHANGE, ["test_it.py::test_it"]) is noticed
     assert (copy.root / "code.py").read_text() == "LIMIT = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "noticed"),
+    [
+        (b"1)", "2)", True),
+        (b"n + 0", "n - 0", False),
+        (b"LIMIT = 1", "LIMIT = 2", True),
+        (b"LIMIT = 1", "LIMIT = 1.0", False),
+        (b"return", "while True:\n        pass\n    return", True),
+    ],
+    ids=["function", "no-difference", "constant", "same-constant", "endless"],
+)
+def test_forks_notice_the_same(
+    old: bytes, new: str, noticed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change to a constant has another process, because the module has been imported already."""
+    source = b"LIMIT = 1\n\ndef double(n):\n    return (n + 0) * (LIMIT + 1)\n"
+    tests = "import code_of_it as code\n\ndef test_it():\n    assert code.double(2) == 4\n"
+    copy = copy_with(tests, tmp_path, monkeypatch, timeout=5)
+    for folder in (tmp_path / "repository", copy.root):
+        (folder / "code_of_it.py").write_bytes(source)
+    copy.serve(["test_it.py"])
+    start = source.index(old)
+    change = Change("code_of_it.py", 1, start, start + len(old), new, "x")
+    try:
+        assert copy.noticed(change, ["test_it.py::test_it"], fork=True) is noticed
+        assert copy.noticed(change, ["test_it.py::test_it"], fork=True) is noticed, "the same process answers again"
+    finally:
+        copy.close()
+    assert (copy.root / "code_of_it.py").read_bytes() == source
 
 
 def test_a_test_that_always_fails_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

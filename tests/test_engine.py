@@ -586,7 +586,7 @@ def test_hostile_scripts_stay_where_they_are_and_end(
 ) -> None:
     """A script that would end the text that it came in, one that floods, one that leaves something behind, and one
     that never ends."""
-    monkeypatch.setattr(scripts, "SCRIPT_SECONDS", 30)
+    monkeypatch.setattr(scripts, "SCRIPT_SECONDS", 20)
     end = "imgkit-end-of-script"
     texts = [
         f"#!/bin/sh\n: <<'{end}'\n{end}\necho x 2>/dev/null >/sysroot/escaped || :\n",

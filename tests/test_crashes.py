@@ -25,7 +25,7 @@ from tests.commandline import ROOT, Place, path_without
 from tests.conftest import need_program
 from tests.crashes import Case, Tally, both_case, build_case, lock_case, play, real, run_case
 from tests.fulldisk import OLD
-from tests.images import Image
+from tests.images import WITHOUT_NODE, Image
 from tests.mirrors import RECIPE, Small
 from tests.processes import gone
 
@@ -144,6 +144,7 @@ def test_a_build_that_is_killed(here: Place, mirror: Mirror, mirror_url: str) ->
         need_program(program)
     real(here)
     words: list[str | Path] = ["build", ROOT / "recipes/core.py", "--mirror", mirror_url, "--set", "size=1G"]
+    words += WITHOUT_NODE
     tally = play(build_case(here, [*words, "--arch", "amd64", "--release-key", mirror.release_key]), times=2, seed=3)
     assert tally.faults == []
     assert tally.hits > 0

@@ -15,6 +15,7 @@ import pytest
 from fixtures.mirror import Mirror
 from tests.commandline import ROOT, Place, check_failure, place
 from tests.conftest import need, need_program
+from tests.images import WITHOUT_NODE
 
 pytestmark = [pytest.mark.mirror, pytest.mark.vm]
 
@@ -57,7 +58,7 @@ def here(cache: Path) -> Iterator[Place]:
 def words(mirror: Mirror, mirror_url: str) -> list[str]:
     """recipes/core.py, small."""
     words = ["build", str(ROOT / "recipes/core.py"), "--mirror", mirror_url, "--arch", "amd64"]
-    return [*words, "--release-key", str(mirror.release_key), "--set", "size=1G"]
+    return [*words, "--release-key", str(mirror.release_key), "--set", "size=1G", *WITHOUT_NODE]
 
 
 def wait_for(text: str, here: Place, child: subprocess.Popen[bytes], timeout: float = 180) -> None:

@@ -251,7 +251,7 @@ def run_case(here: Place, image: Path, every: int = 10) -> Case:
         return "" if hash_file(image) == before else "the image was changed"
 
     shared = (Path("/tmp"), Path("/var/tmp"))
-    words = ["run", image, "--cpus", "1", "--", "true"]
+    words: list[str | Path] = ["run", image, "--cpus", "1", "--", "true"]
     return Case(here, words, outputs, every=every, shared=shared)
 
 

@@ -135,8 +135,8 @@ def changed_recipe(here: Place) -> Path:
 def test_an_image_too_small_says_how_much_it_needs(here: Place, words: list[str]) -> None:
     recipe = changed_recipe(here)
     (here.base / "overlay/noise").write_bytes(bytes(300 << 20))
-    ran = here.run("build", recipe, *words[2:], "--set", "size=512M")
-    check_failure(ran, here, 3, "image of 512 MiB is too small for its content, which needs", "set size to")
+    ran = here.run("build", recipe, *words[2:], "--set", "size=256M")
+    check_failure(ran, here, 3, "image of 256 MiB is too small for its content, which needs", "set size to")
 
 
 def test_grub_modules_that_are_not_in_the_image(here: Place, words: list[str]) -> None:

@@ -161,7 +161,7 @@ def test_no_room_for_the_disk(here: Place, words: list[str]) -> None:
     """There is room for the packages, but not for the disk, which is reported before the disk is written."""
     full = here.base / "full"
     full.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", full], capture_output=True, check=False)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m", "none", full], capture_output=True, check=False)
     need("the right to mount a small filesystem", mount.returncode == 0)
     try:
         ran = here.run(*words, env={"WORK_DIR": str(full)})

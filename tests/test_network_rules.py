@@ -117,6 +117,7 @@ def test_what_is_no_rule(word: str) -> None:
         ("https://a.example:8443/", "a host, not a URL", "--allow a.example:8443"),
         ("https://user@a.example", "a host, not a URL", "--allow HOST:PORT"),
         ("a.example:80,b.example", "one host only", "one --allow for each"),
+        ("[::1]:443", "the guest's network has IPv4 only", "name the host instead"),
         ("127.0.0.2:80", "only one of the host's loopback addresses can be allowed", "--allow 127.0.0.1:PORT"),
         ("a.example:http", "not of the form HOST:PORT", "a port is a number"),
     ],

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgkit.errors import InputError
+from imgkit.errors import ImgkitError, InputError
 from imgkit.fetch.checks import Expected, UnreachableError
 from imgkit.fetch.http import Http
 from imgkit.recipe import OFFICIAL_MIRROR
@@ -70,7 +70,19 @@ def imgkit(*words: str) -> bytes:
     return done.stdout
 
 
-def main() -> None:
+def main() -> int:
+    """Build the images, boot each of them, and print how long that took; return the exit status."""
+    try:
+        build_and_boot()
+    except ImgkitError as error:  # of the offline mirror: commands report their own
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def build_and_boot() -> None:
     """Build the images, boot each of them, and print how long that took."""
     arches = sys.argv[1:]
     asked = [word for arch in arches for word in ("--arch", arch)]
@@ -86,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ import pytest
 
 from fixtures.mirror import Mirror
 from fixtures.server import HTML, NOT_FOUND, Fault, Site, serve
+from imgkit.errors import HostError
 from script import demo
 from tests.commandline import ROOT, Place
 
@@ -32,6 +33,19 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with serve(tmp_path) as server:
         monkeypatch.setattr(demo, "OFFICIAL_MIRROR", server.url.rstrip("/"))
         yield server
+
+
+def test_a_mirror_that_cannot_be_made_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def source() -> None:
+        raise HostError("bash-static: apt cannot fetch it", hint="a host whose archive can be reached")
+
+    monkeypatch.setattr(demo, "source", source)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    assert demo.main() == HostError.exit_status
+    expected = "error: bash-static: apt cannot fetch it\nhint: a host whose archive can be reached\n"
+    assert capsys.readouterr() == ("", expected)
 
 
 def test_the_official_mirror_is_taken_where_it_answers(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

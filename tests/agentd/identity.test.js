@@ -66,6 +66,8 @@ test('whose files and groups are not given away', () => {
   const passwd = `${TABLES.passwd}short:x:77\nfull:x:78:79\n`;
   const { isOthers, isNamed } = accountsBeside(AGENT, { passwd, group: TABLES.group });
   assert.deepEqual([0, 8, 65534, 78, 1000, 1001, 77, 12, 79].map(isOthers), [true, true, true, true, false, false, false, false, false]);
+  const bare = accountsBeside(AGENT, { passwd: '', group: '' });
+  assert.deepEqual([0, 1].map(bare.isOthers), [true, false], 'root is others in any image');
   assert.deepEqual([0, 20, 100, 65533, 1000, 1001, 12, 8].map(isNamed), [true, true, true, true, false, false, false, false]);
   const foreign = accountsBeside({ ...AGENT, gid: 4711 }, TABLES);
   assert.equal(foreign.isNamed(1000), false, "without a group of that number the agent's is the one with its name");

@@ -262,7 +262,10 @@ class _Deduction:
         package, rival = option.package, other.package
         same = package.name == rival.name
         real = same or claim.version is not None or other_claim.version is not None
-        return _merits(option, claim, same=same, real=real) > _merits(other, other_claim, same=same, real=real)
+        standing, other_standing = _standing(option, real=real), _standing(other, real=real)
+        if standing != other_standing:
+            return standing > other_standing
+        return _merits(option, claim, same=same) > _merits(other, other_claim, same=same)
 
     def _assign(self, name: Name, claim: Claim | None) -> None:
         """Decide a name for a claim, or for nothing. The decision is final."""
@@ -278,20 +281,19 @@ class _Deduction:
             self._recheck_rules(completed)
 
 
-def _merits(option: Option, claim: Claim, *, same: bool, real: bool) -> tuple[object, ...]:
-    """Return the criteria of :meth:`_Deduction._better`.
+def _standing(option: Option, *, real: bool) -> tuple[bool, ...]:
+    """Return the first criteria of :meth:`_Deduction._better`, which mostly decide.
 
-    Args:
-        same: whether both packages have the same name.
-        real: whether that is so, or one of the two claims has a version.
+    ``real`` says that both packages have the same name, or that one of the two claims has a version.
     """
+    return option.usable, option.grouped, option.allowed, option.favoured, real and option.installed
+
+
+def _merits(option: Option, claim: Claim, *, same: bool) -> tuple[object, ...]:
+    """Return the other criteria of :meth:`_Deduction._better`; ``same`` says that both packages have the same name."""
     package = option.package
-    return (
-        *(option.usable, option.grouped, option.allowed, option.favoured, real and option.installed),
-        claim.rank,
-        Version.lenient(package.version if same else None),
-        *(package.provider_priority, option.installed, -package.repository.position),
-    )
+    version = Version.lenient(package.version if same else None)
+    return claim.rank, version, package.provider_priority, option.installed, -package.repository.position
 
 
 def _provided(dependency: Dependency, claim: Claim | None, asker: Option | None) -> bool:

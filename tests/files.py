@@ -32,6 +32,16 @@ needs_alpine = pytest.mark.skipif(
 )
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a folder during the block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def skipped_for_alpine(reasons: Iterable[str]) -> list[str]:
     """Return lines for the summary of a test run: how many tests lacked Alpine's files, and how to run them.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.images import QUICK
+from tests.quick import QUICK
 
 READY = 180.0
 POLL = 0.1

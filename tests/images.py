@@ -20,13 +20,10 @@ from imgkit.cli.commands.build import VARIABLES
 from imgkit.recipe import load
 from tests import guestcoverage
 from tests.conftest import need, need_program
+from tests.quick import QUICK
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "core.py"
-QUICK = ("norandmaps", "mitigations=off")
-"""Kernel arguments that halve the processor time of an emulated guest. Without randomised addresses, QEMU translates
-the code of a program once, and not anew for each address where it is loaded. Images that are tested for what they are
-have the arguments of their recipe instead."""
 
 
 WITHOUT_NODE = (

@@ -145,7 +145,7 @@ def test_a_build_that_is_killed(here: Place, mirror: Mirror, mirror_url: str) ->
     real(here)
     words: list[str | Path] = ["build", ROOT / "recipes/core.py", "--mirror", mirror_url, "--set", "size=1G"]
     words += WITHOUT_NODE
-    tally = play(build_case(here, [*words, "--arch", "amd64", "--release-key", mirror.release_key]), times=2, seed=3)
+    tally = play(build_case(here, [*words, "--arch", "amd64", "--release-key", mirror.release_key]), times=3, seed=3)
     assert tally.faults == []
     assert tally.hits > 0
 
@@ -153,6 +153,6 @@ def test_a_build_that_is_killed(here: Place, mirror: Mirror, mirror_url: str) ->
 @pytest.mark.mirror
 @pytest.mark.vm
 def test_a_run_that_is_killed(here: Place, image: Image) -> None:
-    tally = play(run_case(here, image.disk), times=2, seed=4)
+    tally = play(run_case(here, image.disk), times=3, seed=4)
     assert tally.faults == []
     assert tally.hits > 0

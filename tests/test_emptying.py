@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.host import walk
+from tests.files import opened
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +20,6 @@ def descriptors() -> Iterator[None]:
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
     yield
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def make(top: Path, *paths: str) -> Path:

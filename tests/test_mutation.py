@@ -13,6 +13,7 @@ from mutation import __main__ as program
 from mutation import copies, nodetests, python
 from mutation.change import Change
 from mutation.copies import Copy
+from mutation.covering import Covering
 from mutation.nodetests import Batch, Scripts
 from tests.commandline import ROOT
 from tests.conftest import need_program
@@ -180,6 +181,27 @@ def test_forks_notice_the_same(
     finally:
         copy.close()
     assert (copy.root / "code_of_it.py").read_bytes() == source
+
+
+def test_the_end_of_the_process_that_forks_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = "from pathlib import Path\n\ndef test_it():\n    exec(Path('code.py').read_text(), globals())\n"
+    copy = copy_with(f"{read}    assert LIMIT == 1\n", tmp_path, monkeypatch)
+    copy.serve(["test_it.py"])
+    server = copy._server
+    assert server is not None
+    server._child.kill()
+    server._child.wait()
+    assert copy.noticed(CHANGE, ["test_it.py::test_it"], fork=True), "a process of its own has noticed it"
+    assert copy._server is None
+    copy.close()
+
+
+def test_which_lines_are_executed_on_import(tmp_path: Path) -> None:
+    lines = {"1": [""], "2": ["", "tests/test_x.py::test_a"], "3": ["tests/test_x.py::test_a"]}
+    (tmp_path / "gw0.json").write_text(json.dumps({"/copy/imgkit/apk/x.py": lines}))
+    covering = Covering(tmp_path)
+    assert [covering.on_import("imgkit/apk/x.py", line) for line in (1, 2, 3, 4)] == [True, True, False, False]
+    assert not covering.on_import("imgkit/apk/other.py", 1)
 
 
 def test_a_test_that_always_fails_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from imgkit.errors import HostError, InputError
 from imgkit.rootfs.npm.prepare import Build, prepare
 from imgkit.rootfs.payload import add_directory, replace_payload
-from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree, kind, leads_out
+from imgkit.tree import Directory, File, HardLink, Slice, Symlink, Tree, kind
 from tests.conftest import need
 from tests.files import nested
 
@@ -126,29 +126,6 @@ def test_a_directory_where_a_file_is_wanted(folder: Path) -> None:
     tree.mkdir("etc/motd")
     with pytest.raises(InputError, match=r"etc/motd: /etc/motd is a directory"):
         add_directory(tree, folder, "", epoch=EPOCH)
-
-
-@pytest.mark.parametrize(
-    ("path", "depth", "out"),
-    [
-        ("", 0, False),
-        (".", 0, False),
-        ("a/..", 0, False),
-        ("..", 0, True),
-        ("..", 1, False),
-        ("../..", 1, True),
-        ("../..", 2, False),
-        ("./..", 0, True),
-        ("//..", 0, True),
-        ("a/../../b", 0, True),
-        ("a/../../b", 1, False),
-        ("...", 0, False),
-    ],
-)
-def test_paths_that_lead_out_of_a_folder(path: str, depth: int, out: bool) -> None:
-    assert leads_out(path, depth) is out
-    if depth == 0:
-        assert leads_out(path) is out
 
 
 def test_a_destination_that_is_a_file_or_a_circle(folder: Path) -> None:

@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,21 +15,12 @@ from hypothesis import strategies as st
 
 from imgkit.host import walk
 from tests.conftest import need, need_program
-from tests.files import nest, nested
+from tests.files import nest, nested, opened
 
 pytestmark = pytest.mark.hostile
 
 DEEP = 5_000
 """Folders in one another: more than Python's stack, a path, or the descriptors of a process could hold."""
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def walked(path: Path) -> set[str]:

@@ -74,8 +74,8 @@ test('a slow stream slows the agent instead of filling the memory', async (t) =>
     await new Promise((resolve) => setTimeout(resolve, 5));
     return done;
   });
-  const result = await host.run('slow', { command: ['/bin/sh', '-c', 'head -c 8000000 /dev/zero | tr "\\0" x'] }, 60_000);
+  const result = await host.run('slow', { command: ['/bin/sh', '-c', 'head -c 20000000 /dev/zero | tr "\\0" x'] }, 60_000);
   assert.equal(result.subtype, 'success');
-  assert.equal(host.output('slow').length, 8_000_000);
+  assert.equal(host.output('slow').length, 20_000_000);
   assert.ok(most < 4 * 1024 * 1024, `${most} bytes waited`);
 });

@@ -15,9 +15,9 @@ from imgkit.apk.dependency import Dependency, Provide
 from imgkit.apk.index import Repository, parse_index
 from imgkit.apk.package import open_package
 from imgkit.apk.signature import Keyring, read_signatures
-from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.apk.version import Version
 from imgkit.errors import InputError
+from imgkit.tree.tarstream import TarError, TarStream
 
 
 def _container(data: bytes) -> None:

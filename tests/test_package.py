@@ -25,10 +25,10 @@ from fixtures.apkbuild import Entry
 from imgkit.apk.container import members_of
 from imgkit.apk.package import IdentityError, PackageFile, check_identity, check_package, open_package, signer_of
 from imgkit.apk.signature import BadSignatureError, Keyring
-from imgkit.apk.tarstream import LIMIT_MEMBER, TarError, TarStream
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
+from imgkit.tree.tarstream import LIMIT_MEMBER, TarError, TarStream
 from tests.files import REAL_INDEX, REAL_PACKAGE, needs_alpine
 from tests.test_signature import keyring, real_keyring, signing_key
 
@@ -499,7 +499,7 @@ def test_extended_headers_of_one_member_are_counted_together(tmp_path: Path) -> 
 
 def test_what_is_kept_of_extended_headers_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each member is within its limit; all together are not. 20 bytes cost 300 in memory."""
-    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 100_000)
+    monkeypatch.setattr("imgkit.tree.tarstream.LIMIT_KEPT", 100_000)
     attributes = {f"SCHILY.xattr.user.{n}": "v" for n in range(30)}
     files = [replace(FILE, name=f"f{n}", pax=attributes) for n in range(20)]
     assert len(made(files[:10], tmp_path).entries) == 10
@@ -517,9 +517,9 @@ def test_what_is_kept_of_extended_headers_has_a_limit(tmp_path: Path, monkeypatc
 )
 def test_what_an_extended_header_costs(pax: dict[str, str], cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = apkbuild.tar_stream([Entry(name=f"f{n}", checksum="", pax=pax) for n in range(3)], end=True)
-    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost)
+    monkeypatch.setattr("imgkit.tree.tarstream.LIMIT_KEPT", 3 * cost)
     assert len(list(TarStream(iter([raw])))) == 3
-    monkeypatch.setattr("imgkit.apk.tarstream.LIMIT_KEPT", 3 * cost - 1)
+    monkeypatch.setattr("imgkit.tree.tarstream.LIMIT_KEPT", 3 * cost - 1)
     with pytest.raises(TarError, match=r"of long names and attributes in extended headers$"):
         list(TarStream(iter([raw])))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from imgkit.apk.tarstream import BLOCK, Header, TarError, TarStream
+from imgkit.tree.tarstream import BLOCK, Header, TarError, TarStream
 
 FIELDS = {
     "name": (0, 100), "mode": (100, 108), "uid": (108, 116), "gid": (116, 124), "size": (124, 136), "mtime": (136, 148),

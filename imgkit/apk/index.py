@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide, is_package_name, is_package_version
-from imgkit.apk.numbers import parse_number
 from imgkit.errors import InputError
+from imgkit.tree.numbers import parse_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ from types import MappingProxyType
 from typing import BinaryIO, TypeAlias
 
 from imgkit.apk.container import GzipMembers, refuse_foreign
-from imgkit.apk.numbers import parse_number
 from imgkit.apk.signature import Keyring, Signature, read_signatures
-from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.apk.unpack import PackageEntry, unpack
 from imgkit.errors import InputError
+from imgkit.tree.numbers import parse_number
+from imgkit.tree.tarstream import TarError, TarStream
 
 SCRIPT_TYPES = (
     "pre-install",

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from imgkit.apk.container import members_of, refuse_foreign
-from imgkit.apk.tarstream import TarError, TarStream
 from imgkit.errors import InputError
+from imgkit.tree.tarstream import TarError, TarStream
 
 _PREFIX = ".SIGN."
 _LIMIT_SEGMENT = 1 << 20

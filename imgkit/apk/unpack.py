@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from imgkit.apk.container import GzipMembers
-from imgkit.apk.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 from imgkit.errors import HostError, InputError
 from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, HardLink, Node, Slice, Symlink, kind, leads_out, xattrs_of
+from imgkit.tree.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
 _LIMIT_ENTRIES = 500_000  # the largest package of Alpine has about half as many

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgkit.errors import InputError
 
@@ -31,6 +31,12 @@ _MOST_CONTAINERS = 500_000  # objects and lists; one of three bytes takes more t
 _MOST_DIGITS = 19  # of a number: those of 2^63
 _MOST_FAULTS = 3  # named in a message
 _MOST_SHOWN = 60  # characters of a name that are shown in a message
+
+
+class StrictModel(BaseModel):
+    """A model of a part of a file: types are not converted, further keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
 def read_json(path: Path, limit: int, *, hint: str | None = None, raw_names: bool = False) -> Any:

@@ -13,9 +13,9 @@ from imgkit import __version__
 from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
-from imgkit.host.jsonfile import checked, read_json
+from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.planning.plan import Artefact, Plan, PlannedPackage
-from imgkit.planning.schemas import Sha256, Short, Size, StrictModel
+from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition

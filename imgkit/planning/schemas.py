@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.index import Package, parse_record
 from imgkit.apk.package import check_identity
 from imgkit.errors import InputError
+from imgkit.host.jsonfile import StrictModel
 
 _MAX_TIME = 1 << 33  # seconds since 1970 at which a package can have been built: until the year 2242
 _MAX_SIZE = 1 << 40  # bytes of a file or of a package's contents
@@ -37,12 +38,6 @@ RelativePath = Annotated[
     ),
 ]
 """A file of a mirror. No part of it begins with a dot."""
-
-
-class StrictModel(BaseModel):
-    """A model of a part of a file: types are not converted, further keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
 class LockedFile(StrictModel):

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from imgkit.apk import tarstream
 from imgkit.apk.container import GzipMembers, refuse_foreign
-from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.errors import InputError
-from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError, xattrs_of
+from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError, tarstream, xattrs_of
+from imgkit.tree.tarstream import Header, TarError, TarStream
 
 MAX_INFLATED = 256 << 20  # real ones have 8 MB
 

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imgkit.apk import tarstream
-from imgkit.apk.tarstream import Header, TarError, TarStream
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.limits import MORE_TIME
 from imgkit.rootfs.digest import NodeRecord, differences
-from imgkit.tree import xattrs_of
+from imgkit.tree import tarstream, xattrs_of
+from imgkit.tree.tarstream import Header, TarError, TarStream
 
 _KINDS = {
     tarstream.REGULAR: "file",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from imgkit.apk.numbers import parse_number
+from imgkit.tree.numbers import parse_number
 
 BLOCK = 512
 # Extended headers are kept until the member that they describe comes, so they are counted together. A filesystem takes

@@ -238,6 +238,17 @@ class Tree:
             gid=node.gid if gid is None else gid,
         )
 
+    def amend(self, path: str, node: Node) -> None:
+        """Replace the node at exactly ``path`` by one of the same kind; hard links keep referring to it.
+
+        Raises:
+            TreeError: the node is of another kind, or a hard link, which has no attributes of its own.
+            KeyError: there is no such node.
+        """
+        if type(node) is not type(self._nodes[path]) or isinstance(node, HardLink):
+            raise TreeError(f"{path}: a {kind(node)} cannot replace the {kind(self._nodes[path])}")
+        self._nodes[path] = node
+
     def remove(self, path: str) -> None:
         """Remove the node at exactly ``path``; a file with other names is kept under the first of them.
 

@@ -15,7 +15,7 @@ from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.digest import NodeRecord
-from imgkit.rootfs.install import ScriptReport, install
+from imgkit.rootfs.install import ScriptReport, install, installed_in
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
 from imgkit.rootfs.scripts.effects import Hooks, Pending
 from imgkit.tree import Tree, TreeError
@@ -39,7 +39,7 @@ class PackageSet:
 def install_packages(
     tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
 ) -> ScriptReport:
-    """Install the packages and compute their scripts.
+    """Install the packages and compute their scripts. A base that is not Alpine's, and gets no packages, stays as it is.
 
     Args:
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
@@ -47,6 +47,8 @@ def install_packages(
     Raises:
         RecipeError: two packages have the same file, or a script can neither be computed nor run.
     """
+    if not selection.packages and not installed_in(tree):
+        return ScriptReport((), (), ())
     scripts = install(
         tree,
         selection.packages,

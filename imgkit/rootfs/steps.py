@@ -39,7 +39,7 @@ class PackageSet:
 def install_packages(
     tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
 ) -> ScriptReport:
-    """Install the packages and compute their scripts. A base that is not Alpine's, and gets no packages, stays as it is.
+    """Install the packages and compute their scripts. A base without apk that gets no packages stays as it is.
 
     Args:
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.

@@ -12,7 +12,7 @@ from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
 _APK = "etc/apk"
-_PASSWD = "etc/passwd"
+_ACCOUNTS = "etc/passwd"
 _ALPINE_RELEASE = "etc/alpine-release"
 _LOOPBACK = "auto lo\niface lo inet loopback\n"
 _DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
@@ -48,7 +48,7 @@ def configure(tree: Tree, recipe: Recipe, *, epoch: int) -> None:
     if _APK in tree:
         _write_repositories(tree, recipe, epoch)
     _make_socket_folders(tree, epoch)
-    if _PASSWD in tree or recipe.users:  # a base of a single program need not have accounts
+    if _ACCOUNTS in tree or recipe.users:  # a base of a single program need not have accounts
         set_password(tree, "root", UNUSABLE, epoch=epoch)
     for user in recipe.users:
         _add_user(tree, user, epoch)

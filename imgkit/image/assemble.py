@@ -37,9 +37,10 @@ from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, parse_size
 from imgkit.rootfs.binaries.policy import apply_policy
-from imgkit.rootfs.compose import Composition, PackageSet, compose
+from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
+from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Tree
 from imgkit.vm.qemu.machines import host_arch
 

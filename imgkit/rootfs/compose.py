@@ -72,6 +72,7 @@ def compose(
     scripts = steps.install_packages(tree, selection, recipe, arch, can_run=can_run, epoch=epoch)
     with steps.setup_errors():
         systemfiles.configure_machine(tree, recipe, root_uuid=root_uuid, epoch=epoch)
+        systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
     written = [*steps.add_overlay(tree, recipe, epoch=epoch), *steps.add_payload(tree, payload, epoch=epoch)]
     payload_paths = steps.payload_paths(tree, written)

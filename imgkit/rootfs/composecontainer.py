@@ -68,6 +68,8 @@ def compose_container(
     scripts = steps.install_packages(tree, selection, recipe, arch, can_run=False, epoch=epoch)
     stages = [LayerStage(PACKAGES, tree.copy())]
     with steps.setup_errors():
+        if "etc/passwd" in tree:  # a base of a single program need not have accounts
+            systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
     written = steps.add_overlay(tree, recipe, epoch=epoch)
     if payload is not None:

@@ -12,7 +12,6 @@ from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
 _APK = "etc/apk"
-_ACCOUNTS = "etc/passwd"
 _ALPINE_RELEASE = "etc/alpine-release"
 _LOOPBACK = "auto lo\niface lo inet loopback\n"
 _DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
@@ -43,15 +42,21 @@ def configure(tree: Tree, recipe: Recipe, *, epoch: int) -> None:
 
     Raises:
         RecipeError: a user cannot be added.
-        AccountError: the image has no user root.
     """
     if _APK in tree:
         _write_repositories(tree, recipe, epoch)
     _make_socket_folders(tree, epoch)
-    if _ACCOUNTS in tree or recipe.users:  # a base of a single program need not have accounts
-        set_password(tree, "root", UNUSABLE, epoch=epoch)
     for user in recipe.users:
         _add_user(tree, user, epoch)
+
+
+def lock_root(tree: Tree, *, epoch: int) -> None:
+    """Make that nobody can log in as root with a password.
+
+    Raises:
+        AccountError: the image has no user root.
+    """
+    set_password(tree, "root", UNUSABLE, epoch=epoch)
 
 
 def _write_repositories(tree: Tree, recipe: Recipe, epoch: int) -> None:

@@ -63,6 +63,12 @@ FAILURES: list[tuple[str, type[BootError], float, str]] = [  # text, class, seco
     (EDK2 + "\r\n\x1b[1mShell> \x1b[0m", failures.NothingToBootError, 2.0, NOTHING),
     (EDK2, failures.NothingToBootError, 8.0, NOTHING),
     (
+        "[    0.000000] tsc: Unable to calibrate against PIT\r\n",
+        failures.KernelPanicError,
+        5.0,
+        "the kernel found no clock and waits for its first tick",
+    ),
+    (
         GRUB + "error: no such device: 1234-abcd.\r\nEntering rescue mode...\r\ngrub rescue> ",
         failures.BootLoaderError,
         1.0,
@@ -205,7 +211,10 @@ def test_a_machine_without_a_display_is_no_error() -> None:
 TIMER = "[    0.002000] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n"
 
 
-@pytest.mark.parametrize("said", ["[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC, TIMER])
+NO_CLOCK = "[    0.000000] tsc: Unable to calibrate against PIT\r\n"
+
+
+@pytest.mark.parametrize("said", ["[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC, TIMER, NO_CLOCK])
 def test_a_fault_of_the_emulation_is_told_apart(said: str) -> None:
     text = console.clean(KERNEL + said)
     failure = console.diagnose(text)

@@ -100,13 +100,13 @@ test('words and arguments', () => {
     '$HOME *': ['$HOME', '*'],
     'a\tb\nc': ['a', 'b', 'c'],
   };
-  for (const [text, expected] of Object.entries(words)) assert.deepEqual(splitWords(text), expected, text);
-  for (const text of ['"a', "a'", 'a b"', 'a\\']) assert.throws(() => splitWords(text), { name: 'RequestError', message: 'AGENT_COMMAND or AGENT_ARGS has an unfinished quote' }, text);
+  for (const [text, expected] of Object.entries(words)) assert.deepEqual(splitWords(text, 'AGENT_COMMAND'), expected, text);
+  for (const text of ['"a', "a'", 'a b"', 'a\\']) assert.throws(() => splitWords(text, 'NAME'), { name: 'RequestError', message: 'NAME has an unfinished quote' }, text);
   assert.deepEqual(splitArguments(' ["a b", "c"] '), ['a b', 'c']);
   assert.deepEqual(splitArguments('[]'), []);
-  assert.deepEqual(splitArguments('[a b]'), ['[a', 'b]'], 'no JSON');
+  assert.deepEqual(splitArguments("'[a' b]"), ['[a', 'b]']);
   assert.deepEqual(splitArguments('"a b" c'), ['a b', 'c']);
-  for (const text of ['[1]', '["a", null]', '[["a"]]']) assert.throws(() => splitArguments(text), { message: 'AGENT_ARGS must be an array of strings' });
+  for (const text of ['[1]', '["a", null]', '[["a"]]', '[a b]']) assert.throws(() => splitArguments(text), { name: 'RequestError', message: "AGENT_ARGS must be an array of strings, as it begins with [ (or quote that: '[')" });
 });
 
 test('the request chooses before the config drive, and that before the service', () => {

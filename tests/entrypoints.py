@@ -108,7 +108,7 @@ def check_rights(status: str, uid: int, gid: int) -> None:
 
 ACCOUNTS = """\
 root:x:0:0:root:/root:/bin/sh
-operator:x:11:0:operator:/root:/sbin/nologin
+sync:x:5:0:sync:/sbin:/bin/sync
 nobody:x:65534:65534:nobody:/:/sbin/nologin
 agent:x:1000:1000::/home/agent:/bin/sh
 """

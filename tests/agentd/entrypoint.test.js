@@ -8,7 +8,7 @@ const { test } = require('node:test');
 const { startHost } = require('./helpers');
 
 const TABLE = JSON.parse(fs.readFileSync(path.join(__dirname, '../entrypoint.json'), 'utf8'));
-const ACCOUNTS = 'root:x:0:0:root:/root:/bin/sh\noperator:x:11:0::/root:/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/sh\n';
+const ACCOUNTS = 'root:x:0:0:root:/root:/bin/sh\nsync:x:5:0::/sbin:/bin/sync\nagent:x:1000:1000::/home/agent:/bin/sh\n';
 
 /** The environment that the agent printed. */
 function environment(block) {

@@ -9,7 +9,6 @@ from contextlib import suppress
 
 from fixtures import apkbuild
 from fuzz.target import MAX_INSTALLED, Target, scratch, tar
-from imgkit.apk.container import members_of
 from imgkit.apk.database import read_database, write_database
 from imgkit.apk.dependency import Dependency, Provide
 from imgkit.apk.index import Repository, parse_index
@@ -17,6 +16,7 @@ from imgkit.apk.package import open_package
 from imgkit.apk.signature import Keyring, read_signatures
 from imgkit.apk.version import Version
 from imgkit.errors import InputError
+from imgkit.tree.gzipmembers import members_of
 from imgkit.tree.tarstream import TarError, TarStream
 
 

@@ -12,6 +12,14 @@ hostname = "sandbox"
 network = "dhcp"
 
 packages = [
+    "bash",
+    "ca-certificates",
+    "nodejs",
+    "npm",
+]
+
+# What a machine needs besides. A container has the kernel of its host, and no services.
+disk_packages = [
     "linux-virt",
     "mkinitfs",
     "openrc",
@@ -23,10 +31,6 @@ packages = [
     "e2fsprogs-extra",
     "sfdisk",
     "partx",
-    "ca-certificates",
-    "nodejs",
-    "npm",
-    "bash",
 ]
 
 # The initramfs supports the root disk of a virtual machine and nothing else. Each further feature costs boot time.
@@ -51,5 +55,12 @@ services = {
 users = [{"name": "agent", "uid": 1000, "home": "/workspace", "owns": ["/workspace"]}]
 
 overlay = "../overlay"
+
+# imgkit build --output oci makes a container image of the same root filesystem.
+container = {
+    "entrypoint": ["/usr/local/bin/entrypoint"],
+    "command": ["/bin/bash"],
+    "workdir": "/workspace",
+}
 
 architectures = {"amd64": amd64, "arm64": arm64}

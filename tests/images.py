@@ -26,10 +26,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "core.py"
 
 
-WITHOUT_NODE = (
-    "--set",
-    "packages=[linux-virt, mkinitfs, openrc, busybox-openrc, mdev-conf, kmod, ifupdown-ng, e2fsprogs]",
-)
+WITHOUT_NODE = ("--set", "packages=[]")
 """Words for an image that is built in less time, but that nobody boots."""
 
 

@@ -17,6 +17,7 @@ from imgkit.vm.qemu import argv
 from imgkit.vm.qemu.argv import Disk, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import MACHINES, guess_arch, host_arch, machine
+from imgkit.vm.qemu.virtiobus import MAX_MMIO_SHARES, MAX_SHARES
 from tests.conftest import need_program
 from tests.vmspecs import STYLES, host_app, scsi
 
@@ -35,6 +36,7 @@ def shares(count: int) -> tuple[Share, ...]:
 
 
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+MICROVM = replace(AMD64, machine="microvm", firmware="direct", kernel=Path("/k"), initrd=Path("/i"))
 RANDOM = ("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0")
 
 
@@ -74,6 +76,40 @@ def test_a_machine_of_almost_nothing() -> None:
         *("-chardev", "file,id=console,path=/c,append=on", "-serial", "chardev:console"),
         *RANDOM,
     )
+
+
+def test_a_microvm() -> None:
+    """The disk is in the last slot, where the guest looks first, and slot 0, whose interrupt is lost, stays empty."""
+    share = Share("data", Path("/a,b"), read_only=True)
+    spec = replace(MICROVM, sandbox=True, config=Path("/c.iso"), shares=(share, *shares(1)), ports=(("ipc.0", 7),))
+    assert argv.arguments(replace(spec, command_line="quiet")) == (
+        "qemu-system-x86_64",
+        *("-machine", "microvm,acpi=on,ioapic2=on,pcie=off,usb=off"),
+        *("-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-m", "4096"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP),
+        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet"),
+        *("-chardev", "file,id=console,path=/run/console.log,append=on", "-serial", "chardev:console"),
+        *("-drive", "if=none,id=disk0,format=qcow2,snapshot=on,discard=unmap,file=/images/a,,b.qcow2"),
+        *("-device", "virtio-blk-device,drive=disk0,bus=virtio-mmio-bus.23"),
+        *("-drive", "if=none,id=config0,format=raw,readonly=on,file=/c.iso"),
+        *("-device", "virtio-blk-device,drive=config0,bus=virtio-mmio-bus.22"),
+        *("-netdev", "user,id=net0", "-device", "virtio-net-device,netdev=net0,bus=virtio-mmio-bus.21"),
+        *("-object", "rng-random,id=rng0,filename=/dev/urandom"),
+        *("-device", "virtio-rng-device,rng=rng0,bus=virtio-mmio-bus.20"),
+        *("-fsdev", "local,id=share0,path=/a,,b,security_model=none,readonly=on"),
+        *("-device", "virtio-9p-device,fsdev=share0,mount_tag=data,bus=virtio-mmio-bus.18"),
+        *("-fsdev", "local,id=share1,path=/tmp,security_model=none"),
+        *("-device", "virtio-9p-device,fsdev=share1,mount_tag=t0,bus=virtio-mmio-bus.17"),
+        *("-device", "virtio-serial-device,id=serial0,bus=virtio-mmio-bus.19"),
+        *("-chardev", "socket,id=port0,fd=7", "-device", "virtserialport,bus=serial0.0,chardev=port0,name=ipc.0"),
+    )
+
+
+def test_a_microvm_has_room_for_eighteen_shares() -> None:
+    spec = replace(MICROVM, shares=shares(18), config=Path("/c"), ports=(("ipc.0", 7),))
+    slots = [word.rpartition("mmio-bus.")[2] for word in argv.arguments(spec) if "mmio-bus." in word]
+    assert sorted(map(int, slots)) == list(range(1, 24))
+    assert MAX_MMIO_SHARES == 18
 
 
 def test_only_a_private_copy_is_written_to() -> None:
@@ -136,7 +172,7 @@ def test_host_app_style_is_the_contracts() -> None:
     assert argv.arguments(host_app(ARM64))[1:3] == ("-machine", "virt")
 
 
-@given(st.integers(0, argv.MAX_SHARES))
+@given(st.integers(0, MAX_SHARES))
 def test_shares_never_share_a_function(count: int) -> None:
     words = argv.arguments(replace(AMD64, shares=shares(count)))
     devices = [word for word in words if word.startswith("virtio-9p-pci")]
@@ -168,7 +204,13 @@ def test_ports_and_control_use_descriptors() -> None:
         (replace(AMD64, cpus=0), "at least one CPU and 1 MiB of memory"),
         (replace(AMD64, memory_mib=0), "at least one CPU and 1 MiB of memory"),
         (host_app(replace(AMD64, disk=replace(DISK, writable=True))), "never writes to the image"),
-        (replace(AMD64, shares=shares(argv.MAX_SHARES + 1)), "97 shares are too many"),
+        (replace(AMD64, shares=shares(MAX_SHARES + 1)), "97 shares are too many"),
+        (replace(MICROVM, shares=shares(19)), "19 shares are too many"),
+        (replace(MICROVM, arch="arm64"), "QEMU has no machine microvm for arm64"),
+        (replace(MICROVM, firmware="bios"), "the machine microvm has no bios: QEMU starts the kernel itself"),
+        (replace(MICROVM, firmware="uefi"), "the machine microvm has no uefi"),
+        (replace(MICROVM, kernel=None), "direct boot needs a kernel"),
+        (replace(AMD64, machine="pc"), "pc: unknown machine"),  # type: ignore[arg-type]
         (replace(AMD64, shares=shares(1) + shares(1)), "t0: two shares of the same name"),
         (replace(AMD64, shares=(Share("a,b", Path("/")),)), "'a,b': not a name"),
         (replace(AMD64, shares=(Share("x" * 32, Path("/")),)), "not a name for a share"),
@@ -187,7 +229,11 @@ def test_nonsense_is_refused(spec: VmSpec, words: str) -> None:
         (replace(AMD64, arch="riscv64"), "known are amd64, arm64"),
         (replace(AMD64, arch="arm64"), "--firmware uefi or --firmware direct"),
         (replace(AMD64, firmware="coreboot"), "known are bios, uefi, direct"),  # type: ignore[arg-type]
-        (replace(AMD64, shares=shares(argv.MAX_SHARES + 1)), "at most 96 fit on the bus"),
+        (replace(AMD64, shares=shares(MAX_SHARES + 1)), "at most 96 fit on the bus"),
+        (replace(MICROVM, shares=shares(19)), "at most 18 fit into a microvm"),
+        (replace(MICROVM, arch="arm64"), "it is for amd64 only; leave out --machine"),
+        (replace(MICROVM, firmware="bios"), "leave out --firmware"),
+        (replace(AMD64, machine="pc"), "known are standard, microvm"),  # type: ignore[arg-type]
         (replace(AMD64, shares=(Share("a b", Path("/")),)), "letters, digits, dot, _ and -; at most 31 of them"),
     ],
 )
@@ -208,16 +254,23 @@ def test_a_share_that_qemu_has_another_way_to() -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("arch", ["amd64", "arm64"])
-@pytest.mark.parametrize("style", ["harness", "host-app"])
-def test_qemu_takes_them(arch: str, style: str, tmp_path: Path) -> None:
-    """QEMU sets the machine up, with fifty shares in the harness's style, and leaves it standing before its start."""
+@pytest.mark.parametrize(
+    ("style", "base", "count"),
+    [
+        ("harness", AMD64, 50),
+        ("harness", ARM64, 50),
+        ("host-app", AMD64, 2),
+        ("host-app", ARM64, 2),
+        ("harness", MICROVM, MAX_MMIO_SHARES),
+    ],
+)
+def test_qemu_takes_them(style: str, base: VmSpec, count: int, tmp_path: Path) -> None:
+    """QEMU sets the machine up, with many shares in the harness's style, and leaves it standing before its start."""
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
     kernel = tmp_path / "kernel"
     kernel.write_bytes(bytes(4096))
-    base = replace(AMD64 if arch == "amd64" else ARM64, disk=Disk(disk, "raw"), console=tmp_path / "console")
-    count = 50 if style == "harness" else 2
+    base = replace(base, disk=Disk(disk, "raw"), console=tmp_path / "console")
     tags = tuple(Share(f"t{number}", tmp_path) for number in range(count))
     extra = ("-S", "-monitor", "stdio")
     spec = replace(STYLES[style](base), shares=tags, memory_mib=64, extra=extra, kernel=kernel, initrd=None)

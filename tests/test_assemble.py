@@ -23,8 +23,9 @@ from imgkit.engines.interface import Engine
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
-from imgkit.image import assemble
+from imgkit.image import assemble, gathering
 from imgkit.image.assemble import BuildRequest
+from imgkit.image.workspace import workspace
 from imgkit.planning.plan import PlannedPackage
 from imgkit.recipe import load, parse_size
 from imgkit.tree import Tree
@@ -119,7 +120,7 @@ def test_a_disk_that_is_full_or_broken_is_the_host_s_fault(
     file = build_request.out / "x" if named else None
     with (
         pytest.raises(HostError, match=f"^{file or build_request.out}: {reason}$") as caught,
-        assemble._workspace(build_request),
+        workspace(build_request.out, build_request.work),
     ):
         failing(number, file)()
     assert caught.value.hint == "make room, or choose another folder with --out"
@@ -127,7 +128,7 @@ def test_a_disk_that_is_full_or_broken_is_the_host_s_fault(
 
 
 def test_other_faults_of_a_file_are_no_fault_of_the_disk(build_request: BuildRequest) -> None:
-    with pytest.raises(PermissionError), assemble._workspace(build_request):
+    with pytest.raises(PermissionError), workspace(build_request.out, build_request.work):
         failing(errno.EACCES, None)()
 
 
@@ -138,7 +139,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").write_bytes(b"")
     bad = tmp_path / "file" / "folder"
     request = replace(build_request, work=bad) if work else replace(build_request, out=bad)
-    with pytest.raises(HostError, match=f"^{bad}: Not a directory$") as caught, assemble._workspace(request):
+    with pytest.raises(HostError, match=f"^{bad}: Not a directory$") as caught, workspace(request.out, request.work):
         raise AssertionError("there is no folder")
     assert caught.value.hint == f"choose another with {hint}"
 
@@ -148,7 +149,7 @@ def test_scratch_files_are_in_the_folder_for_them(build_request: BuildRequest, t
         (build_request, build_request.out),
         (replace(build_request, work=tmp_path / "work"), tmp_path / "work"),
     ):
-        with assemble._workspace(request) as folder:
+        with workspace(request.out, request.work) as folder:
             assert folder.parent == parent
             assert folder.name.startswith(".imgkit-")
             assert request.out.is_dir()
@@ -180,7 +181,8 @@ class _Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         for name, answer in answers.items():
-            monkeypatch.setattr(assemble, name, self._stand_in(name, answer))
+            module = assemble if hasattr(assemble, name) else gathering
+            monkeypatch.setattr(module, name, self._stand_in(name, answer))
 
     def _stand_in(self, name: str, answer: Any) -> Callable[..., Any]:
         def called(*arguments: Any, **options: Any) -> Any:
@@ -304,7 +306,7 @@ def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder
     assert (arguments[:3], arguments[3].name) == ((recipe, "amd64", cache), "minirootfs")
     assert options == {"locked": None, "allow_stale": False}
     arguments, options = recorder.of("make_plan")
-    assert (arguments[:2], arguments[3], options) == ((recipe, "amd64"), cache, {"allow_stale": False})
+    assert (arguments[:2], arguments[3], options) == ((recipe, "amd64"), cache, {"shape": "disk", "allow_stale": False})
     arguments, options = recorder.of("fetch_packages")
     assert (arguments[2], options) == (cache, {"locked": False})
     arguments, options = recorder.of("compose")

@@ -61,6 +61,17 @@ def test_an_image_alone_has_defaults_for_the_rest(image: Path, folder: Path) -> 
     assert [path.name for path in folder.iterdir()] == ["ipc"]
 
 
+def test_a_microvm_is_booted_directly(image: Path, folder: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"MZ\0\0other")
+    resolved = resolve(BootSpec(image, arch="amd64", machine="microvm", kernel=kernel), TCG, folder)
+    assert (resolved.machine, resolved.firmware, resolved.flash) == ("microvm", "direct", None)
+    with pytest.raises(UsageError, match="the machine microvm has no bios"):
+        resolve(BootSpec(image, arch="amd64", machine="microvm", firmware="bios"), TCG, folder)
+    with pytest.raises(UsageError, match="QEMU has no machine microvm for arm64"):
+        resolve(BootSpec(image, arch="arm64", machine="microvm"), TCG, folder)
+
+
 def test_every_field_has_its_place(image: Path, folder: Path, tmp_path: Path) -> None:
     kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
     kernel.write_bytes(b"MZ\0\0other")

@@ -18,7 +18,8 @@ from imgkit.planning.download import fetch_packages, open_planned
 from imgkit.planning.plan import Plan
 from imgkit.planning.resolve import make_plan
 from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
-from imgkit.rootfs.compose import PackageSet, compose
+from imgkit.rootfs.compose import compose
+from imgkit.rootfs.steps import PackageSet
 from imgkit.rootfs.systemfiles import guest_branch
 from imgkit.tree import Tree
 from tests.commandline import Place

@@ -355,8 +355,8 @@ def test_what_a_lock_is_made_of(
         assert (cache.folder, cache.offline) == (Path("/cache"), True)
         return f"base {arch} {allow_stale}"
 
-    def make_plan(recipe: Recipe, arch: str, base: str, cache: Any, *, allow_stale: bool) -> str:
-        return f"plan of {base} {allow_stale}"
+    def make_plan(recipe: Recipe, arch: str, base: str, cache: Any, *, shape: str, allow_stale: bool) -> str:
+        return f"{shape} of {base} {allow_stale}"
 
     monkeypatch.setattr(lock, "fetch_base", fetch_base)
     monkeypatch.setattr(lock, "make_plan", make_plan)
@@ -368,16 +368,23 @@ def test_what_a_lock_is_made_of(
     assert main.main(["lock", str(recipe_file), "--offline"]) == 0
     assert calls.pop() == (
         path,
-        {arch: f"plan of base {arch} False False with hashes" for arch in ("amd64", "arm64")},
+        [f"disk of base {arch} False False with hashes" for arch in ("amd64", "arm64")],
         "all but ['amd64', 'arm64']",
     )
     assert capsys.readouterr().out == f"{path}\n"
     main.main(["lock", str(recipe_file), "--offline", "--arch", "arm64", "--allow-stale-mirror"])
-    assert calls.pop()[1:] == ({"arm64": "plan of base arm64 True True with hashes"}, "all but ['arm64']")
+    assert calls.pop()[1:] == (["disk of base arm64 True True with hashes"], "all but ['arm64']")
+    main.main(
+        ["lock", str(recipe_file), "--offline", "--arch", "amd64", "--output", "docker-archive", "--output", "all"]
+    )
+    assert calls.pop()[1:] == (
+        ["container of base amd64 False False with hashes", "disk of base amd64 False False with hashes"],
+        "all but ['amd64/container', 'amd64']",
+    )
 
 
 def _recipe() -> Any:
-    return SimpleNamespace(architectures={"arm64": 1, "amd64": 2}, architecture=lambda name: name)
+    return SimpleNamespace(architectures={"arm64": 1, "amd64": 2}, architecture=lambda name: name, outputs=("disk",))
 
 
 # ---- verify ----------------------------------------------------------------------------------------------------------

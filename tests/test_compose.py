@@ -11,7 +11,8 @@ import pytest
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Recipe, UserSpec, load
 from imgkit.rootfs import digest
-from imgkit.rootfs.compose import Composition, PackageSet, compose
+from imgkit.rootfs.compose import Composition, compose
+from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Directory, Tree
 from tests.elves import make_elf
 from tests.images import RECIPE
@@ -172,7 +173,7 @@ def test_scripts_that_can_neither_be_computed_nor_run() -> None:
     with pytest.raises(RecipeError, match=r"^amd64: scripts that can neither be computed nor run") as caught:
         make(None, *packages)
     assert str(caught.value).count("frobnicate") == 2
-    assert caught.value.hint == "build on amd64, or state that they need not run: skip_scripts = ['a', 'b']"
+    assert caught.value.hint == "build a disk on amd64, or state that they need not run: skip_scripts = ['a', 'b']"
     assert [script.package for script in make(None, *packages, can_run=True).scripts.pending] == ["b", "a"]
     assert make(None, *packages, skip_scripts=("a", "b")).scripts.skipped == ("b.post-install", "a.post-install")
 

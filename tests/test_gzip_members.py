@@ -8,8 +8,9 @@ import zlib
 import pytest
 
 from fixtures.apkbuild import gzip_member
-from imgkit.apk.container import GzipMembers, members_of, refuse_foreign
+from imgkit.apk.container import refuse_foreign
 from imgkit.errors import InputError
+from imgkit.tree.gzipmembers import GzipMembers, members_of
 
 PARTS = (b"first" * 100, b"", b"third")
 FILE = b"".join(map(gzip_member, PARTS))

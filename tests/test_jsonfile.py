@@ -118,7 +118,7 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def lock(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lock") / "core.lock"
-    lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
+    lockfile.write(path, recipe, [plan_of(recipe, "amd64")])
     return path
 
 

@@ -189,6 +189,16 @@ IN_USE = "the image is in use by another program"
         ("exit 3", "failed with status 3", None),
         ("kill -ABRT $$", "was killed by SIGABRT", None),
         ("echo 'Cannot allocate memory' >&2; exit 1", "Cannot allocate memory", "--memory with a smaller number"),
+        (
+            "printf 'qemu: unsupported machine type\\nUse -machine help to list supported machines\\n' >&2; exit 1",
+            "Use -machine help to list supported machines",
+            "--machine microvm needs QEMU 6.0 or newer, built with that machine",
+        ),
+        (
+            "echo \"qemu: Property 'microvm-machine.ioapic2' not found\" >&2; exit 1",
+            "qemu: Property 'microvm-machine.ioapic2' not found",
+            "--machine microvm needs QEMU 6.0 or newer, built with that machine",
+        ),
         ("echo 'Failed to get lock' >&2; exit 1", "Failed to get lock", IN_USE),
         (
             "echo 'Is another process using it?' >&2; exit 1",

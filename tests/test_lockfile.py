@@ -46,7 +46,7 @@ def plan_of(recipe: Recipe, arch: str) -> Plan:
 @pytest.fixture
 def lock(recipe: Recipe, tmp_path: Path) -> Path:
     path = tmp_path / "alpine.lock"
-    lockfile.write(path, recipe, {arch: plan_of(recipe, arch) for arch in recipe.architectures})
+    lockfile.write(path, recipe, [plan_of(recipe, arch) for arch in recipe.architectures])
     return path
 
 
@@ -70,7 +70,7 @@ def test_the_file_can_be_read_and_compared_by_people(recipe: Recipe, tmp_path: P
     plan = plan_of(recipe, "amd64")
     package = replace(plan.packages[0], package=replace(plan.packages[0].package, description="café"))
     path = tmp_path / "x.lock"
-    lockfile.write(path, recipe, {"amd64": replace(plan, packages=(package,))})
+    lockfile.write(path, recipe, [replace(plan, packages=(package,))])
     lines = path.read_text().splitlines()
     assert lines[:5] == ["{", ' "lock": 1,', ' "architectures": {', '  "amd64": {', f'   "branch": "{recipe.branch}",']
     assert '"T:café",' in [line.strip() for line in lines]
@@ -78,7 +78,7 @@ def test_the_file_can_be_read_and_compared_by_people(recipe: Recipe, tmp_path: P
 
 def test_equal_plans_make_equal_files(recipe: Recipe, lock: Path) -> None:
     before = lock.read_bytes()
-    lockfile.write(lock, recipe, {arch: plan_of(recipe, arch) for arch in sorted(recipe.architectures, reverse=True)})
+    lockfile.write(lock, recipe, [plan_of(recipe, arch) for arch in sorted(recipe.architectures, reverse=True)])
     assert lock.read_bytes() == before
     assert [path.name for path in lock.parent.iterdir()] == ["alpine.lock"]
 
@@ -95,10 +95,10 @@ def test_a_lock_that_the_recipe_has_outgrown_is_refused(recipe: Recipe, lock: Pa
 def test_what_is_not_locked_anew_stays_if_the_recipe_still_has_it(recipe: Recipe, lock: Path) -> None:
     before = lock.read_bytes()
     newer = replace(plan_of(recipe, "amd64"), version="3.23.7")
-    lockfile.write(lock, recipe, {"amd64": newer}, lockfile.others(lock, recipe, ["amd64"]))
+    lockfile.write(lock, recipe, [newer], lockfile.others(lock, recipe, ["amd64"]))
     assert lockfile.read(lock, recipe, "amd64").version == "3.23.7"
     assert lockfile.read(lock, recipe, "arm64").version == "3.23.6"
-    lockfile.write(lock, recipe, {"amd64": plan_of(recipe, "amd64")}, lockfile.others(lock, recipe, ["amd64"]))
+    lockfile.write(lock, recipe, [plan_of(recipe, "amd64")], lockfile.others(lock, recipe, ["amd64"]))
     assert lock.read_bytes() == before
     smaller = recipe.model_copy(update={"architectures": {"amd64": recipe.architectures["amd64"]}})
     assert lockfile.others(lock, smaller, ["amd64"]) == {}
@@ -117,7 +117,7 @@ def test_what_may_have_more_to_keep_is_not_overwritten(recipe: Recipe, tmp_path:
 
 def test_an_architecture_that_was_not_locked(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "alpine.lock"
-    lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
+    lockfile.write(path, recipe, [plan_of(recipe, "amd64")])
     with pytest.raises(RecipeError, match="has nothing for arm64"):
         lockfile.read(path, recipe, "arm64")
 
@@ -156,7 +156,7 @@ def test_a_lock_that_cannot_be_written_is_the_host_s_fault(recipe: Recipe, tmp_p
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "alpine.lock"
     with pytest.raises(HostError, match=f"^{path}: Not a directory$"):
-        lockfile.write(path, recipe, {"amd64": plan_of(recipe, "amd64")})
+        lockfile.write(path, recipe, [plan_of(recipe, "amd64")])
 
 
 def test_no_lock_at_all(recipe: Recipe, tmp_path: Path) -> None:
@@ -169,5 +169,24 @@ def test_a_record_that_is_not_utf_8_is_bad_input(recipe: Recipe, tmp_path: Path)
     plan = plan_of(recipe, "amd64")
     odd = replace(plan.packages[0], package=replace(plan.packages[0].package, description="caf\udce9"))
     with pytest.raises(InputError, match="not UTF-8"):
-        lockfile.write(tmp_path / "x.lock", recipe, {"amd64": replace(plan, packages=(odd,))})
+        lockfile.write(tmp_path / "x.lock", recipe, [replace(plan, packages=(odd,))])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_container_image_has_an_entry_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "alpine.lock"
+    both = recipe.model_copy(update={"outputs": ("disk", "oci"), "disk_packages": ("openrc",)})
+    disk = plan_of(both, "amd64")
+    container = replace(disk, shape="container", packages=disk.packages[:1])
+    lockfile.write(path, both, [disk, container])
+    assert lockfile.read(path, both, "amd64").shape == "disk"
+    read = lockfile.read(path, both, "amd64", "container")
+    assert (read.shape, read.digest) == ("container", container.digest)
+    assert set(lockfile.others(path, both, ["amd64"])) == {"amd64/container"}
+    assert set(lockfile.others(path, recipe, [])) == {"amd64"}, "what the recipe does not make is not kept"
+    with pytest.raises(RecipeError, match="has nothing for arm64/container"):
+        lockfile.read(path, both, "arm64", "container")
+    changed = both.model_copy(update={"disk_packages": ()})
+    assert lockfile.read(path, changed, "amd64", "container") == read
+    with pytest.raises(RecipeError, match=r"the recipe has changed since \(packages\)"):
+        lockfile.read(path, changed, "amd64")

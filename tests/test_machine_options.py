@@ -99,6 +99,30 @@ def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list
     assert {"kernel", "initramfs"}.isdisjoint(json.loads(image.with_suffix(".boot.json").read_text())["boots"]["uefi"])
 
 
+def test_a_microvm_boots_directly(image: Path, asked: list[dict[str, Any]]) -> None:
+    kernel, initramfs = (image.with_name(f"{what}-virt-amd64") for what in ("vmlinuz", "initramfs"))
+    for words in ([], ["--firmware", "direct"]):
+        assert main(["boot", str(image), "--machine", "microvm", *words]) == 0
+    assert main(["boot", str(image)]) == 0
+    booted = [(call["machine"], call["firmware"], call["kernel"], call["initrd"]) for call in asked]
+    assert booted == [("microvm", "direct", kernel, initramfs)] * 2 + [("standard", "bios", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--firmware", "uefi"], "the machine microvm has no uefi: QEMU starts the kernel itself"),
+        (["--arch", "arm64"], "QEMU has no machine microvm for arm64"),
+    ],
+)
+def test_what_a_microvm_cannot_be(
+    words: list[str], message: str, image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["boot", str(image), "--machine", "microvm", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not asked
+
+
 # ---- the network -----------------------------------------------------------------------------------------------------
 
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from fixtures import apkbuild
 from fixtures.apkbuild import Entry
-from imgkit.apk.container import members_of
 from imgkit.apk.package import IdentityError, PackageFile, check_identity, check_package, open_package, signer_of
 from imgkit.apk.signature import BadSignatureError, Keyring
 from imgkit.apk.unpack import unpack
 from imgkit.errors import HostError, InputError
 from imgkit.tree import Directory, File, HardLink, Symlink
+from imgkit.tree.gzipmembers import members_of
 from imgkit.tree.tarstream import LIMIT_MEMBER, TarError, TarStream
 from tests.files import REAL_INDEX, REAL_PACKAGE, needs_alpine
 from tests.test_signature import keyring, real_keyring, signing_key

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load, parse_setting, parse_size
+from imgkit.recipe import OFFICIAL_MIRROR, ContainerSpec, Recipe, load, parse_setting, parse_size
 
 ROOT = Path(__file__).parent.parent
 
@@ -383,7 +383,9 @@ def test_settings_that_are_wrong(text: str, message: str, hint: str) -> None:
 def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
     with pytest.raises(UsageError) as caught:
         parse_setting("zzz=1")
-    assert str(caught.value.hint).startswith("the fields are name, mirror, guest_mirror, branch")
+    assert str(caught.value.hint).startswith(
+        "the fields are name, mirror, guest_mirror, outputs, base, base_setuid, branch"
+    )
 
 
 @pytest.mark.parametrize(
@@ -391,6 +393,17 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
     [
         ("sise = 4", "sise: no such field (did you mean size?)"),
         ("zzz = 4", "zzz: no such field"),
+        ("container = {'comand': ['sh']}", "container.comand: no such field (did you mean command?)"),
+        ("container = {'ports': ['http']}", "container.ports.0: is not a port such as 8080 or 53/udp (it is 'http')"),
+        ("container = {'ports': [0]}", "container.ports.0: is not a port such as 8080 or 53/udp"),
+        ("container = {'ports': ['65536']}", "container.ports.0: is not a port such as 8080 or 53/udp (it is '65536')"),
+        (
+            "container = {'stop_signal': 'TERM'}",
+            "container.stop_signal: is not a signal such as SIGTERM or SIGRTMIN+3 (it is 'TERM')",
+        ),
+        ("container = {'env': {'A=B': ''}}", "container.env: 'A=B' is not the name of a variable"),
+        ("container = {'env': {'': ''}}", "container.env: '' is not the name of a variable"),
+        ("outputs = []", "outputs: tuple should have at least 1 item after validation, not 0"),
         ("users = [{'name': 'x', 'uid': 5, 'nam': 1}]", "users.0.nam: no such field (did you mean name?)"),
         ("users = [{'uid': 5}]", "users.0.name: must be given"),
         ("users = [{'name': 'x', 'uid': 0}]", "users.0.uid: input should be greater than or equal to 1 (it is 0)"),
@@ -412,6 +425,11 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "name": "linux",
         "mirror": OFFICIAL_MIRROR,
         "guest_mirror": OFFICIAL_MIRROR,
+        "outputs": ("disk",),
+        "base": None,
+        "base_setuid": "keep",
+        "disk_packages": (),
+        "container": ContainerSpec(),
         "version": None,
         "repositories": ("main", "community"),
         "release_key": None,
@@ -433,3 +451,20 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "payload_binaries": "warn",
         "skip_scripts": (),
     }
+
+
+def test_packages_of_both_shapes_and_of_one(tmp_path: Path) -> None:
+    text = GOOD.replace("packages = [", "packages = ['both', ", 1)
+    recipe = load(write(tmp_path, text + "disk_packages = ['disk']\ncontainer = {'packages': ['boxed']}\n"))
+    disk, container = recipe.wanted("amd64", "disk"), recipe.wanted("amd64", "container")
+    assert disk == (*recipe.packages, "disk", *recipe.architecture("amd64").packages)
+    assert container == (*recipe.packages, "boxed")
+    assert recipe.packages[0] == "both"
+
+
+def test_how_a_container_is_started(tmp_path: Path) -> None:
+    text = "container = {'ports': [8080, '53/udp', '080'], 'stop_signal': 'SIGRTMIN+3', 'env': {'A': ''}}\n"
+    container = load(write(tmp_path, GOOD + text)).container
+    assert container.ports == ("8080/tcp", "53/udp", "80/tcp")
+    assert (container.stop_signal, dict(container.env)) == ("SIGRTMIN+3", {"A": ""})
+    assert (container.entrypoint, container.command, container.user, container.workdir) == (None,) * 4

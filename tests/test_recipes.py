@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from imgkit.apk.index import Package
 from imgkit.apk.solver import UnknownPackageError, solve
-from imgkit.recipe import Recipe, load
+from imgkit.recipe import Recipe, Shape, load
 from tests.realdata import lacking
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
@@ -54,12 +54,31 @@ def test_alpine_is_core_with_the_tools() -> None:
     assert alpine.model_copy(update={"packages": core.packages}) == core
 
 
-@pytest.mark.parametrize("name", ["core", "alpine"])
-def test_no_package_is_named_twice(name: str) -> None:
+@pytest.mark.parametrize("shape", get_args(Shape))
+@pytest.mark.parametrize("name", ["core", "alpine", "sandbox_image"])
+def test_no_package_is_named_twice(name: str, shape: Shape) -> None:
     made = recipe(name)
-    for architecture in made.architectures.values():
-        packages = [*made.packages, *architecture.packages]
+    for arch in made.architectures:
+        packages = made.wanted(arch, shape)
         assert len(set(packages)) == len(packages)
+
+
+def test_the_sandbox_image_is_a_container_and_a_machine() -> None:
+    core, made = recipe("core"), recipe("sandbox_image")
+    assert made.outputs == ("disk", "oci")
+    assert made.packages == ("bash", "curl", "git", "openssh-client", "python3", "nodejs", "npm")
+    assert made.wanted("arm64", "container") == (*made.packages, "setpriv")
+    assert set(core.disk_packages) < set(made.wanted("arm64", "disk"))
+    assert not set(core.disk_packages) & set(made.wanted("arm64", "container"))
+    assert made.container.entrypoint == ("/usr/local/bin/entrypoint",)
+    assert made.container.workdir == "/workspace"
+    (agent,) = made.users
+    assert (agent.name, agent.uid, agent.home, agent.owns) == (
+        "agent",
+        1000,
+        "/home/agent",
+        ("/home/agent", "/workspace"),
+    )
 
 
 @pytest.mark.parametrize("name", ["core", "alpine"])
@@ -74,8 +93,7 @@ def test_both_make_the_same_outputs(name: str) -> None:
 
 
 def wanted() -> list[str]:
-    alpine = recipe("alpine")
-    return [*alpine.packages, *alpine.architecture("arm64").packages]
+    return [*recipe("alpine").wanted("arm64", "disk")]
 
 
 def test_the_index_has_everything_but_what_is_elsewhere(real: tuple[Package, ...]) -> None:
@@ -101,6 +119,19 @@ def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...
     assert {package.name for package in willing} - names == {"mount", "umount"}
     with pytest.raises(UnknownPackageError, match="ripgrep"):
         solve([*world, "ripgrep"], real, arch="aarch64")
+
+
+@pytest.mark.parametrize("shape", get_args(Shape))
+def test_the_sandbox_image_can_be_installed(real: tuple[Package, ...], shape: Shape) -> None:
+    packages = [name for name in recipe("sandbox_image").wanted("arm64", shape) if name not in ELSEWHERE]
+    assert lacking(packages, real) == set()
+    world = [*MINIROOTFS, *packages]
+    solution = solve(world, real, arch="aarch64")
+    assert faults(world, solution) == []
+    names = {package.name for package in solution}
+    assert {"git", "openssh-client-default", "python3", "nodejs"} <= names
+    assert ("setpriv" in names) == (shape == "container")
+    assert ("linux-virt" in names) == ("openrc" in names) == (shape == "disk")
 
 
 @pytest.mark.mirror

@@ -135,6 +135,6 @@ def test_folders_for_sockets_are_roots_from_the_start() -> None:
     tree = base()
     tree.mkdir("tmp", mode=0o1777)
     tree.write("etc/shadow", "root:!::0:::::\n")
-    systemfiles.configure(tree, load(RECIPE).model_copy(update={"users": ()}), root_uuid="u", epoch=7)
+    systemfiles.configure(tree, load(RECIPE).model_copy(update={"users": ()}), epoch=7)
     for path in ("tmp/.ICE-unix", "tmp/.X11-unix"):
         assert tree[path] == Directory(mode=0o1777, uid=0, gid=0, mtime=7)

@@ -26,10 +26,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, TypeAlias
 
-from imgkit.apk.container import GzipMembers, refuse_foreign
+from imgkit.apk.container import refuse_foreign
 from imgkit.apk.signature import Keyring, Signature, read_signatures
 from imgkit.apk.unpack import PackageEntry, unpack
 from imgkit.errors import InputError
+from imgkit.tree.gzipmembers import GzipMembers
 from imgkit.tree.numbers import parse_number
 from imgkit.tree.tarstream import TarError, TarStream
 

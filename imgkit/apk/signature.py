@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from imgkit.apk.container import members_of, refuse_foreign
+from imgkit.apk.container import refuse_foreign
 from imgkit.errors import InputError
+from imgkit.tree.gzipmembers import members_of
 from imgkit.tree.tarstream import TarError, TarStream
 
 _PREFIX = ".SIGN."

@@ -13,10 +13,10 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
 
-from imgkit.apk.container import GZIP_MAGIC, members_of
 from imgkit.apk.index import Package
 from imgkit.apk.package import SCRIPT_TYPES, check_identity
 from imgkit.errors import InputError
+from imgkit.tree.gzipmembers import GZIP_MAGIC, members_of
 from imgkit.tree.tarstream import TarError, TarStream
 
 _LIMIT_SCRIPTS = 64 << 20

@@ -15,9 +15,9 @@ from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import TypedDict
 
-from imgkit.apk.container import GzipMembers
 from imgkit.errors import HostError, InputError
 from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, HardLink, Node, Slice, Symlink, kind, leads_out, xattrs_of
+from imgkit.tree.gzipmembers import GzipMembers
 from imgkit.tree.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"

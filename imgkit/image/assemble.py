@@ -6,13 +6,9 @@ print(result.image, result.build_id)
 
 from __future__ import annotations
 
-import errno
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from imgkit.disk.grub import make_boot_files
@@ -21,32 +17,22 @@ from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
-from imgkit.engines.engineerrors import MAKE_ROOM
 from imgkit.engines.interface import LaunchEngine
-from imgkit.errors import HostError
 from imgkit.fetch.cache import Cache
-from imgkit.fetch.http import no_room
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
+from imgkit.image import gathering
 from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
-from imgkit.planning.base import Base, fetch_base
-from imgkit.planning.download import fetch_packages, open_planned
-from imgkit.planning.indexes import providers
+from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
-from imgkit.planning.resolve import make_plan
-from imgkit.planning.vouchers import check_locked
-from imgkit.recipe import Recipe, parse_size
-from imgkit.rootfs.binaries.policy import apply_policy
-from imgkit.rootfs.compose import Composition, PackageSet, compose
+from imgkit.recipe import Recipe, Shape, parse_size
+from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
-from imgkit.rootfs.npm.prepare import prepare as prepare_payload
+from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Tree
 from imgkit.vm.qemu.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
-
-_SCRATCH_PREFIX = ".imgkit-"  # how the names of scratch folders in the output folder begin
-_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,11 @@ class BuildRequest:
     locked: Plan | None = None
     allow_stale: bool = False
     epoch: int | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """The root filesystem is for a machine."""
+        return "disk"
 
 
 @dataclass(frozen=True)
@@ -102,21 +93,21 @@ def build(request: BuildRequest) -> BuildResult:
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
     _check_programs()
-    with _workspace(request) as work, request.engine(_folder(work, "disk"), size) as engine:
+    with workspace(request.out, request.work) as work, request.engine(_folder(work, "disk"), size) as engine:
         with steps.step("plan"):
-            base, plan = _plan(request, work / "minirootfs")
+            base, plan = gathering.plan(request, work / "minirootfs")
         layout = _layout(recipe, arch, plan, size)
         engine.prepare(layout)
         engine.check()
         _check_size(plan, size)
         with steps.step("fetch packages"):
-            plan, packages = _fetch_packages(request, base, plan, work / "packages")
+            plan, packages = gathering.packages(request, base, plan, work / "packages")
         with steps.step("prepare the payload"):
-            payload = _payload(request, work / "payload")
+            payload = gathering.payload(request, work / "payload")
         engine.check()
         with steps.step("compose the root filesystem"):
             composition = _compose(request, base.tree, packages, payload, layout, plan.epoch)
-            _judge(request, plan, base, composition)
+            gathering.judge(request, plan, base, composition.binaries)
         with steps.step("make the boot loader"):
             boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
         written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending)
@@ -142,50 +133,10 @@ def _check_programs() -> None:
             raise process.missing(program)
 
 
-@contextmanager
-def _workspace(request: BuildRequest) -> Iterator[Path]:
-    """Yield a folder for scratch files and results, which is removed when the block ends.
-
-    Raises:
-        HostError: the folder cannot be made, or the disk is full or fails during the block.
-    """
-    parent = request.work or request.out
-    with ExitStack() as stack:
-        try:
-            for folder in (request.out, parent):
-                stack.enter_context(scratch.parents(folder))
-            work = stack.enter_context(scratch.folder(parent, _SCRATCH_PREFIX))
-        except OSError as cause:
-            hint = "choose another with " + ("WORK_DIR" if request.work else "--out")
-            raise HostError(f"{cause.filename or parent}: {cause.strerror}", hint=hint) from cause
-        with _disk_faults(parent):
-            yield work
-
-
-@contextmanager
-def _disk_faults(folder: Path) -> Iterator[None]:
-    """Turn every error of a full or broken disk in the block into HostError."""
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in _DISK_FAULTS:
-            raise
-        reason = "no space left" if no_room(cause) else cause.strerror
-        where = cause.filename or folder
-        raise HostError(f"{where}: {reason}", hint=MAKE_ROOM) from cause
-
-
 def _folder(work: Path, name: str) -> Path:
     path = work / name
     path.mkdir()
     return path
-
-
-def _plan(request: BuildRequest, spool: Path) -> tuple[Base, Plan]:
-    """Return the minirootfs, and the plan of the lock file or a new one."""
-    recipe, arch, cache, stale = request.recipe, request.arch, request.cache, request.allow_stale
-    base = fetch_base(recipe, arch, cache, spool, locked=request.locked, allow_stale=stale)
-    return base, request.locked or make_plan(recipe, arch, base, cache, allow_stale=stale)
 
 
 def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
@@ -208,32 +159,6 @@ def _check_size(plan: Plan, size: int) -> None:
         raise too_small(size, stated)
 
 
-def _fetch_packages(request: BuildRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
-    """Download and verify the packages. The plan that is returned has their hashes."""
-    plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
-    if request.locked is not None:
-        check_locked(plan, base, request.cache, files)
-    packages = tuple(planned.package for planned in plan.packages)
-    return plan, PackageSet(packages, partial(open_planned, files, base, spool), plan.world)
-
-
-def _payload(request: BuildRequest, folder: Path) -> Path | None:
-    """Return the prepared payload; None if the payload of the overlay is used."""
-    recipe = request.recipe
-    if recipe.agent_runner is None:
-        return None
-    return prepare_payload(
-        recipe.agent_runner,
-        folder,
-        build=recipe.agent_runner_build,
-        architecture=recipe.architecture(request.arch).alpine,
-        allow_scripts=recipe.npm_scripts,
-        allow_git=recipe.npm_git,
-        offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
-    )
-
-
 def _compose(
     request: BuildRequest, minirootfs: Tree, packages: PackageSet, payload: Path | None, layout: Layout, epoch: int
 ) -> Composition:
@@ -246,18 +171,6 @@ def _compose(
         can_run=request.arch == host_arch(),
         root_uuid=layout.root.fs_uuid,
         epoch=epoch if request.epoch is None else request.epoch,
-    )
-
-
-def _judge(request: BuildRequest, plan: Plan, base: Base, composition: Composition) -> None:
-    """Warn of programs in the payload that cannot run in the image, or refuse them, as the recipe says."""
-    recipe = request.recipe
-    apply_policy(
-        composition.binaries,
-        recipe.payload_binaries,
-        recipe.architecture(request.arch).alpine,
-        partial(providers, plan, base, request.cache),
-        copied=recipe.agent_runner is not None and recipe.agent_runner_build == "0",
     )
 
 
@@ -285,7 +198,7 @@ def _place(request: BuildRequest, work: Path, build_id: str, size: int, steps: S
         "manifest.json": result.manifest,
         "image.qcow2": result.image,
     }
-    with scratch.folder(out, _SCRATCH_PREFIX) as near:  # WORK_DIR may be on another filesystem
+    with scratch.folder(out, SCRATCH_PREFIX) as near:  # WORK_DIR may be on another filesystem
         for source in moves:
             shutil.move(work / source, near / source)
         placed = {near / source: target for source, target in moves.items()}

@@ -4,14 +4,16 @@ It lies beside the recipe (``recipes/alpine.lock``), is JSON, and names everythi
 mirror with the same files can be used. It also holds what the recipe asked for, so that a changed recipe is noticed.
 :mod:`imgkit.planning.schemas` says what a lock file must look like::
 
-    lockfile.write(lockfile.path_of(recipe_path), recipe, {"amd64": plan})
+    lockfile.write(lockfile.path_of(recipe_path), recipe, [plan])
     plan = lockfile.read(lockfile.path_of(recipe_path), recipe, "amd64")
+
+The entry of a container image has ``/container`` after the name of its architecture.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +25,7 @@ from imgkit.host import wholefile
 from imgkit.host.jsonfile import checked, read_json
 from imgkit.planning.plan import Artefact, Plan, PlannedPackage
 from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedPackage
-from imgkit.recipe import Recipe
+from imgkit.recipe import SHAPES, Recipe, Shape
 
 VERSION = 1
 _MAX_BYTES = 16 << 20  # two architectures of 400 packages take 1 MiB
@@ -35,20 +37,17 @@ def path_of(recipe: Path) -> Path:
     return recipe.with_suffix(".lock")
 
 
-def write(
-    path: Path, recipe: Recipe, plans: Mapping[str, Plan], kept: Mapping[str, Any] = MappingProxyType({})
-) -> None:
+def write(path: Path, recipe: Recipe, plans: Iterable[Plan], kept: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write the lock file of ``recipe``, in one move.
 
     Args:
-        plans: architecture → plan.
-        kept: entries of other architectures, as :func:`others` returns them.
+        kept: entries for which there is no new plan, as :func:`others` returns them.
 
     Raises:
         InputError: the record of a package has text that is not UTF-8, which JSON cannot hold.
         HostError: the file cannot be written.
     """
-    entries = {**kept, **{arch: _to_json(recipe, plan) for arch, plan in plans.items()}}
+    entries = {**kept, **{entry_name(plan.arch, plan.shape): _to_json(recipe, plan) for plan in plans}}
     lock = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
     try:
         data = (json.dumps(lock, indent=1, ensure_ascii=False) + "\n").encode()
@@ -60,40 +59,47 @@ def write(
         raise HostError(f"{path}: {cause.strerror}") from cause
 
 
-def read(path: Path, recipe: Recipe, arch: str) -> Plan:
-    """Return the plan that a lock file has for ``arch``.
+def read(path: Path, recipe: Recipe, arch: str, shape: Shape = "disk") -> Plan:
+    """Return the plan that a lock file has for a root filesystem.
 
     Raises:
         InputError: the lock file is missing or not valid.
         RecipeError: the recipe was changed since it was written, or it lacks the architecture.
     """
     hint = _lock_command(path)
-    entry = _entries(path).get(arch)
+    name = entry_name(arch, shape)
+    entry = _entries(path).get(name)
     if entry is None:
-        raise RecipeError(f"{path}: has nothing for {arch}", hint=hint)
-    changed = [name for name, value in _wants(recipe, arch).items() if entry.get(name, value) != value]
+        raise RecipeError(f"{path}: has nothing for {name}", hint=hint)
+    changed = [field for field, value in _wants(recipe, arch, shape).items() if entry.get(field, value) != value]
     if changed:
         raise RecipeError(f"{path}: the recipe has changed since ({', '.join(changed)})", hint=hint)
-    locked = checked(LockedArchitecture, entry, f"{path}: {arch}", description=_DESCRIPTION, hint=hint)
-    return _from_json(recipe, arch, locked)
+    locked = checked(LockedArchitecture, entry, f"{path}: {name}", description=_DESCRIPTION, hint=hint)
+    return replace(_from_json(recipe, arch, locked), shape=shape)
 
 
-def others(path: Path, recipe: Recipe, arches: Collection[str]) -> dict[str, Any]:
-    """Return the entries of the recipe's architectures other than ``arches``, as they are in the lock file.
+def others(path: Path, recipe: Recipe, names: Collection[str]) -> dict[str, Any]:
+    """Return the entries of the recipe's root filesystems other than ``names``, as they are in the lock file.
 
-    A missing lock file has none. Entries of architectures that the recipe no longer has are left out.
+    A missing lock file has none. Entries of architectures and outputs that the recipe no longer has are left out.
 
     Raises:
-        InputError: the recipe has other architectures, and the lock file is not valid.
+        InputError: the lock file is not valid, although not all of its entries are to be replaced.
     """
-    rest = set(recipe.architectures) - set(arches)
+    shapes = {SHAPES[output] for output in recipe.outputs}
+    rest = {entry_name(arch, shape) for arch in recipe.architectures for shape in shapes} - set(names)
     if not rest or not path.exists():
         return {}
-    return {arch: entry for arch, entry in _entries(path).items() if arch in rest}
+    return {name: entry for name, entry in _entries(path).items() if name in rest}
+
+
+def entry_name(arch: str, shape: Shape) -> str:
+    """Return the name of the entry of one root filesystem: ``amd64``, or ``amd64/container``."""
+    return arch if shape == "disk" else f"{arch}/{shape}"
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """Return architecture → entry, unchecked.
+    """Return the entries by name, unchecked.
 
     Raises:
         InputError: the lock file is missing or not valid.
@@ -110,12 +116,12 @@ def _lock_command(path: Path) -> str:
     return f"imgkit lock {path.with_suffix('.py')}"
 
 
-def _wants(recipe: Recipe, arch: str) -> dict[str, Any]:
+def _wants(recipe: Recipe, arch: str, shape: Shape) -> dict[str, Any]:
     """Return the fields of the recipe that a plan depends on; the version only if the recipe pins one."""
     wants = {
         "branch": recipe.branch,
         "repositories": list(recipe.repositories),
-        "packages": [*recipe.packages, *recipe.architecture(arch).packages],
+        "packages": list(recipe.wanted(arch, shape)),
     }
     return wants | ({"version": recipe.version} if recipe.version else {})
 
@@ -129,7 +135,7 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         return {"path": path, "size": file.size, "sha256": file.sha256, "vouchedBy": file.vouched_by}
 
     return {
-        **_wants(recipe, plan.arch),
+        **_wants(recipe, plan.arch, plan.shape),
         "version": plan.version,
         "minirootfs": artefact(plan.minirootfs),
         "indexes": [artefact(index) for index in plan.indexes],

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imgkit.apk.index import Package
+from imgkit.recipe import Shape
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Plan:
         version: of the minirootfs, ``3.23.6``.
         world: the dependencies that ``etc/apk/world`` of the image has.
         packages: in the order in which they are installed.
+        shape: what the root filesystem is for.
     """
 
     arch: str
@@ -73,6 +75,7 @@ class Plan:
     indexes: tuple[Artefact, ...]
     world: tuple[str, ...]
     packages: tuple[PlannedPackage, ...]
+    shape: Shape = "disk"
 
     @property
     def digest(self) -> str:

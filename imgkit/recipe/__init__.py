@@ -3,28 +3,37 @@
     recipe = load(Path("recipes/alpine.py"), {"size": "8G"})
     recipe.architecture("amd64").packages
 
-``spec`` has the fields, ``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and describes its faults.
+``spec`` has the fields, ``containerspec`` those of the container image;
+``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and describes its faults.
 """
 
+from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.loading import load, parse_setting
 from imgkit.recipe.spec import (
     OFFICIAL_MIRROR,
+    SHAPES,
     Architecture,
+    Output,
     PartitionKind,
     PartitionSpec,
     Recipe,
     Runlevel,
+    Shape,
     UserSpec,
     parse_size,
 )
 
 __all__ = [
     "OFFICIAL_MIRROR",
+    "SHAPES",
     "Architecture",
+    "ContainerSpec",
+    "Output",
     "PartitionKind",
     "PartitionSpec",
     "Recipe",
     "Runlevel",
+    "Shape",
     "UserSpec",
     "load",
     "parse_setting",

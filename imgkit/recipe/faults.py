@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from imgkit.host.suggest import did_you_mean
+from imgkit.recipe.containerspec import ContainerSpec
+from imgkit.recipe.record import RecipeRecord
 from imgkit.recipe.spec import Architecture, Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -22,14 +24,20 @@ def sentence(error: ErrorDetails) -> str:
     location, value = error["loc"], error["input"]
     place = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        model = Architecture if len(location) == 3 and location[0] == "architectures" else Recipe
-        hint = did_you_mean(str(location[-1]), model.model_fields)
+        hint = did_you_mean(str(location[-1]), _model(location).model_fields)
         return f"{place}: no such field" + (f" ({hint})" if hint else "")
     if error["type"] == "missing":
         return f"{place}: must be given"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
     shown = f" (it is {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
     return f"{place}: {message[:1].lower()}{message[1:]}" + ("" if repr(value) in message else shown)
+
+
+def _model(location: tuple[int | str, ...]) -> type[RecipeRecord]:
+    """Return the record that a field at this place of a recipe belongs to."""
+    if len(location) == 3 and location[0] == "architectures":
+        return Architecture
+    return ContainerSpec if len(location) == 2 and location[0] == "container" else Recipe
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:

@@ -12,15 +12,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from imgkit.errors import UsageError
+from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.module import public_values
-
-K = TypeVar("K")
-V = TypeVar("V")
+from imgkit.recipe.record import Name, RecipeRecord, frozen
 
 OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
 
@@ -54,30 +53,27 @@ def _image_size(text: str) -> str:
     return text
 
 
-def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
-    return MappingProxyType(dict(mapping))
-
-
 def _module_fields(value: object) -> object:
     """Return the public values of a module; any other value as it is."""
     return public_values(value) if isinstance(value, ModuleType) else value
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 Hostname = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Size = Annotated[str, AfterValidator(_checked_size)]
 ImageSize = Annotated[str, AfterValidator(_image_size)]
 Runlevel = Literal["sysinit", "boot", "default", "nonetwork", "shutdown"]
 PartitionKind = Literal["bios-boot", "esp", "root"]
+Output: TypeAlias = Literal["disk", "oci", "oci-archive", "docker-archive"]
+"""What a build writes: a disk image, or a container image as a folder or as one file."""
+Shape: TypeAlias = Literal["disk", "container"]
+"""What a root filesystem is for: to boot a machine, or to be run by a container engine."""
+SHAPES: Mapping[Output, Shape] = MappingProxyType(
+    {"disk": "disk", "oci": "container", "oci-archive": "container", "docker-archive": "container"}
+)
+"""Output → what the root filesystem in it is for."""
 
 
-class _Spec(BaseModel):
-    """A record that never changes and refuses unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PartitionSpec(_Spec):
+class PartitionSpec(RecipeRecord):
     """One partition. The root needs no ``size``: it is the last on the disk and takes what the others leave.
 
     Numbers follow from the kind, since hosts rely on them: the ESP is 1, the root 2, the BIOS boot partition 14.
@@ -87,7 +83,7 @@ class PartitionSpec(_Spec):
     size: Size | None = None
 
 
-class UserSpec(_Spec):
+class UserSpec(RecipeRecord):
     """An account that the image has besides those of its packages. Nobody can log into it with a password."""
 
     name: Name
@@ -99,7 +95,7 @@ class UserSpec(_Spec):
     """Directories that are created and belong to this user."""
 
 
-class Architecture(_Spec):
+class Architecture(RecipeRecord):
     """What differs between architectures."""
 
     alpine: Literal["x86_64", "aarch64"]
@@ -113,7 +109,7 @@ class Architecture(_Spec):
     """Arguments of the kernel, in front of the recipe's own."""
 
 
-class Recipe(_Spec):
+class Recipe(RecipeRecord):
     """Everything that decides what is in an image. Paths are absolute once the recipe is loaded."""
 
     name: Name = "linux"
@@ -122,6 +118,12 @@ class Recipe(_Spec):
     """Where the build downloads from."""
     guest_mirror: str = OFFICIAL_MIRROR
     """Where the image's own apk downloads from."""
+    outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = ("disk",)
+    """What a build writes unless it is told otherwise."""
+    base: Annotated[str, StringConstraints(pattern=r"^oci:[^\x00-\x20]+$")] | None = None
+    """The container image to start from, ``oci:NAME@DIGEST`` or ``oci:FOLDER``; None starts from the minirootfs."""
+    base_setuid: Literal["keep", "drop"] = "keep"
+    """What happens to set-user-id and set-group-id programs of the base. They are listed in either case."""
     branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")]
     """Directory of the mirror. ``latest-stable`` selects the newest release; the image itself stays on that release."""
     version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = None
@@ -133,6 +135,11 @@ class Recipe(_Spec):
     compression: Literal["zstd", "zlib"] = "zstd"
     """Compression of the qcow2's clusters; QEMU before 5.1 needs zlib."""
     packages: tuple[str, ...]
+    """Packages of every output."""
+    disk_packages: tuple[str, ...] = ()
+    """Packages of the disk image alone: the kernel, the init system, tools for disks and network cards."""
+    container: ContainerSpec = Field(default_factory=ContainerSpec)
+    """What the container image has besides, and how a container is started."""
     kernel: Name = "virt"
     """Kernel flavour: the package is ``linux-<kernel>``."""
     initramfs_features: tuple[Name, ...] = ("base", "ext4", "virtio")
@@ -142,7 +149,8 @@ class Recipe(_Spec):
     hostname: Hostname = "sandbox"
     network: Literal["dhcp", "none"] = "dhcp"
     """How eth0 is set up; nothing ever waits for it."""
-    services: Annotated[Mapping[Runlevel, tuple[Name, ...]], AfterValidator(_frozen)] = Field(default_factory=dict)
+    services: Annotated[Mapping[Runlevel, tuple[Name, ...]], AfterValidator(frozen)] = Field(default_factory=dict)
+    """Services of the disk image, by runlevel; a container has none."""
     users: tuple[UserSpec, ...] = ()
     overlay: Path | None = None
     """Folder that is copied over the root filesystem as it is."""
@@ -161,7 +169,7 @@ class Recipe(_Spec):
     skip_scripts: tuple[Name, ...] = ()
     """Packages whose scripts and triggers are not run, because the recipe's author knows that they need not be."""
     architectures: Annotated[
-        Mapping[str, Annotated[Architecture, BeforeValidator(_module_fields)]], AfterValidator(_frozen)
+        Mapping[str, Annotated[Architecture, BeforeValidator(_module_fields)]], AfterValidator(frozen)
     ]
 
     def architecture(self, name: str) -> Architecture:
@@ -175,3 +183,9 @@ class Recipe(_Spec):
                 f"{name}: no such architecture in this recipe", hint=f"it has {', '.join(sorted(self.architectures))}"
             )
         return self.architectures[name]
+
+    def wanted(self, arch: str, shape: Shape) -> tuple[str, ...]:
+        """Return the packages that the recipe names for a root filesystem of this shape."""
+        if shape == "container":
+            return (*self.packages, *self.container.packages)
+        return (*self.packages, *self.disk_packages, *self.architecture(arch).packages)

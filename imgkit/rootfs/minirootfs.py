@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from imgkit.apk.container import GzipMembers, refuse_foreign
+from imgkit.apk.container import refuse_foreign
 from imgkit.errors import InputError
-from imgkit.tree import Directory, File, HardLink, Node, Slice, Symlink, Tree, TreeError, tarstream, xattrs_of
+from imgkit.tree import Device, HardLink, Node, Tree, TreeError
+from imgkit.tree.gzipmembers import GzipMembers
+from imgkit.tree.members import Spool, node_of, with_attributes
 from imgkit.tree.tarstream import Header, TarError, TarStream
 
 MAX_INFLATED = 256 << 20  # real ones have 8 MB
@@ -28,7 +28,7 @@ def unpack(archive: Path, spool: Path) -> Tree:
         InputError: the archive is damaged or too big, or has entries that leave the root filesystem or are devices.
     """
     tree = Tree()
-    with archive.open("rb") as source, spool.open("xb") as sink:
+    with archive.open("rb") as source, Spool(spool) as contents:
         head = source.read(1024)
         refuse_foreign(head, archive.name)
         source.seek(0)
@@ -36,7 +36,7 @@ def unpack(archive: Path, spool: Path) -> Tree:
         try:
             for header in stream:
                 path = _path(header.name)
-                tree.add(path, _node(header, stream, sink, spool))
+                tree.add(path, _node(header, stream, contents))
         except (TarError, TreeError) as cause:
             raise InputError(f"{archive.name}: {cause}") from cause
     return tree
@@ -56,22 +56,8 @@ def _path(name: str) -> str:
     return "" if name in (".", "./") else name.removeprefix("./").removesuffix("/")
 
 
-def _node(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
-    node, xattrs = _without_attributes(header, stream, sink, spool), xattrs_of(header.pax)
-    return replace(node, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
-
-
-def _without_attributes(header: Header, stream: TarStream, sink: BinaryIO, spool: Path) -> Node:
-    """Return the node of an entry with default attributes."""
-    if header.kind == tarstream.DIRECTORY:
-        return Directory()
-    if header.kind == tarstream.SYMLINK:
-        return Symlink(target=header.link)
-    if header.kind == tarstream.HARD_LINK:
-        return HardLink(target=_path(header.link))
-    if header.kind != tarstream.REGULAR:
+def _node(header: Header, stream: TarStream, spool: Spool) -> Node:
+    node = node_of(header, spool.keep(header, stream))
+    if isinstance(node, Device):
         raise TreeError(f"{header.name}: device nodes and FIFOs have no place in a minirootfs")
-    start = sink.tell()
-    for piece in stream.content():
-        sink.write(piece)
-    return File(content=Slice(spool, start, header.size))
+    return with_attributes(HardLink(target=_path(header.link)), header) if node is None else node

@@ -5,29 +5,26 @@ from __future__ import annotations
 import re
 
 from imgkit.errors import RecipeError
-from imgkit.recipe import Recipe
+from imgkit.recipe import Recipe, UserSpec
 from imgkit.rootfs.accounts import UNUSABLE, AccountError, ensure_user, set_password
 from imgkit.rootfs.openrc.services import enable, refuse_unsafe_order
 from imgkit.tree import Tree
 
 RELEASE = "etc/imgkit-release"
+_APK = "etc/apk"
 _ALPINE_RELEASE = "etc/alpine-release"
 _LOOPBACK = "auto lo\niface lo inet loopback\n"
 _DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
 _SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
 
 
-def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
-    """Write the files into ``tree`` that ``recipe`` determines.
+def configure_machine(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None:
+    """Write the files that only a machine has: its name, network cards and disks. Engines give containers their own.
 
     Args:
         root_uuid: UUID of the root filesystem, for ``fstab``. Alpine's init leaves the root read-only unless there is a
             line for it.
         epoch: seconds since 1970 for the times of the files.
-
-    Raises:
-        RecipeError: a user cannot be added.
-        AccountError: the image has no user root.
     """
     host = recipe.hostname
     tree.write("etc/hostname", f"{host}\n", mtime=epoch)
@@ -35,22 +32,49 @@ def configure(tree: Tree, recipe: Recipe, *, root_uuid: str, epoch: int) -> None
     interfaces = _LOOPBACK + (_DHCP if recipe.network == "dhcp" else "")
     tree.write("etc/network/interfaces", interfaces, mtime=epoch)
     tree.write("etc/fstab", _fstab(root_uuid, read_only=recipe.read_only_root), mtime=epoch)
+
+
+def configure(tree: Tree, recipe: Recipe, *, epoch: int) -> None:
+    """Write apk's repositories and the users into ``tree``, for machines and containers.
+
+    Args:
+        epoch: seconds since 1970 for the times of the files.
+
+    Raises:
+        RecipeError: a user cannot be added.
+    """
+    if _APK in tree:
+        _write_repositories(tree, recipe, epoch)
+    _make_socket_folders(tree, epoch)
+    for user in recipe.users:
+        _add_user(tree, user, epoch)
+
+
+def lock_root(tree: Tree, *, epoch: int) -> None:
+    """Make that nobody can log in as root with a password.
+
+    Raises:
+        AccountError: the image has no user root.
+    """
+    set_password(tree, "root", UNUSABLE, epoch=epoch)
+
+
+def _write_repositories(tree: Tree, recipe: Recipe, epoch: int) -> None:
     branch = guest_branch(tree, recipe.branch)
     repositories = "".join(f"{recipe.guest_mirror}/{branch}/{name}\n" for name in recipe.repositories)
-    tree.write("etc/apk/repositories", repositories, mtime=epoch)
-    _make_socket_folders(tree, epoch)
-    set_password(tree, "root", UNUSABLE, epoch=epoch)
-    for user in recipe.users:
-        try:
-            ensure_user(
-                tree, user.name, uid=user.uid, home=user.home, shell=user.shell, groups=user.groups, epoch=epoch
-            )
-        except AccountError as cause:
-            raise RecipeError(f"user {user.name}: {cause}") from cause
-        for folder in user.owns:
-            path = tree.resolve(folder)
-            tree.mkdir(path, mtime=epoch)
-            tree.change(path, uid=user.uid, gid=user.uid)
+    tree.write(f"{_APK}/repositories", repositories, mtime=epoch)
+
+
+def _add_user(tree: Tree, user: UserSpec, epoch: int) -> None:
+    """Add an account, and the directories that belong to it."""
+    try:
+        ensure_user(tree, user.name, uid=user.uid, home=user.home, shell=user.shell, groups=user.groups, epoch=epoch)
+    except AccountError as cause:
+        raise RecipeError(f"user {user.name}: {cause}") from cause
+    for folder in user.owns:
+        path = tree.resolve(folder)
+        tree.mkdir(path, mtime=epoch)
+        tree.change(path, uid=user.uid, gid=user.uid)
 
 
 def _make_socket_folders(tree: Tree, epoch: int) -> None:

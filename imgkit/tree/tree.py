@@ -85,6 +85,10 @@ class Tree:
         """Return the number of nodes in the directory at exactly ``path``; 0 if that is not a directory."""
         return len(self._children.get(path, ()))
 
+    def count_links(self, path: str) -> int:
+        """Return how many hard links refer to the file at exactly ``path``, besides its own name."""
+        return len(self._names.get(path, ()))
+
     def walk(self, top: str) -> Iterator[tuple[str, Node]]:
         """Yield the node at ``top`` and everything below it, parents first, sorted."""
         todo = [top]
@@ -103,10 +107,19 @@ class Tree:
         Raises:
             TreeError: there are more than :data:`MAX_LINKS` links on the way.
         """
+        return self.trace(path, follow=follow)[0]
+
+    def trace(self, path: str, *, follow: bool = True) -> tuple[str, int]:
+        """Resolve a path like :meth:`resolve`; return the result, and how many parts of paths were looked up for it.
+
+        Links can make a short path cost 80,000 lookups, so callers that resolve many foreign paths add them up.
+        """
         todo = _reversed_parts(path)
         resolved = ""
         links = 0
+        steps = 0
         while todo:
+            steps += 1
             part = todo.pop()
             if part == "..":
                 resolved = parent(resolved)
@@ -122,7 +135,7 @@ class Tree:
             if node.target.startswith("/"):
                 resolved = ""
             todo += _reversed_parts(node.target)
-        return resolved
+        return resolved, steps
 
     def stat(self, path: str) -> Node | None:
         """Return the node that ``path`` leads to when symbolic and hard links are followed, or None."""
@@ -224,6 +237,17 @@ class Tree:
             uid=node.uid if uid is None else uid,
             gid=node.gid if gid is None else gid,
         )
+
+    def amend(self, path: str, node: Node) -> None:
+        """Replace the node at exactly ``path`` by one of the same kind; hard links keep referring to it.
+
+        Raises:
+            TreeError: the node is of another kind, or a hard link, which has no attributes of its own.
+            KeyError: there is no such node.
+        """
+        if type(node) is not type(self._nodes[path]) or isinstance(node, HardLink):
+            raise TreeError(f"{path}: a {kind(node)} cannot replace the {kind(self._nodes[path])}")
+        self._nodes[path] = node
 
     def remove(self, path: str) -> None:
         """Remove the node at exactly ``path``; a file with other names is kept under the first of them.

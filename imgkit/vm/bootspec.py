@@ -22,7 +22,7 @@ from imgkit.vm import consolelog
 from imgkit.vm.qemu import argv, firmware, machines
 from imgkit.vm.qemu.argv import Disk, FirmwareKind, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
-from imgkit.vm.qemu.machines import Arch
+from imgkit.vm.qemu.machines import Arch, MachineKind
 from imgkit.vm.qemu.probe import Accelerator, AcceleratorChoice
 from imgkit.vm.shares.quotas import Quotas
 
@@ -44,8 +44,11 @@ class BootSpec:
     """Disk image, qcow2 or raw, in a single file, which is never written to. None boots without a disk."""
     arch: Arch | None = None
     """None takes the architecture from the image's name, or else the host's."""
+    machine: MachineKind = "standard"
+    """"microvm" is QEMU's machine without firmware and PCI: for amd64, and for direct boots only (docs/microvm.md)."""
     firmware: FirmwareKind | None = None
-    """"direct" starts ``kernel`` without a boot loader; None is "bios" for amd64 and "uefi" for arm64."""
+    """"direct" starts ``kernel`` without a boot loader; None is "bios" for amd64, "uefi" for arm64, and "direct" for a
+    microvm."""
     kernel: StrPath | None = None
     """Kernel of a direct boot, as QEMU can start it: not compressed as an EFI program."""
     initrd: StrPath | None = None
@@ -124,17 +127,19 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
 
     Raises:
         HostError: a file, a folder or the firmware is missing.
-        UsageError: a share's name is not valid, ``read_only`` names an unknown share, or the guest may write to the
-            folder of the console.
+        UsageError: there is no such machine, a share's name is not valid, ``read_only`` names an unknown share, or the
+            guest may write to the folder of the console.
         InputError: the image has a format that cannot be booted.
     """
     record = machines.machine(spec.architecture)
-    kind = spec.firmware or record.firmware
+    machines.check_machine(spec.machine, record.arch, spec.firmware)
+    kind = spec.firmware or ("direct" if spec.machine == "microvm" else record.firmware)
     shares = _shares(spec, folder)
     resolved = VmSpec(
         arch=record.arch,
         disk=_disk(spec),
         console=(folder / "console.log" if spec.console is None else _console(Path(spec.console), shares)).resolve(),
+        machine=spec.machine,
         firmware=kind,
         flash=_flash(record.arch, folder) if kind == "uefi" else None,
         kernel=None if spec.kernel is None else _kernel(Path(spec.kernel)),

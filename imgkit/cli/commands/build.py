@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from imgkit.cli import several
 from imgkit.cli.buildreport import BuildReport, report_of
@@ -26,7 +27,7 @@ from imgkit.host import terminal
 from imgkit.host.sourcedate import source_date
 from imgkit.image.assemble import BuildRequest, build
 from imgkit.planning import lockfile
-from imgkit.recipe import Recipe, load, parse_setting
+from imgkit.recipe import Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
 
 NAME = "build"
@@ -96,6 +97,24 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
         help="take an index or minirootfs that is older than one seen before, or of another branch or version",
     )
     parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
+
+
+def output_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what a build writes."""
+    parser.add_argument(
+        "--output",
+        action="append",
+        metavar="OUTPUT",
+        choices=[*get_args(Output), "all"],
+        help=f"{', '.join(get_args(Output))}, or all for disk and oci; may be repeated (default: the recipe's)",
+    )
+
+
+def outputs(options: argparse.Namespace, recipe: Recipe) -> list[Output]:
+    """Return what is to be written, each once: the values of ``--output``, or else the recipe's."""
+    requested = options.output or recipe.outputs
+    every: tuple[Output, ...] = ("disk", "oci")
+    return list(dict.fromkeys(output for word in requested for output in (every if word == "all" else (word,))))
 
 
 def run(options: argparse.Namespace, invocation: Invocation) -> int:

@@ -16,14 +16,11 @@ from typing import Literal, TypeAlias, get_args
 
 from imgkit.errors import UsageError
 from imgkit.vm.qemu.firmware import Firmware
-from imgkit.vm.qemu.machines import machine
+from imgkit.vm.qemu.machines import MachineKind, check_machine, machine
+from imgkit.vm.qemu.virtiobus import MAX_MMIO_SHARES, MAX_SHARES, device, share_device
 
 FirmwareKind: TypeAlias = Literal["bios", "uefi", "direct"]
 """What starts the guest's kernel: SeaBIOS and GRUB, UEFI and GRUB, or QEMU itself ("direct")."""
-MAX_SHARES = 96
-FUNCTIONS = 8
-"""Functions of one PCI slot."""
-_FIRST_SHARE_SLOT = 0x10  # leaves 0x01–0x0f to the other devices
 TRANSLATION_MIB = 64
 """Size of QEMU's buffer for translated code, under emulation.
 
@@ -80,6 +77,7 @@ class VmSpec:
         disk: the image under test; None for no disk.
         console: file that the serial console is appended to.
         log: file descriptor of that file, opened for appending, which QEMU gets in its place.
+        machine: "standard", or "microvm", which has virtio-mmio in place of PCI and boots only directly.
         firmware: what starts the kernel.
         flash: the UEFI firmware with a private variable store; needed for "uefi".
         kernel, initrd, command_line: for "direct"; ``command_line`` None is the architecture's default.
@@ -102,6 +100,7 @@ class VmSpec:
     disk: Disk | None
     console: Path
     log: int | None = None
+    machine: MachineKind = "standard"
     firmware: FirmwareKind = "bios"
     flash: Firmware | None = None
     kernel: Path | None = None
@@ -153,11 +152,14 @@ def arguments(spec: VmSpec) -> tuple[str, ...]:
 
 def _check(spec: VmSpec) -> None:
     machine(spec.arch)
+    check_machine(spec.machine, spec.arch, spec.firmware)
     _check_firmware(spec)
     if spec.cpus < 1 or spec.memory_mib < 1:
         raise UsageError("a machine needs at least one CPU and 1 MiB of memory")
-    if len(spec.shares) > MAX_SHARES:
-        raise UsageError(f"{len(spec.shares)} shares are too many", hint=f"at most {MAX_SHARES} fit on the bus")
+    most = MAX_MMIO_SHARES if spec.machine == "microvm" else MAX_SHARES
+    if len(spec.shares) > most:
+        where = "into a microvm" if spec.machine == "microvm" else "on the bus"
+        raise UsageError(f"{len(spec.shares)} shares are too many", hint=f"at most {most} fit {where}")
     tags = [check_tag(share.tag) for share in spec.shares]
     for tag in tags:
         if tags.count(tag) > 1:
@@ -177,10 +179,7 @@ def _check_firmware(spec: VmSpec) -> None:
 
 def machine_arguments(spec: VmSpec) -> list[str]:
     """Return the arguments for the machine itself: all but the program's name, inherited files and ``extra``."""
-    record = machine(spec.arch)
-    # graphics=off makes SeaBIOS write to the serial line, which is the only way to learn what it could not boot.
-    board = f"{record.machine},graphics=off" if spec.arch == "amd64" else record.machine
-    words = ["-machine", board, "-accel", _accelerator(spec), "-cpu", spec.cpu]
+    words = ["-machine", _board(spec), "-accel", _accelerator(spec), "-cpu", spec.cpu]
     words += ["-smp", str(spec.cpus), "-m", str(spec.memory_mib)]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     if spec.sandbox:
@@ -189,15 +188,26 @@ def machine_arguments(spec: VmSpec) -> list[str]:
     words += ["-chardev", f"file,id=console,path={escape(spec.console)},append=on", "-serial", "chardev:console"]
     words += _disk(spec)
     words += _network(spec)
-    words += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
+    words += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", device(spec.machine, "rng", "rng=rng0")]
     return words + _shares(spec)
+
+
+def _board(spec: VmSpec) -> str:
+    """Return the value of ``-machine``."""
+    if spec.machine == "microvm":
+        # With ACPI the guest finds its devices without words on its command line, and can be switched off. The second
+        # interrupt controller is what makes room for 24 devices.
+        return "microvm,acpi=on,ioapic2=on,pcie=off,usb=off"
+    # graphics=off makes SeaBIOS write to the serial line, which is the only way to learn what it could not boot.
+    return machine(spec.arch).machine + (",graphics=off" if spec.arch == "amd64" else "")
 
 
 def _network(spec: VmSpec) -> list[str]:
     if spec.link is None and not spec.network:
         return []
     backend = "user,id=net0" if spec.link is None else f"socket,id=net0,fd={spec.link}"
-    return ["-netdev", backend, "-device", "virtio-net-pci,netdev=net0,romfile="]
+    rom = "" if spec.machine == "microvm" else ",romfile="
+    return ["-netdev", backend, "-device", device(spec.machine, "network", f"netdev=net0{rom}")]
 
 
 def _accelerator(spec: VmSpec) -> str:
@@ -232,24 +242,22 @@ def _disk(spec: VmSpec) -> list[str]:
         snapshot = "off" if spec.disk.writable else "on"
         words += ["-drive", f"if=none,id=disk0,format={spec.disk.format},snapshot={snapshot},discard=unmap,file={path}"]
         boots = spec.firmware != "direct"  # with -kernel, QEMU's own loader has boot index 0
-        words += ["-device", "virtio-blk-pci,drive=disk0" + (",bootindex=0" if boots else "")]
+        words += ["-device", device(spec.machine, "disk", "drive=disk0" + (",bootindex=0" if boots else ""))]
         words += ["-boot", "menu=off,strict=on"] if boots else []
     if spec.config is not None:
         words += ["-drive", f"if=none,id=config0,format=raw,readonly=on,file={escape(spec.config)}"]
-        words += ["-device", "virtio-blk-pci,drive=config0"]
+        words += ["-device", device(spec.machine, "config", "drive=config0")]
     return words
 
 
 def _shares(spec: VmSpec) -> list[str]:
-    """Return one 9p device per share. Eight devices are functions of one PCI slot, so 50 shares need seven slots."""
+    """Return one 9p device per share."""
     words: list[str] = []
     for index, share in enumerate(spec.shares):
-        slot, function = _FIRST_SHARE_SLOT + index // FUNCTIONS, index % FUNCTIONS
-        several = function == 0 and index + 1 < len(spec.shares)
         options = f"local,id=share{index},path={share_path(share)},security_model=none"
         words += ["-fsdev", options + (",readonly=on" if share.read_only else "")]
-        device = f"virtio-9p-pci,fsdev=share{index},mount_tag={share.tag},addr={slot:#x}.{function}"
-        words += ["-device", device + (",multifunction=on" if several else "")]
+        mount = f"fsdev=share{index},mount_tag={share.tag}"
+        words += ["-device", share_device(spec.machine, index, len(spec.shares), mount)]
     return words
 
 
@@ -260,7 +268,7 @@ def _inherited(spec: VmSpec) -> list[str]:
         for descriptor in descriptors:
             words += ["-add-fd", f"fd={descriptor},set={index}"]
     if spec.ports:
-        words += ["-device", "virtio-serial-pci,id=serial0"]
+        words += ["-device", device(spec.machine, "serial", "id=serial0")]
     for index, (name, descriptor) in enumerate(spec.ports):
         words += ["-chardev", f"socket,id=port{index},fd={descriptor}"]
         words += ["-device", f"virtserialport,bus=serial0.0,chardev=port{index},name={name}"]

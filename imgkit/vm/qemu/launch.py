@@ -32,6 +32,8 @@ MEMORY_STEPS = (4096, 2048, 1024)
 _START_TIMEOUT = 20.0  # seconds for QEMU to set itself up
 _NO_SANDBOX = re.compile(r"(?:[^\s:]+: )?-sandbox\b")
 """Start of a QEMU error about ``-sandbox``: the program's name and that word. File names come later in a line."""
+_NO_MICROVM = re.compile(r"-machine help|roperty '[^']*microvm-machine\.[^']*' not found")
+"""In the last line of a QEMU that was built without the machine, and of one that knows fewer of its properties."""
 _VARIABLES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "LD_LIBRARY_PATH")
 
 
@@ -136,6 +138,8 @@ def _first(spec: VmSpec, memory: Sequence[int], start: _Start) -> Running:
 def _hint(reason: str) -> str | None:
     if "allocate memory" in reason:
         return "--memory with a smaller number"
+    if _NO_MICROVM.search(reason):
+        return "--machine microvm needs QEMU 6.0 or newer, built with that machine"
     return "the image is in use by another program" if "lock" in reason or "another process" in reason else None
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from imgkit.errors import UsageError
 
 Arch: TypeAlias = Literal["amd64", "arm64"]
+MachineKind: TypeAlias = Literal["standard", "microvm"]
+"""The machine that QEMU emulates: the usual one of the architecture, or one without firmware and PCI (amd64 only)."""
+MACHINE_KINDS: tuple[MachineKind, ...] = get_args(MachineKind)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,29 @@ def machine(arch: str) -> Machine:
         return MACHINES[arch]
     except KeyError:
         raise UsageError(f"{arch}: unknown architecture", hint=f"known are {', '.join(MACHINES)}") from None
+
+
+def check_machine(kind: str, arch: str, firmware: str | None) -> None:
+    """Check that there is a machine of this kind, for this architecture and with this firmware.
+
+    Args:
+        kind: one of :data:`MACHINE_KINDS`.
+        arch: imgkit's name of the architecture.
+        firmware: the firmware that was asked for; None if none was.
+
+    Raises:
+        UsageError: the kind is unknown, or microvm is asked for on another architecture or with a firmware.
+    """
+    if kind not in MACHINE_KINDS:
+        raise UsageError(f"{kind}: unknown machine", hint=f"known are {', '.join(MACHINE_KINDS)}")
+    if kind != "microvm":
+        return
+    if arch != "amd64":
+        raise UsageError(f"QEMU has no machine microvm for {arch}", hint="it is for amd64 only; leave out --machine")
+    if firmware not in (None, "direct"):
+        raise UsageError(
+            f"the machine microvm has no {firmware}: QEMU starts the kernel itself", hint="leave out --firmware"
+        )
 
 
 def guess_arch(image: Path) -> str:

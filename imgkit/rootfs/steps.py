@@ -1,0 +1,138 @@
+"""The steps that a root filesystem of any shape goes through; ``compose`` and ``composecontainer`` order them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgkit.apk.index import Package
+from imgkit.apk.package import PackageFile
+from imgkit.errors import InputError, RecipeError
+from imgkit.recipe import Recipe
+from imgkit.rootfs import digest, systemfiles
+from imgkit.rootfs.accounts import AccountError
+from imgkit.rootfs.binaries.libraries import check_architecture
+from imgkit.rootfs.digest import NodeRecord
+from imgkit.rootfs.install import ScriptReport, install, installed_in
+from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
+from imgkit.rootfs.scripts.effects import Hooks, Pending
+from imgkit.tree import Tree, TreeError
+
+
+@dataclass(frozen=True)
+class PackageSet:
+    """The verified packages of an image.
+
+    Attributes:
+        packages: all packages, in install order.
+        open_file: returns the verified file of one of them.
+        world: the dependencies that the image's own apk finds in ``etc/apk/world``.
+    """
+
+    packages: tuple[Package, ...]
+    open_file: Callable[[Package], PackageFile]
+    world: tuple[str, ...]
+
+
+def install_packages(
+    tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
+) -> ScriptReport:
+    """Install the packages and compute their scripts. A base without apk that gets no packages stays as it is.
+
+    Args:
+        can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
+
+    Raises:
+        RecipeError: two packages have the same file, or a script can neither be computed nor run.
+    """
+    if not selection.packages and not installed_in(tree):
+        return ScriptReport((), (), ())
+    scripts = install(
+        tree,
+        selection.packages,
+        selection.open_file,
+        world=selection.world,
+        arch=recipe.architecture(arch).alpine,
+        epoch=epoch,
+        hooks=Hooks(mkinitfs=_initramfs_is_made_later),
+        skip=recipe.skip_scripts,
+    )
+    if scripts.pending and not can_run:
+        raise _not_computed(scripts.pending, arch)
+    return scripts
+
+
+def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:
+    """Return the error for scripts that would have to run, where they cannot."""
+    reasons = "; ".join(script.reason for script in pending)  # with package, script and line
+    packages = sorted({script.package for script in pending})
+    return RecipeError(
+        f"{arch}: scripts that can neither be computed nor run on this host: {reasons}",
+        hint=f"build a disk on {arch}, or state that they need not run: skip_scripts = {packages}",
+    )
+
+
+def _initramfs_is_made_later(_tree: Tree, _release: str, _path: str) -> None:
+    """Do nothing: the initramfs is made once, when everything that belongs in it is in the Tree."""
+
+
+@contextmanager
+def setup_errors() -> Iterator[None]:
+    """Turn errors of the Tree or its accounts into a RecipeError: the recipe asks for it or lacks a package."""
+    try:
+        yield
+    except (TreeError, AccountError) as cause:
+        raise RecipeError(f"the image cannot be set up as the recipe says: {cause}") from cause
+
+
+def add_overlay(tree: Tree, recipe: Recipe, *, epoch: int) -> list[str]:
+    """Copy the recipe's overlay into the Tree, if it has one; return the paths that were written."""
+    return [] if recipe.overlay is None else add_directory(tree, recipe.overlay, "", epoch=epoch)
+
+
+def add_payload(tree: Tree, payload: Path | None, *, epoch: int) -> list[str]:
+    """Put the prepared payload in place of the overlay's, if there is one; return the paths that were written."""
+    return [] if payload is None else replace_payload(tree, payload, epoch=epoch)
+
+
+def payload_paths(tree: Tree, written: Sequence[str]) -> frozenset[str]:
+    """Return those of the paths ``written`` that are in the payload's folder and still exist."""
+    top = tree.resolve(PAYLOAD) + "/"
+    return frozenset(path for path in written if path.startswith(top) and path in tree)
+
+
+def refuse_foreign(tree: Tree, alpine: str, payload: Collection[str]) -> None:
+    """Refuse programs and modules that cannot run on this architecture.
+
+    Args:
+        alpine: Alpine's name of the architecture.
+        payload: paths of the payload, which has a policy of its own.
+
+    Raises:
+        InputError: a file is for another architecture, or a file that is needed is missing.
+    """
+    problems = check_architecture(tree, alpine, without=payload)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(
+            f"{problems[0]}{more}", hint="programs and modules must be built for musl on the image's machine"
+        )
+
+
+def identify(tree: Tree, image: str, arch: str, *, epoch: int) -> tuple[dict[str, NodeRecord], str]:
+    """Compute the build id over the finished Tree, and write it into the release file.
+
+    Args:
+        image: the recipe's name of the image.
+
+    Returns:
+        A record for every path, and the build id.
+    """
+    records = digest.records(tree)
+    build_id = digest.fingerprint(records)[:16]
+    systemfiles.write_release(tree, image=image, arch=arch, build_id=build_id, epoch=epoch)
+    for path in ("etc", systemfiles.RELEASE):
+        records["/" + path] = digest.record(tree, tree[path])
+    return records, build_id

@@ -1,0 +1,34 @@
+"""A sandbox for agents as a container image and as a machine, for the command that the control plane names.
+
+The entrypoint removes the control plane's variables, drops from root to ``agent`` and becomes the agent. On the machine
+agentd does the same for every request (docs/entrypoint.md).
+"""
+
+from . import core
+from .core import *  # noqa: F403 - core.py states every field that is not stated below
+
+name = "sandbox-image"
+outputs = ["disk", "oci"]
+
+packages = [
+    "bash",
+    "curl",
+    "git",
+    "openssh-client",
+    "python3",
+    "nodejs",
+    "npm",
+]
+
+users = [
+    {"name": "agent", "uid": 1000, "home": "/home/agent", "shell": "/bin/bash", "owns": ["/home/agent", "/workspace"]},
+]
+
+container = {
+    **core.container,
+    "packages": ["setpriv"],
+    "labels": {
+        "org.opencontainers.image.title": "sandbox-image",
+        "org.opencontainers.image.description": "A sandbox for agents: git, Python and Node.js on Alpine Linux",
+    },
+}

@@ -216,10 +216,10 @@ def _open(folder: Path) -> ContainerMachine:
     facts = jsonfile.checked(_MachineRecord, record, path, description="the record of a machine", hint=_REMOVE)
     config = parse_config(jsonfile.read_bytes(folder / "config.json", MAX_DOCUMENT), folder / "config.json")
     accounts = Tree()
-    for path in (PASSWD, GROUP):
-        file = folder / path.rpartition("/")[2]
+    for name in (PASSWD, GROUP):
+        file = folder / name.rpartition("/")[2]
         if file.exists():
-            accounts.write(path, file.read_bytes())
+            accounts.write(name, file.read_bytes())
     return ContainerMachine(
         disk=folder / "disk.raw",
         kernel=folder / "vmlinuz",

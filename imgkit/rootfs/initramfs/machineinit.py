@@ -74,7 +74,7 @@ def machine_initramfs(alpine: Tree, modules: Tree, kernel: Kernel, *, arch: str,
 
 
 def _guest(name: str) -> bytes:
-    return resources.files("imgkit.rootfs.initramfs").joinpath("guest", name).read_bytes()
+    return resources.files("imgkit.rootfs.initramfs").joinpath("guest").joinpath(name).read_bytes()
 
 
 def _add_programs(tree: Tree, alpine: Tree, loader: str, epoch: int) -> None:

@@ -10,7 +10,7 @@ all processors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -57,7 +57,7 @@ class ContainerRequest:
     cache: Cache
     outputs: Sequence[Output] = ("oci",)
     work: Path | None = None
-    locked: Mapping[str, Plan] = _NO_PLANS
+    locked: Mapping[str, Plan] = field(default_factory=lambda: _NO_PLANS)
     allow_stale: bool = False
     epoch: int | None = None
     sources: GitFacts | None = None
@@ -122,7 +122,6 @@ def _build(
     folder.mkdir()
     with steps.step(f"{arch}: plan"):
         base, plan = gathering.plan(root, folder / "base")
-        before = base.tree.copy()
     with steps.step(f"{arch}: fetch packages"):
         plan, packages = gathering.packages(root, base, plan, folder / "packages")
     with steps.step(f"{arch}: prepare the payload"):

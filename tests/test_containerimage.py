@@ -15,10 +15,14 @@ from fixtures.apkbuild import Entry
 from fixtures.keys import Keys
 from fixtures.server import NOT_FOUND, Site
 from imgkit.oci import layerwriter
-from imgkit.oci.descriptors import Descriptor
+from imgkit.oci.descriptors import Descriptor, Platform
+from imgkit.oci.layerchanges import changes
+from imgkit.oci.layerwriter import LayerWriter
 from imgkit.oci.ocilayout import OciLayout
+from imgkit.oci.writing import ImageFacts, write_image, write_layout_index
+from imgkit.tree import Device, Tree
 from tests.commandline import Place
-from tests.mirrors import INDEX, RECIPE, TIME, Small, minimal, package
+from tests.mirrors import INDEX, RECIPE, REPOSITORY, TIME, Small, minimal, package
 from tests.test_faults import FILE, Builder, wants
 
 OCI = ("--output", "oci")
@@ -260,10 +264,71 @@ def test_a_build_that_fails_leaves_nothing(build: Builder) -> None:
 
 
 def test_a_script_that_cannot_be_computed(build: Builder, keys: Keys) -> None:
-    build.small.packages = [package("odd", key=keys.signing, scripts={".post-install": b"#!/bin/sh\nfrobnicate\n"})]
-    shutil.rmtree(build.small.file(INDEX).parent)
-    build.small.write()
+    odd = package("odd", key=keys.signing, scripts={"post-install": b"#!/bin/sh\nfrobnicate\n"})
+    build.small.file(f"{REPOSITORY}/{odd.filename}").write_bytes(odd.blob)
+    build.small.index([odd.record])
     ran = build(*OCI, recipe=wants("odd"))
     assert ran.status == 3
     assert "can neither be computed nor run" in ran.errors[0]
     assert ran.hints == ["hint: build a disk on amd64, or state that they need not run: skip_scripts = ['odd']"]
+
+
+# ---- on an image -----------------------------------------------------------------------------------------------------
+
+
+def test_an_image_on_an_image_keeps_its_layers_and_its_words(build: Builder, payload: Path) -> None:
+    below = built(build, recipe=with_payload(payload))
+    base = build.here.base / "base.oci"
+    (build.here.out / "box.oci").rename(base)
+    upper = f"""{RECIPE}
+name = "box"
+base = "oci:{base}"
+packages = []
+overlay = {str(payload)!r}
+container = {{"env": {{"LANG": "de_DE"}}, "command": ["top"], "ports": ["53/udp"], "labels": {{"team": "b"}}}}
+"""
+    image = built(build, recipe=upper)
+    assert image.layers[:3] == below.layers
+    assert [entry["created_by"] for entry in image.config["history"][:3]] == [
+        entry["created_by"] for entry in below.config["history"]
+    ]
+    assert {"etc/imgkit-release", "index.js"} <= set(image.names(3))
+    assert "lib" not in image.names(3), "no package has changed"
+    assert image.config["history"][3]["empty_layer"] is True
+    runtime = image.config["config"]
+    assert (runtime["Entrypoint"], runtime["Cmd"]) == (["/bin/entry"], ["top"])
+    assert runtime["Env"] == ["PATH=/bin", "LANG=de_DE"]
+    assert (runtime["User"], runtime["WorkingDir"], runtime["StopSignal"]) == ("agent", "/workspace", "SIGINT")
+    assert runtime["ExposedPorts"] == {"8080/tcp": {}, "53/udp": {}}
+    labels = runtime["Labels"]
+    assert (labels["team"], labels["org.opencontainers.image.title"]) == ("b", "Box")
+    assert labels["org.opencontainers.image.base.digest"] == below.digest
+    assert labels["org.opencontainers.image.base.name"].endswith("base.oci")
+
+
+def test_an_entrypoint_does_not_get_the_command_of_the_base(build: Builder) -> None:
+    built(build)
+    base = build.here.base / "base.oci"
+    (build.here.out / "box.oci").rename(base)
+    upper = f"{RECIPE}name = 'box'\nbase = 'oci:{base}'\npackages = []\ncontainer = {{'entrypoint': ['/bin/other']}}\n"
+    runtime = built(build, recipe=upper).config["config"]
+    assert runtime["Entrypoint"] == ["/bin/other"]
+    assert "Cmd" not in runtime
+    runtime = built(build, recipe=upper.replace("{'entrypoint': ['/bin/other']}", "{}")).config["config"]
+    assert (runtime["Entrypoint"], runtime["Cmd"]) == (["/bin/entry"], ["sh", "-c", "true"])
+
+
+def test_device_nodes_of_a_base_are_removed_from_the_image(build: Builder, here: Place) -> None:
+    tree = Tree()
+    tree.mkdir("dev")
+    tree.add("dev/console", Device(kind="c", major=5, minor=1))
+    tree.add("dev/null", Device(kind="c", major=1, minor=3))
+    tree.write("program", "x")
+    layout = OciLayout.create(here.base / "base.oci")
+    layer = LayerWriter(layout).write(changes(None, tree), reason="base", created=0)
+    facts = ImageFacts(platform=Platform("linux", "amd64"), created=0)
+    write_layout_index(layout, [write_image(layout, [layer], facts)])
+    recipe = f"{RECIPE}name = 'box'\nbase = 'oci:{here.base}/base.oci'\npackages = []\n"
+    image = built(build, recipe=recipe)
+    assert image.names(0) == ["dev", "dev/console", "dev/null", "program"]
+    assert [name for name in image.names(1) if ".wh." in name] == ["dev/.wh.console", "dev/.wh.null"]

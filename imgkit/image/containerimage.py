@@ -25,13 +25,14 @@ from imgkit.image.workspace import workspace
 from imgkit.oci.compression import Compression
 from imgkit.oci.layercache import LayerCache
 from imgkit.oci.layerchanges import changes
-from imgkit.oci.layerwriter import ImageLayer, LayerWriter
+from imgkit.oci.layerwriter import ImageLayer, LayerWriter, layers_of
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.oci.writing import write_image, write_layout_index
+from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.plan import Plan
 from imgkit.recipe import Output, Recipe, Shape
 from imgkit.rootfs.composecontainer import ContainerComposition, compose_container
-from imgkit.tree import Tree
+from imgkit.tree import File, Inline, Tree
 
 _NO_PLANS: Mapping[str, Plan] = MappingProxyType({})
 
@@ -131,11 +132,28 @@ def _build(
         composition = compose_container(base.tree, packages, recipe, arch, payload=payload, epoch=epoch)
         gathering.judge(root, plan, base, composition.binaries)
     with steps.step(f"{arch}: write the layers"):
-        layers = _write_layers(composition, None, writer, epoch)
-        facts = facts_of(recipe, arch, request.sources, epoch)
+        below = () if base.image is None else _base_layers(base.image, layout)
+        layers = (*below, *_write_layers(composition, _lower(base.image), writer, epoch))
+        facts = facts_of(recipe, arch, base.image, request.sources, epoch)
         manifest = write_image(layout, layers, facts)
     description = describe_container(recipe, plan, composition, manifest, layers)
     return BuiltImage(arch, manifest, composition.build_id, layers, description)
+
+
+def _base_layers(image: BaseImage, layout: OciLayout) -> Sequence[ImageLayer]:
+    """Copy the layers of the base into the layout, as they are."""
+    image.copy_layers(layout)
+    return layers_of(image.layers, image.diff_ids, image.history)
+
+
+def _lower(image: BaseImage | None) -> Tree | None:
+    """Return what the layers of the base hold, with stand-ins for device nodes, so that a whiteout removes them."""
+    if image is None:
+        return None
+    tree = image.tree.copy()
+    for path in image.left_out:
+        tree.add(path, File(content=Inline(b"")))
+    return tree
 
 
 def _write_layers(

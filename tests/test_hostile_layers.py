@@ -114,7 +114,7 @@ def test_bytes_that_are_not_utf_8_are_kept(images: ImageMaker) -> None:
 
 def test_links_cannot_lead_out(images: ImageMaker, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    entries = [symlink("a", str(outside)), "a/x", symlink("b", "../../../outside"), "b/y"]
+    entries: list[Entry | str] = [symlink("a", str(outside)), "a/x", symlink("b", "../../../outside"), "b/y"]
     tree = root(images, images.image(tar(*entries))).tree
     assert {f"{str(outside)[1:]}/x", "outside/y"} <= set(tree)
     assert not outside.exists()

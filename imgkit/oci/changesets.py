@@ -28,6 +28,7 @@ OPAQUE = ".wh..wh..opq"
 """The name of the whiteout that hides everything in its directory."""
 _AUFS = ".wh..wh."  # how names begin that AUFS, a filesystem of early Docker, uses for itself
 _ATTRIBUTE_COST = 256  # bytes of memory that an extended attribute takes besides its text
+_LINK_COST = 8  # lookups that take as long as the change of one hard link
 _MOST_SHOWN = 120  # characters of a name that a message shows
 
 
@@ -140,7 +141,7 @@ class Changeset:
     def _remove(self, top: str) -> None:
         """Remove a node and everything below it."""
         for path, _ in reversed(list(self._tree.walk(top))):
-            self._allowance.take(steps=1 + self._tree.count_links(path))
+            self._allowance.take(steps=1 + _LINK_COST * self._tree.count_links(path))
             self._tree.remove(path)
 
     # ---- entries -----------------------------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ def test_what_a_build_reports(build: Builder) -> None:
 
 def test_paths_are_printed_without_json(build: Builder) -> None:
     ran = build("--output", "oci-archive", recipe=SPEC)
+    assert ran.status == 0, ran.err
     out = build.here.out
     assert ran.out == f"{out}/box.oci.tar\n{out}/box-amd64.container.json\n"
 

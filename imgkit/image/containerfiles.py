@@ -79,7 +79,7 @@ def place_container(
         placed = {near / file: target for file, target in targets.items()}
         wholefile.settle(placed)
         with scratch.alone(out), interrupts.held_back():
-            if targets.get("layout", near).exists():
+            if "oci" in outputs and targets["layout"].exists():
                 targets["layout"].rename(near / "replaced")
             wholefile.rename(placed)
     return tuple(targets.values())

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from imgkit.oci.applying import tree_of
 from imgkit.oci.changesets import Allowance, Changeset
+from imgkit.oci.layerchanges import changes
 from imgkit.tree import File, HardLink, Symlink, Tree
 from imgkit.tree.members import Spool
+from imgkit.tree.tarwriter import archive
 from tests.conftest import need_program
 from tests.ociimages import Entry, folder, hard, maker, symlink, tar
 
@@ -147,6 +149,34 @@ def test_layers_are_applied_as_the_model_does_it(tmp_path_factory: pytest.TempPa
         for layer in layers:
             Changeset(tree, spool, Allowance()).apply(iter([layer]))
     assert facts_of(tree) == model
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 1 << 32))
+def test_what_is_written_as_a_layer_is_what_comes_out(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """From one random Tree to another: the layer that imgkit writes for it turns the one into the other."""
+    first, second = (tmp_path_factory.getbasetemp() / f"spool-{name}" for name in ("of-two-trees", "of-the-third"))
+    for path in (first, second):
+        path.unlink(missing_ok=True)
+    before, after = Tree(), Tree()
+    with Spool(first) as spool:
+        for tree, start in ((before, seed), (after, seed + 1)):
+            for layer in random_layers(Random(start), listed=False)[0]:
+                Changeset(tree, spool, Allowance()).apply(iter([layer]))
+    made = before.copy()
+    entries = changes(before, after).entries
+    with Spool(second) as spool:
+        Changeset(made, spool, Allowance()).apply(bytes(piece) for piece in archive(entries))
+    assert facts_of(made) == facts_of(after)
+    assert names_of(made) == names_of(after)
+
+
+def names_of(tree: Tree) -> set[frozenset[str]]:
+    """Return the groups of names that are one file."""
+    groups: dict[str, set[str]] = {}
+    for path, node in tree.items():
+        groups.setdefault(node.target if isinstance(node, HardLink) else path, set()).add(path)
+    return {frozenset(group) for group in groups.values()}
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -17,13 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from imgkit.oci.layerchanges import WHITEOUT
 from imgkit.tree import Device, Directory, File, HardLink, Node, Symlink, Tree, TreeError, check_path, parent
 from imgkit.tree.members import Spool, node_of, with_attributes
 from imgkit.tree.tar import xattrs_of
 from imgkit.tree.tarstream import REGULAR, Header, TarStream
 
-WHITEOUT = ".wh."
-"""How the name of a whiteout begins. The rest is the name that it hides."""
 OPAQUE = ".wh..wh..opq"
 """The name of the whiteout that hides everything in its directory."""
 _AUFS = ".wh..wh."  # how names begin that AUFS, a filesystem of early Docker, uses for itself

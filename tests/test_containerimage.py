@@ -15,6 +15,7 @@ from fixtures.apkbuild import Entry
 from fixtures.keys import Keys
 from fixtures.server import NOT_FOUND, Site
 from imgkit.oci import layerwriter
+from imgkit.oci.compression import compress
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.layerchanges import changes
 from imgkit.oci.layerwriter import LayerWriter
@@ -176,9 +177,6 @@ def test_the_same_bytes_on_another_day_with_another_umask(
     finally:
         os.umask(before)
     assert second.digest == first.digest
-
-
-compress = layerwriter.compress
 
 
 def test_a_changed_payload_changes_its_layer_alone(

@@ -170,8 +170,7 @@ def test_equal_trees_make_equal_digests(tmp_path: Path) -> None:
 def read_back(layout: OciLayout, image: Descriptor, **changed: object) -> Any:
     manifest = parse_manifest(layout.read(image), "manifest")
     text = json.loads(layout.read(manifest.config.value)) | changed
-    config = parse_config(json.dumps(text).encode(), "config")
-    return layers_of([layer.value for layer in manifest.layers], config.rootfs.diff_ids, config.history or ())
+    return layers_of(manifest, parse_config(json.dumps(text).encode(), "config"))
 
 
 def test_layers_of_a_base_are_used_as_they_are(layout: OciLayout) -> None:
@@ -189,6 +188,11 @@ def test_a_history_that_does_not_fit_is_left_out(layout: OciLayout, history: obj
     found = read_back(layout, image, history=history)
     assert [layer.history.comment for layer in found] == ["layer of the base image"] * 2
     assert None not in [layer.blob for layer in found]
+
+
+def test_a_base_with_too_few_diff_ids_is_refused(layout: OciLayout) -> None:
+    with pytest.raises(InputError, match=r"^the image has 2 layers and 0 diff ids$"):
+        read_back(layout, small_image(layout), rootfs={"type": "layers", "diff_ids": []})
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

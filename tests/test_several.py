@@ -132,16 +132,16 @@ def test_whoever_stops_listening_leaves_nothing_behind(scripts: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["build", "r", "--arch=all"], ["build", "r", "--json", "--arch", "x", "--output", "disk"]),
+        (["build", "r", "--arch=all"], ["build", "r", "--json", "--output", "disk", "--arch", "x"]),
         (
             ["build", "--arch", "a", "r", "--arch", "b", "--json"],
-            ["build", "r", "--json", "--arch", "x", "--output", "disk"],
+            ["build", "r", "--json", "--output", "disk", "--arch", "x"],
         ),
         (
             ["build", "--output", "all", "r", "--output=oci"],
-            ["build", "r", "--json", "--arch", "x", "--output", "disk"],
+            ["build", "r", "--json", "--output", "disk", "--arch", "x"],
         ),
-        (["build", "r", "-v"], ["build", "r", "-v", "--json", "--arch", "x", "--output", "disk"]),
+        (["build", "r", "-v"], ["build", "r", "-v", "--json", "--output", "disk", "--arch", "x"]),
     ],
 )
 def test_the_command_line_of_one(words: list[str], expected: list[str]) -> None:

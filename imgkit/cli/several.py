@@ -69,7 +69,7 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
 def words_for(words: Sequence[str], arch: str) -> list[str]:
     """Return the command line for the disk of one architecture alone, with its report as JSON."""
     kept = _without(_without(words, "--arch"), "--output")
-    return [*kept, *([] if "--json" in kept else ["--json"]), "--arch", arch, "--output", "disk"]
+    return [*kept, *([] if "--json" in kept else ["--json"]), "--output", "disk", "--arch", arch]
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

@@ -25,7 +25,7 @@ from imgkit.image.workspace import workspace
 from imgkit.oci.compression import Compression
 from imgkit.oci.layercache import LayerCache
 from imgkit.oci.layerchanges import changes
-from imgkit.oci.layerwriter import ImageLayer, LayerWriter, layers_of
+from imgkit.oci.layerwriter import ImageLayer, LayerWriter
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.oci.writing import write_image, write_layout_index
 from imgkit.planning.baseimage import BaseImage
@@ -143,7 +143,7 @@ def _build(
 def _base_layers(image: BaseImage, layout: OciLayout) -> Sequence[ImageLayer]:
     """Copy the layers of the base into the layout, as they are."""
     image.copy_layers(layout)
-    return layers_of(image.layers, image.diff_ids, image.history)
+    return image.layers
 
 
 def _lower(image: BaseImage | None) -> Tree | None:

@@ -6,7 +6,7 @@ layer = writer.write(changes(before, after), reason="payload", created=epoch)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,8 +16,7 @@ from types import MappingProxyType
 from imgkit.errors import HostError, InputError
 from imgkit.host import progress, scratch
 from imgkit.oci.compression import Compression, LayerBlob, compress
-from imgkit.oci.descriptors import Descriptor
-from imgkit.oci.documents import HistoryEntry
+from imgkit.oci.documents import HistoryEntry, ImageConfig, ImageManifest
 from imgkit.oci.layercache import LayerCache, layer_key
 from imgkit.oci.layerchanges import LayerChanges
 from imgkit.oci.ocilayout import OciLayout
@@ -111,17 +110,19 @@ class LayerWriter:
             raise HostError(f"{cause.filename or self._layout.folder}: {cause.strerror}") from cause
 
 
-def layers_of(
-    layers: Sequence[Descriptor], diff_ids: Sequence[str], history: Sequence[HistoryEntry]
-) -> list[ImageLayer]:
+def layers_of(manifest: ImageManifest, config: ImageConfig) -> list[ImageLayer]:
     """Return the layers of an image, to be used as they are below those of another image.
 
     A history that does not fit the layers is left out, since engines refuse images where it does not.
 
     Raises:
-        ValueError: there are more layers than diff ids, or fewer.
+        InputError: the image has more layers than diff ids, or fewer.
     """
-    blobs = [LayerBlob(layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True)]
+    diff_ids = config.rootfs.diff_ids
+    if len(diff_ids) != len(manifest.layers):
+        raise InputError(f"the image has {len(manifest.layers)} layers and {len(diff_ids)} diff ids")
+    blobs = [LayerBlob(layer.value, diff_id) for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)]
+    history = list(config.history or ())
     if sum(not entry.empty_layer for entry in history) != len(blobs):
         history = [HistoryEntry(comment="layer of the base image")] * len(blobs)
     rest = iter(blobs)

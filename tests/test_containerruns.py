@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,12 @@ from imgkit.cli.main import main
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.engines.interface import WrittenDisk
-from imgkit.errors import HostError
+from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
 from imgkit.image import containermachine
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
+from imgkit.image.firstprocess import DEFAULT_PATH
 from imgkit.image.guestkernel import DEFAULT_RECIPE, GuestKernel, kernel_recipe
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.recipe import Recipe
@@ -79,9 +81,9 @@ def image(place: Path, *entries: Entry, config: dict[str, Any] | None = None, **
     return place
 
 
-def request(layout: Path, cache: Path, engine: Engine, **changes: Any) -> MachineRequest:
-    given = {"arch": "amd64", "recipe": DEFAULT_RECIPE, "cache": Cache(cache), **changes}
-    return MachineRequest(layout=OciLayout.open(layout), engine=engine.launch, **given)
+def request(layout: Path, folder: Path, engine: Engine, **changes: Any) -> MachineRequest:
+    given = {"recipe": DEFAULT_RECIPE, "cache": Cache(folder), **changes}
+    return MachineRequest(layout=OciLayout.open(layout), arch="amd64", engine=engine.launch, **given)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -161,13 +163,13 @@ def test_the_machines_that_were_used_last_are_kept(
     assert len(kernels) == 4
 
 
-def test_damaged_records(tmp_path: Path, kernels: list[Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_records(tmp_path: Path, kernels: list[Recipe]) -> None:
     layout, engine = image(tmp_path / "a.oci", Entry("a")), Engine()
     with container_machine(request(layout, tmp_path / "cache", engine)) as machine:
         record = machine.disk.parent / "machine.json"
     record.write_text('{"version": 1}')
     with (
-        pytest.raises(containerruns.InputError) as caught,
+        pytest.raises(InputError) as caught,
         container_machine(request(layout, tmp_path / "cache", engine)),
     ):
         pass
@@ -247,8 +249,6 @@ def container_machine_of(layout: Path, folder: Path, accounts: Tree, *, agent: b
 
 def drive(spec: Any) -> dict[str, str]:
     """Return the files of a config drive."""
-    from io import BytesIO
-
     iso = pycdlib.PyCdlib()
     iso.open_fp(BytesIO(spec.config))
     found = {}
@@ -286,7 +286,7 @@ def test_an_image_without_agentd_runs_its_program(
     assert (dict(spec.shares), set(spec.read_only)) == ({"data": tmp_path}, {"data"})
     assert drive(spec) == {
         "/machine/run": "mode=once\nhostname=sandbox\nshares=data\nwork=\nuid=5\ngid=6\naccount=named\nlogin=web\n"
-        f"cwd=/srv\nset -- env -i PATH={containerruns.DEFAULT_PATH} HOME=/w A=1 B=3 'K=s e' e x 'y z'\n"
+        f"cwd=/srv\nset -- env -i PATH={DEFAULT_PATH} HOME=/w A=1 B=3 'K=s e' e x 'y z'\n"
     }
     assert seen.requests[0].recipe == DEFAULT_RECIPE
     assert not seen.requests[0].cache.offline
@@ -333,6 +333,7 @@ def test_an_image_with_agentd_gets_requests(layout: Path, asked: Callable[..., A
 def test_the_kernel_is_a_recipes(layout: Path, asked: Callable[..., Asked], tmp_path: Path) -> None:
     seen = asked()
     key = tmp_path / "key.asc"
+    key.touch()
     words = ("--mirror", "http://mirror.example", "--release-key", str(key), "--offline")
     assert run(layout, *words) == 7
     assert (seen.requests[0].recipe.mirror, seen.requests[0].recipe.release_key) == ("http://mirror.example", key)

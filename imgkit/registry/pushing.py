@@ -149,6 +149,7 @@ class _Push:
     def __init__(self, layout: OciLayout, parts: ImageParts, access: RegistryAccess, *, dry_run: bool) -> None:
         self._layout, self._parts, self._access, self._dry_run = layout, parts, access, dry_run
         self._never = threading.Event()
+        self._certain = ""  # a repository of the same registry that has every blob by now
 
     def run(self, work: Sequence[_Work]) -> PushResult:
         """Push to all repositories, and then write the tags."""
@@ -168,6 +169,7 @@ class _Push:
             one.repository.name.repository for one in before if one.target.name.registry == work.target.name.registry
         ]
         sources = tuple(dict.fromkeys((*done, *work.sources)))
+        self._certain = done[0] if done else ""
         if self._parts.blobs:  # the first request of a repository asks for authentication, once for all
             has_blob(work.repository, self._parts.blobs[-1], self._never)
         jobs = [self._job(work, blob, sources, meter) for blob in self._parts.blobs]
@@ -208,6 +210,8 @@ class _Push:
         """Return what would happen to a blob that a repository lacks."""
         with self._layout.verified(blob):
             pass
+        if self._certain:
+            return PartResult(blob, MOUNTED, source=self._certain)
         for source in sources:
             name = ImageName(work.target.name.registry, source)
             with suppress(RegistryError):

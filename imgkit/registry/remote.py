@@ -21,7 +21,7 @@ from imgkit.registry.access import RegistryAccess
 from imgkit.registry.logins import find_login
 from imgkit.registry.registryerrors import BusyError, DeniedError, RegistryError, check_answer, refusal, web_page
 from imgkit.registry.tokens import PULL, PUSH, Authorizer, scope
-from imgkit.registry.wire import Answer, Body, HttpCall, NoTlsError, Sink, Wire, origin
+from imgkit.registry.wire import Answer, Body, HttpCall, Sink, Wire, origin
 
 log = logging.getLogger("imgkit.registry")
 
@@ -72,8 +72,6 @@ class RemoteRepository:
         self.access = access
         self._wire = wire
         self._host = _HUB_HOST if name.registry == DOCKER_HUB else name.registry
-        self._lock = threading.Lock()
-        self._base = "" if access.insecure else f"https://{self._host}"
         self._auth = Authorizer(
             name.registry, lambda: find_login(name, access), self._send_for_token, insecure=access.insecure
         )
@@ -138,21 +136,7 @@ class RemoteRepository:
         """Return the absolute URL of a place; see :meth:`request`."""
         if place.startswith(("http://", "https://")):
             return place
-        return f"{self._origin(cancelled)}/v2/{self.name.repository}/{place}"
-
-    def _origin(self, cancelled: threading.Event) -> str:
-        """Return the scheme and the host. With ``insecure``, a host without TLS is talked to over plain http."""
-        with self._lock:
-            if not self._base:
-                secure = f"https://{self._host}"
-                try:
-                    ping = HttpCall(method="GET", url=f"{secure}/v2/")
-                    patiently(lambda: self._wire.exchange(ping, cancelled), self.access, cancelled)
-                    self._base = secure
-                except NoTlsError:
-                    log.warning("%s: is talked to over plain http: nothing is encrypted", self.name.registry)
-                    self._base = f"http://{self._host}"
-            return self._base
+        return f"{self._wire.base(self._host, cancelled)}/v2/{self.name.repository}/{place}"
 
     def _authorized(self, call: HttpCall, scopes: Sequence[str], cancelled: threading.Event) -> Answer:
         """Make a request, as often as the registry asks for further proof."""
@@ -204,6 +188,17 @@ class RemoteRepository:
         )
         check_digest(answer, digest, what)
         return answer.status == 200
+
+    def digest_at(self, reference: str, cancelled: threading.Event) -> str:
+        """Return what the registry says is the digest at a tag; empty if it does not say it.
+
+        Raises:
+            MissingImageError: there is no such tag.
+        """
+        what, accept = f"{self.name.full_repository}:{reference}", {"Accept": ", ".join(_DOCUMENTS)}
+        place = f"manifests/{reference}"
+        answer = self.request("HEAD", place, (200,), cancelled=cancelled, headers=accept, what=what)
+        return answer.headers.get("Docker-Content-Digest", "").strip()
 
     def put_document(self, reference: str, descriptor: Descriptor, data: bytes, cancelled: threading.Event) -> bool:
         """Store a manifest or an index under a tag or its digest.

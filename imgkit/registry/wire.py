@@ -7,6 +7,7 @@ user allows that.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,15 @@ import requests
 import urllib3.exceptions
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import UnreachableError, broken_off, declared_length, shown
+from imgkit.fetch.checks import TransientError, UnreachableError, broken_off, declared_length, shown
 from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
 from imgkit.fetch.http import CONNECT_ALLOWANCE, LEAST_RATE
 from imgkit.fetch.session import Session, discard
 from imgkit.fetch.unreachable import causes, unreachable
 from imgkit.registry.access import RegistryAccess
 from imgkit.registry.roots import TrustedRoots
+
+log = logging.getLogger("imgkit.registry")
 
 MAX_PAGE = 1 << 16
 """Bytes that are read of an answer that is not expected to be longer, such as an error."""
@@ -103,12 +106,36 @@ class Wire:
         self._access = access
         self._roots = TrustedRoots(access)
         self._idle: list[Session] = []  # a list's append and pop are atomic
+        self._bases: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections that are kept open."""
         while self._idle:
             self._idle.pop().close()
         self._roots.close()
+
+    def base(self, host: str, cancelled: threading.Event) -> str:
+        """Return the scheme and the host of a registry's URLs: ``https://registry.example:5000``.
+
+        A host without TLS is talked to over plain http, if the user allows that. A wrong certificate is not the same.
+
+        Raises:
+            InputError: the host cannot be reached.
+        """
+        if not self._access.insecure:
+            return f"https://{host}"
+        with self._lock:
+            if host not in self._bases:
+                self._bases[host] = f"https://{host}"
+                try:
+                    self.exchange(HttpCall(method="GET", url=f"https://{host}/v2/"), cancelled)
+                except NoTlsError:
+                    log.warning("%s: is talked to over plain http: nothing is encrypted", host)
+                    self._bases[host] = f"http://{host}"
+                except TransientError:
+                    log.debug("%s: the connection broke off, but there is TLS", host)
+            return self._bases[host]
 
     def exchange(self, call: HttpCall, cancelled: threading.Event) -> Answer:
         """Make a request and return the answer, whatever its status is.

@@ -195,14 +195,15 @@ class _Pull:
             except InputError as damaged:
                 log.info("%s", damaged)
             else:
-                self.kept += len(data)
                 return replace(wanted, platform=None), data
         return self.repository.document(wanted.digest, self.never)
 
     def _note(self, document: Descriptor, data: bytes) -> None:
-        """Keep a document in the layout."""
+        """Keep a document in the layout, in place of a damaged one."""
         self.documents[document.digest] = document
-        if not self.layout.has(document):
+        if self.layout.has(document) and self.layout.path(document.digest).read_bytes() == data:
+            self.kept += len(data)
+        else:
             self.fetched += len(data)
             self._store(document, data)
 

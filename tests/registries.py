@@ -354,6 +354,7 @@ class FakeRegistry:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     registry: FakeRegistry
 
     def _answer(self) -> None:
@@ -396,9 +397,12 @@ class _Server(http.server.ThreadingHTTPServer):
 @contextmanager
 def fake_registry(*rules: Rule) -> Iterator[FakeRegistry]:
     """Run a registry in memory on loopback."""
-    handler = type("Handler", (_Handler,), {})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        handler.registry = registry = FakeRegistry(f"http://127.0.0.1:{server.server_address[1]}", list(rules))
+
+    class Handler(_Handler):
+        pass
+
+    with _Server(("127.0.0.1", 0), Handler) as server:
+        Handler.registry = registry = FakeRegistry(f"http://127.0.0.1:{server.server_address[1]}", list(rules))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -47,7 +48,7 @@ class StalledServerError(UnreachableError):
     """The server did not answer in time, or too slowly."""
 
 
-class Sink(Protocol):
+class BodySink(Protocol):
     """Takes the body of an answer whose status is 200 or 206."""
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
@@ -85,7 +86,7 @@ class HttpCall:
     authorization: str = ""
     body: bytes | Body | None = None
     limit: int = MAX_PAGE
-    sink: Sink | None = None
+    sink: BodySink | None = None
     patience: float | None = None
 
 
@@ -168,7 +169,10 @@ class Wire:
         try:
             return self._idle.pop()
         except IndexError:
-            return Session()
+            session = Session()
+            # Registries with a web page give cookies to everybody, and take a client that returns one for a browser.
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+            return session
 
     def _guarded(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
         """Make the exchange, and turn the exceptions of the libraries into those of imgkit."""

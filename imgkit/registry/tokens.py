@@ -35,6 +35,16 @@ def scope(repository: str, actions: str) -> str:
     return f"repository:{repository}:{actions}"
 
 
+def _covered(wanted: str, scopes: Collection[str]) -> bool:
+    """Return whether a scope is part of one among ``scopes``: of the same repository, with no further action."""
+    name, _, actions = wanted.rpartition(":")
+    for one in scopes:
+        own, _, given = one.rpartition(":")
+        if own == name and set(actions.split(",")) <= set(given.split(",")):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class _Token:
     value: str
@@ -106,7 +116,7 @@ class Authorizer:
         realm = challenge.parameters.get("realm", "")
         self._check_realm(realm)
         self._service = (realm, challenge.parameters.get("service", ""))
-        asked = frozenset(challenge.parameters.get("scope", "").split())
+        asked = {one for one in challenge.parameters.get("scope", "").split() if not _covered(one, scopes)}
         self._further[scopes] = self._further.get(scopes, frozenset()) | asked
         token = self._tokens.get(scopes)
         if token is not None and used == f"Bearer {token.value}":  # or another thread has a new one already

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests import hostapp
+from tests import entrypoints, hostapp
 from tests.files import digest
 from tests.hostapp import Event, FileMode, SerialMode, output
 from tests.images import ROOT, Image
@@ -122,6 +122,19 @@ def test_a_prompt_with_all_keys_of_the_contract(guest: Guest) -> None:
 def test_a_half_written_request_is_neither_run_nor_lost(guest: Guest) -> None:
     result, out = guest.app.run(sh("echo whole", env={"X": "y" * 4000}), pause=2.0)
     assert (result["subtype"], out) == ("success", b"whole\n")
+
+
+@pytest.mark.parametrize("case", entrypoints.table("machine"), ids=lambda case: case.name)
+def test_a_line_of_the_entrypoint_s_table(guest: Guest, case: entrypoints.Case) -> None:
+    """agentd starts the agent of a request as the entrypoint of a container does."""
+    result, out = guest.app.run({"env": dict(case.env), "awaitSystem": False})
+    message = case.error("machine")
+    if message is None:
+        assert result["exitCode"] == (case.status or 0)
+        case.check_output(out)
+    else:
+        assert (result["subtype"], result["exitCode"], result["result"]) == ("error", case.status, message)
+        assert out == b""
 
 
 def test_permissions_are_asked_for_and_answered(guest: Guest) -> None:

@@ -14,7 +14,7 @@ from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
-from imgkit.planning.plan import Artefact, Plan, PlannedPackage
+from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
@@ -89,10 +89,10 @@ def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layou
         },
         "boot": {"kernel": _file(names[0], outputs.kernel), "initramfs": _file(names[1], outputs.initramfs)},
         "alpine": {"branch": plan.branch, "version": plan.version},
-        "minirootfs": _artefact(plan.minirootfs),
+        **_base(plan.base),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
-        "packages": [_package(planned) for planned in plan.packages],
+        "packages": [_package(planned, is_image=isinstance(plan.base, ImageSource)) for planned in plan.packages],
         "scripts": {
             "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
             "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],
@@ -136,7 +136,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _package(planned: PlannedPackage) -> dict[str, Any]:
+def _package(planned: PlannedPackage, *, is_image: bool) -> dict[str, Any]:
     package = planned.package
     return {
         "name": package.name,
@@ -145,7 +145,7 @@ def _package(planned: PlannedPackage) -> dict[str, Any]:
         "license": package.license,
         "origin": package.origin,
         "url": planned.url,
-        **({"sha256": planned.sha256} if planned.sha256 else {"from": "minirootfs"}),
+        **({"sha256": planned.sha256} if planned.sha256 else {"from": "base" if is_image else "minirootfs"}),
     }
 
 
@@ -162,6 +162,20 @@ def _binaries(findings: BinaryFindings) -> dict[str, Any]:
             {"path": f"/{binary.path}", "library": binary.library} for binary in findings.missing_libraries
         ],
         "doubtful": [{"path": f"/{binary.path}", "problem": binary.problem} for binary in findings.doubtful],
+    }
+
+
+def _base(base: Artefact | ImageSource) -> dict[str, Any]:
+    """Return the entry about the minirootfs, or about the image that replaces it."""
+    if isinstance(base, Artefact):
+        return {"minirootfs": _artefact(base)}
+    return {
+        "base": {
+            "image": base.name,
+            "digest": base.digest,
+            "manifest": base.manifest,
+            "vouchedBy": base.vouched_by,
+        }
     }
 
 

@@ -82,9 +82,12 @@ test('a program is found where the agent itself would find it, and only if it ca
   checkProgram(['../bin/tool'], {}, path.join(root, 'bin'));
   checkProgram([path.join(root, 'bin/tool')], {}, '/');
   file('bin/text', 0o666);
-  const none = { tool: ['/nowhere', root], text: [`${root}/bin`, root], bin: [root, root], 'bin/none': [`${root}:${root}/bin`, root], 'bin/tool': [`${root}`, '/'] };
+  const none = { '': [`${root}/bin`, root], tool: ['/nowhere', root], 'bin/none': [`${root}:${root}/bin`, root], 'bin/tool': [`${root}`, '/'], 'bin/tool/x': ['', root] };
   for (const [name, [PATH, cwd]] of Object.entries(none)) {
     assert.throws(() => checkProgram([name], { PATH }, cwd), { name: 'RequestError', message: `command not found: ${name}`, exitCode: 127 }, name);
+  }
+  for (const [name, [PATH, cwd]] of Object.entries({ text: [`${root}/bin:/nowhere`, root], bin: [root, root], './bin/text': ['', root] })) {
+    assert.throws(() => checkProgram([name], { PATH }, cwd), { name: 'RequestError', message: `command cannot be executed: ${name}`, exitCode: 126 }, name);
   }
   assert.throws(() => checkProgram(['tool'], {}, root), { exitCode: 127 });
 });
@@ -100,13 +103,13 @@ test('words and arguments', () => {
     '$HOME *': ['$HOME', '*'],
     'a\tb\nc': ['a', 'b', 'c'],
   };
-  for (const [text, expected] of Object.entries(words)) assert.deepEqual(splitWords(text), expected, text);
-  for (const text of ['"a', "a'", 'a b"', 'a\\']) assert.throws(() => splitWords(text), { name: 'RequestError', message: 'AGENT_COMMAND or AGENT_ARGS has an unfinished quote' }, text);
+  for (const [text, expected] of Object.entries(words)) assert.deepEqual(splitWords(text, 'AGENT_COMMAND'), expected, text);
+  for (const text of ['"a', "a'", 'a b"', 'a\\']) assert.throws(() => splitWords(text, 'NAME'), { name: 'RequestError', message: 'NAME has an unfinished quote' }, text);
   assert.deepEqual(splitArguments(' ["a b", "c"] '), ['a b', 'c']);
   assert.deepEqual(splitArguments('[]'), []);
-  assert.deepEqual(splitArguments('[a b]'), ['[a', 'b]'], 'no JSON');
+  assert.deepEqual(splitArguments("'[a' b]"), ['[a', 'b]']);
   assert.deepEqual(splitArguments('"a b" c'), ['a b', 'c']);
-  for (const text of ['[1]', '["a", null]', '[["a"]]']) assert.throws(() => splitArguments(text), { message: 'AGENT_ARGS must be an array of strings' });
+  for (const text of ['[1]', '["a", null]', '[["a"]]', '[a b]']) assert.throws(() => splitArguments(text), { name: 'RequestError', message: "AGENT_ARGS must be an array of strings, as it begins with [ (or quote that: '[')" });
 });
 
 test('the request chooses before the config drive, and that before the service', () => {
@@ -148,13 +151,14 @@ test('the whole environment of an agent', () => {
 
 test('the account of the agent', (t) => {
   const { config } = makeGuest(t);
-  const lines = ['root:x:0:0::/root:/bin/sh', 'short', 'odd:x:x:5::/:', 'odd:x:5:x::/:', 'agents:x:7:7::/s:/s', 'agent:x:1000:1001:Agent:/home/agent:/bin/ash', 'agent:x:2:2::/:/', 'bare:x:6:6:::', 'wheel:x:9:0::/:/', 'toor:x:0:9::/:/'];
+  const lines = ['root:x:0:0::/root:/bin/sh', 'short', 'odd:x:x:5::/:', 'odd:x:5:x::/:', 'agents:x:7:7::/s:/s', 'agent:x:1000:1001:Agent:/home/agent:/bin/ash', 'agent:x:2:2::/:/', 'bare:x:6:6:::', 'wheel:x:9:0::/:/', 'toor:x:0:9::/:/', 'huge:x:4294967295:9::/:/', 'huge:x:9:2147483648::/:/', 'long:x:00000000001:9::/:/', 'last:x:2147483647:2147483647::/:/'];
   fs.writeFileSync(config.passwdFile, `${lines.join('\n')}\n`);
   assert.deepEqual(findUser('agent', config.passwdFile), { name: 'agent', uid: 1000, gid: 1001, home: '/home/agent', shell: '/bin/ash' });
   assert.deepEqual(findUser('bare', config.passwdFile), { name: 'bare', uid: 6, gid: 6, home: '/', shell: '/bin/sh' });
+  assert.equal(findUser('last', config.passwdFile).gid, 2 ** 31 - 1);
   for (const name of ['root', 'wheel', 'toor']) {
     assert.throws(() => findUser(name, config.passwdFile), { name: 'RequestError', message: `AGENT_USER ${name} is root or in root's group: the agent never runs as root` });
   }
-  for (const name of ['', 'odd', 'short', 'none', 'x']) assert.throws(() => findUser(name, config.passwdFile), { message: `AGENT_USER ${name} does not exist in this image` });
+  for (const name of ['', 'odd', 'short', 'none', 'x', 'huge', 'long', '1000']) assert.throws(() => findUser(name, config.passwdFile), { message: `AGENT_USER ${name} does not exist in this image` });
   assert.ok(new RequestError('x') instanceof Error);
 });

@@ -20,16 +20,28 @@ function launcher(plan) {
 
 /**
  * Check that the agent's own PATH leads to the program, because setpriv's message would be less clear.
- * @throws {RequestError} with exit code 127 if there is no such program
+ * @throws {RequestError} with exit code 127 if there is no such program, and 126 if it is no program
  */
 function checkProgram(command, env, cwd) {
   const [name] = command;
   const dirs = name.includes('/') ? [cwd] : (env.PATH ?? '').split(':').map((dir) => path.resolve(cwd, dir));
-  for (const dir of dirs) {
-    const stat = fs.statSync(path.resolve(dir, name), { throwIfNoEntry: false });
+  let found = false;
+  for (const dir of name === '' ? [] : dirs) {
+    const stat = statOf(path.resolve(dir, name));
     if (stat?.isFile() && stat.mode & 0o111) return;
+    found ||= stat !== undefined;
   }
+  if (found) throw new RequestError(`command cannot be executed: ${name}`, 126);
   throw new RequestError(`command not found: ${name}`, 127);
+}
+
+/** What is at a path, or undefined if nothing can be reached there. */
+function statOf(file) {
+  try {
+    return fs.statSync(file);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Send a signal to a process group, if there is one. */

@@ -5,6 +5,8 @@ const path = require('node:path');
 /** Variables that only agentd may know, and variables that choose what runs. None of them ever reaches the agent. */
 const CONTROL_NAMES = Object.freeze(['SESSION_TOKEN', 'CONTROL_PLANE_URL', 'SESSION_ID']);
 const CHOICE_NAMES = Object.freeze(['AGENT_COMMAND', 'AGENT_ARGS', 'AGENT_WORKDIR', 'AGENT_USER']);
+/** Settings of /usr/local/bin/entrypoint, which starts agents in containers. They mean nothing here, but are not the agent's. */
+const CONTAINER_NAMES = Object.freeze(['AGENT_INIT', 'ALLOW_ROOT_AGENT']);
 
 /** Timeouts and intervals, in milliseconds. */
 const TIMES = Object.freeze({
@@ -59,4 +61,4 @@ function loadConfig(env) {
   };
 }
 
-module.exports = { CHOICE_NAMES, CONTROL_NAMES, LIMITS, TIMES, loadConfig };
+module.exports = { CHOICE_NAMES, CONTAINER_NAMES, CONTROL_NAMES, LIMITS, TIMES, loadConfig };

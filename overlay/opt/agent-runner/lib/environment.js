@@ -2,13 +2,13 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
-const { CHOICE_NAMES, CONTROL_NAMES } = require('./config');
+const { CHOICE_NAMES, CONTAINER_NAMES, CONTROL_NAMES } = require('./config');
 const { RequestError } = require('./errors');
 const { parseObject } = require('./files');
 const { findUser } = require('./users');
 
 const PATH = '/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin';
-const HIDDEN = new Set([...CONTROL_NAMES, ...CHOICE_NAMES]);
+const HIDDEN = new Set([...CONTROL_NAMES, ...CHOICE_NAMES, ...CONTAINER_NAMES]);
 /** The kernel's limit for one string of the environment (MAX_ARG_STRLEN), less the name. */
 const MAX_VALUE = 128 * 1024 - 256;
 
@@ -32,33 +32,50 @@ function describePresence(values) {
   return CONTROL_NAMES.map((name) => `${name} ${values[name] ? 'present' : 'absent'}`).join(', ');
 }
 
+/** A word and the blanks in front of it. Blanks are ASCII's, and a backslash does not continue a line, as in the entrypoint. */
+const WORD = /[ \t-\r]*((?:[^ \t-\r"'\\]|\\[^\n]|"(?:[^"\\]|\\[^\n])*"|'[^']*')+)/y;
+const PARTS = /\\([^\n])|"((?:[^"\\]|\\[^\n])*)"|'([^']*)'/g;
+
 /**
  * Split a command line into words, as a shell does, but without expanding anything.
+ * @param {string} text
+ * @param {string} name of the variable, for the message
  * @throws {RequestError} if a quote is not closed
  */
-function splitWords(text) {
+function splitWords(text, name) {
   const words = [];
-  const pattern = /\s*((?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+)/gy;
+  const pattern = new RegExp(WORD);
   let end = 0;
   for (let match = pattern.exec(text); match; match = pattern.exec(text)) {
     end = pattern.lastIndex;
-    words.push(match[1].replace(/\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'/g, (_, escaped, double, single) => escaped ?? single ?? double.replace(/\\(["\\$`])/g, '$1')));
+    words.push(match[1].replace(PARTS, (_, escaped, double, single) => escaped ?? single ?? double.replace(/\\(["\\$`])/g, '$1')));
   }
-  if (text.slice(end).trim() !== '') throw new RequestError('AGENT_COMMAND or AGENT_ARGS has an unfinished quote');
+  if (/[^ \t-\r]/.test(text.slice(end))) throw new RequestError(`${name} has an unfinished quote`);
   return words;
 }
 
-/** Split AGENT_ARGS, which is a JSON array of strings, or words as in a shell. */
+/**
+ * Split AGENT_ARGS, which is a JSON array of strings, or words as in a shell.
+ * @throws {RequestError} if it begins with "[" and is no such array, or if a quote is not closed
+ */
 function splitArguments(text) {
-  if (!text.trimStart().startsWith('[')) return splitWords(text);
-  let list;
-  try {
-    list = JSON.parse(text);
-  } catch {
-    return splitWords(text);
-  }
-  if (!list.every((item) => typeof item === 'string')) throw new RequestError('AGENT_ARGS must be an array of strings');
+  if (!/^[ \t-\r]*\[/.test(text)) return splitWords(text, 'AGENT_ARGS');
+  const list = parseArray(text);
+  if (!list?.every(isArgument)) throw new RequestError("AGENT_ARGS must be an array of strings, as it begins with [ (or quote that: '[')");
   return list;
+}
+
+function parseArray(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** True for what can be an argument of a program: a string without NUL that has bytes in UTF-8. */
+function isArgument(item) {
+  return typeof item === 'string' && !item.includes('\0') && item.isWellFormed();
 }
 
 /**
@@ -67,7 +84,7 @@ function splitArguments(text) {
  */
 function chooseAgent(choices, drive, requestEnv) {
   const merged = { ...choices, ...drive, ...requestEnv };
-  const command = merged.AGENT_COMMAND ? splitWords(merged.AGENT_COMMAND) : [];
+  const command = merged.AGENT_COMMAND ? splitWords(merged.AGENT_COMMAND, 'AGENT_COMMAND') : [];
   if (command.length > 0 && merged.AGENT_ARGS) command.push(...splitArguments(merged.AGENT_ARGS));
   return { command, workdir: merged.AGENT_WORKDIR || undefined, userName: merged.AGENT_USER || 'agent' };
 }

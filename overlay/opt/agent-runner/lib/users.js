@@ -13,12 +13,17 @@ const { RequestError } = require('./errors');
 function findUser(name, passwdFile) {
   for (const line of fs.readFileSync(passwdFile, 'utf8').split('\n')) {
     const [login, , uid, gid, , home, shell] = line.split(':');
-    if (login !== name || !/^\d+$/.test(uid) || !/^\d+$/.test(gid)) continue;
+    if (login !== name || !isId(uid) || !isId(gid)) continue;
     const user = { name, uid: Number(uid), gid: Number(gid), home: home || '/', shell: shell || '/bin/sh' };
     if (user.uid === 0 || user.gid === 0) throw new RequestError(`AGENT_USER ${name} is root or in root's group: the agent never runs as root`);
     return user;
   }
   throw new RequestError(`AGENT_USER ${name} does not exist in this image`);
+}
+
+/** True for a uid or gid with which a process can be started: setuid(2^32 - 1) would change nothing. */
+function isId(text) {
+  return /^\d{1,10}$/.test(text) && Number(text) < 2 ** 31;
 }
 
 /** Run a short program to its end. @returns {Promise<string>} its output; rejects with its first line of stderr */

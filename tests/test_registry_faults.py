@@ -155,14 +155,14 @@ def test_lies_about_what_was_pushed(lie: Rule, message: str, tmp_path: Path) -> 
 
 
 def test_a_location_of_plain_http_on_https_names_the_proxy(tmp_path: Path) -> None:
-    from imgkit.registry import uploading
-    from imgkit.registry.wire import Answer
+    from imgkit.registry.bloblookup import upload_location
+    from imgkit.registry.httpcalls import Answer
 
     answer = Answer(
         202, {"Location": "http://registry.example/v2/x"}, b"", "https://registry.example/v2/a/blobs/uploads/"
     )
     with pytest.raises(RegistryError, match="another server") as caught:
-        uploading._location(answer)
+        upload_location(answer)
     assert (
         caught.value.hint
         == "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"

@@ -18,10 +18,11 @@ from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.documents import MAX_DOCUMENT
 from imgkit.oci.imagename import DOCKER_HUB, ImageName
 from imgkit.registry.access import RegistryAccess
+from imgkit.registry.httpcalls import Answer, Body, BodySink, HttpCall
 from imgkit.registry.logins import find_login
 from imgkit.registry.registryerrors import BusyError, DeniedError, RegistryError, check_answer, refusal, web_page
 from imgkit.registry.tokens import PULL, PUSH, Authorizer, scope
-from imgkit.registry.wire import Answer, Body, BodySink, HttpCall, Wire, origin
+from imgkit.registry.wire import Wire, origin
 
 log = logging.getLogger("imgkit.registry")
 

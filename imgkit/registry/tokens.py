@@ -16,9 +16,9 @@ from imgkit.errors import InputError
 from imgkit.fetch.checks import looks_like_html, shown
 from imgkit.host.jsonfile import parse_json
 from imgkit.registry.challenges import Challenge, parse_challenges
+from imgkit.registry.httpcalls import Answer, HttpCall
 from imgkit.registry.logins import Login
 from imgkit.registry.registryerrors import DeniedError, RegistryError, check_answer, refusal, web_page
-from imgkit.registry.wire import Answer, HttpCall
 
 PULL = "pull"
 PUSH = "pull,push"

@@ -18,18 +18,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-from imgkit.fetch.checks import TransientError, shown
+from imgkit.fetch.checks import TransientError
 from imgkit.oci.descriptors import Descriptor
-from imgkit.registry.registryerrors import DeniedError, MissingImageError, RegistryError
+from imgkit.registry.bloblookup import UPLOADS, has_blob, upload_location
+from imgkit.registry.httpcalls import Answer
+from imgkit.registry.registryerrors import DeniedError, RegistryError
 from imgkit.registry.remote import RemoteRepository, check_digest, pause_before
 from imgkit.registry.tokens import PUSH
-from imgkit.registry.wire import Answer, StalledServerError, origin
+from imgkit.registry.wire import StalledServerError
 
 log = logging.getLogger("imgkit.registry")
 
-_UPLOADS = "blobs/uploads/"
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _MAX_CHUNK = 1 << 30
 _PROGRESS = 1 << 20  # bytes that a registry must have taken since the last fault for it to be forgotten
@@ -65,52 +66,6 @@ class FilePart:
                 left -= len(piece)
                 yield piece
                 self.on_bytes(len(piece))
-
-
-def has_blob(
-    repository: RemoteRepository, descriptor: Descriptor, cancelled: threading.Event, *, actions: str = PUSH
-) -> bool:
-    """Ask whether the repository has a blob.
-
-    Raises:
-        RegistryError: the registry says that the blob has another size.
-    """
-    what = f"{repository.name.full_repository}@{descriptor.digest}"
-    place = f"blobs/{descriptor.digest}"
-    answer = repository.request("HEAD", place, (200, 404), cancelled=cancelled, actions=actions, what=what)
-    if answer.status == 404:
-        return False
-    size = answer.headers.get("Content-Length", "")
-    if size.isdigit() and int(size[:20]) != descriptor.size:
-        message = f"{what}: the registry has {size[:20]} bytes under this digest, and not {descriptor.size}"
-        raise RegistryError(message)
-    return True
-
-
-def mount(
-    repository: RemoteRepository, descriptor: Descriptor, sources: Sequence[str], cancelled: threading.Event
-) -> tuple[str, str]:
-    """Have a blob mounted from one of several repositories of the same registry.
-
-    Returns:
-        The repository that it was mounted from, empty if none had it; and the place of an upload that the registry has
-        begun instead, empty if there is none.
-    """
-    begun = ""
-    for source in sources:
-        query = f"?mount={quote(descriptor.digest, safe='')}&from={quote(source, safe='')}"
-        try:
-            answer = repository.request(
-                "POST", _UPLOADS + query, (201, 202), cancelled=cancelled, actions=PUSH, source=source
-            )
-        except (DeniedError, MissingImageError) as error:
-            log.debug("%s: no mount from %s: %s", descriptor.digest, source, error)
-            continue
-        if answer.status == 201:
-            check_digest(answer, descriptor.digest, f"{repository.name.full_repository}@{descriptor.digest}")
-            return source, ""
-        begun = _location(answer)
-    return "", begun
 
 
 class BlobUpload:
@@ -190,11 +145,11 @@ class BlobUpload:
         self._repository.takes_chunks = False
 
     def _begin(self) -> None:
-        answer = self._request("POST", _UPLOADS, (202,), body=b"", once=False)
+        answer = self._request("POST", UPLOADS, (202,), body=b"", once=False)
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
         if least.isdigit():
             self._chunk = max(self._chunk, min(int(least[:12]), _MAX_CHUNK))
-        self._place = _location(answer)
+        self._place = upload_location(answer)
         self._go_to(0)
 
     def _send_chunk(self) -> None:
@@ -202,7 +157,7 @@ class BlobUpload:
         headers = {"Content-Type": _BINARY, "Content-Range": f"{self._offset}-{end - 1}"}
         body = FilePart(self._path, self._offset, end - self._offset, self._count)
         answer = self._request("PATCH", self._place, (202, 204), headers=headers, body=body)
-        self._place = _location(answer)
+        self._place = upload_location(answer)
         self._check_taken(answer, end)
         self._go_to(end)
 
@@ -243,7 +198,7 @@ class BlobUpload:
         most = min(self._offset + self._chunk, self._descriptor.size)
         self._go_to(self._taken(answer, most))
         if answer.headers.get("Location"):
-            self._place = _location(answer)
+            self._place = upload_location(answer)
         return True
 
     def _check_taken(self, answer: Answer, end: int) -> None:
@@ -285,26 +240,3 @@ class BlobUpload:
         self._offset = offset
         self._report(offset - self._shown)
         self._shown = offset
-
-
-def _location(answer: Answer) -> str:
-    """Return where the upload goes on, which must be at the registry itself.
-
-    Raises:
-        RegistryError: the registry does not say it, or names another place.
-    """
-    text = answer.headers.get("Location", "")
-    try:
-        place = urljoin(answer.url, text)
-        inside = bool(text) and origin(place) == origin(answer.url)
-    except ValueError:
-        place, inside = text, False
-    if inside:
-        return place
-    if not text:
-        raise RegistryError(f"{shown(answer.url)}: the registry does not say where to send the blob (Location)")
-    hint = None
-    if origin(answer.url)[0] == "https" and place.startswith("http:"):
-        hint = "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
-    message = f"{shown(answer.url)}: the registry wants the blob to be sent to {shown(place)[:200]!r}, another server"
-    raise RegistryError(message, hint=hint)

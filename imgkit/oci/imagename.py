@@ -109,7 +109,11 @@ class ImageName:
 
 
 def is_tag(text: str) -> bool:
+<<<<<<< HEAD
     """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``, no ``.`` or ``-`` first."""
+=======
+    """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``; not ``.``, ``-`` first."""
+>>>>>>> main
     return _TAG.fullmatch(text) is not None
 
 

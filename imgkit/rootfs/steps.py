@@ -39,7 +39,7 @@ class PackageSet:
 def install_packages(
     tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
 ) -> ScriptReport:
-    """Install the packages and compute their scripts. A base that gets no packages stays as it is.
+    """Install the packages and compute their scripts. A base that has exactly these packages stays as it is.
 
     Args:
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
@@ -65,10 +65,10 @@ def install_packages(
 
 
 def _is_installed(tree: Tree, selection: PackageSet) -> bool:
-    """Return whether the Tree has exactly the packages that are wanted, and the same world."""
-    installed = {record.package.name: record.package.identity for record in installed_in(tree)}
-    wanted = {package.name: package.identity for package in selection.packages}
-    return installed == wanted and sorted(world_in(tree)) == sorted(selection.world)
+    """Return whether the Tree has exactly these packages and this world, as one without apk and packages has."""
+    installed = {record.package.identity for record in installed_in(tree)}
+    wanted = {package.identity for package in selection.packages}
+    return installed == wanted and set(world_in(tree)) == set(selection.world)
 
 
 def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:

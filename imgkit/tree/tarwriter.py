@@ -2,7 +2,8 @@
 
 Equal nodes make equal bytes: owners are numbers, times are those of the nodes, records are sorted. Format:
 POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Extended Header"; extended attributes are
-``SCHILY.xattr.*`` records, as GNU tar and container engines write them::
+``SCHILY.xattr.*`` records, as GNU tar and container engines write them. An attribute whose value is empty is written as
+well, but many readers ignore it, since to POSIX an empty record is none::
 
     for piece in archive([("etc", Directory()), ("etc/motd", File(content=Inline(b"welcome\\n")))]):
         sink.write(piece)

@@ -109,11 +109,7 @@ class ImageName:
 
 
 def is_tag(text: str) -> bool:
-<<<<<<< HEAD
-    """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``, no ``.`` or ``-`` first."""
-=======
     """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``; not ``.``, ``-`` first."""
->>>>>>> main
     return _TAG.fullmatch(text) is not None
 
 

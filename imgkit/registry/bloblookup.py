@@ -1,6 +1,7 @@
 """Find out whether a repository has a blob, and have it mounted from another repository if it does not.
 
-Source: distribution-spec 1.1, "Checking if content exists in the registry" and "Mounting a blob from another repository".
+Source: distribution-spec 1.1, "Checking if content exists in the registry" and "Mounting a blob from another
+repository".
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
     assert list(several.build_all(words, ["amd64", "arm64"], 2)) == [report("arm64"), report("amd64")]
     said = capsys.readouterr().err.splitlines()
     assert sorted(said) == [f"{arch}: {text}" for arch in ("amd64", "arm64") for text in ("plan …", "total  1.0 s")]
-    assert (scripts / "words-arm64").read_text() == "-m imgkit build recipe.py --out x --json --output disk --arch arm64\n"
+    assert (
+        scripts / "words-arm64"
+    ).read_text() == "-m imgkit build recipe.py --out x --json --output disk --arch arm64\n"
 
 
 def test_no_more_run_at_once_than_asked_for(scripts: Path) -> None:

@@ -406,6 +406,27 @@ def test_an_image_for_another_machine(
     assert "has no image for linux/amd64, but linux/arm64" in capsys.readouterr().err
 
 
+def test_one_of_several_images(tmp_path: Path, asked: Callable[..., Asked]) -> None:
+    place = image(tmp_path / "a.oci")
+    seen = asked()
+    assert run(Path(f"{place}:1.2")) == run(place) == 7
+    assert [(made.layout.folder, made.reference) for made in seen.requests] == [(place, "1.2"), (place, "")]
+    odd = image(tmp_path / "b:c")
+    assert containerruns.split_reference(odd) == (odd, "")
+    assert containerruns.split_reference(Path("x:/y")) == (Path("x:/y"), "")
+    assert not containerruns.is_container(Path("linux.qcow2"))
+
+
+def test_a_tag_that_is_not_there(tmp_path: Path, kernels: list[Recipe]) -> None:
+    layout = image(tmp_path / "a.oci", Entry("a"))
+    with (
+        pytest.raises(InputError, match=r"has no image 1\.2"),
+        container_machine(request(layout, tmp_path / "cache", Engine(), reference="1.2")),
+    ):
+        pass
+    assert not kernels
+
+
 def test_what_is_no_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path) == 4
     assert "not an OCI image layout" in capsys.readouterr().err

@@ -84,6 +84,7 @@ class MachineRequest:
         recipe: decides where the kernel comes from.
         cache: where downloads and machines are kept.
         engine: starts the engine that writes the disk.
+        reference: tag or digest of the image, for a layout with several; empty if there is one.
         allow_stale: warn of an old or misplaced index of the mirror instead of refusing it.
     """
 
@@ -92,6 +93,7 @@ class MachineRequest:
     recipe: Recipe
     cache: Cache
     engine: LaunchEngine
+    reference: str = ""
     allow_stale: bool = False
 
 
@@ -152,7 +154,9 @@ def _place(cache: Cache) -> Path:
 
 def _choose(request: MachineRequest) -> Descriptor:
     layout = request.layout
-    return choose_image(layout, layout_entries(layout), Platform("linux", request.arch), layout.folder)
+    return choose_image(
+        layout, layout_entries(layout, request.reference), Platform("linux", request.arch), layout.folder
+    )
 
 
 def _key(request: MachineRequest, image: Descriptor) -> str:

@@ -213,11 +213,13 @@ def read_back(layout: OciLayout, image: Descriptor, **changed: object) -> Any:
 
 def test_layers_of_a_base_are_used_as_they_are(layout: OciLayout) -> None:
     writer = LayerWriter(layout)
-    layers = [*write_layers(writer, lower_tree()), writer.write(LayerChanges(()), reason="none", created=EPOCH)]
+    empty = writer.write(LayerChanges(()), reason="none", created=EPOCH)
+    first, second = write_layers(writer, lower_tree(), upper_tree())
+    layers = [first, empty, second]
     base = write_image(layout, layers, ImageFacts(platform=AMD64, created=EPOCH))
     assert read_back(layout, base) == layers
     image = write_image(layout, [*read_back(layout, base), *layers], ImageFacts(platform=AMD64, created=EPOCH))
-    assert len(config_of(layout, image)["history"]) == 4
+    assert len(config_of(layout, image)["history"]) == 6
 
 
 @pytest.mark.parametrize("history", [None, [], [{"created_by": "x"}], [{"empty_layer": True}]])

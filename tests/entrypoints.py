@@ -7,9 +7,9 @@ tests/agentd/entrypoint.test.js), and agentd in a booted machine ("machine").
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -106,12 +106,16 @@ def check_rights(status: str, uid: int, gid: int) -> None:
 
 # ---- containers ----------------------------------------------------------------------------------------------------
 
+_PROC = {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
 ACCOUNTS = """\
 root:x:0:0:root:/root:/bin/sh
 sync:x:5:0:sync:/sbin:/bin/sync
 nobody:x:65534:65534:nobody:/:/sbin/nologin
-agent:x:1000:1000::/home/agent:/bin/sh
+agent:x:1000:1000::/workspace:/bin/sh
 """
+
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -131,13 +135,12 @@ class Box:
         capabilities: Mapping[str, Sequence[str]] | Sequence[str] = DOCKERS,
         mounts: Sequence[Mapping[str, Any]] = (),
         readonly: bool = True,
-        proc: bool = True,
+        nnp: bool = False,
     ) -> dict[str, Any]:
         """Return a container of the OCI runtime specification as docker makes it. It has no network and no devices."""
         sets = ("bounding", "effective", "permitted")
         lists = capabilities if isinstance(capabilities, Mapping) else dict.fromkeys(sets, capabilities)
         pairs = [f"{name}={value}" for name, value in env.items()] if isinstance(env, Mapping) else list(env)
-        hidden = [{"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}]
         return {
             "ociVersion": "1.0.2",
             "root": {"path": str(self.root), "readonly": readonly},
@@ -147,10 +150,11 @@ class Box:
                 "args": [*entrypoint, *words],
                 "env": pairs if any(pair.startswith("PATH=") for pair in pairs) else [f"PATH={PATH}", *pairs],
                 "cwd": "/",
+                "noNewPrivileges": nnp,
                 "capabilities": {name: [f"CAP_{item}" for item in items] for name, items in lists.items()},
             },
             "mounts": [
-                *(hidden if proc else []),
+                _PROC,
                 _tmpfs("/dev", "mode=755"),
                 _tmpfs("/tmp", "nodev", "mode=1777"),
                 *self.mounts,
@@ -173,7 +177,7 @@ class Box:
         self, words: Sequence[str], env: Mapping[str, str] | Sequence[str] = (), **how: Any
     ) -> Iterator[Running]:
         """Start a container, which is removed at the end of the block."""
-        name = f"imgkit-entry-{secrets.token_hex(4)}"
+        name = f"imgkit-entry-{os.getpid()}-{next(_numbers)}"
         with tempfile.TemporaryDirectory(prefix="imgkit-bundle-") as bundle:
             (Path(bundle) / "config.json").write_text(json.dumps(self.config(words, env, **how)))
             argv = ["runc", "run", "--bundle", bundle, name]
@@ -263,9 +267,8 @@ def debian_box(root: Path, shell: str) -> Box:
 def _furnish(root: Path, *, tini: bool = True) -> Box:
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/passwd").write_text(ACCOUNTS)
-    for path in ("workspace", "home/agent"):
-        (root / path).mkdir(parents=True)
-        os.chown(root / path, 1000, 1000)
+    (root / "workspace").mkdir()
+    os.chown(root / "workspace", 1000, 1000)
     (root / "tmp").chmod(0o1777)  # runc gives a tmpfs the mode of the folder below
     (root / "root").mkdir(exist_ok=True)
     (root / "root").chmod(0o700)

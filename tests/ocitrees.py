@@ -11,6 +11,7 @@ import zstandard
 from hypothesis import strategies as st
 
 from imgkit.oci import mediatypes
+from imgkit.oci.compression import Compression
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.layerchanges import LayerChanges, changes
 from imgkit.oci.layerwriter import ImageLayer, LayerWriter
@@ -196,7 +197,7 @@ def write_layers(writer: LayerWriter, *trees: Tree) -> list[ImageLayer]:
     return [writer.write(step, reason=f"layer {number}", created=EPOCH) for number, step in enumerate(steps, 1)]
 
 
-def small_image(layout: OciLayout, platform: Platform = AMD64) -> Descriptor:
+def small_image(layout: OciLayout, platform: Platform = AMD64, compression: Compression | None = None) -> Descriptor:
     """Write an image of two layers into a layout, without an index."""
-    layers = write_layers(LayerWriter(layout), lower_tree(), upper_tree())
+    layers = write_layers(LayerWriter(layout, compression), lower_tree(), upper_tree())
     return write_image(layout, layers, ImageFacts(platform=platform, created=EPOCH, command=("/bin/sh",)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,11 @@ from imgkit.apk.database import InstalledPackage, write_database
 from imgkit.apk.index import parse_record
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.image.manifest import describe_root
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor, Platform, digest_of
 from imgkit.oci.documents import ImageConfig
+from imgkit.oci.layerchanges import changes
 from imgkit.oci.ocilayout import OciLayout, to_json
 from imgkit.planning import lockfile
 from imgkit.planning.base import Base, fetch_base
@@ -32,11 +35,13 @@ from imgkit.planning.plan import ImageSource, Plan
 from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, load
-from imgkit.rootfs.install import install, installed_in
-from imgkit.tree import Tree
+from imgkit.rootfs.binaries.examine import BinaryFindings
+from imgkit.rootfs.install import ScriptReport, install, installed_in
+from imgkit.tree import Symlink, Tree
+from imgkit.tree.tarwriter import archive
 from tests import ociimages
 from tests.commandline import Place
-from tests.mirrors import INDEX, LISTING, RECIPE, TIME, Small, minimal, package
+from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, TIME, Small, minimal, package
 from tests.ociimages import AMD64, ARM64, ImageMaker, hard, maker, tar
 
 CREATED = "2026-01-15T12:34:56.123456789Z"
@@ -46,9 +51,7 @@ NO_PACKAGES = "\npackages = []\n"
 
 def layer_of(tree: Tree) -> bytes:
     """Return a layer with everything in a tree."""
-    sink = io.BytesIO()
-    tree.write_tar(sink)
-    return sink.getvalue()
+    return b"".join(archive(changes(None, tree).entries))
 
 
 @dataclass
@@ -128,14 +131,42 @@ def test_packages_are_added_to_an_image_of_alpine(bases: Bases) -> None:
     assert [planned.package.name for planned in plan.packages] == ["hello", "older"]
     assert not any(path.startswith(LISTING) for path in bases.site.requests), "no minirootfs is looked for"
     plan, files = fetch_packages(plan, base, Cache(bases.here.cache))
-    spool = bases.here.base / "packages"
-    opened = lambda wanted: open_planned(files, base, spool, wanted)  # noqa: E731
+    opened = partial(open_planned, files, base, bases.here.base / "packages")
     packages = [planned.package for planned in plan.packages]
     install(base.tree, packages, opened, world=plan.world, arch="x86_64", epoch=plan.epoch)
     assert base.tree.read("hello") == b"hello\n" * 100
     assert {record.package.name for record in installed_in(base.tree)} == {"older", "hello"}
     assert base.image is not None
     assert "hello" not in base.image.tree, "what the layers have stays as it is, to be compared with"
+
+
+def test_an_image_with_a_merged_usr(bases: Bases) -> None:
+    """Images of apko have one: the database is where the link leads."""
+    tree = minimal(bases.small.keys)
+    for path in ("lib/apk/db", "lib/apk", "lib"):
+        tree.remove(path)
+    tree.write("etc/alpine-release", "3.23.6\n", mtime=TIME)
+    older = package("older", key=bases.small.keys.signing)
+    record = InstalledPackage(package=parse_record(older.record.strip().split("\n")))
+    tree.write("usr/lib/apk/db/installed", write_database([record]).installed, mtime=TIME)
+    tree.write("usr/lib/apk/db/scripts.tar", tar(), mtime=TIME)
+    tree.symlink("lib", "usr/lib")
+    bases.index(bases.image(layer_of(tree)))
+    recipe = bases.recipe(more='packages = ["library"]\n')
+    library = package("library", "1.0-r0", Entry(name="lib/library.so", data=b"x"), key=bases.small.keys.signing)
+    bases.small.file(f"{REPOSITORY}/{library.filename}").write_bytes(library.blob)
+    bases.small.index([library.record, older.record])
+    base = bases.base(recipe)
+    plan, files = fetch_packages(bases.plan(recipe, base), base, Cache(bases.here.cache))
+    selection = [planned.package for planned in plan.packages]
+    spool = bases.here.base / "packages"
+    install(
+        base.tree, selection, partial(open_planned, files, base, spool), world=plan.world, arch="x86_64", epoch=TIME
+    )
+    assert base.tree.read("usr/lib/library.so") == b"x"
+    assert {record.package.name for record in installed_in(base.tree)} == {"library"}
+    assert "usr/lib/apk/db/scripts.tar" not in base.tree
+    assert isinstance(base.tree["lib"], Symlink)
 
 
 def test_an_image_of_another_branch_is_refused(bases: Bases) -> None:
@@ -204,19 +235,21 @@ def test_layers_and_configuration_can_be_reused(bases: Bases, tmp_path: Path) ->
     bases.index(bases.image(*layers))
     image = bases.base(bases.recipe(more=NO_PACKAGES)).image
     assert image is not None
-    assert image.diff_ids == tuple(digest_of(layer) for layer in layers)
+    blobs = [layer.blob for layer in image.layers if layer.blob is not None]
+    assert [blob.diff_id for blob in blobs] == [digest_of(layer) for layer in layers]
     assert image.runtime.Env == ["A=b"]
-    assert [entry.created_by for entry in image.history] == ["layer 0", "layer 1"]
+    assert [layer.history.created_by for layer in image.layers] == ["layer 0", "layer 1"]
     target = OciLayout.create(tmp_path / "target")
     image.copy_layers(target)
-    for layer in image.layers:
-        with target.verified(layer) as copy:
-            assert copy.read() == image.layout.path(layer.digest).read_bytes()
+    for blob in blobs:
+        with target.verified(blob.descriptor) as copy:
+            assert copy.read() == image.layout.path(blob.descriptor.digest).read_bytes()
     assert sorted(path.name for path in target.folder.iterdir()) == ["blobs", "oci-layout"]
-    place = image.layout.path(image.layers[0].digest)
+    digest = blobs[0].descriptor.digest
+    place = image.layout.path(digest)
     place.write_bytes(bytes(place.stat().st_size))
     image.copy_layers(target)  # it has them
-    target.path(image.layers[0].digest).unlink()
+    target.path(digest).unlink()
     with pytest.raises(InputError, match="the blob is damaged"):
         image.copy_layers(target)
 
@@ -227,22 +260,14 @@ def test_docker_s_media_types_become_those_of_oci(bases: Bases) -> None:
     bases.index(bases.images.manifest_of([layer], [digest_of(data)]))
     image = bases.base(bases.recipe(more=NO_PACKAGES)).image
     assert image is not None
-    assert [layer.media_type for layer in image.layers] == [mediatypes.LAYER_GZIP]
+    assert [layer.blob and layer.blob.descriptor.media_type for layer in image.layers] == [mediatypes.LAYER_GZIP]
 
 
-@pytest.mark.parametrize("history", [None, [], [{"created_by": "x"}, {"created_by": "y"}]])
-def test_a_history_that_does_not_fit_is_left_out(bases: Bases, history: object) -> None:
-    bases.index(bases.image(tar("a"), history=history))
-    image = bases.base(bases.recipe(more=NO_PACKAGES)).image
-    assert image is not None
-    assert image.history == ()
-
-
-def test_empty_layers_of_a_history_stay(bases: Bases) -> None:
+def test_entries_of_the_history_that_changed_nothing_stay(bases: Bases) -> None:
     bases.index(bases.image(tar("a"), history=[{"created_by": "x"}, {"created_by": "ENV", "empty_layer": True}]))
     image = bases.base(bases.recipe(more=NO_PACKAGES)).image
     assert image is not None
-    assert [entry.created_by for entry in image.history] == ["x", "ENV"]
+    assert [(layer.history.created_by, layer.blob is None) for layer in image.layers] == [("x", False), ("ENV", True)]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +290,30 @@ def test_set_user_id_programs(
         "bases: device nodes and FIFOs of the base are left out: /dev/0, /dev/1, /dev/2, /dev/3, /dev/4 …",
         f"bases: set-user-id and similar programs of the base {words}: bin/su, bin/sudo",
     ]
+
+
+def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
+    su = ociimages.Entry("bin/su", b"su", mode=0o4755)
+    manifest = bases.image(tar(su, ociimages.Entry("dev/null", kind=b"3", device=(1, 3))))
+    bases.index(manifest)
+    recipe = bases.recipe(more=f'{NO_PACKAGES}base_setuid = "drop"\n')
+    base = bases.base(recipe)
+    scripts, binaries = ScriptReport((), (), ()), BinaryFindings()
+    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries, records={}, build_id="b")
+    described = describe_root(recipe, bases.plan(recipe, base), composition, base.image)
+    assert described["base"] == {
+        "image": "bases",
+        "digest": manifest.digest,
+        "manifest": manifest.digest,
+        "vouchedBy": "the folder on this computer",
+        "privileged": {"kept": False, "paths": ["/bin/su"]},
+        "leftOut": ["/dev/null"],
+    }
+    assert "minirootfs" not in described
+    bases.index(bases.alpine())
+    described = describe_root(recipe, bases.plan(recipe, bases.base(recipe)), composition)
+    assert [package["from"] for package in described["packages"]] == ["base"]
+    assert "privileged" not in described["base"]
 
 
 @pytest.mark.parametrize(

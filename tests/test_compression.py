@@ -10,20 +10,18 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.oci import mediatypes
-from imgkit.oci.compression import Compression, compress, processors
+from imgkit.oci.compression import Algorithm, Compression, compress, processors
 from imgkit.tree.tarwriter import PIECE
 from tests.conftest import need_program
 from tests.ocitrees import inflate
 
 ALGORITHMS = pytest.mark.parametrize("algorithm", ["gzip", "zstd"])
-Algorithm = Literal["gzip", "zstd"]
 
 
 def pieces(size: int, seed: int = 1) -> list[bytes]:

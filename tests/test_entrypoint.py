@@ -106,6 +106,16 @@ def test_an_ordinary_user_keeps_its_groups_and_gets_no_privilege(shell: list[str
     assert fields["Uid"].split() == [str(NOBODY if os.geteuid() == 0 else os.geteuid())] * 4
 
 
+def test_root_that_cannot_be_given_up_runs_nothing(shell: list[str], folder: Path) -> None:
+    """The root of a user namespace has every capability, but there is no other user."""
+    namespace = ["unshare", "--user", "--map-root-user"]
+    allowed = start(namespace, folder, [], {"AGENT_COMMAND": ""}).stderr.decode().startswith(PREFIX)
+    need("user namespaces for ordinary users", allowed)
+    done = start([*namespace, *shell], folder, ["id"], {"AGENT_USER": "nobody"})
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert done.stderr.decode().splitlines()[-1] == f"{PREFIX}root cannot be given up here"
+
+
 def test_the_second_half_trusts_nobody(shell: list[str], folder: Path) -> None:
     """It compares what it was told with what the kernel says, and runs nothing if that differs."""
     mark = "--imgkit-as-agent"

@@ -39,6 +39,7 @@ ABSENT = "SESSION_TOKEN absent, CONTROL_PLANE_URL absent, SESSION_ID absent"
 STATUS = ["cat", "/proc/self/status"]
 MINIMAL = ("SETUID", "SETGID")
 ROOT_ALLOWED = {"AGENT_USER": "root", "ALLOW_ROOT_AGENT": "1"}
+NO_PATH = 'exec env -u PATH /usr/local/bin/entrypoint "$@"'
 
 
 @pytest.fixture(scope="module", params=["alpine", "alpine-3.20", "debian", "debian-bash"])
@@ -98,7 +99,7 @@ def test_a_line_of_the_table(box: Box, kind: str, case: Case) -> None:
 def test_the_environment_is_what_was_given_and_the_account_s(box: Box, kind: str) -> None:
     """Nothing more: in particular none of the variables that shells set by themselves."""
     ended = box.run(["cat", "/proc/self/environ"], {**CONTROL, "KEY": "value", "PATH": "/bin:/usr/bin"})
-    account = {"HOME": "/home/agent", "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/sh", "LANG": "C.UTF-8"}
+    account = {"HOME": "/workspace", "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/sh", "LANG": "C.UTF-8"}
     own = {"SHLVL": "0"} if kind == "debian-bash" else {}
     assert environment(ended.output) == {"PATH": "/bin:/usr/bin", "KEY": "value", **account, **own}
 
@@ -125,7 +126,7 @@ def test_no_process_shows_what_was_removed(box: Box, init: str) -> None:
     found, _, block = ended.output.partition(b"\n")
     assert found == b"1"
     assert environment(block).keys() & {*REMOVED, "AGENT_COMMAND", "AGENT_ARGS", "AGENT_INIT"} == set()
-    assert environment(block)["HOME"] == "/home/agent"
+    assert environment(block)["HOME"] == "/workspace"
     assert ended.log == ["SESSION_TOKEN present, CONTROL_PLANE_URL present, SESSION_ID present"]
 
 
@@ -145,13 +146,22 @@ def test_the_engine_s_own_init_keeps_them_where_the_agent_cannot_read(box: Box, 
     assert "Permission denied" in ended.errors
 
 
+def test_the_path(box: Box) -> None:
+    given = box.run(["/bin/cat", "/proc/self/environ"], ["PATH="])
+    assert environment(given.output)["PATH"] == ""
+    missing = box.run(
+        ["cat", "/proc/self/environ"], ["PATH=/bin:/usr/bin"], entrypoint=["/bin/sh", "-c", NO_PATH, "sh"]
+    )
+    assert environment(missing.output)["PATH"] == "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
+
+
 @pytest.mark.parametrize(
     ("given", "home"),
     [
-        ({}, "/home/agent"),
-        ({"HOME": "/root"}, "/home/agent"),  # the engine's, which it takes from the account of root
-        ({"HOME": "/"}, "/home/agent"),
-        ({"HOME": ""}, "/home/agent"),
+        ({}, "/workspace"),
+        ({"HOME": "/root"}, "/workspace"),  # the engine's, which it takes from the account of root
+        ({"HOME": "/"}, "/workspace"),
+        ({"HOME": ""}, "/workspace"),
         ({"HOME": "/data"}, "/data"),
     ],
 )
@@ -197,6 +207,33 @@ def test_no_program_gives_root_back(box: Box, tmp_path_factory: pytest.TempPathF
     assert b"euid" not in ended.output
 
 
+@pytest.mark.parametrize(
+    ("gids", "inherited", "nnp", "rest"),
+    [
+        ((), (), True, None),
+        ((1000,), (), True, None),
+        ((27,), (), True, "groups 27 "),
+        ((27, 1000), (), True, "groups 27 1000"),
+        ((1000, 27), (), True, "groups 27 1000"),
+        ((), ("KILL",), True, "inheritable capabilities"),
+        ((), (), False, "the right to new privileges"),
+    ],
+)
+def test_the_second_half_trusts_nobody(
+    box: Box, gids: Sequence[int], inherited: Sequence[str], nnp: bool, rest: str | None
+) -> None:
+    """What the first half should have taken away, the second half finds."""
+    ids = "1000 1000 1000 1000"
+    user = {"uid": 1000, "gid": 1000, "additionalGids": list(gids)}
+    capabilities = {"bounding": inherited, "inheritable": inherited}
+    words = ["--imgkit-as-agent", "root", ids, ids, "", "/tmp", "id"]
+    ended = box.run(words, user=user, capabilities=capabilities, nnp=nnp)
+    if rest is None:
+        assert (ended.status, ended.log) == (0, [])
+    else:
+        assert refusal(ended) == f"root has not been given up completely: there are still {rest}"
+
+
 def test_without_the_right_to_change_users_nothing_runs(box: Box) -> None:
     for capabilities in ((), ("SETUID",), ("SETGID",)):
         message = refusal(box.run(["id"], capabilities=capabilities))
@@ -217,7 +254,7 @@ def test_without_a_program_that_drops_root_nothing_runs(box: Box, kind: str) -> 
 def test_without_proc_nothing_runs(box: Box, kind: str) -> None:
     if kind.startswith("debian"):
         pytest.skip("runc needs /proc, and these programs are mounted")
-    argv = ["chroot", box.root, "/usr/local/bin/entrypoint", "id"]
+    argv = ["chroot", str(box.root), "/usr/local/bin/entrypoint", "id"]
     done = subprocess.run(argv, env={"PATH": PATH}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     lines = [ABSENT, "there is no /proc, so nobody could check that root has been given up"]
     assert (done.returncode, done.stdout) == (125, b"")
@@ -272,7 +309,7 @@ def test_started_as_an_ordinary_user(box: Box) -> None:
     assert (fields["Uid"], fields["Groups"], fields["NoNewPrivs"]) == ("1000 1000 1000 1000", "27", "1")
     assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     ended = box.run(["cat", "/proc/self/environ"], {**CONTROL, "HOME": "/"}, user=user)
-    assert (environment(ended.output)["USER"], environment(ended.output)["HOME"]) == ("agent", "/home/agent")
+    assert (environment(ended.output)["USER"], environment(ended.output)["HOME"]) == ("agent", "/workspace")
     assert SECRET.encode() not in ended.output
 
 
@@ -346,10 +383,13 @@ def test_tini_ends_what_does_not_listen(box: Box) -> None:
 
 
 def test_tini_reaps_and_runs_as_the_agent(box: Box) -> None:
-    script = "cat /proc/1/comm; (sleep 0 & exec sleep 1) & sleep 2; grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
-    ended = box.run(shell(f"{script}; cat /proc/1/status"), {"AGENT_INIT": "1"})
-    name, zombies, status = ended.output.decode().split("\n", 2)
-    assert (name.startswith("tini"), zombies.strip()) == (True, "0")
+    first = "tr '\\0' ' ' </proc/1/cmdline; echo"
+    orphans = "(sleep 0 & exec sleep 1) & sleep 2; grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
+    ended = box.run(shell(f"{first}; {orphans}; cat /proc/1/status"), {"AGENT_INIT": "1"})
+    line, zombies, status = ended.output.decode().split("\n", 2)
+    program, group, end, agent = line.split()[:4]
+    assert (Path(program).name.removesuffix("-static"), group, end, Path(agent).name) == ("tini", "-g", "--", "sh")
+    assert zombies.strip() == "0"
     check_rights(status, 1000, 1000)
 
 

@@ -77,9 +77,19 @@ def choose_image(layout: OciLayout, entries: Sequence[Descriptor], platform: Pla
     return next(iter(images.values()))
 
 
+def all_images(layout: OciLayout, entries: Sequence[Descriptor]) -> list[Descriptor]:
+    """Return the descriptors of all images in ``entries``, each once, with their platforms.
+
+    Raises:
+        InputError: a document is missing, damaged, or nested too deeply.
+    """
+    search = _Search(layout, None)
+    return list({image.digest: image for entry in entries for image in search.all(entry)}.values())
+
+
 @dataclass
 class _Search:
-    """A search for the image of one platform.
+    """A search for the image of one platform, or for all images if ``platform`` is None.
 
     Attributes:
         others: the platforms of other images that were met.
@@ -87,7 +97,7 @@ class _Search:
     """
 
     layout: OciLayout
-    platform: Platform
+    platform: Platform | None
     others: list[Platform] = field(default_factory=list)
     documents: int = 0
 
@@ -95,6 +105,10 @@ class _Search:
         """Return the first image that an entry has for the platform; empty if it has none."""
         image = next(self._images(entry, 0), None)
         return () if image is None else (image,)
+
+    def all(self, entry: Descriptor) -> Iterator[Descriptor]:
+        """Yield every image that an entry has for the platform."""
+        return self._images(entry, 0)
 
     def _images(self, entry: Descriptor, depth: int) -> Iterator[Descriptor]:
         """Yield the images for the platform in an entry."""
@@ -105,9 +119,11 @@ class _Search:
                 yield from self._images(inner.value, depth + 1)
         elif entry.media_type in mediatypes.MANIFESTS and not _is_attached(entry):
             platform = self._platform_of(entry)
-            if platform is not None and same_platform(platform, self.platform):
+            if platform is None:
+                return
+            if self.platform is None or same_platform(platform, self.platform):
                 yield replace(entry, platform=platform)
-            elif platform is not None:
+            else:
                 self.others.append(platform)
 
     def _platform_of(self, entry: Descriptor) -> Platform | None:

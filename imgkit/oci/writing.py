@@ -18,7 +18,7 @@ from typing import Any
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.layerwriter import ImageLayer, rfc3339
-from imgkit.oci.ocilayout import OciLayout, to_json
+from imgkit.oci.ocilayout import OciLayout, index_json, to_json
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of images that do not set it; engines that are given none take the same value, or none at all."""
@@ -103,24 +103,17 @@ def write_layout_index(
     """
     image = manifests[0]
     if len(manifests) > 1:
-        index: dict[str, Any] = {
-            "schemaVersion": 2,
-            "mediaType": mediatypes.INDEX,
-            "manifests": [manifest.to_json() for manifest in manifests],
-        }
-        if annotations:
-            index["annotations"] = dict(annotations)
-        image = layout.add(mediatypes.INDEX, to_json(index))
-    layout.write_index([replace(image, annotations=MappingProxyType(_names(name)))])
+        image = layout.add(mediatypes.INDEX, index_json(manifests, annotations))
+    layout.write_index([replace(image, annotations=name_annotations(name))])
     return image
 
 
-def _names(name: str | None) -> dict[str, str]:
-    """Return the annotations by which tools find the name of an image in a layout."""
+def name_annotations(name: str | None) -> Mapping[str, str]:
+    """Return the annotations by which tools find the name of an image in a layout or an archive."""
     if name is None:
-        return {}
+        return _NOTHING
     tag = name.rpartition("/")[2].partition("@")[0].partition(":")[2]
-    return {CONTAINERD_NAME: name, **({REF_NAME: tag} if tag else {})}
+    return MappingProxyType({CONTAINERD_NAME: name} | ({REF_NAME: tag} if tag else {}))
 
 
 def _config(layers: Sequence[ImageLayer], facts: ImageFacts) -> dict[str, Any]:

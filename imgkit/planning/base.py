@@ -18,6 +18,7 @@ from imgkit.planning.imagestore import find_image
 from imgkit.planning.plan import Artefact, ImageSource, Plan
 from imgkit.recipe import Recipe
 from imgkit.recipe.basereference import BaseReference
+from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Tree
 
@@ -61,6 +62,7 @@ def fetch_base(
     *,
     locked: Plan | None = None,
     allow_stale: bool = False,
+    access: RegistryAccess | None = None,
 ) -> Base:
     """Find, download, verify and unpack the minirootfs, or the image that the recipe starts from.
 
@@ -68,13 +70,17 @@ def fetch_base(
         spool: a new file, which takes its contents.
         locked: take the minirootfs or the image of this plan; a signature is verified as well.
         allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
+        access: how registries are reached; None takes the defaults.
 
     Raises:
         InputError: the mirror does not have the minirootfs, or the registry does not have the image; or it cannot be
             trusted.
     """
     if recipe.base is not None:
-        return _image_base(recipe, arch, cache, spool, locked)
+        platform = PLATFORMS[recipe.architecture(arch).alpine]
+        reference, source = BaseReference.parse(recipe.base), _locked_image(locked)
+        found = find_image(reference, platform, cache, locked=source, access=access)
+        return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
     _check_sha512(archive, release, url)
@@ -88,15 +94,17 @@ def fetch_base(
     return base
 
 
-def _image_base(recipe: Recipe, arch: str, cache: Cache, spool: Path, locked: Plan | None) -> Base:
-    """Return the base that the recipe's image makes."""
+def _locked_image(locked: Plan | None) -> ImageSource | None:
+    """Return the image of a lock, if there is a lock."""
     source = None if locked is None else locked.base
     if isinstance(source, Artefact):
         raise InputError(f"{source.url}: the lock has this minirootfs, but the recipe starts from an image")
-    platform = PLATFORMS[recipe.architecture(arch).alpine]
-    found = find_image(BaseReference.parse(recipe.base or ""), platform, cache, locked=source)
-    image = open_base(found, platform, spool)
-    tree = usable_tree(image, keep_privileges=recipe.base_setuid == "keep")
+    return source
+
+
+def _image_base(image: BaseImage, *, keep_privileges: bool) -> Base:
+    """Return the base that an image makes."""
+    tree = usable_tree(image, keep_privileges=keep_privileges)
     release = release_of(tree)
     if release is None:
         return Base("", image.source, tree, Keyring(), image)

@@ -16,7 +16,8 @@ from imgkit.oci import mediatypes
 from imgkit.oci.applying import drop_privileges, tree_of
 from imgkit.oci.choosing import same_platform
 from imgkit.oci.descriptors import Descriptor, Platform
-from imgkit.oci.documents import HistoryEntry, ImageConfig, RuntimeConfig
+from imgkit.oci.documents import ImageConfig, RuntimeConfig
+from imgkit.oci.layerwriter import ImageLayer, layers_of
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.planning.imagestore import FoundImage
 from imgkit.planning.plan import ImageSource
@@ -25,6 +26,7 @@ from imgkit.tree import File, Tree
 log = logging.getLogger("imgkit")
 
 _RELEASE_FILES = ("etc/os-release", "usr/lib/os-release")  # os-release(5)
+_CHUNK = 1 << 20
 _MOST_NAMED = 5  # paths that a message names
 _OCI_TYPES = {
     mediatypes.DOCKER_LAYER: mediatypes.LAYER,
@@ -45,8 +47,7 @@ class BaseImage:
     Attributes:
         source: which image it is.
         layout: where its blobs are.
-        layers: the descriptors of its layers, the lowest first, with the media types of OCI.
-        diff_ids: the digests of what the layers inflate to.
+        layers: its layers with their history, the lowest first, with the media types of OCI.
         config: its configuration.
         tree: the root filesystem as the layers describe it, without device nodes. What is built on the image is
             compared with it.
@@ -56,8 +57,7 @@ class BaseImage:
 
     source: ImageSource
     layout: OciLayout
-    layers: tuple[Descriptor, ...]
-    diff_ids: tuple[str, ...]
+    layers: tuple[ImageLayer, ...]
     config: ImageConfig
     tree: Tree
     privileged: tuple[str, ...]
@@ -67,12 +67,6 @@ class BaseImage:
     def runtime(self) -> RuntimeConfig:
         """How its program is run, which images that are built on it inherit."""
         return self.config.runtime
-
-    @property
-    def history(self) -> tuple[HistoryEntry, ...]:
-        """How its layers were made, the lowest first; empty if it does not say, or not of each layer."""
-        entries = tuple(self.config.history or ())
-        return entries if sum(not entry.empty_layer for entry in entries) == len(self.layers) else ()
 
     @property
     def description(self) -> str:
@@ -86,12 +80,14 @@ class BaseImage:
             InputError: a blob has changed.
         """
         for layer in self.layers:
-            if target.has(layer):
-                continue
-            with scratch.folder(target.folder, ".blob-") as near, self.layout.verified(layer) as source:
-                with (near / "blob").open("xb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-                target.adopt(near / "blob", layer)
+            if layer.blob is not None and not target.has(layer.blob.descriptor):
+                self._copy(layer.blob.descriptor, target)
+
+    def _copy(self, blob: Descriptor, target: OciLayout) -> None:
+        with scratch.folder(target.folder, ".blob-") as near:
+            with self.layout.verified(blob) as source, (near / "blob").open("xb") as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
+            target.adopt(near / "blob", blob)
 
 
 def open_base(found: FoundImage, platform: Platform, spool: Path) -> BaseImage:
@@ -111,14 +107,10 @@ def open_base(found: FoundImage, platform: Platform, spool: Path) -> BaseImage:
     source = ImageSource(
         found.name, found.digest, found.manifest.digest, found.manifest.size, _created(config), found.vouched_by
     )
-    layers = tuple(
-        replace(layer, media_type=_OCI_TYPES.get(layer.media_type, layer.media_type)) for layer in root.layers
-    )
     return BaseImage(
         source=source,
         layout=found.layout,
-        layers=layers,
-        diff_ids=tuple(config.rootfs.diff_ids),
+        layers=tuple(_as_oci(layer) for layer in layers_of(root.manifest, config)),
         config=config,
         tree=root.tree,
         privileged=root.privileged,
@@ -142,6 +134,15 @@ def usable_tree(image: BaseImage, *, keep_privileges: bool) -> Tree:
     if not keep_privileges:
         drop_privileges(tree)
     return tree
+
+
+def _as_oci(layer: ImageLayer) -> ImageLayer:
+    """Return a layer with OCI's media type where it has Docker's: manifests of OCI have no others."""
+    if layer.blob is None:
+        return layer
+    described = layer.blob.descriptor
+    media_type = _OCI_TYPES.get(described.media_type, described.media_type)
+    return replace(layer, blob=replace(layer.blob, descriptor=replace(described, media_type=media_type)))
 
 
 def _listed(paths: tuple[str, ...]) -> str:

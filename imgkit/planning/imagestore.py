@@ -24,6 +24,7 @@ from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.planning.plan import ImageSource
 from imgkit.recipe.basereference import BaseReference
+from imgkit.registry.access import RegistryAccess
 from imgkit.registry.pulling import fetch_image, resolve
 
 _IMAGES = "images"
@@ -60,26 +61,34 @@ class _Record(StrictModel):
 
 
 def find_image(
-    reference: BaseReference, platform: Platform, cache: Cache, *, locked: ImageSource | None = None
+    reference: BaseReference,
+    platform: Platform,
+    cache: Cache,
+    *,
+    locked: ImageSource | None = None,
+    access: RegistryAccess | None = None,
 ) -> FoundImage:
     """Find an image, and download what is missing of it.
 
     Args:
         locked: the image of a lock, which must be found exactly.
+        access: how registries are reached; None takes the defaults.
 
     Raises:
         InputError: there is no such image, or not the one of the lock; offline: it is not in the cache.
         HostError: the cache cannot be written.
     """
-    find = _in_folder if reference.folder is not None else _in_registry
-    found = find(reference, platform, cache, locked)
+    if reference.image is None:
+        found = _in_folder(reference, platform, locked)
+    else:
+        found = _in_registry(reference.image, platform, cache, locked, access)
     if locked is not None and found.manifest.digest != locked.manifest:
         message = f"{found.name}: the image for {platform} is {found.manifest.digest}, not the lock's {locked.manifest}"
         raise InputError(message, hint=_CHANGED_HINT)
     return found
 
 
-def _in_folder(reference: BaseReference, platform: Platform, _cache: Cache, locked: ImageSource | None) -> FoundImage:
+def _in_folder(reference: BaseReference, platform: Platform, locked: ImageSource | None) -> FoundImage:
     """Find an image in a layout. That of a lock is found by its digest, whatever has the tag now."""
     folder = reference.folder or Path()
     layout = OciLayout.open(folder)
@@ -90,14 +99,13 @@ def _in_folder(reference: BaseReference, platform: Platform, _cache: Cache, lock
     return FoundImage(layout, folder.name, digest, manifest, by)
 
 
-def _in_registry(reference: BaseReference, platform: Platform, cache: Cache, locked: ImageSource | None) -> FoundImage:
+def _in_registry(
+    name: ImageName, platform: Platform, cache: Cache, locked: ImageSource | None, access: RegistryAccess | None
+) -> FoundImage:
     """Find an image in a registry, or in the cache what was found there before."""
-    name = reference.image
-    if name is None:
-        raise ValueError("no layout and no name of an image")
     store = _store(cache)
     wanted = name if locked is None else name.with_digest(locked.digest)
-    top = _recalled(store, wanted) if cache.offline else _fetched(store, wanted, platform)
+    top = _recalled(store, wanted) if cache.offline else _fetched(store, wanted, platform, access)
     manifest = choose_image(store, [top], platform, wanted)
     by = locked.vouched_by if locked is not None else _BY_DIGEST if name.digest else _BY_TAG
     return FoundImage(store, _without_digest(name), top.digest, manifest, by)
@@ -116,10 +124,10 @@ def _without_digest(name: ImageName) -> str:
     return str(name).partition("@")[0]
 
 
-def _fetched(store: OciLayout, name: ImageName, platform: Platform) -> Descriptor:
+def _fetched(store: OciLayout, name: ImageName, platform: Platform, access: RegistryAccess | None) -> Descriptor:
     """Fetch an image, and remember what its name and its digest stand for."""
-    exact = name.with_digest(name.digest or resolve(name))
-    top = fetch_image(exact, store, [platform])
+    exact = name.with_digest(name.digest or resolve(name, access=access))
+    top = fetch_image(exact, store, [platform], access=access)
     if top.digest != exact.digest:
         raise InputError(f"{exact}: the registry sent {top.digest}")
     for known in {str(name), str(exact), f"{exact.full_repository}@{exact.digest}"}:

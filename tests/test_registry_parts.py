@@ -102,12 +102,12 @@ def test_an_image_is_chosen_by_its_name(tmp_path: Path) -> None:
     layout = OciLayout.create(tmp_path / "image.oci")
     one, two = image(layout, [layer(1)]), image(layout, [layer(2)])
     layout.write_index([named(one, "one"), named(two, "two")])
-    assert read_parts(layout, name="two").root.digest == two.digest
+    assert read_parts(layout, image="two").root.digest == two.digest
     with pytest.raises(UsageError, match="has 2 images, where one is pushed") as caught:
         read_parts(layout)
     assert caught.value.hint == "choose one with --image: one, two"
     with pytest.raises(UsageError, match="has no image 'three'") as caught:
-        read_parts(layout, name="three")
+        read_parts(layout, image="three")
     assert caught.value.hint == "choose one with --image: one, two"
 
 

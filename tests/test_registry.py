@@ -145,7 +145,7 @@ def test_large_blobs_go_in_chunks(open_registry: DockerRegistry, repository: str
     assert result.targets[0].blobs[0].bytes_sent == len(layer(9, 250_000))
     assert len(open_registry.requests("PATCH", repository)) == 3
     raw = skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{open_registry.host}/{repository}:1")
-    assert raw == (layout.folder / "index.json").read_bytes()
+    assert raw == layout.read(result.root)
 
 
 def test_a_dry_run_writes_nothing(open_registry: DockerRegistry, repository: str, tmp_path: Path) -> None:

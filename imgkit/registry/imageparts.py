@@ -3,9 +3,9 @@
 Which entry of a layout's ``index.json`` is the image:
 
 * With a name, the entry whose ``org.opencontainers.image.ref.name`` it is.
-* If all entries have a platform and none has a name, all of them together: ``index.json`` itself is the image's index,
-  as ``imgkit build --output oci`` writes it.
-* Otherwise the only entry, which may be an index or a manifest, as ``imgkit pull``, skopeo and buildx write it.
+* The only entry, which may be an index or a manifest, as imgkit, skopeo and buildx write it.
+* If there are several, all have a platform and none has a name, then all of them together: ``index.json`` itself is the
+  image's index.
 
 Manifests with a ``subject`` are not images but refer to one (image-spec 1.1, "Image Manifest": signatures, SBOMs).
 """
@@ -97,7 +97,7 @@ def _root(collector: _Collector, entries: Sequence[Descriptor], image: str) -> I
         entries = [entry for entry in entries if entry.annotations.get(REF_NAME) == image]
         if not entries:
             raise UsageError(f"{collector.name}: has no image {image!r}", hint=hint)
-    elif entries and not names and all(entry.platform is not None for entry in entries):
+    elif len(entries) > 1 and not names and all(entry.platform is not None for entry in entries):
         return _whole(collector.layout, entries)
     if len(entries) != 1:
         count = f"{len(entries)} images" if entries else "no image"

@@ -256,7 +256,7 @@ def test_huge_documents_are_not_read(images: ImageMaker) -> None:
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"layers": None}, "layers: Input should be a valid list"),
+        ({"layers": {}}, "layers: Input should be a valid list"),
         ({"layers": [{}] * 1001}, "layers: List should have at most 1000 items"),
         ({"schemaVersion": 1}, "is of schema version 1, not 2"),
         ({"mediaType": mediatypes.INDEX}, f"has the media type '{mediatypes.INDEX}', not "),

@@ -155,14 +155,14 @@ def test_lies_about_what_was_pushed(lie: Rule, message: str, tmp_path: Path) -> 
 
 
 def test_a_location_of_plain_http_on_https_names_the_proxy(tmp_path: Path) -> None:
-    from imgkit.registry import uploading
-    from imgkit.registry.wire import Answer
+    from imgkit.registry.bloblookup import upload_location
+    from imgkit.registry.httpcalls import Answer
 
     answer = Answer(
         202, {"Location": "http://registry.example/v2/x"}, b"", "https://registry.example/v2/a/blobs/uploads/"
     )
     with pytest.raises(RegistryError, match="another server") as caught:
-        uploading._location(answer)
+        upload_location(answer)
     assert (
         caught.value.hint
         == "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
@@ -689,11 +689,66 @@ def test_uploads_that_creep_on_end(tmp_path: Path) -> None:
         assert registry.tags == set()
 
 
-def test_a_registry_without_chunks_gets_the_blob_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 404, 405, 416, 501])
+@pytest.mark.parametrize("refused", ["first", "second", "last"])
+def test_a_registry_without_chunks_gets_the_blob_at_once(refused: str, status: int, tmp_path: Path) -> None:
+    layout = one_image(tmp_path / "image.oci", 30_000, 29_000)
+
+    def refuse(request: Request) -> Reply | None:
+        wanted = {"first": "0-9999", "second": "10000-19999", "last": None}[refused]
+        if request.headers.get("Content-Range") != wanted:
+            return None
+        if refused == "last" and request.headers["Content-Length"] != "0":
+            return None
+        request.body()
+        return status, {}, b""
+
+    with fake_registry(rule("PUT" if refused == "last" else "PATCH", UPLOADS, refuse)) as registry:
+        pushed(registry, layout, chunk_size=10_000, workers=1)
+        assert registry.tags == {"1"}
+        chunks = [line for line in registry.seen if line.startswith("PATCH")]
+    assert len(chunks) == {"first": 1, "second": 2, "last": 4}[refused]  # of the first blob only
+
+
+def test_a_registry_that_refuses_chunks_for_another_reason_is_not_asked_again(tmp_path: Path) -> None:
     layout = one_image(tmp_path / "image.oci", 30_000)
-    with fake_registry(rule("PATCH", UPLOADS, reply(405))) as registry:
+    with fake_registry(rule("PATCH", UPLOADS, reply(413))) as registry:
+        with pytest.raises(RegistryError, match="answers 413") as caught:
+            pushed(registry, layout, chunk_size=10_000, workers=1)
+        assert len([line for line in registry.seen if line.startswith("PATCH")]) == 1
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("or try a smaller --chunk-size")
+
+
+def test_the_range_of_a_chunk_may_be_that_of_the_chunk(tmp_path: Path) -> None:
+    """As Amazon's registry answers."""
+    layout = one_image(tmp_path / "image.oci", 30_000)
+    with fake_registry() as registry:
+
+        def take(request: Request) -> Reply:
+            status, headers, body = registry.answer(request)
+            return status, {**headers, "Range": "0-9999"}, body
+
+        registry.rules.append(rule("PATCH", UPLOADS, take))
         pushed(registry, layout, chunk_size=10_000)
         assert registry.tags == {"1"}
+        assert len([line for line in registry.seen if line.startswith("PATCH")]) == 4
+
+
+def test_cookies_are_not_returned(tmp_path: Path) -> None:
+    cookies: list[str | None] = []
+    with fake_registry() as registry:
+
+        def bake(request: Request) -> Reply:
+            cookies.append(request.headers.get("Cookie"))
+            status, headers, body = registry.answer(request)
+            return status, {**headers, "Set-Cookie": "sid=1; Path=/"}, body
+
+        registry.rules.append(bake)
+        registry.store("a/b", two_architectures(tmp_path / "image.oci"))
+        pull_of(registry, tmp_path / "pulled.oci")
+    assert len(cookies) > 5
+    assert set(cookies) == {None}
 
 
 def test_chunks_are_as_large_as_the_registry_wants(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class ImageName:
 
 
 def is_tag(text: str) -> bool:
-    """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``; not ``.``, ``-`` first."""
+    """Return whether ``text`` can be a tag: 1 to 128 letters, digits, ``_``, ``.``, ``-``, no ``.`` or ``-`` first."""
     return _TAG.fullmatch(text) is not None
 
 

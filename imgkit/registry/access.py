@@ -32,5 +32,5 @@ class RegistryAccess:
     pause: float = 0.5
     stall_timeout: float = 30.0
     commit_timeout: float = 300.0
-    chunk_size: int = 32 << 20
+    chunk_size: int = 64 << 20
     workers: int = 4

@@ -19,6 +19,7 @@ from imgkit.errors import InputError
 from imgkit.fetch.pool import Meter, in_parallel
 from imgkit.host import scratch
 from imgkit.oci import mediatypes
+from imgkit.oci.choosing import same_platform
 from imgkit.oci.descriptors import Descriptor, Platform, is_digest
 from imgkit.oci.documents import DescriptorObject, parse_index, parse_manifest
 from imgkit.oci.imagename import ImageName
@@ -245,17 +246,6 @@ class _Pull:
             return True
 
         return job
-
-
-def same_platform(wanted: Platform, given: Platform) -> bool:
-    """Return whether an image for the platform ``given`` is one for ``wanted``.
-
-    A variant that is not wanted does not matter, and the variant ``v8`` of arm64 is the usual one.
-    """
-    if (wanted.os, wanted.architecture) != (given.os, given.architecture):
-        return False
-    usual = "v8" if wanted.architecture == "arm64" else ""
-    return not wanted.variant or wanted.variant == (given.variant or usual)
 
 
 def _is_kept(layout: OciLayout, blob: Descriptor) -> bool:

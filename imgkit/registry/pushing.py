@@ -21,12 +21,13 @@ from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.imagename import DEFAULT_TAG, ImageName, ImageNameError
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.registry.access import RegistryAccess
+from imgkit.registry.bloblookup import has_blob, mount
 from imgkit.registry.imageparts import ImageDocument, ImageParts
 from imgkit.registry.referrers import note_referrer
 from imgkit.registry.registryerrors import RegistryError
 from imgkit.registry.remote import RemoteRepository
 from imgkit.registry.tokens import PULL
-from imgkit.registry.uploading import BlobUpload, has_blob, mount
+from imgkit.registry.uploading import BlobUpload
 from imgkit.registry.wire import Wire
 
 log = logging.getLogger("imgkit.registry")

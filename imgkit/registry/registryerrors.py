@@ -8,7 +8,7 @@ from time import time
 from imgkit.errors import InputError
 from imgkit.fetch.checks import TransientError, looks_like_html, shown
 from imgkit.host.jsonfile import parse_json
-from imgkit.registry.wire import Answer
+from imgkit.registry.httpcalls import Answer
 
 MAX_WAIT = 60.0
 """Seconds that a registry may ask us to wait before the next attempt (``Retry-After``)."""

@@ -18,10 +18,11 @@ from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.documents import MAX_DOCUMENT
 from imgkit.oci.imagename import DOCKER_HUB, ImageName
 from imgkit.registry.access import RegistryAccess
+from imgkit.registry.httpcalls import Answer, Body, BodySink, HttpCall
 from imgkit.registry.logins import find_login
 from imgkit.registry.registryerrors import BusyError, DeniedError, RegistryError, check_answer, refusal, web_page
 from imgkit.registry.tokens import PULL, PUSH, Authorizer, scope
-from imgkit.registry.wire import Answer, Body, HttpCall, Sink, Wire, origin
+from imgkit.registry.wire import Wire, origin
 
 log = logging.getLogger("imgkit.registry")
 
@@ -65,11 +66,15 @@ class RemoteRepository:
     Args:
         name: the registry and the repository; tag and digest do not matter.
         wire: makes the requests.
+
+    Attributes:
+        takes_chunks: False once it has refused to take a blob in chunks.
     """
 
     def __init__(self, name: ImageName, access: RegistryAccess, wire: Wire) -> None:
         self.name = name
         self.access = access
+        self.takes_chunks = True
         self._wire = wire
         self._host = _HUB_HOST if name.registry == DOCKER_HUB else name.registry
         self._auth = Authorizer(
@@ -88,7 +93,7 @@ class RemoteRepository:
         headers: Mapping[str, str] | None = None,
         body: bytes | Body | None = None,
         limit: int = MAX_DOCUMENT,
-        sink: Sink | None = None,
+        sink: BodySink | None = None,
         patience: float | None = None,
         what: str = "",
         once: bool = False,

@@ -16,9 +16,9 @@ from imgkit.errors import InputError
 from imgkit.fetch.checks import looks_like_html, shown
 from imgkit.host.jsonfile import parse_json
 from imgkit.registry.challenges import Challenge, parse_challenges
+from imgkit.registry.httpcalls import Answer, HttpCall
 from imgkit.registry.logins import Login
 from imgkit.registry.registryerrors import DeniedError, RegistryError, check_answer, refusal, web_page
-from imgkit.registry.wire import Answer, HttpCall
 
 PULL = "pull"
 PUSH = "pull,push"
@@ -33,6 +33,16 @@ Send = Callable[[HttpCall], Answer]
 def scope(repository: str, actions: str) -> str:
     """Return the scope of a repository: ``repository:team/app:pull``."""
     return f"repository:{repository}:{actions}"
+
+
+def _covered(wanted: str, scopes: Collection[str]) -> bool:
+    """Return whether a scope is part of one among ``scopes``: of the same repository, with no further action."""
+    name, _, actions = wanted.rpartition(":")
+    for one in scopes:
+        own, _, given = one.rpartition(":")
+        if own == name and set(actions.split(",")) <= set(given.split(",")):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Authorizer:
         realm = challenge.parameters.get("realm", "")
         self._check_realm(realm)
         self._service = (realm, challenge.parameters.get("service", ""))
-        asked = frozenset(challenge.parameters.get("scope", "").split())
+        asked = {one for one in challenge.parameters.get("scope", "").split() if not _covered(one, scopes)}
         self._further[scopes] = self._further.get(scopes, frozenset()) | asked
         token = self._tokens.get(scopes)
         if token is not None and used == f"Bearer {token.value}":  # or another thread has a new one already

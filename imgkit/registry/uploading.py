@@ -1,8 +1,12 @@
 """Send one blob to a repository: mounted from another repository, at once, or in chunks that are resumed.
 
-Source: distribution-spec 1.1, "Pushing blobs". What a registry of Debian (distribution 2.8) does differently: after a
-chunk that broke off it has lost the whole upload, which then starts anew; and for an upload without any bytes it says
-``Range: 0-0``, as for one byte.
+Source: distribution-spec 1.1, "Pushing blobs". What registries do differently:
+
+* Several take no chunks (those of GitHub and Google, by reports of other clients), some only at the second one or when
+  the upload is completed. The blob is then sent at once.
+* After a chunk that broke off, distribution 2.8 (the registry in Debian) has lost the whole upload, which starts anew.
+* For an upload without any bytes it says ``Range: 0-0``, as for one byte.
+* Amazon's registry answers a chunk with the range of that chunk, not of the upload, and knows no status of uploads.
 """
 
 from __future__ import annotations
@@ -14,22 +18,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-from imgkit.fetch.checks import TransientError, shown
+from imgkit.fetch.checks import TransientError
 from imgkit.oci.descriptors import Descriptor
-from imgkit.registry.registryerrors import DeniedError, MissingImageError, RegistryError
+from imgkit.registry.bloblookup import UPLOADS, has_blob, upload_location
+from imgkit.registry.httpcalls import Answer
+from imgkit.registry.registryerrors import DeniedError, RegistryError
 from imgkit.registry.remote import RemoteRepository, check_digest, pause_before
 from imgkit.registry.tokens import PUSH
-from imgkit.registry.wire import Answer, StalledServerError, origin
+from imgkit.registry.wire import StalledServerError
 
 log = logging.getLogger("imgkit.registry")
 
-_UPLOADS = "blobs/uploads/"
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _MAX_CHUNK = 1 << 30
 _PROGRESS = 1 << 20  # bytes that a registry must have taken since the last fault for it to be forgotten
-_NO_CHUNKS = frozenset({404, 405, 411, 415, 416, 501})
+_NO_CHUNKS = frozenset({400, 404, 405, 411, 415, 416, 501})
 _BINARY = "application/octet-stream"
 
 
@@ -63,52 +68,6 @@ class FilePart:
                 self.on_bytes(len(piece))
 
 
-def has_blob(
-    repository: RemoteRepository, descriptor: Descriptor, cancelled: threading.Event, *, actions: str = PUSH
-) -> bool:
-    """Ask whether the repository has a blob.
-
-    Raises:
-        RegistryError: the registry says that the blob has another size.
-    """
-    what = f"{repository.name.full_repository}@{descriptor.digest}"
-    place = f"blobs/{descriptor.digest}"
-    answer = repository.request("HEAD", place, (200, 404), cancelled=cancelled, actions=actions, what=what)
-    if answer.status == 404:
-        return False
-    size = answer.headers.get("Content-Length", "")
-    if size.isdigit() and int(size[:20]) != descriptor.size:
-        message = f"{what}: the registry has {size[:20]} bytes under this digest, and not {descriptor.size}"
-        raise RegistryError(message)
-    return True
-
-
-def mount(
-    repository: RemoteRepository, descriptor: Descriptor, sources: Sequence[str], cancelled: threading.Event
-) -> tuple[str, str]:
-    """Have a blob mounted from one of several repositories of the same registry.
-
-    Returns:
-        The repository that it was mounted from, empty if none had it; and the place of an upload that the registry has
-        begun instead, empty if there is none.
-    """
-    begun = ""
-    for source in sources:
-        query = f"?mount={quote(descriptor.digest, safe='')}&from={quote(source, safe='')}"
-        try:
-            answer = repository.request(
-                "POST", _UPLOADS + query, (201, 202), cancelled=cancelled, actions=PUSH, source=source
-            )
-        except (DeniedError, MissingImageError) as error:
-            log.debug("%s: no mount from %s: %s", descriptor.digest, source, error)
-            continue
-        if answer.status == 201:
-            check_digest(answer, descriptor.digest, f"{repository.name.full_repository}@{descriptor.digest}")
-            return source, ""
-        begun = _location(answer)
-    return "", begun
-
-
 class BlobUpload:
     """The upload of one blob. It is used once, by :meth:`send`.
 
@@ -132,7 +91,7 @@ class BlobUpload:
         self._cancelled, self._report = cancelled, on_bytes
         self._what = f"{repository.name.full_repository}@{descriptor.digest}"
         self._place, self._offset, self._chunk = begun, 0, repository.access.chunk_size
-        self._in_chunks = descriptor.size > self._chunk
+        self._in_chunks = descriptor.size > self._chunk and repository.takes_chunks
         self._shown = 0  # bytes that were reported
         self.bytes_sent = 0
 
@@ -170,23 +129,27 @@ class BlobUpload:
         try:
             while self._in_chunks and self._offset < self._descriptor.size:
                 self._send_chunk()
+            self._complete()
         except RegistryError as refused:
-            if not self._refuses_chunks(refused):
+            if not self._in_chunks or refused.status not in _NO_CHUNKS:
                 raise
-            log.info("%s: takes no chunks, so the blob is sent at once", self._repository.name.registry)
-            self._in_chunks = False
+            self._give_up_chunks(refused)
             self._begin()
-        self._complete()
+            self._complete()
 
-    def _refuses_chunks(self, error: RegistryError) -> bool:
-        return self._offset == 0 and error.status in _NO_CHUNKS
+    def _give_up_chunks(self, refused: RegistryError) -> None:
+        """Send this blob and later ones at once: several registries take no chunks, or the first one only."""
+        log.info("%s: takes no chunks, so blobs are sent at once", self._repository.name.registry)
+        log.debug("%s", refused)
+        self._in_chunks = False
+        self._repository.takes_chunks = False
 
     def _begin(self) -> None:
-        answer = self._request("POST", _UPLOADS, (202,), body=b"", once=False)
+        answer = self._request("POST", UPLOADS, (202,), body=b"", once=False)
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
         if least.isdigit():
             self._chunk = max(self._chunk, min(int(least[:12]), _MAX_CHUNK))
-        self._place = _location(answer)
+        self._place = upload_location(answer)
         self._go_to(0)
 
     def _send_chunk(self) -> None:
@@ -194,8 +157,9 @@ class BlobUpload:
         headers = {"Content-Type": _BINARY, "Content-Range": f"{self._offset}-{end - 1}"}
         body = FilePart(self._path, self._offset, end - self._offset, self._count)
         answer = self._request("PATCH", self._place, (202, 204), headers=headers, body=body)
-        self._place = _location(answer)
-        self._go_to(self._taken(answer, end, default=end))
+        self._place = upload_location(answer)
+        self._check_taken(answer, end)
+        self._go_to(end)
 
     def _complete(self) -> None:
         """Send the rest of the blob, which is all of it if it is not sent in chunks, and its digest."""
@@ -232,20 +196,26 @@ class BlobUpload:
             log.debug("%s: the upload is lost: %s", self._what, error)
             return False
         most = min(self._offset + self._chunk, self._descriptor.size)
-        self._go_to(self._taken(answer, most, default=None))
+        self._go_to(self._taken(answer, most))
         if answer.headers.get("Location"):
-            self._place = _location(answer)
+            self._place = upload_location(answer)
         return True
 
-    def _taken(self, answer: Answer, most: int, default: int | None) -> int:
+    def _check_taken(self, answer: Answer, end: int) -> None:
+        """Check that the registry does not claim to have more than it can have.
+
+        It has taken the whole chunk, whatever it says: some registries name the range of the last chunk here.
+        """
+        if answer.headers.get("Range"):
+            self._taken(answer, end)
+
+    def _taken(self, answer: Answer, most: int) -> int:
         """Return how many bytes the registry has, as its header ``Range`` says.
 
         Raises:
             RegistryError: the header is not valid, or names more bytes than were sent.
         """
         text = answer.headers.get("Range", "").strip()
-        if not text and default is not None:
-            return default
         match = _RANGE.fullmatch(text)
         taken = -1 if match is None else int(match[1]) + 1 if match[1] != "0" else 0
         if not 0 <= taken <= most:
@@ -270,26 +240,3 @@ class BlobUpload:
         self._offset = offset
         self._report(offset - self._shown)
         self._shown = offset
-
-
-def _location(answer: Answer) -> str:
-    """Return where the upload goes on, which must be at the registry itself.
-
-    Raises:
-        RegistryError: the registry does not say it, or names another place.
-    """
-    text = answer.headers.get("Location", "")
-    try:
-        place = urljoin(answer.url, text)
-        inside = bool(text) and origin(place) == origin(answer.url)
-    except ValueError:
-        place, inside = text, False
-    if inside:
-        return place
-    if not text:
-        raise RegistryError(f"{shown(answer.url)}: the registry does not say where to send the blob (Location)")
-    hint = None
-    if origin(answer.url)[0] == "https" and place.startswith("http:"):
-        hint = "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
-    message = f"{shown(answer.url)}: the registry wants the blob to be sent to {shown(place)[:200]!r}, another server"
-    raise RegistryError(message, hint=hint)

@@ -10,31 +10,28 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import TransientError, UnreachableError, broken_off, declared_length, shown
+from imgkit.fetch.checks import TransientError, UnreachableError, shown
 from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
 from imgkit.fetch.http import CONNECT_ALLOWANCE, LEAST_RATE
 from imgkit.fetch.session import Session, discard
 from imgkit.fetch.unreachable import causes, unreachable
 from imgkit.registry.access import RegistryAccess
+from imgkit.registry.httpcalls import Answer, Body, HttpCall
+from imgkit.registry.receiving import HINT, given_up, receive
 from imgkit.registry.roots import TrustedRoots
 
 log = logging.getLogger("imgkit.registry")
 
-MAX_PAGE = 1 << 16
-"""Bytes that are read of an answer that is not expected to be longer, such as an error."""
-HINT = "check the name of the registry, the network and the proxy settings (HTTPS_PROXY, NO_PROXY)"
 CONNECT_TIMEOUT = 10.0  # seconds; also the longest pause while a piece of a body is sent
 _PIECE = 1 << 14  # bytes that are handed to the network at a time
-_READ = 1 << 18
 _MAX_REDIRECTS = 5
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -45,58 +42,6 @@ class NoTlsError(UnreachableError):
 
 class StalledServerError(UnreachableError):
     """The server did not answer in time, or too slowly."""
-
-
-class Sink(Protocol):
-    """Takes the body of an answer whose status is 200 or 206."""
-
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Prepare for the body."""
-
-    def write(self, piece: bytes) -> None:
-        """Take a piece of the body."""
-
-
-class Body(Protocol):
-    """The body of a request, which can be sent several times."""
-
-    def __len__(self) -> int:
-        """Return its length in bytes."""
-
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """Yield it from its beginning, ``size`` bytes at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HttpCall:
-    """A request.
-
-    Attributes:
-        authorization: the value of the header ``Authorization``; empty if there is none.
-        body: bytes, or a body that is streamed; None for requests without one.
-        limit: bytes of an answer that are read; more is an error.
-        sink: takes the body of a successful answer; without one, the body is in the answer.
-        patience: seconds until the answer must have begun when the body was sent; None takes the usual time.
-    """
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    authorization: str = ""
-    body: bytes | Body | None = None
-    limit: int = MAX_PAGE
-    sink: Sink | None = None
-    patience: float | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a request: its status, its headers (in any case), its body, and the URL at the end of redirects."""
-
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
-    url: str
 
 
 class Wire:
@@ -168,7 +113,10 @@ class Wire:
         try:
             return self._idle.pop()
         except IndexError:
-            return Session()
+            session = Session()
+            # Registries with a web page give cookies to everybody, and take a client that returns one for a browser.
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+            return session
 
     def _guarded(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
         """Make the exchange, and turn the exceptions of the libraries into those of imgkit."""
@@ -191,7 +139,7 @@ class Wire:
             if target is None:
                 with response:
                     return Answer(
-                        response.status_code, response.headers, _receive(response, call, deadline), response.url
+                        response.status_code, response.headers, receive(response, call, deadline), response.url
                     )
             discard(response)
             self._check_target(url, target)
@@ -266,11 +214,6 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
 
 
-def given_up(url: str) -> InputError:
-    """Return the error for a request whose answer is no longer needed."""
-    return InputError(f"{shown(url)}: the request was given up")
-
-
 def _authorize(value: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
     """Return what sets the header; anything that is not None keeps ``requests`` from looking into ``~/.netrc``."""
 
@@ -287,64 +230,6 @@ def _authorize(value: str) -> Callable[[requests.PreparedRequest], requests.Prep
 
 def _no_proxy() -> dict[str, str]:
     return {"http": "", "https": ""}
-
-
-def _receive(response: requests.Response, call: HttpCall, deadline: Deadline) -> bytes:
-    """Read the body: into the sink if there is one and the answer is a good one, else to be returned."""
-    if call.method == "HEAD":
-        return b""
-    if call.sink is not None and response.status_code in (200, 206):
-        _check_encoding(response, call)
-        call.sink.begin(response.status_code, response.headers)
-        _stream_into(call.sink.write, response, call, deadline)
-        return b""
-    good = response.status_code < 300
-    if good:
-        _check_encoding(response, call)
-    received = bytearray()
-    limit = call.limit if good else MAX_PAGE
-    for piece in _pieces(response, call, deadline):
-        received += piece
-        if len(received) > limit:
-            if good:
-                raise InputError(f"{shown(call.url)}: the answer is longer than the {limit} bytes that are read of it")
-            break
-    return bytes(received)
-
-
-def _stream_into(
-    write: Callable[[bytes], Any], response: requests.Response, call: HttpCall, deadline: Deadline
-) -> None:
-    declared, size = declared_length(response.headers), 0
-    for piece in _pieces(response, call, deadline):
-        size += len(piece)
-        write(piece)
-    if declared is not None and size != declared:
-        raise broken_off(call.url, size, declared, hint=HINT)
-
-
-def _pieces(response: requests.Response, call: HttpCall, deadline: Deadline) -> Iterator[bytes]:
-    """Yield the raw body as it arrives."""
-    while True:
-        try:
-            piece = response.raw.read1(_READ)
-        except urllib3.exceptions.ReadTimeoutError:
-            raise
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as cause:
-            raise broken_off(call.url, hint=HINT) from cause
-        if deadline.passed:
-            raise given_up(call.url)
-        if not piece:
-            return
-        deadline.received(len(piece))
-        yield piece
-
-
-def _check_encoding(response: requests.Response, call: HttpCall) -> None:
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        message = f"{shown(call.url)}: the answer is compressed ({encoding[:40]}), which was not asked for"
-        raise InputError(message, hint="a proxy may compress what passes through it")
 
 
 def _stalled(url: str) -> StalledServerError:

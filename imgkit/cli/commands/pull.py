@@ -15,10 +15,10 @@ from imgkit.cli import registryoptions
 from imgkit.cli.command import Invocation
 from imgkit.errors import HostError, UsageError
 from imgkit.host import terminal
+from imgkit.oci.choosing import REF_NAME
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout
-from imgkit.registry.imageparts import REF_NAME
 from imgkit.registry.pulling import PulledImage, pull_image
 
 NAME = "pull"

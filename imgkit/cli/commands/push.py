@@ -62,7 +62,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="another repository of the registry that may have blobs of the image; may be repeated",
     )
     parser.add_argument(
-        "--chunk-size", type=int, default=32, metavar="MIB", help="blobs are sent in chunks of this size (default: 32)"
+        "--chunk-size",
+        type=int,
+        default=64,
+        metavar="MIB",
+        help="larger blobs are sent in chunks of this size (default: 64)",
     )
     parser.add_argument("--dry-run", action="store_true", help="ask what the registries have, and send nothing")
     registryoptions.arguments(parser)

@@ -73,7 +73,7 @@ class ImageIndex(StrictModel):
 
     schemaVersion: int  # noqa: N815 - as it is in the file
     mediaType: Name | None = None  # noqa: N815 - as it is in the file
-    manifests: Annotated[list[DescriptorObject], _NONE, Field(max_length=_MAX_MANIFESTS)]
+    manifests: Annotated[list[DescriptorObject], Field(max_length=_MAX_MANIFESTS), _NONE]
     annotations: Annotations | None = None
 
 
@@ -84,7 +84,7 @@ class ImageManifest(StrictModel):
     mediaType: Name | None = None  # noqa: N815 - as it is in the file
     artifactType: Name | None = None  # noqa: N815 - as it is in the file
     config: DescriptorObject
-    layers: Annotated[list[DescriptorObject], _NONE, Field(max_length=_MAX_LAYERS)]
+    layers: Annotated[list[DescriptorObject], Field(max_length=_MAX_LAYERS), _NONE]
     subject: DescriptorObject | None = None
     annotations: Annotations | None = None
 
@@ -107,7 +107,7 @@ class RootFilesystem(StrictModel):
     """The member ``rootfs`` of an image configuration: the digests of the layers when they are not compressed."""
 
     type: Name
-    diff_ids: Annotated[list[Digest], _NONE, Field(max_length=_MAX_LAYERS)]
+    diff_ids: Annotated[list[Digest], Field(max_length=_MAX_LAYERS), _NONE]
 
 
 class HistoryEntry(StrictModel):

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import zstandard
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, InputError
 from imgkit.oci import mediatypes
 from imgkit.oci.applying import ImageRoot, InflationLimits, tree_of
-from imgkit.oci.changesets import Allowance
+from imgkit.oci.changesets import Allowance, Changeset
 from imgkit.oci.descriptors import Descriptor, Platform, digest_of
 from imgkit.oci.documents import MAX_DOCUMENT
 from imgkit.oci.ocilayout import to_json
+from imgkit.tree import Tree
+from imgkit.tree.members import Spool
 from tests.ociimages import WINDOWS_LAYER, Entry, ImageMaker, folder, hard, maker, symlink, tar
 
 
@@ -343,6 +345,18 @@ def test_what_layers_may_cost(
         assert root(images, images.image(data), allowance=allowance).tree
         return
     assert refused_layer(images, data, allowance=allowance).startswith(message)
+
+
+def test_a_full_disk_is_the_host_s_fault(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with Spool(tmp_path / "spool") as spool:
+        spool._sink.close()
+        spool._sink = full.open("wb", buffering=0)
+        with pytest.raises(HostError) as caught:
+            Changeset(Tree(), spool, Allowance()).apply(iter([tar(Entry("file", b"x"))]))
+    assert caught.value.message == f"{tmp_path}: no space left for the contents of files"
 
 
 def test_the_allowance_is_for_all_layers_together(images: ImageMaker) -> None:

@@ -298,6 +298,12 @@ def test_the_ratio_counts_for_large_images() -> None:
     assert [limits.of(size) for size in (0, 33, 34, 300, 400)] == [100, 100, 102, 900, 1000]
 
 
+def test_the_usual_limits() -> None:
+    """They are those of docs/bases.md."""
+    assert [InflationLimits().of(size) for size in (1, 10 << 20, 1 << 30)] == [1 << 30, 2000 << 20, 64 << 30]
+    assert Allowance() == Allowance(entries=1_000_000, text=256 << 20, steps=50_000_000)
+
+
 def bomb(size: int) -> bytes:
     info = tarfile.TarInfo("zeros")
     info.size = size

@@ -191,8 +191,10 @@ def test_references_to_nothing(images: ImageMaker, reference: str) -> None:
     assert caught.value.hint == "it has 1.0"
 
 
-def test_an_empty_layout(images: ImageMaker) -> None:
-    images.layout.write_index([])
+@pytest.mark.parametrize("index", [b'{"schemaVersion":2,"manifests":[]}', b'{"schemaVersion":2,"manifests":null}'])
+def test_an_empty_layout(images: ImageMaker, index: bytes) -> None:
+    """The second one is what umoci init writes."""
+    (images.layout.folder / "index.json").write_bytes(index)
     with pytest.raises(InputError) as caught:
         layout_entries(OciLayout.open(images.layout.folder))
     assert (caught.value.message, caught.value.hint) == (f"{images.layout.folder}: has no image", None)

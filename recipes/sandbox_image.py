@@ -4,7 +4,6 @@ The entrypoint removes the control plane's variables, drops from root to ``agent
 agentd does the same for every request (docs/entrypoint.md).
 """
 
-from . import core
 from .core import *  # noqa: F403 - core.py states every field that is not stated below
 
 name = "sandbox-image"
@@ -25,8 +24,10 @@ users = [
 ]
 
 container = {
-    **core.container,
     "packages": ["setpriv"],
+    "entrypoint": ["/usr/local/bin/entrypoint"],
+    "command": ["/bin/bash"],
+    "workdir": "/workspace",
     "labels": {
         "org.opencontainers.image.title": "sandbox-image",
         "org.opencontainers.image.description": "A sandbox for agents: git, Python and Node.js on Alpine Linux",

@@ -7,9 +7,9 @@ tests/agentd/entrypoint.test.js), and agentd in a booted machine ("machine").
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -115,6 +115,9 @@ agent:x:1000:1000::/workspace:/bin/sh
 """
 
 
+_numbers = itertools.count()
+
+
 @dataclass(frozen=True)
 class Box:
     """The root filesystem of an image, and what is mounted into it."""
@@ -174,7 +177,7 @@ class Box:
         self, words: Sequence[str], env: Mapping[str, str] | Sequence[str] = (), **how: Any
     ) -> Iterator[Running]:
         """Start a container, which is removed at the end of the block."""
-        name = f"imgkit-entry-{secrets.token_hex(4)}"
+        name = f"imgkit-entry-{os.getpid()}-{next(_numbers)}"
         with tempfile.TemporaryDirectory(prefix="imgkit-bundle-") as bundle:
             (Path(bundle) / "config.json").write_text(json.dumps(self.config(words, env, **how)))
             argv = ["runc", "run", "--bundle", bundle, name]

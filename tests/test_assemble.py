@@ -26,7 +26,7 @@ from imgkit.host.progress import Steps
 from imgkit.image import assemble, gathering
 from imgkit.image.assemble import BuildRequest
 from imgkit.image.workspace import workspace
-from imgkit.planning.plan import PlannedPackage
+from imgkit.planning.plan import Artefact, PlannedPackage
 from imgkit.recipe import load, parse_size
 from imgkit.tree import Tree
 from tests.commandline import ROOT
@@ -161,7 +161,7 @@ def test_identifiers_of_the_disk_follow_from_recipe_and_plan(build_request: Buil
     plan = plan_of(recipe, "amd64")
     first = assemble._layout(recipe, "amd64", plan, 1 << 30)
     assert assemble._layout(recipe, "amd64", plan, 1 << 30) == first
-    other = replace(plan, minirootfs=replace(plan.minirootfs, sha256="00" * 32))
+    other = replace(plan, base=Artefact("http://elsewhere.test/x", 1, "00" * 32, "key"))
     renamed = recipe.model_copy(update={"name": "other"})
     guids = {
         first.disk_guid,

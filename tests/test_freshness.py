@@ -450,4 +450,4 @@ def test_a_lock_keeps_its_minirootfs_when_a_newer_one_was_seen(attack: Attack) -
     with pytest.raises(InputError, match="was seen before"):
         fetch_base(loaded, "amd64", cache, attack.here.base / "older")
     base = fetch_base(loaded, "amd64", cache, attack.here.base / "locked", locked=plan)
-    assert base.artefact == plan.minirootfs
+    assert base.artefact == plan.base

@@ -259,6 +259,7 @@ def test_a_package_of_a_lock_has_its_own_path_and_no_fault() -> None:
 
 def test_an_entry_never_changes() -> None:
     entry = LockedArchitecture.model_validate(ENTRY)
+    assert entry.minirootfs is not None
     for model in (entry, entry.minirootfs, entry.install[0]):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(model, next(iter(type(model).model_fields)), "x")

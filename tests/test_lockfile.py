@@ -32,7 +32,7 @@ def plan_of(recipe: Recipe, arch: str) -> Plan:
         arch=arch,
         branch=recipe.branch,
         version="3.23.6",
-        minirootfs=Artefact("http://mirror.test/alpine/v3.23/releases/x.tar.gz", 9, "ab" * 32, "OpenPGP 1234"),
+        base=Artefact("http://mirror.test/alpine/v3.23/releases/x.tar.gz", 9, "ab" * 32, "OpenPGP 1234"),
         indexes=(Artefact(f"{folder}/APKINDEX.tar.gz", 7, "cd" * 32, "key.rsa.pub"),),
         world=("busybox",),
         packages=(
@@ -62,7 +62,7 @@ def test_what_is_written_is_read(recipe: Recipe, lock: Path) -> None:
 def test_no_mirror_is_named_and_another_one_will_do(recipe: Recipe, lock: Path) -> None:
     assert "mirror.test" not in lock.read_text()
     other = recipe.model_copy(update={"mirror": "https://elsewhere.test"})
-    assert lockfile.read(lock, other, "amd64").minirootfs.url == "https://elsewhere.test/v3.23/releases/x.tar.gz"
+    assert lockfile.read(lock, other, "amd64").base.url == "https://elsewhere.test/v3.23/releases/x.tar.gz"
 
 
 def test_the_file_can_be_read_and_compared_by_people(recipe: Recipe, tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def patched(entry: Entry, start: int, value: bytes) -> bytes:
 RAW = {
     "wrong magic": (patched(FILE, 257, b"xstar"), "lacks the ustar magic"),
     "unknown type": (patched(FILE, 156, b"V"), "is of type 'V': 'd/f'"),
-    "sparse type": (patched(FILE, 156, b"S"), "is of type 'S': 'd/f'"),
+    "sparse type": (patched(FILE, 156, b"S"), "is a sparse file: 'd/f'"),
     "not octal": (patched(FILE, 100, b"rwxrwxr\0"), "as its mode"),
     "negative size": (patched(FILE, 124, b"\xff" * 12), "as its size"),
     "directory with contents": (patched(FILE, 156, b"5"), "contents for something that is not a file"),

@@ -22,7 +22,7 @@ from imgkit.fetch.openpgp import ALPINE_FINGERPRINT
 from imgkit.planning.base import Base, certificate_of, fetch_base
 from imgkit.planning.download import fetch_packages, open_planned
 from imgkit.planning.indexes import providers
-from imgkit.planning.plan import Plan, latest_build
+from imgkit.planning.plan import Artefact, Plan, latest_build
 from imgkit.planning.resolve import make_plan
 from imgkit.recipe import Recipe, load
 from tests.commandline import Place
@@ -87,10 +87,10 @@ def test_a_plan_names_every_file_and_who_vouches_for_it(planner: Planner) -> Non
     plan = planner.plan(base)
     index = planner.small.file(INDEX)
     assert (plan.arch, plan.branch, plan.version) == ("amd64", "v3.23", "3.23.6")
-    assert plan.minirootfs == base.artefact
-    assert plan.minirootfs.url == f"{planner.site.url}{ROOTFS.lstrip('/')}"
-    assert plan.minirootfs.vouched_by.startswith("OpenPGP ")
-    assert plan.minirootfs.sha256 == hash_file(planner.small.file(ROOTFS))
+    assert plan.base == base.artefact
+    assert plan.base.url == f"{planner.site.url}{ROOTFS.lstrip('/')}"
+    assert plan.base.vouched_by.startswith("OpenPGP ")
+    assert plan.base.sha256 == hash_file(planner.small.file(ROOTFS))
     (artefact,) = plan.indexes
     assert artefact.url == f"{planner.site.url}{INDEX.lstrip('/')}"
     assert (artefact.size, artefact.sha256) == (index.stat().st_size, hash_file(index))
@@ -121,7 +121,7 @@ def test_the_digest_depends_on_what_is_installed_and_on_nothing_else(planner: Pl
     assert same.digest == plan.digest
     different = [
         replace(plan, arch="arm64"),
-        replace(plan, minirootfs=replace(plan.minirootfs, sha256="ab" * 32)),
+        replace(plan, base=Artefact("http://elsewhere.test/x", 1, "ab" * 32, "key")),
         replace(plan, packages=(other,)),
         replace(plan, packages=(planned, other)),
         replace(plan, packages=(other, planned)),

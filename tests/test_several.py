@@ -61,7 +61,9 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
     assert list(several.build_all(words, ["amd64", "arm64"], 2)) == [report("arm64"), report("amd64")]
     said = capsys.readouterr().err.splitlines()
     assert sorted(said) == [f"{arch}: {text}" for arch in ("amd64", "arm64") for text in ("plan …", "total  1.0 s")]
-    assert (scripts / "words-arm64").read_text() == "-m imgkit build recipe.py --out x --json --arch arm64\n"
+    assert (
+        scripts / "words-arm64"
+    ).read_text() == "-m imgkit build recipe.py --out x --json --output disk --arch arm64\n"
 
 
 def test_no_more_run_at_once_than_asked_for(scripts: Path) -> None:
@@ -132,9 +134,16 @@ def test_whoever_stops_listening_leaves_nothing_behind(scripts: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["build", "r", "--arch=all"], ["build", "r", "--json", "--arch", "x"]),
-        (["build", "--arch", "a", "r", "--arch", "b", "--json"], ["build", "r", "--json", "--arch", "x"]),
-        (["build", "r", "-v"], ["build", "r", "-v", "--json", "--arch", "x"]),
+        (["build", "r", "--arch=all"], ["build", "r", "--json", "--output", "disk", "--arch", "x"]),
+        (
+            ["build", "--arch", "a", "r", "--arch", "b", "--json"],
+            ["build", "r", "--json", "--output", "disk", "--arch", "x"],
+        ),
+        (
+            ["build", "--output", "all", "r", "--output=oci"],
+            ["build", "r", "--json", "--output", "disk", "--arch", "x"],
+        ),
+        (["build", "r", "-v"], ["build", "r", "-v", "--json", "--output", "disk", "--arch", "x"]),
     ],
 )
 def test_the_command_line_of_one(words: list[str], expected: list[str]) -> None:

@@ -267,11 +267,17 @@ def test_only_files_have_contents(kind: bytes) -> None:
         read(header(kind=kind, size=b"1") + bytes(BLOCK))
 
 
-@pytest.mark.parametrize("kind", [b"S", b"D", b"M", b"V", b"N", b"X", b"8", b"\xff"])
+@pytest.mark.parametrize("kind", [b"D", b"M", b"V", b"N", b"X", b"8", b"\xff"])
 def test_members_of_other_types_are_refused(kind: bytes) -> None:
     with pytest.raises(TarError) as caught:
         read(header(kind=kind))
     assert str(caught.value) == f"has a member that is of type {chr(kind[0])!r}: 'f'"
+
+
+def test_sparse_files_are_refused_by_name() -> None:
+    for raw in (header(kind=b"S"), extended(("GNU.sparse.major", "1")) + header()):
+        with pytest.raises(TarError, match=r"^has a member that is a sparse file: 'f'$"):
+            read(raw)
 
 
 def archive() -> bytes:

@@ -8,7 +8,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from imgkit.host.progress import Steps
 from imgkit.image.assemble import BuildResult
+from imgkit.image.containerimage import ContainerResult
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,41 @@ def report_of(arch: str, result: BuildResult) -> BuildReport:
         size=result.size,
         seconds=round(result.steps.elapsed, 2),
         peakMemory=peak_memory(),
-        steps=tuple(
-            StepReport(step.name, round(step.start, 3), round(step.seconds, 3)) for step in result.steps.finished
-        ),
+        steps=_steps(result.steps),
     )
+
+
+def container_report(name: str, result: ContainerResult) -> dict[str, object]:
+    """Return the report of a container image, as a value for :func:`json.dumps`."""
+    return {
+        "name": name,
+        "digest": result.digest,
+        "paths": [str(path) for path in result.paths],
+        "images": [
+            {
+                "arch": image.arch,
+                "digest": image.manifest.digest,
+                "buildId": image.build_id,
+                "layers": [
+                    {
+                        "digest": layer.blob.descriptor.digest,
+                        "size": layer.blob.descriptor.size,
+                        "reason": layer.history.created_by,
+                    }
+                    for layer in image.layers
+                    if layer.blob is not None
+                ],
+            }
+            for image in result.images
+        ],
+        "seconds": round(result.steps.elapsed, 2),
+        "peakMemory": peak_memory(),
+        "steps": [asdict(step) for step in _steps(result.steps)],
+    }
+
+
+def _steps(steps: Steps) -> tuple[StepReport, ...]:
+    return tuple(StepReport(step.name, round(step.start, 3), round(step.seconds, 3)) for step in steps.finished)
 
 
 def parse_report(text: bytes) -> BuildReport:

@@ -67,12 +67,18 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
 
 
 def words_for(words: Sequence[str], arch: str) -> list[str]:
-    """Return the command line for one architecture alone, with its report as JSON."""
-    kept = [word for word in words if not word.startswith("--arch=")]
-    while "--arch" in kept:
-        at = kept.index("--arch")
+    """Return the command line for the disk of one architecture alone, with its report as JSON."""
+    kept = _without(_without(words, "--arch"), "--output")
+    return [*kept, *([] if "--json" in kept else ["--json"]), "--output", "disk", "--arch", arch]
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """Return a command line without an option that takes a value."""
+    kept = [word for word in words if not word.startswith(f"{option}=")]
+    while option in kept:
+        at = kept.index(option)
         del kept[at : at + 2]
-    return [*kept, *([] if "--json" in kept else ["--json"]), "--arch", arch]
+    return kept
 
 
 @dataclass

@@ -190,7 +190,8 @@ def broken_off(
     received: int | None = None,
     declared: int | None = None,
     kind: type[InputError] = InputError,
+    hint: str = ELSEWHERE_HINT,
 ) -> TransientError:
     """Return the error for a connection that broke off after ``received`` of ``declared`` bytes."""
     detail = "" if received is None else f" after {received} of {declared} bytes"
-    return TransientError(kind(f"{shown(url)}: the connection broke off{detail}", hint=ELSEWHERE_HINT))
+    return TransientError(kind(f"{shown(url)}: the connection broke off{detail}", hint=hint))

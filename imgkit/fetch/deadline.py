@@ -61,6 +61,10 @@ class Deadline:
         self.began = True
         self._end = min(self._end + size / self.rate, time.monotonic() + self.timeout)
 
+    def extend(self, seconds: float) -> None:
+        """Let at least ``seconds`` pass from now: the server is busy with what was sent."""
+        self._end = max(self._end, time.monotonic() + seconds)
+
     def left(self) -> float:
         """Return the seconds until the deadline; zero or less when it has passed."""
         now = time.monotonic()

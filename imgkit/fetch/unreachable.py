@@ -13,19 +13,19 @@ from imgkit.errors import InputError
 from imgkit.fetch.checks import ELSEWHERE_HINT, UnreachableError, broken_off, shown
 
 
-def unreachable(url: str, cause: Exception, connect_timeout: float) -> Exception:
+def unreachable(url: str, cause: Exception, connect_timeout: float, hint: str = ELSEWHERE_HINT) -> Exception:
     """Return the error for a request to ``url`` that failed with ``cause``.
 
     Returns:
         InputError if it is not a URL, TransientError if the connection broke off, otherwise UnreachableError.
     """
-    chain = tuple(_chain(cause))
+    chain = tuple(causes(cause))
     if isinstance(cause, (ValueError, requests.exceptions.InvalidSchema, UnicodeError)):
         return InputError(f"{shown(url)}: is not a URL that can be downloaded")
     if any(isinstance(link, (ConnectionResetError, urllib3.exceptions.ProtocolError)) for link in chain):
-        return broken_off(url, kind=UnreachableError)
+        return broken_off(url, kind=UnreachableError, hint=hint)
     host = urlsplit(url).hostname or url
-    return UnreachableError(f"{shown(url)}: {_reason(host, cause, chain, connect_timeout)}", hint=ELSEWHERE_HINT)
+    return UnreachableError(f"{shown(url)}: {_reason(host, cause, chain, connect_timeout)}", hint=hint)
 
 
 def _reason(host: str, cause: Exception, chain: tuple[BaseException, ...], connect_timeout: float) -> str:
@@ -42,7 +42,7 @@ def _reason(host: str, cause: Exception, chain: tuple[BaseException, ...], conne
     return f"{host} cannot be reached ({_first_line(chain[-1])})"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an exception and what caused it, outermost first, through the wrappings of requests and urllib3."""
     link: BaseException | None = error
     for _ in range(20):  # causes can be circular

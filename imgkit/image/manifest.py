@@ -7,24 +7,50 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from imgkit import __version__
 from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
-from imgkit.planning.plan import Artefact, Plan, PlannedPackage
+from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
+from imgkit.rootfs.digest import NodeRecord
+from imgkit.rootfs.install import ScriptReport
 
 VERSION = 1
 MAX_SIZE = 32 << 20
 """The most bytes of a manifest that are read. A path takes about 250 bytes, so there is room for 130,000 paths; images
 of today have up to 5,000. A limit of a million paths would be 250 MB, and reading a hostile file of that size takes
 gigabytes of memory, since a value takes up to twelve times its bytes."""
+
+
+class ComposedRoot(Protocol):
+    """The part of a composition that every root filesystem has; see :class:`imgkit.rootfs.compose.Composition`."""
+
+    @property
+    def scripts(self) -> ScriptReport:
+        """The results of the packages' scripts."""
+        ...
+
+    @property
+    def records(self) -> Mapping[str, NodeRecord]:
+        """A record for every path."""
+        ...
+
+    @property
+    def build_id(self) -> str:
+        """Identifier that is equal for equal root filesystems."""
+        ...
+
+    @property
+    def binaries(self) -> BinaryFindings:
+        """Binaries of the payload that cannot run in the image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,30 +101,14 @@ def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
 def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layout, outputs: Outputs) -> dict[str, Any]:
     """Return the manifest of a finished image, ready for JSON."""
     names = boot_names(recipe, plan.arch)
-    scripts = composition.scripts
     return {
-        "manifest": VERSION,
-        "imgkit": __version__,
-        "name": recipe.name,
-        "arch": plan.arch,
-        "buildId": composition.build_id,
+        **describe_root(recipe, plan, composition),
         "image": {
             "sha256": hash_file(outputs.image),
             "size": outputs.image.stat().st_size,
             "virtualSize": layout.size_bytes,
         },
         "boot": {"kernel": _file(names[0], outputs.kernel), "initramfs": _file(names[1], outputs.initramfs)},
-        "alpine": {"branch": plan.branch, "version": plan.version},
-        "minirootfs": _artefact(plan.minirootfs),
-        "indexes": [_artefact(index) for index in plan.indexes],
-        "world": sorted(plan.world),
-        "packages": [_package(planned) for planned in plan.packages],
-        "scripts": {
-            "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
-            "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],
-            "skipped": list(scripts.skipped),
-        },
-        "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
         "kernel": composition.kernel.release,
         "disk": {
             "guid": layout.disk_guid,
@@ -113,8 +123,31 @@ def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layou
             for name, data in outputs.esp.items()
         },
         "map": outputs.disk.to_json(),
-        "files": composition.records,
     }  # fmt: skip
+
+
+def describe_root(recipe: Recipe, plan: Plan, composition: ComposedRoot) -> dict[str, Any]:
+    """Return the part of a manifest that describes a root filesystem, for disks and container images."""
+    scripts = composition.scripts
+    return {
+        "manifest": VERSION,
+        "imgkit": __version__,
+        "name": recipe.name,
+        "arch": plan.arch,
+        "buildId": composition.build_id,
+        "alpine": {"branch": plan.branch, "version": plan.version},
+        **_base(plan.base),
+        "indexes": [_artefact(index) for index in plan.indexes],
+        "world": sorted(plan.world),
+        "packages": [_package(planned, is_image=isinstance(plan.base, ImageSource)) for planned in plan.packages],
+        "scripts": {
+            "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
+            "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],
+            "skipped": list(scripts.skipped),
+        },
+        "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
+        "files": composition.records,
+    }
 
 
 def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
@@ -136,7 +169,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _package(planned: PlannedPackage) -> dict[str, Any]:
+def _package(planned: PlannedPackage, *, is_image: bool) -> dict[str, Any]:
     package = planned.package
     return {
         "name": package.name,
@@ -145,7 +178,7 @@ def _package(planned: PlannedPackage) -> dict[str, Any]:
         "license": package.license,
         "origin": package.origin,
         "url": planned.url,
-        **({"sha256": planned.sha256} if planned.sha256 else {"from": "minirootfs"}),
+        **({"sha256": planned.sha256} if planned.sha256 else {"from": "base" if is_image else "minirootfs"}),
     }
 
 
@@ -162,6 +195,20 @@ def _binaries(findings: BinaryFindings) -> dict[str, Any]:
             {"path": f"/{binary.path}", "library": binary.library} for binary in findings.missing_libraries
         ],
         "doubtful": [{"path": f"/{binary.path}", "problem": binary.problem} for binary in findings.doubtful],
+    }
+
+
+def _base(base: Artefact | ImageSource) -> dict[str, Any]:
+    """Return the entry about the minirootfs, or about the image that replaces it."""
+    if isinstance(base, Artefact):
+        return {"minirootfs": _artefact(base)}
+    return {
+        "base": {
+            "image": base.name,
+            "digest": base.digest,
+            "manifest": base.manifest,
+            "vouchedBy": base.vouched_by,
+        }
     }
 
 

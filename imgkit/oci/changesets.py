@@ -17,17 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from imgkit.oci.layerchanges import WHITEOUT
 from imgkit.tree import Device, Directory, File, HardLink, Node, Symlink, Tree, TreeError, check_path, parent
 from imgkit.tree.members import Spool, node_of, with_attributes
 from imgkit.tree.tar import xattrs_of
 from imgkit.tree.tarstream import REGULAR, Header, TarStream
 
-WHITEOUT = ".wh."
-"""How the name of a whiteout begins. The rest is the name that it hides."""
 OPAQUE = ".wh..wh..opq"
 """The name of the whiteout that hides everything in its directory."""
 _AUFS = ".wh..wh."  # how names begin that AUFS, a filesystem of early Docker, uses for itself
 _ATTRIBUTE_COST = 256  # bytes of memory that an extended attribute takes besides its text
+_LINK_COST = 8  # lookups that take as long as the change of one hard link
 _MOST_SHOWN = 120  # characters of a name that a message shows
 
 
@@ -140,7 +140,7 @@ class Changeset:
     def _remove(self, top: str) -> None:
         """Remove a node and everything below it."""
         for path, _ in reversed(list(self._tree.walk(top))):
-            self._allowance.take(steps=1 + self._tree.count_links(path))
+            self._allowance.take(steps=1 + _LINK_COST * self._tree.count_links(path))
             self._tree.remove(path)
 
     # ---- entries -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from imgkit.tree.gzipmembers import GZIP_MAGIC, GzipMembers
 _READ = 1 << 18  # bytes of compressed data read at a time
 _PIECE = 1 << 20  # bytes inflated at a time, so that a bomb costs no memory
 _WINDOW = 1 << 27  # what `zstd --ultra -22` needs; RFC 8878 recommends 8 MiB at least
+_UNLIMITED = 1 << 62
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -31,14 +32,22 @@ def inflated(source: BinaryIO, name: str, limit: int) -> Iterator[bytes]:
     Raises:
         InputError: the layer is damaged, or inflates to more than ``limit`` bytes.
     """
+    total = 0
+    for piece in _inflate(source, name):
+        total += len(piece)
+        if total > limit:
+            raise InputError(f"{name}: inflates to more than {limit} bytes")
+        yield piece
+
+
+def _inflate(source: BinaryIO, name: str) -> Iterator[bytes]:
     head = source.read(4)
     source.seek(0)
     if head.startswith(GZIP_MAGIC):
-        yield from _gzip(source, name, limit)
-    elif _is_zstd(head):
-        yield from _limited(_zstd(source, name), name, limit)
-    else:
-        yield from _limited(iter(lambda: source.read(_PIECE), b""), name, limit)
+        return _gzip(source, name)
+    if _is_zstd(head):
+        return _zstd(source, name)
+    return iter(lambda: source.read(_PIECE), b"")
 
 
 def _is_zstd(head: bytes) -> bool:
@@ -46,14 +55,11 @@ def _is_zstd(head: bytes) -> bool:
     return head == _ZSTD_MAGIC or (head[1:] == b"\x2a\x4d\x18" and head[0] >> 4 == 5)
 
 
-def _gzip(source: BinaryIO, name: str, limit: int) -> Iterator[bytes]:
+def _gzip(source: BinaryIO, name: str) -> Iterator[bytes]:
     """Yield the data of all gzip members: pigz, eStargz and others write several."""
     members = GzipMembers(source, name)
-    left = limit
     while members.more():
-        for piece in members.member(left):
-            left -= len(piece)
-            yield piece
+        yield from members.member(_UNLIMITED)  # the caller counts all members together
 
 
 def _zstd(source: BinaryIO, name: str) -> Iterator[bytes]:
@@ -65,12 +71,3 @@ def _zstd(source: BinaryIO, name: str) -> Iterator[bytes]:
                 yield piece
         except zstandard.ZstdError as cause:
             raise InputError(f"{name}: is damaged ({cause})") from cause
-
-
-def _limited(pieces: Iterator[bytes], name: str, limit: int) -> Iterator[bytes]:
-    total = 0
-    for piece in pieces:
-        total += len(piece)
-        if total > limit:
-            raise InputError(f"{name}: inflates to more than {limit} bytes")
-        yield piece

@@ -26,7 +26,8 @@ from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor, describe_blob, is_digest
 from imgkit.oci.documents import MAX_DOCUMENT, ImageIndex, parse_index
 
-_MARKER = "oci-layout"
+MARKER = "oci-layout"
+"""The file that says that a folder is a layout, and of which version."""
 _VERSION = "1.0.0"
 _CHUNK = 1 << 20
 
@@ -34,6 +35,21 @@ _CHUNK = 1 << 20
 def to_json(document: Mapping[str, Any]) -> bytes:
     """Return the bytes of a document: sorted keys and no spaces, so equal documents have equal digests."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+MARKER_TEXT = to_json({"imageLayoutVersion": _VERSION})
+
+
+def index_json(manifests: Sequence[Descriptor], annotations: Mapping[str, str]) -> bytes:
+    """Return the bytes of an image index."""
+    index: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.INDEX,
+        "manifests": [manifest.to_json() for manifest in manifests],
+    }
+    if annotations:
+        index["annotations"] = dict(annotations)
+    return to_json(index)
 
 
 class OciLayout:
@@ -46,7 +62,7 @@ class OciLayout:
     def create(cls, folder: Path) -> OciLayout:
         """Make an empty layout in a folder, which may exist. It has no index yet."""
         (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-        (folder / _MARKER).write_bytes(to_json({"imageLayoutVersion": _VERSION}))
+        (folder / MARKER).write_bytes(MARKER_TEXT)
         return cls(folder)
 
     @classmethod
@@ -57,9 +73,9 @@ class OciLayout:
             InputError: the folder is not a layout, or one of another version.
         """
         hint = "imgkit build --output oci makes one"
-        if not (folder / _MARKER).is_file():
-            raise InputError(f"{folder}: not an OCI image layout (it has no file {_MARKER})", hint=hint)
-        marker = read_json(folder / _MARKER, 1 << 10)
+        if not (folder / MARKER).is_file():
+            raise InputError(f"{folder}: not an OCI image layout (it has no file {MARKER})", hint=hint)
+        marker = read_json(folder / MARKER, 1 << 10)
         version = marker.get("imageLayoutVersion") if isinstance(marker, dict) else None
         if version != _VERSION:
             raise InputError(f"{folder}: an OCI image layout of version {str(version)[:40]!r}, not {_VERSION}")
@@ -141,14 +157,7 @@ class OciLayout:
 
     def write_index(self, manifests: Sequence[Descriptor], annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Write the layout's index; return its descriptor. Equal arguments make equal bytes."""
-        index: dict[str, Any] = {
-            "schemaVersion": 2,
-            "mediaType": mediatypes.INDEX,
-            "manifests": [manifest.to_json() for manifest in manifests],
-        }
-        if annotations:
-            index["annotations"] = dict(annotations)
-        data = to_json(index)
+        data = index_json(manifests, annotations or {})
         (self.folder / "index.json").write_bytes(data)
         return describe_blob(mediatypes.INDEX, data)
 

@@ -1,4 +1,4 @@
-"""The base of an image: Alpine's minirootfs, chosen, downloaded, verified and unpacked into a Tree."""
+"""The base of a root filesystem as a Tree: Alpine's minirootfs, or a container image. Both are verified."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from imgkit.fetch.checks import wrong_hash
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.host.jsonfile import read_bytes
+from imgkit.planning.baseimage import PLATFORMS, BaseImage, open_base, usable_tree
 from imgkit.planning.freshness import Freshness, release_of
-from imgkit.planning.plan import Artefact, Plan
+from imgkit.planning.imagestore import find_image
+from imgkit.planning.plan import Artefact, ImageSource, Plan
 from imgkit.recipe import Recipe
+from imgkit.recipe.basereference import BaseReference
+from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Tree
 
@@ -27,19 +31,27 @@ _MAX_MINIROOTFS = 64 << 20
 
 @dataclass(frozen=True)
 class Base:
-    """A verified minirootfs.
+    """A verified minirootfs or image.
 
     Attributes:
-        version: the release by which it is listed, ``3.23.6``.
-        artefact: its file.
+        version: of Alpine: the release by which a minirootfs is listed, ``3.23.6``, or what an image says of itself;
+            empty for an image of something else.
+        artefact: where it is from.
         tree: its contents.
         keyring: the keys in it, which are trusted to sign indexes and packages.
+        image: the image and its layers; None for a minirootfs.
     """
 
     version: str
-    artefact: Artefact
+    artefact: Artefact | ImageSource
     tree: Tree
     keyring: Keyring
+    image: BaseImage | None = None
+
+    @property
+    def signer(self) -> str:
+        """What the signed files of a mirror are remembered under: who signed the minirootfs, or the image's keys."""
+        return self.artefact.vouched_by if self.image is None else f"an image with the keys {self.keyring}"
 
 
 def fetch_base(
@@ -50,17 +62,25 @@ def fetch_base(
     *,
     locked: Plan | None = None,
     allow_stale: bool = False,
+    access: RegistryAccess | None = None,
 ) -> Base:
-    """Find, download, verify and unpack the minirootfs.
+    """Find, download, verify and unpack the minirootfs, or the image that the recipe starts from.
 
     Args:
         spool: a new file, which takes its contents.
-        locked: take the minirootfs of this plan; its signature is verified as well.
+        locked: take the minirootfs or the image of this plan; a signature is verified as well.
         allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
+        access: how registries are reached; None takes the defaults.
 
     Raises:
-        InputError: the mirror does not have the minirootfs, or the minirootfs cannot be trusted.
+        InputError: the mirror does not have the minirootfs, or the registry does not have the image; or it cannot be
+            trusted.
     """
+    if recipe.base is not None:
+        platform = PLATFORMS[recipe.architecture(arch).alpine]
+        reference, source = BaseReference.parse(recipe.base), _locked_image(locked)
+        found = find_image(reference, platform, cache, locked=source, access=access)
+        return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
     _check_sha512(archive, release, url)
@@ -72,6 +92,23 @@ def fetch_base(
     chosen = locked is not None or recipe.version is not None
     freshness.check_minirootfs(url, release.version, chosen=chosen)
     return base
+
+
+def _locked_image(locked: Plan | None) -> ImageSource | None:
+    """Return the image of a lock, if there is a lock."""
+    source = None if locked is None else locked.base
+    if isinstance(source, Artefact):
+        raise InputError(f"{source.url}: the lock has this minirootfs, but the recipe starts from an image")
+    return source
+
+
+def _image_base(image: BaseImage, *, keep_privileges: bool) -> Base:
+    """Return the base that an image makes."""
+    tree = usable_tree(image, keep_privileges=keep_privileges)
+    release = release_of(tree)
+    if release is None:
+        return Base("", image.source, tree, Keyring(), image)
+    return Base(release.version, image.source, tree, Keyring.from_files(_key_files(tree)), image)
 
 
 def certificate_of(recipe: Recipe) -> Certificate:
@@ -90,7 +127,7 @@ def freshness_of(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_s
     """Return the checks that the signed files of the recipe's branch must pass."""
     return Freshness(
         cache.folder,
-        base.artefact.vouched_by,
+        base.signer,
         recipe.branch,
         recipe.architecture(arch).alpine,
         release_of(base.tree),
@@ -100,7 +137,9 @@ def freshness_of(recipe: Recipe, arch: str, base: Base, cache: Cache, *, allow_s
 
 def _locked(plan: Plan) -> tuple[Release, str]:
     """Return the release that a plan names, and its URL."""
-    minirootfs = plan.minirootfs
+    minirootfs = plan.base
+    if isinstance(minirootfs, ImageSource):
+        raise InputError(f"{minirootfs.name}: the lock has this image, but the recipe starts from the minirootfs")
     file = minirootfs.url.rpartition("/")[2]
     release = Release(MINIROOTFS, plan.version, file, sha256=minirootfs.sha256, size=minirootfs.size)
     return release, minirootfs.url
@@ -155,11 +194,16 @@ def _keys_in(tree: Tree, name: str) -> Keyring:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    keys = {
+    keys = _key_files(tree)
+    if not keys:
+        raise InputError(f"{name}: has no keys in /{_KEYS}, so nothing can vouch for packages")
+    return Keyring.from_files(keys)
+
+
+def _key_files(tree: Tree) -> dict[str, bytes]:
+    """Return file name → contents of the public keys that apk trusts."""
+    return {
         path.rpartition("/")[2]: tree.read(path)
         for path in (tree.children(tree.resolve(_KEYS)))
         if path.endswith(".pub") and isinstance(tree.stat(path), File)
     }
-    if not keys:
-        raise InputError(f"{name}: has no keys in /{_KEYS}, so nothing can vouch for packages")
-    return Keyring.from_files(keys)

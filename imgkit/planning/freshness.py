@@ -63,7 +63,7 @@ class Freshness:
 
     Attributes:
         folder: the cache's.
-        signer: the certificate that signed the minirootfs.
+        signer: the certificate that signed the minirootfs, or the keys of the image that replaces it.
         recipe_branch: the branch that the recipe names.
         arch: Alpine's name of the architecture.
         release: what the minirootfs says about itself.
@@ -108,6 +108,20 @@ class Freshness:
             if self.recipe_branch == LATEST:
                 self._check_latest(url)
             self.check_date(url, MINIROOTFS, self.release.date)
+
+    def check_image(self, name: str) -> None:
+        """Check that an image is of the recipe's branch, and warn if that is not supported any more.
+
+        The date of an image is not compared: its digest says exactly which image is meant.
+
+        Raises:
+            InputError: the image says that it is of another branch.
+        """
+        warn_expired(self.branch)
+        if self.release is not None:
+            own = branch_of(self.release.version)
+            hint = f'write branch = "{own}" in the recipe, or start from another image'
+            self._check_branch(name, own, self.release.version, hint)
 
     def check_index(self, url: str, repository: str, description: str, date: int) -> None:
         """Check a signed index. Its date is not remembered: see :meth:`remember_index`.
@@ -173,10 +187,10 @@ class Freshness:
         key = hashlib.sha256("\n".join((self.signer, branch, name, self.arch)).encode()).hexdigest()
         return self.folder / "newest" / key[:2] / key
 
-    def _check_branch(self, url: str, branch: str | None, text: str) -> None:
+    def _check_branch(self, url: str, branch: str | None, text: str, hint: str = _MISPLACED_HINT) -> None:
         still_open = self.branch == LATEST and branch != EDGE
         if branch not in (None, self.branch) and not still_open:
-            self._refuse(f"{shown(url)}: is of branch {branch}, not of {self.branch} ({text[:40]!r})")
+            self._refuse(f"{shown(url)}: is of branch {branch}, not of {self.branch} ({text[:40]!r})", hint)
 
     def _refuse(self, message: str, hint: str = _MISPLACED_HINT) -> None:
         if not self.allow:

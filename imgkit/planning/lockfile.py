@@ -17,15 +17,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from imgkit.apk.index import Repository, format_record
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host import wholefile
 from imgkit.host.jsonfile import checked, read_json
-from imgkit.planning.plan import Artefact, Plan, PlannedPackage
-from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedPackage
+from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
+from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedImage, LockedPackage
 from imgkit.recipe import SHAPES, Recipe, Shape
+from imgkit.recipe.basereference import relative
 
 VERSION = 1
 _MAX_BYTES = 16 << 20  # two architectures of 400 packages take 1 MiB
@@ -47,7 +48,7 @@ def write(path: Path, recipe: Recipe, plans: Iterable[Plan], kept: Mapping[str, 
         InputError: the record of a package has text that is not UTF-8, which JSON cannot hold.
         HostError: the file cannot be written.
     """
-    entries = {**kept, **{entry_name(plan.arch, plan.shape): _to_json(recipe, plan) for plan in plans}}
+    entries = {**kept, **{entry_name(plan.arch, plan.shape): _to_json(recipe, plan, path) for plan in plans}}
     lock = {"lock": VERSION, "architectures": dict(sorted(entries.items()))}
     try:
         data = (json.dumps(lock, indent=1, ensure_ascii=False) + "\n").encode()
@@ -72,6 +73,8 @@ def read(path: Path, recipe: Recipe, arch: str, shape: Shape = "disk") -> Plan:
     if entry is None:
         raise RecipeError(f"{path}: has nothing for {name}", hint=hint)
     changed = [field for field, value in _wants(recipe, arch, shape).items() if entry.get(field, value) != value]
+    if entry.get("base") != _base(recipe, path):
+        changed.append("base")
     if changed:
         raise RecipeError(f"{path}: the recipe has changed since ({', '.join(changed)})", hint=hint)
     locked = checked(LockedArchitecture, entry, f"{path}: {name}", description=_DESCRIPTION, hint=hint)
@@ -126,7 +129,12 @@ def _wants(recipe: Recipe, arch: str, shape: Shape) -> dict[str, Any]:
     return wants | ({"version": recipe.version} if recipe.version else {})
 
 
-def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+def _base(recipe: Recipe, path: Path) -> str | None:
+    """Return the recipe's image, with the path of a layout relative to the lock file; None if it has none."""
+    return None if recipe.base is None else relative(recipe.base, path.parent.absolute())
+
+
+def _to_json(recipe: Recipe, plan: Plan, path: Path) -> dict[str, Any]:
     """Return the entry of one architecture."""
     base = f"{recipe.mirror.rstrip('/')}/"
 
@@ -134,10 +142,17 @@ def _to_json(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         path = file.url.removeprefix(base)
         return {"path": path, "size": file.size, "sha256": file.sha256, "vouchedBy": file.vouched_by}
 
+    def origin(file: Artefact | ImageSource) -> dict[str, Any]:
+        if isinstance(file, Artefact):
+            return {"minirootfs": artefact(file)}
+        facts = {"name": file.name, "digest": file.digest, "manifest": file.manifest, "size": file.size}
+        image = {**facts, "created": file.created, "vouchedBy": file.vouched_by}
+        return {"base": _base(recipe, path), "image": image}
+
     return {
         **_wants(recipe, plan.arch, plan.shape),
         "version": plan.version,
-        "minirootfs": artefact(plan.minirootfs),
+        **origin(plan.base),
         "indexes": [artefact(index) for index in plan.indexes],
         "world": list(plan.world),
         "install": [
@@ -162,6 +177,12 @@ def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
     def artefact(file: LockedFile) -> Artefact:
         return Artefact(url(file.path), file.size, file.sha256, file.vouchedBy)
 
+    def origin() -> Artefact | ImageSource:
+        if entry.minirootfs is not None:
+            return artefact(entry.minirootfs)
+        image = cast("LockedImage", entry.image)  # the schema asks for one of them
+        return ImageSource(image.name, image.digest, image.manifest, image.size, image.created, image.vouchedBy)
+
     def planned(locked: LockedPackage) -> PlannedPackage:
         location = url(locked.path)
         repository = Repository(url=location.rpartition("/")[0])
@@ -171,7 +192,7 @@ def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
         arch=arch,
         branch=entry.branch,
         version=entry.version,
-        minirootfs=artefact(entry.minirootfs),
+        base=origin(),
         indexes=tuple(artefact(index) for index in entry.indexes),
         world=tuple(entry.world),
         packages=tuple(planned(locked) for locked in entry.install),

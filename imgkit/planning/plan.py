@@ -1,7 +1,8 @@
 """Plans: the values that say exactly which files of a mirror an image is made of.
 
 Each file is verified. The recipe, or imgkit itself, brings the OpenPGP certificate that signs the minirootfs; the
-minirootfs brings the keys that sign the indexes; an index vouches for its packages::
+minirootfs brings the keys that sign the indexes; an index vouches for its packages. An image that replaces the
+minirootfs is known by its digest, which the recipe has, or which its tag had when it was first asked for::
 
     base = fetch_base(recipe, "amd64", cache, spool)            # imgkit.planning.base
     plan = make_plan(recipe, "amd64", base, cache)              # imgkit.planning.resolve
@@ -36,6 +37,38 @@ class Artefact:
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """A container image that a root filesystem starts from.
+
+    Attributes:
+        name: what the recipe calls it, without a digest: ``docker.io/library/alpine:3.22``, or the name of a layout's
+            folder.
+        digest: what the name stands for, of an index or of a manifest. A tag is asked for once.
+        manifest: the digest of the manifest for the architecture. It is ``digest`` if that is no index.
+        size: bytes of the manifest.
+        created: when the image was made, in seconds since 1970, as it says itself; 0 if it does not.
+        vouched_by: why this digest is trusted.
+    """
+
+    name: str
+    digest: str
+    manifest: str
+    size: int
+    created: int
+    vouched_by: str
+
+    @property
+    def url(self) -> str:
+        """The place of the manifest, for people and records: ``oci:NAME@DIGEST``."""
+        return f"oci:{self.name}@{self.manifest}"
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the manifest without its algorithm."""
+        return self.manifest.partition(":")[2]
+
+
+@dataclass(frozen=True)
 class PlannedPackage:
     """A package to install.
 
@@ -57,12 +90,13 @@ class PlannedPackage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that one image takes from the mirror.
+    """Everything that one image is made of, besides the payload and the recipe's own files.
 
     Attributes:
         arch: imgkit's name of the architecture, ``amd64``.
         branch: the recipe's branch, ``v3.23``.
-        version: of the minirootfs, ``3.23.6``.
+        version: of Alpine in the base, ``3.23.6``; empty if the base is an image of something else.
+        base: the minirootfs, or the image that replaces it.
         world: the dependencies that ``etc/apk/world`` of the image has.
         packages: in the order in which they are installed.
         shape: what the root filesystem is for.
@@ -71,7 +105,7 @@ class Plan:
     arch: str
     branch: str
     version: str
-    minirootfs: Artefact
+    base: Artefact | ImageSource
     indexes: tuple[Artefact, ...]
     world: tuple[str, ...]
     packages: tuple[PlannedPackage, ...]
@@ -81,12 +115,16 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 over what is installed, in hex. Equal plans and equal recipes make equal root filesystems."""
         identities = [planned.package.identity for planned in self.packages]
-        return hashlib.sha256("\n".join([self.arch, self.minirootfs.sha256, *identities]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([self.arch, self.base.sha256, *identities]).encode()).hexdigest()
 
     @property
     def epoch(self) -> int:
-        """The time of all files that a build generates, in seconds since 1970: when the youngest package was built."""
-        return latest_build(planned.package for planned in self.packages)
+        """The time of all files that a build generates, in seconds since 1970.
+
+        It is when the youngest package was built, or the base image was made if that was later.
+        """
+        created = self.base.created if isinstance(self.base, ImageSource) else 0
+        return max(created, latest_build(planned.package for planned in self.packages))
 
 
 def latest_build(packages: Iterable[Package]) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from imgkit.apk.solver import solve
+from imgkit.errors import RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.planning.base import Base, freshness_of
+from imgkit.planning.baseimage import BaseImage
+from imgkit.planning.freshness import Freshness
 from imgkit.planning.indexes import fetch_indexes
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs.install import installed_in, world_in
+
+_MOST_NAMED = 5  # packages that a message names
 
 
 def make_plan(
@@ -22,11 +29,16 @@ def make_plan(
 
     Raises:
         InputError: an index cannot be downloaded or trusted, is older than one seen before, or of another branch.
-        RecipeError: packages are unknown, or cannot be installed together.
+        RecipeError: packages are unknown, cannot be installed together, or cannot be installed in the base.
     """
     facts = recipe.architecture(arch)
     freshness = freshness_of(recipe, arch, base, cache, allow_stale=allow_stale)
-    indexes = fetch_indexes(recipe, facts.alpine, base.keyring, cache)
+    if base.image is not None:
+        if not recipe.wanted(arch, shape):
+            return _as_it_is(recipe, arch, base, shape)
+        _check_image(base, base.image, recipe.wanted(arch, shape), freshness)
+    branch = freshness.branch if base.image is not None else recipe.branch  # latest-stable moves on, an image does not
+    indexes = fetch_indexes(recipe.model_copy(update={"branch": branch}), facts.alpine, base.keyring, cache)
     for index in indexes:
         freshness.check_index(index.artefact.url, index.name, index.description, index.date)
     standing, added = world_in(base.tree), recipe.wanted(arch, shape)
@@ -41,9 +53,41 @@ def make_plan(
         arch=arch,
         branch=recipe.branch,
         version=base.version,
-        minirootfs=base.artefact,
+        base=base.artefact,
         indexes=tuple(index.artefact for index in indexes),
         world=(*standing, *added),
         packages=tuple(PlannedPackage(package, f"{package.repository.url}/{package}.apk") for package in solution),
         shape=shape,
     )
+
+
+def _as_it_is(recipe: Recipe, arch: str, base: Base, shape: Shape) -> Plan:
+    """Return the plan for an image that gets no packages. No mirror is asked."""
+    return Plan(
+        arch=arch,
+        branch=recipe.branch,
+        version=base.version,
+        base=base.artefact,
+        indexes=(),
+        world=world_in(base.tree),
+        packages=tuple(PlannedPackage(record.package, f"/{record.package}.apk") for record in installed_in(base.tree)),
+        shape=shape,
+    )
+
+
+def _check_image(base: Base, image: BaseImage, wanted: Sequence[str], freshness: Freshness) -> None:
+    """Check that Alpine's packages can be installed in an image.
+
+    Raises:
+        RecipeError: the image is not Alpine, or has no package database.
+        InputError: it is Alpine of another branch.
+    """
+    packages = ", ".join(wanted[:_MOST_NAMED]) + (" …" if len(wanted) > _MOST_NAMED else "")
+    if not base.version:
+        known = f"is {image.description}" if image.description else "is not Alpine"
+        message = f"packages: {packages}: the base {image.source.name} {known}, where they cannot be installed"
+        raise RecipeError(message, hint="start from an image of Alpine, or leave the recipe without packages")
+    if not base.keyring.keys or not installed_in(base.tree):
+        message = f"packages: {packages}: the base {image.source.name} has no package database, or no keys"
+        raise RecipeError(message, hint="start from an image in which apk can install packages")
+    freshness.check_image(image.source.name)

@@ -15,6 +15,7 @@ from imgkit.apk.index import Package, parse_record
 from imgkit.apk.package import check_identity
 from imgkit.errors import InputError
 from imgkit.host.jsonfile import StrictModel
+from imgkit.oci.documents import Digest
 
 _MAX_TIME = 1 << 33  # seconds since 1970 at which a package can have been built: until the year 2242
 _MAX_SIZE = 1 << 40  # bytes of a file or of a package's contents
@@ -46,6 +47,17 @@ class LockedFile(StrictModel):
     path: RelativePath
     size: Size
     sha256: Sha256
+    vouchedBy: Short  # noqa: N815 - as it is in the file
+
+
+class LockedImage(StrictModel):
+    """The container image that replaces the minirootfs."""
+
+    name: Short
+    digest: Digest
+    manifest: Digest
+    size: Size
+    created: Annotated[int, Field(ge=0, le=_MAX_TIME)]
     vouchedBy: Short  # noqa: N815 - as it is in the file
 
 
@@ -85,10 +97,19 @@ class LockedArchitecture(StrictModel):
     version: Short
     repositories: list[Short]
     packages: list[Short]
-    minirootfs: LockedFile
+    minirootfs: LockedFile | None = None
+    image: LockedImage | None = None
     indexes: Annotated[list[LockedFile], Field(max_length=100)]
     world: Annotated[list[Word], Field(max_length=100_000)]
-    install: Annotated[list[LockedPackage], Field(min_length=1, max_length=100_000)]
+    install: Annotated[list[LockedPackage], Field(max_length=100_000)]
+
+    @model_validator(mode="after")
+    def _complete(self) -> LockedArchitecture:
+        if (self.minirootfs is None) == (self.image is None):
+            raise ValueError("it must have either minirootfs or image")
+        if self.minirootfs is not None and not self.install:
+            raise ValueError("it has no packages")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> LockedArchitecture:

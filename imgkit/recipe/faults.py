@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
+from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.record import RecipeRecord
 from imgkit.recipe.spec import Architecture, Recipe, parse_size
@@ -46,6 +48,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         path = getattr(recipe, field)
         if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):
             yield f"{field}: {path} does not exist"
+    yield from _base_faults(recipe.base)
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
@@ -55,6 +58,13 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():
         yield from (f"architectures.{name}.partitions: {fault}" for fault in _partition_faults(architecture))
+
+
+def _base_faults(base: str | None) -> Iterator[str]:
+    try:
+        BaseReference.parse(base or f"{PREFIX}none")
+    except UsageError as fault:
+        yield f"base: {fault}"
 
 
 def _partition_faults(architecture: Architecture) -> Iterator[str]:

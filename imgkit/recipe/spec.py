@@ -121,7 +121,7 @@ class Recipe(RecipeRecord):
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = ("disk",)
     """What a build writes unless it is told otherwise."""
     base: Annotated[str, StringConstraints(pattern=r"^oci:[^\x00-\x20]+$")] | None = None
-    """The container image to start from, ``oci:NAME@DIGEST`` or ``oci:FOLDER``; None starts from the minirootfs."""
+    """The container image to start from, ``oci:NAME@DIGEST`` or ``oci:./FOLDER``; None starts from the minirootfs."""
     base_setuid: Literal["keep", "drop"] = "keep"
     """What happens to set-user-id and set-group-id programs of the base. They are listed in either case."""
     branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")]

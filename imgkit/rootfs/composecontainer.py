@@ -48,6 +48,11 @@ class ContainerComposition:
     build_id: str
     binaries: BinaryFindings
 
+    @property
+    def tree(self) -> Tree:
+        """The whole root filesystem."""
+        return self.stages[-1].tree
+
 
 def compose_container(
     tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, payload: Path | None, epoch: int

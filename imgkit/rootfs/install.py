@@ -211,8 +211,9 @@ class _Installation:
         records = [replace(self._record(name), flags=self._flags(name, failed)) for name in self.records]
         for name, data in write_database(records).files.items():
             self.tree.write(f"{FOLDER}/{name}", data, mtime=epoch)
-        if "lib/apk/db/scripts.tar" in self.tree:  # apk 3 keeps using this name where it finds it
-            self.tree.remove("lib/apk/db/scripts.tar")
+        older = self.tree.resolve(f"{FOLDER}/scripts.tar", follow=False)
+        if older in self.tree:  # apk 3 keeps using this name where it finds it
+            self.tree.remove(older)
         self.tree.write(f"{FOLDER}/lock", b"", mode=0o600, mtime=epoch)
         self.tree.write("etc/apk/world", _world_text(world), mtime=epoch)
         self.tree.write("etc/apk/arch", arch + "\n", mtime=epoch)

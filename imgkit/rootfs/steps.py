@@ -15,7 +15,7 @@ from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.digest import NodeRecord
-from imgkit.rootfs.install import ScriptReport, install, installed_in
+from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
 from imgkit.rootfs.scripts.effects import Hooks, Pending
 from imgkit.tree import Tree, TreeError
@@ -39,7 +39,7 @@ class PackageSet:
 def install_packages(
     tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
 ) -> ScriptReport:
-    """Install the packages and compute their scripts. A base without apk that gets no packages stays as it is.
+    """Install the packages and compute their scripts. A base that has exactly these packages stays as it is.
 
     Args:
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
@@ -47,7 +47,7 @@ def install_packages(
     Raises:
         RecipeError: two packages have the same file, or a script can neither be computed nor run.
     """
-    if not selection.packages and not installed_in(tree):
+    if _is_installed(tree, selection):
         return ScriptReport((), (), ())
     scripts = install(
         tree,
@@ -62,6 +62,13 @@ def install_packages(
     if scripts.pending and not can_run:
         raise _not_computed(scripts.pending, arch)
     return scripts
+
+
+def _is_installed(tree: Tree, selection: PackageSet) -> bool:
+    """Return whether the Tree has exactly these packages and this world, as one without apk and packages has."""
+    installed = {record.package.identity for record in installed_in(tree)}
+    wanted = {package.identity for package in selection.packages}
+    return installed == wanted and set(world_in(tree)) == set(selection.world)
 
 
 def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:

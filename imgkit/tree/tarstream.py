@@ -30,6 +30,7 @@ _ZERO = bytes(BLOCK)
 
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = "0", "1", "2", "3", "4", "5", "6"
 _KINDS = frozenset("0123456")
+_GNU_SPARSE = "S"
 _SAME_AS_REGULAR = {"\0": REGULAR, "7": REGULAR}
 
 
@@ -212,7 +213,7 @@ def _kind(block: bytes) -> str:
 
 
 def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
-    sparse = next((key for key in pax if key.startswith("GNU.sparse.")), None)
+    sparse = kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in pax)
     name = pax.get("path") or _path(block)
     if kind not in _KINDS or sparse:
         description = "a sparse file" if sparse else f"of type {kind!r}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
 from imgkit.errors import InputError
+from imgkit.tree import tarwriter
 from imgkit.tree.nodes import Directory, File, HardLink, Inline, Node, Symlink, kind
 from imgkit.tree.paths import MAX_PATH, TreeError, check_path, encoded, parent
-from imgkit.tree.tar import member
 
 MAX_LINKS = 40
 """Symbolic links that are followed in one resolution, as in Linux (MAXSYMLINKS)."""
@@ -289,18 +288,18 @@ class Tree:
         Hard links come last, after their files. Extended attributes go into ``SCHILY.xattr.*`` records, which GNU tar
         restores with ``--xattrs``. The root's own attributes are in the entry ``./``.
         """
+        for piece in tarwriter.archive(self._links_last(), "./"):
+            sink.write(piece)
+
+    def _links_last(self) -> Iterator[tuple[str, Node]]:
+        """Yield paths and nodes in the order of iteration, the hard links after everything else."""
         hard_links: list[tuple[str, Node]] = []
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as archive:
-            for path, node in self.items():
-                if isinstance(node, HardLink):
-                    hard_links.append((path, node))
-                elif isinstance(node, File):
-                    with node.content.open() as source:
-                        archive.addfile(member(path, node), source)
-                else:
-                    archive.addfile(member(path, node))
-            for path, node in hard_links:
-                archive.addfile(member(path, node))
+        for path, node in self.items():
+            if isinstance(node, HardLink):
+                hard_links.append((path, node))
+            else:
+                yield path, node
+        yield from hard_links
 
 
 def _is_possible_target(target: str) -> bool:

@@ -1,4 +1,4 @@
-"""Build the images of a recipe.
+"""Build the images of a recipe: disks for machines, and container images.
 
 Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
 AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import get_args
 
 from imgkit.cli import several
-from imgkit.cli.buildreport import BuildReport, report_of
+from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
 from imgkit.cli.readoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import terminal
+from imgkit.host.gitfacts import git_facts
 from imgkit.host.sourcedate import source_date
 from imgkit.image.assemble import BuildRequest, build
+from imgkit.image.containerimage import ContainerRequest, build_container
 from imgkit.planning import lockfile
 from imgkit.recipe import Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
@@ -67,6 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
     )
+    output_argument(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="guestfs", help="what makes the disk")
     parser.add_argument("--locked", action="store_true", help="build exactly what the recipe's lock file says")
@@ -118,28 +121,73 @@ def outputs(options: argparse.Namespace, recipe: Recipe) -> list[Output]:
 
 
 def run(options: argparse.Namespace, invocation: Invocation) -> int:
-    """Build every architecture that was asked for, side by side if the host has the processors for it."""
+    """Build every output of every architecture that was asked for."""
     recipe = load_recipe(options, os.environ)
     arches = architectures(options, recipe, os.environ, default=host_arch())
+    wanted = outputs(options, recipe)
+    reports: list[Mapping[str, object]] = []
+    if "disk" in wanted:
+        reports += _disks(options, recipe, arches, invocation)
+    if containers := [output for output in wanted if output != "disk"]:
+        reports.append(_container(options, recipe, arches, containers, invocation))
+    if options.json:
+        print(terminal.as_json(reports))
+    return 0
+
+
+def _disks(
+    options: argparse.Namespace, recipe: Recipe, arches: Sequence[str], invocation: Invocation
+) -> list[Mapping[str, object]]:
+    """Build the disks, side by side if the host has the processors for it; return their reports."""
     jobs = min(len(arches), several.at_once())
     words = invocation.words
     reports = several.build_all(words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches)
-    finished: dict[str, BuildReport] = {}
+    finished: dict[str, Mapping[str, object]] = {}
     for report in reports:
-        finished[report.arch] = report
+        finished[report.arch] = report.to_json()
         invocation.done.append(report.to_json())
         if not options.json:
             terminal.say_path(report.image)
-    if options.json:
-        print(terminal.as_json([finished[arch].to_json() for arch in arches]))
-    return 0
+    return [finished[arch] for arch in arches]
+
+
+def _container(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    arches: Sequence[str],
+    wanted: Sequence[Output],
+    invocation: Invocation,
+) -> Mapping[str, object]:
+    """Build the container image; return its report."""
+    lock = lockfile.path_of(options.recipe)
+    request = ContainerRequest(
+        recipe,
+        arches,
+        _out(options),
+        Cache(default_folder(), offline=options.offline),
+        wanted,
+        work=_work(),
+        locked={arch: lockfile.read(lock, recipe, arch, "container") for arch in arches} if options.locked else {},
+        allow_stale=options.allow_stale_mirror,
+        epoch=source_date(os.environ),
+        sources=git_facts(options.recipe.absolute().parent),
+    )
+    result = build_container(request)
+    if not options.quiet:
+        print(terminal.block(result.steps.table()), file=sys.stderr)
+    log.info("%s: %s", result.paths[0], result.digest)
+    report = container_report(recipe.name, result)
+    invocation.done.append(report)
+    if not options.json:
+        for path in result.paths:
+            terminal.say_path(path)
+    return report
 
 
 def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[BuildReport]:
     """Build the architectures in this process, one after the other."""
     epoch = source_date(os.environ)
-    out = options.out or Path(os.environ.get("OUT_DIR") or "out")
-    work = Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
+    out, work = _out(options), _work()
     cache = Cache(default_folder(), offline=options.offline)
     for arch in arches:
         locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
@@ -150,6 +198,16 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
             print(terminal.block(result.steps.table()), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
         yield report_of(arch, result)
+
+
+def _out(options: argparse.Namespace) -> Path:
+    """Return the folder for the results."""
+    return options.out or Path(os.environ.get("OUT_DIR") or "out")
+
+
+def _work() -> Path | None:
+    """Return the folder for scratch files; None makes one among the results."""
+    return Path(os.environ["WORK_DIR"]) if os.environ.get("WORK_DIR") else None
 
 
 def load_recipe(options: argparse.Namespace, environ: Mapping[str, str]) -> Recipe:

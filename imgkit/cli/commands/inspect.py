@@ -1,4 +1,4 @@
-"""Show what is in an image: partitions, filesystems, packages. Boots nothing of it."""
+"""Show what is in an image: partitions, filesystems, packages; or platforms, layers, packages. Boots nothing of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imgkit.apk.database import parse_installed
-from imgkit.cli import readoptions
+from imgkit.cli import layoutreport, readoptions
 from imgkit.cli.command import Invocation
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs.readback import open_image
@@ -35,13 +35,23 @@ class ListedPackage:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
+    parser.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE",
+        help="qcow2 or raw image, or an OCI image layout or archive; it is not changed",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     readoptions.limit_arguments(parser, size="64M of its package database")
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Print what is in the image, as tables or as JSON."""
+    if layoutreport.is_container_image(options.image):
+        images = layoutreport.read_images(options.image)
+        as_text = layoutreport.text(options.image, images)
+        print(terminal.as_json([image.to_json() for image in images]) if options.json else terminal.block(as_text))
+        return 0
     size, seconds = readoptions.given_limits(options)
     limits = Limits(size or DEFAULT_SIZE, seconds or DEFAULT_SECONDS)
     with (

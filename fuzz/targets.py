@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fuzz import guests, lists, packages, roots, scripts
+from fuzz import guests, images, lists, packages, roots, scripts
 from fuzz.target import Target
 
 TARGETS: Mapping[str, Target] = {
     **packages.TARGETS,
     **lists.TARGETS,
+    **images.TARGETS,
     **roots.TARGETS,
     **scripts.TARGETS,
     **guests.TARGETS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,12 +83,12 @@ def test_a_microvm() -> None:
     """The disk is in the last slot, where the guest looks first, and slot 0, whose interrupt is lost, stays empty."""
     share = Share("data", Path("/a,b"), read_only=True)
     spec = replace(MICROVM, sandbox=True, config=Path("/c.iso"), shares=(share, *shares(1)), ports=(("ipc.0", 7),))
-    assert argv.arguments(replace(spec, command_line="quiet")) == (
+    assert argv.arguments(replace(spec, command_line="quiet", tsc_khz=2_000_000)) == (
         "qemu-system-x86_64",
         *("-machine", "microvm,acpi=on,ioapic2=on,pcie=off,usb=off"),
         *("-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-m", "4096"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP),
-        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet"),
+        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet tsc_early_khz=2000000"),
         *("-chardev", "file,id=console,path=/run/console.log,append=on", "-serial", "chardev:console"),
         *("-drive", "if=none,id=disk0,format=qcow2,snapshot=on,discard=unmap,file=/images/a,,b.qcow2"),
         *("-device", "virtio-blk-device,drive=disk0,bus=virtio-mmio-bus.23"),
@@ -103,6 +104,20 @@ def test_a_microvm() -> None:
         *("-device", "virtio-serial-device,id=serial0,bus=virtio-mmio-bus.19"),
         *("-chardev", "socket,id=port0,fd=7", "-device", "virtserialport,bus=serial0.0,chardev=port0,name=ipc.0"),
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"tsc_khz": 5}, "quiet tsc_early_khz=5"),
+        ({"tsc_khz": None}, "quiet loglevel=5"),
+        ({"tsc_khz": 5, "accelerator": "kvm"}, "quiet"),
+        ({"tsc_khz": 5, "machine": "standard"}, "quiet"),
+    ],
+)
+def test_an_emulated_microvm_is_told_how_fast_its_clock_runs(changes: dict[str, Any], line: str) -> None:
+    spec = replace(MICROVM, command_line="quiet")
+    assert pairs(argv.arguments(replace(spec, **changes)), "-append") == [line]
 
 
 def test_a_microvm_has_room_for_eighteen_shares() -> None:

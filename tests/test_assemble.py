@@ -222,7 +222,7 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
         monkeypatch,
         {
             "_check_programs": None,
-            "fetch_base": SimpleNamespace(tree="base tree"),
+            "fetch_base": SimpleNamespace(tree="base tree", image="base image"),
             "make_plan": plan,
             "fetch_packages": lambda plan, *_, **__: (replace(plan, world=("fetched",)), "files"),
             "check_locked": None,
@@ -293,6 +293,7 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     described = recorder.of("describe")[0]
     assert (described[0], described[1].world, described[3]) == (recipe, ("fetched",), layout)
     assert (described[4].disk, described[4].esp) == ("map", {"EFI/x": b"efi"})
+    assert described[5] == "base image"
     assert [path.name for path in (described[4].image, described[4].kernel, described[4].initramfs)] == [
         "image.qcow2", "vmlinuz", "initramfs",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from imgkit.apk.database import InstalledPackage, write_database
 from imgkit.apk.index import parse_record
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.image.manifest import describe_root
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor, Platform, digest_of
 from imgkit.oci.documents import ImageConfig
@@ -33,7 +35,8 @@ from imgkit.planning.plan import ImageSource, Plan
 from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, load
-from imgkit.rootfs.install import install, installed_in
+from imgkit.rootfs.binaries.examine import BinaryFindings
+from imgkit.rootfs.install import ScriptReport, install, installed_in
 from imgkit.tree import Symlink, Tree
 from imgkit.tree.tarwriter import archive
 from tests import ociimages
@@ -287,6 +290,30 @@ def test_set_user_id_programs(
         "bases: device nodes and FIFOs of the base are left out: /dev/0, /dev/1, /dev/2, /dev/3, /dev/4 …",
         f"bases: set-user-id and similar programs of the base {words}: bin/su, bin/sudo",
     ]
+
+
+def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
+    su = ociimages.Entry("bin/su", b"su", mode=0o4755)
+    manifest = bases.image(tar(su, ociimages.Entry("dev/null", kind=b"3", device=(1, 3))))
+    bases.index(manifest)
+    recipe = bases.recipe(more=f'{NO_PACKAGES}base_setuid = "drop"\n')
+    base = bases.base(recipe)
+    scripts, binaries = ScriptReport((), (), ()), BinaryFindings()
+    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries, records={}, build_id="b")
+    described = describe_root(recipe, bases.plan(recipe, base), composition, base.image)
+    assert described["base"] == {
+        "image": "bases",
+        "digest": manifest.digest,
+        "manifest": manifest.digest,
+        "vouchedBy": "the folder on this computer",
+        "privileged": {"kept": False, "paths": ["/bin/su"]},
+        "leftOut": ["/dev/null"],
+    }
+    assert "minirootfs" not in described
+    bases.index(bases.alpine())
+    described = describe_root(recipe, bases.plan(recipe, bases.base(recipe)), composition)
+    assert [package["from"] for package in described["packages"]] == ["base"]
+    assert "privileged" not in described["base"]
 
 
 @pytest.mark.parametrize(

@@ -564,9 +564,9 @@ def test_a_share_is_named_once_and_exists(tmp_path: Path) -> None:
 def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b"value\n")
-    assert machineoptions._secrets([f"A={path}"]) == {"A": b"value\n"}
+    assert machineoptions.secrets([f"A={path}"]) == {"A": b"value\n"}
     with pytest.raises(UsageError) as caught:
-        machineoptions._secrets([f"A={path}x"])
+        machineoptions.secrets([f"A={path}x"])
     assert caught.value.message == f"--secret A: {path}x: No such file or directory"
 
 

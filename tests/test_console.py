@@ -205,7 +205,10 @@ def test_a_machine_without_a_display_is_no_error() -> None:
 TIMER = "[    0.002000] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n"
 
 
-@pytest.mark.parametrize("said", ["[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC, TIMER])
+NO_CLOCK = "[    0.000000] tsc: Unable to calibrate against PIT\r\n"
+
+
+@pytest.mark.parametrize("said", ["[    1.319441] Oops: int3: 0000 [#1] SMP NOPTI\r\n" + PANIC, TIMER, NO_CLOCK])
 def test_a_fault_of_the_emulation_is_told_apart(said: str) -> None:
     text = console.clean(KERNEL + said)
     failure = console.diagnose(text)
@@ -213,6 +216,7 @@ def test_a_fault_of_the_emulation_is_told_apart(said: str) -> None:
     error = console.failure(failure, text)
     assert isinstance(error, failures.KernelPanicError)
     assert error.emulation
+    assert failure.silence == (5.0 if said == NO_CLOCK else 1.0)
     assert error.hint == "a known fault of QEMU's multi-threaded emulation; try again or use one CPU"
     other = console.failure(failure, console.clean(KERNEL + PANIC))
     assert isinstance(other, failures.KernelPanicError)

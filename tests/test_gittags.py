@@ -56,6 +56,7 @@ def test_the_table(sources: Path) -> None:
 
 
 def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # which may itself be in a work tree
     message = f"{tmp_path}: --tags auto needs git, and a work tree with a commit"
     with pytest.raises(UsageError) as caught:
         automatic_tags(tmp_path)

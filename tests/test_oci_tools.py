@@ -249,7 +249,7 @@ def test_umoci_unpacks_generated_trees(
 
 
 def _possible_here(steps: list[tuple[str, str, Node]]) -> list[tuple[str, str, Node]]:
-    """Return steps whose nodes umoci can unpack: no devices, huge numbers, attributes that are empty or system ones."""
+    """Return steps whose nodes umoci can unpack: no devices, no odd attributes, no huge numbers."""
     possible: list[tuple[str, str, Node]] = []
     for verb, path, node in steps:
         if isinstance(node, Device):

@@ -18,6 +18,7 @@ import pytest
 from imgkit.errors import InputError
 from imgkit.fetch.checks import UnreachableError
 from imgkit.oci import mediatypes
+from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout, to_json
 from imgkit.registry import registryerrors
 from imgkit.registry.imageparts import read_parts
@@ -34,6 +35,7 @@ from tests.registries import (
     access,
     blobs_of,
     fake_registry,
+    free_port,
     hang_up,
     image,
     layer,
@@ -366,8 +368,6 @@ def test_proxies_are_used_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyP
         registry.store("a/b", source)
         monkeypatch.setenv("http_proxy", registry.url)
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-        from imgkit.oci.imagename import ImageName
-
         with pytest.raises(UnreachableError, match="the proxy does not let it through"):
             resolve(ImageName.parse("registry.example/a/b:1"), access=access())
 
@@ -883,6 +883,16 @@ def test_a_failure_of_one_blob_ends_the_others(tmp_path: Path) -> None:
         with pytest.raises(RegistryError, match="answers 400"):
             pushed(registry, layout)
         assert registry.tags == set()
+
+
+def test_a_registry_that_is_not_there() -> None:
+    name = ImageName.parse(f"127.0.0.1:{free_port()}/a/b:1")
+    for insecure, scheme in ((False, "https"), (True, "http")):
+        with pytest.raises(UnreachableError) as caught:
+            resolve(name, access=access(insecure=insecure))
+        assert (
+            caught.value.message == f"{scheme}://{name.registry}/v2/a/b/manifests/1: 127.0.0.1 refuses the connection"
+        )
 
 
 def test_a_missing_image_is_said_so() -> None:

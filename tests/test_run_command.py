@@ -29,7 +29,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    return argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
+    return argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
 
 
 def json_line(event: dict[str, Any]) -> bytes:
@@ -116,7 +116,7 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
         yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    options = argparse.Namespace(guest_command=["x"], prompt=None, work=None, no_wait=False)
+    options = argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
     with pytest.raises(GuestError, match=r"^the request ended without a result$"):
         run.run(options, Invocation())
 
@@ -154,7 +154,7 @@ def test_what_a_request_asks_for_and_shows(
         yield SimpleNamespace(request=request, kill=lambda: steps.append("kill"))
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    assert run.run(argparse.Namespace(work=work, no_wait=False, **words), Invocation()) == 0
+    assert run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **words), Invocation()) == 0
     assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "extra": None}, "kill"]
     assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
 
@@ -165,7 +165,9 @@ def test_what_a_request_asks_for_and_shows(
 )
 def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        run.run(argparse.Namespace(guest_command=command, prompt=prompt), Invocation())
+        run.run(
+            argparse.Namespace(image=Path("x.qcow2"), work=None, guest_command=command, prompt=prompt), Invocation()
+        )
     assert caught.value.message == message
     assert caught.value.hint == "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"
 

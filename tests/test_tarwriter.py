@@ -22,7 +22,7 @@ FILE = File(content=Inline(b"abc"), mode=0o644, uid=1, gid=2, mtime=3)
 
 
 def written(entries: Sequence[tuple[str, Node]], prefix: str = "") -> bytes:
-    return b"".join(archive(entries, prefix))
+    return b"".join(bytes(piece) for piece in archive(entries, prefix))
 
 
 def members(data: bytes) -> dict[str, tarfile.TarInfo]:
@@ -199,7 +199,7 @@ def test_pieces_have_one_size_wherever_a_file_ends(tmp_path: Path, offset: int, 
     content = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "spool").write_bytes(b"--" + content)
     sliced = [("a", File(content=Slice(tmp_path / "spool", 2, size))), ("b", FILE)]
-    pieces = list(archive(sliced))
+    pieces = [bytes(piece) for piece in archive(sliced)]
     assert {len(piece) for piece in pieces[:-1]} <= {PIECE}
     assert 0 < len(pieces[-1]) <= PIECE
     assert b"".join(pieces) == written([("a", File(content=Inline(content[:size]))), ("b", FILE)])

@@ -6,16 +6,19 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.cli import envfile
+from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
-from imgkit.vm.qemu.machines import MACHINE_KINDS, MACHINES, check_machine, guess_arch, machine
+from imgkit.vm.qemu.argv import FirmwareKind
+from imgkit.vm.qemu.machines import MACHINE_KINDS, MACHINES, Arch, check_machine, guess_arch, machine
 from imgkit.vm.running import VM
 from imgkit.vm.shares import quotas
 
@@ -112,6 +115,27 @@ def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
     return values
 
 
+@dataclass(frozen=True)
+class BootTarget:
+    """What a machine is booted from.
+
+    Attributes:
+        image: the disk.
+        arch: imgkit's name of the architecture.
+        firmware: what starts the kernel.
+        kernel, initrd, command_line: for a direct boot; ``command_line`` None is the usual one of disk images.
+        format: format of the disk; None determines it from the first bytes.
+    """
+
+    image: Path
+    arch: Arch
+    firmware: FirmwareKind = "direct"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str | None = None
+    format: Format | None = None
+
+
 def boot(
     options: argparse.Namespace,
     shares: dict[str, Path] | None = None,
@@ -131,24 +155,50 @@ def boot(
         HostError: this host cannot run the machine.
         BootError: the guest did not come up.
     """
-    _check(options)
+    check(options)
+    # An image that refers to other files of the host is refused: QEMU would show them to the guest.
+    image_info(options.image)
+    target = _target(options)
+    config = configdrive.make(environment(options), secrets(options.secret)) or None
+    spec = specification(options, target, shares or {}, config)
+    before([path for path in (target.image, target.kernel, target.initrd) if path is not None])
+    return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
+
+
+def _target(options: argparse.Namespace) -> BootTarget:
+    """Return the disk image that ``options`` name, with the files beside it that its firmware needs."""
     record = machine(options.arch or guess_arch(options.image))
     check_machine(options.machine, record.arch, options.firmware)
-    firmware = options.firmware or ("direct" if options.machine == "microvm" else record.firmware)
+    usual: FirmwareKind = "direct" if options.machine == "microvm" else record.firmware
+    firmware: FirmwareKind = options.firmware or usual
     if firmware == "bios" and record.arch != "amd64":
         raise UsageError(f"{record.arch} has no BIOS", hint="--firmware uefi or --firmware direct")
-    kernel = initrd = None
-    if firmware == "direct":
-        kernel, initrd = _beside(options.image, record.arch)
-    folders, read_only = _folders(options.share, shares or {})
-    before([path for path in (options.image, kernel, initrd) if path is not None])
-    spec = BootSpec(
-        options.image,
-        arch=record.arch,
+    kernel, initrd = _beside(options.image, record.arch) if firmware == "direct" else (None, None)
+    return BootTarget(options.image, record.arch, firmware, kernel, initrd)
+
+
+def specification(
+    options: argparse.Namespace, target: BootTarget, shares: dict[str, Path], config: bytes | None
+) -> BootSpec:
+    """Return the machine that ``options`` describe, booted from ``target``.
+
+    Args:
+        shares: folders that other options share, by their tags.
+        config: the config drive.
+
+    Raises:
+        UsageError: an option is wrong, or two options contradict one another.
+    """
+    folders, read_only = _folders(options.share, shares)
+    return BootSpec(
+        target.image,
+        arch=target.arch,
         machine=options.machine,
-        firmware=firmware,
-        kernel=kernel,
-        initrd=initrd,
+        firmware=target.firmware,
+        kernel=target.kernel,
+        initrd=target.initrd,
+        command_line=target.command_line,
+        format=target.format,
         memory_mib=options.memory,
         cpus=options.cpus,
         cpu=options.cpu,
@@ -157,11 +207,10 @@ def boot(
         read_only=read_only,
         network=options.network,
         allow=options.allow,
-        config=configdrive.make(_environment(options), _secrets(options.secret)) or None,
+        config=config,
         console=options.console,
         quotas=quotas.parse(options.quota),
     )
-    return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
 
 
 def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path], set[str]]:
@@ -196,14 +245,14 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
     return folders, read_only
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Check what can be checked before anything is started.
+def check(options: argparse.Namespace) -> None:
+    """Check of the options what can be checked before anything is started.
 
-    An image that refers to other files of the host is refused: QEMU would show them to the guest.
+    Raises:
+        UsageError: an option is wrong, or two options contradict one another.
     """
     allowlist.parse(options.allow)
     check_network(options.network, options.allow)
-    image_info(options.image)
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
@@ -228,7 +277,7 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
     return kernel, initramfs
 
 
-def _environment(options: argparse.Namespace) -> dict[str, str]:
+def environment(options: argparse.Namespace) -> dict[str, str]:
     """Return the variables of ``--env-file`` and of ``--env``, which takes precedence."""
     variables: dict[str, str] = {}
     for path in options.env_file:
@@ -236,7 +285,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
     return variables | pairs(options.env, "--env", "K=V")
 
 
-def _secrets(words: list[str]) -> dict[str, bytes]:
+def secrets(words: list[str]) -> dict[str, bytes]:
     """Return the values of ``--secret``, read from their files."""
     values = {}
     for name, path in pairs(words, "--secret", "K=FILE").items():

@@ -117,7 +117,8 @@ def build(request: BuildRequest) -> BuildResult:
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
         _write_boot_files(composition, work)
         outputs = Outputs(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
-        write_manifest(describe(recipe, plan, composition, layout, outputs), work / "manifest.json")
+        manifest = describe(recipe, plan, composition, layout, outputs, base.image)
+        write_manifest(manifest, work / "manifest.json")
         with steps.step("put into place"):
             return _place(request, work, composition.build_id, image_size, steps)
 

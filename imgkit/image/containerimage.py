@@ -136,7 +136,7 @@ def _build(
         layers = (*below, *_write_layers(composition, _lower(base.image), writer, epoch))
         facts = facts_of(recipe, arch, base.image, request.sources, epoch)
         manifest = write_image(layout, layers, facts)
-    description = describe_container(recipe, plan, composition, manifest, layers)
+    description = describe_container(recipe, plan, composition, manifest, layers, base.image)
     return BuiltImage(arch, manifest, composition.build_id, layers, description)
 
 

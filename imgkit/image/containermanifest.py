@@ -8,6 +8,7 @@ from typing import Any
 from imgkit.image.manifest import describe_root
 from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.layerwriter import ImageLayer
+from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.plan import Plan
 from imgkit.recipe import Recipe
 from imgkit.rootfs.composecontainer import ContainerComposition
@@ -19,15 +20,17 @@ def describe_container(
     composition: ContainerComposition,
     manifest: Descriptor,
     layers: Sequence[ImageLayer],
+    image: BaseImage | None = None,
 ) -> Mapping[str, Any]:
     """Return the manifest of a finished image, ready for JSON.
 
     Args:
         manifest: the descriptor of the image's own manifest, whose digest names the image.
         layers: the lowest one first.
+        image: the container image that it starts from; None for the minirootfs.
     """
     return {
-        **describe_root(recipe, plan, composition),
+        **describe_root(recipe, plan, composition, image),
         "container": {
             "digest": manifest.digest,
             "layers": [

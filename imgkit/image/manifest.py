@@ -14,6 +14,7 @@ from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
+from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
@@ -98,11 +99,22 @@ def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
     return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
 
 
-def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layout, outputs: Outputs) -> dict[str, Any]:
-    """Return the manifest of a finished image, ready for JSON."""
+def describe(
+    recipe: Recipe,
+    plan: Plan,
+    composition: Composition,
+    layout: Layout,
+    outputs: Outputs,
+    image: BaseImage | None = None,
+) -> dict[str, Any]:
+    """Return the manifest of a finished image, ready for JSON.
+
+    Args:
+        image: the container image that it starts from; None for the minirootfs.
+    """
     names = boot_names(recipe, plan.arch)
     return {
-        **describe_root(recipe, plan, composition),
+        **describe_root(recipe, plan, composition, image),
         "image": {
             "sha256": hash_file(outputs.image),
             "size": outputs.image.stat().st_size,
@@ -126,7 +138,9 @@ def describe(recipe: Recipe, plan: Plan, composition: Composition, layout: Layou
     }  # fmt: skip
 
 
-def describe_root(recipe: Recipe, plan: Plan, composition: ComposedRoot) -> dict[str, Any]:
+def describe_root(
+    recipe: Recipe, plan: Plan, composition: ComposedRoot, image: BaseImage | None = None
+) -> dict[str, Any]:
     """Return the part of a manifest that describes a root filesystem, for disks and container images."""
     scripts = composition.scripts
     return {
@@ -136,7 +150,7 @@ def describe_root(recipe: Recipe, plan: Plan, composition: ComposedRoot) -> dict
         "arch": plan.arch,
         "buildId": composition.build_id,
         "alpine": {"branch": plan.branch, "version": plan.version},
-        **_base(plan.base),
+        **_base(plan.base, recipe, image),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
         "packages": [_package(planned, is_image=isinstance(plan.base, ImageSource)) for planned in plan.packages],
@@ -198,18 +212,20 @@ def _binaries(findings: BinaryFindings) -> dict[str, Any]:
     }
 
 
-def _base(base: Artefact | ImageSource) -> dict[str, Any]:
+def _base(base: Artefact | ImageSource, recipe: Recipe, image: BaseImage | None) -> dict[str, Any]:
     """Return the entry about the minirootfs, or about the image that replaces it."""
     if isinstance(base, Artefact):
         return {"minirootfs": _artefact(base)}
-    return {
-        "base": {
-            "image": base.name,
-            "digest": base.digest,
-            "manifest": base.manifest,
-            "vouchedBy": base.vouched_by,
-        }
+    facts: dict[str, Any] = {
+        "image": base.name,
+        "digest": base.digest,
+        "manifest": base.manifest,
+        "vouchedBy": base.vouched_by,
     }
+    if image is not None:
+        facts["privileged"] = {"kept": recipe.base_setuid == "keep", "paths": [f"/{path}" for path in image.privileged]}
+        facts["leftOut"] = [f"/{path}" for path in image.left_out]
+    return {"base": facts}
 
 
 def _artefact(artefact: Artefact) -> dict[str, Any]:

@@ -35,13 +35,13 @@ from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.documents import Digest
 from imgkit.oci.layerchanges import LayerChanges
 from imgkit.tree import Content, File
-from imgkit.tree.tarwriter import header
+from imgkit.tree.tarwriter import PIECE, header
 
 log = logging.getLogger("imgkit.oci")
 
 MOST_BYTES = 10 << 30
 """Bytes of all blobs that are kept."""
-_FORMAT = "imgkit layer 1"  # changes with everything about an archive that is not in its headers
+_FORMAT = f"imgkit layer 1, pieces of {PIECE}"  # changes with what the bytes depend on and the headers do not have
 _MAX_RECORD = 1 << 12
 _CHUNK = 1 << 20
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imgkit.errors import InputError
-from imgkit.tree import MAX_NAME, Directory, File, HardLink, Inline, Node, Tree, parent
+from imgkit.tree import MAX_NAME, Directory, File, HardLink, Inline, Node, Tree, by_parts, parent
 
 WHITEOUT = ".wh."
 """What the name of a whiteout begins with; the rest is the name of what it removes."""
@@ -59,7 +59,7 @@ def changes(before: Tree | None, after: Tree) -> LayerChanges:
     entries |= dict(_whiteouts(lower, after))
     for path in list(entries):
         _add_parents(entries, path, after)
-    ordered = [(path, entries[path]) for path in sorted(entries, key=lambda path: path.split("/"))]
+    ordered = [(path, entries[path]) for path in sorted(entries, key=by_parts)]
     links = [entry for entry in ordered if isinstance(entry[1], HardLink)]
     if links:
         ordered = [entry for entry in ordered if not isinstance(entry[1], HardLink)]

@@ -93,7 +93,7 @@ class LayerWriter:
     def _compressed(self, layer: LayerChanges, reason: str, target: Path) -> LayerBlob:
         with progress.bar(layer.content_size, f"compressing: {reason}") as bar:
 
-            def pieces() -> Iterator[bytearray]:
+            def pieces() -> Iterator[memoryview]:
                 for piece in archive(layer.entries):
                     yield piece
                     bar.update(len(piece))

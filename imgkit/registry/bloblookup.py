@@ -1,7 +1,6 @@
 """Find out whether a repository has a blob, and have it mounted from another repository if it does not.
 
-Source: distribution-spec 1.1, "Checking if content exists in the registry" and "Mounting a blob from another
-repository".
+Source: distribution-spec 1.1, "Checking if content exists in the registry", "Mounting a blob from another repository".
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import threading
 from collections.abc import Sequence
 from urllib.parse import quote, urljoin
 
-from imgkit.fetch.checks import shown
+from imgkit.fetch.checks import declared_length, shown
 from imgkit.oci.descriptors import Descriptor
 from imgkit.registry.httpcalls import Answer
-from imgkit.registry.registryerrors import DeniedError, MissingImageError, RegistryError
+from imgkit.registry.registryerrors import RegistryError
 from imgkit.registry.remote import RemoteRepository, check_digest
 from imgkit.registry.tokens import PUSH
 from imgkit.registry.wire import origin
@@ -38,10 +37,9 @@ def has_blob(
     answer = repository.request("HEAD", place, (200, 404), cancelled=cancelled, actions=actions, what=what)
     if answer.status == 404:
         return False
-    size = answer.headers.get("Content-Length", "")
-    if size.isdigit() and int(size[:20]) != descriptor.size:
-        message = f"{what}: the registry has {size[:20]} bytes under this digest, and not {descriptor.size}"
-        raise RegistryError(message)
+    size = declared_length(answer.headers)
+    if size is not None and size != descriptor.size:
+        raise RegistryError(f"{what}: the registry has {size} bytes under this digest, and not {descriptor.size}")
     return True
 
 
@@ -61,7 +59,7 @@ def mount(
             answer = repository.request(
                 "POST", UPLOADS + query, (201, 202), cancelled=cancelled, actions=PUSH, source=source
             )
-        except (DeniedError, MissingImageError) as error:
+        except RegistryError as error:
             log.debug("%s: no mount from %s: %s", descriptor.digest, source, error)
             continue
         if answer.status == 201:

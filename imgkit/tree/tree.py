@@ -9,7 +9,7 @@ from typing import BinaryIO
 from imgkit.errors import InputError
 from imgkit.tree import tarwriter
 from imgkit.tree.nodes import Directory, File, HardLink, Inline, Node, Symlink, kind
-from imgkit.tree.paths import MAX_PATH, TreeError, check_path, encoded, parent
+from imgkit.tree.paths import MAX_PATH, TreeError, by_parts, check_path, encoded, parent
 
 MAX_LINKS = 40
 """Symbolic links that are followed in one resolution, as in Linux (MAXSYMLINKS)."""
@@ -68,7 +68,7 @@ class Tree:
 
     def __iter__(self) -> Iterator[str]:
         """Return every path, sorted by its parts: directories come before what is in them, the root is first."""
-        return iter(sorted(self._nodes, key=lambda path: path.split("/")))
+        return iter(sorted(self._nodes, key=by_parts))
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Yield paths and nodes in the order of iteration."""

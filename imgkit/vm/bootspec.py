@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias, get_args
 from imgkit.disk import diskimage
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import consolelog
-from imgkit.vm.qemu import argv, firmware, machines
+from imgkit.vm.qemu import argv, firmware, hostclock, machines
 from imgkit.vm.qemu.argv import Disk, FirmwareKind, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import Arch, MachineKind
@@ -28,7 +28,7 @@ from imgkit.vm.shares.quotas import Quotas
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 Network: TypeAlias = Literal["none", "user", "restricted"]
-Ipc: TypeAlias = Literal["file", "serial"]
+Ipc: TypeAlias = Literal["file", "serial", "none"]
 NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
@@ -68,7 +68,10 @@ class BootSpec:
     read_only: Collection[str] = ()
     """Tags of the shares that nobody in the guest can change, not even root."""
     ipc: Ipc = "file"
-    """How requests are carried: "file" in the request share, "serial" over the virtio-serial port."""
+    """How requests are carried: "file" in the request share, "serial" over the virtio-serial port. "none" is a machine
+    that takes none, because no agentd is in it; :class:`~imgkit.vm.entrypoint.EntryMachine` runs those."""
+    ports: Sequence[str] = ()
+    """Names of further virtio-serial ports, whose other ends are in :attr:`imgkit.vm.qemu.launch.Running.ports`."""
     config: bytes | None = None
     """ISO image with the configuration of this boot (:mod:`imgkit.vm.configdrive`). It is on the host's disk only while
     the machine runs."""
@@ -94,7 +97,7 @@ class BootSpec:
         """Check ``network``, ``allow`` and ``ipc``, so that a mistake is reported where it was made."""
         check_network(self.network, self.allow)
         if self.ipc not in get_args(Ipc):
-            known = " and ".join(get_args(Ipc))
+            known = ", ".join(get_args(Ipc))
             raise UsageError(f"{self.ipc}: unknown way to talk to the agent", hint=f"known are {known}")
 
     @property
@@ -145,6 +148,7 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
         kernel=None if spec.kernel is None else _kernel(Path(spec.kernel)),
         initrd=None if spec.initrd is None else _file(Path(spec.initrd)),
         command_line=spec.command_line,
+        tsc_khz=hostclock.tsc_khz() if spec.machine == "microvm" else None,
         cpus=spec.cpus,
         accelerator=accelerator.argument,
         cpu=spec.cpu or accelerator.cpu,
@@ -174,8 +178,9 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
     if spec.ipc == "file" and "ipc" not in shares:
         shares = {"ipc": folder / "ipc", **shares}
         shares["ipc"].mkdir()
-    if spec.ipc == "serial" and "ipc" in shares:
-        raise UsageError("a machine in serial mode has no ipc share")
+    if spec.ipc != "file" and "ipc" in shares:
+        mode = "in serial mode" if spec.ipc == "serial" else "without an agent"
+        raise UsageError(f"a machine {mode} has no ipc share")
     for tag, path in shares.items():
         argv.check_tag(tag)
         if not path.is_dir():

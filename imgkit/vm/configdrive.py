@@ -24,19 +24,23 @@ MAX_VALUE = (128 << 10) - 256
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
-def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | None = None) -> bytes:
-    """Return the ISO image, or ``b""`` if there is neither a variable nor a secret.
+def make(
+    env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | None = None, machine: str | None = None
+) -> bytes:
+    """Return the ISO image, or ``b""`` if there is nothing to write.
 
     Args:
         env: environment variables of every agent.
         secrets: the same, with each value in a file of its own. Values are UTF-8 and are not changed.
+        machine: text of the file ``machine/run``, from which the init of a container image learns what it runs
+            (docs/microvm.md).
 
     Raises:
         UsageError: a name is not valid for an environment variable, or a value is too long, not UTF-8 or has a zero
             byte.
     """
     env, secrets = env or {}, secrets or {}
-    if not env and not secrets:
+    if not env and not secrets and machine is None:
         return b""
     for name, value in [*((name, os.fsencode(value)) for name, value in env.items()), *secrets.items()]:
         _check(name, value)
@@ -44,6 +48,9 @@ def make(env: Mapping[str, str] | None = None, secrets: Mapping[str, bytes] | No
     iso.new(interchange_level=3, vol_ident=VOLUME, rock_ridge="1.09")
     try:
         _add(iso, "/ENV.;1", "env.json", json.dumps(dict(env)).encode())
+        if machine is not None:
+            iso.add_directory("/MACHINE", rr_name="machine")
+            _add(iso, "/MACHINE/RUN.;1", "run", os.fsencode(machine))
         if secrets:
             iso.add_directory("/SECRETS", rr_name="secrets")
         for number, (name, value) in enumerate(sorted(secrets.items())):

@@ -82,7 +82,7 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
         resolved = replace(resolved, log=console.writing)
         monitor = monitor_for(resolved, spec.quotas, user)
         memory = launch.MEMORY_STEPS if spec.memory_mib is None else (spec.memory_mib,)
-        ports = [argv.IPC_PORT] if spec.ipc == "serial" else []
+        ports = [*([argv.IPC_PORT] if spec.ipc == "serial" else []), *spec.ports]
         running = stack.enter_context(launch.launched(resolved, folder, memory=memory, ports=ports, user=user))
         limit = spec.quotas.disk
         stack.enter_context(monitored(monitor, resolved, limit, running.child, running.stderr, console.shorten))

@@ -2,6 +2,9 @@
 
 Everything after -- is the command. Without one, --prompt is given to the agent that the image or the environment
 configures.
+
+A container image (an OCI image layout, or a .tar archive of one) becomes a machine with a kernel of Alpine's. Without
+agentd in it, its entry point runs as its user, and what is after -- replaces its command.
 """
 
 from __future__ import annotations
@@ -9,15 +12,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import machineoptions
+from imgkit.cli import containerruns, machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
 from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
 from imgkit.vm.agent.requests import AgentRequest
+from imgkit.vm.running import VM
 
 NAME = "run"
 HELP = "run one command in an image"
@@ -29,22 +34,42 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machineoptions.arguments(parser)
     parser.add_argument("--work", metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
+    containerruns.arguments(parser)
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
-    """Run one request. The exit status is that of the command, or of the agent.
+    """Run one request, or the program of a container image. The exit status is that of the command, or of the agent.
 
     Raises:
         GuestError: the agent failed without a status of its own.
     """
-    if bool(options.guest_command) == bool(options.prompt):
-        message = "give a command or a prompt" + (", not both" if options.prompt else "")
-        raise UsageError(message, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder given")
     shares = {} if options.work is None else {"work": Path(options.work)}
-    with machineoptions.boot(options, shares) as vm:
+    if not containerruns.is_container(options.image):
+        _check_request(options)
+        return _request(options, machineoptions.boot(options, shares))
+    with containerruns.opened(options) as made:
+        if not made.agent or options.entrypoint is not None:
+            return containerruns.run_once(options, made, shares)
+        _check_request(options)
+        return _request(options, containerruns.boot_agent(options, made, shares))
+
+
+def _check_request(options: argparse.Namespace) -> None:
+    if bool(options.guest_command) == bool(options.prompt):
+        message = "give a command or a prompt" + (", not both" if options.prompt else "")
+        raise UsageError(message, hint="imgkit run IMAGE -- COMMAND…, or --prompt TEXT")
+
+
+def _request(options: argparse.Namespace, booted: AbstractContextManager[VM]) -> int:
+    """Send the request to the agent of a machine, and return the exit status of what it ran.
+
+    Raises:
+        GuestError: the agent failed without a status of its own.
+    """
+    with booted as vm:
         extra = {"awaitSystem": False} if options.no_wait else None
         with vm.request(command=options.guest_command or None, prompt=options.prompt, extra=extra) as request:
             result = _follow(request, events=not options.guest_command)

@@ -81,6 +81,8 @@ class VmSpec:
         firmware: what starts the kernel.
         flash: the UEFI firmware with a private variable store; needed for "uefi".
         kernel, initrd, command_line: for "direct"; ``command_line`` None is the architecture's default.
+        tsc_khz: frequency of the host's time stamp counter, which an emulated microvm is told
+            (:mod:`imgkit.vm.qemu.hostclock`); None if it is not known.
         memory_mib, cpus: size of the machine.
         accelerator: value of ``-accel``; cpu: value of ``-cpu``.
         shares: 9p shares in the order of their PCI functions.
@@ -106,6 +108,7 @@ class VmSpec:
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str | None = None
+    tsc_khz: int | None = None
     memory_mib: int = 4096
     cpus: int = 2
     accelerator: str = "tcg,thread=multi"
@@ -211,8 +214,11 @@ def _network(spec: VmSpec) -> list[str]:
 
 
 def _accelerator(spec: VmSpec) -> str:
-    emulated = spec.accelerator.partition(",")[0] == "tcg"
-    return f"{spec.accelerator},tb-size={TRANSLATION_MIB}" if emulated else spec.accelerator
+    return f"{spec.accelerator},tb-size={TRANSLATION_MIB}" if _is_emulated(spec) else spec.accelerator
+
+
+def _is_emulated(spec: VmSpec) -> bool:
+    return spec.accelerator.partition(",")[0] == "tcg"
 
 
 def share_path(share: Share) -> str:
@@ -225,14 +231,24 @@ def firmware_arguments(spec: VmSpec) -> list[str]:
     if spec.firmware == "direct":
         words = ["-kernel", str(spec.kernel)]
         words += ["-initrd", str(spec.initrd)] if spec.initrd is not None else []
-        line = machine(spec.arch).direct_command_line if spec.command_line is None else spec.command_line
-        return [*words, "-append", line]
+        return [*words, "-append", _command_line(spec)]
     if spec.firmware == "uefi" and spec.flash is not None:
         words = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escape(spec.flash.code)}"]
         if spec.flash.variables is not None:
             words += ["-drive", f"if=pflash,unit=1,format=raw,snapshot=off,file={escape(spec.flash.variables)}"]
         return words
     return []
+
+
+def _command_line(spec: VmSpec) -> str:
+    """Return the kernel's command line of a direct boot.
+
+    A microvm whose kernel is not told the frequency shows that message of its kernel which says that it found none.
+    """
+    line = machine(spec.arch).direct_command_line if spec.command_line is None else spec.command_line
+    if spec.machine != "microvm" or not _is_emulated(spec):
+        return line
+    return f"{line} loglevel=5" if spec.tsc_khz is None else f"{line} tsc_early_khz={spec.tsc_khz}"
 
 
 def _disk(spec: VmSpec) -> list[str]:

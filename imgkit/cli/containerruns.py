@@ -1,0 +1,141 @@
+"""Run a container image with ``imgkit run``: as a machine, which is the one that was asked for (docs/microvm.md).
+
+If agentd is in the image, requests go to it as in every machine. Otherwise the image's own program runs once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+from imgkit.cli import machineoptions
+from imgkit.cli.machineoptions import BootTarget
+from imgkit.cli.readoptions import appliance_options
+from imgkit.engines.guestfs import engine as guestfs
+from imgkit.errors import UsageError
+from imgkit.fetch.cache import Cache, default_folder
+from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
+from imgkit.image.firstprocess import FirstProcess, first_process
+from imgkit.image.guestkernel import DEFAULT_RECIPE
+from imgkit.image.machinesettings import once, service
+from imgkit.oci.unpacking import opened_layout
+from imgkit.recipe import Recipe, load
+from imgkit.vm import configdrive
+from imgkit.vm.entrymachine import EntryMachine
+from imgkit.vm.qemu.machines import check_machine, host_arch, machine
+from imgkit.vm.running import VM
+
+_WORK = "/workspace/project"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only container images have."""
+    group = parser.add_argument_group("container images (a layout, or a .tar archive of one)")
+    group.add_argument("--entrypoint", metavar="WORD", help="program in place of the image's entry point and command")
+    group.add_argument("--recipe", type=Path, metavar="FILE", help="recipe that says where the kernel comes from")
+    group.add_argument("--mirror", metavar="URL", help="where the kernel is downloaded from")
+    group.add_argument(
+        "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
+    )
+    group.add_argument("--offline", action="store_true", help="download nothing")
+
+
+def is_container(image: Path) -> bool:
+    """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``."""
+    return image.is_dir() or image.suffix == ".tar"
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[ContainerMachine]:
+    """Make a machine of the container image that ``options`` name, or take it from the cache.
+
+    Raises:
+        UsageError: an option is wrong, or two options contradict one another.
+        InputError: the image is damaged or for another platform, or the kernel cannot be downloaded or trusted.
+        HostError: the machine cannot be made on this host.
+    """
+    machineoptions.check(options)
+    arch = machine(options.arch or host_arch()).arch
+    check_machine(options.machine, arch, options.firmware)
+    if options.firmware not in (None, "direct"):
+        message = f"a container image has no boot loader that {options.firmware} could start"
+        raise UsageError(message, hint="leave out --firmware: its kernel is started directly")
+    with opened_layout(options.image) as layout:
+        request = MachineRequest(
+            layout=layout,
+            arch=arch,
+            recipe=_recipe(options),
+            cache=Cache(default_folder(), offline=options.offline),
+            engine=partial(guestfs.launch, options=appliance_options()),
+        )
+        with container_machine(request) as made:
+            yield made
+
+
+def boot_agent(
+    options: argparse.Namespace, made: ContainerMachine, shares: dict[str, Path]
+) -> AbstractContextManager[VM]:
+    """Boot a machine with agentd in it. It is ready when the ``with`` block begins."""
+    values = machineoptions.environment(options), machineoptions.secrets(options.secret)
+    config = configdrive.make(*values, machine=service())
+    spec = machineoptions.specification(options, _target(options, made), shares, config)
+    return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
+
+
+def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[str, Path]) -> int:
+    """Run the program of an image that has no agentd, pass its output on, and return its exit status."""
+    if options.prompt:
+        raise UsageError("there is no agentd in this image that could take a prompt", hint="imgkit run LAYOUT -- …")
+    first = _first(options, made)
+    tags = [word.partition("=")[0] for word in options.share]
+    config = configdrive.make(
+        machine=once(first, [tag for tag in tags if tag != "work"], work="work" in [*shares, *tags])
+    )
+    spec = machineoptions.specification(options, _target(options, made), shares, config)
+    with EntryMachine.boot(spec, timeout=options.timeout, stop_signal=first.stop_signal) as running:
+        return running.follow(_write)
+
+
+def _first(options: argparse.Namespace, made: ContainerMachine) -> FirstProcess:
+    secrets = {name: value.decode() for name, value in machineoptions.secrets(options.secret).items()}
+    works = options.work is not None or any(word.startswith("work=") for word in options.share)
+    return first_process(
+        made.config.runtime,
+        made.accounts,
+        command=options.guest_command,
+        entrypoint=None if options.entrypoint is None else _entrypoint(options.entrypoint),
+        environment={**machineoptions.environment(options), **secrets},
+        cwd=_WORK if works else None,
+    )
+
+
+def _entrypoint(word: str) -> Sequence[str]:
+    """Return the entry point that was asked for; an empty word is none, as Docker has it."""
+    return [word] if word else []
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    given = {"mirror": options.mirror, "release_key": options.release_key and options.release_key.absolute()}
+    fields = {name: value for name, value in given.items() if value is not None}
+    if options.recipe is None:
+        return DEFAULT_RECIPE.model_copy(update=fields)
+    return load(options.recipe, fields, {name: "--" + name.replace("_", "-") for name in fields})
+
+
+def _target(options: argparse.Namespace, made: ContainerMachine) -> BootTarget:
+    record = machine(options.arch or host_arch())
+    words = (f"console={record.console},115200", "quiet", *record.kernel_arguments, made.arguments)
+    return BootTarget(
+        made.disk, record.arch, kernel=made.kernel, initrd=made.initramfs, command_line=" ".join(words), format="raw"
+    )
+
+
+def _write(stream: str, data: bytes) -> None:
+    """Pass output on, byte for byte, to the stream of the same name."""
+    sink = sys.stdout if stream == "stdout" else sys.stderr
+    sink.buffer.write(data)
+    sink.flush()

@@ -1,0 +1,186 @@
+"""Run the first process of a container image in a machine of its own, and return its exit status.
+
+    with EntryMachine.boot(spec, timeout=180, stop_signal=15) as machine:
+        status = machine.follow(write)          # write("stdout", b"…") for everything that the process prints
+
+The image has no agentd. The init of the machine (``rootfs/initramfs/guest/init.sh``) sends the output through two
+virtio-serial ports, byte for byte, so nothing of the kernel's messages is in it. A third port carries lines: "started"
+and "exit STATUS" from the guest, "signal NUMBER" from the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TypeAlias
+
+from imgkit.host import process
+from imgkit.vm import console
+from imgkit.vm.bootspec import BootSpec
+from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError
+from imgkit.vm.qemu import probe
+from imgkit.vm.starting import Started, started
+
+log = logging.getLogger("imgkit.vm")
+
+OUTPUT, ERRORS, CONTROL = "run.output", "run.errors", "run.control"
+STREAMS = {OUTPUT: "stdout", ERRORS: "stderr"}
+"""Ports that carry output → the names of the streams."""
+KILL_AFTER = 10.0
+"""Seconds from the signal that asks the process to end to the one that ends it, as container engines wait."""
+KILLED = 137
+"""Exit status of a process that did not end when it was asked to: 128 and SIGKILL."""
+_EMULATION_TRIES = 3
+_POLL = 0.2  # seconds between two looks at the machine
+_CHUNK = 1 << 16
+_MAX_LINE = 4096
+_STATUS = re.compile(rb"exit ([0-9]{1,3})")
+
+Write: TypeAlias = Callable[[str, bytes], object]
+"""Takes the name of a stream, "stdout" or "stderr", and bytes of it."""
+
+
+class EntryMachine:
+    """A machine that runs one process."""
+
+    def __init__(self, machine: Started, stop_signal: int) -> None:
+        self._machine = machine
+        self._stop_signal = stop_signal
+        self._control = machine.running.ports[CONTROL]
+        self._pending = b""
+        self._status: int | None = None
+        self._started = False
+        self._asked: float | None = None
+
+    @classmethod
+    @contextmanager
+    def boot(cls, spec: BootSpec, *, timeout: float, stop_signal: int) -> Iterator[EntryMachine]:
+        """Start the machine, and wait until its process has been started. It is switched off when the block ends.
+
+        Args:
+            spec: the machine; how it is talked to is filled in here.
+            timeout: seconds until the process must have been started.
+            stop_signal: number of the signal that asks the process to end.
+
+        Raises:
+            UsageError, HostError, InputError: as for :meth:`imgkit.vm.running.VM.boot`.
+            BootError: the process was not started; the subclass says why.
+        """
+        spec = replace(spec, ipc="none", ports=(*spec.ports, OUTPUT, ERRORS, CONTROL))
+        deadline = time.monotonic() + timeout
+        accelerator = probe.probe(spec.architecture, spec.accelerator)
+        for attempt in range(1, _EMULATION_TRIES + 1):
+            with started(spec, accelerator) as running:
+                machine = cls(running, stop_signal)
+                try:
+                    machine._wait_started(deadline, timeout)
+                except KernelPanicError as panic:
+                    if not panic.emulation or attempt == _EMULATION_TRIES:
+                        raise
+                    log.warning("emulation crashed the guest's kernel (%s); booting again", panic.message)
+                    continue
+                try:
+                    yield machine
+                finally:
+                    running.running.child.kill()
+                return
+
+    def follow(self, write: Write) -> int:
+        """Pass the output of the process on until it has ended, and return its exit status.
+
+        An interrupt (Ctrl-C) sends the process its stop signal. If it then runs for another :data:`KILL_AFTER` seconds,
+        the machine is switched off and the status is :data:`KILLED`.
+
+        Raises:
+            BootError: the machine is gone, or its console shows a kernel panic.
+            QuotaError: the machine was ended because it exceeded its quotas.
+        """
+        with selectors.DefaultSelector() as selector:
+            for port, stream in STREAMS.items():
+                selector.register(self._machine.running.ports[port], selectors.EVENT_READ, stream)
+            selector.register(self._control, selectors.EVENT_READ, "")
+            while self._status is None and not self._is_overdue():
+                try:
+                    self._turn(selector, write)
+                except KeyboardInterrupt:
+                    self._ask_to_stop()
+            if self._status is not None:
+                self._drain(write)
+        return KILLED if self._status is None else self._status
+
+    def _turn(self, selector: selectors.BaseSelector, write: Write) -> None:
+        """Wait for something to read, for a moment, and pass it on."""
+        ready = selector.select(_POLL)
+        for key, _ in ready:
+            assert isinstance(key.fileobj, socket.socket), key
+            data = key.fileobj.recv(_CHUNK)
+            if not data:
+                selector.unregister(key.fileobj)
+            elif key.data:
+                write(key.data, data)
+            else:
+                self._take_lines(data)
+        if not ready:
+            self._check()
+
+    def _drain(self, write: Write) -> None:
+        """Pass on what is left: the guest sends the status after the output, but through another port."""
+        for port, stream in STREAMS.items():
+            source = self._machine.running.ports[port]
+            source.setblocking(False)
+            with suppress(OSError):
+                while data := source.recv(_CHUNK):
+                    write(stream, data)
+
+    def _wait_started(self, deadline: float, timeout: float) -> None:
+        while not self._started:
+            self._control.settimeout(_POLL)
+            with suppress(TimeoutError):
+                self._take_lines(self._control.recv(_CHUNK))
+                continue
+            self._check(booting=True)
+            if time.monotonic() >= deadline:
+                message = f"the image's program was not started within {timeout:.0f} s"
+                text = self._machine.console.text
+                raise BootTimeoutError(message, console=console.tail(text), hint="--timeout with a larger number")
+        self._control.settimeout(None)
+
+    def _take_lines(self, data: bytes) -> None:
+        if not data:
+            self._check(booting=True)
+            raise BootError("the machine has closed its ports", console=console.tail(self._machine.console.text))
+        *lines, self._pending = (self._pending + data)[-_MAX_LINE:].split(b"\n")
+        for line in lines:
+            if line == b"started":
+                self._started = True
+            elif (match := _STATUS.fullmatch(line)) is not None:
+                self._status = int(match[1])
+
+    def _ask_to_stop(self) -> None:
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._control.sendall(f"signal {self._stop_signal}\n".encode())
+
+    def _is_overdue(self) -> bool:
+        return self._asked is not None and time.monotonic() - self._asked >= KILL_AFTER
+
+    def _check(self, *, booting: bool = False) -> None:
+        """Raise if the machine has failed."""
+        self._machine.monitor.check()
+        shown = self._machine.console
+        shown.refresh()
+        status = self._machine.running.child.poll()
+        if status is not None:
+            ending = "ended" if status == 0 else process.ending(status)
+            raise console.died(ending, self._machine.running.stderr_tail(), shown.text)
+        failure = console.diagnose(shown.text)
+        if failure is None or shown.quiet < failure.silence:
+            return
+        if booting or failure.kind is KernelPanicError:
+            raise console.failure(failure, shown.text)

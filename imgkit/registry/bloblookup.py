@@ -90,5 +90,6 @@ def upload_location(answer: Answer) -> str:
     hint = None
     if origin(answer.url)[0] == "https" and place.startswith("http:"):
         hint = "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
-    message = f"{shown(answer.url).partition('?')[0]}: the registry wants the blob to be sent to {shown(place).partition('?')[0][:200]!r}, another server"
+    here, there = shown(answer.url).partition("?")[0], shown(place).partition("?")[0][:200]
+    message = f"{here}: the registry wants the blob to be sent to {there!r}, another server"
     raise RegistryError(message, hint=hint)

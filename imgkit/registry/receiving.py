@@ -34,9 +34,7 @@ def receive(response: requests.Response, call: HttpCall, deadline: Deadline) -> 
         received += piece
         if len(received) > limit:
             if good:
-                raise InputError(
-                    f"{shown(call.place)}: the answer is longer than the {limit} bytes that are read of it"
-                )
+                raise InputError(f"{call.place}: the answer is longer than the {limit} bytes that are read of it")
             break
     return bytes(received)
 
@@ -72,7 +70,7 @@ def _pieces(response: requests.Response, call: HttpCall, deadline: Deadline) -> 
 def _check_encoding(response: requests.Response, call: HttpCall) -> None:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        message = f"{shown(call.place)}: the answer is compressed ({encoding[:40]}), which was not asked for"
+        message = f"{call.place}: the answer is compressed ({encoding[:40]}), which was not asked for"
         raise InputError(message, hint="a proxy may compress what passes through it")
 
 

@@ -24,7 +24,7 @@ from imgkit.fetch.http import CONNECT_ALLOWANCE, LEAST_RATE
 from imgkit.fetch.session import Session, discard
 from imgkit.fetch.unreachable import causes, unreachable
 from imgkit.registry.access import RegistryAccess
-from imgkit.registry.httpcalls import Answer, Body, HttpCall
+from imgkit.registry.httpcalls import Answer, Body, HttpCall, place_of
 from imgkit.registry.receiving import HINT, given_up, receive
 from imgkit.registry.roots import TrustedRoots
 
@@ -127,7 +127,7 @@ class Wire:
         except (requests.RequestException, ValueError, urllib3.exceptions.HTTPError) as cause:
             if (reason := _lacks_tls(call.url, cause)) is not None:
                 hint = "if the registry speaks plain http, --insecure allows that"
-                raise NoTlsError(f"{shown(call.place)}: {reason}", hint=hint) from cause
+                raise NoTlsError(f"{call.place}: {reason}", hint=hint) from cause
             raise unreachable(call.place, cause, CONNECT_TIMEOUT, HINT) from cause
 
     def _follow(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
@@ -146,7 +146,7 @@ class Wire:
             if origin(target) != origin(call.url):
                 authorization = ""
             url = target
-        raise InputError(f"{shown(call.place)}: is redirected in circles", hint=HINT)
+        raise InputError(f"{call.place}: is redirected in circles", hint=HINT)
 
     def _check_target(self, url: str, target: str) -> None:
         """Check where a redirect leads to.
@@ -156,9 +156,9 @@ class Wire:
         """
         scheme = urlsplit(target).scheme
         if scheme not in ("http", "https") or not urlsplit(target).hostname:
-            raise InputError(f"{_place(url)}: is redirected to {_place(target)}, which is not on the web")
+            raise InputError(f"{place_of(url)}: is redirected to {place_of(target)}, which is not on the web")
         if scheme == "http" and url.startswith("https:") and not self._access.insecure:
-            raise InputError(f"{_place(url)}: is redirected to plain http ({_place(target)})")
+            raise InputError(f"{place_of(url)}: is redirected to plain http ({place_of(target)})")
 
     def _send(
         self, session: Session, call: HttpCall, url: str, authorization: str, deadline: Deadline
@@ -202,11 +202,6 @@ class _Stream:
             yield piece
             self._deadline.received(len(piece))
         self._deadline.extend(self._patience)
-
-
-def _place(url: str) -> str:
-    """Return a URL for a message: without the query, which may be signed for whoever has it."""
-    return shown(url).partition("?")[0][:200]
 
 
 def origin(url: str) -> tuple[str, str, int]:

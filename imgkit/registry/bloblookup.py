@@ -84,9 +84,12 @@ def upload_location(answer: Answer) -> str:
     if inside:
         return place
     if not text:
-        raise RegistryError(f"{shown(answer.url)}: the registry does not say where to send the blob (Location)")
+        raise RegistryError(
+            f"{shown(answer.url).partition('?')[0]}: the registry does not say where to send the blob (Location)"
+        )
     hint = None
     if origin(answer.url)[0] == "https" and place.startswith("http:"):
         hint = "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
-    message = f"{shown(answer.url)}: the registry wants the blob to be sent to {shown(place)[:200]!r}, another server"
+    here, there = shown(answer.url).partition("?")[0], shown(place).partition("?")[0][:200]
+    message = f"{here}: the registry wants the blob to be sent to {there!r}, another server"
     raise RegistryError(message, hint=hint)

@@ -51,6 +51,11 @@ class HttpCall:
     sink: BodySink | None = None
     patience: float | None = None
 
+    @property
+    def place(self) -> str:
+        """The URL for messages: without the query, which may have a secret of the registry for an upload."""
+        return self.url.partition("?")[0]
+
 
 @dataclass(frozen=True)
 class Answer:

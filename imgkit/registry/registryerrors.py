@@ -74,7 +74,9 @@ def refusal(answer: Answer, what: str = "") -> RegistryError:
     """Return the error for an answer whose status is not a good one."""
     kind = {401: DeniedError, 403: DeniedError, 404: MissingImageError}.get(answer.status, RegistryError)
     said = _message(answer)
-    message = f"{what or shown(answer.url)}: the registry answers {answer.status}" + (f": {said}" if said else "")
+    message = f"{what or shown(answer.url).partition('?')[0]}: the registry answers {answer.status}" + (
+        f": {said}" if said else ""
+    )
     error = kind(message, hint=_HINTS.get(answer.status))
     error.status = answer.status
     return error

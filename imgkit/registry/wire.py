@@ -100,9 +100,9 @@ class Wire:
                 deadline, lambda: self._guarded(session, call, deadline), cancelled=cancelled, cut=session.cut
             )
         except ExpiredError as cause:
-            raise _stalled(call.url) from cause
+            raise _stalled(call.place) from cause
         except CancelledError:
-            raise given_up(call.url) from None
+            raise given_up(call.place) from None
         finally:
             if session.is_cut:
                 session.close()
@@ -123,12 +123,12 @@ class Wire:
         try:
             return self._follow(session, call, deadline)
         except (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError) as cause:
-            raise _stalled(call.url) from cause
+            raise _stalled(call.place) from cause
         except (requests.RequestException, ValueError, urllib3.exceptions.HTTPError) as cause:
             if (reason := _lacks_tls(call.url, cause)) is not None:
                 hint = "if the registry speaks plain http, --insecure allows that"
-                raise NoTlsError(f"{shown(call.url)}: {reason}", hint=hint) from cause
-            raise unreachable(call.url, cause, CONNECT_TIMEOUT, HINT) from cause
+                raise NoTlsError(f"{shown(call.place)}: {reason}", hint=hint) from cause
+            raise unreachable(call.place, cause, CONNECT_TIMEOUT, HINT) from cause
 
     def _follow(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
         """Follow the redirects of a request that only reads, and return the answer at their end."""
@@ -146,7 +146,7 @@ class Wire:
             if origin(target) != origin(call.url):
                 authorization = ""
             url = target
-        raise InputError(f"{shown(call.url)}: is redirected in circles", hint=HINT)
+        raise InputError(f"{shown(call.place)}: is redirected in circles", hint=HINT)
 
     def _check_target(self, url: str, target: str) -> None:
         """Check where a redirect leads to.
@@ -156,9 +156,9 @@ class Wire:
         """
         scheme = urlsplit(target).scheme
         if scheme not in ("http", "https") or not urlsplit(target).hostname:
-            raise InputError(f"{shown(url)}: is redirected to {shown(target)[:200]}, which is not on the web")
+            raise InputError(f"{_place(url)}: is redirected to {_place(target)}, which is not on the web")
         if scheme == "http" and url.startswith("https:") and not self._access.insecure:
-            raise InputError(f"{shown(url)}: is redirected to plain http ({shown(target)[:200]})")
+            raise InputError(f"{_place(url)}: is redirected to plain http ({_place(target)})")
 
     def _send(
         self, session: Session, call: HttpCall, url: str, authorization: str, deadline: Deadline
@@ -202,6 +202,11 @@ class _Stream:
             yield piece
             self._deadline.received(len(piece))
         self._deadline.extend(self._patience)
+
+
+def _place(url: str) -> str:
+    """Return a URL for a message: without the query, which may be signed for whoever has it."""
+    return shown(url).partition("?")[0][:200]
 
 
 def origin(url: str) -> tuple[str, str, int]:

@@ -86,6 +86,15 @@ def test_an_image_by_itself(images: ImageMaker) -> None:
     assert chosen(images, image(images, AMD64)) == image(images, AMD64).digest
 
 
+def test_images_of_other_platforms_need_not_be_there(images: ImageMaker) -> None:
+    """Only what is needed of an index is downloaded."""
+    amd64, arm64 = image(images, AMD64), image(images, ARM64)
+    images.layout.path(arm64.digest).unlink()
+    assert chosen(images, index(images, arm64, amd64)) == amd64.digest
+    message, _ = refusal(images, arm64)
+    assert message == "the base: has no image for linux/amd64, but linux/arm64/v8"
+
+
 @pytest.mark.parametrize("stated", [None, Platform("", "")])
 def test_the_configuration_has_the_platform_where_the_index_has_none(
     images: ImageMaker, stated: Platform | None

@@ -45,14 +45,13 @@ class BaseReference:
         name = text.removeprefix(PREFIX)
         if not name.startswith(_PATHS):
             return cls(ImageName.parse(name), None)
-        path, at, reference = name.partition("@")
+        folder, _, last = name.rpartition("/")
+        file, at, reference = last.partition("@")
         if at and not is_digest(reference):
             raise UsageError(f"{text!r}: {reference[:80]!r} is not a digest", hint="write sha256: and 64 digits")
         if not at:
-            head, _, last = path.rpartition("/")
             file, _, reference = last.partition(":")
-            path = f"{head}/{file}"
-        return cls(None, Path(path), reference)
+        return cls(None, Path(f"{folder}/{file}"), reference)
 
     @property
     def digest(self) -> str:

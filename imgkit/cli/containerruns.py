@@ -97,7 +97,7 @@ def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[s
     )
     spec = machineoptions.specification(options, _target(options, made), shares, config)
     with EntryMachine.boot(spec, timeout=options.timeout, stop_signal=first.stop_signal) as running:
-        return running.follow(_write)
+        return running.follow(_write, seconds=spec.quotas.seconds)
 
 
 def _first(options: argparse.Namespace, made: ContainerMachine) -> FirstProcess:

@@ -13,13 +13,14 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from imgkit.errors import InputError, UsageError
 from imgkit.oci.documents import RuntimeConfig
-from imgkit.rootfs.accounts import PasswdEntry, read_groups, read_users
+from imgkit.rootfs.accounts import PasswdEntry, find_group, find_user, read_users
 from imgkit.tree import Tree
 
+Account: TypeAlias = Literal["root", "named", "number"]
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = (1 << 32) - 2
 _REAL_TIME = re.compile(r"RTM(IN|AX)(?:([+-])([0-9]{1,2}))?")
@@ -37,6 +38,7 @@ class FirstProcess:
         uid, gid: its user and its group.
         account: "root"; "named" for an account, whose further groups it has; "number" for a user without an account,
             or with a group that was stated, which has no others.
+        login: name of that account, for "named".
         stop_signal: number of the signal that asks it to end.
     """
 
@@ -45,7 +47,8 @@ class FirstProcess:
     cwd: str
     uid: int = 0
     gid: int = 0
-    account: Literal["root", "named", "number"] = "root"
+    account: Account = "root"
+    login: str = ""
     stop_signal: int = signal.SIGTERM
 
     def to_shell(self) -> str:
@@ -53,8 +56,8 @@ class FirstProcess:
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         words = ["env", "-i", *variables, *self.argv]
         return (
-            f"uid={self.uid}\ngid={self.gid}\naccount={self.account}\ncwd={shlex.quote(self.cwd)}\n"
-            f"set -- {shlex.join(words)}\n"
+            f"uid={self.uid}\ngid={self.gid}\naccount={self.account}\nlogin={shlex.quote(self.login)}\n"
+            f"cwd={shlex.quote(self.cwd)}\nset -- {shlex.join(words)}\n"
         )
 
 
@@ -86,15 +89,16 @@ def first_process(
     argv = (*fixed, *(command or default))
     if not argv or not argv[0]:
         raise UsageError("the image does not say what to run", hint="imgkit run LAYOUT -- COMMAND…")
-    uid, gid, account, home = _user(config.User or "", accounts)
-    variables = {"PATH": DEFAULT_PATH, "HOME": home, **_variables(config.Env or [])}
+    user = _user(config.User or "", accounts)
+    variables = {"PATH": DEFAULT_PATH, "HOME": user.home, **_variables(config.Env or [])}
     return FirstProcess(
         argv=argv,
         environment={**variables, **(environment or {})},
         cwd="/" + (cwd or config.WorkingDir or "").strip("/"),
-        uid=uid,
-        gid=gid,
-        account=account,
+        uid=user.uid,
+        gid=user.gid,
+        account=user.account,
+        login=user.login,
         stop_signal=parse_signal(config.StopSignal or "SIGTERM"),
     )
 
@@ -129,28 +133,42 @@ def _variables(words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, equals, value in pairs if name and equals}
 
 
-def _user(text: str, accounts: Tree) -> tuple[int, int, Literal["root", "named", "number"], str]:
-    """Return uid, gid, the kind of the account, and its home, of ``user``, ``uid``, ``user:group`` and the like."""
-    name, colon, group = text.partition(":")
-    entry = _find_user(name or "0", accounts)
+@dataclass(frozen=True)
+class _User:
+    """Who the process is; the attributes are those of :class:`FirstProcess`."""
+
+    uid: int
+    gid: int
+    account: Account
+    home: str = "/"
+    login: str = ""
+
+
+def _user(text: str, accounts: Tree) -> _User:
+    """Return whom ``user``, ``uid``, ``user:group`` and the like mean."""
+    name, _, group = text.partition(":")
+    name = name or "0"
+    entry = _find_user(name, accounts)
     if entry is None and not _is_id(name):
         raise InputError(f"the image is run as user {name[:80]!r}, who is not in its /etc/passwd")
     uid = int(name) if entry is None else entry.uid
-    gid = _group(group, accounts) if colon and group else 0 if entry is None else entry.gid
+    gid = _group(group, accounts) if group else 0 if entry is None else entry.gid
     home = entry.home if entry is not None and entry.home else "/"
-    if entry is None or (colon and group):
-        return uid, gid, "root" if uid == gid == 0 else "number", home
-    return uid, gid, "root" if uid == 0 else "named", home
+    if uid == gid == 0:
+        return _User(uid, gid, "root", home)
+    if entry is None or group or find_user(accounts, entry.name) != entry:
+        return _User(uid, gid, "number", home)
+    return _User(uid, gid, "named", home, entry.name)
 
 
 def _find_user(name: str, accounts: Tree) -> PasswdEntry | None:
-    users = read_users(accounts)
-    by_name = next((user for user in users if user.name == name), None)
-    return by_name or next((user for user in users if _is_id(name) and user.uid == int(name)), None)
+    """Return the account of this name, or else of this uid; None if there is neither."""
+    by_uid = (user for user in read_users(accounts) if _is_id(name) and user.uid == int(name))
+    return find_user(accounts, name) or next(by_uid, None)
 
 
 def _group(name: str, accounts: Tree) -> int:
-    entry = next((group for group in read_groups(accounts) if group.name == name), None)
+    entry = find_group(accounts, name)
     if entry is not None:
         return entry.gid
     if not _is_id(name):

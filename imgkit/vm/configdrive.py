@@ -47,7 +47,8 @@ def make(
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident=VOLUME, rock_ridge="1.09")
     try:
-        _add(iso, "/ENV.;1", "env.json", json.dumps(dict(env)).encode())
+        if env or secrets:
+            _add(iso, "/ENV.;1", "env.json", json.dumps(dict(env)).encode())
         if machine is not None:
             iso.add_directory("/MACHINE", rr_name="machine")
             _add(iso, "/MACHINE/RUN.;1", "run", os.fsencode(machine))

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from imgkit.host import process
 from imgkit.vm import console
 from imgkit.vm.bootspec import BootSpec
-from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError
+from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError, RequestError
 from imgkit.vm.qemu import probe
 from imgkit.vm.starting import Started, started
 
@@ -91,16 +91,22 @@ class EntryMachine:
                     running.running.child.kill()
                 return
 
-    def follow(self, write: Write) -> int:
+    def follow(self, write: Write, *, seconds: float | None = None) -> int:
         """Pass the output of the process on until it has ended, and return its exit status.
 
         An interrupt (Ctrl-C) sends the process its stop signal. If it then runs for another :data:`KILL_AFTER` seconds,
         the machine is switched off and the status is :data:`KILLED`.
 
+        Args:
+            write: takes the output.
+            seconds: for which the process may run; None is without end.
+
         Raises:
+            RequestError: the process runs longer.
             BootError: the machine is gone, or its console shows a kernel panic.
             QuotaError: the machine was ended because it exceeded its quotas.
         """
+        end = None if seconds is None else time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             for port, stream in STREAMS.items():
                 selector.register(self._machine.running.ports[port], selectors.EVENT_READ, stream)
@@ -110,6 +116,9 @@ class EntryMachine:
                     self._turn(selector, write)
                 except KeyboardInterrupt:
                     self._ask_to_stop()
+                if end is not None and time.monotonic() >= end and self._status is None:
+                    hint = "--quota time=… allows more, --quota time=none all"
+                    raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
             if self._status is not None:
                 self._drain(write)
         return KILLED if self._status is None else self._status
@@ -120,12 +129,12 @@ class EntryMachine:
         for key, _ in ready:
             assert isinstance(key.fileobj, socket.socket), key
             data = key.fileobj.recv(_CHUNK)
-            if not data:
-                selector.unregister(key.fileobj)
-            elif key.data:
+            if not key.data:
+                self._take_lines(data)
+            elif data:
                 write(key.data, data)
             else:
-                self._take_lines(data)
+                selector.unregister(key.fileobj)
         if not ready:
             self._check()
 
@@ -155,7 +164,8 @@ class EntryMachine:
         if not data:
             self._check(booting=True)
             raise BootError("the machine has closed its ports", console=console.tail(self._machine.console.text))
-        *lines, self._pending = (self._pending + data)[-_MAX_LINE:].split(b"\n")
+        *lines, rest = (self._pending + data).split(b"\n")
+        self._pending = rest[-_MAX_LINE:]
         for line in lines:
             if line == b"started":
                 self._started = True

@@ -20,7 +20,7 @@ from importlib import resources
 from imgkit.errors import InputError
 from imgkit.rootfs.initramfs import kmod
 from imgkit.rootfs.kernel import Kernel
-from imgkit.tree import Tree, TreeError
+from imgkit.tree import Directory, Tree, TreeError
 from imgkit.tree.cpio import Member, write_newc
 
 _SCRIPTS = {"init.sh": "init", "enter.sh": "enter.sh", "dhcp.sh": "dhcp.sh", "start.sh": "tools/start.sh"}
@@ -58,8 +58,8 @@ def machine_initramfs(alpine: Tree, modules: Tree, kernel: Kernel, *, arch: str,
         InputError: a program or a module is missing or damaged.
     """
     tree = Tree()
-    for folder in _FOLDERS:
-        tree.mkdir(folder, mtime=epoch)
+    for folder in ("", *_FOLDERS):
+        tree.add(folder, Directory(mtime=epoch))
     _add_programs(tree, alpine, _LOADERS[arch], epoch)
     for name, path in _SCRIPTS.items():
         tree.write(path, _guest(name), mode=0o755, mtime=epoch)

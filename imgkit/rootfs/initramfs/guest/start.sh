@@ -21,7 +21,7 @@ if [ "$1" = agentd ]; then
 	become_agentd
 fi
 
-# This sets cwd, uid, gid and account, and makes the words of "env" and of the program the arguments of this script.
+# This sets cwd, uid, gid, account and login, and makes the words of "env" and of the program the arguments of this script.
 . /run/imgkit.run
 "$ld" "$busybox" rm -f /run/imgkit.run
 "$ld" "$busybox" mkdir -p "$cwd"
@@ -30,6 +30,6 @@ cd "$cwd" || exit 126
 case "$account" in
 	root) exec "$ld" "$busybox" "$@" ;;
 	named) # with the groups of its account
-		exec "$ld" "$busybox" start-stop-daemon -S -q -p /run/imgkit.tools/none -c "$uid:$gid" -a "$ld" -- "$busybox" "$@" ;;
+		exec "$ld" "$busybox" su -p -s "$ld" -- "$login" "$busybox" "$@" ;;
 	*) exec "$ld" "$busybox" nsenter -S "$uid" -G "$gid" "$ld" "$busybox" "$@" ;;
 esac

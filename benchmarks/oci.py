@@ -4,7 +4,7 @@
 
 The files are generated: a twentieth of them have nine tenths of the bytes, and they compress about as programs do. Each
 program runs in a process of its own, and the peak of memory is that of the process while it writes. The figures are
-medians.
+medians; processor seconds are those of all threads and processes together.
 
 * ``tar | zstd -T0`` is the bare minimum, with zstd's default level, which is also imgkit's.
 * imgkit writes a whole image: layer, configuration, manifest, index. ``cached`` finds the layer in the cache.
@@ -80,23 +80,23 @@ def tree_of(folder: Path) -> Tree:
 
 
 def write(folder: Path, work: Path, compression: Compression, *, cache: bool) -> None:
-    """Write an image of ``folder``, and print the seconds, and the memory before and at the peak."""
+    """Write an image of ``folder``; print seconds, seconds of processors, and the memory before and at the peak."""
     tree = tree_of(folder)
     before = _memory("VmRSS")
-    begun = time.monotonic()
+    begun, busy = time.monotonic(), time.process_time()
     layout = OciLayout.create(work / "image.oci")
     writer = LayerWriter(layout, compression, cache=LayerCache(work.parent / "cache") if cache else None)
     layer = writer.write(changes(None, tree), reason="everything", created=0)
     image = write_image(layout, [layer], ImageFacts(platform=Platform("linux", "amd64"), created=0))
     write_layout_index(layout, [image])
-    print(time.monotonic() - begun, before, _memory("VmHWM"))
+    print(time.monotonic() - begun, time.process_time() - busy, before, _memory("VmHWM"))
 
 
 def tar_headers(folder: Path, _work: Path, *, own: bool) -> None:
     """Make the headers of a tar archive, and print the seconds."""
     entries = changes(None, tree_of(folder)).entries
     before = _memory("VmRSS")
-    begun = time.monotonic()
+    begun, busy = time.monotonic(), time.process_time()
     for path, node in entries:
         if own:
             tarwriter.header(path, node)
@@ -105,7 +105,7 @@ def tar_headers(folder: Path, _work: Path, *, own: bool) -> None:
             info.mode, info.size = node.mode, node.content.size if isinstance(node, File) else 0
             info.type = tarfile.REGTYPE if isinstance(node, File) else tarfile.DIRTYPE
             info.tobuf(tarfile.PAX_FORMAT)
-    print(time.monotonic() - begun, before, _memory("VmHWM"))
+    print(time.monotonic() - begun, time.process_time() - busy, before, _memory("VmHWM"))
 
 
 def _memory(field: str) -> int:
@@ -156,14 +156,16 @@ def prepare(folder: Path, base: Path) -> None:
     subprocess.run(shell(script)(folder, base), check=True)
 
 
-def timed(argv: Sequence[str]) -> tuple[float, str]:
-    """Run a program; return its seconds and its output."""
-    begun = time.monotonic()
+def timed(argv: Sequence[str]) -> tuple[float, float, str]:
+    """Run a program; return its seconds, those of processors, and its output."""
+    begun, before = time.monotonic(), os.times()
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         output, errors = child.communicate()
     if child.returncode:
         raise SystemExit(f"{argv}: {errors}")
-    return time.monotonic() - begun, output
+    after = os.times()
+    busy = after.children_user - before.children_user + after.children_system - before.children_system
+    return time.monotonic() - begun, busy, output
 
 
 def one_turn(name: str, folder: Path, work: Path) -> dict[str, Any]:
@@ -172,11 +174,11 @@ def one_turn(name: str, folder: Path, work: Path) -> dict[str, Any]:
     try:
         if name in INNER:
             inner = [sys.executable, "-m", "benchmarks.oci", "--inner", name, str(folder), str(work)]
-            seconds, before, peak = map(float, timed(inner)[1].split())
+            seconds, busy, before, peak = map(float, timed(inner)[2].split())
         else:
-            seconds, before, peak = timed(OUTER[name](folder, work))[0], 0, 0
+            seconds, busy, before, peak = *timed(OUTER[name](folder, work))[:2], 0, 0
         sizes = [path.stat().st_size for path in work.rglob("*") if path.is_file()]
-        return {"seconds": seconds, "before": before, "peak": peak, "size": max(sizes, default=0)}
+        return {"seconds": seconds, "busy": busy, "before": before, "peak": peak, "size": max(sizes, default=0)}
     finally:
         shutil.rmtree(work)
 
@@ -189,13 +191,12 @@ def measure(names: Sequence[str], folder: Path, base: Path, turns: int) -> None:
             if name == "imgkit zstd, first with a cache":
                 shutil.rmtree(base / "cache", ignore_errors=True)
             results[name].append(one_turn(name, folder, base / "work"))
-    print("| program | seconds | size | memory before → peak |\n|---|---|---|---|")
+    print("| program | seconds | processor s | size | memory before → peak |\n|---|---|---|---|---|")
     for name, found in results.items():
-        seconds, before, peak, size = (
-            statistics.median(turn[key] for turn in found) for key in ("seconds", "before", "peak", "size")
-        )
+        keys = ("seconds", "busy", "before", "peak", "size")
+        seconds, busy, before, peak, size = (statistics.median(turn[key] for turn in found) for key in keys)
         memory = f"{before / 1024:.0f} → {peak / 1024:.0f} MiB" if peak else ""
-        print(f"| {name} | {seconds:.2f} | {size / 1e6:.0f} MB | {memory} |", flush=True)
+        print(f"| {name} | {seconds:.2f} | {busy:.2f} | {size / 1e6:.0f} MB | {memory} |", flush=True)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ users = [
 ]
 
 container = {
-    "packages": ["setpriv"],
+    "packages": ["setpriv", "tini"],
     "entrypoint": ["/usr/local/bin/entrypoint"],
     "command": ["/bin/bash"],
     "workdir": "/workspace",

@@ -52,6 +52,10 @@ VARIABLES = (
     ("`IMGKIT_APPLIANCE`", "`stock` starts libguestfs' own appliance instead of the quick one"),
     ("`IMGKIT_FIRMWARE_ROOT`", "folder below which UEFI firmware is looked up instead of below `/`"),
     (
+        "`REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`",
+        "`push`, `pull`, bases: where Podman and Docker keep [credentials of registries](registries.md)",
+    ),
+    (
         "`SUPERMIN_KERNEL`, `LIBGUESTFS_PATH`",
         "supermin's and libguestfs' own: the appliance's kernel; a fixed appliance",
     ),

@@ -56,6 +56,7 @@ hypothesis.settings.load_profile("same" if CI else "patient")
 _LONGEST = [
     *(
         "container",
+        "entrypoint_container",
         "boots",
         "first_seed",
         "crashes",

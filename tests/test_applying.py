@@ -93,8 +93,12 @@ def test_diff_ids_may_be_of_the_other_algorithm(images: ImageMaker) -> None:
     assert "file" in root(images, images.manifest_of([images.layer(data)], [sha512(data)])).tree
 
 
-def test_an_image_without_layers_is_an_empty_root(images: ImageMaker) -> None:
-    assert dict(root(images, images.image()).tree.items()) == {"": Directory()}
+@pytest.mark.parametrize("nothing", [[], None])
+def test_an_image_without_layers_is_an_empty_root(images: ImageMaker, nothing: object) -> None:
+    """Programs in Go write null for an empty list."""
+    config, manifest = {"rootfs": {"type": "layers", "diff_ids": nothing}}, {"layers": nothing}
+    image = replace(images, config=config, manifest=manifest).image()
+    assert dict(root(images, image).tree.items()) == {"": Directory()}
 
 
 @pytest.mark.parametrize("names", [("./a", "./a/b"), ("/a", "/a/b"), ("a/", "a//b"), ("././a/", "./a/./b")])

@@ -57,7 +57,7 @@ class Bases:
     def find(self, reference: str, *, offline: bool = False, locked: ImageSource | None = None) -> FoundImage:
         parsed = BaseReference.parse(f"oci:{self.name(reference)}")
         cache = Cache(self.cache.folder, offline=offline)
-        return find_image(parsed, AMD64, cache, locked=locked, access=access())
+        return find_image(parsed, AMD64, cache, self.folder / "unpacked", locked=locked, access=access())
 
     def opened(self, found: FoundImage) -> BaseImage:
         spool = self.folder / "spool"

@@ -23,6 +23,7 @@ from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.image.manifest import describe_root
 from imgkit.oci import mediatypes
+from imgkit.oci.archives import write_oci_archive
 from imgkit.oci.descriptors import Descriptor, Platform, digest_of
 from imgkit.oci.documents import ImageConfig
 from imgkit.oci.layerchanges import changes
@@ -122,7 +123,7 @@ def test_packages_are_added_to_an_image_of_alpine(bases: Bases) -> None:
     plan = bases.plan(recipe, base)
     assert (base.version, plan.version, plan.branch) == ("3.23.6", "3.23.6", "v3.23")
     source = ImageSource(
-        "bases", manifest.digest, manifest.digest, manifest.size, 1768480496, "the folder on this computer"
+        "bases", manifest.digest, manifest.digest, manifest.size, 1768480496, "the file or folder on this computer"
     )
     assert plan.base == base.artefact == source
     assert source.url == f"oci:bases@{manifest.digest}"
@@ -305,7 +306,7 @@ def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
         "image": "bases",
         "digest": manifest.digest,
         "manifest": manifest.digest,
-        "vouchedBy": "the folder on this computer",
+        "vouchedBy": "the file or folder on this computer",
         "privileged": {"kept": False, "paths": ["/bin/su"]},
         "leftOut": ["/dev/null"],
     }
@@ -345,7 +346,7 @@ def test_a_tag_or_a_digest_chooses_an_image_of_a_layout(bases: Bases) -> None:
     one, two = bases.image(tar("one")), bases.image(tar("two"))
     bases.index(named(one, "1.0"), named(two, "2.0"))
     for reference, file, by in (
-        (":1.0", "one", "the folder on this computer"), (f"@{two.digest}", "two", "the digest in the recipe"),
+        (":1.0", "one", "the file or folder on this computer"), (f"@{two.digest}", "two", "the digest in the recipe"),
     ):  # fmt: skip
         base = bases.base(bases.recipe(f"oci:./bases{reference}", NO_PACKAGES))
         assert file in base.tree
@@ -353,6 +354,23 @@ def test_a_tag_or_a_digest_chooses_an_image_of_a_layout(bases: Bases) -> None:
     message, hint = refusal(bases, bases.recipe(more=NO_PACKAGES))
     assert message == f"{bases.images.layout.folder}: has 2 images for linux/amd64"
     assert hint == "choose one of 1.0, 2.0"
+
+
+def test_an_archive_of_a_layout(bases: Bases) -> None:
+    """This is what ``docker save`` and ``--output oci-archive`` write."""
+    bases.index(named(bases.image(tar("x")), "1"))
+    archive = bases.here.recipe.parent / "bases.tar"
+    write_oci_archive(bases.images.layout, archive)
+    recipe = bases.recipe("oci:./bases.tar:1", NO_PACKAGES)
+    base = bases.base(recipe)
+    assert "x" in base.tree
+    assert base.image is not None
+    target = OciLayout.create(bases.here.base / "target")
+    base.image.copy_layers(target)
+    assert len(list((target.folder / "blobs/sha256").iterdir())) == 1
+    shutil.rmtree(bases.here.base / "spool-layout")
+    message, _ = refusal(bases, bases.recipe("oci:./bases.tar:2", NO_PACKAGES))
+    assert message == f"{archive}: has no image 2"
 
 
 def test_the_image_of_the_architecture_is_taken(bases: Bases) -> None:

@@ -86,6 +86,15 @@ def test_an_image_by_itself(images: ImageMaker) -> None:
     assert chosen(images, image(images, AMD64)) == image(images, AMD64).digest
 
 
+def test_images_of_other_platforms_need_not_be_there(images: ImageMaker) -> None:
+    """Only what is needed of an index is downloaded."""
+    amd64, arm64 = image(images, AMD64), image(images, ARM64)
+    images.layout.path(arm64.digest).unlink()
+    assert chosen(images, index(images, arm64, amd64)) == amd64.digest
+    message, _ = refusal(images, arm64)
+    assert message == "the base: has no image for linux/amd64, but linux/arm64/v8"
+
+
 @pytest.mark.parametrize("stated", [None, Platform("", "")])
 def test_the_configuration_has_the_platform_where_the_index_has_none(
     images: ImageMaker, stated: Platform | None
@@ -191,8 +200,10 @@ def test_references_to_nothing(images: ImageMaker, reference: str) -> None:
     assert caught.value.hint == "it has 1.0"
 
 
-def test_an_empty_layout(images: ImageMaker) -> None:
-    images.layout.write_index([])
+@pytest.mark.parametrize("index", [b'{"schemaVersion":2,"manifests":[]}', b'{"schemaVersion":2,"manifests":null}'])
+def test_an_empty_layout(images: ImageMaker, index: bytes) -> None:
+    """The second one is what umoci init writes."""
+    (images.layout.folder / "index.json").write_bytes(index)
     with pytest.raises(InputError) as caught:
         layout_entries(OciLayout.open(images.layout.folder))
     assert (caught.value.message, caught.value.hint) == (f"{images.layout.folder}: has no image", None)

@@ -20,7 +20,7 @@ _LINE = re.compile(r"^(?: {4}|\t|\$ |    \$ )(imgkit [^\n]*)$", re.MULTILINE)
 
 def commands(text: str) -> list[str]:
     """Return the command lines in the blocks of code of a page, without comments and what follows a pipe."""
-    lines = re.sub(r"\\\n\s*", " ", text)
+    lines = re.sub(r"\s*\\\n\s*", " ", text)
     return [re.split(r"\s+#|\s+[|&><]|;$", line)[0].strip() for line in _LINE.findall(lines)]
 
 

@@ -85,6 +85,21 @@ def test_the_log_has_presence_only(shell: list[str], folder: Path) -> None:
     assert done.stdout == SECRET.encode()
 
 
+def test_no_control_character_stands_in_an_array(shell: list[str], folder: Path) -> None:
+    for number in range(1, 32):
+        done = start(shell, folder, ["true"], {"AGENT_ARGS": f'["a{chr(number)}b"]'})
+        assert (done.returncode, number) == (125, number)
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin:", ":/usr/bin", "/usr/bin::/bin", "", "."])
+def test_an_empty_part_of_the_path_is_the_folder(shell: list[str], folder: Path, path: str) -> None:
+    tool = folder / "imgkit-tool"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    done = start(shell, folder, ["imgkit-tool"], {"PATH": path, "AGENT_WORKDIR": str(folder)})
+    assert (done.returncode, done.stdout) == (0, b"found\n")
+
+
 def test_long_arguments(shell: list[str], folder: Path) -> None:
     words = [f"word{number}" for number in range(500)]
     text = f"'{'x' * 20_000}' {' '.join(words)}"

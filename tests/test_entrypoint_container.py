@@ -288,6 +288,14 @@ def test_lines_of_passwd(box: Box, lines: str, outcome: str | None) -> None:
         assert refusal(ended) == outcome
 
 
+@pytest.mark.parametrize(("line", "shell"), [("::/:/bin/x:more", "/bin/x"), ("::/:", "/bin/sh"), ("", "/bin/sh")])
+def test_the_shell_of_an_account(box: Box, line: str, shell: str) -> None:
+    (box.root / "etc/other").write_text(f"agent:x:1000:1000{line}\n")
+    ended = box.run(["cat", "/proc/self/environ"], mounts=[bind(box.root / "etc/other", "/etc/passwd")])
+    env = environment(ended.output)
+    assert (env["SHELL"], env["HOME"]) == (shell, "/")
+
+
 def test_root_that_is_allowed_keeps_the_capabilities_of_the_container(box: Box) -> None:
     ended = box.run(STATUS, {**ROOT_ALLOWED, **CONTROL}, capabilities=FULL, user={"additionalGids": [10]})
     fields = rights(ended.output.decode())

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import zstandard
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, InputError
 from imgkit.oci import mediatypes
 from imgkit.oci.applying import ImageRoot, InflationLimits, tree_of
-from imgkit.oci.changesets import Allowance
+from imgkit.oci.changesets import Allowance, Changeset
 from imgkit.oci.descriptors import Descriptor, Platform, digest_of
 from imgkit.oci.documents import MAX_DOCUMENT
 from imgkit.oci.ocilayout import to_json
+from imgkit.tree import Tree
+from imgkit.tree.members import Spool
 from tests.ociimages import WINDOWS_LAYER, Entry, ImageMaker, folder, hard, maker, symlink, tar
 
 
@@ -259,7 +261,7 @@ def test_huge_documents_are_not_read(images: ImageMaker) -> None:
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"layers": None}, "layers: Input should be a valid list"),
+        ({"layers": {}}, "layers: Input should be a valid list"),
         ({"layers": [{}] * 1001}, "layers: List should have at most 1000 items"),
         ({"schemaVersion": 1}, "is of schema version 1, not 2"),
         ({"mediaType": mediatypes.INDEX}, f"has the media type '{mediatypes.INDEX}', not "),
@@ -294,6 +296,12 @@ def test_what_layers_inflate_to_is_limited_together(images: ImageMaker) -> None:
 def test_the_ratio_counts_for_large_images() -> None:
     limits = InflationLimits(total=1000, ratio=3, free=100)
     assert [limits.of(size) for size in (0, 33, 34, 300, 400)] == [100, 100, 102, 900, 1000]
+
+
+def test_the_usual_limits() -> None:
+    """They are those of docs/bases.md."""
+    assert [InflationLimits().of(size) for size in (1, 10 << 20, 1 << 30)] == [1 << 30, 2000 << 20, 64 << 30]
+    assert Allowance() == Allowance(entries=1_000_000, text=256 << 20, steps=50_000_000)
 
 
 def bomb(size: int) -> bytes:
@@ -343,6 +351,18 @@ def test_what_layers_may_cost(
         assert root(images, images.image(data), allowance=allowance).tree
         return
     assert refused_layer(images, data, allowance=allowance).startswith(message)
+
+
+def test_a_full_disk_is_the_host_s_fault(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with Spool(tmp_path / "spool") as spool:
+        spool._sink.close()
+        spool._sink = full.open("wb", buffering=0)
+        with pytest.raises(HostError) as caught:
+            Changeset(Tree(), spool, Allowance()).apply(iter([tar(Entry("file", b"x"))]))
+    assert caught.value.message == f"{tmp_path}: no space left for the contents of files"
 
 
 def test_the_allowance_is_for_all_layers_together(images: ImageMaker) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from imgkit.errors import HostError, InputError
 from imgkit.oci import mediatypes
-from imgkit.oci.compression import Compression
+from imgkit.oci.compression import Algorithm, Compression
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.documents import parse_config, parse_index, parse_manifest
 from imgkit.oci.layerchanges import LayerChanges, changes
@@ -164,6 +167,41 @@ def test_equal_trees_make_equal_digests(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize(("umask", "zone"), [(0o077, "UTC"), (0, "Asia/Tokyo")])
+def test_neither_the_umask_nor_the_time_zone_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, zone: str
+) -> None:
+    expected = small_image(OciLayout.create(tmp_path / "expected"))
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    before = os.umask(umask)
+    try:
+        assert small_image(OciLayout.create(tmp_path / "other")) == expected
+    finally:
+        os.umask(before)
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "zstd"])
+def test_memory_does_not_grow_with_the_contents(layout: OciLayout, tmp_path: Path, algorithm: Algorithm) -> None:
+    size = 96 << 20
+    with (tmp_path / "spool").open("wb") as sink:
+        sink.truncate(size)
+    tree = Tree()
+    for number in range(3):
+        tree.add(f"f{number}", File(content=Slice(tmp_path / "spool", number, size - number)))
+    layer = changes(None, tree)
+    tracemalloc.start()
+    try:
+        written = LayerWriter(layout, Compression(algorithm), threads=2).write(layer, reason="zeros", created=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written.blob is not None
+    assert peak < 12 << 20
+
+
 # ---- layers of a base ------------------------------------------------------------------------------------------------
 
 
@@ -175,11 +213,13 @@ def read_back(layout: OciLayout, image: Descriptor, **changed: object) -> Any:
 
 def test_layers_of_a_base_are_used_as_they_are(layout: OciLayout) -> None:
     writer = LayerWriter(layout)
-    layers = [*write_layers(writer, lower_tree()), writer.write(LayerChanges(()), reason="none", created=EPOCH)]
+    empty = writer.write(LayerChanges(()), reason="none", created=EPOCH)
+    first, second = write_layers(writer, lower_tree(), upper_tree())
+    layers = [first, empty, second]
     base = write_image(layout, layers, ImageFacts(platform=AMD64, created=EPOCH))
     assert read_back(layout, base) == layers
     image = write_image(layout, [*read_back(layout, base), *layers], ImageFacts(platform=AMD64, created=EPOCH))
-    assert len(config_of(layout, image)["history"]) == 4
+    assert len(config_of(layout, image)["history"]) == 6
 
 
 @pytest.mark.parametrize("history", [None, [], [{"created_by": "x"}], [{"empty_layer": True}]])

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ class Setup:
         self.base = base
         self.cache = LayerCache(base / "cache")
         self.compressed = 0
-        self.layouts = 0
+        self.layouts = count()
 
         def counting(*words: object, **others: object) -> LayerBlob:
             self.compressed += 1
@@ -82,8 +84,7 @@ class Setup:
 
     def write(self, tree: Tree, compression: Compression = GZIP, cache: LayerCache | None = None) -> bytes:
         """Write the layer of a Tree into a new layout; return its bytes."""
-        self.layouts += 1
-        layout = OciLayout.create(self.base / f"layout{self.layouts}")
+        layout = OciLayout.create(self.base / f"layout{next(self.layouts)}")
         writer = LayerWriter(layout, compression, cache=cache or self.cache)
         layer = writer.write(changes(None, tree), reason="all", created=EPOCH)
         assert layer.blob is not None
@@ -211,3 +212,13 @@ def test_the_layers_that_were_used_last_are_kept(setup: Setup) -> None:
     assert len(setup.entries(".blob")) == len(setup.entries(".json")) == 1
     setup.write(trees[3])
     assert setup.compressed == 4
+
+
+def test_several_builds_write_the_same_layer_at_a_time(setup: Setup) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        layers = set(pool.map(lambda _: setup.write(lower_tree()), range(12)))
+    assert len(layers) == 1
+    assert len(setup.entries(".json")) == len(setup.entries(".blob")) == 1
+    compressed = setup.compressed
+    assert setup.write(lower_tree()) in layers
+    assert setup.compressed == compressed

@@ -133,8 +133,9 @@ def test_kinds_of_entries(tmp_path: Path) -> None:
     assert login({**secret("ann:b"), "identitytoken": "i"}) == Login(source, identity_token="i")
     assert login({"registrytoken": "r"}) == Login(source, bearer_token="r")
     assert login({"auth": ""}) is None
+    assert login({"username": "ann"}) is login({"password": "b"}) is None
     assert login({"auth": 5}) is None
-    for wrong in ("!!!", base64.b64encode(b"ann").decode(), base64.b64encode(b":x").decode(), "/w=="):
+    for wrong in ("!!!", base64.b64encode(b"ann").decode(), base64.b64encode(b":x").decode(), "/w==", "YW5u!OmI="):
         with pytest.raises(InputError, match="the credentials cannot be read") as caught:
             login({"auth": wrong})
         assert wrong not in caught.value.message

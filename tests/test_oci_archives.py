@@ -220,3 +220,9 @@ def test_a_lost_blob_is_an_error(image: Image) -> None:
     gone = Descriptor(image.top.media_type, "sha256:" + "0" * 64, 1)
     with pytest.raises(InputError, match=r"No such file or directory$"):
         write_docker_archive(image.layout, gone, image.archive)
+
+
+def test_a_folder_that_cannot_be_written(image: Image) -> None:
+    write_oci_archive(image.layout, image.archive)
+    with pytest.raises(HostError, match=r"image\.tar/x/blobs.*: Not a directory$"):
+        unpack_archive(image.archive, image.archive / "x")

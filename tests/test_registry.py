@@ -13,6 +13,7 @@ import pytest
 
 from imgkit.cli.main import main
 from imgkit.oci import mediatypes
+from imgkit.oci.archives import write_oci_archive
 from imgkit.oci.descriptors import Platform
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout
@@ -144,7 +145,7 @@ def test_large_blobs_go_in_chunks(open_registry: DockerRegistry, repository: str
     assert result.targets[0].blobs[0].bytes_sent == len(layer(9, 250_000))
     assert len(open_registry.requests("PATCH", repository)) == 3
     raw = skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{open_registry.host}/{repository}:1")
-    assert raw == (layout.folder / "index.json").read_bytes()
+    assert raw == layout.read(result.root)
 
 
 def test_a_dry_run_writes_nothing(open_registry: DockerRegistry, repository: str, tmp_path: Path) -> None:
@@ -341,6 +342,20 @@ def test_the_commands(
     (entry,) = OciLayout.open(tmp_path / "p.oci").index().manifests
     assert entry.platform is not None
     assert entry.platform.architecture == "amd64"
+
+
+def test_an_archive_is_pushed(
+    open_registry: DockerRegistry, repository: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layout = two_architectures(tmp_path / "image.oci")
+    archive = tmp_path / "image.oci.tar"
+    write_oci_archive(layout, archive)
+    place = f"{open_registry.host}/{repository}"
+    assert main(["push", str(archive), place, "--insecure", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["digest"] == read_parts(layout).root.digest
+    assert main(["push", str(archive), place, "--arch", "s390x"]) == 2
+    assert f"error: {archive}: has no image for s390x" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

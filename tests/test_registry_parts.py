@@ -20,6 +20,7 @@ from imgkit.oci.choosing import REF_NAME
 from imgkit.oci.descriptors import Descriptor, digest_of
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout, to_json
+from imgkit.oci.writing import write_layout_index
 from imgkit.registry import roots
 from imgkit.registry.httpcalls import HttpCall
 from imgkit.registry.imageparts import BASE_NAME, ImageParts, read_parts
@@ -67,7 +68,7 @@ def attach(
 # ---- which parts -----------------------------------------------------------------------------------------------------
 
 
-def test_a_layout_of_imgkit_is_its_index(tmp_path: Path) -> None:
+def test_several_platforms_are_an_index_together(tmp_path: Path) -> None:
     layout = two_architectures(tmp_path / "image.oci")
     parts = read_parts(layout)
     data = (layout.folder / "index.json").read_bytes()
@@ -81,16 +82,23 @@ def test_a_layout_of_imgkit_is_its_index(tmp_path: Path) -> None:
     assert (parts.referrers, parts.bases) == ((), ())
 
 
-def test_one_architecture_is_an_index_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", [None, "r.example/app:main"])
+def test_what_imgkit_writes_is_pushed_with_the_digest_that_it_says(
+    count: int, name: str | None, tmp_path: Path
+) -> None:
     layout = OciLayout.create(tmp_path / "image.oci")
-    layout.write_index([image(layout, [layer(1)])])
-    assert read_parts(layout).root.media_type == mediatypes.INDEX
+    images = [image(layout, [layer(1)], arch) for arch in ("amd64", "arm64")][:count]
+    written = write_layout_index(layout, images, name=name)
+    parts = read_parts(layout)
+    assert parts.root.digest == written.digest
+    assert len(parts.documents) == (1 if count == 1 else 3)
 
 
 def test_the_only_entry_is_the_image(tmp_path: Path) -> None:
     layout = OciLayout.create(tmp_path / "image.oci")
     entry = image(layout, [layer(1)])
-    for one in (named(entry, "latest"), replace(entry, platform=None)):
+    for one in (named(entry, "latest"), replace(entry, platform=None), entry):
         layout.write_index([one])
         assert read_parts(layout).root == one
     layout.write_index([])
@@ -102,12 +110,12 @@ def test_an_image_is_chosen_by_its_name(tmp_path: Path) -> None:
     layout = OciLayout.create(tmp_path / "image.oci")
     one, two = image(layout, [layer(1)]), image(layout, [layer(2)])
     layout.write_index([named(one, "one"), named(two, "two")])
-    assert read_parts(layout, name="two").root.digest == two.digest
+    assert read_parts(layout, image="two").root.digest == two.digest
     with pytest.raises(UsageError, match="has 2 images, where one is pushed") as caught:
         read_parts(layout)
     assert caught.value.hint == "choose one with --image: one, two"
     with pytest.raises(UsageError, match="has no image 'three'") as caught:
-        read_parts(layout, name="three")
+        read_parts(layout, image="three")
     assert caught.value.hint == "choose one with --image: one, two"
 
 

@@ -217,7 +217,7 @@ def test_an_upload_that_is_dropped_half_way_arrives(chunk_size: int, plain: Dock
         )
         assert proxy.dropped == 2
     copy = OciLayout.create(tmp_path / "copy.oci")
-    assert pull_image(plain.name(f"{repository}:1"), copy, access=access()).root == result.root
+    assert pull_image(plain.name(f"{repository}:1"), copy, access=access()).root.digest == result.root.digest
     assert blobs_of(copy).keys() >= blobs_of(layout).keys()
     assert result.targets[0].blobs[0].bytes_sent > size
 

@@ -43,6 +43,13 @@ def test_a_plain_header_has_one_block_of_known_bytes() -> None:
     assert block == info.tobuf(tarfile.USTAR_FORMAT)
 
 
+@pytest.mark.parametrize(("path", "uid"), [("n" * 101, 1), ("n", 0o7777777 + 1)])
+def test_an_extended_header_has_known_bytes(path: str, uid: int) -> None:
+    info = tarfile.TarInfo(path)
+    info.size, info.mode, info.uid, info.gid, info.mtime = 3, 0o644, uid, 2, 3
+    assert header(path, replace(FILE, uid=uid)) == info.tobuf(tarfile.PAX_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("path", "node", "kind", "link"),
     [

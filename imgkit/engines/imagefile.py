@@ -42,6 +42,9 @@ def image_info(image: Path) -> ImageInfo:
         MissingProgramError: qemu-img is missing.
     """
     if not image.is_file():
+        if image.is_dir():
+            hint = "imgkit run, inspect and verify take the container image in such a folder"
+            raise UnreadableImageError(f"{image}: a folder, not a disk image", hint=hint)
         raise UnreadableImageError(f"{image}: no such image")
     try:
         kind = diskimage.format_of(image)

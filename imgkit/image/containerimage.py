@@ -106,7 +106,7 @@ def build_container(request: ContainerRequest) -> ContainerResult:
             layout, Compression(request.recipe.container.compression), cache=LayerCache(request.cache.folder)
         )
         images = tuple(_build(request, arch, layout, writer, work, steps) for arch in request.arches)
-        name = f"{request.recipe.name}:latest"
+        name = f"docker.io/library/{request.recipe.name}:latest"
         top = write_layout_index(layout, [image.manifest for image in images], name=name)
         with steps.step("put into place"):
             paths = place_container(request.recipe, request.outputs, layout, images, request.out, name=name)

@@ -161,8 +161,6 @@ class Changeset:
     def _place(self, path: str) -> str:
         """Return where in the Tree an entry belongs; its directory is there afterwards."""
         check_path(path)
-        if not path:
-            return path
         if any(part.startswith(WHITEOUT) for part in path.split("/")):
             raise TreeError(f"{_shown(path)}: an entry below a whiteout")
         directory = self._resolved(parent(path))

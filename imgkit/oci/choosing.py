@@ -35,11 +35,12 @@ def same_platform(one: Platform, other: Platform) -> bool:
     return _normalized(one) == _normalized(other)
 
 
-def layout_entries(layout: OciLayout, reference: str = "") -> tuple[Descriptor, ...]:
+def layout_entries(layout: OciLayout, reference: str = "", name: object = None) -> tuple[Descriptor, ...]:
     """Return the entries of a layout's index that a reference means.
 
     Args:
         reference: a tag, a digest, or empty for all of them.
+        name: what messages call the layout; by default its folder.
 
     Raises:
         InputError: the index is malformed, or has no such entry.
@@ -51,7 +52,7 @@ def layout_entries(layout: OciLayout, reference: str = "") -> tuple[Descriptor, 
     if not found:
         names = sorted({entry.annotations[REF_NAME] for entry in entries if REF_NAME in entry.annotations})
         hint = f"it has {_listed(names)}" if names else None
-        raise InputError(f"{layout.folder}: has no image {reference}".rstrip(), hint=hint)
+        raise InputError(f"{name or layout.folder}: has no image {reference}".rstrip(), hint=hint)
     return found
 
 

@@ -15,7 +15,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Platform:
-    """What an image runs on, in the words of Go: ``Platform("linux", "amd64")``; arm64 has the variant ``v8``."""
+    """What an image runs on, in the words of Go: ``Platform("linux", "amd64")``. Most tools give arm64 no variant."""
 
     os: str
     architecture: str

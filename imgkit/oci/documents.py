@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from imgkit.errors import InputError
 from imgkit.host.jsonfile import StrictModel, checked, parse_json
@@ -33,6 +33,7 @@ def _digest(text: str) -> str:
     return text
 
 
+_NONE = BeforeValidator(lambda value: [] if value is None else value)  # Go writes null for an empty list: umoci init
 Digest = Annotated[str, AfterValidator(_digest)]
 Text = Annotated[str, StringConstraints(max_length=64 << 10)]
 Name = Annotated[str, StringConstraints(max_length=300)]
@@ -72,7 +73,7 @@ class ImageIndex(StrictModel):
 
     schemaVersion: int  # noqa: N815 - as it is in the file
     mediaType: Name | None = None  # noqa: N815 - as it is in the file
-    manifests: Annotated[list[DescriptorObject], Field(max_length=_MAX_MANIFESTS)]
+    manifests: Annotated[list[DescriptorObject], Field(max_length=_MAX_MANIFESTS), _NONE]
     annotations: Annotations | None = None
 
 
@@ -83,7 +84,7 @@ class ImageManifest(StrictModel):
     mediaType: Name | None = None  # noqa: N815 - as it is in the file
     artifactType: Name | None = None  # noqa: N815 - as it is in the file
     config: DescriptorObject
-    layers: Annotated[list[DescriptorObject], Field(max_length=_MAX_LAYERS)]
+    layers: Annotated[list[DescriptorObject], Field(max_length=_MAX_LAYERS), _NONE]
     subject: DescriptorObject | None = None
     annotations: Annotations | None = None
 
@@ -106,7 +107,7 @@ class RootFilesystem(StrictModel):
     """The member ``rootfs`` of an image configuration: the digests of the layers when they are not compressed."""
 
     type: Name
-    diff_ids: Annotated[list[Digest], Field(max_length=_MAX_LAYERS)]
+    diff_ids: Annotated[list[Digest], Field(max_length=_MAX_LAYERS), _NONE]
 
 
 class HistoryEntry(StrictModel):

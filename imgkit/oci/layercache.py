@@ -28,7 +28,7 @@ from typing import Annotated
 from pydantic import Field
 
 from imgkit.errors import InputError
-from imgkit.host import scratch, wholefile
+from imgkit.host import scratch
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.oci.compression import Compression, LayerBlob
 from imgkit.oci.descriptors import Descriptor
@@ -138,7 +138,8 @@ class LayerCache:
             with scratch.folder(self._folder / "tmp", "") as work:
                 shutil.copyfile(source, work / "blob")
                 (work / "record").write_text(json.dumps(CachedLayer.of(made, key).model_dump()), "utf-8")
-                wholefile.place({work / "blob": blob, work / "record": record})
+                (work / "blob").replace(blob)  # not settled on the disk: what a power failure damages is made anew
+                (work / "record").replace(record)
             self._shrink(record)
         except OSError as fault:
             log.warning("%s: the layer is not kept for the next build: %s", self._folder, fault.strerror)

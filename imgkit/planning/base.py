@@ -67,7 +67,7 @@ def fetch_base(
     """Find, download, verify and unpack the minirootfs, or the image that the recipe starts from.
 
     Args:
-        spool: a new file, which takes its contents.
+        spool: a new file, which takes its contents. An archive of an image is unpacked beside it.
         locked: take the minirootfs or the image of this plan; a signature is verified as well.
         allow_stale: warn of what :mod:`imgkit.planning.freshness` would refuse.
         access: how registries are reached; None takes the defaults.
@@ -79,7 +79,9 @@ def fetch_base(
     if recipe.base is not None:
         platform = PLATFORMS[recipe.architecture(arch).alpine]
         reference, source = BaseReference.parse(recipe.base), _locked_image(locked)
-        found = find_image(reference, platform, cache, locked=source, access=access)
+        found = find_image(
+            reference, platform, cache, spool.with_name(f"{spool.name}-layout"), locked=source, access=access
+        )
         return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")

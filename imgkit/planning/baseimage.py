@@ -35,7 +35,7 @@ _OCI_TYPES = {
 }
 
 PLATFORMS: Mapping[str, Platform] = MappingProxyType(
-    {"x86_64": Platform("linux", "amd64"), "aarch64": Platform("linux", "arm64", "v8")}
+    {"x86_64": Platform("linux", "amd64"), "aarch64": Platform("linux", "arm64")}
 )
 """Alpine's name of an architecture → the platform of its images."""
 

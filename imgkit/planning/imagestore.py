@@ -1,4 +1,4 @@
-"""Find the image that a recipe starts from: in a layout on disk, or in a registry, whose images the cache keeps.
+"""Find the image that a recipe starts from: in a layout or its archive, or in a registry, whose images are cached.
 
 Below the cache's folder::
 
@@ -22,6 +22,7 @@ from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.documents import DescriptorObject
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout
+from imgkit.oci.unpacking import unpack_archive
 from imgkit.planning.plan import ImageSource
 from imgkit.recipe.basereference import BaseReference
 from imgkit.registry.access import RegistryAccess
@@ -31,7 +32,7 @@ _IMAGES = "images"
 _MAX_RECORD = 64 << 10
 _BY_DIGEST = "the digest in the recipe"
 _BY_TAG = "the tag as it was first seen"
-_BY_FOLDER = "the folder on this computer"
+_BY_PLACE = "the file or folder on this computer"
 _CHANGED_HINT = "imgkit lock writes a lock of the image as it is now"
 
 
@@ -64,6 +65,7 @@ def find_image(
     reference: BaseReference,
     platform: Platform,
     cache: Cache,
+    unpacked: Path,
     *,
     locked: ImageSource | None = None,
     access: RegistryAccess | None = None,
@@ -71,6 +73,7 @@ def find_image(
     """Find an image, and download what is missing of it.
 
     Args:
+        unpacked: a new folder for the layout of an archive; it is made if the reference is an archive.
         locked: the image of a lock, which must be found exactly.
         access: how registries are reached; None takes the defaults.
 
@@ -79,7 +82,7 @@ def find_image(
         HostError: the cache cannot be written.
     """
     if reference.image is None:
-        found = _in_folder(reference, platform, locked)
+        found = _on_disk(reference, platform, unpacked, locked)
     else:
         found = _in_registry(reference.image, platform, cache, locked, access)
     if locked is not None and found.manifest.digest != locked.manifest:
@@ -88,15 +91,15 @@ def find_image(
     return found
 
 
-def _in_folder(reference: BaseReference, platform: Platform, locked: ImageSource | None) -> FoundImage:
+def _on_disk(reference: BaseReference, platform: Platform, unpacked: Path, locked: ImageSource | None) -> FoundImage:
     """Find an image in a layout. That of a lock is found by its digest, whatever has the tag now."""
-    folder = reference.folder or Path()
-    layout = OciLayout.open(folder)
-    entries = layout_entries(layout, locked.digest if locked is not None else reference.reference)
-    manifest = choose_image(layout, entries, platform, folder)
+    place = reference.place or Path()
+    layout = unpack_archive(place, unpacked) if place.is_file() else OciLayout.open(place)
+    entries = layout_entries(layout, locked.digest if locked is not None else reference.reference, place)
+    manifest = choose_image(layout, entries, platform, place)
     digest = entries[0].digest if len(entries) == 1 else manifest.digest
-    by = locked.vouched_by if locked is not None else _BY_DIGEST if reference.digest else _BY_FOLDER
-    return FoundImage(layout, folder.name, digest, manifest, by)
+    by = locked.vouched_by if locked is not None else _BY_DIGEST if reference.digest else _BY_PLACE
+    return FoundImage(layout, place.name, digest, manifest, by)
 
 
 def _in_registry(

@@ -2,9 +2,9 @@
 
 ``oci:registry.example/team/app@sha256:…``, ``oci:alpine:3.22``
     an image of a registry, by digest or by tag
-``oci:./folder``, ``oci:../folder:1.0``, ``oci:/srv/images/folder@sha256:…``
-    an image of an OCI image layout on disk. A layout may hold several images; a tag or a digest chooses one. A path
-    begins with ``/``, ``./`` or ``../`` and is relative to the recipe.
+``oci:./folder``, ``oci:../image.oci.tar:1.0``, ``oci:/srv/images/folder@sha256:…``
+    an image of an OCI image layout on disk, or of an archive of one. A layout may hold several images; a tag or a
+    digest chooses one. A path begins with ``/``, ``./`` or ``../`` and is relative to the recipe.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class BaseReference:
 
     Attributes:
         image: the name of an image in a registry; None for a layout on disk.
-        folder: the layout; None for a registry.
+        place: the layout or its archive; None for a registry.
         reference: a tag or a digest in the layout, empty if there is none.
     """
 
     image: ImageName | None
-    folder: Path | None
+    place: Path | None
     reference: str = ""
 
     @classmethod
@@ -42,17 +42,16 @@ class BaseReference:
         Raises:
             UsageError: the text is not a reference to an image.
         """
-        place = text.removeprefix(PREFIX)
-        if not place.startswith(_PATHS):
-            return cls(ImageName.parse(place), None)
-        path, at, reference = place.partition("@")
+        name = text.removeprefix(PREFIX)
+        if not name.startswith(_PATHS):
+            return cls(ImageName.parse(name), None)
+        folder, _, last = name.rpartition("/")
+        file, at, reference = last.partition("@")
         if at and not is_digest(reference):
             raise UsageError(f"{text!r}: {reference[:80]!r} is not a digest", hint="write sha256: and 64 digits")
         if not at:
-            head, _, last = path.rpartition("/")
-            name, _, reference = last.partition(":")
-            path = f"{head}/{name}"
-        return cls(None, Path(path), reference)
+            file, _, reference = last.partition(":")
+        return cls(None, Path(f"{folder}/{file}"), reference)
 
     @property
     def digest(self) -> str:

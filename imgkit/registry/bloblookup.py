@@ -10,9 +10,9 @@ import threading
 from collections.abc import Sequence
 from urllib.parse import quote, urljoin
 
-from imgkit.fetch.checks import declared_length, shown
+from imgkit.fetch.checks import declared_length
 from imgkit.oci.descriptors import Descriptor
-from imgkit.registry.httpcalls import Answer
+from imgkit.registry.httpcalls import Answer, place_of
 from imgkit.registry.registryerrors import RegistryError
 from imgkit.registry.remote import RemoteRepository, check_digest
 from imgkit.registry.tokens import PUSH
@@ -84,9 +84,9 @@ def upload_location(answer: Answer) -> str:
     if inside:
         return place
     if not text:
-        raise RegistryError(f"{shown(answer.url)}: the registry does not say where to send the blob (Location)")
+        raise RegistryError(f"{place_of(answer.url)}: the registry does not say where to send the blob (Location)")
     hint = None
     if origin(answer.url)[0] == "https" and place.startswith("http:"):
         hint = "a proxy before the registry does not tell it that the outside is https (X-Forwarded-Proto)"
-    message = f"{shown(answer.url)}: the registry wants the blob to be sent to {shown(place)[:200]!r}, another server"
+    message = f"{place_of(answer.url)}: the registry wants the blob to be sent to {place_of(place)!r}, another server"
     raise RegistryError(message, hint=hint)

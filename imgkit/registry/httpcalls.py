@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from imgkit.fetch.checks import shown
+
 MAX_PAGE = 1 << 16
 """Bytes that are read of an answer that is not expected to be longer, such as an error."""
 
@@ -51,6 +53,11 @@ class HttpCall:
     sink: BodySink | None = None
     patience: float | None = None
 
+    @property
+    def place(self) -> str:
+        """The URL for messages."""
+        return place_of(self.url)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -60,3 +67,8 @@ class Answer:
     headers: Mapping[str, str]
     data: bytes
     url: str
+
+
+def place_of(url: str) -> str:
+    """Return a URL for a message: without user, password and query, which may be for who has the URL only."""
+    return shown(url).partition("?")[0][:200]

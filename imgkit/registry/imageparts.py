@@ -3,9 +3,9 @@
 Which entry of a layout's ``index.json`` is the image:
 
 * With a name, the entry whose ``org.opencontainers.image.ref.name`` it is.
-* If all entries have a platform and none has a name, all of them together: ``index.json`` itself is the image's index,
-  as ``imgkit build --output oci`` writes it.
-* Otherwise the only entry, which may be an index or a manifest, as ``imgkit pull``, skopeo and buildx write it.
+* The only entry, which may be an index or a manifest, as imgkit, skopeo and buildx write it.
+* If there are several, all have a platform and none has a name, then all of them together: ``index.json`` itself is the
+  image's index.
 
 Manifests with a ``subject`` are not images but refer to one (image-spec 1.1, "Image Manifest": signatures, SBOMs).
 """
@@ -57,21 +57,24 @@ class ImageParts:
     bases: tuple[str, ...] = ()
 
 
-def read_parts(layout: OciLayout, *, name: str = "", architectures: Sequence[str] = ()) -> ImageParts:
+def read_parts(
+    layout: OciLayout, *, image: str = "", architectures: Sequence[str] = (), name: object = None
+) -> ImageParts:
     """Read the documents of an image, each verified.
 
     Args:
-        name: of the entry in the layout's index; empty if there is one image only.
+        image: the name of the entry in the layout's index; empty if there is one image only.
         architectures: which images of an index; one of them alone is its manifest, several are a new index. None
             means the whole index.
+        name: what messages call the layout; None for its folder.
 
     Raises:
         InputError: the layout is damaged, or its documents are nested too deeply.
         UsageError: there is no such entry, or several; or no image of an architecture.
     """
-    collector = _Collector(layout)
+    collector = _Collector(layout, name or layout.folder)
     entries, referring = collector.entries()
-    root = _root(layout, entries, name)
+    root = _root(collector, entries, image)
     if architectures:
         root = collector.selected(root, architectures)
     collector.collect(root, 0)
@@ -86,20 +89,20 @@ def read_parts(layout: OciLayout, *, name: str = "", architectures: Sequence[str
     )
 
 
-def _root(layout: OciLayout, entries: Sequence[Descriptor], name: str) -> ImageDocument:
+def _root(collector: _Collector, entries: Sequence[Descriptor], image: str) -> ImageDocument:
     """Choose the image."""
     names = sorted({entry.annotations.get(REF_NAME, "") for entry in entries} - {""})
     hint = f"choose one with --image: {', '.join(names)[:500]}" if names else None
-    if name:
-        entries = [entry for entry in entries if entry.annotations.get(REF_NAME) == name]
+    if image:
+        entries = [entry for entry in entries if entry.annotations.get(REF_NAME) == image]
         if not entries:
-            raise UsageError(f"{layout.folder}: has no image {name!r}", hint=hint)
-    elif entries and not names and all(entry.platform is not None for entry in entries):
-        return _whole(layout, entries)
+            raise UsageError(f"{collector.name}: has no image {image!r}", hint=hint)
+    elif len(entries) > 1 and not names and all(entry.platform is not None for entry in entries):
+        return _whole(collector.layout, entries)
     if len(entries) != 1:
         count = f"{len(entries)} images" if entries else "no image"
-        raise UsageError(f"{layout.folder}: has {count}, where one is pushed", hint=hint)
-    return ImageDocument(entries[0], layout.read(entries[0]))
+        raise UsageError(f"{collector.name}: has {count}, where one is pushed", hint=hint)
+    return ImageDocument(entries[0], collector.layout.read(entries[0]))
 
 
 def _whole(layout: OciLayout, entries: Sequence[Descriptor]) -> ImageDocument:
@@ -119,8 +122,8 @@ def _new_index(entries: Sequence[Descriptor]) -> ImageDocument:
 class _Collector:
     """Collects the parts of one image."""
 
-    def __init__(self, layout: OciLayout) -> None:
-        self._layout = layout
+    def __init__(self, layout: OciLayout, name: object) -> None:
+        self.layout, self.name = layout, name
         self.documents: dict[str, ImageDocument] = {}
         self.blobs: dict[str, Descriptor] = {}
         self.bases: list[str] = []
@@ -128,10 +131,10 @@ class _Collector:
     def entries(self) -> tuple[list[Descriptor], list[tuple[str, ImageDocument]]]:
         """Return the images in the layout's index, and the manifests that refer to others."""
         images, referring = [], []
-        for entry in (item.value for item in self._layout.index().manifests):
+        for entry in (item.value for item in self.layout.index().manifests):
             subject = self._subject(entry)
             if subject:
-                referring.append((subject, ImageDocument(entry, self._layout.read(entry))))
+                referring.append((subject, ImageDocument(entry, self.layout.read(entry))))
             else:
                 images.append(entry)
         return images, referring
@@ -139,11 +142,11 @@ class _Collector:
     def selected(self, root: ImageDocument, architectures: Sequence[str]) -> ImageDocument:
         """Return the images of some architectures: the manifest, or an index of several."""
         if root.descriptor.media_type not in mediatypes.INDEXES:
-            raise UsageError(f"{self._layout.folder}: is the image of one architecture", hint="leave out --arch")
+            raise UsageError(f"{self.name}: is the image of one architecture", hint="leave out --arch")
         entries = [item.value for item in parse_index(root.data, root.descriptor.digest).manifests]
-        chosen = [_of_architecture(entries, name, self._layout) for name in dict.fromkeys(architectures)]
+        chosen = [_of_architecture(entries, one, self.name) for one in dict.fromkeys(architectures)]
         if len(chosen) == 1:
-            return ImageDocument(chosen[0], self._layout.read(chosen[0]))
+            return ImageDocument(chosen[0], self.layout.read(chosen[0]))
         return _new_index(chosen)
 
     def collect(self, document: ImageDocument, depth: int) -> None:
@@ -152,10 +155,10 @@ class _Collector:
         if digest in self.documents:
             return
         if depth >= MAX_DEPTH or len(self.documents) >= MAX_DOCUMENTS:
-            raise InputError(f"{self._layout.folder}: has more than {MAX_DEPTH} levels or {MAX_DOCUMENTS} documents")
+            raise InputError(f"{self.name}: has more than {MAX_DEPTH} levels or {MAX_DOCUMENTS} documents")
         if document.descriptor.media_type in mediatypes.INDEXES:
             for item in parse_index(document.data, digest).manifests:
-                self.collect(ImageDocument(item.value, self._layout.read(item.value)), depth + 1)
+                self.collect(ImageDocument(item.value, self.layout.read(item.value)), depth + 1)
         else:
             self._take_manifest(parse_manifest(document.data, digest))
         self.documents[digest] = document
@@ -182,7 +185,7 @@ class _Collector:
         """Return the digest of what a manifest refers to; empty if it is an image."""
         if entry.media_type not in mediatypes.MANIFESTS:
             return ""
-        subject = parse_manifest(self._layout.read(entry), entry.digest).subject
+        subject = parse_manifest(self.layout.read(entry), entry.digest).subject
         return "" if subject is None else subject.digest
 
 
@@ -190,9 +193,9 @@ def _blob(blob: DescriptorObject) -> Descriptor:
     return Descriptor(blob.mediaType, blob.digest, blob.size)
 
 
-def _of_architecture(entries: Sequence[Descriptor], architecture: str, layout: OciLayout) -> Descriptor:
+def _of_architecture(entries: Sequence[Descriptor], architecture: str, name: object) -> Descriptor:
     found = [entry for entry in entries if entry.platform and entry.platform.architecture == architecture]
     if not found:
         known = sorted({entry.platform.architecture for entry in entries if entry.platform} - {"unknown"})
-        raise UsageError(f"{layout.folder}: has no image for {architecture}", hint=f"it has {', '.join(known)[:200]}")
+        raise UsageError(f"{name}: has no image for {architecture}", hint=f"it has {', '.join(known)[:200]}")
     return found[0]

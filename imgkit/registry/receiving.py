@@ -34,7 +34,7 @@ def receive(response: requests.Response, call: HttpCall, deadline: Deadline) -> 
         received += piece
         if len(received) > limit:
             if good:
-                raise InputError(f"{shown(call.url)}: the answer is longer than the {limit} bytes that are read of it")
+                raise InputError(f"{call.place}: the answer is longer than the {limit} bytes that are read of it")
             break
     return bytes(received)
 
@@ -47,7 +47,7 @@ def _stream_into(
         size += len(piece)
         write(piece)
     if declared is not None and size != declared:
-        raise broken_off(call.url, size, declared, hint=HINT)
+        raise broken_off(call.place, size, declared, hint=HINT)
 
 
 def _pieces(response: requests.Response, call: HttpCall, deadline: Deadline) -> Iterator[bytes]:
@@ -58,9 +58,9 @@ def _pieces(response: requests.Response, call: HttpCall, deadline: Deadline) -> 
         except urllib3.exceptions.ReadTimeoutError:
             raise
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as cause:
-            raise broken_off(call.url, hint=HINT) from cause
+            raise broken_off(call.place, hint=HINT) from cause
         if deadline.passed:
-            raise given_up(call.url)
+            raise given_up(call.place)
         if not piece:
             return
         deadline.received(len(piece))
@@ -70,7 +70,7 @@ def _pieces(response: requests.Response, call: HttpCall, deadline: Deadline) -> 
 def _check_encoding(response: requests.Response, call: HttpCall) -> None:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        message = f"{shown(call.url)}: the answer is compressed ({encoding[:40]}), which was not asked for"
+        message = f"{call.place}: the answer is compressed ({encoding[:40]}), which was not asked for"
         raise InputError(message, hint="a proxy may compress what passes through it")
 
 

@@ -6,9 +6,9 @@ from email.utils import parsedate_to_datetime
 from time import time
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import TransientError, looks_like_html, shown
+from imgkit.fetch.checks import TransientError, looks_like_html
 from imgkit.host.jsonfile import parse_json
-from imgkit.registry.httpcalls import Answer
+from imgkit.registry.httpcalls import Answer, place_of
 
 MAX_WAIT = 60.0
 """Seconds that a registry may ask us to wait before the next attempt (``Retry-After``)."""
@@ -74,7 +74,7 @@ def refusal(answer: Answer, what: str = "") -> RegistryError:
     """Return the error for an answer whose status is not a good one."""
     kind = {401: DeniedError, 403: DeniedError, 404: MissingImageError}.get(answer.status, RegistryError)
     said = _message(answer)
-    message = f"{what or shown(answer.url)}: the registry answers {answer.status}" + (f": {said}" if said else "")
+    message = f"{what or place_of(answer.url)}: the registry answers {answer.status}" + (f": {said}" if said else "")
     error = kind(message, hint=_HINTS.get(answer.status))
     error.status = answer.status
     return error

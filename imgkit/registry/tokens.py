@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
 from imgkit.errors import InputError
-from imgkit.fetch.checks import looks_like_html, shown
+from imgkit.fetch.checks import looks_like_html
 from imgkit.host.jsonfile import parse_json
 from imgkit.registry.challenges import Challenge, parse_challenges
-from imgkit.registry.httpcalls import Answer, HttpCall
+from imgkit.registry.httpcalls import Answer, HttpCall, place_of
 from imgkit.registry.logins import Login
 from imgkit.registry.registryerrors import DeniedError, RegistryError, check_answer, refusal, web_page
 
@@ -135,7 +135,7 @@ class Authorizer:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RegistryError(f"{self._registry}: names no token service: {realm[:100]!r} is not a URL")
         if parts.scheme == "http" and not self._insecure:
-            message = f"{self._registry}: its token service {shown(realm)[:100]} is on plain http"
+            message = f"{self._registry}: its token service {place_of(realm)} is on plain http"
             raise RegistryError(message, hint="--insecure allows that")
 
     def _token(self, scopes: frozenset[str]) -> _Token:
@@ -155,7 +155,7 @@ class Authorizer:
         call = _exchange_call if login is not None and login.identity_token else _get_call
         answer = self._send(call(realm, service, scopes, login))
         if answer.status in (400, 401, 403) and login is not None:
-            message = f"{shown(realm)}: the token service refuses the credentials of {login.source}"
+            message = f"{place_of(realm)}: the token service refuses the credentials of {login.source}"
             raise DeniedError(message, hint=self._hint)
         if answer.status in (401, 403):
             raise DeniedError(refusal(answer).message, hint=self._hint)
@@ -195,7 +195,7 @@ def _exchange_call(realm: str, service: str, scopes: list[str], login: Login | N
 
 
 def _token_in(answer: Answer) -> _Token:
-    place = shown(answer.url).partition("?")[0]
+    place = place_of(answer.url)
     if looks_like_html(answer.data):
         raise web_page(place)
     try:

@@ -24,7 +24,7 @@ from imgkit.fetch.http import CONNECT_ALLOWANCE, LEAST_RATE
 from imgkit.fetch.session import Session, discard
 from imgkit.fetch.unreachable import causes, unreachable
 from imgkit.registry.access import RegistryAccess
-from imgkit.registry.httpcalls import Answer, Body, HttpCall
+from imgkit.registry.httpcalls import Answer, Body, HttpCall, place_of
 from imgkit.registry.receiving import HINT, given_up, receive
 from imgkit.registry.roots import TrustedRoots
 
@@ -100,9 +100,9 @@ class Wire:
                 deadline, lambda: self._guarded(session, call, deadline), cancelled=cancelled, cut=session.cut
             )
         except ExpiredError as cause:
-            raise _stalled(call.url) from cause
+            raise _stalled(call.place) from cause
         except CancelledError:
-            raise given_up(call.url) from None
+            raise given_up(call.place) from None
         finally:
             if session.is_cut:
                 session.close()
@@ -123,12 +123,12 @@ class Wire:
         try:
             return self._follow(session, call, deadline)
         except (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError) as cause:
-            raise _stalled(call.url) from cause
+            raise _stalled(call.place) from cause
         except (requests.RequestException, ValueError, urllib3.exceptions.HTTPError) as cause:
             if (reason := _lacks_tls(call.url, cause)) is not None:
                 hint = "if the registry speaks plain http, --insecure allows that"
-                raise NoTlsError(f"{shown(call.url)}: {reason}", hint=hint) from cause
-            raise unreachable(call.url, cause, CONNECT_TIMEOUT, HINT) from cause
+                raise NoTlsError(f"{call.place}: {reason}", hint=hint) from cause
+            raise unreachable(call.place, cause, CONNECT_TIMEOUT, HINT) from cause
 
     def _follow(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
         """Follow the redirects of a request that only reads, and return the answer at their end."""
@@ -146,7 +146,7 @@ class Wire:
             if origin(target) != origin(call.url):
                 authorization = ""
             url = target
-        raise InputError(f"{shown(call.url)}: is redirected in circles", hint=HINT)
+        raise InputError(f"{call.place}: is redirected in circles", hint=HINT)
 
     def _check_target(self, url: str, target: str) -> None:
         """Check where a redirect leads to.
@@ -156,9 +156,9 @@ class Wire:
         """
         scheme = urlsplit(target).scheme
         if scheme not in ("http", "https") or not urlsplit(target).hostname:
-            raise InputError(f"{shown(url)}: is redirected to {shown(target)[:200]}, which is not on the web")
+            raise InputError(f"{place_of(url)}: is redirected to {place_of(target)}, which is not on the web")
         if scheme == "http" and url.startswith("https:") and not self._access.insecure:
-            raise InputError(f"{shown(url)}: is redirected to plain http ({shown(target)[:200]})")
+            raise InputError(f"{place_of(url)}: is redirected to plain http ({place_of(target)})")
 
     def _send(
         self, session: Session, call: HttpCall, url: str, authorization: str, deadline: Deadline

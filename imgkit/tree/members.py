@@ -8,9 +8,11 @@ with Spool(path) as spool:
 from __future__ import annotations
 
 from dataclasses import replace
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from types import TracebackType
 
+from imgkit.errors import HostError
 from imgkit.tree import tarstream
 from imgkit.tree.nodes import Content, Device, Directory, File, Inline, Node, Slice, Symlink
 from imgkit.tree.tar import xattrs_of
@@ -25,7 +27,7 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sink = path.open("xb")
+        self._sink = path.open("xb", buffering=0)  # a buffer would try to write again while it is being closed
         self._offset = 0
 
     def __enter__(self) -> Spool:
@@ -43,14 +45,25 @@ class Spool:
 
         Raises:
             TarError: the stream is truncated.
+            HostError: the host has no space left for the contents.
         """
         if not header.size:
             return _EMPTY
         for piece in stream.content():
-            self._sink.write(piece)
+            self._write(piece)
         content = Slice(self._path, self._offset, header.size)
         self._offset += header.size
         return content
+
+    def _write(self, data: memoryview) -> None:
+        """Write all of ``data``: a file without a buffer may take less at a time."""
+        try:
+            while data:
+                data = data[self._sink.write(data) :]
+        except OSError as cause:
+            if cause.errno in (ENOSPC, EDQUOT):
+                raise HostError(f"{self._path.parent}: no space left for the contents of files") from cause
+            raise
 
 
 def node_of(header: Header, content: Content) -> Node | None:

@@ -175,7 +175,7 @@ def _add_attributes(records: dict[str, bytes], xattrs: Mapping[str, bytes], path
 def _extended(records: Mapping[str, bytes]) -> bytes:
     """Return the extended header of ``records``, which comes before the header that it is about."""
     body = b"".join(_record(encoded(key), value) for key, value in sorted(records.items()))
-    numbers = (_octal(0o644, 7), _octal(0, 7), _octal(0, 7), _octal(len(body), 11), _octal(0, 11))
+    numbers = (_octal(0, 7), _octal(0, 7), _octal(0, 7), _octal(len(body), 11), _octal(0, 11))
     block = _block(_EXTENDED_NAME, numbers, _EXTENDED, b"", _NO_DEVICE, b"")
     return block + body + bytes(padding(len(body)))
 

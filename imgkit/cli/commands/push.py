@@ -1,7 +1,8 @@
 """Push a container image to registries: every architecture in it, under one or several tags.
 
-LAYOUT is a folder that imgkit build --output oci wrote, or another OCI image layout. What a registry has already is not
-sent. The tags are written last, when everything else is there. Credentials are those of docker login and podman login.
+LAYOUT is what imgkit build --output oci or oci-archive wrote, or another OCI image layout. What a registry has already
+is not sent. The tags are written last, when everything else is there. Credentials are those of docker login and podman
+login.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from imgkit.cli.command import Invocation
 from imgkit.errors import UsageError
 from imgkit.host import terminal
 from imgkit.oci.imagename import ImageName
-from imgkit.oci.ocilayout import OciLayout
+from imgkit.oci.unpacking import opened_layout
 from imgkit.registry.gittags import AUTO, automatic_tags
 from imgkit.registry.imageparts import read_parts
 from imgkit.registry.pushing import MOUNTED, SENT, SKIPPED, PartResult, PushResult, TargetResult, push, push_targets
@@ -31,7 +32,7 @@ _MAX_CHUNK = 1024  # MiB
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("layout", type=Path, metavar="LAYOUT", help="folder of an OCI image layout")
+    parser.add_argument("layout", type=Path, metavar="LAYOUT", help="folder or archive of an OCI image layout")
     parser.add_argument(
         "names", nargs="+", metavar="REF", help="REGISTRY/NAME[:TAG], such as registry.example/team/app:1.0"
     )
@@ -79,11 +80,11 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     names = [ImageName.parse(text) for text in options.names]
     mounts = [ImageName.parse(f"{names[0].registry}/{text}").repository for text in options.mount_from]
     tags = _tags(options)
-    layout = OciLayout.open(options.layout)
-    parts = read_parts(layout, name=options.image, architectures=options.arch or ())
-    targets = push_targets(names, parts.root, tags)
     access = replace(registryoptions.registry_access(options), chunk_size=options.chunk_size << 20)
-    result = push(layout, parts, targets, access=access, mount_from=mounts, dry_run=options.dry_run)
+    with opened_layout(options.layout) as layout:
+        parts = read_parts(layout, image=options.image, architectures=options.arch or (), name=options.layout)
+        targets = push_targets(names, parts.root, tags)
+        result = push(layout, parts, targets, access=access, mount_from=mounts, dry_run=options.dry_run)
     print(terminal.as_json(as_json(result)) if options.json else terminal.block(as_text(result)))
     return 0
 

@@ -1,7 +1,8 @@
 """Compare an image, and the kernel and initramfs beside it, with the manifest; boots nothing of the image.
 
 The very file that was built is known by its SHA-256. A converted, resized or changed image is compared byte by byte as
-a guest sees it; whatever differs is located on the disk, and files are named. The manifest itself is believed.
+a guest sees it; whatever differs is located on the disk, and files are named. Of a container image, which may have been
+compressed anew, every file is compared. The manifest itself is believed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.layoutreport import is_container_image
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import Limits
@@ -24,6 +26,7 @@ from imgkit.image.manifest import read_manifest
 from imgkit.verification import statement
 from imgkit.verification.beside import manifest_of
 from imgkit.verification.check import Subject, Verification, limits_for, verify
+from imgkit.verification.containers import verify_container
 
 NAME = "verify"
 HELP = "compare an image with its manifest"
@@ -32,8 +35,10 @@ _MOST_LISTED = 50  # differences
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
-    parser.add_argument("--manifest", type=Path, metavar="FILE", help="default: IMAGE with .manifest.json")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="qcow2 or raw image, or a container image; it is not changed"
+    )
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="default: the one beside the image")
     readoptions.limit_arguments(parser, size="twice what was built, 1G at least")
 
 
@@ -43,6 +48,10 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     Raises:
         InputError: something is not as the manifest says.
     """
+    if is_container_image(options.image):
+        result = verify_container(options.image, options.manifest)
+        _report(options.image, options.manifest or "its manifest", result)
+        return 0
     size, seconds = readoptions.given_limits(options)
     info = image_info(options.image)
     path = options.manifest or manifest_of(options.image)
@@ -69,7 +78,7 @@ def _info_of_raw(disk: Path) -> ImageInfo:
     return ImageInfo("raw", status.st_size, status.st_blocks * 512)
 
 
-def _report(image: Path, manifest: Path, result: Verification) -> None:
+def _report(image: Path, manifest: Path | str, result: Verification) -> None:
     """Print the result of the comparison.
 
     Raises:

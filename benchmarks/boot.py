@@ -117,12 +117,16 @@ def main() -> int:
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
     for image in options.images:
         arch = guess_arch(image)
-        for firmware in options.firmware or FIRMWARE[arch]:
-            try:
-                measured = [boot(image, arch, firmware, options) for _ in range(options.tries)]
-                print(row(image, firmware, measured), flush=True)
-            except ImgkitError as error:
-                print(f"| {image.stem} | {firmware} | {error.message} |", flush=True)
+        kinds = options.firmware or FIRMWARE[arch]
+        boots: dict[str, list[Measured]] = {firmware: [] for firmware in kinds}
+        for _ in range(options.tries):  # they take turns, since the host is not equally busy all the time
+            for firmware in kinds:
+                try:
+                    boots[firmware].append(boot(image, arch, firmware, options))
+                except ImgkitError as error:
+                    print(f"| {image.stem} | {firmware} | {error.message} |", flush=True)
+        for firmware in filter(boots.get, kinds):
+            print(row(image, firmware, boots[firmware]), flush=True)
     return 0
 
 

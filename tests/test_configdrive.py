@@ -49,6 +49,20 @@ def test_what_is_put_in_comes_out(env: dict[str, str], secrets: dict[str, str]) 
     assert content(made) == (env, {name: text.encode() for name, text in secrets.items()})
 
 
+def test_the_settings_of_a_container_machine() -> None:
+    """They are a file of their own; without variables there is no env.json."""
+    iso = pycdlib.PyCdlib()
+    iso.open_fp(io.BytesIO(configdrive.make(machine="mode=once\nx='\udcff'\n")))
+    sink = io.BytesIO()
+    iso.get_file_from_iso_fp(sink, rr_path="/machine/run")
+    assert sink.getvalue() == b"mode=once\nx='\xff'\n"
+    names = {child.rock_ridge.name() for child in iso.list_children(rr_path="/") if child.rock_ridge}
+    assert b"machine" in names
+    assert b"env.json" not in names
+    iso.close()
+    assert content(configdrive.make({"A": "b"}, machine="")) == ({"A": "b"}, {})
+
+
 NOT_A_NAME = "is not the name of an environment variable"
 
 

@@ -50,8 +50,13 @@ def test_an_images_own_program(
 ) -> None:
     """Its output and its status are ours, byte for byte, with its user, its environment and its folder."""
     need_program("qemu-system-aarch64" if arch == "arm64" else "qemu-system-x86_64")
-    config = {"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["exit 1"], "Env": ["A=image", "B=from the image"]}
-    config |= {"User": "web", "WorkingDir": "/srv/new"}
+    config = {
+        "Entrypoint": ["/bin/sh", "-c"],
+        "Cmd": ["exit 1"],
+        "Env": ["A=image", "B=from the image"],
+        "User": "web",
+        "WorkingDir": "/srv/new",
+    }
     layout = containerimages.alpine_alone(tmp_path / "image.oci", mirror, config, arch)
     argv = [sys.executable, "-m", "imgkit", "run", str(layout), *builder.words, *words, "--env", "A=b c", "--", LOOK]
     done = subprocess.run(argv, env=dict(builder.env), capture_output=True, timeout=400, cwd=ROOT, check=False)

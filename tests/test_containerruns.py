@@ -28,6 +28,7 @@ from imgkit.image import containermachine
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import DEFAULT_PATH
 from imgkit.image.guestkernel import DEFAULT_RECIPE, GuestKernel, kernel_recipe
+from imgkit.oci.documents import parse_config
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.recipe import Recipe
 from imgkit.tree import Tree
@@ -133,6 +134,32 @@ def test_a_newer_kernel_is_looked_for_after_a_week(
         request(layout, tmp_path / "cache", engine, cache=Cache(tmp_path / "cache", offline=offline))
     ):
         assert len(kernels) == len(engine.trees) == made
+
+
+def test_a_kernel_that_cannot_be_fetched_anew(
+    tmp_path: Path, kernels: list[Recipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine that is there is used, and for an hour nothing is tried again."""
+    layout = image(tmp_path / "a.oci", Entry("a"))
+    with container_machine(request(layout, tmp_path / "cache", Engine())) as machine:
+        os.utime(machine.disk.parent / "machine.json", (0, 0))
+    for _ in range(2):
+        with container_machine(request(layout, tmp_path / "cache", Engine(fails=True))) as machine:
+            assert machine.disk.read_text() == "disk 1"
+    assert len(kernels) == 2
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert message == "no newer kernel was found, so that of an earlier run is used: no appliance"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    layout = image(tmp_path / "a.oci", Entry("a"))
+    with (
+        pytest.raises(HostError, match="machines: Not a directory") as caught,
+        container_machine(request(layout, tmp_path / "file", Engine())),
+    ):
+        pass
+    assert caught.value.hint == "set IMGKIT_CACHE to a folder that can be written"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, kernels: list[Recipe]) -> None:
@@ -242,7 +269,7 @@ def container_machine_of(layout: Path, folder: Path, accounts: Tree, *, agent: b
         (folder / name).touch()
     opened = OciLayout.open(layout)
     manifest = json.loads(opened.read(opened.index().manifests[0].value))
-    config = containermachine.parse_config(opened.path(manifest["config"]["digest"]).read_bytes(), "config")
+    config = parse_config(opened.path(manifest["config"]["digest"]).read_bytes(), "config")
     parts = (folder / "disk", folder / "kernel", folder / "initramfs", "imgkit_modules=m")
     return nullcontext(ContainerMachine(*parts, config, accounts, agent))
 
@@ -377,6 +404,27 @@ def test_an_image_for_another_machine(
     place = image(tmp_path / "arm.oci", platform=ARM64)
     assert run(place, "--arch", "amd64") == 4
     assert "has no image for linux/amd64, but linux/arm64" in capsys.readouterr().err
+
+
+def test_one_of_several_images(tmp_path: Path, asked: Callable[..., Asked]) -> None:
+    place = image(tmp_path / "a.oci")
+    seen = asked()
+    assert run(Path(f"{place}:1.2")) == run(place) == 7
+    assert [(made.layout.folder, made.reference) for made in seen.requests] == [(place, "1.2"), (place, "")]
+    odd = image(tmp_path / "b:c")
+    assert containerruns.split_reference(odd) == (odd, "")
+    assert containerruns.split_reference(Path("x:/y")) == (Path("x:/y"), "")
+    assert not containerruns.is_container(Path("linux.qcow2"))
+
+
+def test_a_tag_that_is_not_there(tmp_path: Path, kernels: list[Recipe]) -> None:
+    layout = image(tmp_path / "a.oci", Entry("a"))
+    with (
+        pytest.raises(InputError, match=r"has no image 1\.2"),
+        container_machine(request(layout, tmp_path / "cache", Engine(), reference="1.2")),
+    ):
+        pass
+    assert not kernels
 
 
 def test_what_is_no_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

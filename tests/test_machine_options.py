@@ -104,6 +104,8 @@ def test_a_microvm_boots_directly(image: Path, asked: list[dict[str, Any]]) -> N
     for words in ([], ["--firmware", "direct"]):
         assert main(["boot", str(image), "--machine", "microvm", *words]) == 0
     assert main(["boot", str(image)]) == 0
+    boots = json.loads(image.with_suffix(".boot.json").read_text())["boots"]
+    assert (boots["direct"]["machine"], "machine" in boots["bios"]) == ("microvm", False)
     booted = [(call["machine"], call["firmware"], call["kernel"], call["initrd"]) for call in asked]
     assert booted == [("microvm", "direct", kernel, initramfs)] * 2 + [("standard", "bios", None, None)]
 

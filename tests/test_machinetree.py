@@ -132,7 +132,8 @@ def test_node_of_another_place() -> None:
 
 def members(archive: bytes) -> dict[str, bytes]:
     """Return the regular files of a newc archive, read as the format says."""
-    files, at = {}, 0
+    files: dict[str, bytes] = {}
+    at = 0
     while True:
         fields = [int(archive[at + 6 + 8 * number : at + 14 + 8 * number], 16) for number in range(13)]
         name = archive[at + 110 : at + 110 + fields[11] - 1].decode()

@@ -46,7 +46,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def is_container(image: Path) -> bool:
     """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``."""
-    return image.is_dir() or image.suffix == ".tar"
+    path, _ = split_reference(image)
+    return path.is_dir() or path.suffix == ".tar"
+
+
+def split_reference(image: Path) -> tuple[Path, str]:
+    """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name."""
+    path, colon, tag = str(image).rpartition(":")
+    if image.exists() or not colon or "/" in tag:
+        return image, ""
+    return Path(path), tag
 
 
 @contextmanager
@@ -64,10 +73,12 @@ def opened(options: argparse.Namespace) -> Iterator[ContainerMachine]:
     if options.firmware not in (None, "direct"):
         message = f"a container image has no boot loader that {options.firmware} could start"
         raise UsageError(message, hint="leave out --firmware: its kernel is started directly")
-    with opened_layout(options.image) as layout:
+    path, reference = split_reference(options.image)
+    with opened_layout(path) as layout:
         request = MachineRequest(
             layout=layout,
             arch=arch,
+            reference=reference,
             recipe=_recipe(options),
             cache=Cache(default_folder(), offline=options.offline),
             engine=partial(guestfs.launch, options=appliance_options()),

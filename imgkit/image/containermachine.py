@@ -26,11 +26,13 @@ from pydantic import StringConstraints
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import SizedPartition, make_layout
 from imgkit.engines.interface import LaunchEngine
+from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
-from imgkit.host import jsonfile, locks, scratch
+from imgkit.host import jsonfile, locks
 from imgkit.host.progress import Steps
 from imgkit.image.guestkernel import GuestKernel, fetch_kernel
 from imgkit.image.machinetree import become_machine, has_agent
+from imgkit.image.workspace import workspace
 from imgkit.oci.applying import read_image, tree_of
 from imgkit.oci.choosing import choose_image, layout_entries
 from imgkit.oci.descriptors import Descriptor, Platform
@@ -45,6 +47,7 @@ log = logging.getLogger("imgkit")
 
 KERNEL_AGE = 7 * 86400.0
 """Seconds after which a newer kernel is looked for."""
+_RETRY = 3600.0  # seconds after which that is tried again if it failed
 MOST_MACHINES = 8
 """Machines that the cache keeps: those that were used last."""
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
@@ -81,6 +84,7 @@ class MachineRequest:
         recipe: decides where the kernel comes from.
         cache: where downloads and machines are kept.
         engine: starts the engine that writes the disk.
+        reference: tag or digest of the image, for a layout with several; empty if there is one.
         allow_stale: warn of an old or misplaced index of the mirror instead of refusing it.
     """
 
@@ -89,6 +93,7 @@ class MachineRequest:
     recipe: Recipe
     cache: Cache
     engine: LaunchEngine
+    reference: str = ""
     allow_stale: bool = False
 
 
@@ -122,13 +127,11 @@ def container_machine(request: MachineRequest) -> Iterator[ContainerMachine]:
         InputError: the image is damaged or for another platform, or the kernel cannot be downloaded or trusted.
         HostError: the disk cannot be written on this host.
     """
-    place = request.cache.folder / "machines"
-    place.mkdir(parents=True, exist_ok=True)
     image = _choose(request)
+    place = _place(request.cache)
     folder = place / _key(request, image)
     with locks.locked(place / f"{folder.name}.lock"):
-        if not _is_fresh(folder, offline=request.cache.offline):
-            _make(request, image, folder)
+        _update(request, image, folder)
         holder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         locks.acquire(holder, shared=True)
@@ -139,9 +142,21 @@ def container_machine(request: MachineRequest) -> Iterator[ContainerMachine]:
         os.close(holder)
 
 
+def _place(cache: Cache) -> Path:
+    place = cache.folder / "machines"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        hint = "set IMGKIT_CACHE to a folder that can be written"
+        raise HostError(f"{place}: {cause.strerror}", hint=hint) from cause
+    return place
+
+
 def _choose(request: MachineRequest) -> Descriptor:
     layout = request.layout
-    return choose_image(layout, layout_entries(layout), Platform("linux", request.arch), layout.folder)
+    return choose_image(
+        layout, layout_entries(layout, request.reference), Platform("linux", request.arch), layout.folder
+    )
 
 
 def _key(request: MachineRequest, image: Descriptor) -> str:
@@ -152,20 +167,29 @@ def _key(request: MachineRequest, image: Descriptor) -> str:
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:32]
 
 
-def _is_fresh(folder: Path, *, offline: bool) -> bool:
-    """Return whether a machine is complete and its kernel need not be looked for anew."""
+def _update(request: MachineRequest, image: Descriptor, folder: Path) -> None:
+    """Make a machine that is missing. One whose kernel is old is made anew, or kept if that fails."""
+    record = folder / "machine.json"
     try:
-        age = time.time() - (folder / "machine.json").stat().st_mtime
+        age = time.time() - record.stat().st_mtime
     except OSError:
-        return False
-    return offline or age < KERNEL_AGE
+        _make(request, image, folder)
+        return
+    if age < KERNEL_AGE or request.cache.offline:
+        return
+    try:
+        _make(request, image, folder)
+    except (InputError, HostError) as failure:
+        log.warning("no newer kernel was found, so that of an earlier run is used: %s", failure)
+        tried = time.time() - KERNEL_AGE + _RETRY
+        os.utime(record, (tried, tried))
 
 
 def _make(request: MachineRequest, image: Descriptor, folder: Path) -> None:
     """Write a machine into the cache. Nothing is there before all of it is."""
     steps = Steps()
     manifest, _ = read_image(request.layout, image)
-    with scratch.folder(folder.parent, ".imgkit-") as work:
+    with workspace(folder.parent, None) as work:
         size = _disk_size(sum(layer.size for layer in manifest.layers))
         (work / "disk").mkdir()
         made = work / "machine"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imgkit.apk.package import PackageFile
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.planning.base import fetch_base
@@ -17,7 +18,7 @@ from imgkit.recipe import Architecture, Recipe
 from imgkit.recipe.spec import PartitionSpec
 from imgkit.rootfs.initramfs.machineinit import machine_initramfs
 from imgkit.rootfs.kernel import Kernel, direct_boot_image, kernels
-from imgkit.tree import Tree
+from imgkit.tree import Tree, parent
 
 _ROOT = (PartitionSpec(kind="root"),)
 DEFAULT_RECIPE = Recipe(
@@ -64,19 +65,16 @@ def fetch_kernel(recipe: Recipe, arch: str, cache: Cache, scratch: Path, *, allo
         RecipeError: there is no such kernel.
         UsageError: the recipe has no such architecture.
     """
-    name = f"linux-{recipe.kernel}"
-    alone = kernel_recipe(recipe, arch, name)
+    package = f"linux-{recipe.kernel}"
+    alone = kernel_recipe(recipe, arch, package)
     base = fetch_base(alone, arch, cache, scratch / "minirootfs", allow_stale=allow_stale)
     plan = make_plan(alone, arch, base, cache, allow_stale=allow_stale)
-    plan = replace(plan, packages=tuple(planned for planned in plan.packages if planned.package.name == name))
+    plan = replace(plan, packages=tuple(planned for planned in plan.packages if planned.package.name == package))
     if not plan.packages:
-        raise RecipeError(f"{name}: the package that provides it is another one")
+        raise RecipeError(f"{package}: no package of this name, but another one provides it")
     plan, files = fetch_packages(plan, base, cache)
     (planned,) = plan.packages
-    tree = Tree()
-    for entry in open_planned(files, base, scratch / "kernel", planned.package).entries:
-        tree.mkdir(entry.path.rpartition("/")[0]) if "/" in entry.path else None
-        tree.add(entry.path, entry.node)
+    tree = _tree_of(open_planned(files, base, scratch / "kernel", planned.package))
     bootable = kernels(tree)
     if not bootable:
         raise InputError(f"{planned.file_name}: has no kernel with modules")
@@ -84,6 +82,15 @@ def fetch_kernel(recipe: Recipe, arch: str, cache: Cache, scratch: Path, *, allo
     alpine = recipe.architecture(arch).alpine
     initramfs = machine_initramfs(base.tree, tree, kernel, arch=alpine, epoch=epoch)
     return GuestKernel(tree, kernel, direct_boot_image(tree, kernel), initramfs, epoch)
+
+
+def _tree_of(file: PackageFile) -> Tree:
+    """Return what a package installs, as a Tree of its own."""
+    tree = Tree()
+    for entry in file.entries:
+        tree.mkdir(parent(entry.path))
+        tree.add(entry.path, entry.node)
+    return tree
 
 
 def kernel_recipe(recipe: Recipe, arch: str, package: str) -> Recipe:

@@ -43,6 +43,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
             "accelerator": vm.accelerator.name,
             "memoryMiB": vm.memory_mib,
             "poweredOffCleanly": clean,
+            **({} if options.machine == "standard" else {"machine": options.machine}),
         }
         _keep_record(options, evidence, vm, {**facts, **_about(beat, ready)})
     if options.json:

@@ -377,9 +377,8 @@ def test_what_a_lock_is_made_of(
     words = ["lock", str(recipe_file), "--offline", "--arch", "arm64", "--allow-stale-mirror", "--insecure"]
     main.main(words)
     assert calls.pop()[1:] == (["disk of base arm64 True True with hashes"], "all but ['arm64']")
-    main.main(
-        ["lock", str(recipe_file), "--offline", "--arch", "amd64", "--output", "docker-archive", "--output", "all"]
-    )
+    words = ["lock", str(recipe_file), "--offline", "--arch", "amd64", "--output", "docker-archive", "--output", "all"]
+    main.main(words)
     assert calls.pop()[1:] == (
         ["container of base amd64 False False with hashes", "disk of base amd64 False False with hashes"],
         "all but ['amd64/container', 'amd64']",

@@ -48,6 +48,10 @@ VARIABLES = (
         "seconds since 1970 for what a build generates (default: when the youngest package was built)",
     ),
     ("`IMGKIT_CACHE`", "folder of downloads and quick appliances (default: the user's cache folder)"),
+    (
+        "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
+        "certificates that registries are verified against; of mirrors, the first two",
+    ),
     ("`IMGKIT_LAUNCH_TIMEOUT`", "seconds that libguestfs' appliance may take to start, for slow hosts"),
     ("`IMGKIT_APPLIANCE`", "`stock` starts libguestfs' own appliance instead of the quick one"),
     ("`IMGKIT_FIRMWARE_ROOT`", "folder below which UEFI firmware is looked up instead of below `/`"),

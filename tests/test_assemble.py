@@ -305,7 +305,7 @@ def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder
     recipe, cache = request.recipe, request.cache
     arguments, options = recorder.of("fetch_base")
     assert (arguments[:3], arguments[3].name) == ((recipe, "amd64", cache), "minirootfs")
-    assert options == {"locked": None, "allow_stale": False}
+    assert options == {"locked": None, "allow_stale": False, "access": None}
     arguments, options = recorder.of("make_plan")
     assert (arguments[:2], arguments[3], options) == ((recipe, "amd64"), cache, {"shape": "disk", "allow_stale": False})
     arguments, options = recorder.of("fetch_packages")
@@ -327,7 +327,7 @@ def test_a_locked_build_makes_no_plan(build_request: BuildRequest, recorder: _Re
     )
     assemble.build(request)
     assert "make_plan" not in recorder.names
-    assert recorder.of("fetch_base")[1] == {"locked": plan, "allow_stale": True}
+    assert recorder.of("fetch_base")[1] == {"locked": plan, "allow_stale": True, "access": None}
     assert recorder.of("fetch_packages")[1] == {"locked": True}
     checked, _ = recorder.of("check_locked")
     assert (checked[0].world, checked[2], checked[3]) == (("fetched",), request.cache, "files")

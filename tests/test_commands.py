@@ -350,7 +350,8 @@ def test_what_a_lock_is_made_of(
     recipe_file.write_text(Path(CORE).read_text())
     monkeypatch.setenv("IMGKIT_CACHE", "/cache")
 
-    def fetch_base(recipe: Recipe, arch: str, cache: Any, spool: Path, *, allow_stale: bool) -> str:
+    def fetch_base(recipe: Recipe, arch: str, cache: Any, spool: Path, *, allow_stale: bool, access: Any) -> str:
+        assert access.insecure == ("--insecure" in words)
         assert spool.name == "minirootfs"
         assert (cache.folder, cache.offline) == (Path("/cache"), True)
         return f"base {arch} {allow_stale}"
@@ -365,18 +366,19 @@ def test_what_a_lock_is_made_of(
     monkeypatch.setattr(lockfile, "others", lambda path, recipe, requested: f"all but {requested}")
     monkeypatch.setattr(lockfile, "write", lambda path, recipe, plans, kept: calls.append((path, plans, kept)))
     path = tmp_path / "core.lock"
-    assert main.main(["lock", str(recipe_file), "--offline"]) == 0
+    words = ["lock", str(recipe_file), "--offline"]
+    assert main.main(words) == 0
     assert calls.pop() == (
         path,
         [f"disk of base {arch} False False with hashes" for arch in ("amd64", "arm64")],
         "all but ['amd64', 'arm64']",
     )
     assert capsys.readouterr().out == f"{path}\n"
-    main.main(["lock", str(recipe_file), "--offline", "--arch", "arm64", "--allow-stale-mirror"])
+    words = ["lock", str(recipe_file), "--offline", "--arch", "arm64", "--allow-stale-mirror", "--insecure"]
+    main.main(words)
     assert calls.pop()[1:] == (["disk of base arm64 True True with hashes"], "all but ['arm64']")
-    main.main(
-        ["lock", str(recipe_file), "--offline", "--arch", "amd64", "--output", "docker-archive", "--output", "all"]
-    )
+    words = ["lock", str(recipe_file), "--offline", "--arch", "amd64", "--output", "docker-archive", "--output", "all"]
+    main.main(words)
     assert calls.pop()[1:] == (
         ["container of base amd64 False False with hashes", "disk of base amd64 False False with hashes"],
         "all but ['amd64/container', 'amd64']",

@@ -9,7 +9,7 @@ from pathlib import Path
 from imgkit.registry.access import RegistryAccess
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse._ActionsContainer) -> None:
     """Add the options that say how registries are reached."""
     parser.add_argument(
         "--ca",
@@ -22,7 +22,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="talk plain http to a registry that has no TLS; certificates are verified all the same",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def registry_access(options: argparse.Namespace) -> RegistryAccess:

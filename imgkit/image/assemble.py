@@ -26,6 +26,7 @@ from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
 from imgkit.recipe import Recipe, Shape, parse_size
+from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.steps import PackageSet
@@ -46,6 +47,7 @@ class BuildRequest:
         work: the folder for scratch files; None makes one in ``out``.
         locked: the plan of a lock file, which is built exactly; None makes a plan.
         allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
+        access: how the registry of the recipe's base is reached; None for the usual way.
         epoch: the time of what a build generates, in seconds since 1970 (SOURCE_DATE_EPOCH); None takes the plan's.
     """
 
@@ -58,6 +60,7 @@ class BuildRequest:
     locked: Plan | None = None
     allow_stale: bool = False
     epoch: int | None = None
+    access: RegistryAccess | None = None
 
     @property
     def shape(self) -> Shape:

@@ -31,6 +31,7 @@ from imgkit.oci.writing import write_image, write_layout_index
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.plan import Plan
 from imgkit.recipe import Output, Recipe, Shape
+from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.composecontainer import ContainerComposition, compose_container
 from imgkit.tree import File, Inline, Tree
 
@@ -48,6 +49,7 @@ class ContainerRequest:
         work: the folder for scratch files; None makes one in ``out``.
         locked: architecture → the plan of a lock file, which is built exactly; plans are made for the others.
         allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
+        access: how the registry of the recipe's base is reached; None for the usual way.
         epoch: the time of what a build generates, in seconds since 1970 (SOURCE_DATE_EPOCH); None takes the plan's.
         sources: what git knows about the recipe's work tree; None if that is nothing.
     """
@@ -62,6 +64,7 @@ class ContainerRequest:
     allow_stale: bool = False
     epoch: int | None = None
     sources: GitFacts | None = None
+    access: RegistryAccess | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class _RootRequest:
     cache: Cache
     locked: Plan | None
     allow_stale: bool
+    access: RegistryAccess | None
     shape: Shape = "container"
 
 
@@ -118,7 +122,7 @@ def _build(
 ) -> BuiltImage:
     """Write the image of one architecture into the layout."""
     recipe = request.recipe
-    root = _RootRequest(recipe, arch, request.cache, request.locked.get(arch), request.allow_stale)
+    root = _RootRequest(recipe, arch, request.cache, request.locked.get(arch), request.allow_stale, request.access)
     folder = work / arch
     folder.mkdir()
     with steps.step(f"{arch}: plan"):

@@ -19,6 +19,7 @@ from imgkit.planning.plan import Plan
 from imgkit.planning.resolve import make_plan
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, Shape
+from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
@@ -54,6 +55,11 @@ class RootRequest(Protocol):
         ...
 
     @property
+    def access(self) -> RegistryAccess | None:
+        """How the registry of the recipe's base is reached; None for the usual way."""
+        ...
+
+    @property
     def allow_stale(self) -> bool:
         """Whether to warn of an old or misplaced index or minirootfs instead of refusing it."""
         ...
@@ -66,7 +72,7 @@ def plan(request: RootRequest, spool: Path) -> tuple[Base, Plan]:
         spool: a new file, which takes the contents of the base.
     """
     recipe, arch, cache, stale = request.recipe, request.arch, request.cache, request.allow_stale
-    base = fetch_base(recipe, arch, cache, spool, locked=request.locked, allow_stale=stale)
+    base = fetch_base(recipe, arch, cache, spool, locked=request.locked, allow_stale=stale, access=request.access)
     return base, request.locked or make_plan(recipe, arch, base, cache, shape=request.shape, allow_stale=stale)
 
 

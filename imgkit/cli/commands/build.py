@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from imgkit.cli import several
+from imgkit.cli import registryoptions, several
 from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
 from imgkit.cli.readoptions import appliance_options
@@ -100,6 +100,7 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
         help="take an index or minirootfs that is older than one seen before, or of another branch or version",
     )
     parser.add_argument("--offline", action="store_true", help="use nothing that is not in the cache")
+    registryoptions.arguments(parser.add_argument_group("the registry of the recipe's base"))
 
 
 def output_argument(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +172,7 @@ def _container(
         allow_stale=options.allow_stale_mirror,
         epoch=source_date(os.environ),
         sources=git_facts(options.recipe.absolute().parent),
+        access=registryoptions.registry_access(options),
     )
     result = build_container(request)
     if not options.quiet:
@@ -193,7 +195,8 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
         locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
         engine = ENGINES[options.engine]()
         request = BuildRequest(recipe, arch, out, cache, engine, work=work, locked=locked, epoch=epoch)
-        result = build(replace(request, allow_stale=options.allow_stale_mirror))
+        access = registryoptions.registry_access(options)
+        result = build(replace(request, allow_stale=options.allow_stale_mirror, access=access))
         if not options.quiet:
             print(terminal.block(result.steps.table()), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)

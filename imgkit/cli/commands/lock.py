@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from imgkit.cli import registryoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands.build import architectures, load_recipe, output_argument, outputs, recipe_arguments
 from imgkit.fetch.cache import Cache, default_folder
@@ -37,11 +38,12 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     path = lockfile.path_of(options.recipe)
     kept = lockfile.others(path, recipe, [lockfile.entry_name(arch, shape) for arch in arches for shape in shapes])
     cache = Cache(default_folder(), offline=options.offline)
+    access = registryoptions.registry_access(options)
     plans: list[Plan] = []
     for arch in arches:
         with scratch.folder() as folder:
             stale = options.allow_stale_mirror
-            base = fetch_base(recipe, arch, cache, folder / "minirootfs", allow_stale=stale)
+            base = fetch_base(recipe, arch, cache, folder / "minirootfs", allow_stale=stale, access=access)
             for shape in shapes:
                 plan = make_plan(recipe, arch, base, cache, shape=shape, allow_stale=stale)
                 plans.append(fetch_packages(plan, base, cache)[0])

@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="pull this architecture only; may be repeated (default: all that are there)",
     )
     registryoptions.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:

@@ -71,6 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="ask what the registries have, and send nothing")
     registryoptions.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:

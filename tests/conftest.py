@@ -57,6 +57,7 @@ _LONGEST = [
     *(
         "container",
         "entrypoint_container",
+        "container_machines",
         "boots",
         "first_seed",
         "crashes",

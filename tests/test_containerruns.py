@@ -17,6 +17,7 @@ import pycdlib
 import pytest
 
 from imgkit.cli import containerruns
+from imgkit.cli.imagepaths import is_container_image, split_reference
 from imgkit.cli.main import main
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
@@ -412,9 +413,9 @@ def test_one_of_several_images(tmp_path: Path, asked: Callable[..., Asked]) -> N
     assert run(Path(f"{place}:1.2")) == run(place) == 7
     assert [(made.layout.folder, made.reference) for made in seen.requests] == [(place, "1.2"), (place, "")]
     odd = image(tmp_path / "b:c")
-    assert containerruns.split_reference(odd) == (odd, "")
-    assert containerruns.split_reference(Path("x:/y")) == (Path("x:/y"), "")
-    assert not containerruns.is_container(Path("linux.qcow2"))
+    assert split_reference(odd) == (odd, "")
+    assert split_reference(Path("x:/y")) == (Path("x:/y"), "")
+    assert not is_container_image(Path("linux.qcow2"))
 
 
 def test_a_tag_that_is_not_there(tmp_path: Path, kernels: list[Recipe]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from imgkit.errors import InputError, UsageError
 from imgkit.oci import mediatypes
-from imgkit.oci.choosing import REF_NAME
+from imgkit.oci.annotations import REF_NAME
 from imgkit.oci.descriptors import Descriptor, digest_of
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout, to_json

@@ -43,7 +43,7 @@ def out(
     return here.out
 
 
-@pytest.mark.parametrize("file", [f"{NAME}.oci", f"{NAME}.oci.tar", f"{NAME}-amd64.docker.tar"])
+@pytest.mark.parametrize("file", [f"{NAME}.oci", f"{NAME}.oci:latest", f"{NAME}.oci.tar", f"{NAME}-amd64.docker.tar"])
 def test_the_image_that_was_built(out: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(out / file)]) == 0
     manifest = json.loads((out / f"{NAME}-amd64.container.json").read_text())
@@ -88,6 +88,11 @@ def test_a_damaged_blob(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layer.write_bytes(layer.read_bytes()[:-1] + b"!")
     assert main(["verify", str(layout.folder)]) == 4
     assert "the blob is damaged" in capsys.readouterr().err
+
+
+def test_a_tag_that_is_not_there(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(out / f"{NAME}.oci:main")]) == 4
+    assert "has no image main" in capsys.readouterr().err
 
 
 def test_a_layout_where_a_disk_is_wanted(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

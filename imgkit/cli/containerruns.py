@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from imgkit.cli import machineoptions
+from imgkit.cli.imagepaths import split_reference
 from imgkit.cli.machineoptions import BootTarget
 from imgkit.cli.readoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
@@ -42,20 +43,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
     group.add_argument("--offline", action="store_true", help="download nothing")
-
-
-def is_container(image: Path) -> bool:
-    """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``."""
-    path, _ = split_reference(image)
-    return path.is_dir() or path.suffix == ".tar"
-
-
-def split_reference(image: Path) -> tuple[Path, str]:
-    """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name."""
-    path, colon, tag = str(image).rpartition(":")
-    if image.exists() or not colon or "/" in tag:
-        return image, ""
-    return Path(path), tag
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from imgkit.cli.imagepaths import split_reference
 from imgkit.host import scratch
 from imgkit.oci.applying import ImageRoot, tree_of
 from imgkit.oci.choosing import all_images, layout_entries
@@ -54,19 +55,15 @@ class ListedImage:
         return asdict(self)
 
 
-def is_container_image(path: Path) -> bool:
-    """Return whether a command should read ``path`` as a container image: it is a folder, or a tar archive by name."""
-    return path.is_dir() or path.suffix == ".tar"
-
-
 def read_images(path: Path) -> list[ListedImage]:
-    """Read every image of a layout or of an archive of one. All blobs are verified.
+    """Read every image of a layout or of an archive of one, or those of ``LAYOUT:TAG``. All blobs are verified.
 
     Raises:
         InputError: it is not a layout, or something in it is missing, damaged or more than the limits allow.
     """
-    with opened_layout(path) as layout:
-        return [_read_image(layout, image) for image in all_images(layout, layout_entries(layout))]
+    place, tag = split_reference(path)
+    with opened_layout(place) as layout:
+        return [_read_image(layout, image) for image in all_images(layout, layout_entries(layout, tag))]
 
 
 def _read_image(layout: OciLayout, image: Descriptor) -> ListedImage:

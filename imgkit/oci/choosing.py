@@ -15,13 +15,11 @@ from dataclasses import dataclass, field, replace
 
 from imgkit.errors import InputError
 from imgkit.oci import mediatypes
+from imgkit.oci.annotations import FULL_NAME, REF_NAME
 from imgkit.oci.descriptors import Descriptor, Platform, is_digest
 from imgkit.oci.documents import parse_config, parse_index, parse_manifest
 from imgkit.oci.ocilayout import OciLayout
 
-REF_NAME = "org.opencontainers.image.ref.name"
-"""The annotation by which a layout's index names an image (image-spec 1.1, "Annotations")."""
-_FULL_NAME = "io.containerd.image.name"  # what BuildKit and containerd write besides
 _ATTESTATION = "vnd.docker.reference.type"
 _UNKNOWN = Platform("unknown", "unknown")
 _USUAL_VARIANTS = {"arm64": "v8", "amd64": "v1", "arm": "v7"}  # what an empty variant means
@@ -159,7 +157,7 @@ def _normalized(platform: Platform) -> Platform:
 
 def _is_called(entry: Descriptor, reference: str) -> bool:
     """Return whether a reference means an entry; entries are annotated with a tag or with a whole name."""
-    names = (entry.annotations.get(REF_NAME, ""), entry.annotations.get(_FULL_NAME, ""))
+    names = (entry.annotations.get(REF_NAME, ""), entry.annotations.get(FULL_NAME, ""))
     return reference == entry.digest or any(name == reference or name.endswith(f":{reference}") for name in names)
 
 

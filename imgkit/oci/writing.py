@@ -16,16 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from imgkit.oci import mediatypes
+from imgkit.oci.annotations import FULL_NAME, REF_NAME
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.layerwriter import ImageLayer, rfc3339
 from imgkit.oci.ocilayout import OciLayout, index_json, to_json
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of images that do not set it; engines that are given none take the same value, or none at all."""
-REF_NAME = "org.opencontainers.image.ref.name"
-"""The annotation by which a layout names an image: tools take it for a tag."""
-CONTAINERD_NAME = "io.containerd.image.name"
-"""The annotation in which containerd and Docker look for the whole name of an image in an archive."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -113,7 +110,7 @@ def name_annotations(name: str | None) -> Mapping[str, str]:
     if name is None:
         return _NOTHING
     tag = name.rpartition("/")[2].partition("@")[0].partition(":")[2]
-    return MappingProxyType({CONTAINERD_NAME: name} | ({REF_NAME: tag} if tag else {}))
+    return MappingProxyType({FULL_NAME: name} | ({REF_NAME: tag} if tag else {}))
 
 
 def _config(layers: Sequence[ImageLayer], facts: ImageFacts) -> dict[str, Any]:

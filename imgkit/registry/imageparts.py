@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from imgkit.errors import InputError, UsageError
 from imgkit.host.jsonfile import read_bytes
 from imgkit.oci import mediatypes
-from imgkit.oci.choosing import REF_NAME
+from imgkit.oci.annotations import REF_NAME
 from imgkit.oci.descriptors import Descriptor, describe_blob
 from imgkit.oci.documents import MAX_DOCUMENT, DescriptorObject, ImageManifest, parse_index, parse_manifest
 from imgkit.oci.ocilayout import OciLayout, to_json

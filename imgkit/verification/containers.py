@@ -29,11 +29,12 @@ def manifest_beside(image: Path, arch: str) -> Path:
     return image.parent / f"{name}-{arch}.container.json"
 
 
-def verify_container(image: Path, manifest: Path | None = None) -> Verification:
+def verify_container(image: Path, manifest: Path | None = None, reference: str = "") -> Verification:
     """Compare every image of a layout, or of an archive of one, with its manifest.
 
     Args:
         manifest: the manifest of the only image; None takes the ones that lie beside the image.
+        reference: a tag or a digest in the layout; empty for all of its images.
 
     Raises:
         InputError: it is not a layout, its blobs are damaged, or a manifest is missing or damaged.
@@ -41,7 +42,7 @@ def verify_container(image: Path, manifest: Path | None = None) -> Verification:
     proved: list[str] = []
     faults: list[str] = []
     with opened_layout(image) as layout:
-        images = all_images(layout, layout_entries(layout))
+        images = all_images(layout, layout_entries(layout, reference))
         if not images:
             raise InputError(f"{image}: has no image in it")
         for descriptor in images:

@@ -11,6 +11,7 @@ from pathlib import Path
 from imgkit.apk.database import parse_installed
 from imgkit.cli import layoutreport, readoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.imagepaths import is_container_image
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Print what is in the image, as tables or as JSON."""
-    if layoutreport.is_container_image(options.image):
+    if is_container_image(options.image):
         images = layoutreport.read_images(options.image)
         as_text = layoutreport.text(options.image, images)
         print(terminal.as_json([image.to_json() for image in images]) if options.json else terminal.block(as_text))

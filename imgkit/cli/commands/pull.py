@@ -15,7 +15,7 @@ from imgkit.cli import registryoptions
 from imgkit.cli.command import Invocation
 from imgkit.errors import HostError, UsageError
 from imgkit.host import terminal
-from imgkit.oci.choosing import REF_NAME
+from imgkit.oci.annotations import REF_NAME
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.imagename import ImageName
 from imgkit.oci.ocilayout import OciLayout

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from imgkit.cli import containerruns, machineoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.imagepaths import is_container_image
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
 from imgkit.vm.agent.completed import exit_status
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder given")
     shares = {} if options.work is None else {"work": Path(options.work)}
-    if not containerruns.is_container(options.image):
+    if not is_container_image(options.image):
         _check_request(options)
         return _request(options, machineoptions.boot(options, shares))
     with containerruns.opened(options) as made:

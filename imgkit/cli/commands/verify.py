@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
-from imgkit.cli.layoutreport import is_container_image
+from imgkit.cli.imagepaths import is_container_image, split_reference
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import Limits
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         InputError: something is not as the manifest says.
     """
     if is_container_image(options.image):
-        result = verify_container(options.image, options.manifest)
+        path, tag = split_reference(options.image)
+        result = verify_container(path, options.manifest, tag)
         _report(options.image, options.manifest or "its manifest", result)
         return 0
     size, seconds = readoptions.given_limits(options)

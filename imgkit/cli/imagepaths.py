@@ -1,0 +1,19 @@
+"""How the command line names images: a disk image by its file, a container image by its layout or archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_container_image(image: Path) -> bool:
+    """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``."""
+    path, _ = split_reference(image)
+    return path.is_dir() or path.suffix == ".tar"
+
+
+def split_reference(image: Path) -> tuple[Path, str]:
+    """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name."""
+    path, colon, tag = str(image).rpartition(":")
+    if image.exists() or not colon or "/" in tag:
+        return image, ""
+    return Path(path), tag

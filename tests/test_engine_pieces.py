@@ -260,7 +260,7 @@ def test_images_that_are_no_disks(qemu_img: FakeQemuImg, tmp_path: Path) -> None
         assert caught.value.hint == "give it the qcow2 file that a build made, or a raw copy of it"
     qemu_img.answers["info"] = reported(format="qcow2")
     assert image_info(path).format == "qcow2", "which has a header of its own"
-    with pytest.raises(UnreadableImageError, match=f"^{tmp_path}: no such image$"):
+    with pytest.raises(UnreadableImageError, match=f"^{tmp_path}: a folder, not a disk image$"):
         image_info(tmp_path)
 
 

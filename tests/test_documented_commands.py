@@ -38,13 +38,17 @@ def check(command: str) -> None:
     parse(words[1:])
 
 
-PAGE_COMMANDS = [(page.name, command) for page in PAGES for command in commands(page.read_text())]
+OUTLINES = ("…", "...")  # what shows the form of a command, not a command
+PAGE_COMMANDS = [
+    (page.name, command)
+    for page in PAGES
+    for command in commands(page.read_text())
+    if not any(outline in command for outline in OUTLINES)
+]
 
 
 @pytest.mark.parametrize(("page", "command"), PAGE_COMMANDS, ids=lambda value: value[:60])
 def test_a_command_of_a_page(page: str, command: str) -> None:
-    if "…" in command or "..." in command:
-        pytest.skip("an outline, not a command")
     check(command)
 
 

@@ -81,7 +81,7 @@ def test_an_ordinary_user_builds(mirror: Mirror, mirror_url: str, home: Path, im
     image = results(out, done.stdout, done.stderr)["amd64"]
     (facts,) = json.loads(done.stdout)
     assert facts["peakMemory"] < 200 << 20
-    assert leftovers() == before
+    assert leftovers() <= before, "others may end meanwhile"
     assert sorted(path.name for path in out.iterdir()) == [
         "initramfs-virt-amd64",
         "linux-amd64.manifest.json",

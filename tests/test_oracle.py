@@ -70,7 +70,12 @@ class Composed:
     def __init__(self, arch: str, mirror: Mirror, url: str, folder: Path) -> None:
         self.oracle = tree_from_tar(mirror.oracle[ARCHES[arch]])
         default = load(Path(__file__).parent.parent / "recipes" / "core.py")
-        fields = {"mirror": url, "release_key": mirror.release_key, "packages": world_in(self.oracle)}
+        fields = {
+            "mirror": url,
+            "release_key": mirror.release_key,
+            "packages": world_in(self.oracle),
+            "disk_packages": (),
+        }
         facts = default.architecture(arch).model_copy(update={"packages": ()})
         recipe = default.model_copy(update={**fields, "architectures": {arch: facts}})
         self.plan, self.base, self.report = compose(recipe, arch, folder)

@@ -7,6 +7,9 @@ was, and images that share layers have them once. Credentials are those of docke
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +49,9 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     name = ImageName.parse(options.name)
     folder = options.out or Path(name.repository.rpartition("/")[2] + ".oci")
     platforms = [Platform("linux", architecture) for architecture in options.arch or ()]
-    layout = _layout(folder)
-    pulled = pull_image(name, layout, platforms, access=registryoptions.registry_access(options))
-    layout.write_index([_entry(name, entry) for entry in pulled.entries])
+    with _layout(folder) as layout:
+        pulled = pull_image(name, layout, platforms, access=registryoptions.registry_access(options))
+        layout.write_index([_entry(name, entry) for entry in pulled.entries])
     if options.json:
         print(terminal.as_json(as_json(name, folder, pulled)))
     else:
@@ -56,13 +59,27 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     return 0
 
 
-def _layout(folder: Path) -> OciLayout:
-    """Open or make the layout.
+@contextmanager
+def _layout(folder: Path) -> Iterator[OciLayout]:
+    """Open or make the layout. A new one is removed if the block fails before a blob is complete.
+
+    With blobs it stays, so that the next pull need not fetch them again.
 
     Raises:
         UsageError: the folder has something else in it.
         HostError: the folder cannot be made.
     """
+    is_new = not folder.exists()
+    layout = _opened(folder)
+    try:
+        yield layout
+    except BaseException:
+        if is_new and not any(path.is_file() for path in (folder / "blobs").rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _opened(folder: Path) -> OciLayout:
     try:
         if folder.is_dir() and any(folder.iterdir()):
             if not (folder / "oci-layout").is_file():

@@ -57,7 +57,7 @@ users = [{"name": "agent", "uid": 1000, "home": "/workspace", "owns": ["/workspa
 overlay = "../overlay"
 
 # imgkit build --output oci makes a container image of the same root filesystem.
-container = {
+container: dict[str, object] = {
     "entrypoint": ["/usr/local/bin/entrypoint"],
     "command": ["/bin/bash"],
     "workdir": "/workspace",

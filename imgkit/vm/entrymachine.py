@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeAlias
 
-from imgkit.host import process
 from imgkit.vm import console
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError, RequestError
 from imgkit.vm.qemu import probe
 from imgkit.vm.starting import Started, started
+from imgkit.vm.waiting import read_console
 
 log = logging.getLogger("imgkit.vm")
 
@@ -183,14 +183,4 @@ class EntryMachine:
     def _check(self, *, booting: bool = False) -> None:
         """Raise if the machine has failed."""
         self._machine.monitor.check()
-        shown = self._machine.console
-        shown.refresh()
-        status = self._machine.running.child.poll()
-        if status is not None:
-            ending = "ended" if status == 0 else process.ending(status)
-            raise console.died(ending, self._machine.running.stderr_tail(), shown.text)
-        failure = console.diagnose(shown.text)
-        if failure is None or shown.quiet < failure.silence:
-            return
-        if booting or failure.kind is KernelPanicError:
-            raise console.failure(failure, shown.text)
+        read_console(self._machine, self._machine.running.child.poll(), booting=booting)

@@ -93,13 +93,25 @@ class Progress:
         if status is None and not booting and time.monotonic() - self._looked < _CONSOLE_INTERVAL:
             return
         self._looked = time.monotonic()
-        shown = self._machine.console
-        shown.refresh()
-        if status is not None:
-            ending = "ended" if status == 0 else process.ending(status)
-            raise console.died(ending, self._machine.running.stderr_tail(), shown.text)
-        failure = console.diagnose(shown.text)
-        if failure is None or shown.quiet < failure.silence:
-            return
-        if booting or failure.kind is KernelPanicError:
-            raise console.failure(failure, shown.text)
+        read_console(self._machine, status, booting=booting)
+
+
+def read_console(machine: Started, status: int | None, *, booting: bool) -> None:
+    """Read what the guest has written since, and raise if the machine has failed.
+
+    Args:
+        status: how QEMU has ended, as ``Popen.returncode``; None if it runs.
+
+    Raises:
+        BootError: QEMU has ended, or the console shows a failure; unless ``booting``, only a kernel panic counts.
+    """
+    shown = machine.console
+    shown.refresh()
+    if status is not None:
+        ending = "ended" if status == 0 else process.ending(status)
+        raise console.died(ending, machine.running.stderr_tail(), shown.text)
+    failure = console.diagnose(shown.text)
+    if failure is None or shown.quiet < failure.silence:
+        return
+    if booting or failure.kind is KernelPanicError:
+        raise console.failure(failure, shown.text)

@@ -1,4 +1,4 @@
-"""Standard input of a command, and the limit of its time: from a pipe, over both transports, to guests that play agentd."""
+"""Standard input of a command, and the limit of its time, over both transports to guests that play agentd."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from imgkit.errors import GuestError, HostError, UsageError
 from imgkit.vm.agent import inputs, requests
 from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.agent.inputs import PIECE, BytesInput, PipeInput, RefusedInput
+from imgkit.vm.agent.protocol import Output
 from imgkit.vm.agent.requests import AgentRequest, compose
 from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.failures import RequestError
@@ -163,7 +164,7 @@ def test_input_that_nobody_takes_stays_small_and_is_removed(tmp_path: Path) -> N
         request = AgentRequest(mode, compose(command=["true"], stdin=True), timeout=30, stdin=endless)
         first = next(request)
         assert request.result().ok
-    assert first == requests.protocol.Output("stdout", b"8")
+    assert first == Output("stdout", b"8")
     assert endless.reads == 8
     assert names(tmp_path) == []
 
@@ -300,7 +301,7 @@ class Stopping(Recorded):
 def test_the_limit_stops_the_command_and_its_output_still_comes() -> None:
     guest = Stopping([])
     request = AgentRequest(guest, compose(command=["x"]), limit=0.1)
-    assert next(request) == requests.protocol.Output("stdout", b"last words")
+    assert next(request) == Output("stdout", b"last words")
     assert request.result().body["cancelled"] is True
     assert (request.stopped, guest.stops) == (True, 1)
 

@@ -85,7 +85,9 @@ class Runner {
     const report = new Report(stream, config.limits);
     noteUser(config, plan.user);
     questions.admit(plan.user);
-    const agent = new AgentRun(plan, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
+    const running = new AbortController();
+    const source = request.stdin ? channel.input(request.id, running.signal) : undefined;
+    const agent = new AgentRun({ ...plan, source }, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
     this.#current = agent;
     questions.serve({ request, channel, stream, signal });
     const cancel = () => agent.stop();
@@ -96,6 +98,7 @@ class Runner {
       const status = await agent.finished;
       return report.outcome(status, signal, plan.events);
     } finally {
+      running.abort();
       clearInterval(watch);
       signal.removeEventListener('abort', cancel);
       questions.serve(undefined);

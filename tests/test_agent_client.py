@@ -586,7 +586,7 @@ def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> No
 
 
 def test_the_limits_of_a_request() -> None:
-    """docs/limits.md: the very last byte and question are allowed."""
+    """docs/reference/limits.md: the very last byte and question are allowed."""
     request = AgentRequest(Recorded([]), {})
     request._received = (1 << 30) - 5
     request._receive(b"12345")

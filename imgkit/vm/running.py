@@ -133,7 +133,7 @@ class VM:
         """Wait until the guest has its host name, its loopback device and, if it has a network card, its network.
 
         The agent is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
-        the guest (docs/agentd.md).
+        the guest (docs/reference/agentd.md).
 
         Returns:
             What is still missing when the timeout has expired, which is also logged; empty if nothing is.

@@ -17,6 +17,7 @@ from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
+from imgkit.vm.qemu import portforward
 from imgkit.vm.qemu.argv import FirmwareKind
 from imgkit.vm.qemu.machines import MACHINE_KINDS, MACHINES, Arch, check_machine, guess_arch, machine
 from imgkit.vm.running import VM
@@ -65,6 +66,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="HOST:PORT",
         help="host, *.domain or address that a restricted network reaches; may be repeated",
+    )
+    parser.add_argument(
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDR:]HOST:GUEST",
+        help="let a port of this host lead to a port of the guest, on 127.0.0.1 unless an address is named; 0 takes a "
+        "free port and says which, /udp behind it is for UDP; may be repeated",
     )
     parser.add_argument(
         "--env",
@@ -214,6 +223,7 @@ def specification(
         read_only=read_only,
         network=options.network,
         allow=options.allow,
+        publish=options.publish,
         config=config,
         console=options.console,
         quotas=quotas.parse(options.quota),
@@ -260,6 +270,7 @@ def check(options: argparse.Namespace) -> None:
     """
     allowlist.parse(options.allow)
     check_network(options.network, options.allow)
+    portforward.check(options.publish, options.network)
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")

@@ -43,7 +43,9 @@ class Runner {
     const { channel, log } = this.#services;
     const stream = await retrying(() => channel.openStream(id), this.#services.config.times.retry);
     const outcome = await this.#outcome(id, data, signal, history, stream).catch((error) => failure(error));
-    const event = { type: 'result', ...outcome, durationMs: Math.round(performance.now() - started) };
+    // The application of the first seed shows "errors" of a failed request, as the SDK that it was made for has them.
+    const errors = outcome.subtype === 'error' ? { errors: [outcome.result] } : {};
+    const event = { type: 'result', ...outcome, ...errors, durationMs: Math.round(performance.now() - started) };
     await stream.write({ type: 'sdk_event', event });
     await stream.close();
     log.info(`request ${id}: ${outcome.subtype}, exit code ${outcome.exitCode}, signal ${outcome.signal}, ${event.durationMs} ms`);

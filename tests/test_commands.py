@@ -90,7 +90,16 @@ def test_what_a_build_asks_for_by_default(requests: list[BuildRequest], capsys: 
     assert (request.cache.folder, request.cache.offline) == (Path("/cache"), False)
     out, err = capsys.readouterr()
     assert out == "out/i\n"
-    assert err.splitlines() == ["plan      1.2 s", "total    12.3 s", "out/i: 5 MB, build id-arm64"]
+    assert err.splitlines() == ["out/i: 5 MB, build id-arm64"]
+
+
+def test_the_times_of_a_build_are_shown_with_v(
+    requests: list[BuildRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["build", CORE, "-v"]) == 0
+    assert len(requests) == 1
+    table = ["plan      1.2 s", "total    12.3 s", "out/i: 5 MB, build id-arm64"]
+    assert capsys.readouterr().err.splitlines()[-3:] == table
 
 
 def test_what_a_build_asks_for(

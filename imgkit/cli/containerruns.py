@@ -20,6 +20,7 @@ from imgkit.cli.readoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
+from imgkit.host import statusline
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import FirstProcess, first_process
 from imgkit.image.guestkernel import DEFAULT_RECIPE
@@ -98,7 +99,9 @@ def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[s
     booted = EntryMachine.boot(
         spec, timeout=options.timeout, stop_signal=first.stop_signal, takes_input=stdin is not None
     )
-    with booted as running:
+    with booted as running, statusline.doing("the program runs"):
+        if options.interactive:
+            statusline.stop()  # what is typed belongs there
         return running.follow(_write, seconds=spec.quotas.seconds, limit=options.limit, stdin=stdin)
 
 
@@ -138,6 +141,7 @@ def _target(options: argparse.Namespace, made: ContainerMachine) -> BootTarget:
 
 def _write(stream: str, data: bytes) -> None:
     """Pass output on, byte for byte, to the stream of the same name."""
+    statusline.stop()
     sink = sys.stdout if stream == "stdout" else sys.stderr
     sink.buffer.write(data)
     sink.flush()

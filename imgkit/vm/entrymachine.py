@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeAlias
 
+from imgkit.host import statusline
 from imgkit.vm import console
 from imgkit.vm.agent.inputs import InputSource
 from imgkit.vm.bootspec import BootSpec
@@ -123,7 +124,8 @@ class EntryMachine:
             with started(spec, accelerator) as running:
                 machine = cls(running, stop_signal)
                 try:
-                    machine._wait_started(deadline, timeout)
+                    with statusline.doing(console.Stage.NOTHING.doing) as say:
+                        machine._wait_started(deadline, timeout, say)
                 except KernelPanicError as panic:
                     if not panic.emulation or attempt == _EMULATION_TRIES:
                         raise
@@ -210,8 +212,9 @@ class EntryMachine:
                 while data := source.recv(_CHUNK):
                     write(stream, data)
 
-    def _wait_started(self, deadline: float, timeout: float) -> None:
+    def _wait_started(self, deadline: float, timeout: float, say: Callable[[str], None]) -> None:
         while not self._started:
+            say(self._machine.console.stage.doing)
             self._control.settimeout(_POLL)
             with suppress(TimeoutError):
                 self._take_lines(self._control.recv(_CHUNK))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
 from imgkit import __version__
 from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
-from imgkit.host import terminal
+from imgkit.host import colours, terminal
 from imgkit.image import bootrecord
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.running import VM
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
         ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
-        print(terminal.line(f"{options.image}: {ready_after}"))
+        print(colours.paint(terminal.line(f"{options.image}: {ready_after}"), "green", sys.stdout))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0

@@ -175,7 +175,7 @@ def _container(
         access=registryoptions.registry_access(options),
     )
     result = build_container(request)
-    if not options.quiet:
+    if options.verbose:
         print(terminal.block(result.steps.table()), file=sys.stderr)
     log.info("%s: %s", result.paths[0], result.digest)
     report = container_report(recipe.name, result)
@@ -197,7 +197,7 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
         request = BuildRequest(recipe, arch, out, cache, engine, work=work, locked=locked, epoch=epoch)
         access = registryoptions.registry_access(options)
         result = build(replace(request, allow_stale=options.allow_stale_mirror, access=access))
-        if not options.quiet:
+        if options.verbose:
             print(terminal.block(result.steps.table()), file=sys.stderr)
         log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
         yield report_of(arch, result)

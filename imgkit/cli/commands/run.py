@@ -20,7 +20,7 @@ from imgkit.cli import commandinput, containerruns, machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.imagepaths import is_container_image
 from imgkit.errors import GuestError, UsageError
-from imgkit.host import terminal
+from imgkit.host import statusline, terminal
 from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
 from imgkit.vm.agent.requests import AgentRequest
@@ -76,13 +76,18 @@ def _request(options: argparse.Namespace, booted: AbstractContextManager[VM]) ->
     """
     with booted as vm:
         extra = {"awaitSystem": False} if options.no_wait else None
-        with vm.request(
-            command=options.guest_command or None,
-            prompt=options.prompt,
-            limit=options.limit,
-            stdin=commandinput.standard_input(options),
-            extra=extra,
-        ) as request:
+        if options.interactive:
+            statusline.stop()  # what is typed belongs there
+        with (
+            vm.request(
+                command=options.guest_command or None,
+                prompt=options.prompt,
+                limit=options.limit,
+                stdin=commandinput.standard_input(options),
+                extra=extra,
+            ) as request,
+            statusline.doing("the agent works" if options.prompt else "the command runs"),
+        ):
             result = _follow(request, events=not options.guest_command)
             commandinput.report_limit(options, request, result)
         vm.kill()
@@ -103,6 +108,7 @@ def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
         if isinstance(event, AgentResult):
             return event
         if events or isinstance(event, Output):
+            statusline.stop()
             _show(event)
     raise GuestError("the request ended without a result")
 

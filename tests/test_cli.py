@@ -45,7 +45,6 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        ([], "the following arguments are required: COMMAND", "imgkit --help"),
         (["build"], "the following arguments are required: RECIPE", "imgkit build --help"),
         (["buld", "recipes/alpine.py"], "invalid choice: 'buld'", "did you mean build?"),
         (["frobnicate"], "invalid choice: 'frobnicate'", "imgkit --help"),
@@ -66,7 +65,6 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory? {AFTER}"),
         (["doctor", "--fix"], "unrecognized arguments: --fix", "imgkit doctor --help"),
         (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "imgkit verify --help"),
-        (["--versoin"], "the following arguments are required: COMMAND", "did you mean --version?"),
     ],
 )
 def test_wrong_words(words: list[str], error: str, hint: str | None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -587,3 +585,39 @@ def test_an_output_folder_that_cannot_be_made(here: Place) -> None:
     (here.base / "file").write_text("")
     ran = here.run("build", here.recipe, "--mirror", NOWHERE, "--out", here.base / "file/out", "--arch=amd64")
     check_failure(ran, here, 5, "Not a directory", "--out")
+
+
+def test_without_a_command_there_is_help_and_the_status_of_a_wrong_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for words in ([], ["-q"], ["-v", "--debug"]):
+        assert main(words) == 2
+        assert capsys.readouterr() == (text, "")
+    assert "build the images of a recipe" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "verbose", "quiet", "debug"),
+    [
+        ([], False, False, False),
+        (["-q"], False, True, False),
+        (["--verbose"], True, False, False),
+        (["-q", "--debug"], False, True, True),
+    ],
+)
+def test_common_options_come_before_the_command_or_after_it(
+    words: list[str], verbose: bool, quiet: bool, debug: bool
+) -> None:
+    for line in ([*words, "run", "x", "--", "-v"], ["run", *words, "x", "--", "-v"], ["run", "x", *words, "--", "-v"]):
+        options = parse(line)
+        assert (options.verbose, options.quiet, options.debug) == (verbose, quiet, debug)
+        assert options.guest_command == ["-v"]
+
+
+def test_a_hint_is_about_the_command_behind_common_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-q", "boot", "x.qcow2", "--netwrk", "none"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "hint: did you mean --network?"
+    assert main(["-q", "biuld"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "hint: did you mean build?"

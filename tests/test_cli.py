@@ -65,6 +65,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory? {AFTER}"),
         (["doctor", "--fix"], "unrecognized arguments: --fix", "imgkit doctor --help"),
         (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "imgkit verify --help"),
+        (["--versoin"], "the following arguments are required: COMMAND", "did you mean --version?"),
     ],
 )
 def test_wrong_words(words: list[str], error: str, hint: str | None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,7 +227,8 @@ def test_standard_input_reaches_the_command(guest: RootedVM) -> None:
 
 def test_a_published_port_leads_to_a_server_of_the_guest(guest: RootedVM) -> None:
     (forward,) = guest.published
-    script = "http.createServer((q, a) => a.end(`${q.url} ${q.socket.remoteAddress}`)).listen(8080, '0.0.0.0', () => console.log(1))"
+    server = "http.createServer((q, a) => a.end(`${q.url} ${q.socket.remoteAddress}`))"
+    script = f"{server}.listen(8080, '0.0.0.0', () => console.log(1))"
     with guest.request(command=["node", "-e", script]) as request:
         assert isinstance(next(event for event in request if isinstance(event, Output)), Output)
         with urllib.request.urlopen(f"http://127.0.0.1:{forward.host}/path", timeout=60) as answer:

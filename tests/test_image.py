@@ -219,7 +219,7 @@ def test_commands_run_as_the_agent(guest: RootedVM) -> None:
 
 def test_standard_input_reaches_the_command(guest: RootedVM) -> None:
     data = random.Random(1).randbytes(5_000_000)
-    done = guest.run("sha256sum; wc -c </dev/stdin", input=data)
+    done = guest.run("sha256sum; wc -c", input=data)
     assert done.text.split() == [hashlib.sha256(data).hexdigest(), "-", "0"]
     assert guest.run("head -c 3; exit 7", input=data).stdout == data[:3]
     assert guest.run("cat").stdout == b"", "without any it is empty"

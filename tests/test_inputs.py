@@ -24,7 +24,7 @@ from imgkit.vm.agent.inputs import PIECE, BytesInput, PipeInput, RefusedInput
 from imgkit.vm.agent.protocol import Output
 from imgkit.vm.agent.requests import AgentRequest, compose
 from imgkit.vm.agent.serialtransport import SerialTransport
-from imgkit.vm.failures import RequestError
+from imgkit.vm.failures import CommandTimeoutError, RequestError
 from imgkit.vm.shares.sharedfolder import SharedFolder, ShareError
 from tests.test_agent_client import RESULT, FileGuest, Recorded, output
 
@@ -316,7 +316,9 @@ def test_a_command_that_ends_in_time_is_not_stopped() -> None:
 def test_a_guest_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "_STOP_TIMEOUT", 0.1)
     request = AgentRequest(Recorded([]), compose(command=["x"]), limit=0.1, timeout=60)
-    with pytest.raises(RequestError):
+    with pytest.raises(
+        CommandTimeoutError, match="asked to end after its limit of time, and the guest sends no result"
+    ):
         request.result()
     assert request.stopped
 

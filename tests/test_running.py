@@ -298,7 +298,9 @@ def test_a_request_has_the_shorter_of_two_times(
     callbacks: dict[str, Any] = {"on_permission": lambda _: True, "on_host_tool": lambda _: None}
     guest.vm.spec = replace(guest.vm.spec, quotas=Quotas(seconds=quota))
     guest.vm.request(command=["true"], timeout=timeout, **callbacks)
-    assert asked == [{**callbacks, "timeout": seconds, "timeout_hint": hint, "alive": guest.vm.check}]
+    assert asked == [
+        {**callbacks, "timeout": seconds, "timeout_hint": hint, "limit": None, "stdin": None, "alive": guest.vm.check}
+    ]
     guest.vm.request(command=["true"])
     assert (asked[1]["on_permission"], asked[1]["on_host_tool"]) == (deny_permission, reject_host_tool)
 

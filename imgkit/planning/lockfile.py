@@ -175,9 +175,7 @@ class _Places:
             # A package that only the minirootfs has is in no repository: its path has nothing before the slash.
             return file.path if file.path.startswith("/") else f"{self._mirror}/{file.path}"
         if file.repository not in self._further:
-            raise InputError(
-                f"{file.path}: the lock has it from repository {file.repository}, which is not a further one"
-            )
+            raise InputError(f"{file.path}: the lock has it from repository {file.repository}, which the recipe lacks")
         return f"{self._further[file.repository]}/{file.path}"
 
 

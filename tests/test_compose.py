@@ -10,7 +10,6 @@ import pytest
 
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import OverlaySpec, Recipe, UserSpec, load
-from imgkit.rootfs import digest
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Directory, Tree

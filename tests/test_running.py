@@ -315,10 +315,10 @@ def test_a_command_is_a_request_of_its_words(
     monkeypatch.setattr(guest.vm, "request", lambda **options: asked.append(options) or "request")  # type: ignore[func-returns-value]
     monkeypatch.setattr(running, "collect", lambda request: f"result of {request}")
     assert str(guest.vm.run(command)) == "result of request"
-    defaults = {"env": None, "cwd": None, "auto_approve": False, "timeout": 120.0}
+    defaults = {"env": None, "cwd": None, "auto_approve": False, "timeout": 120.0, "stdin": None}
     given: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "auto_approve": True, "timeout": 7.0}
     guest.vm.run(command, **given)
-    assert asked == [{"command": words, **defaults}, {"command": words, **given}]
+    assert asked == [{"command": words, **defaults}, {"command": words, **given, "stdin": None}]
 
 
 def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

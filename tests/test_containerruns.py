@@ -17,7 +17,6 @@ import pycdlib
 import pytest
 
 from imgkit.cli import containerruns
-from imgkit.cli.imagepaths import is_container_image, split_reference
 from imgkit.cli.main import main
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
@@ -29,6 +28,7 @@ from imgkit.image import containermachine
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import DEFAULT_PATH
 from imgkit.image.guestkernel import DEFAULT_RECIPE, GuestKernel, kernel_recipe
+from imgkit.image.imagepaths import is_container_image, split_reference
 from imgkit.oci.documents import parse_config
 from imgkit.oci.ocilayout import OciLayout
 from imgkit.recipe import Recipe

@@ -13,10 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from imgkit.api.applianceoptions import appliance_options
 from imgkit.cli import commandinput, machineoptions
-from imgkit.cli.imagepaths import split_reference
 from imgkit.cli.machineoptions import BootTarget
-from imgkit.cli.readoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
@@ -24,6 +23,7 @@ from imgkit.host import statusline
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import FirstProcess, first_process
 from imgkit.image.guestkernel import DEFAULT_RECIPE
+from imgkit.image.imagepaths import split_reference
 from imgkit.image.machinesettings import once, service
 from imgkit.oci.unpacking import opened_layout
 from imgkit.recipe import Recipe, load

@@ -1,4 +1,4 @@
-"""Read which agent an image starts for prompts, from the settings of its service (docs/agentd.md)."""
+"""Read which agent an image starts for prompts, from the settings of its service (docs/reference/agentd.md)."""
 
 from __future__ import annotations
 

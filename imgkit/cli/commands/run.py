@@ -18,9 +18,9 @@ from pathlib import Path
 
 from imgkit.cli import commandinput, containerruns, machineoptions
 from imgkit.cli.command import Invocation
-from imgkit.cli.imagepaths import is_container_image
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import statusline, terminal
+from imgkit.image.imagepaths import is_container_image
 from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
 from imgkit.vm.agent.requests import AgentRequest

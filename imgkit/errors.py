@@ -92,6 +92,11 @@ class HostError(ImgkitError):
 
 
 class GuestError(ImgkitError):
-    """The guest failed: the image does not boot, the agent does not answer, or a request went wrong."""
+    """The guest failed: the image does not boot, the agent does not answer, or a request went wrong.
+
+    Attributes:
+        console: the last lines of the guest's console, safe to show on a terminal; empty if there are none.
+    """
 
     exit_status = 6
+    console = ""

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from imgkit.cli.command import Invocation
-from imgkit.cli.commands import COMMANDS, build
+from imgkit.cli.commandlist import COMMANDS
+from imgkit.cli.commands import build
 from imgkit.cli.main import main
 from imgkit.cli.parser import parse
 from imgkit.errors import GuestError, HostError, ImgkitError, InputError, RecipeError, UsageError
@@ -187,7 +188,7 @@ def test_lock_takes_no_option_that_would_do_nothing(capsys: pytest.CaptureFixtur
 
 
 def test_help_and_version_are_data(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--version"], ["--help"], *([command.NAME, "--help"] for command in COMMANDS)):
+    for words in (["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)):
         assert main(words) == 0
         out, err = capsys.readouterr()
         assert out
@@ -391,7 +392,7 @@ def test_what_the_caller_ignores_stays_ignored(here: Place) -> None:
 
 def test_a_signal_before_the_first_line_of_work(here: Place) -> None:
     """While modules are imported there is nothing to clean up and nothing to report."""
-    for delay in (0.02, 0.1, 0.2):
+    for delay in (0.02, 0.05, 0.1):
         with here.running("doctor") as child:
             time.sleep(delay)
             child.send_signal(signal.SIGTERM)
@@ -399,6 +400,22 @@ def test_a_signal_before_the_first_line_of_work(here: Place) -> None:
         assert "Traceback" not in here.log()
         assert status in (130, -signal.SIGTERM), "the very first moments belong to the interpreter"
         assert here.log() in ("", "error: interrupted\n")
+
+
+# Stands in front of a library: a signal comes while the library is being imported, in what ``exec`` runs.
+SIGNALLED = """
+import signal, sys
+exec("signal.raise_signal(signal.SIGTERM)")
+sys.path = [folder for folder in sys.path if not folder.endswith("modules")]
+del sys.modules["filelock"]
+import filelock
+"""
+
+
+def test_a_signal_while_a_command_is_imported(here: Place) -> None:
+    (here.modules / "filelock.py").write_text(SIGNALLED)
+    ran = here.run("build", "recipe.py")
+    assert (ran.status, ran.out, ran.err) == (130, "", "error: interrupted\n")
 
 
 PROGRAM = """

@@ -22,9 +22,10 @@ import pytest
 
 from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
 from imgkit.cli.buildreport import BuildReport, StepReport, parse_report, report_of
-from imgkit.cli.command import Command, Invocation
-from imgkit.cli.commands import COMMANDS, inspect, lock, verify
+from imgkit.cli.command import Invocation
+from imgkit.cli.commandlist import COMMANDS, command
 from imgkit.cli.commands import build as build_command
+from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.parser import parse, parsers
@@ -578,11 +579,11 @@ def test_words_of_a_guest_command_come_after_the_dashes() -> None:
     assert parse(["run", "x", "a"]).guest_command == ["a"]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
-def test_help_keeps_the_lines_of_a_description(command: Command) -> None:
-    description = (command.__doc__ or "").strip()
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_keeps_the_lines_of_a_description(name: str) -> None:
+    description = (command(name).__doc__ or "").strip()
     assert description
-    assert f"\n\n{description}\n\n" in parsers()[1][command.NAME].format_help()
+    assert f"\n\n{description}\n\n" in parsers()[1][name].format_help()
 
 
 def test_the_options_that_all_commands_have(caplog: pytest.LogCaptureFixture) -> None:

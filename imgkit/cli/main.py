@@ -19,9 +19,8 @@ from contextlib import suppress
 
 from imgkit.cli.command import Invocation
 from imgkit.cli.parser import parse
-from imgkit.errors import BUG, INTERRUPTED, HostError, ImgkitError, RecipeError
+from imgkit.errors import BUG, INTERRUPTED, GuestError, HostError, ImgkitError, RecipeError
 from imgkit.host import interrupts, scratch, terminal
-from imgkit.vm.failures import BootError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +93,7 @@ class _Run:
         """Report a failure. Several problems of a recipe, and the console of a guest, are listed line by line."""
         problems = error.problems if isinstance(error, RecipeError) and len(error.problems) > 1 else ()
         message = error.message.partition(": " + problems[0])[0] if problems else error.message
-        console = error.console if isinstance(error, BootError) else ""
+        console = error.console if isinstance(error, GuestError) else ""
         if console:
             _print_line("last lines of the console:")
             for line in console.splitlines():

@@ -1,6 +1,6 @@
 """The parser of the command line, and hints for words that it does not know.
 
-The reference pages (``docs/commands.md``, ``docs/imgkit.1``) are generated from the same parsers::
+The reference pages (``docs/reference/commands.md``, ``docs/reference/imgkit.1``) are generated from the same parsers::
 
     options = parse(["build", "recipes/alpine.py", "--arch", "amd64"])
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from imgkit import __version__
-from imgkit.cli.commands import COMMANDS
+from imgkit.cli.commandlist import COMMANDS, command
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
 
@@ -33,28 +33,58 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+class _CommandParser(_Parser):
+    """The parser of one command, which imports the command's module when it has something to parse.
+
+    Until then it has the options that all commands share, and no description.
+    """
+
+    def __init__(self, *, unread: str = "", **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._unread = unread
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, as argparse does for the command that it found in the words of the user."""
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
+    def complete(self) -> None:
+        """Import the module of the command, and add its description, options and arguments."""
+        if self._unread:
+            module, self._unread = command(self._unread), ""
+            self.description = module.__doc__
+            module.arguments(self)
+            self.set_defaults(run=module.run)
+
+
 def parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command line, and the parser of each command by its name."""
+    top, commands = _parsers()
+    for parser in commands.values():
+        parser.complete()
+    return top, commands
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, _CommandParser]]:
+    """Return the same as :func:`parsers`, but the parsers of commands complete themselves when they are used."""
     top = _Parser(prog="imgkit", description="Bootable Alpine Linux images for agent sandboxes.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"imgkit {__version__}")
-    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    common = _Parser(add_help=False)
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    common = _CommandParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="show every command that is run")
     common.add_argument("-q", "--quiet", action="store_true", help="show errors only")
     common.add_argument("--debug", action="store_true", help="show where an error came from, as a traceback")
-    commands: dict[str, argparse.ArgumentParser] = {}
-    for command in COMMANDS:
-        commands[command.NAME] = subparsers.add_parser(
-            command.NAME,
-            help=command.HELP,
-            description=command.__doc__,
+    return top, {
+        name: subparsers.add_parser(
+            name,
+            unread=name,
+            help=line,
             parents=[common],
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.arguments(commands[command.NAME])
-        commands[command.NAME].set_defaults(run=command.run)
-    return top, commands
+        for name, line in COMMANDS.items()
+    }
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -67,32 +97,32 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         UsageError: a word is not valid or one is missing; the hint names what may have been meant.
         SystemExit: ``--help`` or ``--version`` was given, and its text has been printed.
     """
-    top, commands = parsers()
+    top, commands = _parsers()
     is_run = words[:1] == ["run"] and "--" in words
     end = words.index("--") if is_run else len(words)
     try:
         options = top.parse_args(words[:end])
     except UsageError as error:
-        command = commands.get(next(iter(words), ""), top)
-        raise UsageError(error.message, hint=_hint(error.message, words, command)) from error
+        parser = commands.get(next(iter(words), ""), top)
+        raise UsageError(error.message, hint=_hint(error.message, words, parser)) from error
     if is_run:
         options.guest_command = [*options.guest_command, *words[end + 1 :]]
     return options
 
 
-def _hint(message: str, words: Sequence[str], command: argparse.ArgumentParser) -> str:
-    """Return the hint for a message of argparse about ``words``, which are arguments of ``command``."""
-    hint = _suggestion(message, words, command) or f"{command.prog} --help"
+def _hint(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return the hint for a message of argparse about ``words``, which are arguments for ``parser``."""
+    hint = _suggestion(message, words, parser) or f"{parser.prog} --help"
     if message.startswith("unrecognized arguments") and words[:1] == ["run"] and "--" not in words:
         hint += f" {_GUEST_OPTIONS}"
     return hint
 
 
-def _suggestion(message: str, words: Sequence[str], command: argparse.ArgumentParser) -> str | None:
+def _suggestion(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:
     """Return the choice, command or option that a wrong word resembles."""
     if choice := _INVALID_CHOICE.search(message):
         return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
-    options = list(command._option_string_actions)
+    options = list(parser._option_string_actions)
     for word in words[: [*words, "--"].index("--")]:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in options and (suggestion := did_you_mean(name, options)):

@@ -14,6 +14,7 @@ from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
+from imgkit.image.buildid import ImageIdentity
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.localfolders import published_url
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
@@ -21,7 +22,6 @@ from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
-from imgkit.rootfs.digest import NodeRecord
 from imgkit.rootfs.install import ScriptReport
 
 VERSION = 1
@@ -37,16 +37,6 @@ class ComposedRoot(Protocol):
     @property
     def scripts(self) -> ScriptReport:
         """The results of the packages' scripts."""
-        ...
-
-    @property
-    def records(self) -> Mapping[str, NodeRecord]:
-        """A record for every path."""
-        ...
-
-    @property
-    def build_id(self) -> str:
-        """Identifier that is equal for equal root filesystems."""
         ...
 
     @property
@@ -104,6 +94,7 @@ def describe(
     recipe: Recipe,
     plan: Plan,
     composition: Composition,
+    identity: ImageIdentity,
     layout: Layout,
     outputs: Outputs,
     image: BaseImage | None = None,
@@ -115,7 +106,7 @@ def describe(
     """
     names = boot_names(recipe, plan.arch)
     return {
-        **describe_root(recipe, plan, composition, image),
+        **describe_root(recipe, plan, composition, identity, image),
         "image": {
             "sha256": hash_file(outputs.image),
             "size": outputs.image.stat().st_size,
@@ -140,7 +131,7 @@ def describe(
 
 
 def describe_root(
-    recipe: Recipe, plan: Plan, composition: ComposedRoot, image: BaseImage | None = None
+    recipe: Recipe, plan: Plan, composition: ComposedRoot, identity: ImageIdentity, image: BaseImage | None = None
 ) -> dict[str, Any]:
     """Return the part of a manifest that describes a root filesystem, for disks and container images."""
     scripts = composition.scripts
@@ -149,8 +140,10 @@ def describe_root(
         "imgkit": __version__,
         "name": recipe.name,
         "arch": plan.arch,
-        "buildId": composition.build_id,
+        "buildId": identity.build_id,
         "alpine": {"branch": plan.branch, "version": plan.version},
+        "recipe": identity.facts["recipe"],
+        "epoch": identity.facts["epoch"],
         **_base(plan.base, recipe, image),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
@@ -161,7 +154,7 @@ def describe_root(
             "skipped": list(scripts.skipped),
         },
         "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
-        "files": composition.records,
+        "files": identity.records,
     }
 
 

@@ -19,7 +19,6 @@ class BootError(GuestError):
 
     Attributes:
         message: what failed, in one line.
-        console: the last lines of the console, safe to show on a terminal; empty if there are none.
     """
 
     def __init__(self, message: str, *, console: str = "", hint: str | None = None) -> None:

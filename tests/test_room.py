@@ -51,7 +51,16 @@ def test_packages_that_cannot_be_unpacked_here(here: Place, small: Small, site: 
     size = 1 << 44
     small.index(["\n".join(f"I:{size}" if line.startswith("I:") else line for line in record.split("\n"))])
     here.recipe.write_text(RECIPE)
-    words: list[str | Path] = ["build", here.recipe, "--mirror", site.url, "--release-key", small.release_key, "--output", "oci"]
+    words: list[str | Path] = [
+        "build",
+        here.recipe,
+        "--mirror",
+        site.url,
+        "--release-key",
+        small.release_key,
+        "--output",
+        "oci",
+    ]
     ran = here.run(*words, "--out", here.out)
     message = f"free, and unpacking the packages needs {size >> 20} MiB"
     check_failure(ran, here, 5, message, hint="WORK_DIR")

@@ -85,7 +85,7 @@ class GuestApk(Apk):
         self.root.mkdir()
         subprocess.run(["tar", "-C", self.root, "-xf", archive], check=True)
 
-    def add(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def install(self, *words: str) -> subprocess.CompletedProcess[str]:
         image = self.scratch / "image"
         (linker,) = image.glob("lib/ld-musl-*")
         (program,) = (path for path in image.glob("**/apk") if path.is_file())
@@ -126,12 +126,12 @@ def test_the_images_own_apk_installs_from_the_repository(
     apk = GuestApk(mirror, tmp_path, machine=machine)
     apk.unpack(tree)
     assert (apk.root / "etc/apk/world").read_text() == "hello\ntool@ours\n"
-    ended = apk.add("more@ours")
+    ended = apk.install("more@ours")
     assert ended.returncode == 0, ended.stderr
     assert "Installing more@ours (1.0-r0)" in ended.stdout
     assert (apk.root / "etc/apk/world").read_text() == "hello\nmore@ours\ntool@ours\n"
     (apk.root / "etc/apk/keys" / COMPANY.name).unlink()
-    assert "UNTRUSTED signature" in apk.add("more@ours").stderr
+    assert "UNTRUSTED signature" in apk.install("more@ours").stderr
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the small mirror has packages for x86_64")
@@ -147,9 +147,9 @@ def test_the_images_own_apk_keeps_what_came_from_a_folder(
     apk.unpack(composed(company, recipe))
     world = apk.root / "etc/apk/world"
     assert world.read_text() == "hello\ntool\n"
-    ended = apk.add("more")
+    ended = apk.install("more")
     assert ended.returncode == 0, ended.stderr
     installed = (apk.root / "lib/apk/db/installed").read_text()
     assert {line for line in installed.splitlines() if line.startswith("P:")} == {"P:hello", "P:tool", "P:more"}
     world.write_text("hello\nmore\ntool@ours\n")
-    assert "'tool@ours' does not exist" in apk.add("more").stderr
+    assert "'tool@ours' does not exist" in apk.install("more").stderr

@@ -1,1 +1,1 @@
-"""Fuzzing of every parser that reads untrusted bytes; see docs/fuzzing.md."""
+"""Fuzzing of every parser that reads untrusted bytes; see docs/development/fuzzing.md."""

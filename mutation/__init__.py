@@ -1,1 +1,1 @@
-"""Small changes to the code, one at a time, to learn which of them no test notices (docs/testing.md)."""
+"""Small changes to the code, one at a time, to learn which of them no test notices (docs/development/testing.md)."""

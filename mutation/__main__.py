@@ -1,4 +1,4 @@
-"""Change the code in small ways, one at a time, and report the changes that no test notices (docs/testing.md)."""
+"""Change the code in small ways, one at a time, and report those that no test notices (docs/development/testing.md)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def find_changes(paths: Sequence[str]) -> list[Change]:
 
 
 def accepted() -> set[str]:
-    """Return the lines of docs/testing.md that name an accepted survivor, without their line numbers."""
+    """Return the lines of docs/development/testing.md that name an accepted survivor, without their line numbers."""
     text = PAGE.read_text() if PAGE.exists() else ""
     listed = re.findall(r"^\| `+ ?(.*?) ?`+ \|", text, re.MULTILINE)
     return {_numberless(shown.replace("\\|", "|")) for shown in listed}

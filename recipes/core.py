@@ -45,7 +45,8 @@ kernel_arguments = [
     "sysctl.kernel.sysrq=0",
 ]
 
-# No bootmisc: it cleans /tmp as root while agents are at work there. docs/services.md says what each of these touches.
+# No bootmisc: it cleans /tmp as root while agents are at work there. docs/reference/services.md says what each of these
+# touches.
 services = {
     "sysinit": ["devfs", "imgkit-config", "imgkit-growroot", "agentd"],
     "boot": ["osclock", "modules", "hostname", "sysctl", "networking", "syslog"],

@@ -1,7 +1,7 @@
 """A sandbox for agents as a container image and as a machine, for the command that the control plane names.
 
 The entrypoint removes the control plane's variables, drops from root to ``agent`` and becomes the agent. On the machine
-agentd does the same for every request (docs/entrypoint.md).
+agentd does the same for every request (docs/reference/entrypoint.md).
 """
 
 extends = "core.py"

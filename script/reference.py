@@ -1,7 +1,7 @@
 """Make the reference pages of the command line from its parser.
 
-    python -m script.reference          docs/commands.md
-    python -m script.reference --man    docs/imgkit.1, the manual page
+    python -m script.reference          docs/reference/commands.md
+    python -m script.reference --man    docs/reference/imgkit.1, the manual page
 
 Tests compare both files with what this module makes.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from imgkit import __version__
 from imgkit.cli.parser import parsers
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "commands.md"
-MAN_PAGE = DOCS / "imgkit.1"
+REFERENCE = Path(__file__).parents[1] / "docs/reference"
+PAGE = REFERENCE / "commands.md"
+MAN_PAGE = REFERENCE / "imgkit.1"
 HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --help` is made from."
 COMMON = ("help", "verbose", "quiet", "debug")
 PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
@@ -27,7 +27,7 @@ VARIABLES = (
     ("`IMAGE_SIZE`", "its `size`"),
     (
         "`AGENT_RUNNER_BUILD`",
-        "its `agent_runner_build`: `0`, `auto`, or `1`, which [runs its code](payload.md) on the host",
+        "its `agent_runner_build`: `0`, `auto`, or `1`, which [runs its code](../howto/payload.md) on the host",
     ),
     ("`ARCHS`", "architectures, with blanks or commas between them, or `all`"),
     ("`OUT_DIR`, `WORK_DIR`", "folder of the results (`out`); folder for scratch files of a build (in the former)"),
@@ -61,7 +61,7 @@ VARIABLES = (
     ("`IMGKIT_FIRMWARE_ROOT`", "folder below which UEFI firmware is looked up instead of below `/`"),
     (
         "`REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`",
-        "`push`, `pull`, bases: where Podman and Docker keep [credentials of registries](registries.md)",
+        "`push`, `pull`, bases: where Podman and Docker keep [credentials of registries](../howto/registries.md)",
     ),
     (
         "`SUPERMIN_KERNEL`, `LIBGUESTFS_PATH`",
@@ -174,8 +174,8 @@ def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 def main() -> None:
     """Write one of the pages."""
-    parser = argparse.ArgumentParser(description="Make docs/commands.md from the parser of the command line.")
-    parser.add_argument("--man", action="store_true", help="make docs/imgkit.1 instead")
+    parser = argparse.ArgumentParser(description="Make docs/reference/commands.md from the parser of the command line.")
+    parser.add_argument("--man", action="store_true", help="make docs/reference/imgkit.1 instead")
     if parser.parse_args().man:
         MAN_PAGE.write_text(man_page())
     else:

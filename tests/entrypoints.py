@@ -1,7 +1,7 @@
 """The entrypoint's table of cases, and containers in which it starts as it does in an image.
 
-``tests/entrypoint.json`` is a list of cases, which docs/entrypoint.md explains. Four programs play them: the script
-under this host's shells ("script"), the script in containers ("container"), the modules of agentd ("agentd",
+``tests/entrypoint.json`` is a list of cases, which docs/reference/entrypoint.md explains. Four programs play them: the
+script under this host's shells ("script"), the script in containers ("container"), the modules of agentd ("agentd",
 tests/agentd/entrypoint.test.js), and agentd in a booted machine ("machine").
 """
 

@@ -188,7 +188,14 @@ def test_ids_that_leave_the_folder_are_garbage(tmp_path: Path, name: object) -> 
         events = list(ask(mode, on_permission=lambda _: pytest.fail("was asked")))
     assert isinstance(events[0], Garbage)
     assert events[0].reason == "unusable requestId"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "ipc", "requests", "responses", "streams"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "deep",
+        "inputs",
+        "ipc",
+        "requests",
+        "responses",
+        "streams",
+    ]
 
 
 def test_garbage_is_reported_and_overcome(tmp_path: Path) -> None:
@@ -541,6 +548,15 @@ class Recorded:
     def host_tool(self, question_id: str, answer: object) -> None:
         self.said.append(question_id)
 
+    def input_room(self, request_id: str) -> bool:
+        return True
+
+    def send_input(self, request_id: str, data: bytes) -> None:
+        pass
+
+    def stop(self, request_id: str) -> None:
+        pass
+
     def cancel(self, request_id: str) -> None:
         pass
 
@@ -570,7 +586,7 @@ def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> No
 
 
 def test_the_limits_of_a_request() -> None:
-    """docs/limits.md: the very last byte and question are allowed."""
+    """docs/reference/limits.md: the very last byte and question are allowed."""
     request = AgentRequest(Recorded([]), {})
     request._received = (1 << 30) - 5
     request._receive(b"12345")

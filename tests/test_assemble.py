@@ -25,6 +25,7 @@ from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
 from imgkit.image import assemble, gathering
 from imgkit.image.assemble import BuildRequest
+from imgkit.image.buildid import ImageIdentity
 from imgkit.image.workspace import workspace
 from imgkit.planning.plan import Artefact, PlannedPackage
 from imgkit.recipe import load, parse_size
@@ -211,7 +212,6 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
         scripts=SimpleNamespace(pending=("pending",)),
         kernel=SimpleNamespace(initramfs="boot/initramfs-virt"),
         binaries="binaries",
-        build_id="id",
     )
 
     def convert(disk: object, target: Path, compression: str) -> int:
@@ -230,6 +230,8 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
             "compose": lambda *_, **__: composition,
             "apply_policy": None,
             "make_boot_files": lambda *_: BootFiles(b"", b"", {"EFI/x": b"efi"}),
+            "disk_facts": {"facts": 1},
+            "identify": ImageIdentity("id", {}, {}),
             "map_disk": "map",
             "convert": convert,
             "direct_boot_image": lambda *_: b"kernel",
@@ -274,7 +276,7 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert (result.build_id, result.size) == ("id", 5)
     assert [step.name for step in result.steps.finished] == [
         "plan", "fetch packages", "prepare the payload", "compose the root filesystem", "make the boot loader",
-        "map the disk", "compress", "put into place",
+        "hash the files", "map the disk", "compress", "put into place",
     ]  # fmt: skip
     launch, prepare, *checks, write, ended = engine.asked
     assert (launch, prepare, checks, ended) == (
@@ -284,17 +286,18 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert (boot.esp, steps, pending) == ({"EFI/x": b"efi"}, result.steps, ("pending",))
     assert recorder.names == [
         "_check_programs", "fetch_base", "make_plan", "fetch_packages", "host_arch", "compose", "apply_policy",
-        "make_boot_files", "map_disk", "convert", "direct_boot_image", "describe",
+        "make_boot_files", "disk_facts", "identify", "map_disk", "convert", "direct_boot_image", "describe",
     ]  # fmt: skip
     assert recorder.of("make_boot_files") == ((tree, ("i386-pc", "x86_64-efi"), layout), {})
     assert recorder.of("map_disk") == (("written disk", regions_of(layout)), {})
     assert recorder.of("convert")[0][0] == "written disk"
     assert recorder.of("convert")[0][2] == recipe.compression
     described = recorder.of("describe")[0]
-    assert (described[0], described[1].world, described[3]) == (recipe, ("fetched",), layout)
-    assert (described[4].disk, described[4].esp) == ("map", {"EFI/x": b"efi"})
-    assert described[5] == "base image"
-    assert [path.name for path in (described[4].image, described[4].kernel, described[4].initramfs)] == [
+    assert (described[0], described[1].world, described[4]) == (recipe, ("fetched",), layout)
+    assert described[3].build_id == "id"
+    assert (described[5].disk, described[5].esp) == ("map", {"EFI/x": b"efi"})
+    assert described[6] == "base image"
+    assert [path.name for path in (described[5].image, described[5].kernel, described[5].initramfs)] == [
         "image.qcow2", "vmlinuz", "initramfs",
     ]  # fmt: skip
 
@@ -318,6 +321,17 @@ def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder
     policy, options = recorder.of("apply_policy")
     assert policy[:3] == ("binaries", recipe.payload_binaries, "x86_64")
     assert options == {"copied": False}
+
+
+def test_what_the_build_id_is_computed_from(build_request: BuildRequest, recorder: _Recorder) -> None:
+    request = replace(build_request, engine=_Engine(), epoch=77)
+    assemble.build(request)
+    (recipe, arch, plan, epoch, layout, boot, pending), _ = recorder.of("disk_facts")
+    assert (recipe, arch, plan.world, epoch) == (request.recipe, "amd64", ("fetched",), 77)
+    assert (layout.size_bytes, boot.esp, pending) == (parse_size(recipe.size), {"EFI/x": b"efi"}, ("pending",))
+    (tree, *facts), options = recorder.of("identify")
+    assert (tree.text("boot/initramfs-virt"), facts) == ("initramfs", ["linux", "amd64", {"facts": 1}])
+    assert options == {"epoch": 77} == {"epoch": recorder.of("compose")[1]["epoch"]}
 
 
 def test_a_locked_build_makes_no_plan(build_request: BuildRequest, recorder: _Recorder) -> None:

@@ -21,6 +21,7 @@ from imgkit.apk.database import InstalledPackage, write_database
 from imgkit.apk.index import parse_record
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.image.buildid import ImageIdentity
 from imgkit.image.manifest import describe_root
 from imgkit.oci import mediatypes
 from imgkit.oci.archives import write_oci_archive
@@ -300,8 +301,9 @@ def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
     recipe = bases.recipe(more=f'{NO_PACKAGES}base_setuid = "drop"\n')
     base = bases.base(recipe)
     scripts, binaries = ScriptReport((), (), ()), BinaryFindings()
-    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries, records={}, build_id="b")
-    described = describe_root(recipe, bases.plan(recipe, base), composition, base.image)
+    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries)
+    identity = ImageIdentity("b", {"recipe": {}, "epoch": 1}, {})
+    described = describe_root(recipe, bases.plan(recipe, base), composition, identity, base.image)
     assert described["base"] == {
         "image": "bases",
         "digest": manifest.digest,
@@ -312,7 +314,7 @@ def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
     }
     assert "minirootfs" not in described
     bases.index(bases.alpine())
-    described = describe_root(recipe, bases.plan(recipe, bases.base(recipe)), composition)
+    described = describe_root(recipe, bases.plan(recipe, bases.base(recipe)), composition, identity)
     assert [package["from"] for package in described["packages"]] == ["base"]
     assert "privileged" not in described["base"]
 

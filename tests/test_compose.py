@@ -10,7 +10,6 @@ import pytest
 
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Recipe, UserSpec, load
-from imgkit.rootfs import digest
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Directory, Tree
@@ -157,17 +156,6 @@ def test_no_kernel_of_the_recipes_flavour() -> None:
     assert caught.value.hint == "add linux-lts to packages"
 
 
-def test_the_build_id_is_that_of_the_tree() -> None:
-    first, again, other = make(), make(), make(hostname="other")
-    assert first.build_id == again.build_id != other.build_id
-    assert len(first.build_id) == 16
-    assert first.tree.text("etc/imgkit-release") == (
-        f"IMGKIT_IMAGE=linux\nIMGKIT_ARCH=amd64\nIMGKIT_BUILD_ID={first.build_id}\n"
-    )
-    assert first.tree["etc/imgkit-release"].mtime == EPOCH
-    assert first.records == digest.records(first.tree), "the release file is in the records, too"
-
-
 def test_scripts_that_can_neither_be_computed_nor_run() -> None:
     packages = [built(name, scripts={"post-install": "frobnicate"}) for name in ("b", "a")]
     with pytest.raises(RecipeError, match=r"^amd64: scripts that can neither be computed nor run") as caught:
@@ -269,7 +257,6 @@ def test_programs_of_another_machine_in_the_payload(policy: str, kept: bool, fol
     made = make(payload=folder, payload_binaries=policy)
     assert [binary.path for binary in made.binaries.foreign] == ["opt/agent-runner/bin/tool"]
     assert ("opt/agent-runner/bin/tool" in made.tree) is kept
-    assert ("/opt/agent-runner/bin/tool" in made.records) is kept
     assert made.tree.text("opt/agent-runner/index.js") == "code"
 
 

@@ -13,8 +13,8 @@ from imgkit.cli.parser import parse
 from imgkit.errors import UsageError
 from tests.commandline import ROOT
 
-WORKFLOW = ROOT / "docs" / "github-workflow.yml"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORKFLOW = ROOT / "docs/howto/ci/github-container-image.yml"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LINE = re.compile(r"^(?: {4}|\t|\$ |    \$ )(imgkit [^\n]*)$", re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""The kept corpus of the fuzzers, and a short search, through every parser of foreign bytes: see docs/fuzzing.md."""
+"""The fuzzers' kept corpus, and a short search, through every parser of foreign bytes (docs/development/fuzzing.md)."""
 
 from __future__ import annotations
 

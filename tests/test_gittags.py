@@ -1,4 +1,4 @@
-"""The tags of ``--tags auto``: the table of docs/registries.md, asked of git itself."""
+"""The tags of ``--tags auto``: the table of docs/howto/registries.md, asked of git itself."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_branch_is_not_taken_for_something_else() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    page = (ROOT / "docs/registries.md").read_text()
+    page = (ROOT / "docs/howto/registries.md").read_text()
     for line in (gittags.__doc__ or "").splitlines():
         if line.startswith(("on ", "with ")):
             state, tags = re.split(r"\s{2,}", line, maxsplit=1)

@@ -299,7 +299,7 @@ def test_the_ratio_counts_for_large_images() -> None:
 
 
 def test_the_usual_limits() -> None:
-    """They are those of docs/bases.md."""
+    """They are those of docs/howto/bases.md."""
     assert [InflationLimits().of(size) for size in (1, 10 << 20, 1 << 30)] == [1 << 30, 2000 << 20, 64 << 30]
     assert Allowance() == Allowance(entries=1_000_000, text=256 << 20, steps=50_000_000)
 

@@ -349,7 +349,7 @@ def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_sizes_of_memory_that_are_tried() -> None:
-    """As the agentd contract has them (docs/agentd.md)."""
+    """As the agentd contract has them (docs/reference/agentd.md)."""
     assert attempts([NO_MEMORY, NO_MEMORY], memory=launch.MEMORY_STEPS) == [
         (size, True, False) for size in (4096, 2048, 1024)
     ]

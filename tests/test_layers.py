@@ -1,4 +1,4 @@
-"""Imports go one way: docs/design.md lists the layers, and a layer imports only from itself and those above it."""
+"""Imports go one way: a layer of docs/development/design.md imports only from itself and those above it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGE = ROOT / "imgkit"
 
 def layers() -> dict[str, int]:
     """Return the number of the table's line for each layer."""
-    lines = [line for line in (ROOT / "docs/design.md").read_text().splitlines() if line.startswith("| `")]
+    lines = [line for line in (ROOT / "docs/development/design.md").read_text().splitlines() if line.startswith("| `")]
     return {
         name.rstrip("/"): number
         for number, line in enumerate(lines)

@@ -13,6 +13,7 @@ import pytest
 from imgkit.disk.layout import make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.errors import InputError
+from imgkit.image.buildid import ImageIdentity
 from imgkit.image.manifest import Outputs, describe, read_manifest, write_manifest
 from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
@@ -21,6 +22,7 @@ from imgkit.rootfs.install import ScriptReport
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
+IDENTITY = ImageIdentity("b", {"recipe": {"size": "4G"}, "epoch": 7}, {"/": {"type": "directory"}})
 FINDINGS = BinaryFindings(
     (ForeignBinary("opt/a.exe", 5, "Windows"), ForeignBinary("opt/b", 7, "aarch64")),
     (MissingLibrary("opt/c.node", "libstdc++.so.6"),),
@@ -36,13 +38,13 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
     kernel: Any = SimpleNamespace(release="6")
     composition = cast(
         "Composition",
-        SimpleNamespace(kernel=kernel, scripts=ScriptReport((), (), ()), records={}, build_id="b", binaries=findings),
+        SimpleNamespace(kernel=kernel, scripts=ScriptReport((), (), ()), binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
     outputs = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
-    manifest = describe(recipe, plan_of(recipe, "amd64"), composition, layout, outputs)
+    manifest = describe(recipe, plan_of(recipe, "amd64"), composition, IDENTITY, layout, outputs)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {
         "otherPlatforms": [
@@ -66,8 +68,6 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         SimpleNamespace(
             kernel=SimpleNamespace(release="6.18-virt"),
             scripts=ScriptReport((ran,), (pending,), ("alpine.pre-install",)),
-            records={"/": {"type": "directory"}},
-            build_id="b",
             binaries=BinaryFindings(),
         ),
     )
@@ -75,7 +75,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
     for name, path in files.items():
         path.write_text(name)
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    manifest = describe(recipe, plan, composition, layout, Outputs(disk, {"EFI/x": b"efi"}, **files))
+    manifest = describe(recipe, plan, composition, IDENTITY, layout, Outputs(disk, {"EFI/x": b"efi"}, **files))
 
     def stated(name: str) -> dict[str, Any]:
         return {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": len(name)}
@@ -88,6 +88,8 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         "name": "linux",
         "arch": "arm64",
         "buildId": "b",
+        "recipe": {"size": "4G"},
+        "epoch": 7,
         "image": {**stated("image"), "virtualSize": 1 << 30},
         "boot": {
             "kernel": {"name": "vmlinuz-virt-arm64", **stated("kernel")},

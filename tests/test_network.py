@@ -262,7 +262,7 @@ def test_a_gateway_shares_its_log_with_its_caller(caplog: pytest.LogCaptureFixtu
 
 
 def test_the_number_of_names() -> None:
-    """docs/limits.md. The last of them is far from the end of the addresses."""
+    """docs/reference/limits.md. The last of them is far from the end of the addresses."""
     names = gateway.GuestNames(frozenset())
     addresses = [names.address(f"{number}.example") for number in range(4097)]
     assert addresses[4094:] == [IPv4Address("198.18.15.255"), IPv4Address("198.18.16.0"), None]
@@ -724,7 +724,7 @@ def test_connections_that_are_made_count_with_those_that_are_there(
 
 
 def test_the_number_of_connections(relay: restricted._Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/limits.md."""
+    """docs/reference/limits.md."""
     begun: list[object] = []
 
     async def establish(*words: object) -> None:

@@ -112,7 +112,7 @@ def test_only_false_says_that_the_share_is_not_mounted(mounted: object, expected
 
 
 def test_the_size_of_a_heartbeat() -> None:
-    """docs/limits.md."""
+    """docs/reference/limits.md."""
     assert protocol.MAX_HEARTBEAT == 65536
 
 

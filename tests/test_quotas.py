@@ -877,5 +877,5 @@ def test_a_process_that_has_ended_is_not_killed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_default_quotas() -> None:
-    """docs/limits.md."""
+    """docs/reference/limits.md."""
     assert parse([]) == Quotas(FolderQuota(2147483648, 10000), FolderQuota(68719476736, 2000000), 68719476736, None)

@@ -1,4 +1,4 @@
-"""Everything that runs as root beside agents was reviewed: docs/services.md lists it, and an attack on it is tried."""
+"""Everything that runs as root beside agents was reviewed: docs/reference/services.md lists it, an attack is tried."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import need_program
 from tests.early import EarlyLook
 from tests.images import ROOT, Image, Images
 
-PAGE = ROOT / "docs/services.md"
+PAGE = ROOT / "docs/reference/services.md"
 RECIPES = ("core", "alpine")
 OWN = {"imgkit-config", "imgkit-growroot", "agentd"}
 TESTS_OWN = {"imgkit-root", "imgkit-slow"}
@@ -71,7 +71,7 @@ def test_the_services_of_the_recipes_have_been_looked_at(name: str) -> None:
     known = listed()
     for level, services in recipe.services.items():
         for service in services:
-            assert known.get(service) == level, f"{service} in {level}: docs/services.md does not list it"
+            assert known.get(service) == level, f"{service} in {level}: docs/reference/services.md does not list it"
     needed = {service for service, where in known.items() if where.startswith("needed by")}
     assert set(known) - needed == {service for services in recipe.services.values() for service in services}
     assert set(known) == OWN | {path.rpartition("/")[2] for path in LOOKED_AT if "/init.d/" in path}

@@ -1,4 +1,4 @@
-"""docs/security.md: every test that it names is there."""
+"""docs/explanation/security.md: every test that it names is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "security.md"
+PAGE = ROOT / "docs/explanation/security.md"
 _NAMED = re.compile(r"`(test_\w+\.py)(?:::(\w+))?`")
 
 

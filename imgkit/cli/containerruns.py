@@ -1,6 +1,7 @@
-"""Run a container image with ``imgkit run``: as a machine, which is the one that was asked for (docs/microvm.md).
+"""Run a container image with ``imgkit run``: as a machine of the kind that was asked for.
 
 If agentd is in the image, requests go to it as in every machine. Otherwise the image's own program runs once.
+docs/explanation/microvm.md describes both.
 """
 
 from __future__ import annotations

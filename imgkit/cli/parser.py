@@ -1,6 +1,6 @@
 """The parser of the command line, and hints for words that it does not know.
 
-The reference pages (``docs/commands.md``, ``docs/imgkit.1``) are generated from the same parsers::
+The reference pages (``docs/reference/commands.md``, ``docs/reference/imgkit.1``) are generated from the same parsers::
 
     options = parse(["build", "recipes/alpine.py", "--arch", "amd64"])
 """

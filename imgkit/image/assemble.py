@@ -22,6 +22,7 @@ from imgkit.fetch.cache import Cache
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
+from imgkit.image.buildid import disk_facts, identify
 from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
@@ -73,7 +74,7 @@ class BuildResult:
     """The files that a build put into place.
 
     Attributes:
-        build_id: equal for equal root filesystems.
+        build_id: equal for equal images (:mod:`imgkit.image.buildid`).
         size: of the image file, in bytes.
         steps: how long each step took.
     """
@@ -109,10 +110,14 @@ def build(request: BuildRequest) -> BuildResult:
             payload = gathering.payload(request, work / "payload")
         engine.check()
         with steps.step("compose the root filesystem"):
-            composition = _compose(request, base.tree, packages, payload, layout, plan.epoch)
+            epoch = plan.epoch if request.epoch is None else request.epoch
+            composition = _compose(request, base.tree, packages, payload, layout, epoch)
             gathering.judge(request, plan, base, composition.binaries)
         with steps.step("make the boot loader"):
             boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
+        with steps.step("hash the files"):
+            facts = disk_facts(recipe, arch, plan, epoch, layout, boot, composition.scripts.pending)
+            identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
         written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending)
         with steps.step("map the disk"):
             disk = map_disk(written.disk, regions_of(layout))
@@ -120,10 +125,10 @@ def build(request: BuildRequest) -> BuildResult:
             image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
         _write_boot_files(composition, work)
         outputs = Outputs(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
-        manifest = describe(recipe, plan, composition, layout, outputs, base.image)
+        manifest = describe(recipe, plan, composition, identity, layout, outputs, base.image)
         write_manifest(manifest, work / "manifest.json")
         with steps.step("put into place"):
-            return _place(request, work, composition.build_id, image_size, steps)
+            return _place(request, work, identity.build_id, image_size, steps)
 
 
 def _check_programs() -> None:
@@ -174,7 +179,7 @@ def _compose(
         payload=payload,
         can_run=request.arch == host_arch(),
         root_uuid=layout.root.fs_uuid,
-        epoch=epoch if request.epoch is None else request.epoch,
+        epoch=epoch,
     )
 
 

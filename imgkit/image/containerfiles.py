@@ -25,7 +25,7 @@ class BuiltImage:
 
     Attributes:
         manifest: the descriptor of its manifest.
-        build_id: equal for equal root filesystems.
+        build_id: equal for equal images (:mod:`imgkit.image.buildid`).
         layers: the lowest one first.
         description: the manifest for people and programs (:mod:`imgkit.image.containermanifest`).
     """

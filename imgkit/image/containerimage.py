@@ -18,6 +18,7 @@ from imgkit.fetch.cache import Cache
 from imgkit.host.gitfacts import GitFacts
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
+from imgkit.image.buildid import ImageIdentity, container_facts, identify
 from imgkit.image.containerfiles import BuiltImage, place_container
 from imgkit.image.containermanifest import describe_container
 from imgkit.image.labels import facts_of
@@ -135,13 +136,16 @@ def _build(
     with steps.step(f"{arch}: compose the root filesystem"):
         composition = compose_container(base.tree, packages, recipe, arch, payload=payload, epoch=epoch)
         gathering.judge(root, plan, base, composition.binaries)
+        identity = identify(
+            composition.tree, recipe.name, arch, container_facts(recipe, arch, plan, epoch), epoch=epoch
+        )
     with steps.step(f"{arch}: write the layers"):
         below = () if base.image is None else _base_layers(base.image, layout)
-        layers = (*below, *_write_layers(composition, _lower(base.image), writer, epoch))
+        layers = (*below, *_write_layers(composition, identity, _lower(base.image), writer, epoch))
         facts = facts_of(recipe, arch, base.image, request.sources, epoch)
         manifest = write_image(layout, layers, facts)
-    description = describe_container(recipe, plan, composition, manifest, layers, base.image)
-    return BuiltImage(arch, manifest, composition.build_id, layers, description)
+    description = describe_container(recipe, plan, composition, identity, manifest, layers, base.image)
+    return BuiltImage(arch, manifest, identity.build_id, layers, description)
 
 
 def _base_layers(image: BaseImage, layout: OciLayout) -> Sequence[ImageLayer]:
@@ -161,14 +165,14 @@ def _lower(image: BaseImage | None) -> Tree | None:
 
 
 def _write_layers(
-    composition: ContainerComposition, before: Tree | None, writer: LayerWriter, epoch: int
+    composition: ContainerComposition, identity: ImageIdentity, before: Tree | None, writer: LayerWriter, epoch: int
 ) -> tuple[ImageLayer, ...]:
     """Write a layer for each stage.
 
     Args:
         before: what the layers of the base image hold; None if there are none.
     """
-    hashes = {path[1:]: record["sha256"] for path, record in composition.records.items() if "sha256" in record}
+    hashes = {path[1:]: record["sha256"] for path, record in identity.records.items() if "sha256" in record}
     layers = []
     for stage in composition.stages:
         layer = changes(before, stage.tree)

@@ -3,7 +3,8 @@
     machine = container_machine(request)        # the second time for the same image, this is a look into the cache
     VM.boot(machine.disk, firmware="direct", kernel=machine.kernel, initrd=machine.initramfs, …)
 
-docs/microvm.md describes the machine; decision 11 says why the disk is an ext4 filesystem that is kept in the cache.
+docs/explanation/microvm.md describes the machine. Decision 11 says why the disk is an ext4 filesystem that is kept in
+the cache.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imgkit.image.buildid import ImageIdentity
 from imgkit.image.manifest import describe_root
 from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.layerwriter import ImageLayer
@@ -18,6 +19,7 @@ def describe_container(
     recipe: Recipe,
     plan: Plan,
     composition: ContainerComposition,
+    identity: ImageIdentity,
     manifest: Descriptor,
     layers: Sequence[ImageLayer],
     image: BaseImage | None = None,
@@ -30,7 +32,7 @@ def describe_container(
         image: the container image that it starts from; None for the minirootfs.
     """
     return {
-        **describe_root(recipe, plan, composition, image),
+        **describe_root(recipe, plan, composition, identity, image),
         "container": {
             "digest": manifest.digest,
             "layers": [

@@ -7,7 +7,7 @@ from imgkit.rootfs.kernel import Kernel
 from imgkit.tree import Directory, Tree, TreeError
 
 AGENT = "opt/agent-runner/index.js"
-"""The program that answers the host's requests, if an image has it (docs/agentd.md)."""
+"""The program that answers the host's requests, if an image has it (docs/reference/agentd.md)."""
 _AGENT_NEEDS = ("bin/busybox", "bin/setpriv", "bin/sh", "etc/passwd")  # what agentd runs and reads
 _NODES = ("usr/bin/node", "usr/local/bin/node")
 _MOUNT_POINTS = {

@@ -14,13 +14,13 @@ from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
+from imgkit.image.buildid import ImageIdentity
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
-from imgkit.rootfs.digest import NodeRecord
 from imgkit.rootfs.install import ScriptReport
 
 VERSION = 1
@@ -36,16 +36,6 @@ class ComposedRoot(Protocol):
     @property
     def scripts(self) -> ScriptReport:
         """The results of the packages' scripts."""
-        ...
-
-    @property
-    def records(self) -> Mapping[str, NodeRecord]:
-        """A record for every path."""
-        ...
-
-    @property
-    def build_id(self) -> str:
-        """Identifier that is equal for equal root filesystems."""
         ...
 
     @property
@@ -103,6 +93,7 @@ def describe(
     recipe: Recipe,
     plan: Plan,
     composition: Composition,
+    identity: ImageIdentity,
     layout: Layout,
     outputs: Outputs,
     image: BaseImage | None = None,
@@ -114,7 +105,7 @@ def describe(
     """
     names = boot_names(recipe, plan.arch)
     return {
-        **describe_root(recipe, plan, composition, image),
+        **describe_root(recipe, plan, composition, identity, image),
         "image": {
             "sha256": hash_file(outputs.image),
             "size": outputs.image.stat().st_size,
@@ -139,7 +130,7 @@ def describe(
 
 
 def describe_root(
-    recipe: Recipe, plan: Plan, composition: ComposedRoot, image: BaseImage | None = None
+    recipe: Recipe, plan: Plan, composition: ComposedRoot, identity: ImageIdentity, image: BaseImage | None = None
 ) -> dict[str, Any]:
     """Return the part of a manifest that describes a root filesystem, for disks and container images."""
     scripts = composition.scripts
@@ -148,8 +139,10 @@ def describe_root(
         "imgkit": __version__,
         "name": recipe.name,
         "arch": plan.arch,
-        "buildId": composition.build_id,
+        "buildId": identity.build_id,
         "alpine": {"branch": plan.branch, "version": plan.version},
+        "recipe": identity.facts["recipe"],
+        "epoch": identity.facts["epoch"],
         **_base(plan.base, recipe, image),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
@@ -160,7 +153,7 @@ def describe_root(
             "skipped": list(scripts.skipped),
         },
         "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
-        "files": composition.records,
+        "files": identity.records,
     }
 
 

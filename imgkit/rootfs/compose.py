@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import RecipeError
 from imgkit.recipe import Architecture, Recipe
-from imgkit.rootfs import digest, steps, systemfiles
+from imgkit.rootfs import steps, systemfiles
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import ScriptReport
@@ -23,22 +23,18 @@ _MKINITFS_CONF = "etc/mkinitfs/mkinitfs.conf"
 
 @dataclass(frozen=True)
 class Composition:
-    """A finished root filesystem.
+    """A finished root filesystem, except for the file with the build id (:mod:`imgkit.image.buildid`).
 
     Attributes:
         tree: the whole root filesystem.
         kernel: the kernel that boots.
         scripts: the results of the packages' scripts.
-        records: a record for every path (:func:`imgkit.rootfs.digest.records`).
-        build_id: identifier that is equal for equal root filesystems.
         binaries: binaries of the payload that are for another platform, or that lack a library.
     """
 
     tree: Tree
     kernel: Kernel
     scripts: ScriptReport
-    records: Mapping[str, digest.NodeRecord]
-    build_id: str
     binaries: BinaryFindings
 
 
@@ -83,8 +79,7 @@ def compose(
     binaries = examine(tree, facts.alpine, payload_paths)
     if recipe.payload_binaries == "prune":
         prune(tree, binaries.foreign, payload_paths)
-    records, build_id = steps.identify(tree, recipe.name, arch, epoch=epoch)
-    return Composition(tree, kernel, scripts, records, build_id, binaries)
+    return Composition(tree, kernel, scripts, binaries)
 
 
 def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int) -> Kernel:

@@ -6,12 +6,11 @@ up, then the payload. A new payload then leaves the layers below it as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.recipe import Recipe
-from imgkit.rootfs import digest, steps, systemfiles
+from imgkit.rootfs import steps, systemfiles
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.install import ScriptReport
 from imgkit.rootfs.steps import PackageSet
@@ -32,20 +31,16 @@ class LayerStage:
 
 @dataclass(frozen=True)
 class ContainerComposition:
-    """The finished root filesystem of a container image.
+    """The finished root filesystem of a container image, except for the file with the build id.
 
     Attributes:
         stages: what the layers are made of, the lowest one first; the last one is the whole root filesystem.
         scripts: the results of the packages' scripts.
-        records: a record for every path (:func:`imgkit.rootfs.digest.records`).
-        build_id: identifier that is equal for equal root filesystems.
         binaries: binaries of the payload that are for another platform, or that lack a library.
     """
 
     stages: tuple[LayerStage, ...]
     scripts: ScriptReport
-    records: Mapping[str, digest.NodeRecord]
-    build_id: str
     binaries: BinaryFindings
 
     @property
@@ -85,6 +80,5 @@ def compose_container(
     binaries = examine(tree, alpine, payload_paths)
     if recipe.payload_binaries == "prune":
         prune(tree, binaries.foreign, payload_paths)
-    records, build_id = steps.identify(tree, recipe.name, arch, epoch=epoch)
     stages.append(LayerStage(SETUP if payload is None else PAYLOAD, tree))
-    return ContainerComposition(tuple(stages), scripts, records, build_id, binaries)
+    return ContainerComposition(tuple(stages), scripts, binaries)

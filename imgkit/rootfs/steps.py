@@ -11,10 +11,8 @@ from imgkit.apk.index import Package
 from imgkit.apk.package import PackageFile
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Recipe
-from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.binaries.libraries import check_architecture
-from imgkit.rootfs.digest import NodeRecord
 from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
 from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
 from imgkit.rootfs.scripts.effects import Hooks, Pending
@@ -126,20 +124,3 @@ def refuse_foreign(tree: Tree, alpine: str, payload: Collection[str]) -> None:
         raise InputError(
             f"{problems[0]}{more}", hint="programs and modules must be built for musl on the image's machine"
         )
-
-
-def identify(tree: Tree, image: str, arch: str, *, epoch: int) -> tuple[dict[str, NodeRecord], str]:
-    """Compute the build id over the finished Tree, and write it into the release file.
-
-    Args:
-        image: the recipe's name of the image.
-
-    Returns:
-        A record for every path, and the build id.
-    """
-    records = digest.records(tree)
-    build_id = digest.fingerprint(records)[:16]
-    systemfiles.write_release(tree, image=image, arch=arch, build_id=build_id, epoch=epoch)
-    for path in ("etc", systemfiles.RELEASE):
-        records["/" + path] = digest.record(tree, tree[path])
-    return records, build_id

@@ -45,7 +45,8 @@ class BootSpec:
     arch: Arch | None = None
     """None takes the architecture from the image's name, or else the host's."""
     machine: MachineKind = "standard"
-    """"microvm" is QEMU's machine without firmware and PCI: for amd64, and for direct boots only (docs/microvm.md)."""
+    """"microvm" is QEMU's machine without firmware and PCI: for amd64, and for direct boots only
+    (docs/explanation/microvm.md)."""
     firmware: FirmwareKind | None = None
     """"direct" starts ``kernel`` without a boot loader; None is "bios" for amd64, "uefi" for arm64, and "direct" for a
     microvm."""

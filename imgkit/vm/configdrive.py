@@ -2,8 +2,8 @@
 
     VM.boot(image, config=make({"LANG": "C"}, {"API_KEY": b"..."}))
 
-Format: docs/agentd.md, "The config drive". File names need Rock Ridge, because those of ISO 9660 are eight capital
-letters.
+Format: docs/reference/agentd.md, "The config drive". File names need Rock Ridge, because those of ISO 9660 are eight
+capital letters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make(
         env: environment variables of every agent.
         secrets: the same, with each value in a file of its own. Values are UTF-8 and are not changed.
         machine: text of the file ``machine/run``, from which the init of a container image learns what it runs
-            (docs/microvm.md).
+            (docs/explanation/microvm.md).
 
     Raises:
         UsageError: a name is not valid for an environment variable, or a value is too long, not UTF-8 or has a zero

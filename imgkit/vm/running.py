@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 from imgkit.errors import UsageError
 from imgkit.vm import power
-from imgkit.vm.agent import requests
+from imgkit.vm.agent import inputs, requests
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
 from imgkit.vm.agent.completed import Completed, collect
 from imgkit.vm.agent.filetransport import FileTransport
+from imgkit.vm.agent.inputs import BytesInput, InputSource, RefusedInput
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import AgentRequest, Transport
 from imgkit.vm.agent.serialtransport import SerialTransport
@@ -132,7 +133,7 @@ class VM:
         """Wait until the guest has its host name, its loopback device and, if it has a network card, its network.
 
         The agent is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
-        the guest (docs/agentd.md).
+        the guest (docs/reference/agentd.md).
 
         Returns:
             What is still missing when the timeout has expired, which is also logged; empty if nothing is.
@@ -222,6 +223,8 @@ class VM:
         on_host_tool: OnHostTool = reject_host_tool,
         auto_approve: bool = False,
         timeout: float | None = None,
+        limit: float | None = None,
+        stdin: InputSource | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> AgentRequest:
         """Submit a request to the agent, and return it.
@@ -234,6 +237,7 @@ class VM:
             mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
         if cwd is None and "work" in mounts:
             cwd = mounts["work"]["guestPath"]
+        version = self._protocol_version()
         body = requests.compose(
             prompt=prompt,
             command=command,
@@ -241,8 +245,11 @@ class VM:
             cwd=cwd,
             mounts=mounts,
             auto_approve=auto_approve,
+            stdin=version >= inputs.VERSION and stdin is not None,
             extra=extra,
         )
+        if stdin is not None and version < inputs.VERSION:
+            stdin = RefusedInput(stdin, version)
         seconds, hint = _shorter(timeout, self.spec.quotas.seconds)
         return AgentRequest(
             self._transport,
@@ -251,6 +258,8 @@ class VM:
             on_host_tool=on_host_tool,
             timeout=seconds,
             timeout_hint=hint,
+            limit=limit,
+            stdin=stdin,
             alive=self.check,
         )
 
@@ -262,8 +271,11 @@ class VM:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         auto_approve: bool = False,
+        input: bytes | None = None,
     ) -> Completed:
         """Run a command in the guest as the agent's user; a string is given to ``/bin/sh -c``.
+
+        ``input`` is its standard input, which is empty if there is none.
 
         If the command asks the host for permission (``agent-ask``), this is denied, unless ``auto_approve`` is True.
 
@@ -272,8 +284,15 @@ class VM:
             BootError: the machine is gone, or its console shows a kernel panic.
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout)
+        stdin = None if input is None else BytesInput(input)
+        request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout, stdin=stdin)
         return collect(request)
+
+    def _protocol_version(self) -> int:
+        """Return the version of the agentd protocol; 0 if the agent does not state one."""
+        beat = self.heartbeat()
+        version = None if beat is None else beat.extra.get("protocolVersion")
+        return version if type(version) is int else 0
 
     @property
     def serial(self) -> SerialTransport:

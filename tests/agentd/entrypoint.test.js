@@ -1,5 +1,5 @@
 'use strict';
-// The table that agentd shares with the entrypoint of containers (tests/entrypoint.json, docs/entrypoint.md).
+// The table that agentd shares with the entrypoint of containers (tests/entrypoint.json, docs/reference/entrypoint.md).
 
 const assert = require('node:assert/strict');
 const fs = require('node:fs');

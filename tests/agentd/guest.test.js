@@ -81,7 +81,7 @@ test('the settings come from the service, and where it says nothing from here', 
   assert.deepEqual(chosen.choices, { AGENT_COMMAND: 'x y', AGENT_USER: 'u' });
 });
 
-test('times and limits are those that docs/agentd.md promises', () => {
+test('times and limits are those that docs/reference/agentd.md promises', () => {
   const { times, limits } = loadConfig({});
   assert.ok(times.poll <= 300 && times.rescan <= 2000);
   assert.deepEqual([times.heartbeat, times.answer, times.garbage, times.kill, times.drain, times.stall, times.settle], [5000, 60_000, 30_000, 5000, 1000, 60_000, 30_000]);

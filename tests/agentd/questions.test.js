@@ -32,6 +32,17 @@ test('without a running request everything is denied', async () => {
   }
 });
 
+test('an agent reads its own request, without what agentd keeps to itself', async () => {
+  const questions = new Questions({ answer: 1 });
+  assert.equal(questions.request(), undefined);
+  const own = { prompt: 'p', systemPrompt: 's', imageAttachments: [{ name: 'a.png', mimeType: 'image/png', base64Data: 'AA==' }], sessionId: 'x' };
+  const told = { autoApprove: true, confirmationMode: 'text', cwd: '/workspace', workspaceRoot: '/workspace', hostWorkspaceRoot: '/home/me', memoryEnabled: false };
+  questions.serve({ request: { data: { ...own, ...told, env: { SESSION_TOKEN: 't' }, mounts: { work: {} }, command: ['ls'], other: 1 } } });
+  assert.deepEqual(questions.request(), { ...own, ...told });
+  questions.serve({ request: { data: { prompt: 'p' } } });
+  assert.deepEqual(questions.request(), { prompt: 'p' }, 'a key that the host did not send is not there');
+});
+
 test('what the host says about a permission', async () => {
   const input = { command: 'ls' };
   for (const [answer, expected] of [
@@ -125,6 +136,13 @@ test('a line is answered with a line, in however many pieces it comes', async (t
   assert.equal(await send([ask({ kind: 'host_tool' })]), answer('tool'));
   assert.equal(await send([...ask({ kind: 'host_tool' }).matchAll(/.{1,9}/gs)].map(([piece]) => piece)), answer('tool'));
   assert.equal(await send([ask() + ask({ kind: 'host_tool' }), 'more']), answer('permission'), 'one question for each connection');
+});
+
+test('a request is told to the agent that asks for it', async (t) => {
+  const { send, questions } = await listening(t);
+  assert.equal(await send(['{"kind":"request"}\n']), '{}\n', 'no request is running');
+  questions.serve({ request: { data: { prompt: 'é\n', env: { A: 'b' } } } });
+  assert.equal(await send(['{"kind":"request"}\n']), `${JSON.stringify({ request: { prompt: 'é\n' } })}\n`);
 });
 
 test('what is no question is denied with the reason', async (t) => {

@@ -16,10 +16,10 @@ test('a request without anything', () => {
   const request = parseRequest('r', {});
   assert.deepEqual(request, {
     id: 'r', prompt: undefined, cwd: undefined, workspaceRoot: undefined, hostWorkspaceRoot: undefined, env: {}, mounts: [], autoApprove: false,
-    confirmationMode: 'modal', systemPrompt: undefined, awaitSystem: true, command: undefined, data: {},
+    confirmationMode: 'modal', systemPrompt: undefined, awaitSystem: true, command: undefined, stdin: false, data: {},
   }); // prettier-ignore
   assert.ok(Object.isFrozen(request));
-  const keys = ['prompt', 'cwd', 'workspaceRoot', 'hostWorkspaceRoot', 'env', 'mounts', 'autoApprove', 'confirmationMode', 'systemPrompt', 'awaitSystem', 'command'];
+  const keys = ['prompt', 'cwd', 'workspaceRoot', 'hostWorkspaceRoot', 'env', 'mounts', 'autoApprove', 'confirmationMode', 'systemPrompt', 'awaitSystem', 'command', 'stdin'];
   const nulls = Object.fromEntries(keys.map((key) => [key, null]));
   assert.deepEqual({ ...parseRequest('r', nulls), data: {} }, request, 'null is like nothing');
 });
@@ -34,7 +34,7 @@ test('a request with everything', () => {
   assert.deepEqual(mounts, [{ name: 'work', tag: 'w', guestPath: '/workspace/project' }, { name: 'ipc', tag: 'a.b-c_1', guestPath: '/workspace/ipc' }]);
   assert.ok(mounts.every(Object.isFrozen));
   const { mounts: _, ...given } = data;
-  assert.deepEqual(rest, { id: 'r', ...given, data });
+  assert.deepEqual(rest, { id: 'r', ...given, stdin: false, data });
   assert.equal(parseRequest('r', { cwd: '', workspaceRoot: '', hostWorkspaceRoot: '' }).cwd, undefined);
 });
 
@@ -42,7 +42,7 @@ const WRONG = {
   'a string': { prompt: [1, [], {}, true], cwd: [1], workspaceRoot: [1], hostWorkspaceRoot: [1], confirmationMode: [1], systemPrompt: [1] },
   'an object of strings': { env: ['x', 1, [], ['x'], { A: 1 }, { A: 'x', B: null }] },
   'an object': { mounts: ['x', 1, [], true] },
-  'true or false': { autoApprove: ['true', 1, 0, ''], awaitSystem: ['false', 0, 1] },
+  'true or false': { autoApprove: ['true', 1, 0, ''], awaitSystem: ['false', 0, 1], stdin: ['true', 1, 0] },
   'a list of strings, not empty': { command: ['ls', 1, {}, [], [''], [1], ['ls', 1], ['ls', 'a\0'], ['l\0s'], [null]] },
 };
 

@@ -51,8 +51,8 @@ test('what is done for a request, in this order', async (t) => {
 
 test('what became of the agent is its result', async (t) => {
   for (const [script, expected] of [
-    ['exit 3', { subtype: 'error', exitCode: 3, signal: null, result: 'the agent ended with status 3' }],
-    ['kill -9 $$', { subtype: 'error', exitCode: null, signal: 'SIGKILL', result: 'the agent was killed by SIGKILL' }],
+    ['exit 3', { subtype: 'error', exitCode: 3, signal: null, result: 'the agent ended with status 3', errors: ['the agent ended with status 3'] }],
+    ['kill -9 $$', { subtype: 'error', exitCode: null, signal: 'SIGKILL', result: 'the agent was killed by SIGKILL', errors: ['the agent was killed by SIGKILL'] }],
     ['echo \'{"type":"result","subtype":"error"}\'', { subtype: 'success', exitCode: 0, signal: null, result: 'the agent ended with status 0' }],
   ]) {
     const { durationMs, type, ...result } = await makeRunner(t).run({ command: sh(script) });
@@ -96,7 +96,7 @@ test('a request that an earlier agentd began or ended is not run', async (t) => 
 });
 
 test('what is wrong with a request is its result, without a start', async (t) => {
-  const failed = (result, exitCode = null) => ({ subtype: 'error', exitCode, signal: null, result });
+  const failed = (result, exitCode = null) => ({ subtype: 'error', exitCode, signal: null, result, errors: [result] });
   for (const [data, expected] of [
     [new Error('the request is too large'), failed('the request is too large')],
     [{ command: [] }, failed('request: "command" must be a list of strings, not empty')],
@@ -114,7 +114,7 @@ test('what is wrong with a request is its result, without a start', async (t) =>
 });
 
 test('a request is cancelled before its agent starts', async (t) => {
-  const cancelled = { type: 'result', subtype: 'error', exitCode: null, signal: null, cancelled: true, result: 'why' };
+  const cancelled = { type: 'result', subtype: 'error', exitCode: null, signal: null, cancelled: true, result: 'why', errors: ['why'] };
   const { run, events, calls } = makeRunner(t);
   const { durationMs, ...result } = await run({ command: ['true'] }, AbortSignal.abort(new Error('why')));
   assert.deepEqual([result, events.length, calls], [cancelled, 1, [['close'], ['finish', 'r']]]);
@@ -135,7 +135,7 @@ test('a request is cancelled while its agent runs, and while it starts', async (
   await until('the signal', () => events.some(({ event }) => event.data === 'got\n'));
   controller.abort(new Error('why'));
   const { durationMs, ...result } = await running;
-  assert.deepEqual(result, { type: 'result', subtype: 'error', exitCode: null, signal: 'SIGTERM', cancelled: true, result: 'why' });
+  assert.deepEqual(result, { type: 'result', subtype: 'error', exitCode: null, signal: 'SIGTERM', cancelled: true, result: 'why', errors: ['why'] });
   const early = new AbortController();
   const questions = { admit: () => early.abort(new Error('early')), serve: () => {} };
   const second = await makeRunner(t, { questions }).run({ command: sh('sleep 60') }, early.signal);

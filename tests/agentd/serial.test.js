@@ -6,49 +6,11 @@ const path = require('node:path');
 const { randomBytes } = require('node:crypto');
 const { spawnSync } = require('node:child_process');
 const { test } = require('node:test');
-const { FAST, FakeMounter, FakeSystem, LIMITS, launch, makeGuest, makeLog, payload, until } = require('./helpers');
-const { SerialChannel } = payload('serial');
+const { LIMITS, makeGuest, payload, until } = require('./helpers');
+const { startSerial: start } = require('./serialguest');
 const { LineReader } = payload('lines');
 const { Port } = payload('port');
-const { RequestQueue } = payload('queue');
-const { Runner } = payload('run');
-const { Questions } = payload('permissions');
 const { MAX_FILE } = payload('transfer');
-
-/** The port with the test at its other end. */
-class FakePort {
-  pending = 0;
-  sent = [];
-  #inbox = [];
-  #wake = () => {};
-  push(bytes) {
-    this.#inbox.push(Buffer.from(bytes));
-    this.#wake();
-  }
-  async read() {
-    while (this.#inbox.length === 0) await new Promise((resolve) => (this.#wake = resolve));
-    return this.#inbox.shift();
-  }
-  async write(bytes) {
-    for (const line of bytes.toString().split('\n').filter(Boolean)) this.sent.push(JSON.parse(line));
-  }
-}
-
-function start(t, guest = makeGuest(t)) {
-  fs.writeFileSync(guest.config.passwdFile, `agent:x:${process.getuid() || 1000}:${process.getgid() || 1000}::${guest.root}:/bin/sh\n`);
-  fs.chmodSync(guest.root, 0o755);
-  fs.mkdirSync(path.join(guest.config.workspace, 'project'), { recursive: true });
-  for (const dir of ['', 'project']) fs.chmodSync(path.join(guest.config.workspace, dir), 0o777);
-  const [port, log] = [new FakePort(), makeLog()];
-  const channel = new SerialChannel(port, guest.config, log);
-  const runner = new Runner({ config: { ...guest.config, socket: path.join(guest.root, 'sock') }, log, channel, mounter: new FakeMounter(), system: new FakeSystem(), questions: new Questions(FAST), launch });
-  void channel.run(new RequestQueue((entry) => runner.run(entry), 16));
-  t.after(() => channel.stop());
-  const send = (message) => port.push(`${JSON.stringify(message)}\n`);
-  const events = (id) => port.sent.filter((message) => message.type === 'stream' && message.requestId === id).map((message) => JSON.parse(message.line));
-  const result = (id) => until(`the result of ${id}`, () => events(id).map((line) => line.event).find((event) => event.type === 'result'));
-  return { ...guest, port, log, channel, send, events, result, project: path.join(guest.config.workspace, 'project') };
-}
 
 const sh = (script, ...words) => ['/bin/sh', '-c', script, 'sh', ...words];
 

@@ -1,12 +1,15 @@
 """Carry the agentd contract over files in the request share, whose tag is ``ipc``.
 
 The host writes ``requests/ID.json``, and the guest appends events to ``streams/ID.log``, one JSON object a line. The
-host answers the agent's questions in ``responses/``. The file ``heartbeat`` is the guest's sign of life.
+host answers the agent's questions in ``responses/``. The standard input of a command is in ``inputs/ID.0``,
+``inputs/ID.1`` …, of which the guest removes each that the command has taken, and an empty one is the end. The file
+``heartbeat`` is the guest's sign of life.
 """
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,8 +18,9 @@ from imgkit.errors import GuestError, HostError, UsageError
 from imgkit.vm.agent.protocol import MAX_HEARTBEAT, Heartbeat, parse_heartbeat
 from imgkit.vm.shares.sharedfolder import SharedFolder, ShareError
 
-FOLDERS = ("requests", "streams", "responses")
+FOLDERS = ("requests", "streams", "responses", "inputs")
 _CHUNK = 1 << 20
+_AHEAD = 8  # pieces of standard input that may lie in the share
 
 
 class FileTransport:
@@ -31,6 +35,8 @@ class FileTransport:
         """
         self._folder = folder
         self._offsets: dict[str, int] = {}
+        self._inputs: dict[str, deque[int]] = {}  # by request, the numbers of the pieces that the guest may have left
+        self._next_input: dict[str, int] = {}
         folder.remove("heartbeat")
         for name in FOLDERS:
             folder.mkdir(name)
@@ -78,11 +84,38 @@ class FileTransport:
         """Answer a host tool request. Raises as :meth:`submit` does."""
         self._write(f"responses/{question_id}.host-tool.json", answer)
 
-    def cancel(self, request_id: str) -> None:
+    def input_room(self, request_id: str) -> bool:
+        """Return whether fewer than eight pieces of the input lie in the share.
+
+        Raises:
+            ShareError: the guest put a link or a file in place of the folder.
+            GuestError: the folder cannot be read.
+        """
+        waiting = self._inputs.setdefault(request_id, deque())
+        try:
+            while waiting and self._folder.size(f"inputs/{request_id}.{waiting[0]}") is None:
+                waiting.popleft()
+        except OSError as cause:
+            raise GuestError(f"inputs: {cause.strerror}") from cause
+        return len(waiting) < _AHEAD
+
+    def send_input(self, request_id: str, data: bytes) -> None:
+        """Write a piece of input into the share. Raises HostError and ShareError as :meth:`submit` does."""
+        number = self._next_input.get(request_id, 0)
+        self._next_input[request_id] = number + 1
+        self._put(f"inputs/{request_id}.{number}", data)
+        self._inputs.setdefault(request_id, deque()).append(number)
+
+    def stop(self, request_id: str) -> None:
         """Write an empty file beside the request, by which the guest stops it and removes both files."""
-        self._offsets.pop(request_id, None)
         with suppress(OSError, ShareError):
             self._folder.write(f"requests/{request_id}.cancel", b"", mode=0o600)
+
+    def cancel(self, request_id: str) -> None:
+        """Stop the request. Its stream is not read any more."""
+        self._offsets.pop(request_id, None)
+        self._drop_input(request_id)
+        self.stop(request_id)
 
     def forget(self, request_id: str) -> None:
         """Remove the request and its stream.
@@ -90,6 +123,7 @@ class FileTransport:
         The request is removed first, because a guest that restarts takes a request without a stream for a new one.
         """
         self._offsets.pop(request_id, None)
+        self._drop_input(request_id)
         self._folder.remove(f"requests/{request_id}.json")
         self._folder.remove(f"streams/{request_id}.log")
 
@@ -97,10 +131,21 @@ class FileTransport:
         """Close the share."""
         self._folder.close()
 
+    def _drop_input(self, request_id: str) -> None:
+        """Remove the pieces of input that the guest has not taken."""
+        self._next_input.pop(request_id, None)
+        for number in self._inputs.pop(request_id, ()):
+            self._folder.remove(f"inputs/{request_id}.{number}")
+
     def _write(self, path: str, value: Mapping[str, Any]) -> None:
         try:
-            self._folder.write(path, json.dumps(value).encode(), mode=0o600)
+            text = json.dumps(value)
         except (TypeError, ValueError, RecursionError) as cause:
             raise UsageError(f"message to the guest cannot be written as JSON: {cause}") from cause
+        self._put(path, text.encode())
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            self._folder.write(path, data, mode=0o600)
         except OSError as cause:
             raise HostError(f"{path}: cannot be written into the share: {cause.strerror}") from cause

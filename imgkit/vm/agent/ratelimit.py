@@ -48,7 +48,7 @@ class RateLimit:
             raise FloodError(
                 f"the guest floods the host: {self.total} {self.unit} within {seconds:.0f} s "
                 f"(the limit is {self.burst} and {self.per_second} a second)",
-                hint="docs/limits.md says what a guest may say",
+                hint="docs/reference/limits.md says what a guest may say",
             )
 
 

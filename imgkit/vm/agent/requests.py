@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent import callbacks, protocol, ratelimit
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
+from imgkit.vm.agent.inputs import InputSource
 from imgkit.vm.agent.protocol import (
     AgentResult,
     Event,
@@ -38,14 +39,16 @@ MAX_STREAM = 1 << 30
 """Maximum size of a request's stream in bytes."""
 MAX_QUESTIONS = 100_000
 """Maximum number of questions that the agent may ask during a request."""
+_PIECES = 8  # of standard input that are sent between two looks at the stream
+_STOP_TIMEOUT = 10.0  # seconds for the result of a command that was asked to stop: agentd kills it after five
 _DRAIN_TIMEOUT = 5.0  # seconds for reading what a machine that is gone had sent before
 
 
 class Transport(Protocol):
     """Carries requests into the guest and events out of it. No method blocks for long.
 
-    Every method but ``cancel``, ``forget`` and ``close`` may raise GuestError, if the guest is gone or breaks the
-    contract. Methods that send a message raise UsageError if it cannot be written as JSON.
+    Every method but ``stop``, ``cancel``, ``forget`` and ``close`` may raise GuestError, if the guest is gone or breaks
+    the contract. Methods that send a message raise UsageError if it cannot be written as JSON.
     """
 
     def heartbeat(self) -> Heartbeat | None:
@@ -63,8 +66,17 @@ class Transport(Protocol):
     def host_tool(self, question_id: str, answer: Mapping[str, Any]) -> None:
         """Send the answer to a host tool request."""
 
+    def input_room(self, request_id: str) -> bool:
+        """Return whether the guest takes another piece of standard input: it has taken most of what it was sent."""
+
+    def send_input(self, request_id: str, data: bytes) -> None:
+        """Send a piece of the standard input of the request's command; an empty one is the end."""
+
+    def stop(self, request_id: str) -> None:
+        """Ask the guest to stop working on the request, whose stream goes on. A guest that is gone is not an error."""
+
     def cancel(self, request_id: str) -> None:
-        """Ask the guest to stop working on the request. A guest that is gone is not an error."""
+        """Ask the guest to stop working on the request, and drop its stream. A guest that is gone is not an error."""
 
     def forget(self, request_id: str) -> None:
         """Remove what is left of a request that is over."""
@@ -81,6 +93,7 @@ def compose(
     cwd: str | None = None,
     mounts: Mapping[str, Mapping[str, str]] | None = None,
     auto_approve: bool = False,
+    stdin: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compose the JSON object of a request.
@@ -92,11 +105,12 @@ def compose(
         cwd: working folder in the guest; None leaves it to agentd.
         mounts: shares that are mounted before the agent starts: name → {"tag": tag of the share, "guestPath": folder}.
         auto_approve: whether the agent may use its tools without asking for permission.
+        stdin: whether the command gets standard input, which is sent after the request.
         extra: further fields of the request, as the agentd contract defines them.
 
     Raises:
         UsageError: neither or both of ``prompt`` and ``command`` are given, the command is empty or not a list of
-            strings, or ``auto_approve`` is not a bool.
+            strings, ``auto_approve`` is not a bool, or there is standard input for a prompt.
     """
     if (prompt is None) == (command is None):
         raise UsageError("a request needs either a prompt or a command")
@@ -104,6 +118,8 @@ def compose(
         raise UsageError("a command is a non-empty list of words")
     if not isinstance(auto_approve, bool):
         raise UsageError("auto_approve is True or False")
+    if stdin and command is None:
+        raise UsageError("standard input is for a command: an agent gets its prompt there")
     request: dict[str, Any] = dict(extra or {})
     if command is not None:
         request["command"] = list(command)
@@ -114,6 +130,8 @@ def compose(
     request["env"] = dict(env or {})
     request["mounts"] = {name: dict(mount) for name, mount in (mounts or {}).items()}
     request["autoApprove"] = auto_approve
+    if stdin:
+        request["stdin"] = True
     return request
 
 
@@ -126,6 +144,7 @@ class AgentRequest:
 
     Attributes:
         id: the request's id, a UUID.
+        stopped: whether the guest was asked to stop because the time of ``limit`` was over.
     """
 
     def __init__(
@@ -136,6 +155,8 @@ class AgentRequest:
         on_permission: OnPermission = deny_permission,
         on_host_tool: OnHostTool = reject_host_tool,
         timeout: float | None = None,
+        limit: float | None = None,
+        stdin: InputSource | None = None,
         alive: Callable[[], None] = lambda: None,
         timeout_hint: str = "a longer timeout= of the request",
     ) -> None:
@@ -147,6 +168,9 @@ class AgentRequest:
             on_permission: answers the agent's permission requests.
             on_host_tool: answers the agent's host tool requests.
             timeout: seconds until the result must be there; None waits for ever.
+            limit: seconds after which the guest is asked to stop. The request goes on until its result is there, which
+                then usually says that it was cancelled, for 10 seconds at most.
+            stdin: the standard input of the command.
             alive: called every :data:`POLL` seconds; raises GuestError when the guest is gone.
             timeout_hint: the hint of the error that is raised when the time is over.
 
@@ -159,6 +183,9 @@ class AgentRequest:
         self._on_host_tool = on_host_tool
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
+        self.stopped = False
+        self._limit = None if limit is None else time.monotonic() + limit
+        self._stdin = stdin
         self._alive = alive
         self._timeout_hint = timeout_hint
         self._next_check = 0.0  # monotonic time
@@ -234,13 +261,43 @@ class AgentRequest:
             if self._waiting:
                 line = self._waiting.popleft()
                 return line if isinstance(line, Garbage) else protocol.parse_event(line)
+            self._feed()
             data = self._transport.read(self.id)
             if data:
                 self._receive(data)
             elif self._gone is not None:
                 raise self._gone[1]
             else:
-                time.sleep(POLL)
+                self._idle()
+
+    def _feed(self) -> None:
+        """Pass on what there is of the standard input, as far as the guest takes it."""
+        for _ in range(_PIECES):
+            if self._stdin is None or self._gone is not None or not self._transport.input_room(self.id):
+                return
+            data = self._stdin.read()
+            if data is None:
+                return
+            self._transport.send_input(self.id, data)
+            if not data:
+                self._stdin = None
+
+    def _idle(self) -> None:
+        """Wait for a moment, or until there is standard input that the guest takes."""
+        if self._stdin is not None and self._gone is None and self._transport.input_room(self.id):
+            self._stdin.wait(POLL)
+        else:
+            time.sleep(POLL)
+
+    def _stop_in_time(self, now: float) -> None:
+        """Ask the guest to stop if the time of ``limit`` is over. Its result is waited for a little longer."""
+        if self._limit is None or now < self._limit:
+            return
+        self._limit = None
+        self.stopped = True
+        last = now + _STOP_TIMEOUT
+        self._deadline = last if self._deadline is None else min(self._deadline, last)
+        self._transport.stop(self.id)
 
     def _check(self) -> None:
         """Raise if the time is over or the guest is gone, unless the result has already been received.
@@ -248,6 +305,7 @@ class AgentRequest:
         This is checked before every event, because the guest may never stop sending.
         """
         now = time.monotonic()
+        self._stop_in_time(now)
         late = self._deadline is not None and now >= self._deadline
         if self._gone is None and now >= self._next_check:
             self._next_check = now + POLL

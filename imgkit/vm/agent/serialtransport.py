@@ -7,6 +7,7 @@ guest that sends more than :data:`MAX_KEPT` bytes that nobody fetches is an erro
 
 from __future__ import annotations
 
+import base64
 import json
 import select
 import socket
@@ -32,6 +33,7 @@ _READ = 1 << 20  # bytes of a stream that one call of `read` returns, and of the
 _MAX_UNSENT = 64 << 20  # bytes of answers that the guest has not taken
 _SEND_TIMEOUT = 60.0  # seconds for the guest to take a line
 _CANCEL_TIMEOUT = 1.0  # seconds for the guest to take a cancellation
+_AHEAD = 8  # pieces of standard input that the guest may not have taken yet
 _SHOWN = 200  # bytes of a line that Garbage keeps
 _MAX_NOTES = 100  # entries of `refused` and of `garbage`
 
@@ -58,6 +60,8 @@ class SerialTransport:
         self._heartbeat: Heartbeat | None = None
         self._streams: defaultdict[str, bytearray] = defaultdict(bytearray)
         self._known: set[str] = set()  # ids of the requests that are not over
+        self._sent_inputs: dict[str, int] = {}  # pieces of standard input that were sent, by request
+        self._taken_inputs: dict[str, int] = {}  # and that the guest has taken
         self._unchecked = 0  # bytes received since the memory that is kept was last counted
         self._incoming = IncomingFiles()
         self.files = self._incoming.files
@@ -102,9 +106,22 @@ class SerialTransport:
         """Answer a host tool request. Raises as :meth:`submit` does."""
         self._post({**answer, "type": "host_tool_response", "requestId": question_id})
 
+    def input_room(self, request_id: str) -> bool:
+        """Return whether the guest has taken all but seven pieces of the input that were sent."""
+        return self._sent_inputs.get(request_id, 0) - self._taken_inputs.get(request_id, 0) < _AHEAD
+
+    def send_input(self, request_id: str, data: bytes) -> None:
+        """Send a piece of input. Raises as :meth:`submit` does."""
+        self._sent_inputs[request_id] = self._sent_inputs.get(request_id, 0) + 1
+        self._post({"type": "input", "requestId": request_id, "data": base64.b64encode(data).decode()})
+
     def cancel(self, request_id: str) -> None:
-        """Ask the guest to stop working on the request. A guest that is gone or takes no messages is ignored."""
+        """Stop the request, and drop what the guest still sends about it."""
         self.forget(request_id)
+        self.stop(request_id)
+
+    def stop(self, request_id: str) -> None:
+        """Ask the guest to stop working on the request. A guest that is gone or takes no messages is ignored."""
         try:
             self._send({"type": "cancel", "requestId": request_id}, timeout=_CANCEL_TIMEOUT)
         except GuestError:
@@ -114,6 +131,8 @@ class SerialTransport:
         """Drop what is kept of the request, and whatever the guest still sends about it."""
         self._known.discard(request_id)
         self._streams.pop(request_id, None)
+        self._sent_inputs.pop(request_id, None)
+        self._taken_inputs.pop(request_id, None)
 
     def close(self) -> None:
         """Close the socket."""
@@ -209,6 +228,8 @@ class SerialTransport:
             self._append(message)
         elif kind in ("file_sync", "file_sync_chunk", "file_sync_complete"):
             self._incoming.receive(kind, message)
+        elif kind == "input_taken":
+            self._note_taken(message)
         elif kind == "push_error":
             self.refused.append((str(message.get("path"))[:4096], str(message.get("error"))[:1000]))
             del self.refused[:-_MAX_NOTES]
@@ -221,6 +242,14 @@ class SerialTransport:
             raise ValueError("stream without requestId and line")
         if identity in self._known:  # a request that was cancelled may still send lines
             self._streams[identity] += text.rstrip("\n").replace("\n", " ").encode(errors="replace") + b"\n"
+
+    def _note_taken(self, message: Mapping[str, Any]) -> None:
+        identity, index = message.get("requestId"), message.get("index")
+        if not isinstance(identity, str) or type(index) is not int:
+            raise ValueError("input_taken without requestId and index")
+        if identity in self._known:
+            taken = max(self._taken_inputs.get(identity, 0), index + 1)
+            self._taken_inputs[identity] = min(taken, self._sent_inputs.get(identity, 0))
 
     def _note(self, garbage: Garbage) -> None:
         self.garbage.append(garbage)

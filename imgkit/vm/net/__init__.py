@@ -1,1 +1,1 @@
-"""The restricted network: a network of a guest that reaches the hosts on an allowlist only (docs/network.md)."""
+"""The restricted network: a guest reaches the hosts on an allowlist only (docs/reference/network.md)."""

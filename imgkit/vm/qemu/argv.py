@@ -31,7 +31,7 @@ whole.
 """
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")  # virtio-9p takes at most 31 bytes
 IPC_PORT = "ipc.0"
-"""Name of the virtio-serial port that carries requests in serial mode (docs/agentd.md)."""
+"""Name of the virtio-serial port that carries requests in serial mode (docs/reference/agentd.md)."""
 
 
 @dataclass(frozen=True)

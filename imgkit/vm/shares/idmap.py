@@ -2,7 +2,7 @@
 
 With 9p's ``security_model=none`` the guest's kernel checks permissions against the owners that the host reports, and
 what the guest writes belongs to the user that runs QEMU. In the guest, the agent takes over the uid of the owner of the
-folder it works in (docs/agentd.md), but never root's. QEMU does not run as root where that can be avoided
+folder it works in (docs/reference/agentd.md), but never root's. QEMU does not run as root where that can be avoided
 (:mod:`imgkit.vm.sandbox.identity`).
 
 If this process is root on Linux and QEMU runs as ``nobody``, QEMU gets a view of root's folders in which root and

@@ -65,7 +65,7 @@ mount_all() {
 	mount -o remount,bind,ro /tools "$root/run/imgkit.tools"
 }
 
-# Take the values of this boot over from the config drive (docs/agentd.md), and this run's settings from its folder
+# Take the values of this boot over from the config drive (docs/reference/agentd.md), and this run's settings from its folder
 # "machine". The drive is released: nothing may read it again.
 take_config() {
 	local bus

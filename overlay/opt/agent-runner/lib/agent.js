@@ -5,6 +5,7 @@ const path = require('node:path');
 const { spawn } = require('node:child_process');
 const { RequestError } = require('./errors');
 const { below, holdFolder } = require('./folders');
+const { feed } = require('./input');
 const { OutputSplitter } = require('./output');
 
 const SETPRIV = '/bin/setpriv';
@@ -89,7 +90,8 @@ class AgentRun {
   #killTimer;
 
   /**
-   * @param {{command: string[], cwd: string, env: object, user: object, input?: string, events: boolean}} plan
+   * @param {{command: string[], cwd: string, env: object, user: object, input?: string, source?: AsyncIterable<Buffer>, events: boolean}} plan
+   *   `source` is the agent's standard input in place of the text `input`
    * @param {{limits: object, times: object, launch?: Function}} settings
    * @param {(event: object) => void} emit
    */
@@ -99,7 +101,8 @@ class AgentRun {
     this.#child = inFolder(plan.cwd, (cwd) => spawn(file, args, { ...options, cwd, detached: true, stdio: ['pipe', 'pipe', 'pipe'] }));
     this.splitters = ['stdout', 'stderr'].map((name) => this.#follow(name, plan.events && name === 'stdout', settings.limits, emit));
     this.#child.stdin.on('error', () => {}); // an agent need not read its input
-    this.#child.stdin.end(plan.input ?? '');
+    if (plan.source) void feed(plan.source, this.#child.stdin);
+    else this.#child.stdin.end(plan.input ?? '');
     if (this.#child.pid) preferAsVictim(this.#child.pid);
     this.finished = this.#finish();
   }

@@ -26,6 +26,7 @@ const TIMES = Object.freeze({
 const LIMITS = Object.freeze({
   request: 64 * 1024 * 1024,
   answer: 4 * 1024 * 1024,
+  input: 1024 * 1024, // one piece of a request's standard input
   chunk: 64 * 1024, // one output event
   jsonLine: 1024 * 1024, // a longer line of the agent is output, not an event
   resultText: 64 * 1024,

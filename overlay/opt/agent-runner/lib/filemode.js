@@ -4,7 +4,7 @@ const fs = require('node:fs');
 const fsp = require('node:fs/promises');
 const path = require('node:path');
 const { setTimeout: delay } = require('node:timers/promises');
-const { APPEND, READ, parseObject, readSmall, removeFile } = require('./files');
+const { APPEND, READ, parseObject, readBytes, readSmall, removeFile } = require('./files');
 const { SharedFolder, below, holdFolder, isOwn } = require('./folders');
 const { writeHeartbeat } = require('./heartbeat');
 const { isId } = require('./paths');
@@ -292,6 +292,34 @@ class FileChannel {
 
   async #remove(...parts) {
     await removeFile(this.#path(...parts));
+  }
+
+  /**
+   * The standard input of a request: the files inputs/ID.0, inputs/ID.1 …, of which an empty one is the end. A file is removed
+   * when the agent has taken its bytes; the host has only a few files there at a time.
+   */
+  async *input(id, signal) {
+    for (let index = 0; ; index += 1) {
+      const name = `${id}.${index}`;
+      const bytes = await this.#nextInput(name, signal);
+      if (bytes?.length > 0) yield bytes;
+      if (bytes) await this.#remove('inputs', name).catch(() => {});
+      if (!bytes?.length) return;
+    }
+  }
+
+  /** Wait for a piece of input; undefined if `signal` is aborted first. */
+  async #nextInput(name, signal) {
+    for (let wait = this.#config.times.poll / 25; !signal.aborted; wait = Math.min(wait * 2, this.#config.times.poll)) {
+      const bytes = await this.#readInput(name).catch(() => undefined);
+      if (bytes) return bytes;
+      await delay(wait, undefined, { signal }).catch(() => {});
+    }
+    return undefined;
+  }
+
+  async #readInput(name) {
+    return readBytes(this.#path('inputs', name), this.#config.limits.input);
   }
 
   // Files need no transfer, because both sides see the same folder.

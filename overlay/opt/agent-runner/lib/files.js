@@ -32,6 +32,21 @@ async function readSmall(file, limit) {
   }
 }
 
+/** Read all bytes of a regular file of at most `limit` bytes. @returns {Promise<Buffer|undefined>} undefined if there is none */
+async function readBytes(file, limit) {
+  let handle;
+  try {
+    handle = await fsp.open(file, READ);
+    const stat = await handle.stat();
+    return stat.isFile() && stat.size <= limit ? await handle.readFile() : undefined;
+  } catch (error) {
+    if (['ENOENT', 'ELOOP'].includes(error.code)) return undefined;
+    throw error;
+  } finally {
+    await handle?.close().catch(() => {});
+  }
+}
+
 /** Remove a file, if it exists. */
 async function removeFile(file) {
   await fsp.rm(file, { force: true });
@@ -47,4 +62,4 @@ function parseObject(text) {
   }
 }
 
-module.exports = { APPEND, READ, parseObject, readSmall, removeFile };
+module.exports = { APPEND, READ, parseObject, readBytes, readSmall, removeFile };

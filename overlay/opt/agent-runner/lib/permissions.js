@@ -6,6 +6,19 @@ const path = require('node:path');
 const { randomUUID } = require('node:crypto');
 
 const MAX_QUESTION = 4 * 1024 * 1024; // characters
+/** The keys of a request that its agent may read. The others (env, mounts) can name what agentd keeps to itself. */
+const AGENT_KEYS = Object.freeze([
+  'prompt',
+  'systemPrompt',
+  'imageAttachments',
+  'sessionId',
+  'autoApprove',
+  'confirmationMode',
+  'cwd',
+  'workspaceRoot',
+  'hostWorkspaceRoot',
+  'memoryEnabled',
+]);
 
 /** Passes questions of the running agent to the host: permissions and host tools. No answer counts as a denial. */
 class Questions {
@@ -43,6 +56,12 @@ class Questions {
   /** Set the request whose agent may ask from now on. With undefined, every question is denied. */
   serve(current) {
     this.#current = current;
+  }
+
+  /** What the running agent may read of its request, as the host sent it; undefined if no request is running. */
+  request() {
+    const data = this.#current?.request.data;
+    return data && Object.fromEntries(AGENT_KEYS.filter((key) => key in data).map((key) => [key, data[key]]));
   }
 
   /** Ask whether a tool may be used. @returns {Promise<{behavior: 'allow'|'deny', message?: string, updatedInput?: unknown}>} */
@@ -107,13 +126,17 @@ function serve(connection, questions) {
 async function reply(connection, line, questions) {
   let answer;
   try {
-    const { kind, toolName, toolInput } = JSON.parse(line);
-    if (typeof toolName !== 'string') throw new Error('toolName must be a string');
-    answer = kind === 'host_tool' ? await questions.hostTool(toolName, toolInput) : await questions.permission(toolName, toolInput);
+    answer = await answerTo(JSON.parse(line), questions);
   } catch (error) {
     answer = { behavior: 'deny', success: false, text: '', error: error.message, message: error.message };
   }
   if (!connection.destroyed) connection.end(`${JSON.stringify(answer)}\n`);
+}
+
+async function answerTo({ kind, toolName, toolInput }, questions) {
+  if (kind === 'request') return { request: questions.request() };
+  if (typeof toolName !== 'string') throw new Error('toolName must be a string');
+  return kind === 'host_tool' ? questions.hostTool(toolName, toolInput) : questions.permission(toolName, toolInput);
 }
 
 module.exports = { Questions };

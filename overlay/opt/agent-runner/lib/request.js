@@ -15,6 +15,7 @@ const SHAPES = {
   confirmationMode: ['a string', (value) => typeof value === 'string'],
   systemPrompt: ['a string', (value) => typeof value === 'string'],
   awaitSystem: ['true or false', (value) => typeof value === 'boolean'],
+  stdin: ['true or false', (value) => typeof value === 'boolean'],
   command: ['a list of strings, not empty', (value) => Array.isArray(value) && value.length > 0 && value.every(isArgument) && value[0] !== ''],
 };
 
@@ -37,6 +38,7 @@ function parseRequest(id, data) {
     const value = data[key] ?? undefined;
     if (value !== undefined && !fits(value)) throw new RequestError(`request: "${key}" must be ${what}`);
   }
+  if (data.stdin && (!data.command || (data.prompt ?? undefined) !== undefined)) throw new RequestError('request: "stdin" needs a "command", and no "prompt"');
   return Object.freeze({
     id,
     prompt: data.prompt ?? undefined,
@@ -50,6 +52,7 @@ function parseRequest(id, data) {
     systemPrompt: data.systemPrompt ?? undefined,
     awaitSystem: data.awaitSystem !== false,
     command: data.command ?? undefined,
+    stdin: data.stdin === true,
     data,
   });
 }

@@ -43,7 +43,9 @@ class Runner {
     const { channel, log } = this.#services;
     const stream = await retrying(() => channel.openStream(id), this.#services.config.times.retry);
     const outcome = await this.#outcome(id, data, signal, history, stream).catch((error) => failure(error));
-    const event = { type: 'result', ...outcome, durationMs: Math.round(performance.now() - started) };
+    // The application of the first seed shows "errors" of a failed request, as the SDK that it was made for has them.
+    const errors = outcome.subtype === 'error' ? { errors: [outcome.result] } : {};
+    const event = { type: 'result', ...outcome, ...errors, durationMs: Math.round(performance.now() - started) };
     await stream.write({ type: 'sdk_event', event });
     await stream.close();
     log.info(`request ${id}: ${outcome.subtype}, exit code ${outcome.exitCode}, signal ${outcome.signal}, ${event.durationMs} ms`);
@@ -85,7 +87,9 @@ class Runner {
     const report = new Report(stream, config.limits);
     noteUser(config, plan.user);
     questions.admit(plan.user);
-    const agent = new AgentRun(plan, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
+    const running = new AbortController();
+    const source = request.stdin ? channel.input(request.id, running.signal) : undefined;
+    const agent = new AgentRun({ ...plan, source }, { limits: config.limits, times: config.times, launch }, (event) => report.add(event, agent));
     this.#current = agent;
     questions.serve({ request, channel, stream, signal });
     const cancel = () => agent.stop();
@@ -96,6 +100,7 @@ class Runner {
       const status = await agent.finished;
       return report.outcome(status, signal, plan.events);
     } finally {
+      running.abort();
       clearInterval(watch);
       signal.removeEventListener('abort', cancel);
       questions.serve(undefined);

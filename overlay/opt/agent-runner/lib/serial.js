@@ -4,10 +4,11 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { bootUser } = require('./environment');
 const { parseObject } = require('./files');
+const { InputQueue } = require('./input');
 const { LineReader } = require('./lines');
 const { isId, isInside } = require('./paths');
 const { Port, findPort } = require('./port');
-const { Receiver, changedFiles, sendFile, snapshot } = require('./transfer');
+const { Receiver, changedFiles, decode, sendFile, snapshot } = require('./transfer');
 
 const REMEMBERED = 1000; // ids of ended requests that are not run again
 
@@ -25,6 +26,7 @@ class SerialChannel {
   #journal;
   #receiver;
   #answers = new Map(); // question id → resolve
+  #inputs = new Map(); // request id → InputQueue
   #ended = new Set();
   #before;
   #beating = false;
@@ -72,6 +74,7 @@ class SerialChannel {
     const { type, requestId } = message;
     if (type === 'request') return this.#request(message, queue);
     if (type === 'cancel') return queue.cancel(requestId);
+    if (type === 'input') return this.#input(message);
     if (type === 'permission_response') return this.#answers.get(requestId)?.(message.result);
     if (type === 'host_tool_response') return this.#answers.get(requestId)?.(message);
     if (['push_file', 'push_file_chunk', 'push_file_complete'].includes(type)) return this.#push(message);
@@ -82,7 +85,28 @@ class SerialChannel {
     if (!isId(requestId)) return this.#log.info('a request without a usable requestId was ignored');
     if (this.#ended.has(requestId)) return undefined;
     const object = typeof data === 'string' ? parseObject(data) : parseObject(JSON.stringify(data));
+    if (object?.stdin === true && !this.#inputs.has(requestId)) this.#inputs.set(requestId, new InputQueue()); // input may come before the request begins
     return queue.add(requestId, object ?? new Error('the request is not a JSON object'));
+  }
+
+  #input({ requestId, data }) {
+    try {
+      this.#inputs.get(requestId)?.push(decode(data));
+    } catch (error) {
+      this.#log.once('input', `input: ${error.message}`);
+    }
+  }
+
+  /** The standard input of a request. The host is told of each piece that the agent has taken, and sends only a few ahead. */
+  async *input(id, signal) {
+    const queue = this.#inputs.get(id);
+    signal.addEventListener('abort', () => queue?.close(), { once: true });
+    for (let index = 0; queue; index += 1) {
+      const bytes = await queue.next();
+      if (bytes?.length > 0) yield bytes;
+      if (bytes) void this.#send({ type: 'input_taken', requestId: id, index });
+      if (!bytes?.length) return;
+    }
   }
 
   #push(message) {
@@ -109,6 +133,7 @@ class SerialChannel {
   /** Remember that the request has ended, and remove it from the journal. */
   async finish(id) {
     this.#ended.add(id);
+    this.#inputs.delete(id);
     if (this.#ended.size > REMEMBERED) this.#ended.delete(this.#ended.values().next().value);
     fs.rmSync(path.join(this.#journal, id), { force: true });
   }

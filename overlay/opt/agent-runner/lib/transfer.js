@@ -179,4 +179,4 @@ async function sendFile(root, name, user, requestId, send) {
   }
 }
 
-module.exports = { CHUNK, MAX_FILE, Receiver, changedFiles, sendFile, snapshot };
+module.exports = { CHUNK, MAX_FILE, Receiver, changedFiles, decode, sendFile, snapshot };

@@ -16,6 +16,7 @@ from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.image.buildid import ImageIdentity
 from imgkit.planning.baseimage import BaseImage
+from imgkit.planning.localfolders import published_url
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
@@ -184,7 +185,7 @@ def _package(planned: PlannedPackage, *, is_image: bool) -> dict[str, Any]:
         "identity": package.identity,
         "license": package.license,
         "origin": package.origin,
-        "url": planned.url,
+        "url": published_url(planned.url),
         **({"sha256": planned.sha256} if planned.sha256 else {"from": "base" if is_image else "minirootfs"}),
     }
 
@@ -223,7 +224,7 @@ def _base(base: Artefact | ImageSource, recipe: Recipe, image: BaseImage | None)
 
 def _artefact(artefact: Artefact) -> dict[str, Any]:
     return {
-        "url": artefact.url,
+        "url": published_url(artefact.url),
         "size": artefact.size,
         "sha256": artefact.sha256,
         "vouchedBy": artefact.vouched_by,

@@ -15,7 +15,7 @@ from imgkit.errors import RecipeError, UsageError
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import faults, locations
 from imgkit.recipe.extending import all_fields
-from imgkit.recipe.merging import Stated
+from imgkit.recipe.merging import OVERLAYS, Stated
 from imgkit.recipe.spec import Recipe
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -37,7 +37,10 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     if not path.is_file():
         raise _missing(path)
     stated, problems = all_fields(path)
-    fields = locations.absolute({**_plain(stated), **overrides}, path.parent)
+    values = cast("Mapping[str, object]", stated.plain())
+    if overrides.keys() & OVERLAYS:
+        values = {name: value for name, value in values.items() if name not in OVERLAYS}
+    fields = locations.absolute({**values, **overrides}, path.parent)
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as invalid:
@@ -47,10 +50,6 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     if problems:
         raise _error(path, _with_modules(problems, stated, overrides), origins)
     return recipe
-
-
-def _plain(stated: Stated) -> Mapping[str, object]:
-    return cast("Mapping[str, object]", stated.plain())
 
 
 def _with_modules(problems: Sequence[str], stated: Stated, overrides: Mapping[str, object]) -> list[str]:

@@ -32,7 +32,8 @@ _MAPPINGS = re.compile(r"|services|container|container\.(env|labels)|architectur
 _PACKAGES = re.compile(r"(|container\.|architectures\.[^.]+\.)packages|disk_packages")
 _SERVICES = re.compile(r"services\.[^.]+")
 _KEYS: Mapping[str, str] = MappingProxyType({"users": "name", "files": "path", "repositories": "url"})
-_OVERLAYS = frozenset({"overlay", "overlays"})
+OVERLAYS = frozenset({"overlay", "overlays"})
+"""Two forms of one fact: what replaces one of them, or adds to it, does so to both."""
 _PACKAGE_NAME = re.compile(r"!?([^<>=~@]*)")  # in front of a version or a tag
 
 
@@ -96,13 +97,13 @@ def merged(base: Stated, own: Stated) -> tuple[Stated, list[str]]:
 def _overlays_listed(fields: Stated, others: Stated) -> Stated:
     """Return fields whose overlays are one list, if other fields have overlays as well."""
     own = _items(fields)
-    if not (own.keys() & _OVERLAYS and _items(others).keys() & _OVERLAYS):
+    if not (own.keys() & OVERLAYS and _items(others).keys() & OVERLAYS):
         return fields
     folders: list[Stated] = []
-    for name in sorted(own.keys() & _OVERLAYS):
+    for name in sorted(own.keys() & OVERLAYS):
         value = own[name].value
         folders += value if isinstance(value, list) else [own[name]] if value is not None else []
-    rest = {name: item for name, item in own.items() if name not in _OVERLAYS}
+    rest = {name: item for name, item in own.items() if name not in OVERLAYS}
     return Stated({**rest, "overlays": Stated(folders, fields.origin)}, fields.origin)
 
 
@@ -184,9 +185,7 @@ def _without(place: str, base: list[Stated], own: list[Stated], what: str, probl
     gone = [name for item in own if (name := _removed(item))]
     present = [item.value for item in base]
     problems += [
-        f"{place}: !{name}: the recipe that this one extends has no such {what}"
-        for name in gone
-        if name not in present
+        f"{place}: !{name}: the recipe that this one extends has no such {what}" for name in gone if name not in present
     ]
     return [item for item in base if item.value not in gone]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests import wheels
 from tests.commandline import ROOT
 from tests.conftest import need
-from tests.images import Builder
+from tests.images import Builder, has_bindings
 
 OTHER = "imgkit==1.2.3"
 """The other project that has the name imgkit, as a requirement of pip."""
@@ -105,6 +106,39 @@ def test_beside_the_other_imgkit_it_says_so(first: str, wheel: Path, tmp_path: P
 def run(venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the Python of a virtual environment, outside the repository."""
     return subprocess.run([venv / "bin/python", *words], cwd=venv, capture_output=True, text=True, check=False)
+
+
+# ---- other installers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize("tool", ["pipx", "uv"])
+def test_installers_of_programs(tool: str, wheel: Path, tmp_path: Path) -> None:
+    """They make an environment of their own for the program; what comes with the wheel arrives unchanged."""
+    venv = wheels.environment(tmp_path / "venv", wheels.other_python())
+    need("a Python package index", wheels.install(venv, tool).returncode == 0)
+    home = tmp_path / "home"
+    variables = {
+        **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")},
+        **{"HOME": str(home), "XDG_CACHE_HOME": str(Path.home() / ".cache"), "UV_PYTHON_DOWNLOADS": "never"},
+    }
+    words = ["tool", "install", "--python", venv / "bin/python", wheel] if tool == "uv" else ["install", wheel]
+    done = subprocess.run(
+        [venv / "bin" / tool, *words], env=variables, capture_output=True, text=True, umask=0o077, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    program = home / ".local/bin/imgkit"
+    found = subprocess.run([program, "doctor", "--json"], env=variables, capture_output=True, text=True, check=False)
+    checks = {check["name"]: check for check in json.loads(found.stdout)}
+    need("libguestfs' Python bindings", has_bindings())
+    assert checks["libguestfs bindings"]["ok"]
+    (data,) = home.rglob("site-packages/imgkit/data")
+    arrived = {
+        f"imgkit/data/{path.relative_to(data)}": (path.read_bytes(), bool(path.stat().st_mode & 0o100))
+        for path in data.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert arrived == shipped()
 
 
 # ---- in an environment of its own ------------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imgkit.host import terminal
+from imgkit.host import namesake, terminal
+
+namesake.refuse()  # once more than imgkit/__init__.py, which may be the other project's
 
 BUG = 70
 """Exit status for an exception that is not one of these."""

@@ -54,6 +54,10 @@ VARIABLES = (
         "certificates that registries are verified against; of mirrors, the first two",
     ),
     ("`IMGKIT_LAUNCH_TIMEOUT`", "seconds that libguestfs' appliance may take to start, for slow hosts"),
+    (
+        "`IMGKIT_GUESTFS_PYTHON`",
+        "the Python that has libguestfs' bindings (default: this one, the distribution's, or one on `PATH`)",
+    ),
     ("`IMGKIT_APPLIANCE`", "`stock` starts libguestfs' own appliance instead of the quick one"),
     ("`IMGKIT_FIRMWARE_ROOT`", "folder below which UEFI firmware is looked up instead of below `/`"),
     (

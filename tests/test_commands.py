@@ -11,7 +11,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +32,10 @@ from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.parser import parse, parsers
-from imgkit.engines.engineerrors import LimitError
+from imgkit.engines.engineerrors import EngineStartError, LimitError
+from imgkit.engines.guestfs import bindings
 from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs.bindings import Interpreter
 from imgkit.engines.reading import FilesystemUsage
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
 from imgkit.host.process import MissingProgramError
@@ -674,14 +676,19 @@ def test_the_status_of_the_doctor(
 
 
 def test_the_bindings_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "guestfs" else None)
+    chosen = [Interpreter(sys.executable, "3.13"), Interpreter("/usr/bin/python3", "3.11", isolated=True)]
+    monkeypatch.setattr(bindings, "choose", lambda environment: chosen.pop(0))
     check = hostchecks._bindings()
     assert (check.name, check.ok, check.detail, check.purpose) == ("libguestfs bindings", True, "importable", "build")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert hostchecks._bindings().detail == "importable by /usr/bin/python3 (Python 3.11)"
+
+    def fails(environment: Mapping[str, str]) -> Interpreter:
+        raise EngineStartError("nobody can import them", hint="apt-get")
+
+    monkeypatch.setattr(bindings, "choose", fails)
     check = hostchecks._bindings()
-    assert (check.ok, check.detail) == (False, f"{sys.executable} cannot import guestfs")
-    assert check.fix.startswith("apt-get install python3-guestfs")
-    assert check.required
+    assert (check.name, check.ok, check.detail) == ("libguestfs bindings", False, "nobody can import them")
+    assert (check.fix, check.purpose, check.required) == ("apt-get", "build", True)
 
 
 def test_the_programs_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:

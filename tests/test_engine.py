@@ -36,6 +36,7 @@ from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from imgkit.tree.cpio import Member, newc
 from tests.conftest import need, need_program
 from tests.files import noise
+from tests.images import has_bindings
 from tests.layouts import SPECS
 from tests.trees import tree_from_tar
 
@@ -455,11 +456,7 @@ def test_os_release_is_read_without_its_quotes() -> None:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    try:
-        import guestfs as bindings
-    except ImportError:
-        bindings = None
-    need("libguestfs' Python bindings", bindings)
+    need("libguestfs' Python bindings", has_bindings())
     # Kept between runs: making it takes some seconds. The engine itself notices when it is out of date.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgkit" / "test-appliance"
     return Options(cache=cache)

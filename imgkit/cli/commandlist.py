@@ -16,6 +16,7 @@ from imgkit.cli.command import Command
 from imgkit.host import interrupts
 
 COMMANDS: Mapping[str, str] = {
+    "init": "begin a project: a recipe, a test that boots it, a workflow",
     "build": "build the images of a recipe",
     "lock": "write a recipe's lock file: exact URLs, sizes, hashes",
     "boot": "boot an image and wait for its agent",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -10,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.engines.guestfs.appliancestart import BINDINGS_FIX, KERNEL_FIX
+from imgkit.engines.guestfs import bindings
+from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
 from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmrunner
@@ -58,14 +58,14 @@ def examine(out: Path) -> list[HostCheck]:
 
 
 def _bindings() -> HostCheck:
-    installed = importlib.util.find_spec("guestfs") is not None
-    return HostCheck(
-        "libguestfs bindings",
-        installed,
-        "importable" if installed else f"{sys.executable} cannot import guestfs",
-        "build",
-        BINDINGS_FIX,
-    )
+    """Check for a Python that can import libguestfs' bindings: this one or another."""
+    name = "libguestfs bindings"
+    try:
+        interpreter = bindings.choose(os.environ)
+    except ImgkitError as error:
+        return HostCheck(name, False, error.message, "build", error.hint or "")
+    where = "" if interpreter.is_own else f" by {interpreter.path} (Python {interpreter.version})"
+    return HostCheck(name, True, f"importable{where}", "build")
 
 
 def _programs() -> Iterator[HostCheck]:

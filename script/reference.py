@@ -67,6 +67,7 @@ VARIABLES = (
 """Names and meanings of the environment variables, in Markdown."""
 STATUSES = (
     ("0", "The command is done."),
+    ("1", "imgkit diff found a difference."),
     ("2", "The command line or an environment variable is wrong."),
     ("3", "The recipe is wrong."),
     ("4", "An input is missing or cannot be trusted, or an image differs from its manifest."),

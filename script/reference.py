@@ -23,7 +23,10 @@ HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --h
 COMMON = ("help", "verbose", "quiet", "debug")
 PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
 VARIABLES = (
-    ("`ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION`", "the recipe's `mirror`, `branch`, `version`"),
+    (
+        "`ALPINE_MIRROR`, `ALPINE_RELEASE_KEY`, `ALPINE_BRANCH`, `ALPINE_VERSION`",
+        "the recipe's `mirror`, `release_key`, `branch`, `version`",
+    ),
     ("`IMAGE_SIZE`", "its `size`"),
     (
         "`AGENT_RUNNER_BUILD`",

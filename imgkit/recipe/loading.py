@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from imgkit.errors import RecipeError, UsageError
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import basereference, faults
+from imgkit.recipe.mirroraddress import absolute_mirror
 from imgkit.recipe.module import execute, public_values
 from imgkit.recipe.spec import Recipe
 
@@ -39,6 +40,8 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
         value = fields.get(name)
         if isinstance(value, (str, Path)) and value != "":
             fields[name] = (path.parent / value).resolve()
+    if isinstance(fields.get("mirror"), str):
+        fields["mirror"] = absolute_mirror(str(fields["mirror"]), path.parent)
     if isinstance(fields.get("base"), str):
         fields["base"] = basereference.absolute(str(fields["base"]), path.parent)
     try:

@@ -270,9 +270,8 @@ def test_the_certificate_that_was_named_before_vouches_for_the_same_file_only(lo
     """Another certificate that is named is the one that counts, and another minirootfs needs its own signature."""
     other = locked.here.base / "other.asc"
     other.write_bytes(alpine_certificate().data)
-    assert "signed by an unknown key" in locked(
-        "--locked", "--mirror", site.url, "--release-key", "other.asc", status=4
-    )
+    words = ("--locked", "--mirror", site.url)
+    assert "signed by an unknown key" in locked(*words, "--release-key", "other.asc", status=4)
     (record,) = (locked.here.cache / vouched.FOLDER).rglob("*.json")
     record.rename(record.with_name("0" * 64 + ".json"))
     assert "signed by an unknown key" in locked(*words, status=4)

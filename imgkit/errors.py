@@ -7,6 +7,7 @@ prints both in one place (:func:`imgkit.cli.main.main`) and exits with the ``exi
 status  class                    cause
 ======  =======================  ==================================================================================
 0       none                     The command succeeded. A reader that closes our output early is not a failure.
+1       none                     ``imgkit diff`` found a difference.
 2       :class:`UsageError`      The command line or an environment variable is wrong.
 3       :class:`RecipeError`     The recipe is wrong.
 4       :class:`InputError`      An input is missing or cannot be trusted; or an image differs from its manifest.
@@ -39,6 +40,8 @@ from imgkit.host import namesake, terminal
 
 namesake.refuse()  # once more than imgkit/__init__.py, which may be the other project's
 
+DIFFERENT = 1
+"""Exit status of ``imgkit diff`` if there is a difference, as that of diff(1)."""
 BUG = 70
 """Exit status for an exception that is not one of these."""
 INTERRUPTED = 130

@@ -24,7 +24,10 @@ HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --h
 COMMON = ("help", "verbose", "quiet", "debug")
 PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
 VARIABLES = (
-    ("`ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION`", "the recipe's `mirror`, `branch`, `version`"),
+    (
+        "`ALPINE_MIRROR`, `ALPINE_RELEASE_KEY`, `ALPINE_BRANCH`, `ALPINE_VERSION`",
+        "the recipe's `mirror`, `release_key`, `branch`, `version`",
+    ),
     ("`IMAGE_SIZE`", "its `size`"),
     (
         "`AGENT_RUNNER_BUILD`",
@@ -72,6 +75,7 @@ VARIABLES = (
 """Names and meanings of the environment variables, in Markdown."""
 STATUSES = (
     ("0", "The command is done."),
+    ("1", "imgkit diff found a difference."),
     ("2", "The command line or an environment variable is wrong."),
     ("3", "The recipe is wrong."),
     ("4", "An input is missing or cannot be trusted, or an image differs from its manifest."),

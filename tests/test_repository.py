@@ -63,7 +63,7 @@ def test_the_manual_page_has_no_warnings() -> None:
 
 def test_exit_statuses_are_those_of_the_errors() -> None:
     kinds = (errors.UsageError, errors.RecipeError, errors.InputError, errors.HostError, errors.GuestError)
-    expected = [0, *(kind.exit_status for kind in kinds), errors.BUG, errors.INTERRUPTED]
+    expected = [0, errors.DIFFERENT, *(kind.exit_status for kind in kinds), errors.BUG, errors.INTERRUPTED]
     assert [int(status) for status, _ in reference.STATUSES] == expected
     assert [int(status) for status in re.findall(r"^([0-9]+) ", str(errors.__doc__), re.MULTILINE)] == expected
     assert program.INTERRUPTED == errors.INTERRUPTED
@@ -76,7 +76,10 @@ def test_the_reference_knows_every_variable() -> None:
     )
     assert {"OUT_DIR", "IMGKIT_CACHE", "ALPINE_MIRROR", "IMGKIT_FIRMWARE_ROOT"} <= read
     named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in reference.VARIABLES)))
-    assert read - named == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_BUILD_ID"} & read
+    assert (
+        read - named
+        == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_ARCH", "IMGKIT_BUILD_ID"} & read
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))

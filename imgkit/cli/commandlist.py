@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "run one command in an image",
     "inspect": "what is in an image: partitions, packages, sizes",
     "verify": "compare an image with its manifest",
+    "diff": "compare two images, manifests or lock files",
     "push": "push a container image to registries",
     "pull": "pull a container image from a registry",
     "publish": "publish images for the host application",

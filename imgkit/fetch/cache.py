@@ -34,6 +34,7 @@ import platformdirs
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
+from imgkit.fetch.localfiles import copy_file, is_local
 from imgkit.fetch.pool import Meter, in_parallel
 from imgkit.host import scratch, wholefile
 from imgkit.host.jsonfile import read_json
@@ -217,6 +218,8 @@ class Cache:
         validators: Validators | None = None,
     ) -> Download | None:
         meter.expect(wanted.size or 0)
+        if is_local(wanted.url):
+            return copy_file(wanted.url, target, wanted.expected, on_bytes=meter.advance, cancelled=stop)
         return self._http.download(
             wanted.url, target, wanted.expected, validators=validators, on_bytes=meter.advance, cancelled=stop
         )

@@ -11,6 +11,7 @@ from imgkit.recipe import sourcefaults
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec
+from imgkit.recipe.mirroraddress import mirror_fault
 from imgkit.recipe.record import RecipeRecord
 from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM, RepositorySpec
 from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, parse_size
@@ -73,8 +74,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
-    if not recipe.mirror.startswith(("http://", "https://")):
-        yield f"mirror: {recipe.mirror!r} is not an http(s) URL"
+    if fault := mirror_fault(recipe.mirror):
+        yield f"mirror: {fault}"
     if not recipe.architectures:
         yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():

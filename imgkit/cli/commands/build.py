@@ -1,7 +1,7 @@
 """Build the images of a recipe: disks for machines, and container images.
 
-Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
-AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
+Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_RELEASE_KEY, ALPINE_BRANCH, ALPINE_VERSION,
+IMAGE_SIZE, ARCHS, AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli import registryoptions, several
+from imgkit.cli import mirroroptions, registryoptions, several
 from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
 from imgkit.engines.guestfs import engine as guestfs
@@ -37,16 +37,11 @@ HELP = "build the images of a recipe"
 log = logging.getLogger("imgkit")
 
 # field of the recipe → the option that sets it
-OPTIONS = {
-    "release_key": "--release-key",
-    "agent_runner": "--agent-runner",
-    "mirror": "--mirror",
-    "compression": "--format",
-}
+OPTIONS = {**mirroroptions.OPTIONS, "agent_runner": "--agent-runner", "compression": "--format"}
 
 # environment variable → the field of the recipe that it sets
 VARIABLES = {
-    "ALPINE_MIRROR": "mirror",
+    **mirroroptions.VARIABLES,
     "ALPINE_BRANCH": "branch",
     "ALPINE_VERSION": "version",
     "IMAGE_SIZE": "size",
@@ -89,7 +84,9 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
         metavar="ARCH",
         help=f"architecture of the recipe, or all; may be repeated (default: ARCHS, or {default})",
     )
-    parser.add_argument("--mirror", metavar="URL", help="where Alpine is downloaded from")
+    parser.add_argument(
+        "--mirror", metavar="URL", help="where Alpine is downloaded from: a URL, or a folder that begins with / or ./"
+    )
     parser.add_argument(
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
@@ -233,7 +230,9 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
         UsageError: a word of ``--set`` is not of the form NAME=VALUE.
     """
     overridden: dict[str, tuple[object, str]] = {
-        field: (environ[variable], variable) for variable, field in VARIABLES.items() if environ.get(variable)
+        field: (mirroroptions.absolute(field, environ[variable]), variable)
+        for variable, field in VARIABLES.items()
+        if environ.get(variable)
     }
     for text in options.set:
         name, value = parse_setting(text)
@@ -241,7 +240,7 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
     for field, option in OPTIONS.items():
         given = getattr(options, option[2:].replace("-", "_"), None)  # not every command has all of them
         if given is not None:
-            overridden[field] = (given.absolute() if isinstance(given, Path) else given, option)
+            overridden[field] = (mirroroptions.absolute(field, given), option)
     return (
         {field: value for field, (value, _) in overridden.items()},
         {field: origin for field, (_, origin) in overridden.items()},

@@ -15,7 +15,18 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
-from imgkit.recipe import Architecture, ContainerSpec, PartitionSpec, Recipe, Shape, UserSpec, load, parse_size
+from imgkit.recipe import (
+    Architecture,
+    ContainerSpec,
+    FileSpec,
+    OverlaySpec,
+    PartitionSpec,
+    Recipe,
+    Shape,
+    UserSpec,
+    load,
+    parse_size,
+)
 from imgkit.rootfs import digest
 from imgkit.rootfs.scripts.effects import Pending
 from imgkit.tree import Tree
@@ -46,7 +57,10 @@ CHANGED: dict[str, Any] = {
     "network": "none",
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
-    "overlay": Path("/other"),
+    "overlay": OverlaySpec(path=Path("/other"), modes="git"),
+    "overlays": (OverlaySpec(path=Path("/other")),),
+    "files": (FileSpec(path="/etc/x", content="x"),),
+    "timezone": "Europe/Berlin",
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,

@@ -110,7 +110,7 @@ def test_the_heartbeat_says_what_it_must(guest: RootedVM, image: Image) -> None:
     beat = guest.wait_ready(60)
     assert beat.extra["image"] == "test"
     assert beat.extra["buildId"] == image.manifest["buildId"]
-    assert beat.extra["protocolVersion"] == 2
+    assert beat.extra["protocolVersion"] == 3
 
 
 def test_the_console_tells_of_the_boot(guest: RootedVM) -> None:

@@ -15,7 +15,17 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
-from imgkit.recipe import Architecture, ContainerSpec, PartitionSpec, Recipe, Shape, UserSpec, load, parse_size
+from imgkit.recipe import (
+    AgentSpec,
+    Architecture,
+    ContainerSpec,
+    PartitionSpec,
+    Recipe,
+    Shape,
+    UserSpec,
+    load,
+    parse_size,
+)
 from imgkit.rootfs import digest
 from imgkit.rootfs.scripts.effects import Pending
 from imgkit.tree import Tree
@@ -47,6 +57,7 @@ CHANGED: dict[str, Any] = {
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
     "overlay": Path("/other"),
+    "agent": AgentSpec(command=("other",)),
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,

@@ -15,8 +15,13 @@ import pytest
 from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands import run
+from imgkit.cli.conversation import RawOutput
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, parse_event
+from imgkit.vm.agent.callbacks import Permission
+from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, PermissionRequest, parse_event
+
+TALK = {"json": False, "auto_approve": False}
+"""The options of what is shown and who decides, as they are when nobody gives them."""
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
@@ -29,7 +34,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    return argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
+    return argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, **TALK)
 
 
 def json_line(event: dict[str, Any]) -> bytes:
@@ -116,7 +121,9 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
         yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    options = argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
+    options = argparse.Namespace(
+        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, **TALK
+    )
     with pytest.raises(GuestError, match=r"^the request ended without a result$"):
         run.run(options, Invocation())
 
@@ -124,8 +131,13 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("words", "work", "asked", "shown"),
     [
-        ({"guest_command": ["ls", "-l"], "prompt": None}, None, {"command": ["ls", "-l"], "prompt": None}, ""),
-        ({"guest_command": [], "prompt": "do"}, "/tmp", {"command": None, "prompt": "do"}, '{"a": 1}\n'),
+        ({"guest_command": ["ls"], "prompt": None}, None, {"command": ["ls"], "prompt": None, "extra": None}, ""),
+        (
+            {"guest_command": [], "prompt": "do"},
+            "/tmp",
+            {"command": None, "prompt": "do", "extra": {"confirmationMode": "text"}},
+            '{"a": 1}\n',
+        ),
     ],
 )
 def test_what_a_request_asks_for_and_shows(
@@ -154,8 +166,12 @@ def test_what_a_request_asks_for_and_shows(
         yield SimpleNamespace(request=request, kill=lambda: steps.append("kill"))
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    assert run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **words), Invocation()) == 0
-    assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "extra": None}, "kill"]
+    assert (
+        run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **TALK, **words), Invocation()) == 0
+    )
+    on_permission = steps[1].pop("on_permission")
+    assert on_permission(PermissionRequest("q", "Bash", {})) == Permission(False, "nobody is there to allow it")
+    assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "auto_approve": False}, "kill"]
     assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
 
 
@@ -177,5 +193,5 @@ def test_output_is_shown_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     steps: list[object] = []
     stream = SimpleNamespace(buffer=SimpleNamespace(write=steps.append), flush=lambda: steps.append("flush"))
     monkeypatch.setattr("sys." + name, stream)
-    run._show(Output(name, b"x"))
+    RawOutput().show(Output(name, b"x"))
     assert steps == [b"x", "flush"]

@@ -3,10 +3,11 @@
     recipe = load(Path("recipes/alpine.py"), {"size": "8G"})
     recipe.architecture("amd64").packages
 
-``spec`` has the fields, ``containerspec`` those of the container image;
+``spec`` has the fields, ``containerspec`` those of the container image, ``agentspec`` those of the agent;
 ``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and describes its faults.
 """
 
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.loading import load, parse_setting
 from imgkit.recipe.spec import (
@@ -26,6 +27,7 @@ from imgkit.recipe.spec import (
 __all__ = [
     "OFFICIAL_MIRROR",
     "SHAPES",
+    "AgentSpec",
     "Architecture",
     "ContainerSpec",
     "Output",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.record import RecipeRecord
@@ -39,7 +40,8 @@ def _model(location: tuple[int | str, ...]) -> type[RecipeRecord]:
     """Return the record that a field at this place of a recipe belongs to."""
     if len(location) == 3 and location[0] == "architectures":
         return Architecture
-    return ContainerSpec if len(location) == 2 and location[0] == "container" else Recipe
+    records: dict[int | str, type[RecipeRecord]] = {"container": ContainerSpec, "agent": AgentSpec}
+    return records.get(location[0], Recipe) if len(location) == 2 else Recipe
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
@@ -48,6 +50,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         path = getattr(recipe, field)
         if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):
             yield f"{field}: {path} does not exist"
+    if recipe.agent is not None and recipe.agent.payload is not None and not recipe.agent.payload.is_dir():
+        yield f"agent.payload: {recipe.agent.payload} does not exist"
     yield from _base_faults(recipe.base)
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):

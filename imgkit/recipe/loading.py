@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from imgkit.errors import RecipeError, UsageError
 from imgkit.host.suggest import close_matches, did_you_mean
-from imgkit.recipe import basereference, faults
+from imgkit.recipe import agentspec, basereference, faults
 from imgkit.recipe.module import execute, public_values
 from imgkit.recipe.spec import Recipe
 
@@ -39,6 +39,8 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
         value = fields.get(name)
         if isinstance(value, (str, Path)) and value != "":
             fields[name] = (path.parent / value).resolve()
+    if "agent" in fields:
+        fields["agent"] = agentspec.with_absolute_payload(fields["agent"], path.parent)
     if isinstance(fields.get("base"), str):
         fields["base"] = basereference.absolute(str(fields["base"]), path.parent)
     try:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from imgkit.errors import UsageError
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.module import public_values
 from imgkit.recipe.record import Name, RecipeRecord, frozen
@@ -154,6 +155,8 @@ class Recipe(RecipeRecord):
     users: tuple[UserSpec, ...] = ()
     overlay: Path | None = None
     """Folder that is copied over the root filesystem as it is."""
+    agent: AgentSpec | None = None
+    """The program that agentd gives prompts to. None leaves the choice to the machine's environment."""
     agent_runner: Path | None = None
     """Folder that replaces /opt/agent-runner; None keeps that of the overlay."""
     agent_runner_build: Literal["auto", "0", "1"] = "auto"

@@ -1,7 +1,7 @@
 """Boot an image and run one command in it as the agent's user; its exit status is the command's.
 
 Everything after -- is the command. Without one, --prompt is given to the agent that the image or the environment
-configures.
+configures, and its answer is shown as text. The agent's questions are asked on the terminal.
 
 A container image (an OCI image layout, or a .tar archive of one) becomes a machine with a kernel of Alpine's. Without
 agentd in it, its entry point runs as its user, and what is after -- replaces its command.
@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import containerruns, machineoptions
+from imgkit.cli import containerruns, conversation, machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.imagepaths import is_container_image
 from imgkit.errors import GuestError, UsageError
-from imgkit.host import terminal
 from imgkit.vm.agent.completed import exit_status
-from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
-from imgkit.vm.agent.requests import AgentRequest
 from imgkit.vm.running import VM
 
 NAME = "run"
@@ -35,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machineoptions.arguments(parser)
     parser.add_argument("--work", metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
+    conversation.arguments(parser)
     containerruns.arguments(parser)
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
@@ -71,36 +68,19 @@ def _request(options: argparse.Namespace, booted: AbstractContextManager[VM]) ->
         GuestError: the agent failed without a status of its own.
     """
     with booted as vm:
-        extra = {"awaitSystem": False} if options.no_wait else None
-        with vm.request(command=options.guest_command or None, prompt=options.prompt, extra=extra) as request:
-            result = _follow(request, events=not options.guest_command)
+        talk = conversation.start(options)
+        with vm.request(
+            command=options.guest_command or None,
+            prompt=options.prompt,
+            extra={**(talk.extra if options.prompt else {}), **({"awaitSystem": False} if options.no_wait else {})}
+            or None,
+            on_permission=talk.permission,
+            auto_approve=options.auto_approve,
+        ) as request:
+            result = talk.follow(request)
         vm.kill()
     if not result.ok and result.signal is None and result.exit_code in (None, 0):
         raise GuestError(result.text or "the agent failed without saying why")
     if not result.ok and result.text and not result.text.startswith("the agent "):
         log.error("%s", result.text)  # agentd reports it, since no agent was started
     return exit_status(result)
-
-
-def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
-    """Show the events of a request until its result comes, and return that.
-
-    Args:
-        events: whether more than output is shown; a command has output only.
-    """
-    for event in request:
-        if isinstance(event, AgentResult):
-            return event
-        if events or isinstance(event, Output):
-            _show(event)
-    raise GuestError("the request ended without a result")
-
-
-def _show(event: Event) -> None:
-    """Print an event: output byte for byte to the same stream as in the guest, an agent's report as a line of JSON."""
-    if isinstance(event, Output):
-        stream = sys.stdout if event.stream == "stdout" else sys.stderr
-        stream.buffer.write(event.data)
-        stream.flush()
-    elif isinstance(event, AgentEvent) and event.kind != "started":
-        print(terminal.as_json(event.body, indent=None), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,8 +21,8 @@ from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, PermissionRequest, parse_event
 
-TALK = {"json": False, "auto_approve": False}
-"""The options of what is shown and who decides, as they are when nobody gives them."""
+TALK = {"json": False, "auto_approve": False, "limit": None, "interactive": False}
+"""Options of the request, as they are when nobody gives them."""
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
@@ -147,6 +148,7 @@ def test_what_a_request_asks_for_and_shows(
     shown: str,
     monkeypatch: pytest.MonkeyPatch,
     capfdbinary: pytest.CaptureFixture[bytes],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Output goes to the stream that it came from. Events are an agent's, but for the one that says that it started."""
     steps: list[Any] = []
@@ -170,9 +172,14 @@ def test_what_a_request_asks_for_and_shows(
         run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **TALK, **words), Invocation()) == 0
     )
     on_permission = steps[1].pop("on_permission")
-    assert on_permission(PermissionRequest("q", "Bash", {})) == Permission(False, "nobody is there to allow it")
-    assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "auto_approve": False}, "kill"]
+    assert steps == [
+        {} if work is None else {"work": Path(work)},
+        {**asked, "auto_approve": False, "limit": None, "stdin": None},
+        "kill",
+    ]
     assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
+    caplog.set_level(logging.CRITICAL)
+    assert on_permission(PermissionRequest("q", "Bash", {})) == Permission(False, "nobody is there to allow it")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,8 @@ def test_what_a_request_asks_for_and_shows(
 def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         run.run(
-            argparse.Namespace(image=Path("x.qcow2"), work=None, guest_command=command, prompt=prompt), Invocation()
+            argparse.Namespace(image=Path("x.qcow2"), work=None, **TALK, guest_command=command, prompt=prompt),
+            Invocation(),
         )
     assert caught.value.message == message
     assert caught.value.hint == "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"

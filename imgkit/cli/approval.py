@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -102,7 +103,7 @@ class Approver:
             termios.tcflush(self._answers.fileno(), termios.TCIFLUSH)
 
     def _say(self, text: str) -> None:
-        print(text, file=self._screen, flush=True)
+        print(terminal.block(text, sys.maxsize), file=self._screen, flush=True)
 
 
 def shown_input(value: Any) -> list[str]:

@@ -110,7 +110,8 @@ class Transcript:
     def _note(self, text: str) -> None:
         self.rest()
         line = terminal.line(text, _LINE)
-        print(f"\x1b[2m{line}\x1b[0m" if self._dim else line, file=self._notes, flush=True)
+        self._notes.write((f"\x1b[2m{line}\x1b[0m" if self._dim else line) + "\n")
+        self._notes.flush()
 
 
 class GuestText:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,15 +32,3 @@ class AgentSpec(RecipeRecord):
     """Folder that is put into the image as /opt/agent; None if the program comes from a package or an overlay."""
     build: Literal["auto", "0", "1"] = "auto"
     """How the payload's npm packages are installed, as ``agent_runner_build`` says."""
-
-
-def with_absolute_payload(value: object, folder: Path) -> object:
-    """Return the value of the field ``agent`` with its payload's path absolute, if it has one.
-
-    Args:
-        folder: the recipe's folder, which the path is relative to.
-    """
-    payload = value.get("payload") if isinstance(value, Mapping) else None
-    if isinstance(value, Mapping) and isinstance(payload, (str, Path)) and payload != "":
-        return {**value, "payload": (folder / payload).resolve()}
-    return value

@@ -16,6 +16,7 @@ from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
 from imgkit.recipe import (
+    AgentSpec,
     Architecture,
     ContainerSpec,
     FileSpec,
@@ -58,9 +59,10 @@ CHANGED: dict[str, Any] = {
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
     "timezone": "Europe/Berlin",
-    "overlay": OverlaySpec(path=Path("/other")),
+    "overlay": OverlaySpec(path=Path("/other"), modes="git"),
     "overlays": (OverlaySpec(path=Path("/other")),),
     "files": (FileSpec(path="/etc/a", content=b"a"),),
+    "agent": AgentSpec(command=("other",)),
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,

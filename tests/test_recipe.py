@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import OFFICIAL_MIRROR, ContainerSpec, OverlaySpec, Recipe, load, parse_setting, parse_size
+from imgkit.recipe import (
+    OFFICIAL_MIRROR,
+    AgentSpec,
+    ContainerSpec,
+    OverlaySpec,
+    Recipe,
+    load,
+    parse_setting,
+    parse_size,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -424,6 +433,29 @@ def test_whole_sentences(tmp_path: Path, line: str, message: str) -> None:
     assert faults(tmp_path, GOOD + line) == (message,)
 
 
+def test_the_payload_of_the_agent_is_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    recipe = load(write(tmp_path, GOOD + "agent = {'command': ['x', ''], 'payload': 'mine'}"))
+    assert recipe.agent == AgentSpec(command=("x", ""), payload=(tmp_path / "mine").resolve(), build="auto")
+    assert load(write(tmp_path, GOOD + "agent = {'command': ['x']}")).agent == AgentSpec(command=("x",))
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("{'command': ['x'], 'payload': 'none'}", "agent.payload: {folder}/none does not exist"),
+        ("{'command': []}", "agent.command: names no program"),
+        ("{'payload': '.'}", "agent.command: must be given"),
+        ("{'command': ['a\\n']}", "agent.command: 'a\\n' has a control character"),
+        ("{'command': ['x'], 'payloads': '.'}", "agent.payloads: no such field (did you mean payload?)"),
+        ("'x'", "agent: input should be a valid dictionary or instance of AgentSpec (it is 'x')"),
+    ],
+)
+def test_what_is_wrong_with_an_agent(value: str, fault: str, tmp_path: Path) -> None:
+    (found,) = faults(tmp_path, f"{GOOD}agent = {value}")
+    assert found.startswith(fault.format(folder=tmp_path))
+
+
 def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
     recipe = load(write(tmp_path))
     stated = {"branch", "packages", "architectures"}
@@ -451,6 +483,7 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "users": (),
         "timezone": None,
         "overlay": None,
+        "agent": None,
         "overlays": (),
         "files": (),
         "agent_runner": None,

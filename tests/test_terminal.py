@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.api.inspecting import DiskContents, ListedPackage
-from imgkit.cli import several
-from imgkit.cli.commands import inspect, run
+from imgkit.cli import conversation, several
+from imgkit.cli.commands import inspect
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.main import main
 from imgkit.engines.reading import FilesystemUsage, PartitionDescription
@@ -225,8 +225,8 @@ def test_the_result_of_a_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     """The command's own output stays as it is, as ssh has it; what imgkit says of the result does not."""
     from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output
 
-    run._show(Output("stdout", b"\x1b[1mbold"))
-    run._show(AgentEvent("text", {"text": HOSTILE}))
+    conversation.RawOutput().show(Output("stdout", b"\x1b[1mbold"))
+    conversation.EventLines().show(AgentEvent("text", {"text": HOSTILE}))
     written = capfd.readouterr().out
     assert written.startswith("\x1b[1mbold")
     assert obeyed(written.removeprefix("\x1b[1mbold")) == []

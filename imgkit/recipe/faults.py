@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
 from imgkit.recipe import sourcefaults
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec
@@ -28,6 +29,7 @@ _RECORDS: Mapping[str, type[RecipeRecord]] = {
     "files": FileSpec,
     "repositories": RepositorySpec,
     "container": ContainerSpec,
+    "agent": AgentSpec,
 }
 _MOST_LISTED = 15  # fields of a record that a message lists; there are more in a recipe
 _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB

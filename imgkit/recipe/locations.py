@@ -34,6 +34,7 @@ def absolute(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
     changes: dict[str, Callable[[object], object]] = dict.fromkeys(PATHS, place)
     changes["overlay"] = lambda value: _in_record(value, {"path": place}) if _is_record(value) else place(value)
     changes["overlays"] = lambda value: _each(value, changes["overlay"])
+    changes["agent"] = lambda value: _in_record(value, {"payload": place})
     changes["files"] = lambda value: _each(value, lambda file: _in_record(file, {"source": place}))
     changes["repositories"] = lambda value: _each(value, lambda one: _in_record(one, {"url": location, "key": place}))
     changes["base"] = lambda value: basereference.absolute(value, folder) if isinstance(value, str) else value

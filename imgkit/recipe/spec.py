@@ -211,7 +211,7 @@ class Recipe(RecipeRecord):
     agent: AgentSpec | None = Field(
         default=None, examples=[{"payload": "agents/mine", "command": ["/usr/bin/node", "/opt/agent/index.js"]}]
     )
-    """The program that agentd gives prompts to. None leaves the choice to the machine's environment."""
+    """The program that agentd gives prompts to. Without it, the machine's environment decides."""
     agent_runner: Path | None = Field(default=None, examples=["payload"])
     """Folder that replaces /opt/agent-runner. Without it, that of the overlay stays."""
     agent_runner_build: Literal["auto", "0", "1"] = Field(default="auto", examples=["0"])

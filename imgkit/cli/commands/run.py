@@ -108,7 +108,6 @@ def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
         if isinstance(event, AgentResult):
             return event
         if events or isinstance(event, Output):
-            statusline.stop()
             _show(event)
     raise GuestError("the request ended without a result")
 
@@ -116,8 +115,10 @@ def _follow(request: AgentRequest, *, events: bool) -> AgentResult:
 def _show(event: Event) -> None:
     """Print an event: output byte for byte to the same stream as in the guest, an agent's report as a line of JSON."""
     if isinstance(event, Output):
+        statusline.stop()
         stream = sys.stdout if event.stream == "stdout" else sys.stderr
         stream.buffer.write(event.data)
         stream.flush()
     elif isinstance(event, AgentEvent) and event.kind != "started":
+        statusline.stop()
         print(terminal.as_json(event.body, indent=None), flush=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from fixtures.mirror import Mirror
 from imgkit.host import colours, statusline
-from tests.images import ROOT
+from tests.images import ROOT, environment
 from tests.terminals import COLUMNS, Screen, python, run_on_terminal
 
 SETUP = """
@@ -205,3 +208,22 @@ def test_without_colours_the_same_words(env: Mapping[str, str]) -> None:
     session = run_on_terminal(words, env=env)
     assert "\x1b" not in "".join(session.pieces)
     assert session.screen.text[0].startswith("error: /no-such-image.qcow2")
+
+
+# ---- a build -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mirror
+def test_a_build_on_a_terminal(mirror: Mirror, mirror_url: str, tmp_path: Path) -> None:
+    """It shows its bars and steps while it works, and leaves one line for each file, none of them twice."""
+    words = ["build", "recipes/core.py", "--mirror", mirror_url, "--release-key", str(mirror.release_key)]
+    words += ["--output", "oci", "--arch", "amd64", "--out", str(tmp_path)]
+    session = run_on_terminal(
+        [sys.executable, "-m", "imgkit", *words], env=environment(tmp_path / "cache"), timeout=300
+    )
+    assert session.status == 0, session.screen.text
+    assert session.ever("^packages: ")
+    assert session.ever(r"^ +[0-9]+ s  amd64: compose the root filesystem$")
+    first, second = session.screen.text
+    assert re.fullmatch(rf"{tmp_path}/linux\.oci: sha256:[0-9a-f]{{64}}", first)
+    assert second == f"{tmp_path}/linux-amd64.container.json"

@@ -97,6 +97,7 @@ class EntryMachine:
         self._status: int | None = None
         self._started = False
         self._asked: float | None = None
+        self._late = False  # it was asked to end because its time was over
         self._feeder = _Feeder(machine.running.ports.get(INPUT))
 
     @classmethod
@@ -164,9 +165,7 @@ class EntryMachine:
             QuotaError: the machine was ended because it exceeded its quotas.
         """
         begun = time.monotonic()
-        end = None if seconds is None else begun + seconds
         self._feeder.source = stdin
-        late = False
         with selectors.DefaultSelector() as selector:
             for port, stream in STREAMS.items():
                 selector.register(self._machine.running.ports[port], selectors.EVENT_READ, stream)
@@ -176,17 +175,21 @@ class EntryMachine:
                     self._turn(selector, write)
                 except KeyboardInterrupt:
                     self._ask_to_stop()
-                if limit is not None and time.monotonic() >= begun + limit and self._asked is None:
-                    late = True
-                    self._ask_to_stop()
-                if end is not None and time.monotonic() >= end and self._status is None:
-                    hint = "--quota time=… allows more, --quota time=none all"
-                    raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
+                self._watch_time(time.monotonic() - begun, seconds, limit)
             if self._status is not None:
                 self._drain(write)
-        if late:
+        if self._late:
             raise CommandTimeoutError(f"the image's program was ended after {limit:g} s")
         return KILLED if self._status is None else self._status
+
+    def _watch_time(self, running: float, seconds: float | None, limit: float | None) -> None:
+        """Act on the limits of :meth:`follow` after the process has run for ``running`` seconds."""
+        if limit is not None and running >= limit and self._asked is None:
+            self._late = True
+            self._ask_to_stop()
+        if seconds is not None and running >= seconds and self._status is None:
+            hint = "--quota time=… allows more, --quota time=none all"
+            raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
 
     def _turn(self, selector: selectors.BaseSelector, write: Write) -> None:
         """Wait for something to read, for a moment, and pass it on."""

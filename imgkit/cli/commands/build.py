@@ -23,7 +23,7 @@ from imgkit.cli.command import Invocation
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
 from imgkit.fetch.cache import Cache, default_folder
-from imgkit.host import terminal
+from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts
 from imgkit.host.sourcedate import source_date
 from imgkit.image.assemble import BuildRequest, build
@@ -145,8 +145,18 @@ def _disks(
         finished[report.arch] = report.to_json()
         invocation.done.append(report.to_json())
         if not options.json:
-            terminal.say_path(report.image)
+            _say_result(options, report.image, f"{report.size / 1e6:.0f} MB, build {report.buildId}")
     return [finished[arch] for arch in arches]
+
+
+def _say_result(options: argparse.Namespace, path: Path | str, facts: str) -> None:
+    """Print a result: with what is to know about it on a terminal, and elsewhere its path alone, for scripts."""
+    with statusline.hidden():
+        if sys.stdout.isatty() and not options.quiet:
+            print(terminal.line(f"{path}: {facts}"))
+            return
+        log.info("%s: %s", path, facts)
+        terminal.say_path(path)
 
 
 def _container(
@@ -174,11 +184,12 @@ def _container(
     result = build_container(request)
     if options.verbose:
         print(terminal.block(result.steps.table()), file=sys.stderr)
-    log.info("%s: %s", result.paths[0], result.digest)
     report = container_report(recipe.name, result)
     invocation.done.append(report)
     if not options.json:
-        for path in result.paths:
+        first, *others = result.paths
+        _say_result(options, first, result.digest)
+        for path in others:
             terminal.say_path(path)
     return report
 
@@ -196,7 +207,6 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
         result = build(replace(request, allow_stale=options.allow_stale_mirror, access=access))
         if options.verbose:
             print(terminal.block(result.steps.table()), file=sys.stderr)
-        log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
         yield report_of(arch, result)
 
 

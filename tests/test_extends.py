@@ -298,6 +298,12 @@ def test_a_base_that_cannot_be_found(line: str, message: str, hint: str, tmp_pat
     assert (caught.value.hint or "").startswith(hint.format(folder=tmp_path))
 
 
+def test_a_misspelt_field(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    path.write_text(BASE + 'extend = "base/base.py"\noverlay = None\n')
+    assert problems(path) == ("extend: no such field (did you mean extends?)",)
+
+
 def test_recipes_that_extend_each_other(tmp_path: Path) -> None:
     first, second = tmp_path / "a.py", tmp_path / "b.py"
     first.write_text('extends = "b.py"')

@@ -14,11 +14,10 @@ from pathlib import Path
 from imgkit.errors import RecipeError
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import shipped
+from imgkit.recipe.faults import EXTENDS
 from imgkit.recipe.locations import absolute
 from imgkit.recipe.merging import Stated, merged, stated
 from imgkit.recipe.module import execute, public_values
-
-FIELD = "extends"
 
 
 def all_fields(path: Path) -> tuple[Stated, list[str]]:
@@ -42,9 +41,9 @@ def _fields(path: Path, above: tuple[Path, ...]) -> tuple[Stated, list[str]]:
     chain = (*above, path)
     if path.resolve() in [other.resolve() for other in above]:
         circle = " → ".join(map(shipped.label, chain))
-        raise RecipeError(f"{above[-1]}: {FIELD}: recipes extend each other in a circle: {circle}")
+        raise RecipeError(f"{above[-1]}: {EXTENDS}: recipes extend each other in a circle: {circle}")
     values = public_values(execute(path))
-    target = values.pop(FIELD, None)
+    target = values.pop(EXTENDS, None)
     own = stated(absolute(values, path.parent), shipped.label(path))
     if target is None:
         return own, []
@@ -60,7 +59,9 @@ def _base(path: Path, target: object) -> Path:
         RecipeError: there is none.
     """
     if not isinstance(target, (str, Path)) or not str(target):
-        raise RecipeError(f"{path}: {FIELD}: must be the path of a recipe, or {shipped.PREFIX}NAME (it is {target!r})")
+        raise RecipeError(
+            f"{path}: {EXTENDS}: must be the path of a recipe, or {shipped.PREFIX}NAME (it is {target!r})"
+        )
     name = str(target)
     if name.startswith(shipped.PREFIX):
         return _shipped(path, name.removeprefix(shipped.PREFIX))
@@ -69,7 +70,7 @@ def _base(path: Path, target: object) -> Path:
         return file
     near = close_matches(file.name, [other.name for other in file.parent.glob("*.py")], limit=1)
     hint = f"did you mean {near[0]}?" if near else f"a path is relative to {path.parent}"
-    raise RecipeError(f"{path}: {FIELD}: {name} does not exist", hint=hint)
+    raise RecipeError(f"{path}: {EXTENDS}: {name} does not exist", hint=hint)
 
 
 def _shipped(path: Path, name: str) -> Path:
@@ -81,5 +82,5 @@ def _shipped(path: Path, name: str) -> Path:
     file = shipped.path(name)
     if file is None:
         hint = did_you_mean(name, shipped.names()) or f"there are {', '.join(shipped.names())}"
-        raise RecipeError(f"{path}: {FIELD}: no recipe of the name {name!r} comes with imgkit", hint=hint)
+        raise RecipeError(f"{path}: {EXTENDS}: no recipe of the name {name!r} comes with imgkit", hint=hint)
     return file

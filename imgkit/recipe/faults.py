@@ -20,6 +20,8 @@ from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, pa
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+EXTENDS = "extends"
+"""The field that names the recipe to build on (:mod:`imgkit.recipe.extending`); it is gone once a recipe is loaded."""
 REFERENCE = "docs/reference/recipe.md"
 """The page that has all fields."""
 _RECORDS: Mapping[str, type[RecipeRecord]] = {
@@ -51,7 +53,7 @@ def sentence(error: ErrorDetails) -> str:
 
 def _known(location: tuple[int | str, ...]) -> str:
     """Return the hint for a field that does not exist: the most similar one, or where all of them are."""
-    known = _model(location).model_fields
+    known = [*_model(location).model_fields, *([EXTENDS] if len(location) == 1 else [])]
     hint = did_you_mean(str(location[-1]), known)
     if hint is None:
         hint = f"there are {', '.join(known)}" if len(known) <= _MOST_LISTED else f"{REFERENCE} has all fields"

@@ -56,7 +56,7 @@ class _Message:
     def events(self) -> Iterator[Event | None]:
         """Yield the events of the stream."""
         usage = {"input_tokens": 25, "output_tokens": 1}
-        empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        empty: Event = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield {
             "type": "message_start",
             "message": {"id": "msg_test", "type": "message", "role": "assistant", "model": "claude-test", **empty},

@@ -65,7 +65,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["run", "x", "ls", "-l"], "unrecognized arguments: -l", f"imgkit run --help {AFTER}"),
         (["run", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", f"did you mean --memory? {AFTER}"),
         (["doctor", "--fix"], "unrecognized arguments: --fix", "imgkit doctor --help"),
-        (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "imgkit verify --help"),
+        (["verify", "x", "--jsonn"], "unrecognized arguments: --jsonn", "did you mean --json?"),
         (["--versoin"], "the following arguments are required: COMMAND", "did you mean --version?"),
     ],
 )
@@ -135,7 +135,7 @@ def test_wrong_variables(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if variable == "IMGKIT_LAUNCH_TIMEOUT":
-        monkeypatch.setattr("imgkit.cli.readoptions.probe", lambda _arch: argparse.Namespace(name="tcg"))
+        monkeypatch.setattr("imgkit.api.applianceoptions.probe", lambda _arch: argparse.Namespace(name="tcg"))
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
     monkeypatch.setenv(variable, value)

@@ -20,6 +20,9 @@ from typing import Any, cast
 
 import pytest
 
+from imgkit.api import applianceoptions, inspecting, verifying
+from imgkit.api.inspecting import DiskContents, ListedPackage
+from imgkit.api.verifying import VerifiedImage
 from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
 from imgkit.cli.buildreport import BuildReport, StepReport, parse_report, report_of
 from imgkit.cli.command import Invocation
@@ -31,7 +34,7 @@ from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.parser import parse, parsers
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs import engine as guestfs
-from imgkit.engines.reading import FilesystemUsage, ImageDescription
+from imgkit.engines.reading import FilesystemUsage
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
 from imgkit.host.process import MissingProgramError
 from imgkit.host.progress import Step, Steps
@@ -39,7 +42,6 @@ from imgkit.image.assemble import BuildRequest, BuildResult
 from imgkit.planning import lockfile
 from imgkit.recipe import Recipe
 from imgkit.rootfs.npm import npmrunner
-from imgkit.verification.check import Verification
 from imgkit.vm.qemu import firmware, probe
 from imgkit.vm.sandbox import confinement, identity, supervisor
 from tests.commandline import ROOT
@@ -407,7 +409,7 @@ def raw_image(tmp_path: Path) -> Path:
 def test_an_image_that_is_as_built(
     raw_image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "image_info", lambda image: "info")
+    monkeypatch.setattr(verifying, "image_info", lambda image: "info")
     assert main.main(["verify", str(raw_image)]) == 0
     assert capsys.readouterr().out == f"{raw_image}: the very file that was built\n"
     other = raw_image.with_name("other.json")
@@ -422,12 +424,31 @@ def test_an_image_that_is_as_built(
     [(1, "line 0", "1 difference"), (50, "line 49", "50 differences"), (51, "… and 1 more", "51 differences")],
 )
 def test_fifty_differences_are_listed(count: int, last: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    faults = [f"line {number}" for number in range(count)]
-    with pytest.raises(InputError) as caught:
-        verify._report(Path("i"), Path("m"), Verification(["not printed"], faults))
-    assert caught.value.message == f"i: is not as m says: {words}"
+    faults = tuple(f"line {number}" for number in range(count))
+    error = verify._failure(VerifiedImage(Path("i"), Path("m"), ("not printed",), faults), listed=True)
+    assert error.message == f"i: is not as m says: {words}"
     lines = capsys.readouterr().out.splitlines()
     assert (lines[-1], len(lines)) == (last, min(count, 51))
+
+
+@pytest.mark.parametrize(("size", "status"), [(512, 0), (513, 4)])
+def test_the_result_of_verify_as_json(
+    size: int, status: int, raw_image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All differences are in it, and nothing else is printed to standard output."""
+    (raw_image.parent / "kernel").write_bytes(b"k" * (size - 511))
+    manifest = raw_image.with_name("linux-amd64.manifest.json")
+    boot = {"kernel": {"name": "kernel", "sha256": hashlib.sha256(b"k").hexdigest(), "size": 1}}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "boot": boot}))
+    monkeypatch.setattr(verifying, "image_info", lambda image: "info")
+    assert main.main(["verify", str(raw_image), "--json"]) == status
+    same = f"{raw_image}: the very file that was built"
+    faults = ["kernel: is not the kernel that was built"] if status else []
+    proved = [same] if status else [same, "kernel: the very file that was built"]
+    report = {"image": str(raw_image), "manifest": str(manifest), "proved": proved, "faults": faults}
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["done"] if status else [printed]) == [report]
+    assert ("error" in printed) is bool(status)
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -447,9 +468,9 @@ def test_how_the_disk_of_an_image_is_opened(
 
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: writable if path == tmp_path else access(path, mode))
-    monkeypatch.setattr(verify, "open_image", open_image)
-    monkeypatch.setattr(readoptions, "appliance_options", lambda: "options")
-    with verify._open_disk(raw_image, cast(Any, "limits")) as reader:
+    monkeypatch.setattr(verifying, "open_image", open_image)
+    monkeypatch.setattr(verifying, "appliance_options", lambda: "options")
+    with verifying.open_disk(raw_image, cast(Any, "limits")) as reader:
         assert cast(object, reader) == "reader"
     ((disk, folder, options, limits, info),) = opened
     assert (disk, options, limits) == (raw_image, "options", "limits")
@@ -463,9 +484,9 @@ def test_how_the_disk_of_an_image_is_opened(
 
 def test_an_image_of_which_little_is_known() -> None:
     usage = FilesystemUsage(size=1, used=0, free=1, inodes=1, inodes_used=0)
-    image = ImageDescription("raw", MIB, MIB + 1, "G", (), usage, {}, (), "")
-    listed = [inspect.ListedPackage(name, "1", size) for name, size in (("b", 150_000), ("a", 150_000), ("c", 10**7))]
-    assert inspect.text(Path("x"), image, listed).splitlines() == [
+    listed = tuple(ListedPackage(name, "1", size) for name, size in (("b", 150_000), ("a", 150_000), ("c", 10**7)))
+    image = DiskContents("raw", MIB, MIB + 1, "G", 0, (), usage, {}, (), listed)
+    assert inspect.text(Path("x"), image).splitlines() == [
         "x: raw, 1 MiB, 2 MiB on disk",
         "system     unknown",
         "kernel     none",
@@ -479,15 +500,15 @@ def test_an_image_of_which_little_is_known() -> None:
         "      0.1 MB  b-1",
     ]
     two = replace(image, kernels=("6.1", "6.2"))
-    assert "kernel     6.1, 6.2" in inspect.text(Path("x"), two, [])
+    assert "kernel     6.1, 6.2" in inspect.text(Path("x"), two)
 
 
 def test_lists_of_files_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_MOST_LINES", 3)
+    monkeypatch.setattr(inspecting, "_MOST_LINES", 3)
     database = "P:a\nF:bin\nM:0:0:755\nR:sh\na:0:0:755\nZ:Q1\nV:1\n\nP:b"
-    assert inspect._without_files(Path("x"), database) == "P:a\nV:1\n\nP:b"
+    assert inspecting._without_files(Path("x"), database) == "P:a\nV:1\n\nP:b"
     with pytest.raises(LimitError, match="more than 3 lines besides lists of files"):
-        inspect._without_files(Path("x"), database + "\n")
+        inspecting._without_files(Path("x"), database + "\n")
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
@@ -518,22 +539,22 @@ def test_limits_that_are_none(limit: str | None, timeout: float | None, message:
 
 @pytest.mark.parametrize(("found", "accelerator"), [("kvm", "kvm"), ("hvf", "tcg"), ("tcg", "tcg")])
 def test_how_an_appliance_runs_on_this_host(found: str, accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readoptions, "probe", lambda arch: SimpleNamespace(name=found))
+    monkeypatch.setattr(applianceoptions, "probe", lambda arch: SimpleNamespace(name=found))
     monkeypatch.setenv("IMGKIT_CACHE", "/cache")
-    options = readoptions.appliance_options()
+    options = applianceoptions.appliance_options()
     assert (options.accelerator, options.cache) == (accelerator, Path("/cache/appliance"))
     assert (options.launch_timeout, options.memory, options.cpus) == (120.0, 1024, 1)
     monkeypatch.setenv("IMGKIT_LAUNCH_TIMEOUT", "7.5")
-    assert readoptions.appliance_options().launch_timeout == 7.5
+    assert applianceoptions.appliance_options().launch_timeout == 7.5
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "inf", "nan", "soon"])
 def test_launch_timeouts_that_are_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGKIT_LAUNCH_TIMEOUT", given)
     with pytest.raises(UsageError, match=rf"^IMGKIT_LAUNCH_TIMEOUT={given}: not a number of seconds$"):
-        readoptions._launch_timeout()
+        applianceoptions._launch_timeout()
     monkeypatch.setenv("IMGKIT_LAUNCH_TIMEOUT", "")
-    assert readoptions._launch_timeout() == 120.0
+    assert applianceoptions._launch_timeout() == 120.0
 
 
 def test_pairs_may_have_further_signs_of_equality() -> None:

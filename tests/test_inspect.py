@@ -7,19 +7,20 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from imgkit.cli.commands import inspect
+from imgkit.api import inspecting
 from imgkit.cli.main import main
 from imgkit.disk.layout import TYPE_GUIDS
 from imgkit.engines.engineerrors import LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.guestfs import readback
 from imgkit.engines.guestfs.channel import ApplianceError, Channel
 from imgkit.engines.guestfs.lookscripts import OFFSET, mount_script
-from imgkit.engines.guestfs.readback import GuestfsReader, find_esp, find_root, parse_partitions
+from imgkit.engines.guestfs.readback import GuestfsReader, PartitionTable, find_esp, find_root, parse_partitions
 from imgkit.engines.imagefile import ImageInfo
 from imgkit.engines.limits import Limits
 from imgkit.engines.reading import Archive, FilesystemUsage, ImageDescription, PartitionDescription
@@ -30,6 +31,7 @@ TABLE = {
     "partitiontable": {
         "label": "gpt",
         "id": "DISK-GUID",
+        "lastlba": 16 * 2048 - 34,
         "partitions": [
             {"node": "/dev/sda2", "start": 4096, "size": 8192, "type": TYPE_GUIDS["root"], "uuid": "U2"},
             {"node": "/dev/sda1", "start": 2048, "size": 2048, "type": TYPE_GUIDS["esp"].lower(), "name": "ESP"},
@@ -59,8 +61,9 @@ def partition(number: int, **values: Any) -> PartitionDescription:
 
 
 def test_partitions_are_described_in_the_order_of_the_disk() -> None:
-    guid, (esp, root) = parse_partitions(IMAGE, json.dumps(TABLE) + BLKID)
-    assert guid == "DISK-GUID"
+    table = parse_partitions(IMAGE, json.dumps(TABLE) + BLKID)
+    esp, root = table.partitions
+    assert (table.guid, table.size) == ("DISK-GUID", 16 * MIB)
     assert esp == PartitionDescription(
         number=1,
         type=TYPE_GUIDS["esp"].lower(),
@@ -77,7 +80,7 @@ def test_partitions_are_described_in_the_order_of_the_disk() -> None:
 
 
 def test_a_table_without_partitions() -> None:
-    assert parse_partitions(IMAGE, '{"partitiontable": {"label": "gpt", "id": "X"}}') == ("X", ())
+    assert parse_partitions(IMAGE, '{"partitiontable": {"label": "gpt", "id": "X"}}') == PartitionTable("X", 0, ())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_what_is_in_an_image(drive: Path) -> None:
     channel = FakeChannel(answers())
     image = reader(channel, drive).describe()
     assert (image.format, image.virtual_size, image.file_size) == ("qcow2", 6 * MIB, 4096)
-    assert image.disk_guid == "DISK-GUID"
+    assert (image.disk_guid, image.partitioned_size) == ("DISK-GUID", 16 * MIB)
     assert image.root == FilesystemUsage(size=4_096_000, used=750 * 4096, free=250 * 4096, inodes=500, inodes_used=400)
     assert (image.os_release, image.kernels) == ({"ID": "alpine"}, ("6.1-virt", "6.6-virt"))
     assert image.apk_installed == DATABASE
@@ -248,6 +251,7 @@ DESCRIPTION = ImageDescription(
     virtual_size=4096 * MIB,
     file_size=100 * MIB + 1,
     disk_guid="G",
+    partitioned_size=4096 * MIB,
     partitions=(
         partition(1, name="ESP", filesystem="", start=MIB, size=64 * MIB, uuid="P1"),
         partition(2, name="root", start=65 * MIB, size=MIB + 1, uuid="P2", fs_uuid="F2"),
@@ -257,6 +261,8 @@ DESCRIPTION = ImageDescription(
     kernels=("6.1-virt",),
     apk_installed=DATABASE,
 )
+DIFFERENT: dict[str, Any] = {}
+"""What another test finds in the image."""
 TEXT = """\
 out/linux.qcow2: qcow2, 4096 MiB, 101 MiB on disk
 system     Alpine Linux v3.23
@@ -282,10 +288,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Limits]:
     def open_image(_image: Path, folder: Path, _options: object, limits: Limits) -> Iterator[Any]:
         assert list(folder.iterdir()) == []
         opened.append(limits)
-        yield type("Reader", (), {"describe": lambda _self: DESCRIPTION})()
+        yield type("Reader", (), {"describe": lambda _self: replace(DESCRIPTION, **DIFFERENT)})()
 
-    monkeypatch.setattr(inspect, "open_image", open_image)
-    monkeypatch.setattr("imgkit.cli.readoptions.appliance_options", lambda: None)
+    monkeypatch.setattr(inspecting, "open_image", open_image)
+    monkeypatch.setattr(inspecting, "appliance_options", lambda: None)
     return opened
 
 
@@ -295,18 +301,38 @@ def test_inspect_prints_tables(opened: list[Limits], capsys: pytest.CaptureFixtu
     assert [(limits.size, limits.seconds) for limits in opened] == [(64 * MIB, 900.0)]
 
 
+@pytest.mark.usefixtures("opened")
+@pytest.mark.parametrize(
+    ("size", "table", "lines"),
+    [
+        (6144 * MIB, 4096 * MIB, 1),
+        (4097 * MIB + 1, 4096 * MIB, 1),
+        (4097 * MIB, 4096 * MIB, 0),
+        (4096 * MIB, 0, 0),
+    ],
+)
+def test_inspect_says_that_a_disk_was_enlarged(
+    size: int, table: int, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(DIFFERENT, "virtual_size", size)
+    monkeypatch.setitem(DIFFERENT, "partitioned_size", table)
+    assert main(["inspect", str(IMAGE)]) == 0
+    text = "enlarged   its partition table was made for 4096 MiB; the root of an image of imgkit grows at its next boot"
+    assert capsys.readouterr().out.splitlines().count(text) == lines
+
+
 def test_inspect_prints_json(opened: list[Limits], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(IMAGE), "--json", "--limit", "2M", "--timeout", "7"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts) == [
-        *("format", "virtual_size", "file_size", "disk_guid", "partitions", "root"),
-        *("os_release", "kernels", "packages"),
+        *("format", "virtualSize", "fileSize", "diskGuid", "partitionedSize", "partitions", "root"),
+        *("osRelease", "kernels", "packages"),
     ]
     assert facts["packages"] == [
         {"name": "busybox", "version": "1.2-r3", "size": 1000},
         {"name": "musl", "version": "1-r0", "size": 5000},
     ]
-    assert facts["partitions"][1]["fs_uuid"] == "F2"
+    assert facts["partitions"][1]["fsUuid"] == "F2"
     assert [(limits.size, limits.seconds) for limits in opened] == [(2 * MIB, 7.0)]
 
 
@@ -316,7 +342,7 @@ def test_a_database_of_more_lines_than_any(
     most: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It has eight lines besides the lists of files."""
-    monkeypatch.setattr(inspect, "_MOST_LINES", most)
+    monkeypatch.setattr(inspecting, "_MOST_LINES", most)
     assert main(["inspect", str(IMAGE)]) == status
     error = "error: out/linux.qcow2: its package database has more than 7 lines besides lists of files\n"
     assert capsys.readouterr().err == (error if status else "")

@@ -19,6 +19,7 @@ from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
 from imgkit.rootfs.compose import Composition
 from imgkit.rootfs.install import ScriptReport
+from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
@@ -38,7 +39,7 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
     kernel: Any = SimpleNamespace(release="6")
     composition = cast(
         "Composition",
-        SimpleNamespace(kernel=kernel, scripts=ScriptReport((), (), ()), binaries=findings),
+        SimpleNamespace(tree=Tree(), kernel=kernel, scripts=ScriptReport((), (), ()), binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()
@@ -66,6 +67,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
     composition = cast(
         "Composition",
         SimpleNamespace(
+            tree=Tree(),
             kernel=SimpleNamespace(release="6.18-virt"),
             scripts=ScriptReport((ran,), (pending,), ("alpine.pre-install",)),
             binaries=BinaryFindings(),
@@ -87,6 +89,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         "imgkit": "0.1.0",
         "name": "linux",
         "arch": "arm64",
+        "agent": {"payload": False, "command": None},
         "buildId": "b",
         "recipe": {"size": "4G"},
         "epoch": 7,

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgkit.api.inspecting import DiskContents, ListedPackage
 from imgkit.cli import several
 from imgkit.cli.commands import inspect, run
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.main import main
-from imgkit.engines.reading import FilesystemUsage, ImageDescription, PartitionDescription
+from imgkit.engines.reading import FilesystemUsage, PartitionDescription
 from imgkit.errors import GuestError, InputError
 from imgkit.host import terminal
 from imgkit.host.progress import bar
@@ -175,19 +176,19 @@ def test_log_lines_and_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def test_what_an_image_says_of_itself() -> None:
     partition = PartitionDescription(1, HOSTILE, HOSTILE, HOSTILE, 0, 1, HOSTILE, HOSTILE, HOSTILE)
-    image = ImageDescription(
+    image = DiskContents(
         format="qcow2",
         virtual_size=1,
         file_size=1,
         disk_guid=HOSTILE,
+        partitioned_size=1,
         partitions=(partition,),
         root=FilesystemUsage(size=1, used=1, free=0, inodes=1, inodes_used=1),
         os_release={"PRETTY_NAME": HOSTILE},
         kernels=(HOSTILE,),
-        apk_installed="",
+        packages=(ListedPackage(HOSTILE, HOSTILE, 1),),
     )
-    package = inspect.ListedPackage(HOSTILE, HOSTILE, 1)
-    shown = terminal.block(inspect.text(Path(HOSTILE), image, [package]))
+    shown = terminal.block(inspect.text(Path(HOSTILE), image))
     assert obeyed(shown) == []
     assert shown.count("nice") == 8
 

@@ -60,6 +60,7 @@ class ImageDescription:
         virtual_size: bytes of the disk that a guest sees.
         file_size: bytes that the file takes on the host's disk.
         disk_guid: GUID of the partition table.
+        partitioned_size: bytes of the disk that the partition table was made for; 0 if it does not say.
         partitions: in the order of their places on the disk.
         os_release: the assignments of the image's os-release file.
         kernels: the names below ``lib/modules``.
@@ -70,6 +71,7 @@ class ImageDescription:
     virtual_size: int
     file_size: int
     disk_guid: str
+    partitioned_size: int
     partitions: tuple[PartitionDescription, ...]
     root: FilesystemUsage
     os_release: Mapping[str, str]

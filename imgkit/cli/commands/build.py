@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from imgkit.api.applianceoptions import appliance_options
 from imgkit.cli import registryoptions, several
 from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
-from imgkit.cli.readoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
 from imgkit.fetch.cache import Cache, default_folder

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from imgkit.apk.database import parse_installed
+from imgkit.api import inspecting
+from imgkit.api.inspecting import DiskContents
 from imgkit.cli import layoutreport, readoptions
 from imgkit.cli.command import Invocation
-from imgkit.cli.imagepaths import is_container_image
-from imgkit.engines.engineerrors import LimitError
-from imgkit.engines.guestfs.readback import open_image
-from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
-from imgkit.engines.reading import ImageDescription
-from imgkit.host import scratch, terminal
+from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE
+from imgkit.host import terminal
+from imgkit.host.jsonkeys import jsonable
+from imgkit.image.imagepaths import is_container_image
 
 NAME = "inspect"
 HELP = "what is in an image: partitions, packages, sizes"
 
-_FILE_LINES = re.compile(r"^(?:[FMRaZ]:.*\n)+", re.MULTILINE)
-_MOST_LINES = 1 << 20  # all packages of a branch of Alpine together have about half as many
-
-
-@dataclass(frozen=True)
-class ListedPackage:
-    """A package of the image; ``size`` is that of its files, in bytes."""
-
-    name: str
-    version: str
-    size: int
+_ALIGNMENT = 1 << 20  # bytes: some programs leave the rest of the last MiB unused
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,67 +35,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Print what is in the image, as tables or as JSON."""
     if is_container_image(options.image):
-        images = layoutreport.read_images(options.image)
+        images = inspecting.inspect_container(options.image)
         as_text = layoutreport.text(options.image, images)
-        print(terminal.as_json([image.to_json() for image in images]) if options.json else terminal.block(as_text))
+        print(terminal.as_json(jsonable(images)) if options.json else terminal.block(as_text))
         return 0
     size, seconds = readoptions.given_limits(options)
-    limits = Limits(size or DEFAULT_SIZE, seconds or DEFAULT_SECONDS)
-    with (
-        scratch.folder() as folder,
-        open_image(options.image, folder, readoptions.appliance_options(), limits) as reader,
-    ):
-        image = reader.describe()
-    packages = [
-        ListedPackage(record.package.name, record.package.version, record.package.installed_size)
-        for record in parse_installed(_without_files(options.image, image.apk_installed))
-    ]
-    if options.json:
-        print(terminal.as_json(as_json(image, packages)))
-    else:
-        print(terminal.block(text(options.image, image, packages)))
+    disk = inspecting.inspect(options.image, limit=size or DEFAULT_SIZE, timeout=seconds or DEFAULT_SECONDS)
+    print(terminal.as_json(jsonable(disk)) if options.json else terminal.block(text(options.image, disk)))
     return 0
 
 
-def _without_files(image: Path, database: str) -> str:
-    """Return a package database without its lists of files, which are most of it.
-
-    Raises:
-        LimitError: the rest has more lines than the packages of any image.
-    """
-    records = _FILE_LINES.sub("", database)
-    if records.count("\n") > _MOST_LINES:
-        raise LimitError(f"{image}: its package database has more than {_MOST_LINES} lines besides lists of files")
-    return records
-
-
-def as_json(image: ImageDescription, packages: Sequence[ListedPackage]) -> dict[str, object]:
-    """Return what ``--json`` prints: the description, with the packages in place of the text of their database."""
-    value: dict[str, object] = asdict(image)
-    del value["apk_installed"]
-    return {**value, "packages": [asdict(package) for package in packages]}
-
-
-def text(path: Path, image: ImageDescription, packages: Sequence[ListedPackage]) -> str:
+def text(path: Path, disk: DiskContents) -> str:
     """Return the description as tables."""
-    root = image.root
+    root = disk.root
     lines = [
-        f"{path}: {image.format}, {_mib(image.virtual_size)} MiB, {_mib(image.file_size)} MiB on disk",
-        f"system     {image.os_release.get('PRETTY_NAME', 'unknown')}",
-        f"kernel     {', '.join(image.kernels) or 'none'}",
+        f"{path}: {disk.format}, {_mib(disk.virtual_size)} MiB, {_mib(disk.file_size)} MiB on disk",
+        f"system     {disk.os_release.get('PRETTY_NAME', 'unknown')}",
+        f"kernel     {', '.join(disk.kernels) or 'none'}",
         f"root       {_mib(root.used)} MiB of {_mib(root.size)} MiB used, {root.inodes_used} inodes",
+        *_growth(disk),
         "",
         f"{'nr':>3}  {'name':<12} {'filesystem':<10} {'start':>9}  {'size':>9}  uuid",
     ]
-    for partition in image.partitions:
+    for partition in disk.partitions:
         lines.append(
             f"{partition.number:>3}  {partition.name:<12} {partition.filesystem or '-':<10}"
             f" {_mib(partition.start):>5} MiB  {_mib(partition.size):>5} MiB  {partition.fs_uuid or partition.uuid}"
         )
-    lines += ["", f"{len(packages)} packages, the largest first"]
-    for package in sorted(packages, key=lambda package: (-package.size, package.name)):
+    lines += ["", f"{len(disk.packages)} packages, the largest first"]
+    for package in sorted(disk.packages, key=lambda package: (-package.size, package.name)):
         lines.append(f"{package.size / 1e6:9.1f} MB  {package.name}-{package.version}")
     return "\n".join(lines)
+
+
+def _growth(disk: DiskContents) -> list[str]:
+    """Return a line about a disk that was enlarged, if it was."""
+    if not 0 < disk.partitioned_size < disk.virtual_size - _ALIGNMENT:
+        return []
+    table = f"its partition table was made for {_mib(disk.partitioned_size)} MiB"
+    return [f"enlarged   {table}; the root of an image of imgkit grows at its next boot"]
 
 
 def _mib(size: int) -> int:

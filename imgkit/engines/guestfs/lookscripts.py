@@ -18,7 +18,8 @@ PARTITIONS_SCRIPT = (
     PRELUDE
     + """
 disk=$(drive 0)
-sfdisk --json "$disk" || { echo "no partition table"; exit 1; }
+# Of a disk that was enlarged sfdisk says on standard error that the backup table is not at the end.
+sfdisk --json "$disk" 2>/dev/null || { sfdisk --json "$disk" || true; echo "no partition table"; exit 1; }
 for node in "$disk"[0-9]*; do
     echo
     echo "${node#"$disk"}"

@@ -13,9 +13,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.disk.layout import SECTOR, TYPE_GUIDS
+from imgkit.disk.regions import BACKUP_SIZE
 from imgkit.disk.size import show_size
 from imgkit.engines.engineerrors import MAYBE_DAMAGED, LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.guestfs.appliancestart import wait
@@ -46,7 +48,7 @@ class GuestfsReader:
 
     def describe(self) -> ImageDescription:
         """Describe what is in the image; see :meth:`imgkit.engines.reading.ImageReader.describe`."""
-        disk_guid, partitions = self._partitions()
+        table = self._table()
         self._mount("root", replay=True)
         output = self._shell(look_script(self._limits.size))
         counts, database, rest = f"{output}\n\n".split("\n", 2)
@@ -56,8 +58,9 @@ class GuestfsReader:
             format=self._info.format,
             virtual_size=self._info.virtual_size,
             file_size=self._info.file_size,
-            disk_guid=disk_guid,
-            partitions=partitions,
+            disk_guid=table.guid,
+            partitioned_size=table.size,
+            partitions=table.partitions,
             root=FilesystemUsage(
                 size=block * blocks,
                 used=block * (blocks - free),
@@ -101,15 +104,14 @@ class GuestfsReader:
         """
         if self._mounted == (filesystem, replay):
             return
-        partitions = self._partitions()[1]
+        partitions = self._table().partitions
         find = find_root if filesystem == "root" else find_esp
         number = find(self._image, partitions)
         self._mounted = None
         self._shell(mount_script(filesystem, number, replay=replay))
         self._mounted = filesystem, replay
 
-    def _partitions(self) -> tuple[str, tuple[PartitionDescription, ...]]:
-        """Return the GUID of the partition table, and the partitions."""
+    def _table(self) -> PartitionTable:
         return parse_partitions(self._image, self._shell(PARTITIONS_SCRIPT))
 
     def _shell(self, script: str) -> str:
@@ -158,11 +160,23 @@ def find_root(image: Path, partitions: tuple[PartitionDescription, ...]) -> int:
     return max(typed or candidates, key=lambda partition: partition.size).number
 
 
-def parse_partitions(image: Path, output: str) -> tuple[str, tuple[PartitionDescription, ...]]:
-    """Parse what ``PARTITIONS_SCRIPT`` printed: the JSON of sfdisk, and paragraphs of blkid's for each partition.
+@dataclass(frozen=True)
+class PartitionTable:
+    """A partition table.
 
-    Returns:
-        The GUID of the partition table, and the partitions in the order of their places.
+    Attributes:
+        guid: of the disk.
+        size: bytes of the disk that the table was made for; 0 if it does not say.
+        partitions: in the order of their places.
+    """
+
+    guid: str
+    size: int
+    partitions: tuple[PartitionDescription, ...]
+
+
+def parse_partitions(image: Path, output: str) -> PartitionTable:
+    """Parse what ``PARTITIONS_SCRIPT`` printed: the JSON of sfdisk, and paragraphs of blkid's for each partition.
 
     Raises:
         UnreadableImageError: there is no partition table, or none of type GPT.
@@ -176,7 +190,9 @@ def parse_partitions(image: Path, output: str) -> tuple[str, tuple[PartitionDesc
         raise UnreadableImageError(f"{image}: its partition table is {parsed.get('label')}, not GPT")
     filesystems = dict(map(_parse_blkid, paragraphs))
     partitions = [_partition(entry, filesystems) for entry in parsed.get("partitions", ())]
-    return parsed["id"], tuple(sorted(partitions, key=lambda partition: partition.start))
+    usable = int(str(parsed.get("lastlba", 0)))  # the last sector before the backup table
+    size = (usable + 1) * SECTOR + BACKUP_SIZE if usable else 0
+    return PartitionTable(parsed["id"], size, tuple(sorted(partitions, key=lambda partition: partition.start)))
 
 
 def _partition(entry: Mapping[str, object], filesystems: Mapping[str, Mapping[str, str]]) -> PartitionDescription:

@@ -1,4 +1,4 @@
-"""How the command line names images: a disk image by its file, a container image by its layout or archive."""
+"""How images are named: a disk image by its file, a container image by its layout or archive."""
 
 from __future__ import annotations
 

@@ -56,6 +56,10 @@ VARIABLES = (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
         "certificates that registries are verified against; of mirrors, the first two",
     ),
+    (
+        "`NO_COLOR`, `FORCE_COLOR`, `TERM`",
+        "no colours; colours without a terminal as well; `dumb` means neither colours nor a status line",
+    ),
     ("`IMGKIT_LAUNCH_TIMEOUT`", "seconds that libguestfs' appliance may take to start, for slow hosts"),
     (
         "`IMGKIT_GUESTFS_PYTHON`",

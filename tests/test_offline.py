@@ -90,7 +90,7 @@ def test_folders_with_odd_names(build: Build) -> None:
     build.small.root.rename(odd)
     build("--mirror", str(odd), "--release-key", "release-key.asc")
     urls = [index["url"] for index in build.manifest["indexes"]]  # type: ignore[attr-defined]
-    assert urls == [f"{odd.as_uri()}{INDEX}"]
+    assert urls == ["file:APKINDEX.tar.gz"], "a manifest does not name folders of the computer that made it"
 
 
 def test_a_folder_in_the_recipe_is_relative_to_the_recipe(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,3 +34,9 @@ def has_colours(stream: TextIO | None, environ: Mapping[str, str] | None = None)
 def paint(text: str, colour: Colour, stream: TextIO | None) -> str:
     """Return ``text`` in a colour if ``stream`` has colours. ``text`` must be safe on a terminal already."""
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if has_colours(stream) else text
+
+
+def paint_first_word(text: str, colour: Colour | None, stream: TextIO | None) -> str:
+    """Return ``text`` with its first word in a colour, as :func:`paint` does it; None changes nothing."""
+    word, space, rest = text.partition(" ")
+    return text if colour is None else paint(word, colour, stream) + space + rest

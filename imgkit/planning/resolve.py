@@ -15,7 +15,6 @@ from imgkit.planning.base import Base, freshness_of
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.freshness import Freshness
 from imgkit.planning.indexes import INDEX, fetch_indexes
-from imgkit.planning.localfolders import local_file
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs.install import installed_in, world_in
@@ -44,7 +43,7 @@ def make_plan(
         _check_image(base, base.image, recipe.wanted(arch, shape), freshness)
     branch = freshness.branch if base.image is not None else recipe.branch  # latest-stable moves on, an image does not
     indexes = fetch_indexes(recipe.model_copy(update={"branch": branch}), facts.alpine, base, cache)
-    dated = [index for index in indexes if local_file(index.repository.url) is None]  # a folder may go back
+    dated = [index for index in indexes if index.is_dated]
     for index in dated:
         freshness.check_index(f"{index.repository.url}/{INDEX}", index.name, index.description, index.date)
     standing, added = world_in(base.tree), recipe.wanted(arch, shape)

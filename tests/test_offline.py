@@ -25,7 +25,7 @@ from imgkit.planning.vouched import Vouched
 from imgkit.recipe import load
 from imgkit.recipe.mirroraddress import absolute_mirror, folder_of, mirror_fault
 from tests.commandline import ROOT, Place
-from tests.mirrors import INDEX, LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+from tests.mirrors import LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
 from tests.test_faults import FILE
 
 PACKAGE = f"{REPOSITORY}/hello-1.0-r0.apk"

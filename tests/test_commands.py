@@ -38,6 +38,7 @@ from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs.bindings import Interpreter
 from imgkit.engines.reading import FilesystemUsage
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
+from imgkit.host import statusline
 from imgkit.host.process import MissingProgramError
 from imgkit.host.progress import Step, Steps
 from imgkit.image.assemble import BuildRequest, BuildResult
@@ -323,6 +324,22 @@ def test_messages_are_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_passed_on_from_the_error_on(monkeypatch: pytest.MonkeyPatch) -> None:
     said = passed_on(b"one\nerror: what\n", b"hint: do\n", monkeypatch=monkeypatch)
     assert said == "amd64: one\n"
+
+
+def test_steps_are_in_the_status_line_and_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [b"plan \xe2\x80\xa6\nmessage\n", b"compose the root \xe2\x80\xa6\n", b""]
+    assert passed_on(*waiting[:2], monkeypatch=monkeypatch).splitlines() == [
+        "amd64: plan …",
+        "amd64: message",
+        "amd64: compose the root …",
+    ]
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(os, "read", lambda _descriptor, size: waiting.pop(0))
+    monkeypatch.setattr(statusline, "active", lambda: True)
+    build = ended(0, b"")
+    build._pass_on(cast(Any, SimpleNamespace(fileno=lambda: 0)))
+    assert (build.step, screen.getvalue()) == ("compose the root", "amd64: message\n")
 
 
 @pytest.mark.parametrize("status", [None, 0])

@@ -74,9 +74,9 @@ def meanings(record: type[BaseModel]) -> dict[str, str]:
 
 def type_of(annotation: Any) -> str:
     """Return a type in words: ``list of text``, ``"disk"`` or ``"oci"``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[record](#{_anchor(RECORDS[annotation])})"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in RECORDS:
+        return f"[record](#{_anchor(RECORDS[annotation])})"
     if origin is Annotated:
         overlay = arguments[0] is OverlaySpec
         return ("path or " if overlay else "") + type_of(arguments[0])

@@ -51,6 +51,7 @@ A recipe is a Python module. Its public names are the fields below; a name that 
 begin with an underscore, modules, functions and classes are the recipe's own business. Paths are relative to the
 recipe's file. A field can be replaced for one build by `--set NAME=VALUE`, where lists and mappings are written in
 YAML."""
+_WIDTH = 120  # of a line of code in this repository
 _WORDS = {str: "text", int: "number", bool: "`True` or `False`", Path: "path", bytes: "bytes"}
 
 
@@ -102,9 +103,22 @@ def literal(value: object) -> str:
     return repr(value)
 
 
+def _fitting(start: str, value: object, end: str) -> str:
+    """Return a line with a value, or several lines as ruff divides those that are too long: it formats this page."""
+    line = f"{start}{literal(value)}{end}"
+    if len(line) <= _WIDTH or not isinstance(value, (Mapping, list, tuple)):
+        return line
+    inner = " " * (len(start) - len(start.lstrip()) + 4)
+    if isinstance(value, Mapping):
+        lines = [_fitting(f"{inner}{literal(name)}: ", part, ",") for name, part in value.items()]
+        return "\n".join([f"{start}{{", *lines, f"{inner[4:]}}}{end}"])
+    lines = [_fitting(inner, part, ",") for part in value]
+    return "\n".join([f"{start}[", *lines, f"{inner[4:]}]{end}"])
+
+
 def _section(name: str, field: FieldInfo) -> str:
     """Return the section of a field of recipes."""
-    examples = "\n".join(f"{name} = {literal(example)}" for example in field.examples or ())
+    examples = "\n".join(_fitting(f"{name} = ", example, "") for example in field.examples or ())
     return "\n\n".join([f"## {name}", f"Type: {_facts(field)}", meanings(Recipe)[name], f"```python\n{examples}\n```"])
 
 

@@ -88,7 +88,7 @@ def test_the_examples_of_the_page_are_python() -> None:
         assignments = [code] if code.count("\n }") or code.endswith("\n}") else code.split("\n")
         for line, example in zip(assignments, field.examples or (), strict=True):
             names: dict[str, Any] = {}
-            exec(line, names)  # noqa: S102 - a line of this repository
+            exec(line, names)
             assert names[name] == example
 
 

@@ -87,7 +87,7 @@ def test_the_guest(image: Image, builder: Builder) -> None:
         "own-tool; date +%Z%z; cat /etc/own/token; stat -c '%U:%G %a' /etc/own/hidden; cat /etc/own/hidden 2>&1; "
         "for n in 1 2 3 4 5 6 7 8 9 10; do test -s /var/lib/clock/now && break; sleep 1; done; "
         "grep -c XYZ /var/lib/clock/now; stat -c '%U' /var/lib/clock/now; "
-        "pgrep -u clock -f /usr/local/bin/clock | wc -l"
+        "pgrep -u clock -f /usr/local/bin/clock | wc -l; rc-status default | grep -c 'clock.*started'"
     )
     ran = builder.run("run", image.disk, "--timeout", "300", "--", "sh", "-c", script)
     assert ran.returncode == 0, ran.stderr
@@ -99,6 +99,7 @@ def test_the_guest(image: Image, builder: Builder) -> None:
         "cat: can't open '/etc/own/hidden': Permission denied",
         "1",
         "clock",
+        "1",
         "1",
     ]
 

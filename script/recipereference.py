@@ -53,6 +53,7 @@ A recipe is a Python module. Its public names are the fields below; a name that 
 begin with an underscore, modules, functions and classes are the recipe's own business. Paths are relative to the
 recipe's file. A field can be replaced for one build by `--set NAME=VALUE`, where lists and mappings are written in
 YAML."""
+_WIDTH = 120  # of a line of code in this repository
 _WORDS = {str: "text", int: "number", bool: "`True` or `False`", Path: "path", bytes: "bytes"}
 
 
@@ -76,9 +77,9 @@ def meanings(record: type[BaseModel]) -> dict[str, str]:
 
 def type_of(annotation: Any) -> str:
     """Return a type in words: ``list of text``, ``"disk"`` or ``"oci"``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[record](#{_anchor(RECORDS[annotation])})"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in RECORDS:
+        return f"[record](#{_anchor(RECORDS[annotation])})"
     if origin is Annotated:
         overlay = arguments[0] is OverlaySpec
         return ("path or " if overlay else "") + type_of(arguments[0])
@@ -104,9 +105,22 @@ def literal(value: object) -> str:
     return repr(value)
 
 
+def _fitting(start: str, value: object, end: str) -> str:
+    """Return a line with a value, or several lines as ruff divides those that are too long: it formats this page."""
+    line = f"{start}{literal(value)}{end}"
+    if len(line) <= _WIDTH or not isinstance(value, (Mapping, list, tuple)):
+        return line
+    inner = " " * (len(start) - len(start.lstrip()) + 4)
+    if isinstance(value, Mapping):
+        lines = [_fitting(f"{inner}{literal(name)}: ", part, ",") for name, part in value.items()]
+        return "\n".join([f"{start}{{", *lines, f"{inner[4:]}}}{end}"])
+    lines = [_fitting(inner, part, ",") for part in value]
+    return "\n".join([f"{start}[", *lines, f"{inner[4:]}]{end}"])
+
+
 def _section(name: str, field: FieldInfo) -> str:
     """Return the section of a field of recipes."""
-    examples = "\n".join(f"{name} = {literal(example)}" for example in field.examples or ())
+    examples = "\n".join(_fitting(f"{name} = ", example, "") for example in field.examples or ())
     return "\n\n".join([f"## {name}", f"Type: {_facts(field)}", meanings(Recipe)[name], f"```python\n{examples}\n```"])
 
 

@@ -85,10 +85,28 @@ def test_the_examples_of_the_page_are_python() -> None:
     blocks = page.split("```python\n")[1:]
     assert len(blocks) == len(Recipe.model_fields)
     for (name, field), block in zip(Recipe.model_fields.items(), blocks, strict=True):
-        for line, example in zip(block.partition("\n```")[0].split("\n"), field.examples or (), strict=True):
+        code = block.partition("\n```")[0]
+        assert max(map(len, code.split("\n"))) <= 120
+        assignments = [code] if code.count("\n }") or code.endswith("\n}") else code.split("\n")
+        for line, example in zip(assignments, field.examples or (), strict=True):
             names: dict[str, Any] = {}
             exec(line, names)
             assert names[name] == example
+
+
+def test_long_examples_are_divided_as_ruff_does() -> None:
+    value = {"a" * 60: ["b" * 60, {"c": 1}], "d": 2}
+    assert recipereference._fitting("x = ", value, "").splitlines() == [
+        "x = {",
+        f'    "{"a" * 60}": [',
+        f'        "{"b" * 60}",',
+        '        {"c": 1},',
+        "    ],",
+        '    "d": 2,',
+        "}",
+    ]
+    assert recipereference._fitting("x = ", {"a": 1}, ",") == 'x = {"a": 1},'
+    assert recipereference._fitting("x = ", "y" * 200, "") == f'x = "{"y" * 200}"'
 
 
 def test_links_of_the_page_lead_somewhere() -> None:

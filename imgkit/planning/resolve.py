@@ -76,7 +76,10 @@ def _repositories_named(recipe: Recipe, branch: str) -> Iterator[None]:
         named = [entry for entry in recipe.repositories if isinstance(entry, str)]
         searched = [f"{', '.join(named)} of {branch} at {shown(recipe.mirror)}"] if named else []
         searched += [entry.url for entry in recipe.further_repositories]
-        message = f"{unknown.message} (the repositories are {'; '.join(searched)})"
+        where = f"(the repositories are {'; '.join(searched)})"
+        message = f"{unknown.message} {where}"
+        if len(unknown.problems) > 1:  # the command line lists them below the first part
+            message = f"{len(unknown.problems)} packages are in no repository {where}: {unknown.message}"
         raise UnknownPackageError(message, hint=unknown.hint, problems=unknown.problems) from unknown
 
 

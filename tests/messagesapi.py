@@ -33,7 +33,9 @@ class Request:
 class Reply(Protocol):
     """What the stand-in answers to one request."""
 
-    status: int
+    @property
+    def status(self) -> int:
+        """Status of the answer; only 200 has events."""
 
     def events(self) -> Iterator[Event | None]:
         """Yield the events of the stream; None breaks the connection."""

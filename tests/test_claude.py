@@ -110,7 +110,7 @@ class Answer:
 def asked(place: Place, api: StandIn, *, on_permission: OnPermission = deny_permission, **extra: Any) -> Answer:
     """Carry out a request in the machine."""
     env = {"ANTHROPIC_BASE_URL": api.guest_url, "ANTHROPIC_API_KEY": "sk-test", "CLAUDE_CODE_MAX_RETRIES": "1"}
-    events = []
+    events: list[AgentEvent] = []
     request = place.vm.request(prompt="go", env=env, on_permission=on_permission, timeout=TIMEOUT, extra=extra)
     with request:
         for event in request:

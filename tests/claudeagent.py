@@ -146,7 +146,7 @@ class Adapter:
             variables = {**self.environment(api, AGENT_SOCKET=str(state.path)), **(env or {})}
             with self.start(variables) as process:
                 output, errors = process.communicate("", timeout=120)
-        (self.home / "agent.sock").unlink()
+        state.path.unlink()
         return ran(output, errors, process.returncode, state.questions)
 
 

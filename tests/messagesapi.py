@@ -35,7 +35,7 @@ class Reply(Protocol):
 
     @property
     def status(self) -> int:
-        """The status of the answer."""
+        """Status of the answer; only 200 has events."""
 
     def events(self) -> Iterator[Event | None]:
         """Yield the events of the stream; None breaks the connection."""

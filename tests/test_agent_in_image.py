@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from imgkit.errors import RecipeError
+from imgkit.errors import InputError, RecipeError
+from imgkit.image import gathering
 from imgkit.recipe import AgentSpec
 from imgkit.rootfs.agent import assignment
 from imgkit.rootfs.compose import Composition, compose
@@ -121,3 +124,46 @@ def test_the_words_of_the_command_reach_agentd_as_they_are(words: tuple[str, ...
         [need_program("node"), "-e", code, value], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert tuple(json.loads(done.stdout)) == words
+
+
+def request_for(tmp_path: Path, **fields: Any) -> Any:
+    return SimpleNamespace(
+        recipe=recipe(**fields), arch="amd64", cache=SimpleNamespace(offline=True, folder=tmp_path / "cache")
+    )
+
+
+def test_the_payload_is_prepared_as_the_agent_s_own_field_says(payload: Path, tmp_path: Path) -> None:
+    agent = AgentSpec(command=("x",), payload=payload)
+    request = request_for(tmp_path, agent=agent, agent_runner_build="1")
+    assert gathering.agent_payload(request, tmp_path / "copy") == payload
+    built = request_for(tmp_path, agent=agent.model_copy(update={"build": "1"}), agent_runner_build="0")
+    with pytest.raises(InputError, match=r"package\.json: missing, so nothing can be installed$"):
+        gathering.agent_payload(built, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("agent", [None, AgentSpec(command=("x",))])
+def test_an_agent_need_not_have_a_payload(agent: AgentSpec | None, tmp_path: Path) -> None:
+    assert gathering.agent_payload(request_for(tmp_path, agent=agent), tmp_path / "copy") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "copied"),
+    [
+        ({}, False),
+        ({"agent_runner_build": "0"}, False),
+        ({"agent_runner_build": "0", "agent_runner": Path("/x")}, True),
+        ({"agent_runner": Path("/x")}, False),
+        ({"agent": AgentSpec(command=("x",), build="0")}, False),
+        ({"agent": AgentSpec(command=("x",), build="0", payload=Path("/x"))}, True),
+        ({"agent": AgentSpec(command=("x",), payload=Path("/x")), "agent_runner": Path("/x")}, False),
+    ],
+)
+def test_whether_a_payload_was_copied_as_it_is(
+    fields: dict[str, Any], copied: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Messages about its programs depend on it: npm could not have chosen others."""
+    told = []
+    monkeypatch.setattr(gathering, "apply_policy", lambda *_, copied: told.append(copied))
+    nothing: Any = None
+    gathering.judge(request_for(tmp_path, **fields), nothing, nothing, nothing)
+    assert told == [copied]

@@ -108,6 +108,7 @@ class Answer:
 
 
 def asked(place: Place, api: StandIn, *, on_permission: OnPermission = deny_permission, **extra: Any) -> Answer:
+    """Carry out a request in the machine."""
     env = {"ANTHROPIC_BASE_URL": api.guest_url, "ANTHROPIC_API_KEY": "sk-test", "CLAUDE_CODE_MAX_RETRIES": "1"}
     events: list[AgentEvent] = []
     request = place.vm.request(prompt="go", env=env, on_permission=on_permission, timeout=TIMEOUT, extra=extra)
@@ -168,12 +169,14 @@ def test_an_error_is_one_result_that_the_application_shows(place: Place) -> None
 @vm_test
 def test_a_conversation_on_a_terminal(image: Image, tmp_path: Path) -> None:
     """``imgkit run``, with a network that reaches the API alone."""
-    work, key = tmp_path / "work", tmp_path / "key.txt"
+    work, sessions, key = tmp_path / "work", tmp_path / "sessions", tmp_path / "key.txt"
     work.mkdir()
+    sessions.mkdir()
     key.write_text("sk-from-a-file\n")
     tool = ToolUse("Bash", {"command": "echo made >made.txt"})
     with serve([tool, tool, Text(("All", " done"))]) as api:
         words = ["--work", work, "--secret", f"ANTHROPIC_API_KEY={key}", "--env", f"ANTHROPIC_BASE_URL={api.guest_url}"]
+        words += ["--share", f"claude={sessions}", "--env", "CLAUDE_CONFIG_DIR=/mnt/claude"]
         network = ["--network", "restricted", "--allow", f"127.0.0.1:{api.port}"]
         machine = ["--accel", "tcg", "--cpus", "1", "--timeout", str(TIMEOUT)]
         status, screen = typed([image.disk, *words, *network, *machine, "--prompt", "Make it."], "Allow?", b"a\n")
@@ -182,6 +185,7 @@ def test_a_conversation_on_a_terminal(image: Image, tmp_path: Path) -> None:
     assert "The agent asks whether it may use Bash:\r\n    command: echo made >made.txt\r\n" in screen
     assert screen.count("Allow?") == 1, "always is for both"
     assert screen.endswith("All done\r\n")
+    assert len(list(sessions.glob("projects/*/*.jsonl"))) == 1, "a later machine can continue the session"
     assert {name.lower(): value for name, value in api.requests[0].headers.items()}["x-api-key"] == "sk-from-a-file"
 
 

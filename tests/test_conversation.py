@@ -105,6 +105,8 @@ def test_a_person_needs_a_keyboard_and_a_display(
     monkeypatch.setattr("sys.stdin", argparse.Namespace(isatty=lambda: keyboard))
     monkeypatch.setattr("sys.stderr", argparse.Namespace(isatty=lambda: display))
     assert (conversation.start(options())._approver is not None) is somebody
+    command = options(guest_command=["ls"], prompt=None)
+    assert conversation.start(command)._approver is None, "the input may be the command's"
 
 
 def test_without_standard_input_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

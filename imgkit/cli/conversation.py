@@ -102,13 +102,18 @@ class Conversation:
 
 
 def start(options: argparse.Namespace) -> Conversation:
-    """Return the conversation that the options ask for. The person is at the terminal, if input and errors have one."""
+    """Return the conversation that the options ask for.
+
+    A person answers if standard input and standard error are terminals. Beside a command nobody does: the command may
+    have the terminal's input for itself.
+    """
     screen: Screen = RawOutput()
     if options.json:
         screen = EventLines()
     elif not options.guest_command:
         screen = Transcript(sys.stdout, sys.stderr)
-    somebody = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    somebody = at_terminal and not options.guest_command
     return Conversation(screen, Approver(sys.stdin, sys.stderr) if somebody else None)
 
 

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
+import { spawnSync } from 'node:child_process';
 import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
@@ -9,6 +10,7 @@ import { test } from 'node:test';
 import { MAX_LINE, lineOf } from '../../agents/claude/lib/events.js';
 import { Host, NoHostError } from '../../agents/claude/lib/host.js';
 import { optionsOf, promptOf } from '../../agents/claude/lib/options.js';
+import { instructionsOf } from '../../agents/claude/lib/instructions.js';
 import { failed, resultOf } from '../../agents/claude/lib/outcome.js';
 import { canUseTool, questionOfEveryTool } from '../../agents/claude/lib/permission.js';
 import { readRequest } from '../../agents/claude/lib/request.js';
@@ -130,8 +132,7 @@ test('the options of a plain request', () => {
     systemPrompt: { type: 'preset', preset: 'claude_code' },
     includePartialMessages: true,
     permissionMode: 'default',
-    settingSources: ['project'],
-    managedSettings: { allowManagedHooksOnly: true },
+    settingSources: [],
     strictMcpConfig: true,
   });
   assert.equal(typeof decide, 'function');
@@ -140,7 +141,7 @@ test('the options of a plain request', () => {
 });
 
 test('the options that a request and its environment change', () => {
-  const made = (request, env = {}) => optionsOf({ ...plain, ...request }, { host: {}, env });
+  const made = (request, env = {}) => optionsOf({ ...plain, ...request }, { host: {}, env, cwd: '/no/such/folder' });
   assert.equal(made({ systemPrompt: 'be brief' }).systemPrompt, 'be brief');
   assert.equal(made({ sessionId: 'id' }).resume, 'id');
   assert.equal('resume' in made({}), false);
@@ -150,6 +151,36 @@ test('the options that a request and its environment change', () => {
   assert.equal(made({}, { CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '0' }).env.CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC, '0', 'the environment beats the defaults');
   assert.deepEqual(made({ autoApprove: true }).hooks, {});
   for (const request of [{ autoApprove: true }, { confirmationMode: 'text' }]) assert.ok(!made(request).tools.includes('AskUserQuestion'), 'nobody would answer');
+});
+
+test('the folder says something to the model', (t) => {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'adapter-'));
+  t.after(() => fs.rmSync(folder, { recursive: true }));
+  const file = path.join(folder, 'CLAUDE.md');
+  const made = (systemPrompt) => optionsOf({ ...plain, systemPrompt }, { host: {}, env: {}, cwd: folder }).systemPrompt;
+  const none = () => {
+    assert.equal(instructionsOf(folder), undefined);
+    assert.deepEqual(made(undefined), { type: 'preset', preset: 'claude_code' });
+    assert.equal(made('be brief'), 'be brief');
+  };
+  none();
+  fs.writeFileSync(file, ' \n');
+  none();
+  const said = '# CLAUDE.md\n\nThe folder in which you work has this file with instructions for you:\n\nSing: é';
+  fs.writeFileSync(file, '\nSing: é\n');
+  assert.equal(instructionsOf(folder), said);
+  assert.deepEqual(made(undefined), { type: 'preset', preset: 'claude_code', append: said });
+  assert.equal(made('be brief'), `be brief\n\n${said}`);
+  fs.writeFileSync(file, 'x'.repeat(100_000));
+  assert.ok(instructionsOf(folder).endsWith('xxx'));
+  fs.writeFileSync(file, 'x'.repeat(100_001));
+  assert.ok(instructionsOf(folder).endsWith('xxx\n… (the file is longer than 100000 bytes)'));
+  fs.rmSync(file);
+  fs.mkdirSync(file);
+  none();
+  fs.rmdirSync(file);
+  spawnSync('mkfifo', [file]);
+  none();
 });
 
 test('the prompt is one message, with the images behind the text', async () => {

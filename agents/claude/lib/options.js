@@ -1,5 +1,6 @@
 // The SDK's options for a request.
 
+import { instructionsOf } from './instructions.js';
 import { canUseTool, questionOfEveryTool } from './permission.js';
 
 /**
@@ -32,18 +33,23 @@ export function optionsOf(request, { host, env, cwd, abortController, log }) {
     env: environment(env),
     ...given('resume', request.sessionId),
     ...given('maxTurns', maxTurns(env.CLAUDE_MAX_TURNS)),
-    systemPrompt: request.systemPrompt ?? { type: 'preset', preset: 'claude_code' },
+    systemPrompt: systemPrompt(request.systemPrompt, instructionsOf(cwd)),
     includePartialMessages: true,
     tools: canAnswer(request) ? [...TOOLS, QUESTION] : TOOLS,
     permissionMode: 'default',
     canUseTool: canUseTool(host, request),
     hooks: request.autoApprove ? {} : { PreToolUse: [{ hooks: [questionOfEveryTool] }] },
-    // CLAUDE.md of the folder is read. What else the folder says must not run anything without a question: its rules are
-    // beaten by the hook above, its hooks and MCP servers are not started.
-    settingSources: ['project'],
-    managedSettings: { allowManagedHooksOnly: true },
+    // No settings of the folder count, nor what an earlier request has left in the agent's home: they could run programs
+    // without a question, and send the key elsewhere.
+    settingSources: [],
     strictMcpConfig: true,
   };
+}
+
+/** That of the request, or Claude Code's own, and what the folder says. */
+function systemPrompt(given, instructions) {
+  if (given !== undefined) return instructions === undefined ? given : `${given}\n\n${instructions}`;
+  return { type: 'preset', preset: 'claude_code', ...(instructions === undefined ? {} : { append: instructions }) };
 }
 
 /** Whether there may be somebody who answers a question of the model: text mode asks in the answer's own text. */

@@ -32,7 +32,7 @@ def _lock_seed() -> bytes:
     recipe = _recipe()
     sha256 = "0" * 64
     artefact = f'{{"path": "x", "size": 1, "sha256": "{sha256}", "vouchedBy": "k"}}'
-    wants = lockfile._wants(recipe, "amd64", "disk")
+    wants = lockfile._wants(recipe, "amd64", "disk", ROOT / "recipes" / "core.lock")
     body = json.dumps({**wants, "version": "3.20.1", "indexes": [], "world": ["a"], "install": [
         {"path": "main/x86_64/musl-1.2.5-r0.apk", "sha256": sha256, "record": RECORD.splitlines()}]})  # fmt: skip
     entry = body[:-1] + f', "minirootfs": {artefact}}}'

@@ -17,7 +17,8 @@ status  class                    cause
 130     KeyboardInterrupt        Ctrl-C, SIGTERM or SIGHUP.
 ======  =======================  ==================================================================================
 
-``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal.
+``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal, and 124 for
+a command that was ended because of ``--limit``, as with timeout(1).
 
 Packages that know the cause more precisely define subclasses, so that a caller can catch the errors it can handle:
 :mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.engineerrors` for disks and images, and

@@ -55,7 +55,7 @@ services = {
 
 users = [{"name": "agent", "uid": 1000, "home": "/workspace", "owns": ["/workspace"]}]
 
-overlay = "../overlay"
+overlay = {"path": "../overlay", "modes": "git"}  # the same image from every clone, whatever its umask
 
 # imgkit build --output oci makes a container image of the same root filesystem.
 container: dict[str, object] = {

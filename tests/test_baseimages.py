@@ -301,7 +301,7 @@ def test_the_manifest_lists_what_is_special_about_a_base(bases: Bases) -> None:
     recipe = bases.recipe(more=f'{NO_PACKAGES}base_setuid = "drop"\n')
     base = bases.base(recipe)
     scripts, binaries = ScriptReport((), (), ()), BinaryFindings()
-    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries)
+    composition: Any = SimpleNamespace(scripts=scripts, binaries=binaries, tree=Tree())
     identity = ImageIdentity("b", {"recipe": {}, "epoch": 1}, {})
     described = describe_root(recipe, bases.plan(recipe, base), composition, identity, base.image)
     assert described["base"] == {

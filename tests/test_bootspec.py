@@ -310,7 +310,7 @@ def test_the_request_share_is_ready_before_the_guest_is(tmp_path: Path, launches
         path.mkdir()
     (tmp_path / "ipc/heartbeat").touch()
     with starting.started(BootSpec(None, arch="amd64", shares=shares), TCG):
-        assert launches.there == {"requests", "streams", "responses"}
+        assert launches.there == {"requests", "streams", "responses", "inputs"}
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -318,7 +318,7 @@ def test_the_request_share_is_ready_before_the_guest_is(tmp_path: Path, launches
 def test_the_port_of_requests(ipc: Any, ports: list[str], launches: Launches) -> None:
     with starting.started(BootSpec(None, arch="amd64", ipc=ipc), TCG):
         assert launches.options["ports"] == ports
-        assert launches.there == ({"requests", "streams", "responses"} if ipc == "file" else set())
+        assert launches.there == ({"requests", "streams", "responses", "inputs"} if ipc == "file" else set())
 
 
 @pytest.mark.parametrize(("asked", "tried"), [(None, (4096, 2048, 1024)), (77, (77,))])

@@ -15,7 +15,19 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
-from imgkit.recipe import Architecture, ContainerSpec, PartitionSpec, Recipe, Shape, UserSpec, load, parse_size
+from imgkit.recipe import (
+    Architecture,
+    ContainerSpec,
+    FileSpec,
+    OverlaySpec,
+    PartitionSpec,
+    Recipe,
+    RepositorySpec,
+    Shape,
+    UserSpec,
+    load,
+    parse_size,
+)
 from imgkit.rootfs import digest
 from imgkit.rootfs.scripts.effects import Pending
 from imgkit.tree import Tree
@@ -46,7 +58,10 @@ CHANGED: dict[str, Any] = {
     "network": "none",
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
-    "overlay": Path("/other"),
+    "overlay": OverlaySpec(path=Path("/other"), modes="git"),
+    "overlays": (OverlaySpec(path=Path("/other")),),
+    "files": (FileSpec(path="/etc/x", content="x"),),
+    "timezone": "Europe/Berlin",
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,
@@ -173,11 +188,27 @@ def test_all_else_that_decides_a_disk(recipe: Recipe, monkeypatch: pytest.Monkey
 
 
 def test_what_lies_at_a_path_counts_and_not_the_path(recipe: Recipe, tmp_path: Path) -> None:
-    moved = recipe.model_copy(update={name: tmp_path / name for name in PATHS} | {"base": f"oci:{tmp_path}/x"})
+    moved = recipe.model_copy(
+        update={
+            "agent_runner": tmp_path / "agent",
+            "release_key": tmp_path / "key",
+            "base": f"oci:{tmp_path}/x",
+            "mirror": tmp_path.as_uri(),
+            "overlay": OverlaySpec(path=tmp_path / "overlay"),
+            "overlays": (OverlaySpec(path=tmp_path / "overlay"),),
+            "files": (FileSpec(path="/etc/x", source=tmp_path / "x"),),
+            "repositories": ("main", RepositorySpec(url=str(tmp_path / "packages"), key=tmp_path / "k.pub", tag="own")),
+        }
+    )
     for shape in SHAPES:
-        text = json.dumps(recipe_facts(moved, "amd64", shape))
+        stated = recipe_facts(moved, "amd64", shape)
+        assert stated["repositories"] == ["main", {"url": None, "key": None, "tag": "own"}]
+        text = json.dumps(stated)
         assert str(tmp_path) not in text
         assert str(ROOT) not in text
+    far = moved.model_copy(update={"repositories": (RepositorySpec(url="https://apk.test/x", key=tmp_path / "k.pub"),)})
+    (repository,) = recipe_facts(far, "amd64", "disk")["repositories"]
+    assert repository == {"url": "https://apk.test/x", "key": None, "tag": None}
 
 
 def test_values_that_nobody_has_considered_are_refused(recipe: Recipe) -> None:

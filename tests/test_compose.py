@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imgkit.errors import InputError, RecipeError
-from imgkit.recipe import Recipe, UserSpec, load
+from imgkit.recipe import OverlaySpec, Recipe, UserSpec, load
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import Directory, Tree
@@ -36,6 +36,8 @@ def base() -> Tree:
 
 def recipe(**changes: Any) -> Recipe:
     stated = {"initramfs_features": ("base",), "services": {"boot": ("sysctl",)}, "users": (), "overlay": None}
+    if isinstance(changes.get("overlay"), Path):
+        changes["overlay"] = OverlaySpec(path=changes["overlay"])
     return load(RECIPE).model_copy(update=stated | changes)
 
 

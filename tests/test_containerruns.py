@@ -307,7 +307,7 @@ def test_an_image_without_agentd_runs_its_program(
     assert run(layout, *words, "--share", f"data={tmp_path}:ro", command=["x", "y z"]) == 7
     assert capfdbinary.readouterr() == (b"out\n", b"err\n")
     ((spec, options),) = seen.specs
-    assert options == {"timeout": 9.0, "stop_signal": 2}
+    assert options == {"timeout": 9.0, "stop_signal": 2, "takes_input": False}
     assert (spec.image, spec.kernel, spec.initrd) == (tmp_path / "disk", tmp_path / "kernel", tmp_path / "initramfs")
     assert (spec.arch, spec.firmware, spec.format, spec.cpus) == ("amd64", "direct", "raw", 3)
     assert spec.command_line == "console=ttyS0,115200 quiet no_timer_check tsc=unstable imgkit_modules=m"

@@ -13,9 +13,17 @@ from typing import Any
 import pytest
 
 from imgkit.vm import entrymachine
+from imgkit.vm.agent.inputs import BytesInput
 from imgkit.vm.bootspec import BootSpec
-from imgkit.vm.entrymachine import CONTROL, ERRORS, KILLED, OUTPUT, EntryMachine
-from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError, QemuDiedError, RequestError
+from imgkit.vm.entrymachine import CONTROL, ERRORS, INPUT, KILLED, OUTPUT, EntryMachine
+from imgkit.vm.failures import (
+    BootError,
+    BootTimeoutError,
+    CommandTimeoutError,
+    KernelPanicError,
+    QemuDiedError,
+    RequestError,
+)
 from imgkit.vm.qemu.probe import Accelerator
 
 PANIC = "[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\n"
@@ -31,9 +39,10 @@ class Guest:
     text: str = ""
     status: int | None = None
     killed: bool = False
+    takes_input: bool = False
 
     def __post_init__(self) -> None:
-        for name in (OUTPUT, ERRORS, CONTROL):
+        for name in (OUTPUT, ERRORS, CONTROL, *([INPUT] if self.takes_input else [])):
             self.ports[name], self.ends[name] = socket.socketpair()
 
     def say(self, port: str, data: bytes) -> None:
@@ -76,8 +85,8 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[BootS
             end.close()
 
 
-def boot(timeout: float = 5, *, stop_signal: int = 15) -> Any:
-    return EntryMachine.boot(BootSpec(None, arch="amd64"), timeout=timeout, stop_signal=stop_signal)
+def boot(timeout: float = 5, *, stop_signal: int = 15, **options: Any) -> Any:
+    return EntryMachine.boot(BootSpec(None, arch="amd64"), timeout=timeout, stop_signal=stop_signal, **options)
 
 
 def test_output_and_status(booted: Callable[..., list[BootSpec]]) -> None:
@@ -213,3 +222,52 @@ def test_a_time_quota(booted: Callable[..., list[BootSpec]]) -> None:
         machine.follow(lambda *_: None, seconds=0.2)
     assert caught.value.message == "the image's program still runs after 0.2 s"
     assert caught.value.hint == "--quota time=… allows more, --quota time=none all"
+
+
+def test_standard_input_is_sent_and_its_end(booted: Callable[..., list[BootSpec]]) -> None:
+    guest = Guest(takes_input=True)
+    asked = booted(guest)
+    guest.say(CONTROL, b"started\n")
+    data = bytes(range(256)) * 20_000  # more than a socket takes at once
+    received = bytearray()
+
+    def play() -> None:
+        while piece := guest.ends[INPUT].recv(1 << 16):
+            received.extend(piece)
+        guest.say(CONTROL, b"exit 0\n")
+
+    player = threading.Thread(target=play)
+    with boot(takes_input=True) as machine:
+        player.start()
+        assert machine.follow(lambda *_: None, stdin=BytesInput(data)) == 0
+    player.join()
+    assert received == data
+    assert asked[0].ports == (OUTPUT, ERRORS, CONTROL, INPUT)
+
+
+def test_input_that_is_not_read_does_not_hold_the_end_up(booted: Callable[..., list[BootSpec]]) -> None:
+    guest = Guest(takes_input=True)
+    booted(guest)
+    guest.say(CONTROL, b"started\nexit 4\n")
+    with boot(takes_input=True) as machine:
+        assert machine.follow(lambda *_: None, stdin=BytesInput(bytes(10 << 20))) == 4
+
+
+def test_a_process_that_takes_too_long_is_asked_to_end(booted: Callable[..., list[BootSpec]]) -> None:
+    guest = Guest()
+    booted(guest)
+    guest.say(CONTROL, b"started\n")
+
+    def play() -> None:
+        assert guest.ends[CONTROL].recv(99) == b"signal 15\n"
+        guest.say(OUTPUT, b"last words")
+        guest.say(CONTROL, b"exit 0\n")
+
+    player = threading.Thread(target=play)
+    player.start()
+    written: list[bytes] = []
+    with boot() as machine, pytest.raises(CommandTimeoutError) as caught:
+        machine.follow(lambda _, data: written.append(data), limit=0.2)
+    player.join()
+    assert (caught.value.message, caught.value.exit_status) == ("the image's program was ended after 0.2 s", 124)
+    assert written == [b"last words"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imgkit.recipe import load
+from imgkit.vm.agent.protocol import Output
 from tests import rootport
 from tests.files import digest
 from tests.images import RECIPE, ROOT, Image
@@ -36,7 +40,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guest(image: Image, work: Path) -> Iterator[RootedVM]:
     before = digest(image.disk)
-    with rootport.booted(str(image.disk), arch="amd64", accelerator="tcg", cpus=1, shares={"work": work}) as vm:
+    with rootport.booted(
+        str(image.disk), arch="amd64", accelerator="tcg", cpus=1, shares={"work": work}, publish=["0:8080"]
+    ) as vm:
         yield vm
     assert digest(image.disk) == before, "the image under test is never changed"
 
@@ -209,6 +215,25 @@ def test_commands_run_as_the_agent(guest: RootedVM) -> None:
     assert bash.startswith("5.")
     assert done.stderr == b"to-stderr\n"
     assert done.status == 3
+
+
+def test_standard_input_reaches_the_command(guest: RootedVM) -> None:
+    data = random.Random(1).randbytes(5_000_000)
+    done = guest.run("sha256sum; wc -c </dev/stdin", input=data)
+    assert done.text.split() == [hashlib.sha256(data).hexdigest(), "-", "0"]
+    assert guest.run("head -c 3; exit 7", input=data).stdout == data[:3]
+    assert guest.run("cat").stdout == b"", "without any it is empty"
+
+
+def test_a_published_port_leads_to_a_server_of_the_guest(guest: RootedVM) -> None:
+    (forward,) = guest.published
+    script = (
+        "http.createServer((q, a) => a.end(`${q.url} ${q.socket.remoteAddress}`)).listen(8080, () => console.log(1))"
+    )
+    with guest.request(command=["node", "-e", script]) as request:
+        assert isinstance(next(event for event in request if isinstance(event, Output)), Output)
+        with urllib.request.urlopen(f"http://127.0.0.1:{forward.host}/path", timeout=60) as answer:
+            assert answer.read() == b"/path 10.0.2.2"
 
 
 def test_the_work_share_is_read_and_written(guest: RootedVM, work: Path) -> None:

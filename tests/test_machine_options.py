@@ -280,6 +280,7 @@ def test_a_machine_without_options(image: Path, asked: list[dict[str, Any]]) -> 
 
 
 def test_arm64_has_no_bios(image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["boot", str(image), "--arch", "arm64", "--firmware", "bios"]) == 2
+    disk = image.rename(image.with_name("disk.qcow2"))
+    assert main(["boot", str(disk), "--arch", "arm64", "--firmware", "bios"]) == 2
     assert capsys.readouterr().err == ("error: arm64 has no BIOS\nhint: --firmware uefi or --firmware direct\n")
     assert asked == []

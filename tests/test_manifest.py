@@ -100,6 +100,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         "imgkit": "0.1.0",
         "name": "linux",
         "arch": "arm64",
+        "agent": {"payload": False, "command": None},
         "buildId": "b",
         "recipe": {"size": "4G"},
         "epoch": 7,

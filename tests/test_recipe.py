@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import OFFICIAL_MIRROR, ContainerSpec, Recipe, load, parse_setting, parse_size
+from imgkit.recipe import OFFICIAL_MIRROR, ContainerSpec, OverlaySpec, Recipe, load, parse_setting, parse_size
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ def test_the_default_recipe_loads_for_both_architectures() -> None:
     recipe = load(ROOT / "recipes" / "alpine.py")
     assert set(recipe.architectures) == {"amd64", "arm64"}
     assert recipe.architecture("arm64").alpine == "aarch64"
-    assert recipe.overlay == ROOT / "overlay"
+    assert recipe.overlay == OverlaySpec(path=ROOT / "overlay", modes="git")
 
 
 def test_a_recipe_is_frozen_all_the_way_down(tmp_path: Path) -> None:
@@ -144,7 +144,10 @@ def test_each_fault_has_its_own_line(tmp_path: Path, line: str, message: str) ->
         ("colour = 'red'", "architectures.amd64.colour: no such field"),
         ("console = 'ttyS0'", "architectures.amd64.console: no such field (did you mean consoles?)"),
         ("pakages = ['bash']", "architectures.amd64.pakages: no such field (did you mean packages?)"),
-        ("partitions = [{'kind': 'root', 'siz': '9M'}]", "architectures.amd64.partitions.0.siz: no such field"),
+        (
+            "partitions = [{'kind': 'root', 'siz': '9M'}]",
+            "architectures.amd64.partitions.0.siz: no such field (did you mean size?)",
+        ),
         ("alpine = 'sparc'", "architectures.amd64.alpine: "),
         ("partitions = [{'kind': 'root'}]", "GRUB for EFI needs an esp"),
         ("grub_platforms = ['i386-pc']", "needs a bios-boot"),
@@ -337,9 +340,10 @@ def test_paths_are_those_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "key.asc").write_text("")
     recipe = load(write(tmp_path, GOOD + "overlay = 'files'\nrelease_key = 'key.asc'\n"))
-    assert (recipe.overlay, recipe.release_key) == (tmp_path / "files", tmp_path / "key.asc")
-    assert faults(tmp_path, GOOD + "overlay = 'key.asc'") == (f"overlay: {tmp_path}/key.asc does not exist",)
-    assert faults(tmp_path, GOOD + "release_key = 'files'") == (f"release_key: {tmp_path}/files does not exist",)
+    assert recipe.overlay == OverlaySpec(path=tmp_path / "files")
+    assert recipe.release_key == tmp_path / "key.asc"
+    assert faults(tmp_path, GOOD + "overlay = 'key.asc'") == (f"overlay: {tmp_path}/key.asc is not a folder",)
+    assert faults(tmp_path, GOOD + "release_key = 'files'") == (f"release_key: {tmp_path}/files is not a file",)
     assert faults(tmp_path, GOOD + "agent_runner = 'none'") == (f"agent_runner: {tmp_path}/none does not exist",)
 
 
@@ -393,7 +397,7 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
     ("line", "message"),
     [
         ("sise = 4", "sise: no such field (did you mean size?)"),
-        ("zzz = 4", "zzz: no such field"),
+        ("zzz = 4", "zzz: no such field (docs/reference/recipe.md has all fields)"),
         ("container = {'comand': ['sh']}", "container.comand: no such field (did you mean command?)"),
         ("container = {'ports': ['http']}", "container.ports.0: is not a port such as 8080 or 53/udp (it is 'http')"),
         ("container = {'ports': [0]}", "container.ports.0: is not a port such as 8080 or 53/udp"),
@@ -445,7 +449,10 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "network": "dhcp",
         "services": {},
         "users": (),
+        "timezone": None,
         "overlay": None,
+        "overlays": (),
+        "files": (),
         "agent_runner": None,
         "agent_runner_build": "auto",
         "npm_scripts": False,

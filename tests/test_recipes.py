@@ -10,7 +10,7 @@ import pytest
 
 from imgkit.apk.index import Package
 from imgkit.apk.solver import UnknownPackageError, solve
-from imgkit.recipe import Recipe, Shape, load
+from imgkit.recipe import OverlaySpec, Recipe, Shape, load
 from tests.realdata import lacking
 from tests.test_solver import faults, superfluous
 from tests.test_solver_oracle import Apk
@@ -87,7 +87,7 @@ def test_both_make_the_same_outputs(name: str) -> None:
     made = recipe(name)
     assert made.name == "linux"
     assert set(made.architectures) == {"amd64", "arm64"}
-    assert made.overlay == RECIPES.parent / "overlay"
+    assert made.overlay_folders == (OverlaySpec(path=RECIPES.parent / "overlay", modes="git"),)
 
 
 # ---- the real index of Alpine 3.17 ----------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    return argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
+    return argparse.Namespace(
+        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, limit=None, interactive=False
+    )
 
 
 def json_line(event: dict[str, Any]) -> bytes:
@@ -116,7 +118,9 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
         yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    options = argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False)
+    options = argparse.Namespace(
+        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, limit=None, interactive=False
+    )
     with pytest.raises(GuestError, match=r"^the request ended without a result$"):
         run.run(options, Invocation())
 
@@ -154,8 +158,18 @@ def test_what_a_request_asks_for_and_shows(
         yield SimpleNamespace(request=request, kill=lambda: steps.append("kill"))
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    assert run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **words), Invocation()) == 0
-    assert steps == [{} if work is None else {"work": Path(work)}, {**asked, "extra": None}, "kill"]
+    assert (
+        run.run(
+            argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, limit=None, interactive=False, **words),
+            Invocation(),
+        )
+        == 0
+    )
+    assert steps == [
+        {} if work is None else {"work": Path(work)},
+        {**asked, "extra": None, "limit": None, "stdin": None},
+        "kill",
+    ]
     assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
 
 
@@ -166,7 +180,10 @@ def test_what_a_request_asks_for_and_shows(
 def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         run.run(
-            argparse.Namespace(image=Path("x.qcow2"), work=None, guest_command=command, prompt=prompt), Invocation()
+            argparse.Namespace(
+                image=Path("x.qcow2"), work=None, limit=None, interactive=False, guest_command=command, prompt=prompt
+            ),
+            Invocation(),
         )
     assert caught.value.message == message
     assert caught.value.hint == "imgkit run IMAGE -- COMMAND…, or --prompt TEXT"

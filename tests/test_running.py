@@ -298,7 +298,9 @@ def test_a_request_has_the_shorter_of_two_times(
     callbacks: dict[str, Any] = {"on_permission": lambda _: True, "on_host_tool": lambda _: None}
     guest.vm.spec = replace(guest.vm.spec, quotas=Quotas(seconds=quota))
     guest.vm.request(command=["true"], timeout=timeout, **callbacks)
-    assert asked == [{**callbacks, "timeout": seconds, "timeout_hint": hint, "alive": guest.vm.check}]
+    assert asked == [
+        {**callbacks, "timeout": seconds, "timeout_hint": hint, "limit": None, "stdin": None, "alive": guest.vm.check}
+    ]
     guest.vm.request(command=["true"])
     assert (asked[1]["on_permission"], asked[1]["on_host_tool"]) == (deny_permission, reject_host_tool)
 
@@ -313,10 +315,10 @@ def test_a_command_is_a_request_of_its_words(
     monkeypatch.setattr(guest.vm, "request", lambda **options: asked.append(options) or "request")  # type: ignore[func-returns-value]
     monkeypatch.setattr(running, "collect", lambda request: f"result of {request}")
     assert str(guest.vm.run(command)) == "result of request"
-    defaults = {"env": None, "cwd": None, "auto_approve": False, "timeout": 120.0}
+    defaults = {"env": None, "cwd": None, "auto_approve": False, "timeout": 120.0, "stdin": None}
     given: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "auto_approve": True, "timeout": 7.0}
     guest.vm.run(command, **given)
-    assert asked == [{"command": words, **defaults}, {"command": words, **given}]
+    assert asked == [{"command": words, **defaults}, {"command": words, **given, "stdin": None}]
 
 
 def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_a_folder_in_place_of_a_file(ipc: Path) -> None:
 
 def test_a_full_or_vanished_share_is_the_hosts_error(ipc: Path) -> None:
     mode = FileTransport(SharedFolder(ipc))
-    for name in ("requests", "streams", "responses"):
+    for name in ("requests", "streams", "responses", "inputs"):
         (ipc / name).rmdir()
     ipc.rmdir()
     with pytest.raises(HostError, match="cannot be written into the share"):

@@ -147,6 +147,38 @@ def signer_of(path: Path, keyring: Keyring, name: str) -> str | None:
     return keyring.signer(control.raw, control.signatures, name)
 
 
+@dataclass(frozen=True)
+class PackageHead:
+    """What a package file says of itself before its data.
+
+    Attributes:
+        control: the raw control member, which is what signatures sign.
+        signatures: those of the file.
+        identity: the hash of the control member, as an index has it.
+        info: the keys of ``.PKGINFO``; each has all its values, in order.
+    """
+
+    control: bytes
+    signatures: tuple[Signature, ...]
+    identity: str
+    info: Mapping[str, tuple[str, ...]]
+
+
+def read_head(path: Path, name: str) -> PackageHead:
+    """Read a package file up to its data. Nothing is verified.
+
+    Raises:
+        InputError: the file is not a package, or cannot be read.
+    """
+    try:
+        with path.open("rb") as source:
+            control = _read_control(source, name)
+    except OSError as cause:
+        raise InputError(f"{name}: cannot be read: {cause.strerror}") from cause
+    info, _ = _parse_control(control.segment, name)
+    return PackageHead(control.raw, control.signatures, _identity(control, "Q1"), info)
+
+
 def check_identity(identity: str) -> str:
     """Return ``identity`` if it is one (``Q1`` + base64 of 20 bytes, ``Q2`` + base64 of 32).
 
@@ -192,9 +224,12 @@ def _read_control(source: BinaryIO, name: str) -> _Control:
     return _Control(bytes(raw), segment, signatures)
 
 
+def _identity(control: _Control, kind: str) -> str:
+    return kind + base64.b64encode(_HASHES[kind](control.raw).digest()).decode()
+
+
 def _check_identity(control: _Control, expected: str, name: str) -> None:
-    kind = check_identity(expected)[:2]
-    actual = kind + base64.b64encode(_HASHES[kind](control.raw).digest()).decode()
+    actual = _identity(control, check_identity(expected)[:2])
     if actual != expected:
         raise IdentityError(
             f"{name}: is not the package that the index names ({actual} instead of {expected})", hint=_DAMAGED

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli import machineoptions
+from imgkit.cli import commandinput, machineoptions
 from imgkit.cli.machineoptions import BootTarget
 from imgkit.cli.mirroroptions import mirror_fields
 from imgkit.engines.guestfs import engine as guestfs
@@ -82,8 +82,7 @@ def boot_agent(
     options: argparse.Namespace, made: ContainerMachine, shares: dict[str, Path]
 ) -> AbstractContextManager[VM]:
     """Boot a machine with agentd in it. It is ready when the ``with`` block begins."""
-    values = machineoptions.environment(options), machineoptions.secrets(options.secret)
-    config = configdrive.make(*values, machine=service())
+    config = machineoptions.config_drive(options, service())
     spec = machineoptions.specification(options, _target(options, made), shares, config)
     return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
 
@@ -98,8 +97,12 @@ def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[s
         machine=once(first, [tag for tag in tags if tag != "work"], work="work" in [*shares, *tags])
     )
     spec = machineoptions.specification(options, _target(options, made), shares, config)
-    with EntryMachine.boot(spec, timeout=options.timeout, stop_signal=first.stop_signal) as running:
-        return running.follow(_write, seconds=spec.quotas.seconds)
+    stdin = commandinput.standard_input(options)
+    booted = EntryMachine.boot(
+        spec, timeout=options.timeout, stop_signal=first.stop_signal, takes_input=stdin is not None
+    )
+    with booted as running:
+        return running.follow(_write, seconds=spec.quotas.seconds, limit=options.limit, stdin=stdin)
 
 
 def _first(options: argparse.Namespace, made: ContainerMachine) -> FirstProcess:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.cli import envfile
+from imgkit.cli import envfile, machinechecks
 from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
@@ -17,6 +17,7 @@ from imgkit.verification.beside import boot_files
 from imgkit.vm import configdrive
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
+from imgkit.vm.qemu import portforward
 from imgkit.vm.qemu.argv import FirmwareKind
 from imgkit.vm.qemu.machines import MACHINE_KINDS, MACHINES, Arch, check_machine, guess_arch, machine
 from imgkit.vm.running import VM
@@ -34,7 +35,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="standard",
         help="microvm: without firmware and PCI, boots directly and sooner; amd64 only (default: standard)",
     )
-    parser.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to boot in (default: 180)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=180.0,
+        metavar="S",
+        help="seconds to boot in, not for the command (default: 180)",
+    )
     parser.add_argument("--accel", choices=["auto", "kvm", "hvf", "tcg"], default="auto", help="default: what works")
     parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
@@ -59,6 +66,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="HOST:PORT",
         help="host, *.domain or address that a restricted network reaches; may be repeated",
+    )
+    parser.add_argument(
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDR:]HOST:GUEST",
+        help="let a port of this host lead to a port of the guest, on 127.0.0.1 unless an address is named; 0 takes a "
+        "free port and says which, /udp behind it is for UDP; may be repeated",
     )
     parser.add_argument(
         "--env",
@@ -159,7 +174,7 @@ def boot(
     # An image that refers to other files of the host is refused: QEMU would show them to the guest.
     image_info(options.image)
     target = _target(options)
-    config = configdrive.make(environment(options), secrets(options.secret)) or None
+    config = config_drive(options)
     spec = specification(options, target, shares or {}, config)
     before([path for path in (target.image, target.kernel, target.initrd) if path is not None])
     return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
@@ -169,6 +184,7 @@ def _target(options: argparse.Namespace) -> BootTarget:
     """Return the disk image that ``options`` name, with the files beside it that its firmware needs."""
     record = machine(options.arch or guess_arch(options.image))
     check_machine(options.machine, record.arch, options.firmware)
+    machinechecks.check_arch(options.image, options.arch)
     usual: FirmwareKind = "direct" if options.machine == "microvm" else record.firmware
     firmware: FirmwareKind = options.firmware or usual
     if firmware == "bios" and record.arch != "amd64":
@@ -207,6 +223,7 @@ def specification(
         read_only=read_only,
         network=options.network,
         allow=options.allow,
+        publish=options.publish,
         config=config,
         console=options.console,
         quotas=quotas.parse(options.quota),
@@ -253,6 +270,7 @@ def check(options: argparse.Namespace) -> None:
     """
     allowlist.parse(options.allow)
     check_network(options.network, options.allow)
+    portforward.check(options.publish, options.network)
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
@@ -275,6 +293,22 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
         if not path.exists():
             raise InputError(f"{path}: not there", hint="a build puts it beside the image")
     return kernel, initramfs
+
+
+def config_drive(options: argparse.Namespace, machine_run: str | None = None) -> bytes | None:
+    """Return the config drive of a machine with agentd; None if there is nothing to write.
+
+    Args:
+        machine_run: text of the file ``machine/run``, for container images.
+
+    Raises:
+        UsageError: a variable is wrong, the agent's user is root, or there is a prompt but no agent.
+    """
+    variables, values = environment(options), secrets(options.secret)
+    machinechecks.check_agent_user(variables, values)
+    if getattr(options, "prompt", None):
+        machinechecks.check_agent(options.image, {*variables, *values})
+    return configdrive.make(variables, values, machine=machine_run) or None
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:

@@ -57,6 +57,12 @@ def git_facts(folder: Path) -> GitFacts | None:
     )
 
 
+def tracked_files(folder: Path) -> frozenset[str]:
+    """Return the paths of the files in ``folder`` that git tracks, relative to it; none if it is in no work tree."""
+    listed = _git(folder, "ls-files", "-z", "--", ".")
+    return frozenset(filter(None, (listed or "").split("\0")))
+
+
 def browser_address(remote: str) -> str:
     """Return the address of a repository for a browser, without user name, password and ``.git``.
 

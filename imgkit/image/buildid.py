@@ -26,7 +26,7 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
 from imgkit.engines.interface import Script
 from imgkit.planning.plan import Plan
-from imgkit.recipe import Recipe, Shape
+from imgkit.recipe import Recipe, RepositorySpec, Shape
 from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.digest import NodeRecord
 from imgkit.rootfs.install import installed_in
@@ -162,6 +162,8 @@ def _plain(value: object) -> object:
         return value if len(value) <= _LONGEST else "sha256:" + hashlib.sha256(value.encode()).hexdigest()
     if isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, RepositorySpec) and value.folder is not None:
+        return {"url": None, "key": None, "tag": value.tag}  # a path, too
     if isinstance(value, BaseModel):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):

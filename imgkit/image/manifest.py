@@ -18,12 +18,15 @@ from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.image.buildid import ImageIdentity
 from imgkit.planning.baseimage import BaseImage
+from imgkit.planning.localfolders import published_url
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
 from imgkit.recipe import Recipe
+from imgkit.rootfs.agentsettings import agent_settings
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
 from imgkit.rootfs.install import ScriptReport
+from imgkit.tree import Tree
 
 VERSION = 1
 MAX_SIZE = 32 << 20
@@ -34,6 +37,11 @@ gigabytes of memory, since a value takes up to twelve times its bytes."""
 
 class ComposedRoot(Protocol):
     """The part of a composition that every root filesystem has; see :class:`imgkit.rootfs.compose.Composition`."""
+
+    @property
+    def tree(self) -> Tree:
+        """The whole root filesystem."""
+        ...
 
     @property
     def scripts(self) -> ScriptReport:
@@ -72,6 +80,13 @@ class ManifestFile(StrictModel):
     size: Size | None = None
 
 
+class ManifestAgent(StrictModel):
+    """The agent that answers prompts. Manifests of earlier versions do not state it."""
+
+    payload: bool
+    command: str | None
+
+
 class Manifest(StrictModel):
     """The keys that ``publish`` reads.
 
@@ -83,6 +98,7 @@ class Manifest(StrictModel):
     buildId: Short | None = None  # noqa: N815 - as it is in the file
     image: ManifestFile | None = None
     boot: dict[Short, ManifestFile] | None = None
+    agent: ManifestAgent | None = None
     files: dict[str, dict[str, Any]]
 
 
@@ -161,9 +177,16 @@ def describe_root(
             "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],
             "skipped": list(scripts.skipped),
         },
+        "agent": _agent(recipe, composition.tree),
         "payload": {"policy": recipe.payload_binaries, **_binaries(composition.binaries)},
         "files": identity.records,
     }
+
+
+def _agent(recipe: Recipe, tree: Tree) -> dict[str, Any]:
+    """Return the entry about what answers prompts: a payload, the command that agentd starts, or neither."""
+    command = agent_settings(tree).get("AGENT_COMMAND")
+    return {"payload": recipe.agent_runner is not None, "command": command or None}
 
 
 def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
@@ -193,7 +216,7 @@ def _package(planned: PlannedPackage, *, is_image: bool) -> dict[str, Any]:
         "identity": package.identity,
         "license": package.license,
         "origin": package.origin,
-        "url": planned.url,
+        "url": published_url(planned.url),
         **({"sha256": planned.sha256} if planned.sha256 else {"from": "base" if is_image else "minirootfs"}),
     }
 
@@ -232,7 +255,7 @@ def _base(base: Artefact | ImageSource, recipe: Recipe, image: BaseImage | None)
 
 def _artefact(artefact: Artefact) -> dict[str, Any]:
     return {
-        "url": artefact.url,
+        "url": published_url(artefact.url),
         "size": artefact.size,
         "sha256": artefact.sha256,
         "vouchedBy": artefact.vouched_by,

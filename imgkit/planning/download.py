@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from imgkit.apk.package import PackageFile, check_package, open_package
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.planning.base import Base
+from imgkit.planning.localfolders import check_local, local_file
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.rootfs.install import installed_in
 
@@ -37,10 +38,22 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False
         if locked and not planned.sha256:
             message = f"{planned.file_name}: has to be downloaded, and the lock has no SHA-256 of it"
             raise InputError(message, hint="refresh the lock (imgkit lock RECIPE)")
-    paths = cache.fetch_all([_wanted(planned) for planned in missing], description="packages")
-    files = {planned.package.name: path for planned, path in zip(missing, paths, strict=True)}
+    files = _fetch(missing, cache)
     packages = tuple(_with_hash(planned, files.get(planned.package.name)) for planned in plan.packages)
     return replace(plan, packages=packages), files
+
+
+def _fetch(missing: Sequence[PlannedPackage], cache: Cache) -> dict[str, Path]:
+    """Return package name → file. Files of repositories on this computer are used where they are."""
+    local = {planned.package.name: local_file(planned.url) for planned in missing}
+    remote = [planned for planned in missing if local[planned.package.name] is None]
+    paths = cache.fetch_all([_wanted(planned) for planned in remote], description="packages")
+    fetched = dict(zip([planned.package.name for planned in remote], paths, strict=True))
+    for planned in missing:
+        path = local[planned.package.name]
+        if path is not None:
+            fetched[planned.package.name] = check_local(path, _wanted(planned))
+    return fetched
 
 
 def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Package) -> PackageFile:
@@ -58,7 +71,7 @@ def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Pa
         spool=spool,
         max_installed=package.installed_size + _CONTENT_SLACK,
         expected=package.identity,
-        keyring=base.keyring,
+        keyring=base.keyring_of(f"{package.repository.url}/{package}.apk"),
         name=f"{package}.apk",
     )
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.apk.index import Package, Repository, parse_index
-from imgkit.apk.signature import Keyring, verify_index
+from imgkit.apk.signature import verify_index
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.fetch.checks import MissingFileError, Version3Error
 from imgkit.planning.base import Base
+from imgkit.planning.localfolders import check_local, folder_of, local_file, packages_in, url_of
 from imgkit.planning.plan import Artefact, Plan, latest_build
 from imgkit.recipe import Recipe
 
-_INDEX = "APKINDEX.tar.gz"
+INDEX = "APKINDEX.tar.gz"
+"""The file name of an index."""
 _INDEX_3 = "Packages.adb"  # the index of a repository of format version 3 (apk-repositories(5))
 _MAX_INDEX = 32 << 20
 
@@ -25,25 +27,26 @@ class Index:
     """A verified index of a repository.
 
     Attributes:
-        name: the repository's in the recipe, ``main``.
-        description: what the index says about the sources that it was made from.
+        name: the repository's in the recipe, ``main``, or the URL or folder of a further one.
+        artefact: its file; None for a folder of packages without an index.
+        description: what the index says about Alpine's sources that it was made from; empty for a further repository.
         date: when it was made, in seconds since 1970; if it does not say, when its youngest package was built.
     """
 
     name: str
     repository: Repository
-    artefact: Artefact
+    artefact: Artefact | None
     description: str
     date: int
     packages: tuple[Package, ...]
 
 
-def fetch_indexes(recipe: Recipe, alpine: str, keyring: Keyring, cache: Cache) -> tuple[Index, ...]:
+def fetch_indexes(recipe: Recipe, alpine: str, base: Base, cache: Cache) -> tuple[Index, ...]:
     """Fetch and verify the newest indexes of the recipe's repositories.
 
     Args:
         alpine: Alpine's name of the architecture, ``x86_64``.
-        keyring: the keys that are trusted to sign them.
+        base: has the keys that are trusted to sign them.
 
     Returns:
         One index for each of the recipe's repositories, in their order.
@@ -51,20 +54,45 @@ def fetch_indexes(recipe: Recipe, alpine: str, keyring: Keyring, cache: Cache) -
     Raises:
         Version3Error: a repository has packages of format version 3 only.
         InputError: an index cannot be downloaded or trusted.
+        RecipeError: a folder has no packages for the architecture.
     """
-    branch = f"{recipe.mirror.rstrip('/')}/{recipe.branch}"
-    repositories = [
-        Repository(position, f"{branch}/{name}/{alpine}") for position, name in enumerate(recipe.repositories)
-    ]
-    paths = _fetch(repositories, cache)
-    return tuple(
-        _read(name, repository, path, keyring)
-        for name, repository, path in zip(recipe.repositories, repositories, paths, strict=True)
-    )
+    places = [_place(recipe, position, alpine) for position in range(len(recipe.repositories))]
+    remote = [place for place in places if not place.is_folder]
+    paths = dict(zip(remote, _fetch([place.repository for place in remote], cache), strict=True))
+    return tuple(_read_folder(place, base) if place.is_folder else _read(place, paths[place], base) for place in places)
 
 
-def packages_of(index: Artefact, keyring: Keyring, cache: Cache) -> tuple[Package, ...] | None:
+@dataclass(frozen=True)
+class _Place:
+    """A repository of the recipe.
+
+    Attributes:
+        name: in the recipe.
+        repository: its position, URL and tag.
+        is_further: whether it is none of the branch's.
+        is_folder: whether it is on this computer.
+    """
+
+    name: str
+    repository: Repository
+    is_further: bool = False
+    is_folder: bool = False
+
+
+def _place(recipe: Recipe, position: int, alpine: str) -> _Place:
+    entry = recipe.repositories[position]
+    if isinstance(entry, str):
+        return _Place(entry, Repository(position, f"{recipe.mirror.rstrip('/')}/{recipe.branch}/{entry}/{alpine}"))
+    url = f"{entry.url}/{alpine}" if entry.folder is None else url_of(entry.folder, alpine, INDEX)
+    repository = Repository(position, url, entry.tag)
+    return _Place(entry.url, repository, is_further=True, is_folder=entry.folder is not None)
+
+
+def packages_of(index: Artefact, base: Base, cache: Cache) -> tuple[Package, ...] | None:
     """Read an index of a plan again, from the cache or from the mirror.
+
+    Args:
+        base: has the keys that are trusted to sign it.
 
     Returns:
         Its packages; None if neither has this index any more.
@@ -72,11 +100,14 @@ def packages_of(index: Artefact, keyring: Keyring, cache: Cache) -> tuple[Packag
     Raises:
         InputError: the index exists, but no trusted key signed it.
     """
+    wanted = Wanted(url=index.url, max_bytes=_MAX_INDEX, sha256=index.sha256)
+    local = local_file(index.url)
     try:
-        path = cache.fetch(Wanted(url=index.url, max_bytes=_MAX_INDEX, sha256=index.sha256))
+        path = cache.fetch(wanted) if local is None else check_local(local, wanted)
     except InputError:
         return None
-    return parse_index(verify_index(path.read_bytes(), keyring, name=index.url).text, Repository(url=index.url))
+    signed = verify_index(path.read_bytes(), base.keyring_of(index.url), name=index.url)
+    return parse_index(signed.text, Repository(url=index.url))
 
 
 def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> Mapping[str, tuple[str, ...]] | None:
@@ -93,7 +124,7 @@ def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> M
     providing: dict[str, set[str]] = {name: set() for name in names}
     for index in plan.indexes:
         try:
-            packages = packages_of(index, base.keyring, offline)
+            packages = packages_of(index, base, offline)
         except InputError:
             return None
         if packages is None:
@@ -105,7 +136,7 @@ def providers(plan: Plan, base: Base, cache: Cache, names: Collection[str]) -> M
 
 
 def _fetch(repositories: Sequence[Repository], cache: Cache) -> list[Path]:
-    wanted = [Wanted(url=f"{repository.url}/{_INDEX}", max_bytes=_MAX_INDEX, gzip=True) for repository in repositories]
+    wanted = [Wanted(url=f"{repository.url}/{INDEX}", max_bytes=_MAX_INDEX, gzip=True) for repository in repositories]
     try:
         return cache.fetch_all(wanted, description="package indexes")
     except MissingFileError as missing:
@@ -127,9 +158,23 @@ def _refuse_version_3_repository(url: str, cache: Cache) -> None:
         return  # then the error for the missing index says more
 
 
-def _read(name: str, repository: Repository, path: Path, keyring: Keyring) -> Index:
-    url = f"{repository.url}/{_INDEX}"
-    signed = verify_index(path.read_bytes(), keyring, name=url)
+def _read(place: _Place, path: Path, base: Base) -> Index:
+    """Verify and parse an index. ``path`` is its file."""
+    repository = place.repository
+    url = f"{repository.url}/{INDEX}"
+    signed = verify_index(path.read_bytes(), base.keyring_of(url), name=url)
     packages = parse_index(signed.text, repository)
     artefact = Artefact(url, path.stat().st_size, hash_file(path), signed.key)
-    return Index(name, repository, artefact, signed.description, signed.date or latest_build(packages), packages)
+    description = "" if place.is_further else signed.description
+    return Index(place.name, repository, artefact, description, signed.date or latest_build(packages), packages)
+
+
+def _read_folder(place: _Place, base: Base) -> Index:
+    """Read the index of a folder on this computer, or its packages if it has none."""
+    repository = place.repository
+    url = f"{repository.url}/{INDEX}"
+    path = folder_of(repository.url) / INDEX
+    if path.is_file():
+        return _read(place, path, base)
+    packages = packages_in(path.parent, base.keyring_of(url), repository)
+    return Index(place.name, repository, None, "", latest_build(packages), packages)

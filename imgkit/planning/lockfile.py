@@ -13,6 +13,7 @@ The entry of a container image has ``/container`` after the name of its architec
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from imgkit.host import wholefile
 from imgkit.host.jsonfile import checked, read_json
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedImage, LockedPackage
-from imgkit.recipe import SHAPES, Recipe, Shape
+from imgkit.recipe import SHAPES, Recipe, RepositorySpec, Shape
 from imgkit.recipe.basereference import relative
 
 VERSION = 1
@@ -72,7 +73,7 @@ def read(path: Path, recipe: Recipe, arch: str, shape: Shape = "disk") -> Plan:
     entry = entries(path).get(name)
     if entry is None:
         raise RecipeError(f"{path}: has nothing for {name}", hint=hint)
-    changed = [field for field, value in _wants(recipe, arch, shape).items() if entry.get(field, value) != value]
+    changed = [field for field, value in _wants(recipe, arch, shape, path).items() if entry.get(field, value) != value]
     if entry.get("base") != _base(recipe, path):
         changed.append("base")
     if changed:
@@ -119,14 +120,22 @@ def _lock_command(path: Path) -> str:
     return f"imgkit lock {path.with_suffix('.py')}"
 
 
-def _wants(recipe: Recipe, arch: str, shape: Shape) -> dict[str, Any]:
+def _wants(recipe: Recipe, arch: str, shape: Shape, path: Path) -> dict[str, Any]:
     """Return the fields of the recipe that a plan depends on; the version only if the recipe pins one."""
     wants = {
         "branch": recipe.branch,
-        "repositories": list(recipe.repositories),
+        "repositories": [_repository(entry, path) for entry in recipe.repositories],
         "packages": list(recipe.wanted(arch, shape)),
     }
     return wants | ({"version": recipe.version} if recipe.version else {})
+
+
+def _repository(entry: str | RepositorySpec, path: Path) -> str | dict[str, str]:
+    """Return a repository as the lock file has it: the path of a folder is relative to the file."""
+    if isinstance(entry, str):
+        return entry
+    url = entry.url if entry.folder is None else os.path.relpath(entry.folder, path.parent.absolute())
+    return {"url": url} | ({"tag": entry.tag} if entry.tag else {})
 
 
 def _base(recipe: Recipe, path: Path) -> str | None:
@@ -134,13 +143,48 @@ def _base(recipe: Recipe, path: Path) -> str | None:
     return None if recipe.base is None else relative(recipe.base, path.parent.absolute())
 
 
+class _Places:
+    """Where files are: below the mirror, or below one of the recipe's further repositories."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._mirror = recipe.mirror.rstrip("/")
+        self._further = {
+            number: entry.url if entry.folder is None else entry.folder.as_uri()
+            for number, entry in enumerate(recipe.repositories)
+            if isinstance(entry, RepositorySpec)
+        }
+
+    def place(self, url: str) -> dict[str, Any]:
+        """Return the place of a URL for the lock file."""
+        number = max(
+            (number for number, base in self._further.items() if url.startswith(f"{base}/")),
+            key=lambda number: len(self._further[number]),
+            default=None,
+        )
+        if number is None:
+            return {"path": url.removeprefix(f"{self._mirror}/")}
+        return {"path": url.removeprefix(f"{self._further[number]}/"), "repository": number}
+
+    def url(self, file: LockedFile | LockedPackage) -> str:
+        """Return the URL of a place in the lock file.
+
+        Raises:
+            InputError: the recipe has no further repository of its number.
+        """
+        if file.repository is None:
+            # A package that only the minirootfs has is in no repository: its path has nothing before the slash.
+            return file.path if file.path.startswith("/") else f"{self._mirror}/{file.path}"
+        if file.repository not in self._further:
+            raise InputError(f"{file.path}: the lock has it from repository {file.repository}, which the recipe lacks")
+        return f"{self._further[file.repository]}/{file.path}"
+
+
 def _to_json(recipe: Recipe, plan: Plan, path: Path) -> dict[str, Any]:
     """Return the entry of one architecture."""
-    base = f"{recipe.mirror.rstrip('/')}/"
+    places = _Places(recipe)
 
     def artefact(file: Artefact) -> dict[str, Any]:
-        path = file.url.removeprefix(base)
-        return {"path": path, "size": file.size, "sha256": file.sha256, "vouchedBy": file.vouched_by}
+        return {**places.place(file.url), "size": file.size, "sha256": file.sha256, "vouchedBy": file.vouched_by}
 
     def origin(file: Artefact | ImageSource) -> dict[str, Any]:
         if isinstance(file, Artefact):
@@ -150,14 +194,14 @@ def _to_json(recipe: Recipe, plan: Plan, path: Path) -> dict[str, Any]:
         return {"base": _base(recipe, path), "image": image}
 
     return {
-        **_wants(recipe, plan.arch, plan.shape),
+        **_wants(recipe, plan.arch, plan.shape, path),
         "version": plan.version,
         **origin(plan.base),
         "indexes": [artefact(index) for index in plan.indexes],
         "world": list(plan.world),
         "install": [
             {
-                "path": planned.url.removeprefix(base),
+                **places.place(planned.url),
                 "sha256": planned.sha256,
                 "record": format_record(planned.package).splitlines(),
             }
@@ -168,14 +212,10 @@ def _to_json(recipe: Recipe, plan: Plan, path: Path) -> dict[str, Any]:
 
 def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
     """Return the plan in an entry."""
-    base = recipe.mirror.rstrip("/")
-
-    def url(path: str) -> str:
-        # A package that only the minirootfs has is in no repository: its path has nothing before the slash.
-        return path if path.startswith("/") else f"{base}/{path}"
+    places = _Places(recipe)
 
     def artefact(file: LockedFile) -> Artefact:
-        return Artefact(url(file.path), file.size, file.sha256, file.vouchedBy)
+        return Artefact(places.url(file), file.size, file.sha256, file.vouchedBy)
 
     def origin() -> Artefact | ImageSource:
         if entry.minirootfs is not None:
@@ -184,7 +224,7 @@ def _from_json(recipe: Recipe, arch: str, entry: LockedArchitecture) -> Plan:
         return ImageSource(image.name, image.digest, image.manifest, image.size, image.created, image.vouchedBy)
 
     def planned(locked: LockedPackage) -> PlannedPackage:
-        location = url(locked.path)
+        location = places.url(locked)
         repository = Repository(url=location.rpartition("/")[0])
         return PlannedPackage(replace(locked.package, repository=repository), location, locked.sha256)
 

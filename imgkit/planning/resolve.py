@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-from imgkit.apk.solver import solve
+from imgkit.apk.dependency import Dependency
+from imgkit.apk.solver import UnknownPackageError, solve
 from imgkit.errors import RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.fetch.checks import shown
 from imgkit.planning.base import Base, freshness_of
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.freshness import Freshness
-from imgkit.planning.indexes import fetch_indexes
+from imgkit.planning.indexes import INDEX, fetch_indexes
+from imgkit.planning.localfolders import local_file
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs.install import installed_in, world_in
@@ -38,15 +43,17 @@ def make_plan(
             return _as_it_is(recipe, arch, base, shape)
         _check_image(base, base.image, recipe.wanted(arch, shape), freshness)
     branch = freshness.branch if base.image is not None else recipe.branch  # latest-stable moves on, an image does not
-    indexes = fetch_indexes(recipe.model_copy(update={"branch": branch}), facts.alpine, base.keyring, cache)
-    for index in indexes:
-        freshness.check_index(index.artefact.url, index.name, index.description, index.date)
+    indexes = fetch_indexes(recipe.model_copy(update={"branch": branch}), facts.alpine, base, cache)
+    dated = [index for index in indexes if local_file(index.repository.url) is None]  # a folder may go back
+    for index in dated:
+        freshness.check_index(f"{index.repository.url}/{INDEX}", index.name, index.description, index.date)
     standing, added = world_in(base.tree), recipe.wanted(arch, shape)
     candidates = [package for index in indexes for package in index.packages]
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
-    solution = solve(added, candidates, arch=facts.alpine, installed=installed, standing=standing)
+    with _repositories_named(recipe, branch):
+        solution = solve(added, candidates, arch=facts.alpine, installed=installed, standing=standing)
     used = {package.repository for package in solution}
-    for index in indexes:
+    for index in dated:
         if index.repository in used:
             freshness.remember_index(index.name, index.date)
     return Plan(
@@ -54,10 +61,37 @@ def make_plan(
         branch=recipe.branch,
         version=base.version,
         base=base.artefact,
-        indexes=tuple(index.artefact for index in indexes),
-        world=(*standing, *added),
+        indexes=tuple(index.artefact for index in indexes if index.artefact is not None),
+        world=(*standing, *_guest_words(recipe, added)),
         packages=tuple(PlannedPackage(package, f"{package.repository.url}/{package}.apk") for package in solution),
         shape=shape,
+    )
+
+
+@contextmanager
+def _repositories_named(recipe: Recipe, branch: str) -> Iterator[None]:
+    """Say in the error for packages that no repository has, which repositories these are."""
+    try:
+        yield
+    except UnknownPackageError as unknown:
+        named = [entry for entry in recipe.repositories if isinstance(entry, str)]
+        searched = [f"{', '.join(named)} of {branch} at {shown(recipe.mirror)}"] if named else []
+        searched += [entry.url for entry in recipe.further_repositories]
+        message = f"{unknown.message} (the repositories are {'; '.join(searched)})"
+        raise UnknownPackageError(message, hint=unknown.hint, problems=unknown.problems) from unknown
+
+
+def _guest_words(recipe: Recipe, words: Sequence[str]) -> tuple[str, ...]:
+    """Return words of the world as the image's own apk gets them: without tags of folders on this computer.
+
+    The image has no such repository, and apk refuses to do anything with a world that has a tag of none. A package
+    that is installed stays without one.
+    """
+    known = {entry.tag for entry in recipe.further_repositories if entry.folder is None}
+    parsed = [Dependency.parse(word) for word in words]
+    return tuple(
+        str(replace(dependency, tag=None)) if dependency.tag and dependency.tag not in known else word
+        for word, dependency in zip(words, parsed, strict=True)
     )
 
 

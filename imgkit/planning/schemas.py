@@ -41,10 +41,18 @@ RelativePath = Annotated[
 """A file of a mirror. No part of it begins with a dot."""
 
 
+class LockedRepository(StrictModel):
+    """A further repository of the recipe, as the recipe has it; the path of a folder is relative to the lock file."""
+
+    url: Short
+    tag: Short | None = None
+
+
 class LockedFile(StrictModel):
-    """The minirootfs or an index."""
+    """The minirootfs or an index. ``path`` is relative to the mirror, or to the further repository of this number."""
 
     path: RelativePath
+    repository: Annotated[int, Field(ge=0)] | None = None
     size: Size
     sha256: Sha256
     vouchedBy: Short  # noqa: N815 - as it is in the file
@@ -62,9 +70,13 @@ class LockedImage(StrictModel):
 
 
 class LockedPackage(StrictModel):
-    """A package. ``sha256`` is empty for a package that the minirootfs has, which is not downloaded."""
+    """A package. ``sha256`` is empty for a package that the minirootfs has, which is not downloaded.
+
+    ``path`` is relative to the mirror, or to the further repository of this number.
+    """
 
     path: RelativePath
+    repository: Annotated[int, Field(ge=0)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
     record: Annotated[list[Line], Field(min_length=1, max_length=100_000)]
 
@@ -95,7 +107,7 @@ class LockedArchitecture(StrictModel):
 
     branch: Short
     version: Short
-    repositories: list[Short]
+    repositories: list[Short | LockedRepository]
     packages: list[Short]
     minirootfs: LockedFile | None = None
     image: LockedImage | None = None

@@ -8,7 +8,7 @@ the cache still has them, since mirrors have only newer ones. A package that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imgkit.apk.package import signer_of
@@ -16,7 +16,8 @@ from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning.base import Base
 from imgkit.planning.indexes import packages_of
-from imgkit.planning.plan import Plan
+from imgkit.planning.localfolders import local_file
+from imgkit.planning.plan import Plan, PlannedPackage
 
 _RESTORE_HINT = "the lock file is not what imgkit lock wrote: restore it, or write it anew"
 _GONE_HINT = (
@@ -26,43 +27,69 @@ _MAX_SHOWN = 5  # packages that a message names
 
 
 def check_locked(plan: Plan, base: Base, cache: Cache, files: Mapping[str, Path]) -> None:
-    """Check that a key which the minirootfs trusts vouches for each downloaded package of a lock.
+    """Check that a key which is trusted for its repository vouches for each downloaded package of a lock.
 
     Args:
         files: package name → downloaded file.
 
     Raises:
-        InputError: a signature is wrong, or nothing vouches for a package: no index that the lock names has it, and if
-            one of these indexes is neither in the cache nor on the mirror any more, no trusted key signed the package
-            itself.
+        InputError: a signature is wrong, or nothing vouches for a package: the index of its repository does not have
+            it; or this index is neither in the cache nor on the mirror any more, or the repository is a folder without
+            one, and no trusted key signed the package itself.
     """
     downloaded = [planned for planned in plan.packages if planned.package.name in files]
-    identities, complete = _identities(plan, base, Cache(cache.folder, offline=True))
-    unvouched = [planned for planned in downloaded if planned.package.identity not in identities]
-    if not complete:
-        unvouched = [
-            planned
-            for planned in unvouched
-            if signer_of(files[planned.package.name], base.keyring, planned.file_name) is None
-        ]
-        if unvouched:
-            identities, complete = _identities(plan, base, cache)
-            unvouched = [planned for planned in unvouched if planned.package.identity not in identities]
-    if unvouched:
-        names = ", ".join(planned.file_name for planned in unvouched[:_MAX_SHOWN])
-        names += " …" if len(unvouched) > _MAX_SHOWN else ""
-        if complete:
-            raise InputError(f"{names}: is in none of the indexes that the lock names", hint=_RESTORE_HINT)
-        message = f"{names}: no trusted key signed it, and the index that the lock names is gone"
-        raise InputError(message, hint=_GONE_HINT)
+    unnamed, unsigned = _unvouched(downloaded, _identities(plan, base, Cache(cache.folder, offline=True)), base, files)
+    if unsigned:
+        unnamed, unsigned = _unvouched(downloaded, _identities(plan, base, cache), base, files)
+    if unnamed:
+        raise InputError(f"{_names(unnamed)}: is in none of the indexes that the lock names", hint=_RESTORE_HINT)
+    if unsigned:
+        gone = ", and the index that the lock names is gone" if all(_is_remote(one) for one in unsigned) else ""
+        raise InputError(f"{_names(unsigned)}: no trusted key signed it{gone}", hint=_GONE_HINT)
 
 
-def _identities(plan: Plan, base: Base, cache: Cache) -> tuple[set[str], bool]:
-    """Return the identities of all packages in the plan's indexes, and whether every index was available.
+def _unvouched(
+    packages: Sequence[PlannedPackage],
+    identities: Mapping[str, frozenset[str] | None],
+    base: Base,
+    files: Mapping[str, Path],
+) -> tuple[list[PlannedPackage], list[PlannedPackage]]:
+    """Return the packages that the index of their repository lacks, and those without an index that nobody signed.
+
+    Raises:
+        SignatureError: a signature is wrong.
+    """
+    unnamed, unsigned = [], []
+    for planned in packages:
+        named = identities.get(_folder(planned.url), frozenset() if _is_remote(planned) else None)
+        if named is not None:
+            unnamed += [planned] if planned.package.identity not in named else []
+        elif signer_of(files[planned.package.name], base.keyring_of(planned.url), planned.file_name) is None:
+            unsigned.append(planned)
+    return unnamed, unsigned
+
+
+def _identities(plan: Plan, base: Base, cache: Cache) -> dict[str, frozenset[str] | None]:
+    """Return the identities of all packages by the folder of their index; None where the index is not available.
 
     Raises:
         InputError: an index exists, but no trusted key signed it.
     """
-    indexes = [packages_of(index, base.keyring, cache) for index in plan.indexes]
-    identities = {package.identity for packages in indexes if packages is not None for package in packages}
-    return identities, None not in indexes
+    indexes = [(_folder(index.url), packages_of(index, base, cache)) for index in plan.indexes]
+    return {
+        folder: None if packages is None else frozenset(package.identity for package in packages)
+        for folder, packages in indexes
+    }
+
+
+def _is_remote(planned: PlannedPackage) -> bool:
+    return local_file(planned.url) is None
+
+
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0]
+
+
+def _names(packages: Sequence[PlannedPackage]) -> str:
+    names = ", ".join(planned.file_name for planned in packages[:_MAX_SHOWN])
+    return names + (" …" if len(packages) > _MAX_SHOWN else "")

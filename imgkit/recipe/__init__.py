@@ -3,12 +3,15 @@
     recipe = load(Path("recipes/alpine.py"), {"size": "8G"})
     recipe.architecture("amd64").packages
 
-``spec`` has the fields, ``containerspec`` those of the container image;
-``loading`` turns a file into a :class:`Recipe`, ``faults`` finds and describes its faults.
+``spec`` has the fields, ``containerspec`` those of the container image, ``filespecs`` and ``repositoryspec`` those of
+files and repositories; ``loading`` turns a file into a :class:`Recipe`, ``locations`` makes its paths absolute,
+``faults`` and ``sourcefaults`` find and describe its faults.
 """
 
 from imgkit.recipe.containerspec import ContainerSpec
+from imgkit.recipe.filespecs import FileSpec, OverlaySpec
 from imgkit.recipe.loading import load, parse_setting
+from imgkit.recipe.repositoryspec import RepositorySpec
 from imgkit.recipe.spec import (
     OFFICIAL_MIRROR,
     SHAPES,
@@ -28,10 +31,13 @@ __all__ = [
     "SHAPES",
     "Architecture",
     "ContainerSpec",
+    "FileSpec",
     "Output",
+    "OverlaySpec",
     "PartitionKind",
     "PartitionSpec",
     "Recipe",
+    "RepositorySpec",
     "Runlevel",
     "Shape",
     "UserSpec",

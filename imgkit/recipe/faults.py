@@ -2,53 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
+from imgkit.recipe import sourcefaults
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
+from imgkit.recipe.filespecs import FileSpec, OverlaySpec
 from imgkit.recipe.mirroraddress import mirror_fault
 from imgkit.recipe.record import RecipeRecord
-from imgkit.recipe.spec import Architecture, Recipe, parse_size
+from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM, RepositorySpec
+from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, parse_size
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-PATHS = ("release_key", "overlay", "agent_runner")
-"""Fields that name a file or folder, relative to the recipe."""
-
+REFERENCE = "docs/reference/recipe.md"
+"""The page that has all fields."""
+_RECORDS: Mapping[str, type[RecipeRecord]] = {
+    "users": UserSpec,
+    "overlay": OverlaySpec,
+    "overlays": OverlaySpec,
+    "files": FileSpec,
+    "repositories": RepositorySpec,
+    "container": ContainerSpec,
+}
+_MOST_LISTED = 15  # fields of a record that a message lists; there are more in a recipe
 _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB
 
 
 def sentence(error: ErrorDetails) -> str:
     """Return one fault that pydantic found, as ``field: what is wrong``."""
-    location, value = error["loc"], error["input"]
-    place = ".".join(str(part) for part in location)
+    location = tuple(part for part in error["loc"] if part not in (NAME_FORM, RECORD_FORM))
+    place, value = ".".join(str(part) for part in location), error["input"]
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(str(location[-1]), _model(location).model_fields)
-        return f"{place}: no such field" + (f" ({hint})" if hint else "")
+        return f"{place}: no such field ({_known(location)})"
     if error["type"] == "missing":
         return f"{place}: must be given"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
-    shown = f" (it is {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
-    return f"{place}: {message[:1].lower()}{message[1:]}" + ("" if repr(value) in message else shown)
+    is_short = isinstance(value, (str, int, float, bool, type(None))) and "@" not in str(value)  # it may be a password
+    shown = f" (it is {value!r})" if is_short and repr(value) not in message else ""
+    return f"{place}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _known(location: tuple[int | str, ...]) -> str:
+    """Return the hint for a field that does not exist: the most similar one, or where all of them are."""
+    known = _model(location).model_fields
+    hint = did_you_mean(str(location[-1]), known)
+    if hint is None:
+        hint = f"there are {', '.join(known)}" if len(known) <= _MOST_LISTED else f"{REFERENCE} has all fields"
+    return hint
 
 
 def _model(location: tuple[int | str, ...]) -> type[RecipeRecord]:
     """Return the record that a field at this place of a recipe belongs to."""
+    if len(location) > 3 and location[0] == "architectures":
+        return PartitionSpec
     if len(location) == 3 and location[0] == "architectures":
         return Architecture
-    return ContainerSpec if len(location) == 2 and location[0] == "container" else Recipe
+    return Recipe if len(location) == 1 else _RECORDS[str(location[0])]
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield contradictions between fields, and files that are missing. Each line begins with its field."""
-    for field in PATHS:
-        path = getattr(recipe, field)
-        if path is not None and not (path.is_file() if field == "release_key" else path.is_dir()):
-            yield f"{field}: {path} does not exist"
+    yield from sourcefaults.missing(recipe)
+    yield from sourcefaults.file_faults(recipe)
+    yield from sourcefaults.repository_faults(recipe)
     yield from _base_faults(recipe.base)
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from imgkit.errors import RecipeError, UsageError
 from imgkit.host.suggest import close_matches, did_you_mean
-from imgkit.recipe import basereference, faults
-from imgkit.recipe.mirroraddress import absolute_mirror
+from imgkit.recipe import faults, locations
 from imgkit.recipe.module import execute, public_values
 from imgkit.recipe.spec import Recipe
 
+_OVERLAYS = frozenset({"overlay", "overlays"})  # two forms of one fact: an override of either replaces both
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -35,15 +35,10 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     """
     if not path.is_file():
         raise _missing(path)
-    fields = {**public_values(execute(path)), **overrides}
-    for name in faults.PATHS:
-        value = fields.get(name)
-        if isinstance(value, (str, Path)) and value != "":
-            fields[name] = (path.parent / value).resolve()
-    if isinstance(fields.get("mirror"), str):
-        fields["mirror"] = absolute_mirror(str(fields["mirror"]), path.parent)
-    if isinstance(fields.get("base"), str):
-        fields["base"] = basereference.absolute(str(fields["base"]), path.parent)
+    stated = public_values(execute(path))
+    if overrides.keys() & _OVERLAYS:
+        stated = {name: value for name, value in stated.items() if name not in _OVERLAYS}
+    fields = locations.absolute({**stated, **overrides}, path.parent)
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as invalid:

@@ -1,29 +1,37 @@
-"""The address of a mirror: a URL, or a folder that has the layout of one."""
+"""The address of a mirror: a URL, or a folder that has the layout of one.
+
+The URL of a folder names this computer, ``file://localhost/srv/alpine`` (RFC 8089), which tells it from that of a
+repository of the recipe.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+HOST = "localhost"
+"""The host in the URL of a mirror that is a folder."""
 _WEB = ("http://", "https://")
-_FILE = "file:"
 _PATHS = ("/", "./", "../")
 
 
 def absolute_mirror(address: str, folder: Path) -> str:
-    """Return the URL of a mirror. A path is relative to ``folder``, and becomes ``file:///srv/alpine``.
+    """Return the URL of a mirror. A path is relative to ``folder``.
 
-    A path begins with ``/``, ``./`` or ``../``. Everything else is returned as it is.
+    A path begins with ``/``, ``./`` or ``../``. Of ``file:`` URLs there is one form. All else is returned as it is.
     """
-    if address in (".", "..") or address.startswith(_PATHS):
-        return (folder / address).resolve().as_uri()
-    return address
+    is_path = address in (".", "..") or address.startswith(_PATHS)
+    place = (folder / address).resolve() if is_path else folder_of(address)
+    return address if place is None else f"file://{HOST}{quote(str(place))}"
 
 
 def folder_of(address: str) -> Path | None:
     """Return the folder that a ``file:`` URL names (RFC 8089); None if it is another URL, or of another computer."""
-    parts = urlsplit(address)
-    if parts.scheme != _FILE[:-1] or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as http://[
+        return None
+    if parts.scheme != "file" or parts.netloc not in ("", HOST) or not parts.path.startswith("/"):
         return None
     return Path(unquote(parts.path))
 

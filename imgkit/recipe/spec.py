@@ -18,8 +18,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from imgkit.errors import UsageError
 from imgkit.recipe.containerspec import ContainerSpec
+from imgkit.recipe.filespecs import FileSpec, OverlaySpec, folder_alone
 from imgkit.recipe.module import public_values
 from imgkit.recipe.record import Name, RecipeRecord, frozen
+from imgkit.recipe.repositoryspec import RepositoryEntry, RepositorySpec
 
 OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
 
@@ -58,6 +60,11 @@ def _module_fields(value: object) -> object:
     return public_values(value) if isinstance(value, ModuleType) else value
 
 
+TIMEZONE = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"
+"""Names of time zones. No part of one begins with a dot."""
+TZDATA = "tzdata"
+"""The package that has the time zones."""
+Overlay: TypeAlias = Annotated[OverlaySpec, BeforeValidator(folder_alone)]
 Hostname = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Size = Annotated[str, AfterValidator(_checked_size)]
 ImageSize = Annotated[str, AfterValidator(_image_size)]
@@ -128,7 +135,11 @@ class Recipe(RecipeRecord):
     """Directory of the mirror. ``latest-stable`` selects the newest release; the image itself stays on that release."""
     version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = None
     """Point release of the minirootfs; None selects the newest one that the mirror lists."""
-    repositories: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9/_-]+$")], ...] = ("main", "community")
+    repositories: tuple[RepositoryEntry, ...] = Field(
+        default=("main", "community"),
+        examples=[["main", {"url": "https://apk.example.com/stable", "key": "keys/example.rsa.pub", "tag": "example"}]],
+    )
+    """Where packages come from, the preferred ones first: repositories of the branch by name, and further ones."""
     release_key: Path | None = None
     """OpenPGP certificate that the minirootfs must be signed with; None means that of Alpine's releases."""
     size: ImageSize = "4G"
@@ -152,8 +163,19 @@ class Recipe(RecipeRecord):
     services: Annotated[Mapping[Runlevel, tuple[Name, ...]], AfterValidator(frozen)] = Field(default_factory=dict)
     """Services of the disk image, by runlevel; a container has none."""
     users: tuple[UserSpec, ...] = ()
-    overlay: Path | None = None
-    """Folder that is copied over the root filesystem as it is."""
+    timezone: Annotated[str, StringConstraints(pattern=TIMEZONE)] | None = Field(
+        default=None, examples=["Europe/Berlin", "UTC"]
+    )
+    """Time zone of the system: a name of the tz database, whose package tzdata is added. Without it, UTC."""
+    overlay: Overlay | None = Field(default=None, examples=["files", {"path": "files", "modes": "git"}])
+    """Folder that is copied over the root filesystem, by its path or as a record. Everything in it belongs to root."""
+    overlays: tuple[Overlay, ...] = Field(default=(), examples=[["common", {"path": "files", "modes": "git"}]])
+    """Several such folders, in this order: files of later ones replace those of earlier ones. This, or ``overlay``."""
+    files: tuple[FileSpec, ...] = Field(
+        default=(),
+        examples=[[{"path": "/etc/app/token", "source": "token.txt", "owner": "agent", "mode": "0600"}]],
+    )
+    """Single files with an owner, a group and a mode. They come after packages, users and overlays."""
     agent_runner: Path | None = None
     """Folder that replaces /opt/agent-runner; None keeps that of the overlay."""
     agent_runner_build: Literal["auto", "0", "1"] = "auto"
@@ -185,7 +207,22 @@ class Recipe(RecipeRecord):
         return self.architectures[name]
 
     def wanted(self, arch: str, shape: Shape) -> tuple[str, ...]:
-        """Return the packages that the recipe names for a root filesystem of this shape."""
-        if shape == "container":
-            return (*self.packages, *self.container.packages)
-        return (*self.packages, *self.disk_packages, *self.architecture(arch).packages)
+        """Return the packages that the recipe names for a root filesystem of this shape.
+
+        ``timezone`` adds tzdata, but not to an image that gets no packages: then the base must have the time zones.
+        """
+        further = self.container.packages if shape == "container" else self.disk_packages
+        own = () if shape == "container" else self.architecture(arch).packages
+        named = (*self.packages, *further, *own)
+        zones = self.timezone is not None and TZDATA not in named and (self.base is None or named)
+        return (*named, TZDATA) if zones else named
+
+    @property
+    def overlay_folders(self) -> tuple[OverlaySpec, ...]:
+        """The folders of ``overlay`` or ``overlays``, in the order in which they are copied."""
+        return (*(() if self.overlay is None else (self.overlay,)), *self.overlays)
+
+    @property
+    def further_repositories(self) -> tuple[RepositorySpec, ...]:
+        """The repositories besides those of the branch."""
+        return tuple(one for one in self.repositories if isinstance(one, RepositorySpec))

@@ -9,7 +9,7 @@ from pathlib import Path
 from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import RecipeError
 from imgkit.recipe import Architecture, Recipe
-from imgkit.rootfs import steps, systemfiles
+from imgkit.rootfs import agentsettings, steps, systemfiles
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import ScriptReport
@@ -60,8 +60,9 @@ def compose(
         epoch: seconds since 1970 for the times of all generated files.
 
     Raises:
-        RecipeError: two packages have the same file, a service or a kernel is missing, a user cannot be added, or a
-            script can neither be computed nor run.
+        RecipeError: two packages have the same file, a service or a kernel is missing, a user cannot be added, the
+            agent's user is root, a file of the recipe cannot be put into place, or a script can neither be computed nor
+            run.
         InputError: a file outside the payload is for another architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
@@ -70,7 +71,8 @@ def compose(
         systemfiles.configure_machine(tree, recipe, root_uuid=root_uuid, epoch=epoch)
         systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
-    written = [*steps.add_overlay(tree, recipe, epoch=epoch), *steps.add_payload(tree, payload, epoch=epoch)]
+    written = [*steps.add_host_files(tree, recipe, epoch=epoch), *steps.add_payload(tree, payload, epoch=epoch)]
+    agentsettings.refuse_root(tree)
     payload_paths = steps.payload_paths(tree, written)
     systemfiles.enable_services(tree, recipe)
     install_dependency_cache(tree, epoch=epoch)

@@ -61,7 +61,8 @@ def compose_container(
         epoch: seconds since 1970 for the times of all generated files.
 
     Raises:
-        RecipeError: two packages have the same file, a user cannot be added, or a script cannot be computed.
+        RecipeError: two packages have the same file, a user cannot be added, a file of the recipe cannot be put into
+            place, or a script cannot be computed.
         InputError: a file outside the payload is for another architecture, or a file that is needed is missing.
     """
     alpine = recipe.architecture(arch).alpine
@@ -71,7 +72,7 @@ def compose_container(
         if "etc/passwd" in tree:  # a base of a single program need not have accounts
             systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
-    written = steps.add_overlay(tree, recipe, epoch=epoch)
+    written = steps.add_host_files(tree, recipe, epoch=epoch)
     if payload is not None:
         stages.append(LayerStage(SETUP, tree.copy()))
         written += steps.add_payload(tree, payload, epoch=epoch)

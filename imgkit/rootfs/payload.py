@@ -4,14 +4,14 @@
     replace_payload(tree, Path("agent"), epoch=epoch)
 
 File contents stay on the host (:class:`~imgkit.tree.Slice`), so a folder must not change before the image is written.
-Owners, modes and times of the host have no meaning in the image, so they are normalised.
+Owners and times of the host have no meaning in the image, so they are normalised; modes are, unless the caller chooses.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +36,7 @@ MAX_DEPTH = 256
 
 
 @dataclass(frozen=True)
-class _HostEntry:
+class HostEntry:
     """A file, directory or link of the host. ``name`` is relative to the folder; only links have a ``target``."""
 
     name: str
@@ -45,15 +45,26 @@ class _HostEntry:
     target: str | None = None
 
 
-def add_directory(tree: Tree, source: Path, destination: str, *, epoch: int) -> list[str]:
+def normal_mode(status_mode: int) -> int:
+    """Return the mode that a file or directory of the host has in the image: what git keeps of it.
+
+    That is 0755 for directories and for files that their owner may execute, and 0644 for others, so that it does not
+    depend on a umask, and set-user-id bits never come from a host.
+    """
+    return 0o755 if stat.S_ISDIR(status_mode) or status_mode & stat.S_IXUSR else 0o644
+
+
+def add_directory(
+    tree: Tree, source: Path, destination: str, *, epoch: int, mode_of: Callable[[int], int] = normal_mode
+) -> list[str]:
     """Copy what is in the folder ``source`` into the directory ``destination`` of the Tree (``""`` is its root).
 
-    All new entries belong to root. Directories are merged and keep the attributes that they have in the Tree; new ones
-    get mode 0755. Files replace existing ones; they get mode 0755 if their owner may execute them, else 0644, so that
-    setuid bits never come from a host. Where the Tree has a link to a directory, a directory is merged into its target.
+    All new entries belong to root. Directories are merged and keep the attributes that they have in the Tree. Files
+    replace existing ones. Where the Tree has a link to a directory, a directory is merged into its target.
 
     Args:
         epoch: modification time of everything that is written, seconds since 1970.
+        mode_of: returns the mode of a file or directory in the image for its mode on the host (``st_mode``).
 
     Returns:
         The paths in the Tree that were written, directories included.
@@ -67,17 +78,18 @@ def add_directory(tree: Tree, source: Path, destination: str, *, epoch: int) -> 
     try:
         top = tree.resolve(destination)
         tree.mkdir(top, mtime=epoch)
-        return [_put(tree, top, entry, epoch) for entry in entries]
+        return [_put(tree, top, entry, epoch, mode_of) for entry in entries]
     except TreeError as cause:
         raise InputError(f"{source}: cannot be put into /{destination}: {cause}") from cause
 
 
-def _put(tree: Tree, top: str, entry: _HostEntry, epoch: int) -> str:
+def _put(tree: Tree, top: str, entry: HostEntry, epoch: int, mode_of: Callable[[int], int]) -> str:
     """Put one entry into the directory ``top`` of the Tree; return its path there."""
     folder, _, name = f"{top}/{entry.name}".lstrip("/").rpartition("/")
     path = f"{tree.resolve(folder)}/{name}".lstrip("/")
+    mode = mode_of(entry.status.st_mode)
     if stat.S_ISDIR(entry.status.st_mode):
-        return _merge(tree, entry, path, Directory(mtime=epoch))
+        return _merge(tree, entry, path, Directory(mode=mode, mtime=epoch))
     if isinstance(tree.get(path), Directory):
         raise InputError(f"{entry.path}: /{path} is a directory in the image")
     if entry.target is not None:
@@ -85,12 +97,11 @@ def _put(tree: Tree, top: str, entry: _HostEntry, epoch: int) -> str:
         return path
     size = entry.status.st_size
     content: Content = Slice(entry.path, 0, size) if size else Inline(b"")
-    mode = 0o755 if entry.status.st_mode & stat.S_IXUSR else 0o644
     tree.add(path, File(content=content, mode=mode, mtime=epoch))  # other names of an old file keep its contents
     return path
 
 
-def _merge(tree: Tree, entry: _HostEntry, path: str, new: Directory) -> str:
+def _merge(tree: Tree, entry: HostEntry, path: str, new: Directory) -> str:
     """Make the directory at ``path`` unless there is one, or a link to one; return where it is."""
     old = tree.get(path)
     if old is None:
@@ -104,7 +115,7 @@ def _merge(tree: Tree, entry: _HostEntry, path: str, new: Directory) -> str:
 # ---- reading the host's folder ---------------------------------------------------------------------------------------
 
 
-def scan(source: Path, *, absolute: bool) -> Iterator[_HostEntry]:
+def scan(source: Path, *, absolute: bool) -> Iterator[HostEntry]:
     """Yield everything in ``source`` in a fixed order, directories before what is in them.
 
     Args:
@@ -118,7 +129,7 @@ def scan(source: Path, *, absolute: bool) -> Iterator[_HostEntry]:
     yield from _scan(source, "", source.resolve(), absolute=absolute)
 
 
-def _scan(folder: Path, prefix: str, top: Path, *, absolute: bool) -> Iterator[_HostEntry]:
+def _scan(folder: Path, prefix: str, top: Path, *, absolute: bool) -> Iterator[HostEntry]:
     if prefix.count("/") > MAX_DEPTH:
         raise InputError(f"{top}: more than {MAX_DEPTH} folders deep")
     try:
@@ -132,7 +143,7 @@ def _scan(folder: Path, prefix: str, top: Path, *, absolute: bool) -> Iterator[_
             yield from _scan(entry.path, f"{entry.name}/", top, absolute=absolute)
 
 
-def _entry(name: str, path: Path, top: Path, *, absolute: bool) -> _HostEntry:
+def _entry(name: str, path: Path, top: Path, *, absolute: bool) -> HostEntry:
     try:
         check_path(name)
         status = path.lstat()
@@ -142,21 +153,21 @@ def _entry(name: str, path: Path, top: Path, *, absolute: bool) -> _HostEntry:
             path.open("rb").close()  # raises OSError if this user cannot read it
         elif not stat.S_ISDIR(status.st_mode):
             raise InputError(f"{path}: neither a file nor a directory nor a link")
-        return _HostEntry(name, path, status)
+        return HostEntry(name, path, status)
     except TreeError as cause:
         raise InputError(f"{path.parent}: {cause}") from cause
     except OSError as cause:
         raise InputError(f"{path}: cannot be read: {cause.strerror}") from cause
 
 
-def _checked_link(name: str, path: Path, status: os.stat_result, top: Path, *, absolute: bool) -> _HostEntry:
+def _checked_link(name: str, path: Path, status: os.stat_result, top: Path, *, absolute: bool) -> HostEntry:
     target = os.readlink(path)  # noqa: PTH115 - as it is written, not as pathlib normalises it
     if not _stays(name, target, top, absolute=absolute) or not (absolute or _resolves_inside(path, top)):
         raise InputError(
             f"{path}: the link to {target} leads out of the folder",
             hint="copy what it leads to, or link to something in the folder with a relative target",
         )
-    return _HostEntry(name, path, status, target)
+    return HostEntry(name, path, status, target)
 
 
 def _stays(name: str, target: str, top: Path, *, absolute: bool) -> bool:

@@ -14,8 +14,11 @@ from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
-from imgkit.rootfs.payload import PAYLOAD, add_directory, replace_payload
+from imgkit.rootfs.overlays import add_overlay_folder
+from imgkit.rootfs.ownedfiles import add_files
+from imgkit.rootfs.payload import PAYLOAD, replace_payload
 from imgkit.rootfs.scripts.effects import Hooks, Pending
+from imgkit.rootfs.timezone import set_timezone
 from imgkit.tree import Tree, TreeError
 
 
@@ -92,9 +95,19 @@ def setup_errors() -> Iterator[None]:
         raise RecipeError(f"the image cannot be set up as the recipe says: {cause}") from cause
 
 
-def add_overlay(tree: Tree, recipe: Recipe, *, epoch: int) -> list[str]:
-    """Copy the recipe's overlay into the Tree, if it has one; return the paths that were written."""
-    return [] if recipe.overlay is None else add_directory(tree, recipe.overlay, "", epoch=epoch)
+def add_host_files(tree: Tree, recipe: Recipe, *, epoch: int) -> list[str]:
+    """Put the recipe's overlays, its time zone and its files into the Tree; return the paths that were written.
+
+    Raises:
+        RecipeError: the image lacks an account or the time zone, or a file cannot be where the recipe wants it.
+        InputError: a folder or file of the host cannot be in an image.
+    """
+    written = []
+    for overlay in recipe.overlay_folders:
+        written += add_overlay_folder(tree, overlay, epoch=epoch)
+    with setup_errors():
+        set_timezone(tree, recipe, epoch=epoch)
+    return written + add_files(tree, recipe, epoch=epoch)
 
 
 def add_payload(tree: Tree, payload: Path | None, *, epoch: int) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from imgkit.errors import RecipeError
-from imgkit.recipe import Recipe, UserSpec
+from imgkit.host.jsonfile import read_bytes
+from imgkit.recipe import Recipe, RepositorySpec, UserSpec
 from imgkit.rootfs.accounts import UNUSABLE, AccountError, ensure_user, set_password
 from imgkit.rootfs.openrc.services import enable, refuse_unsafe_order
 from imgkit.tree import Tree
@@ -13,6 +15,7 @@ from imgkit.tree import Tree
 RELEASE = "etc/imgkit-release"
 _APK = "etc/apk"
 _ALPINE_RELEASE = "etc/alpine-release"
+_MAX_KEY = 1 << 16
 _LOOPBACK = "auto lo\niface lo inet loopback\n"
 _DHCP = "\nauto eth0\niface eth0 inet dhcp\n"
 _SOCKET_FOLDERS = ("tmp/.ICE-unix", "tmp/.X11-unix")
@@ -61,8 +64,31 @@ def lock_root(tree: Tree, *, epoch: int) -> None:
 
 def _write_repositories(tree: Tree, recipe: Recipe, epoch: int) -> None:
     branch = guest_branch(tree, recipe.branch)
-    repositories = "".join(f"{recipe.guest_mirror}/{branch}/{name}\n" for name in recipe.repositories)
-    tree.write(f"{_APK}/repositories", repositories, mtime=epoch)
+    lines = [_line(entry, f"{recipe.guest_mirror}/{branch}") for entry in recipe.repositories]
+    tree.write(f"{_APK}/repositories", "".join(lines), mtime=epoch)
+    for entry in recipe.further_repositories:
+        if entry.folder is None and entry.key is not None:
+            _add_key(tree, entry.key, epoch)
+
+
+def _add_key(tree: Tree, key: Path, epoch: int) -> None:
+    """Add the key of a repository to those that the image's own apk trusts, so that it can use the repository.
+
+    Raises:
+        RecipeError: the image has another key of this name, and apk knows keys by their names.
+    """
+    place, data = f"{_APK}/keys/{key.name}", read_bytes(key, _MAX_KEY)
+    if tree.stat(place) is not None and tree.read(place) != data:
+        raise RecipeError(f"repositories: {key}: the image has another key of this name", hint="rename one of them")
+    tree.write(place, data, mtime=epoch)
+
+
+def _line(entry: str | RepositorySpec, branch: str) -> str:
+    """Return the line of a repository for apk; none for a folder on this computer, which the image cannot reach."""
+    if isinstance(entry, str):
+        return f"{branch}/{entry}\n"
+    tag = f"@{entry.tag} " if entry.tag else ""
+    return f"{tag}{entry.url}\n" if entry.folder is None else ""
 
 
 def _add_user(tree: Tree, user: UserSpec, epoch: int) -> None:

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias, get_args
 from imgkit.disk import diskimage
 from imgkit.errors import HostError, UsageError
 from imgkit.vm import consolelog
-from imgkit.vm.qemu import argv, firmware, hostclock, machines
+from imgkit.vm.qemu import argv, firmware, hostclock, machines, portforward
 from imgkit.vm.qemu.argv import Disk, FirmwareKind, Share, VmSpec
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import Arch, MachineKind
@@ -37,7 +37,8 @@ class BootSpec:
     """Describes what is booted, and on which machine. Only the image is given by position.
 
     Raises:
-        UsageError: ``network`` or ``ipc`` is unknown, or ``allow`` names hosts for a network that has no rules.
+        UsageError: ``network`` or ``ipc`` is unknown, ``allow`` names hosts for a network that has no rules, or
+            ``publish`` is wrong or for a network that takes no connections.
     """
 
     image: StrPath | None = field(kw_only=False)
@@ -81,6 +82,10 @@ class BootSpec:
     host's own services at 10.0.2.2. In a "restricted" network it reaches what ``allow`` names."""
     allow: Sequence[str] = ()
     """What a guest in a restricted network reaches: strings "HOST:PORT", "*.HOST:PORT" or "ADDRESS:PORT"."""
+    publish: Sequence[str] = ()
+    """Ports of the host that lead to the guest: "HOST:GUEST" on 127.0.0.1, "ADDRESS:HOST:GUEST" on another address of
+    the host, with "/udp" behind it for UDP. 0 for HOST chooses a free port, which :attr:`imgkit.vm.VM.published` names.
+    Only for the network "user"."""
     format: diskimage.Format | None = None
     """Format of the image. None determines it from the first bytes. A guest that writes to a raw image may change them,
     so a file whose name ends in ``.raw`` is never taken for qcow2."""
@@ -95,8 +100,9 @@ class BootSpec:
     It is meant for what no field offers: further devices in ``VmSpec.extra``, or sockets in ``VmSpec.ports``."""
 
     def __post_init__(self) -> None:
-        """Check ``network``, ``allow`` and ``ipc``, so that a mistake is reported where it was made."""
+        """Check the fields that need no file, so that a mistake is reported where it was made."""
         check_network(self.network, self.allow)
+        portforward.check(self.publish, self.network)
         if self.ipc not in get_args(Ipc):
             known = ", ".join(get_args(Ipc))
             raise UsageError(f"{self.ipc}: unknown way to talk to the agent", hint=f"known are {known}")
@@ -130,7 +136,7 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
         folder: private folder of the machine, for its config drive, variable store, console and request share.
 
     Raises:
-        HostError: a file, a folder or the firmware is missing.
+        HostError: a file, a folder or the firmware is missing, or a port of ``publish`` cannot be used.
         UsageError: there is no such machine, a share's name is not valid, ``read_only`` names an unknown share, or the
             guest may write to the folder of the console.
         InputError: the image has a format that cannot be booted.
@@ -156,6 +162,7 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
         shares=shares,
         config=_config(spec, folder),
         network=spec.network == "user",
+        forwards=portforward.usable(portforward.check(spec.publish, spec.network)),
         sandbox=sys.platform == "linux",
     )
     return resolved if spec.adapt is None else spec.adapt(resolved)

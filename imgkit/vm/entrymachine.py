@@ -5,7 +5,8 @@
 
 The image has no agentd. The init of the machine (``rootfs/initramfs/guest/init.sh``) sends the output through two
 virtio-serial ports, byte for byte, so nothing of the kernel's messages is in it. A third port carries lines: "started"
-and "exit STATUS" from the guest, "signal NUMBER" from the host.
+and "exit STATUS" from the guest, "signal NUMBER" from the host. A fourth one carries the standard input, if there is
+any.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from imgkit.vm import console
+from imgkit.vm.agent.inputs import InputSource
 from imgkit.vm.bootspec import BootSpec
-from imgkit.vm.failures import BootError, BootTimeoutError, KernelPanicError, RequestError
+from imgkit.vm.failures import BootError, BootTimeoutError, CommandTimeoutError, KernelPanicError, RequestError
 from imgkit.vm.qemu import probe
 from imgkit.vm.starting import Started, started
 from imgkit.vm.waiting import read_console
 
 log = logging.getLogger("imgkit.vm")
 
-OUTPUT, ERRORS, CONTROL = "run.output", "run.errors", "run.control"
+OUTPUT, ERRORS, CONTROL, INPUT = "run.output", "run.errors", "run.control", "run.input"
 STREAMS = {OUTPUT: "stdout", ERRORS: "stderr"}
 """Ports that carry output → the names of the streams."""
 KILL_AFTER = 10.0
@@ -38,12 +40,49 @@ KILLED = 137
 """Exit status of a process that did not end when it was asked to: 128 and SIGKILL."""
 _EMULATION_TRIES = 3
 _POLL = 0.2  # seconds between two looks at the machine
+_FEED_POLL = 0.02  # the same while there may be standard input
 _CHUNK = 1 << 16
 _MAX_LINE = 4096
 _STATUS = re.compile(rb"exit ([0-9]{1,3})")
 
 Write: TypeAlias = Callable[[str, bytes], object]
 """Takes the name of a stream, "stdout" or "stderr", and bytes of it."""
+
+
+class _Feeder:
+    """Passes standard input on to a port, as much as the guest takes.
+
+    Attributes:
+        source: where it comes from; None at its end.
+    """
+
+    def __init__(self, port: socket.socket | None) -> None:
+        self.source: InputSource | None = None
+        self._port = port
+        self._unsent = b""
+
+    def feed(self) -> bool:
+        """Pass on what there is. Return whether there may be more soon."""
+        if self._port is None or self.source is None:
+            return False
+        try:
+            self._send(self._port, self.source)
+        except BlockingIOError:
+            return True
+        except OSError:  # the machine has ended, which is reported elsewhere
+            self.source = None
+        return self.source is not None
+
+    def _send(self, port: socket.socket, source: InputSource) -> None:
+        data = self._unsent or source.read()
+        if data:
+            self._unsent = data
+            port.setblocking(False)
+            self._unsent = data[port.send(data) :]
+        elif data is not None:
+            # QEMU reads what was sent, and then the end. It would drop both if the socket were closed.
+            port.shutdown(socket.SHUT_WR)
+            self.source = None
 
 
 class EntryMachine:
@@ -57,22 +96,27 @@ class EntryMachine:
         self._status: int | None = None
         self._started = False
         self._asked: float | None = None
+        self._feeder = _Feeder(machine.running.ports.get(INPUT))
 
     @classmethod
     @contextmanager
-    def boot(cls, spec: BootSpec, *, timeout: float, stop_signal: int) -> Iterator[EntryMachine]:
+    def boot(
+        cls, spec: BootSpec, *, timeout: float, stop_signal: int, takes_input: bool = False
+    ) -> Iterator[EntryMachine]:
         """Start the machine, and wait until its process has been started. It is switched off when the block ends.
 
         Args:
             spec: the machine; how it is talked to is filled in here.
             timeout: seconds until the process must have been started.
             stop_signal: number of the signal that asks the process to end.
+            takes_input: whether the process gets the standard input that :meth:`follow` is given. Else it is empty.
 
         Raises:
             UsageError, HostError, InputError: as for :meth:`imgkit.vm.running.VM.boot`.
             BootError: the process was not started; the subclass says why.
         """
-        spec = replace(spec, ipc="none", ports=(*spec.ports, OUTPUT, ERRORS, CONTROL))
+        carried = (OUTPUT, ERRORS, CONTROL, *([INPUT] if takes_input else []))
+        spec = replace(spec, ipc="none", ports=(*spec.ports, *carried))
         deadline = time.monotonic() + timeout
         accelerator = probe.probe(spec.architecture, spec.accelerator)
         for attempt in range(1, _EMULATION_TRIES + 1):
@@ -91,7 +135,14 @@ class EntryMachine:
                     running.running.child.kill()
                 return
 
-    def follow(self, write: Write, *, seconds: float | None = None) -> int:
+    def follow(
+        self,
+        write: Write,
+        *,
+        seconds: float | None = None,
+        limit: float | None = None,
+        stdin: InputSource | None = None,
+    ) -> int:
         """Pass the output of the process on until it has ended, and return its exit status.
 
         An interrupt (Ctrl-C) sends the process its stop signal. If it then runs for another :data:`KILL_AFTER` seconds,
@@ -100,13 +151,20 @@ class EntryMachine:
         Args:
             write: takes the output.
             seconds: for which the process may run; None is without end.
+            limit: seconds after which the process is asked to end, as by an interrupt, and its machine is then switched
+                off; None is without end.
+            stdin: the standard input of the process.
 
         Raises:
-            RequestError: the process runs longer.
+            RequestError: the process runs longer than ``seconds``.
+            CommandTimeoutError: it was asked to end because of ``limit``.
             BootError: the machine is gone, or its console shows a kernel panic.
             QuotaError: the machine was ended because it exceeded its quotas.
         """
-        end = None if seconds is None else time.monotonic() + seconds
+        begun = time.monotonic()
+        end = None if seconds is None else begun + seconds
+        self._feeder.source = stdin
+        late = False
         with selectors.DefaultSelector() as selector:
             for port, stream in STREAMS.items():
                 selector.register(self._machine.running.ports[port], selectors.EVENT_READ, stream)
@@ -116,16 +174,21 @@ class EntryMachine:
                     self._turn(selector, write)
                 except KeyboardInterrupt:
                     self._ask_to_stop()
+                if limit is not None and time.monotonic() >= begun + limit and self._asked is None:
+                    late = True
+                    self._ask_to_stop()
                 if end is not None and time.monotonic() >= end and self._status is None:
                     hint = "--quota time=… allows more, --quota time=none all"
                     raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
             if self._status is not None:
                 self._drain(write)
+        if late:
+            raise CommandTimeoutError(f"the image's program was ended after {limit:g} s")
         return KILLED if self._status is None else self._status
 
     def _turn(self, selector: selectors.BaseSelector, write: Write) -> None:
         """Wait for something to read, for a moment, and pass it on."""
-        ready = selector.select(_POLL)
+        ready = selector.select(_FEED_POLL if self._feeder.feed() else _POLL)
         for key, _ in ready:
             assert isinstance(key.fileobj, socket.socket), key
             data = key.fileobj.recv(_CHUNK)

@@ -82,6 +82,12 @@ class RequestError(GuestError):
     """A request to the agent ended without a result: it took too long, the guest is gone, or a limit was exceeded."""
 
 
+class CommandTimeoutError(RequestError):
+    """The command ran longer than ``imgkit run --limit`` allows, and was ended. The status is that of timeout(1)."""
+
+    exit_status = 124
+
+
 class FloodError(RequestError):
     """The guest sends more lines or bytes per second than the limits of :mod:`imgkit.vm.agent.ratelimit` allow."""
 

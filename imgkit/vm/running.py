@@ -54,6 +54,7 @@ class VM:
         arch, firmware: architecture and firmware of the machine ("amd64", "bios").
         memory_mib: size of the guest's memory, for which the host had room.
         accelerator: the accelerator that QEMU uses, and why it was chosen.
+        published: ports of the host that lead to ports of the guest.
         argv: QEMU's command line.
     """
 
@@ -63,6 +64,7 @@ class VM:
         self.arch = resolved.arch
         self.firmware = resolved.firmware
         self.memory_mib = resolved.memory_mib
+        self.published = resolved.forwards
         self.accelerator = machine.accelerator
         self.argv = argv.arguments(resolved)
         self._running = machine.running

@@ -21,7 +21,7 @@ from imgkit.vm.agent.filetransport import FileTransport
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.net import allowlist, restricted
-from imgkit.vm.qemu import argv, launch, probe
+from imgkit.vm.qemu import argv, launch, portforward, probe
 from imgkit.vm.qemu.argv import Share, VmSpec
 from imgkit.vm.qemu.launch import Running
 from imgkit.vm.qemu.privatefolder import private_folder
@@ -69,6 +69,7 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         resolved = bootspec.resolve(spec, accelerator, folder)
+        _say_ports(spec, resolved)
         user = _user(spec, accelerator, stack)
         usable = probe.allowed(accelerator, resolved.arch, spec.accelerator, user)
         if usable != accelerator:
@@ -87,6 +88,13 @@ def started(spec: BootSpec, accelerator: Accelerator) -> Iterator[Started]:
         limit = spec.quotas.disk
         stack.enter_context(monitored(monitor, resolved, limit, running.child, running.stderr, console.shorten))
         yield Started(spec, running, usable, console, monitor)
+
+
+def _say_ports(spec: BootSpec, resolved: VmSpec) -> None:
+    """Log which ports were chosen, if any had to be."""
+    if any(forward.host == 0 for forward in portforward.check(spec.publish, spec.network)):
+        for forward in resolved.forwards:
+            log.info("%s:%d leads to port %d of the guest", forward.address, forward.host, forward.guest)
 
 
 def _prepare_requests(resolved: VmSpec) -> None:

@@ -1,7 +1,8 @@
 """Boot an image and run one command in it as the agent's user; its exit status is the command's.
 
-Everything after -- is the command. Without one, --prompt is given to the agent that the image or the environment
-configures.
+Everything after -- is the command. Its standard input is that of imgkit, unless that is a terminal: -i passes a
+terminal on, too, and </dev/null leaves the command without. --timeout is for the boot, --limit for the command. Without
+a command, --prompt is given to the agent that the image or the environment configures.
 
 A container image (an OCI image layout, or a .tar archive of one) becomes a machine with a kernel of Alpine's. Without
 agentd in it, its entry point runs as its user, and what is after -- replaces its command.
@@ -15,7 +16,7 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import containerruns, machineoptions
+from imgkit.cli import commandinput, containerruns, machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import terminal
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machineoptions.arguments(parser)
     parser.add_argument("--work", metavar="DIR", help="folder to work in: /workspace/project in the guest")
     parser.add_argument("--prompt", help="text for the agent instead of a command")
+    commandinput.arguments(parser)
     containerruns.arguments(parser)
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
@@ -47,6 +49,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder given")
+    commandinput.check(options)
     shares = {} if options.work is None else {"work": Path(options.work)}
     if not is_container_image(options.image):
         _check_request(options)
@@ -69,11 +72,19 @@ def _request(options: argparse.Namespace, booted: AbstractContextManager[VM]) ->
 
     Raises:
         GuestError: the agent failed without a status of its own.
+        CommandTimeoutError: the command took longer than it may.
     """
     with booted as vm:
         extra = {"awaitSystem": False} if options.no_wait else None
-        with vm.request(command=options.guest_command or None, prompt=options.prompt, extra=extra) as request:
+        with vm.request(
+            command=options.guest_command or None,
+            prompt=options.prompt,
+            limit=options.limit,
+            stdin=commandinput.standard_input(options),
+            extra=extra,
+        ) as request:
             result = _follow(request, events=not options.guest_command)
+            commandinput.report_limit(options, request, result)
         vm.kill()
     if not result.ok and result.signal is None and result.exit_code in (None, 0):
         raise GuestError(result.text or "the agent failed without saying why")

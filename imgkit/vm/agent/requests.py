@@ -31,7 +31,7 @@ from imgkit.vm.agent.protocol import (
     PermissionRequest,
 )
 from imgkit.vm.agent.ratelimit import RateLimit, StreamRateLimit
-from imgkit.vm.failures import RequestError
+from imgkit.vm.failures import CommandTimeoutError, RequestError
 
 POLL = 0.05
 """Seconds between two looks at the stream, and at whether the machine still runs."""
@@ -321,6 +321,10 @@ class AgentRequest:
             return
         if self._gone is not None:
             raise self._gone[1]
+        if self.stopped:
+            raise CommandTimeoutError(
+                "the command was asked to end after its limit of time, and the guest sends no result"
+            )
         raise RequestError(f"no result of the request within {self._timeout:g} s", hint=self._timeout_hint)
 
     def _receive(self, data: bytes) -> None:

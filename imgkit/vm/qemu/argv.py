@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias, get_args
 from imgkit.errors import UsageError
 from imgkit.vm.qemu.firmware import Firmware
 from imgkit.vm.qemu.machines import MachineKind, check_machine, machine
+from imgkit.vm.qemu.portforward import PortForward
 from imgkit.vm.qemu.virtiobus import MAX_MMIO_SHARES, MAX_SHARES, device, share_device
 
 FirmwareKind: TypeAlias = Literal["bios", "uefi", "direct"]
@@ -92,6 +93,7 @@ class VmSpec:
             a second one for reading and writing if QEMU may write.
         config: ISO image with per-boot configuration, attached read-only.
         network: user-mode network; False leaves the card out.
+        forwards: ports of the host that lead into that network.
         link: file descriptor of a connected socket that carries the card's Ethernet frames, in place of that network.
         sandbox: QEMU confines itself with seccomp (Linux builds that have it).
         extra: further arguments, which come last.
@@ -119,6 +121,7 @@ class VmSpec:
     sets: tuple[tuple[int, ...], ...] = ()
     config: Path | None = None
     network: bool = True
+    forwards: tuple[PortForward, ...] = ()
     link: int | None = None
     sandbox: bool = False
     extra: tuple[str, ...] = ()
@@ -208,7 +211,8 @@ def _board(spec: VmSpec) -> str:
 def _network(spec: VmSpec) -> list[str]:
     if spec.link is None and not spec.network:
         return []
-    backend = "user,id=net0" if spec.link is None else f"socket,id=net0,fd={spec.link}"
+    forwards = "".join(f",{forward.argument}" for forward in spec.forwards)
+    backend = f"user,id=net0{forwards}" if spec.link is None else f"socket,id=net0,fd={spec.link}"
     rom = "" if spec.machine == "microvm" else ",romfile="
     return ["-netdev", backend, "-device", device(spec.machine, "network", f"netdev=net0{rom}")]
 

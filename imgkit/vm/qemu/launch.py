@@ -140,6 +140,8 @@ def _hint(reason: str) -> str | None:
         return "--memory with a smaller number"
     if _NO_MICROVM.search(reason):
         return "--machine microvm needs QEMU 6.0 or newer, built with that machine"
+    if "host forwarding rule" in reason:
+        return "another program took the port meanwhile; --publish with 0 as the port of the host takes a free one"
     return "the image is in use by another program" if "lock" in reason or "another process" in reason else None
 
 

@@ -112,10 +112,15 @@ def check_machine(kind: str, arch: str, firmware: str | None) -> None:
         )
 
 
-def guess_arch(image: Path) -> str:
-    """Return the architecture that the image's name contains (``linux-arm64.qcow2``), or else this host's."""
+def stated_arch(image: Path) -> Arch | None:
+    """Return the architecture that the image's name contains (``linux-arm64.qcow2``), or None."""
     words = image.stem.replace("_", "-").split("-")
-    return next((arch for arch in MACHINES if arch in words), host_arch())
+    return next((record.arch for record in MACHINES.values() if record.arch in words), None)
+
+
+def guess_arch(image: Path) -> str:
+    """Return the architecture that the image's name contains, or else this host's."""
+    return stated_arch(image) or host_arch()
 
 
 def host_arch() -> str:

@@ -162,7 +162,7 @@ obey() {
 # Run the image's program once. Its output goes to the host through two ports, its status through the third. The pipes are
 # files that belong to the program's user, because programs open /dev/stdout anew.
 run_once() {
-	local tag pumps status
+	local tag pumps status input=/dev/null
 	for tag in $shares; do
 		share "$tag" "mnt/$tag" || say "the share $tag cannot be mounted"
 	done
@@ -177,7 +177,13 @@ run_once() {
 	cat /io/err >"$(port run.errors)" &
 	pumps="$pumps $!"
 	mv /io/run "$root/run/imgkit.run"
-	unshare -m -p -f /enter.sh "$mode" </dev/null >/io/out 2>/io/err 3>&- &
+	if [ -n "$(port run.input)" ]; then
+		input=/io/in
+		mkfifo -m 600 /io/in
+		chown "$uid:$gid" /io/in
+		cat "$(port run.input)" >/io/in &
+	fi
+	unshare -m -p -f /enter.sh "$mode" <"$input" >/io/out 2>/io/err 3>&- &
 	child=$!
 	echo started >&3
 	obey &

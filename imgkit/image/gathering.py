@@ -7,6 +7,8 @@ payload = gathering.payload(request, folder)
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -87,9 +89,11 @@ def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple
 
 def payload(request: RootRequest, folder: Path) -> Path | None:
     """Return the prepared payload; None if the payload of the overlay is used."""
-    recipe = request.recipe
+    recipe, npm = request.recipe, request.cache.folder / "npm"
     if recipe.agent_runner is None:
         return None
+    with suppress(OSError):  # its age counts from here (imgkit cache)
+        os.utime(npm)
     return prepare_payload(
         recipe.agent_runner,
         folder,
@@ -98,7 +102,7 @@ def payload(request: RootRequest, folder: Path) -> Path | None:
         allow_scripts=recipe.npm_scripts,
         allow_git=recipe.npm_git,
         offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
+        cache=npm,
     )
 
 

@@ -1,6 +1,6 @@
-"""Make the reference pages: of the command line from its parser, of recipes from their model.
+"""Make the reference pages: commands from their parser, recipes from their model, Python from its docstrings.
 
-    python -m script.reference          docs/reference/commands.md and docs/reference/recipe.md
+    python -m script.reference          commands.md, recipe.md and python.md of docs/reference
     python -m script.reference --man    docs/reference/imgkit.1, the manual page
 
 Tests compare these files with what this module makes.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imgkit import __version__
 from imgkit.cli.parser import parsers
-from script import recipereference
+from script import pythonreference, recipereference
 
 REFERENCE = Path(__file__).parents[1] / "docs/reference"
 PAGE = REFERENCE / "commands.md"
@@ -183,13 +183,14 @@ def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 def main() -> None:
     """Write one of the pages."""
-    parser = argparse.ArgumentParser(description="Make docs/reference/commands.md and recipe.md.")
+    parser = argparse.ArgumentParser(description="Make commands.md, recipe.md and python.md of docs/reference.")
     parser.add_argument("--man", action="store_true", help="make docs/reference/imgkit.1 instead")
     if parser.parse_args().man:
         MAN_PAGE.write_text(man_page())
     else:
         PAGE.write_text(page())
         recipereference.PAGE.write_text(recipereference.page())
+        pythonreference.PAGE.write_text(pythonreference.page())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import pytest
 
-from imgkit.api import applianceoptions, inspecting, verifying
+from imgkit.api import applianceoptions, building, inspecting, verifying
 from imgkit.api.inspecting import DiskContents, ListedPackage
 from imgkit.api.verifying import VerifiedImage
 from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
@@ -41,6 +41,7 @@ from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageE
 from imgkit.host import statusline
 from imgkit.host.process import MissingProgramError
 from imgkit.host.progress import Step, Steps
+from imgkit.image import assemble
 from imgkit.image.assemble import BuildRequest, BuildResult
 from imgkit.planning import lockfile
 from imgkit.recipe import Recipe
@@ -78,7 +79,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
             out / "i", out / "k", out / "r", out / "m", build_id=f"id-{request.arch}", size=5_400_000, steps=steps
         )
 
-    monkeypatch.setattr(build_command, "build", build)
+    monkeypatch.setattr(assemble, "build", build)
     monkeypatch.setattr(build_command, "ENGINES", {"guestfs": lambda: "engine"})
     monkeypatch.setattr(several, "at_once", lambda: 1)
     monkeypatch.setattr(build_command, "host_arch", lambda: "arm64")
@@ -188,9 +189,9 @@ def test_builds_run_side_by_side_where_there_are_processors(
 
 def test_the_engine_is_launched_with_the_options_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    monkeypatch.setattr(build_command, "appliance_options", lambda: "options")
+    monkeypatch.setattr(building, "appliance_options", lambda: "options")
     monkeypatch.setattr(guestfs, "launch", lambda *words, **options: launched.append((words, options)))
-    build_command._guestfs()(Path("/scratch"), 5)
+    building.guestfs_engine()(Path("/scratch"), 5)
     assert launched == [((Path("/scratch"), 5), {"options": "options"})]
 
 
@@ -390,9 +391,9 @@ def test_what_a_lock_is_made_of(
     def make_plan(recipe: Recipe, arch: str, base: str, cache: Any, *, shape: str, allow_stale: bool) -> str:
         return f"{shape} of {base} {allow_stale}"
 
-    monkeypatch.setattr(lock, "fetch_base", fetch_base)
-    monkeypatch.setattr(lock, "make_plan", make_plan)
-    monkeypatch.setattr(lock, "fetch_packages", lambda plan, base, cache: (f"{plan} with hashes", "files"))
+    monkeypatch.setattr(building, "fetch_base", fetch_base)
+    monkeypatch.setattr(building, "make_plan", make_plan)
+    monkeypatch.setattr(building, "fetch_packages", lambda plan, base, cache: (f"{plan} with hashes", "files"))
     monkeypatch.setattr(lock, "load_recipe", lambda options, environ: _recipe())
     monkeypatch.setattr(lockfile, "others", lambda path, recipe, requested: f"all but {requested}")
     monkeypatch.setattr(lockfile, "write", lambda path, recipe, plans, kept: calls.append((path, plans, kept)))

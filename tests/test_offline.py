@@ -25,7 +25,7 @@ from imgkit.planning.vouched import Vouched
 from imgkit.recipe import load
 from imgkit.recipe.mirroraddress import absolute_mirror, folder_of, mirror_fault
 from tests.commandline import ROOT, Place
-from tests.mirrors import LISTING, RECIPE, REPOSITORY, ROOTFS, Small, package
+from tests.mirrors import LISTING, RECIPE, REPOSITORY, ROOTFS, TIME, Small, package
 from tests.test_faults import FILE
 
 PACKAGE = f"{REPOSITORY}/hello-1.0-r0.apk"
@@ -90,7 +90,8 @@ def test_folders_with_odd_names(build: Build) -> None:
     build.small.root.rename(odd)
     build("--mirror", str(odd), "--release-key", "release-key.asc")
     urls = [index["url"] for index in build.manifest["indexes"]]  # type: ignore[attr-defined]
-    assert urls == ["file:APKINDEX.tar.gz"], "a manifest does not name folders of the computer that made it"
+    assert urls == ["file:APKINDEX.tar.gz"], "a manifest says nothing of the folders of this computer"
+    assert str(build.here.base) not in json.dumps(build.manifest)
 
 
 def test_a_folder_in_the_recipe_is_relative_to_the_recipe(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,12 +222,22 @@ def test_addresses_that_are_paths(tmp_path: Path) -> None:
     parent = tmp_path.parent.resolve()
     for path, absolute in (("/a b", Path("/a b")), ("../x", parent / "x"), (".", tmp_path), ("..", parent)):
         assert absolute_mirror(path, tmp_path) == absolute.as_uri()
-    for address in ("https://x/y", "mirror", ".hidden", "..x", "file:///x"):
+        assert absolute_mirror(absolute.as_uri(), tmp_path) == absolute_mirror(path, tmp_path)
+    for address in ("https://x/y", "mirror", ".hidden", "..x", "file://elsewhere/x", "http://["):
         assert absolute_mirror(address, tmp_path) == address
     assert mirror_fault("https://x") is None
     assert mirror_fault(tmp_path.as_uri()) is None
     assert mirror_fault((tmp_path / "x").as_uri()) == f"{tmp_path}/x does not exist"
     assert mirror_fault("ftp://x") == "'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"
+
+
+def test_a_folder_cannot_go_back_in_time(build: Build) -> None:
+    """As over HTTP: an index that is older than one seen before is refused. Folders of the recipe may go back."""
+    words = ("--mirror", "./mirror", "--release-key", "release-key.asc")
+    build(*words)
+    build.small.index([apk.record for apk in build.small.packages], time=TIME - 1)
+    assert "was seen before" in build(*words, status=4)
+    build(*words, "--allow-stale-mirror")
 
 
 # ---- locked builds ---------------------------------------------------------------------------------------------------

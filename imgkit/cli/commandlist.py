@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, str] = {
     "push": "push a container image to registries",
     "pull": "pull a container image from a registry",
     "publish": "publish images for the host application",
+    "cache": "list, measure and prune the cache",
+    "completion": "print a script for a shell, with which it completes commands",
     "doctor": "what this host can do, what is missing, the command that fixes it",
 }
 """The name of each command and its line in the list of commands, in the order of that list."""

@@ -8,6 +8,8 @@ agent = gathering.agent_payload(request, agent_folder)
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -107,9 +109,11 @@ def agent_payload(request: RootRequest, folder: Path) -> Path | None:
 
 
 def _prepared(request: RootRequest, source: Path | None, build: Build, folder: Path) -> Path | None:
-    recipe = request.recipe
+    recipe, npm = request.recipe, request.cache.folder / "npm"
     if source is None:
         return None
+    with suppress(OSError):  # its age counts from here (imgkit cache)
+        os.utime(npm)
     return prepare_payload(
         source,
         folder,
@@ -118,7 +122,7 @@ def _prepared(request: RootRequest, source: Path | None, build: Build, folder: P
         allow_scripts=recipe.npm_scripts,
         allow_git=recipe.npm_git,
         offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
+        cache=npm,
     )
 
 

@@ -37,6 +37,7 @@ def absolute(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
     changes["agent"] = lambda value: _in_record(value, {"payload": place})
     changes["files"] = lambda value: _each(value, lambda file: _in_record(file, {"source": place}))
     changes["repositories"] = lambda value: _each(value, lambda one: _in_record(one, {"url": location, "key": place}))
+    changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     changes["base"] = lambda value: basereference.absolute(value, folder) if isinstance(value, str) else value
     changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     return {name: changes[name](value) if name in changes else value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""The address of a mirror: a URL, or a folder that has the layout of one."""
+"""The address of a mirror: a URL, or a folder that has the layout of one, whose URL is ``file:///srv/alpine``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _WEB = ("http://", "https://")
-_FILE = "file:"
 _PATHS = ("/", "./", "../")
 
 
 def absolute_mirror(address: str, folder: Path) -> str:
-    """Return the URL of a mirror. A path is relative to ``folder``, and becomes ``file:///srv/alpine``.
+    """Return the URL of a mirror. A path is relative to ``folder``.
 
-    A path begins with ``/``, ``./`` or ``../``. Everything else is returned as it is.
+    A path begins with ``/``, ``./`` or ``../``. Of ``file:`` URLs there is one form. All else is returned as it is.
     """
-    if address in (".", "..") or address.startswith(_PATHS):
-        return (folder / address).resolve().as_uri()
-    return address
+    is_path = address in (".", "..") or address.startswith(_PATHS)
+    place = (folder / address).resolve() if is_path else folder_of(address)
+    return address if place is None else place.as_uri()
 
 
 def folder_of(address: str) -> Path | None:
     """Return the folder that a ``file:`` URL names (RFC 8089); None if it is another URL, or of another computer."""
-    parts = urlsplit(address)
-    if parts.scheme != _FILE[:-1] or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as http://[
+        return None
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         return None
     return Path(unquote(parts.path))
 

@@ -11,23 +11,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from imgkit.api.applianceoptions import appliance_options
+from imgkit.api import building
 from imgkit.cli import mirroroptions, registryoptions, several
 from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
-from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts
-from imgkit.host.sourcedate import source_date
-from imgkit.image.assemble import BuildRequest, build
-from imgkit.image.containerimage import ContainerRequest, build_container
 from imgkit.planning import lockfile
 from imgkit.recipe import Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
@@ -49,11 +42,7 @@ VARIABLES = {
 }
 
 
-def _guestfs() -> LaunchEngine:
-    return partial(guestfs.launch, options=appliance_options())
-
-
-ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": _guestfs}
+ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": building.guestfs_engine}
 """The values of ``--engine``, each with a function that makes the engine ready for this host."""
 
 
@@ -167,21 +156,18 @@ def _container(
     invocation: Invocation,
 ) -> Mapping[str, object]:
     """Build the container image; return its report."""
-    lock = lockfile.path_of(options.recipe)
-    request = ContainerRequest(
+    result = building.build_container(
         recipe,
         arches,
-        _out(options),
-        Cache(default_folder(), offline=options.offline),
-        wanted,
-        work=_work(),
-        locked={arch: lockfile.read(lock, recipe, arch, "container") for arch in arches} if options.locked else {},
+        out=_out(options),
+        outputs=wanted,
+        lock=_lock(options),
+        offline=options.offline,
         allow_stale=options.allow_stale_mirror,
-        epoch=source_date(os.environ),
+        work=_work(),
         sources=git_facts(options.recipe.absolute().parent),
         access=registryoptions.registry_access(options),
     )
-    result = build_container(request)
     if options.verbose:
         print(terminal.block(result.steps.table()), file=sys.stderr)
     report = container_report(recipe.name, result)
@@ -196,18 +182,26 @@ def _container(
 
 def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[BuildReport]:
     """Build the architectures in this process, one after the other."""
-    epoch = source_date(os.environ)
-    out, work = _out(options), _work()
-    cache = Cache(default_folder(), offline=options.offline)
     for arch in arches:
-        locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
-        engine = ENGINES[options.engine]()
-        request = BuildRequest(recipe, arch, out, cache, engine, work=work, locked=locked, epoch=epoch)
-        access = registryoptions.registry_access(options)
-        result = build(replace(request, allow_stale=options.allow_stale_mirror, access=access))
+        result = building.build(
+            recipe,
+            arch,
+            out=_out(options),
+            lock=_lock(options),
+            offline=options.offline,
+            allow_stale=options.allow_stale_mirror,
+            work=_work(),
+            engine=ENGINES[options.engine](),
+            access=registryoptions.registry_access(options),
+        )
         if options.verbose:
             print(terminal.block(result.steps.table()), file=sys.stderr)
         yield report_of(arch, result)
+
+
+def _lock(options: argparse.Namespace) -> Path | None:
+    """Return the lock file to build from, if there is to be one."""
+    return lockfile.path_of(options.recipe) if options.locked else None
 
 
 def _out(options: argparse.Namespace) -> Path:

@@ -1,4 +1,4 @@
-"""What docs/tutorial.md shows of the files of a new project is in them. tests/test_wheel.py takes its steps for real."""
+"""What docs/tutorial.md shows of a new project is in its files. tests/test_wheel.py takes its steps for real."""
 
 from __future__ import annotations
 

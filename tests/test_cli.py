@@ -444,6 +444,22 @@ def test_a_signal_outside_of_the_work(at: str, status: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
 
 
+BETWEEN = """
+import signal, sys
+from imgkit.host import interrupts
+interrupts.exit_on_signals(130)
+status = interrupts.run(lambda: 3, interrupted=lambda: 130, clean_up=lambda: None)
+signal.raise_signal(signal.SIGTERM)
+sys.exit(status)
+"""
+
+
+def test_a_signal_between_the_work_and_the_end() -> None:
+    """The result has been reported by then, so that the status must be the one that belongs to it."""
+    done = subprocess.run([sys.executable, "-c", BETWEEN], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
 def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
     """A late signal changes neither the message nor the JSON: both are those of the status that the command returns."""
     with here.running("build", "/nowhere.py", "--json") as child:

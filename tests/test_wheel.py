@@ -122,11 +122,9 @@ def test_installers_of_programs(tool: str, wheel: Path, tmp_path: Path) -> None:
         **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")},
         **{"HOME": str(home), "XDG_CACHE_HOME": str(Path.home() / ".cache"), "UV_PYTHON_DOWNLOADS": "never"},
     }
-    words: list[str | Path] = (
-        ["tool", "install", "--python", venv / "bin/python", wheel] if tool == "uv" else ["install", wheel]
-    )
+    choice = ["tool", "install", "--python", str(venv / "bin/python")] if tool == "uv" else ["install"]
     done = subprocess.run(
-        [venv / "bin" / tool, *words], env=variables, capture_output=True, text=True, umask=0o077, check=False
+        [venv / "bin" / tool, *choice, wheel], env=variables, capture_output=True, text=True, umask=0o077, check=False
     )
     assert done.returncode == 0, done.stderr
     program = home / ".local/bin/imgkit"

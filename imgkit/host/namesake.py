@@ -29,6 +29,6 @@ def refuse() -> None:
         return
     message = _MIXED.format(folder=folder)
     if os.path.basename(sys.argv[0]) == "imgkit":  # noqa: PTH119
-        print(f"error: {message}\nhint: {_HINT}", file=sys.stderr)  # noqa: T201 - nothing else can be imported
+        sys.stderr.write(f"error: {message}\nhint: {_HINT}\n")  # nothing that is printed here comes from elsewhere
         raise SystemExit(_HOST_STATUS)
     raise ImportError(f"{message}; {_HINT}")

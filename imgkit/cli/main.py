@@ -143,12 +143,9 @@ def _print_line(text: str, colour: colours.Colour | None = None) -> None:
     Args:
         colour: of the first word, where the terminal has colours.
     """
-    shown = terminal.line(text.replace("\n", " "))
-    if colour is not None:
-        word, space, rest = shown.partition(" ")
-        shown = colours.paint(word, colour, sys.stderr) + space + rest
+    text = text.replace("\n", " ")
     with suppress(OSError):  # standard error may be closed
-        print(shown, file=sys.stderr, flush=True)
+        print(colours.paint_first_word(terminal.line(text), colour, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _print_traceback() -> None:

@@ -34,3 +34,11 @@ def has_colours(stream: TextIO | None, environ: Mapping[str, str] | None = None)
 def paint(text: str, colour: Colour, stream: TextIO | None) -> str:
     """Return ``text`` in a colour if ``stream`` has colours. ``text`` must be safe on a terminal already."""
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if has_colours(stream) else text
+
+
+def paint_first_word(text: str, colour: Colour | None, stream: TextIO | None) -> str:
+    """Return ``text`` with its first word in a colour, as :func:`paint` does; None leaves it as it is."""
+    if colour is None:
+        return text
+    word, space, rest = text.partition(" ")
+    return paint(word, colour, stream) + space + rest

@@ -14,11 +14,11 @@ status  class                    cause
 5       :class:`HostError`       This host lacks something; or ``imgkit doctor`` misses something that is required.
 6       :class:`GuestError`      The guest failed.
 70      anything else            A bug in imgkit, the only failure with a traceback (``--debug`` prints one for all).
+124     a :class:`GuestError`    The command of ``imgkit run`` was ended because of ``--limit``, as by timeout(1).
 130     KeyboardInterrupt        Ctrl-C, SIGTERM or SIGHUP.
 ======  =======================  ==================================================================================
 
-``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal, and 124 for
-a command that was ended because of ``--limit``, as with timeout(1).
+``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal.
 
 Packages that know the cause more precisely define subclasses, so that a caller can catch the errors it can handle:
 :mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.engineerrors` for disks and images, and

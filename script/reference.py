@@ -75,6 +75,9 @@ VARIABLES = (
         "`SUPERMIN_KERNEL`, `LIBGUESTFS_PATH`",
         "supermin's and libguestfs' own: the appliance's kernel; a fixed appliance",
     ),
+    ("`NO_COLOR`", "any value switches colours off ([no-color.org](https://no-color.org))"),
+    ("`FORCE_COLOR`, `CLICOLOR_FORCE`", "any value but 0 switches colours on where the output is no terminal"),
+    ("`TERM`", "`dumb` is a terminal without colours and without the line that says what is being done"),
 )
 """Names and meanings of the environment variables, in Markdown."""
 STATUSES = (
@@ -86,6 +89,7 @@ STATUSES = (
     ("5", "This host lacks something."),
     ("6", "The guest failed."),
     ("70", "A bug in imgkit; a traceback is printed."),
+    ("124", "The command of `imgkit run` was ended because of `--limit`."),
     ("130", "Interrupted by a signal."),
 )
 """Exit statuses, as in the docstring of imgkit.errors."""

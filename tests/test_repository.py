@@ -13,6 +13,7 @@ import pytest
 from imgkit import __main__ as program
 from imgkit import errors
 from imgkit.cli.parser import parsers
+from imgkit.vm.failures import CommandTimeoutError
 from script import reference
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,14 @@ def test_the_manual_page_has_no_warnings() -> None:
 
 def test_exit_statuses_are_those_of_the_errors() -> None:
     kinds = (errors.UsageError, errors.RecipeError, errors.InputError, errors.HostError, errors.GuestError)
-    expected = [0, errors.DIFFERENT, *(kind.exit_status for kind in kinds), errors.BUG, errors.INTERRUPTED]
+    expected = [
+        0,
+        errors.DIFFERENT,
+        *(kind.exit_status for kind in kinds),
+        errors.BUG,
+        CommandTimeoutError.exit_status,
+        errors.INTERRUPTED,
+    ]
     assert [int(status) for status, _ in reference.STATUSES] == expected
     assert [int(status) for status in re.findall(r"^([0-9]+) ", str(errors.__doc__), re.MULTILINE)] == expected
     assert program.INTERRUPTED == errors.INTERRUPTED

@@ -206,10 +206,10 @@ def prints(text: str) -> list[str]:
 
 
 def fit(argument: ast.expr) -> bool:
-    """Return whether this is what a function of :mod:`imgkit.host.terminal` returned, on either branch."""
+    """Return whether this is what a function of :mod:`imgkit.host.terminal` returned, perhaps in a colour."""
     if isinstance(argument, ast.IfExp):
         return fit(argument.body) and fit(argument.orelse)
-    if isinstance(argument, ast.Call) and ast.unparse(argument.func) in ("colours.paint", "colours.paint_first_word"):
+    if isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("colours.paint"):
         return fit(argument.args[0])
     return isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("terminal.")
 
@@ -218,6 +218,8 @@ def test_everything_that_is_printed_went_through_it() -> None:
     """What a command prints is easily made longer by somebody who does not think of images that are hostile."""
     assert prints("print(x)") == ["print(x)"]
     assert prints("print(terminal.line(x) if a else x)") != []
+    assert prints("print(colours.paint(x, 'red', stream))") != []
+    assert prints("print(colours.paint(terminal.line(x), 'red', stream))") == []
     assert prints("print(terminal.line(x)); print(json.dumps(answer), file=answers)") == []
     found = {str(path): prints(path.read_text()) for path in sorted((ROOT / "imgkit").rglob("*.py"))}
     own = str(ROOT / "imgkit/host/namesake.py")  # texts of its own only, before anything else can be imported

@@ -143,9 +143,9 @@ def _print_line(text: str, colour: colours.Colour | None = None) -> None:
     Args:
         colour: of the first word, where the terminal has colours.
     """
-    line = text.replace("\n", " ")
+    text = text.replace("\n", " ")
     with suppress(OSError):  # standard error may be closed
-        print(colours.paint_first_word(terminal.line(line), colour, sys.stderr), file=sys.stderr, flush=True)
+        print(colours.paint_first_word(terminal.line(text), colour, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _print_traceback() -> None:

@@ -37,6 +37,8 @@ def paint(text: str, colour: Colour, stream: TextIO | None) -> str:
 
 
 def paint_first_word(text: str, colour: Colour | None, stream: TextIO | None) -> str:
-    """Return ``text`` with its first word in a colour, as :func:`paint` does it; None changes nothing."""
+    """Return ``text`` with its first word in a colour, as :func:`paint` does; None leaves it as it is."""
+    if colour is None:
+        return text
     word, space, rest = text.partition(" ")
-    return text if colour is None else paint(word, colour, stream) + space + rest
+    return paint(word, colour, stream) + space + rest

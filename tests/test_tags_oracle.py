@@ -113,3 +113,38 @@ def test_random_worlds_with_tags_come_out_as_with_apk(mirror: Mirror, machine: s
     assert solved > 60
     assert from_tags > 30
     assert more < 60
+
+
+def with_copies(dice: random.Random, groups: dict[str | None, list[Package]]) -> None:
+    """Put copies of packages into further repositories, as a company has them that mirrors some of Alpine's."""
+    for tag in TAGS:
+        for package in [*groups[tag]]:
+            other = dice.choice([one for one in TAGS if one != tag])
+            known = {(one.name, one.version) for one in groups[other]}
+            if dice.random() < 0.3 and (package.name, package.version) not in known:
+                groups[other].append(package)
+
+
+def test_copies_of_a_package_in_several_repositories(mirror: Mirror, machine: str, tmp_path: Path) -> None:
+    """A copy may be used where one of its repositories may. apk does not always print the tag of the first one."""
+    apk = TaggedApk(mirror, tmp_path, machine=machine)
+    dice = random.Random(206)
+    solved = copied = 0
+    for _ in range(300):
+        groups, names = tagged(dice)
+        if not all(groups.values()):
+            continue
+        with_copies(dice, groups)
+        world = _by_name([pinned(dice, names) for _ in range(dice.randint(1, 4))])
+        apk.publish_tagged(groups)
+        theirs, mine = apk.order(world), ours(world, located(groups), machine)
+        if theirs is not None:
+            assert _untagged(mine or []) == _untagged(theirs), (world, groups)
+            copied += mine != theirs
+        solved += theirs is not None
+    assert solved > 40
+    assert copied < 10
+
+
+def _untagged(names: Sequence[str]) -> list[str]:
+    return [re.sub("@[tu]", "", name) for name in names]

@@ -51,9 +51,9 @@ def make_plan(
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
     with _repositories_named(recipe, branch):
         solution = solve(added, candidates, arch=facts.alpine, installed=installed, standing=standing)
-    used = {package.repository for package in solution}
+    used = {package.repository.url for package in solution}
     for index in dated:
-        if index.repository in used:
+        if index.repository.url in used:
             freshness.remember_index(index.name, index.date)
     return Plan(
         arch=arch,

@@ -1,9 +1,9 @@
-"""Make the reference pages of the command line from its parser.
+"""Make the reference pages: of the command line from its parser, of recipes from their model.
 
-    python -m script.reference          docs/reference/commands.md
+    python -m script.reference          docs/reference/commands.md and docs/reference/recipe.md
     python -m script.reference --man    docs/reference/imgkit.1, the manual page
 
-Tests compare both files with what this module makes.
+Tests compare these files with what this module makes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from imgkit import __version__
 from imgkit.cli.parser import parsers
+from script import recipereference
 
 REFERENCE = Path(__file__).parents[1] / "docs/reference"
 PAGE = REFERENCE / "commands.md"
@@ -174,12 +175,13 @@ def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 def main() -> None:
     """Write one of the pages."""
-    parser = argparse.ArgumentParser(description="Make docs/reference/commands.md from the parser of the command line.")
+    parser = argparse.ArgumentParser(description="Make docs/reference/commands.md and recipe.md.")
     parser.add_argument("--man", action="store_true", help="make docs/reference/imgkit.1 instead")
     if parser.parse_args().man:
         MAN_PAGE.write_text(man_page())
     else:
         PAGE.write_text(page())
+        recipereference.PAGE.write_text(recipereference.page())
 
 
 if __name__ == "__main__":

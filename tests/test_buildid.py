@@ -57,10 +57,10 @@ CHANGED: dict[str, Any] = {
     "network": "none",
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
-    "overlay": OverlaySpec(path=Path("/other"), modes="git"),
-    "overlays": (OverlaySpec(path=Path("/other")),),
-    "files": (FileSpec(path="/etc/x", content="x"),),
     "timezone": "Europe/Berlin",
+    "overlay": OverlaySpec(path=Path("/other")),
+    "overlays": (OverlaySpec(path=Path("/other")),),
+    "files": (FileSpec(path="/etc/a", content=b"a"),),
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,
@@ -70,7 +70,7 @@ CHANGED: dict[str, Any] = {
     "architectures": {},
 }
 """Another value for every field of a recipe. A new field needs one here, and a thought whether it decides images."""
-PATHS = ("agent_runner", "overlay", "release_key")
+PATHS = ("agent_runner", "release_key")
 SHAPES: tuple[Shape, ...] = ("disk", "container")
 
 

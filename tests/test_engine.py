@@ -31,6 +31,7 @@ from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.process import MissingProgramError, ProgramError
 from imgkit.host.progress import Steps
+from imgkit.host.room import MAKE_ROOM
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from imgkit.tree.cpio import Member, newc
 from tests.conftest import need, need_program
@@ -393,7 +394,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     message = rf"^{target}: no space left on device \(\d+ MiB free; the image needs up to 3 MiB\)$"
     with pytest.raises(NoSpaceError, match=message) as caught:
         convert(raw, target)
-    assert caught.value.hint == "make room, or choose another folder with --out"
+    assert caught.value.hint == MAKE_ROOM
     assert not target.exists()
 
 

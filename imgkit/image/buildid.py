@@ -60,8 +60,12 @@ NEVER_DECISIVE: Mapping[str, str] = MappingProxyType(
     {
         "architectures": "only the one that is built counts, and is added under its own name",
         "base": "the plan has the digest of the image, which may lie elsewhere on another computer",
+        "files": "they are in the root filesystem, with owners and modes",
         "mirror": "the plan has the hashes of all files, wherever they come from",
         "outputs": "each output is an image of its own",
+        "overlay": "its files are in the root filesystem, with their modes",
+        "overlays": "their files are in the root filesystem, with their modes",
+        "repositories": "the plan has the hashes of their packages, and the root filesystem has the list of apk",
         "release_key": "it says who vouches for the minirootfs, whose hash is in the plan",
         "version": "the plan has the hash of the minirootfs that it selects",
     }

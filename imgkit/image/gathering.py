@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from imgkit.fetch.cache import Cache
+from imgkit.host.room import check_room
 from imgkit.planning.base import Base, fetch_base
 from imgkit.planning.download import fetch_packages, open_planned
 from imgkit.planning.indexes import providers
@@ -77,11 +78,17 @@ def plan(request: RootRequest, spool: Path) -> tuple[Base, Plan]:
 
 
 def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
-    """Download and verify the packages. The plan that is returned has their hashes."""
+    """Download and verify the packages. The plan that is returned has their hashes.
+
+    Raises:
+        HostError: there is not enough room for their contents.
+    """
     plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
     if request.locked is not None:
         check_locked(plan, base, request.cache, files)
     chosen = tuple(planned.package for planned in plan.packages)
+    needed = sum(package.installed_size for package in chosen if package.name in files)
+    check_room(spool.parent, needed, "unpacking the packages")
     return plan, PackageSet(chosen, partial(open_planned, files, base, spool), plan.world)
 
 

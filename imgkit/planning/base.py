@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError
@@ -16,7 +14,7 @@ from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.host.jsonfile import read_bytes
 from imgkit.planning.baseimage import PLATFORMS, BaseImage, open_base, usable_tree
 from imgkit.planning.freshness import Freshness, release_of
-from imgkit.planning.furtherkeys import keyrings_of
+from imgkit.planning.furtherrepositories import FurtherRepositories, further_repositories
 from imgkit.planning.imagestore import find_image
 from imgkit.planning.plan import Artefact, ImageSource, Plan
 from imgkit.recipe import Recipe
@@ -43,7 +41,7 @@ class Base:
         tree: its contents.
         keyring: the keys in it, which are trusted to sign indexes and packages.
         image: the image and its layers; None for a minirootfs.
-        further: by the URL of a folder, the keys that are trusted for its files instead of ``keyring``.
+        further: the recipe's repositories besides those of the branch, which have keys of their own.
     """
 
     version: str
@@ -51,11 +49,11 @@ class Base:
     tree: Tree
     keyring: Keyring
     image: BaseImage | None = None
-    further: Mapping[str, Keyring] = field(default_factory=lambda: MappingProxyType({}))
+    further: FurtherRepositories = field(default_factory=FurtherRepositories)
 
     def keyring_of(self, url: str) -> Keyring:
         """Return the keys that are trusted to sign a file: an index, or a package."""
-        return self.further.get(url.rpartition("/")[0], self.keyring)
+        return self.further.keyring_of(url, self.keyring)
 
     @property
     def signer(self) -> str:
@@ -85,7 +83,7 @@ def fetch_base(
         InputError: the mirror does not have the minirootfs, or the registry does not have the image; or it cannot be
             trusted. Or the key of a further repository is not a key.
     """
-    further = keyrings_of(recipe, recipe.architecture(arch).alpine)
+    further = further_repositories(recipe, recipe.architecture(arch).alpine)
     base = _fetch_base(recipe, arch, cache, spool, locked, access=access, allow_stale=allow_stale)
     return replace(base, further=further)
 

@@ -57,8 +57,8 @@ EXTENDS = """\
 Type: text or path; none by default
 
 The recipe to build on: `imgkit:NAME` for one that comes with imgkit, or the path of a file. Its fields are combined
-with those of this one: [packages are added, services merged, others replaced](../howto/extend-a-recipe.md). `--set` does not
-apply to it.
+with those of this one: [packages are added, services merged, others replaced](../howto/extend-a-recipe.md). `--set`
+does not apply to it.
 
 ```python
 extends = "imgkit:alpine"

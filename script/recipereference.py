@@ -53,13 +53,27 @@ A recipe is a Python module. Its public names are the fields below; a name that 
 begin with an underscore, modules, functions and classes are the recipe's own business. Paths are relative to the
 recipe's file. A field can be replaced for one build by `--set NAME=VALUE`, where lists and mappings are written in
 YAML."""
+EXTENDS = """\
+## extends
+
+Type: text or path; none by default
+
+The recipe to build on: `imgkit:NAME` for one that comes with imgkit, or the path of a file. Its fields are combined
+with those of this one: [packages are added, services merged, others replaced](../howto/extend-a-recipe.md). `--set`
+does not apply to it.
+
+```python
+extends = "imgkit:alpine"
+extends = "../common/image.py"
+```"""
+"""The one field that the model does not have, since it is gone once a recipe is loaded."""
 _WIDTH = 120  # of a line of code in this repository
 _WORDS = {str: "text", int: "number", bool: "`True` or `False`", Path: "path", bytes: "bytes"}
 
 
 def page() -> str:
     """Return the Markdown page of all fields."""
-    sections = [HEAD, *(_section(name, field) for name, field in Recipe.model_fields.items())]
+    sections = [HEAD, EXTENDS, *(_section(name, field) for name, field in Recipe.model_fields.items())]
     sections += [_record(record, title) for record, title in RECORDS.items()]
     return "\n\n".join(sections) + "\n"
 

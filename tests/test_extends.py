@@ -246,7 +246,7 @@ def test_every_fault_names_the_module_that_it_comes_from(tmp_path: Path) -> None
         "users.1.uid",
         "pakages",
     ]
-    assert found[0] == "services.boot: !sshd: the recipe that this one extends has no such service"
+    assert found[0] == "services.boot: !sshd: the recipe that this one extends has no such service in this runlevel"
     assert {problem.partition(":")[0] for problem in found if problem.endswith(f" (in {folder})")} == {
         "container.packages.0",
         "hostname",

@@ -82,7 +82,8 @@ def test_an_example_that_is_wrong_would_be_noticed() -> None:
 
 def test_the_examples_of_the_page_are_python() -> None:
     page = recipereference.page()
-    blocks = page.split("```python\n")[1:]
+    extends, *blocks = page.split("```python\n")[1:]
+    assert extends.startswith("extends = ")
     assert len(blocks) == len(Recipe.model_fields)
     for (name, field), block in zip(Recipe.model_fields.items(), blocks, strict=True):
         code = block.partition("\n```")[0]

@@ -157,7 +157,7 @@ def _package(item: Stated) -> str | None:
 
 
 def _services(place: str, base: list[Stated], own: list[Stated], problems: Problems) -> Iterator[Stated]:
-    kept = _without(place, base, own, "service", problems)
+    kept = _without(place, base, own, "service in this runlevel", problems)
     yield from kept
     present = [item.value for item in kept]
     yield from (item for item in own if not _removed(item) and item.value not in present)

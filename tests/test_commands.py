@@ -687,7 +687,7 @@ def test_the_status_of_the_doctor(
     monkeypatch.setattr("imgkit.cli.commands.doctor.examine", examine)
     assert main.main(["doctor", "--json"]) == status
     assert json.loads(capsys.readouterr().out) == [
-        {"name": "x", "ok": ok, "detail": "detail", "purpose": "do", "fix": "fix", "required": required}
+        {"name": "x", "ok": ok, "detail": "detail", "purpose": "do", "fix": "fix", "required": required, "advice": ""}
     ]
     main.main(["doctor", "--out", "elsewhere"])
     assert asked == [Path("out"), Path("elsewhere")]

@@ -25,12 +25,19 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
     assert isinstance(result, AgentResult)
 
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
     return argparse.Namespace(
-        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, limit=None, interactive=False
+        image=Path("x.qcow2"),
+        guest_command=["x"],
+        prompt=None,
+        work=None,
+        no_wait=False,
+        limit=None,
+        interactive=False,
+        tty=False,
     )
 
 
@@ -68,7 +75,7 @@ def test_without_the_wait_the_request_says_so(no_wait: bool, monkeypatch: pytest
     result = parse_event(json_line({"subtype": "success", "exitCode": 0}))
 
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         def request(**keywords: Any) -> Any:
             sent.append(keywords["extra"])
             return nullcontext([result])
@@ -114,12 +121,19 @@ def test_a_failure_with_status_one_has_that_status(monkeypatch: pytest.MonkeyPat
 
 def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
     options = argparse.Namespace(
-        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, limit=None, interactive=False
+        image=Path("x.qcow2"),
+        guest_command=["x"],
+        prompt=None,
+        work=None,
+        no_wait=False,
+        limit=None,
+        interactive=False,
+        tty=False,
     )
     with pytest.raises(GuestError, match=r"^the request ended without a result$"):
         run.run(options, Invocation())
@@ -149,7 +163,7 @@ def test_what_a_request_asks_for_and_shows(
     ]  # fmt: skip
 
     @contextmanager
-    def boot(_options: object, shares: object) -> Iterator[SimpleNamespace]:
+    def boot(_options: object, shares: object, *, terminals: bool) -> Iterator[SimpleNamespace]:
         def request(**keywords: Any) -> Any:
             steps.append(keywords)
             return nullcontext(iter(events))
@@ -160,7 +174,9 @@ def test_what_a_request_asks_for_and_shows(
     monkeypatch.setattr(machineoptions, "boot", boot)
     assert (
         run.run(
-            argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, limit=None, interactive=False, **words),
+            argparse.Namespace(
+                image=Path("x.qcow2"), work=work, no_wait=False, limit=None, interactive=False, tty=False, **words
+            ),
             Invocation(),
         )
         == 0
@@ -181,7 +197,13 @@ def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: 
     with pytest.raises(UsageError) as caught:
         run.run(
             argparse.Namespace(
-                image=Path("x.qcow2"), work=None, limit=None, interactive=False, guest_command=command, prompt=prompt
+                image=Path("x.qcow2"),
+                work=None,
+                limit=None,
+                interactive=False,
+                tty=False,
+                guest_command=command,
+                prompt=prompt,
             ),
             Invocation(),
         )

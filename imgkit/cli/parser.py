@@ -98,7 +98,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         SystemExit: ``--help`` or ``--version`` was given, and its text has been printed.
     """
     top, commands = _parsers()
-    is_run = words[:1] == ["run"] and "--" in words
+    is_run = words[:1] in (["run"], ["shell"]) and "--" in words
     end = words.index("--") if is_run else len(words)
     try:
         options = top.parse_args(words[:end])

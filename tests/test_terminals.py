@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from imgkit.errors import GuestError, UsageError
+from imgkit.vm import VM, BootSpec
 from imgkit.vm.sessions.guestsession import GuestSession, SessionEnd
 from tests import rootport
 from tests.conftest import need_program
@@ -30,7 +33,13 @@ PROMPT = re.compile(rb"sandbox:[^\r\n]*[$#] $")
 @pytest.fixture(scope="module")
 def vm(image: Image) -> Iterator[RootedVM]:
     """Yield a machine on which terminals can be opened."""
-    options = {"accelerator": "tcg", "cpus": 1, "memory_mib": 1024, "timeout": TIMEOUT, "terminals": True}
+    options: dict[str, Any] = {
+        "accelerator": "tcg",
+        "cpus": 1,
+        "memory_mib": 1024,
+        "timeout": TIMEOUT,
+        "terminals": True,
+    }
     with rootport.booted(image.disk, arch="amd64", **options) as vm:
         yield vm
         vm.kill()
@@ -332,10 +341,6 @@ def test_a_guest_that_powers_itself_off_and_a_machine_without_terminals(
 
 def test_terminals_have_to_be_asked_for(image: Image) -> None:
     """No machine is started for this."""
-    from types import SimpleNamespace
-
-    from imgkit.vm import VM, BootSpec
-
     machine = SimpleNamespace(spec=BootSpec(image.disk))
     with pytest.raises(UsageError, match=r"^the machine was booted without terminals$") as caught:
         VM.session_host(machine)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 
 from imgkit.errors import GuestError
 from imgkit.host import terminal
+from imgkit.vm.failures import QemuDiedError
 from imgkit.vm.running import VM
 from imgkit.vm.sessions import runningmachines, sessionserver
 from imgkit.vm.sessions.sessionhost import OpenedSession
@@ -44,10 +45,12 @@ def until_interrupted(image: Path, vm: VM) -> None:
     with runningmachines.announced(image) as listener, sessionserver.serving(listener, VmOpener(vm)):
         log.info("%s runs until Ctrl-C; imgkit shell %s opens a terminal in it", image, terminal.line(image))
         try:
-            while vm.alive:
+            while True:
                 vm.check()
                 time.sleep(_POLL)
         except KeyboardInterrupt:
             log.info("powering off")
-            return
-    raise GuestError(f"{image}: the guest has powered itself off")
+        except QemuDiedError as died:
+            if vm.exit_status == 0:
+                raise GuestError(f"{image}: the guest has powered itself off") from died
+            raise

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "lock": "write a recipe's lock file: exact URLs, sizes, hashes",
     "boot": "boot an image and wait for its agent",
     "run": "run one command in an image",
+    "shell": "open a terminal in a machine",
     "inspect": "what is in an image: partitions, packages, sizes",
     "verify": "compare an image with its manifest",
     "diff": "compare two images, manifests or lock files",

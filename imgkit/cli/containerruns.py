@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -80,11 +81,16 @@ def opened(options: argparse.Namespace) -> Iterator[ContainerMachine]:
 
 
 def boot_agent(
-    options: argparse.Namespace, made: ContainerMachine, shares: dict[str, Path]
+    options: argparse.Namespace, made: ContainerMachine, shares: dict[str, Path], *, terminals: bool = False
 ) -> AbstractContextManager[VM]:
-    """Boot a machine with agentd in it. It is ready when the ``with`` block begins."""
+    """Boot a machine with agentd in it. It is ready when the ``with`` block begins.
+
+    Args:
+        terminals: whether terminals can be opened on it.
+    """
     config = machineoptions.config_drive(options, service())
     spec = machineoptions.specification(options, _target(options, made), shares, config)
+    spec = replace(spec, terminals=terminals)
     return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
 
 

@@ -111,7 +111,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         top.print_help()
         raise SystemExit(UsageError.exit_status)
-    is_run = words[:1] == ["run"] and "--" in words
+    is_run = words[:1] in (["run"], ["shell"]) and "--" in words
     end = words.index("--") if is_run else len(words)
     try:
         options = top.parse_args(words[:end])

@@ -178,6 +178,11 @@ class VM:
         return self._running.child.poll() is None
 
     @property
+    def exit_status(self) -> int | None:
+        """QEMU's exit status, as ``Popen.returncode``: 0 if the guest has powered itself off; None if QEMU runs."""
+        return self._running.child.poll()
+
+    @property
     def pid(self) -> int:
         """QEMU's process id."""
         return self._running.child.pid

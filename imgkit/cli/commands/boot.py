@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from imgkit import __version__
-from imgkit.cli import machineoptions
+from imgkit.cli import machineoptions, stay
 from imgkit.cli.command import Invocation
 from imgkit.host import colours, terminal
 from imgkit.image import bootrecord
@@ -27,15 +27,20 @@ log = logging.getLogger("imgkit")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     machineoptions.arguments(parser)
+    parser.add_argument(
+        "--wait", action="store_true", help="keep it running until Ctrl-C; imgkit shell IMAGE opens a terminal in it"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     """Boot the image, print how long it took, and keep the boot record."""
     with bootrecord.Evidence() as evidence:
-        with machineoptions.boot(options, before=evidence.hold) as vm:
+        with machineoptions.boot(options, before=evidence.hold, terminals=options.wait) as vm:
             ready = datetime.now(timezone.utc)
             beat = vm.heartbeat()
+            if options.wait:
+                stay.until_interrupted(options.image, vm)
             clean = vm.power_off()
             stages = vm.stages()
         facts = {

@@ -16,7 +16,7 @@ import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import commandinput, containerruns, conversation, machineoptions
+from imgkit.cli import commandinput, containerruns, conversation, machineoptions, terminalruns
 from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import statusline
@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="text for the agent instead of a command")
     conversation.arguments(parser)
     commandinput.arguments(parser)
+    terminalruns.arguments(parser)
     containerruns.arguments(parser)
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
@@ -49,15 +50,19 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder given")
     commandinput.check(options)
+    terminalruns.check(options)
     shares = {} if options.work is None else {"work": Path(options.work)}
     if not is_container_image(options.image):
         _check_request(options)
-        return _request(options, machineoptions.boot(options, shares))
+        booted = machineoptions.boot(options, shares, terminals=options.tty)
+        return terminalruns.run(options, booted) if options.tty else _request(options, booted)
     with containerruns.opened(options) as made:
         if not made.agent or options.entrypoint is not None:
+            terminalruns.check_agent(options)
             return containerruns.run_once(options, made, shares)
         _check_request(options)
-        return _request(options, containerruns.boot_agent(options, made, shares))
+        booted = containerruns.boot_agent(options, made, shares, terminals=options.tty)
+        return terminalruns.run(options, booted) if options.tty else _request(options, booted)
 
 
 def _check_request(options: argparse.Namespace) -> None:

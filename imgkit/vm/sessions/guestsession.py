@@ -173,6 +173,11 @@ class GuestSession:
             while self._typed:
                 self._typed = self._typed[os.write(self._console.writing, self._typed) :]
 
+    @property
+    def holds_input(self) -> bool:
+        """Whether the guest has not taken all input yet; :meth:`write` sends the rest."""
+        return bool(self._typed)
+
     def resize(self, columns: int, rows: int) -> None:
         """Tell the guest the size of the terminal, upon which its programs get SIGWINCH."""
         with suppress(GuestError):  # the session is over

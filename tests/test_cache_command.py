@@ -115,7 +115,7 @@ def test_everything_is_listed_by_the_time_of_its_last_use(folder: Path, put: Put
 
 
 def test_what_a_download_is_if_nobody_knows(folder: Path, put: Put) -> None:
-    for number, data in enumerate((b"", b"\x1f\x8b", b"\x1f\x8b\x08damaged" * 9, os.urandom(100))):
+    for number, data in enumerate((b"", b"\x1f\x8b", b"\x1f\x8b\x08damaged" * 9, bytes(range(100)))):
         put(f"keyed/aa/{number}" + "a" * 20).write_bytes(data)
     assert {name[:18] for name in names(cache_entries(folder))} == {f"download: {number}aaaaaaa" for number in range(4)}
 

@@ -1,20 +1,20 @@
 """Make the reference page of environment variables, docs/reference/environment.md.
 
-    python -m script.environmentreference
-
-The variables that imgkit reads are those of :mod:`script.reference`, which a test compares with the code. Those that
+The variables that imgkit reads are those of :mod:`script.variables`, which a test compares with the code. Those that
 libraries and other programs read are listed here.
 """
 
 from __future__ import annotations
 
-from script.reference import PRECEDENCE, REFERENCE, VARIABLES
+from pathlib import Path
 
-PAGE = REFERENCE / "environment.md"
+from script.variables import PRECEDENCE, VARIABLES
+
+PAGE = Path(__file__).parents[1] / "docs/reference/environment.md"
 HEAD = """\
 # Environment variables
 
-Made by `python -m script.environmentreference`. """
+Made by `python -m script.reference`. """
 RULES = """\
 An empty variable is as one that is not set. Paths are relative to the current folder.
 
@@ -24,10 +24,7 @@ OTHERS = (
     ("`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`", "the proxy for mirrors and registries, and hosts without"),
     ("`NETRC`", "file with names and passwords for mirrors (default: `~/.netrc`)"),
     ("`XDG_CACHE_HOME`", "folder of the user's caches on Linux, where imgkit has a folder (default: `~/.cache`)"),
-    (
-        "`XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`",
-        "where Podman keeps credentials of registries, in `containers/auth.json`",
-    ),
+    ("`XDG_CONFIG_HOME`", "where Podman keeps credentials of registries, in `containers/auth.json`"),
     ("`PATH`", "where QEMU, supermin, grub-mkimage, npm and other programs are looked for"),
 )
 """Variables that libraries read, or that other programs define."""
@@ -41,12 +38,3 @@ def page() -> str:
 
 def _table(rows: tuple[tuple[str, str], ...]) -> str:
     return "| variable | meaning |\n|---|---|\n" + "\n".join(f"| {names} | {meaning} |" for names, meaning in rows)
-
-
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page())
-
-
-if __name__ == "__main__":
-    main()

@@ -121,7 +121,8 @@ def test_how_a_limited_command_ends(
             return iter([Output("stdout", b"partial\n"), result])
 
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
+        assert not terminals
         yield SimpleNamespace(request=Request, kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)

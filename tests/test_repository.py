@@ -14,7 +14,7 @@ from imgkit import __main__ as program
 from imgkit import errors
 from imgkit.cli.parser import parsers
 from imgkit.vm.failures import CommandTimeoutError
-from script import reference
+from script import reference, variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def test_the_manual_page_has_every_command_option_and_variable() -> None:
         assert f".SS imgkit {name}\n" in page
         for option in command._option_string_actions:
             assert reference.roff(option) in page
-    for names, _ in reference.VARIABLES:
+    for names, _ in variables.VARIABLES:
         assert f".B {names.replace('`', '')}\n" in page
 
 
@@ -83,7 +83,7 @@ def test_the_reference_knows_every_variable() -> None:
         re.findall(r"\"((?:IMGKIT|ALPINE|IMAGE|AGENT_RUNNER)_[A-Z_]+)\"", text)
     )
     assert {"OUT_DIR", "IMGKIT_CACHE", "ALPINE_MIRROR", "IMGKIT_FIRMWARE_ROOT"} <= read
-    named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in reference.VARIABLES)))
+    named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in variables.VARIABLES)))
     assert (
         read - named
         == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_ARCH", "IMGKIT_BUILD_ID"} & read

@@ -248,7 +248,8 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
     from contextlib import contextmanager, nullcontext
 
     @contextmanager
-    def boot(*_: object) -> Any:
+    def boot(*_: object, terminals: bool) -> Any:
+        assert not terminals
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr("imgkit.cli.machineoptions.boot", boot)

@@ -71,7 +71,7 @@ def nothing() -> None:
 def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     during(nothing)
     assert main(["boot", str(image)]) == 0
-    assert capsys.readouterr() == (f"{image}: agent ready after 9.5 s (tcg)\n", "")
+    assert capsys.readouterr() == (f"{image}: agentd ready after 9.5 s (tcg)\n", "")
     record = json.loads((image.parent / "linux-amd64.boot.json").read_text())
     time = record["boots"]["bios"].pop("time")
     assert time.endswith("Z")

@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "init": "begin a project: a recipe, a test that boots it, a workflow",
     "build": "build the images of a recipe",
     "lock": "write a recipe's lock file: exact URLs, sizes, hashes",
-    "boot": "boot an image and wait for its agent",
+    "boot": "boot an image and wait for agentd",
     "run": "run one command in an image",
     "shell": "open a terminal in a machine",
     "inspect": "what is in an image: partitions, packages, sizes",

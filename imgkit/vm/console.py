@@ -55,7 +55,7 @@ _STAGE_WORDS = {
     Stage.INITRAMFS: "the initramfs had started",
     Stage.INIT: "OpenRC had started",
     Stage.LOGIN: "the system was up",
-    Stage.AGENT: "the agent had started",
+    Stage.AGENT: "agentd had started",
 }
 
 _STAGE_DOING = {
@@ -65,8 +65,8 @@ _STAGE_DOING = {
     Stage.KERNEL: "the kernel starts",
     Stage.INITRAMFS: "the initramfs mounts the disk",
     Stage.INIT: "services start",
-    Stage.LOGIN: "the system is up, and its agent not ready yet",
-    Stage.AGENT: "the agent starts",
+    Stage.LOGIN: "the system is up, and agentd not ready yet",
+    Stage.AGENT: "agentd starts",
 }
 
 _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
@@ -227,7 +227,7 @@ _SIGNS: tuple[_Sign, ...] = (
         failures.AgentError,
         r"(?P<what>ERROR: agentd failed to start[^\n]{0,200}|agentd: fatal[^\n]{0,200}"
         r"|supervise-daemon[^\n]{0,200}agentd[^\n]{0,200}(?:too many times|giving up)[^\n]{0,200})",
-        "the agent crashed: {what}",
+        "agentd crashed: {what}",
         silence=2.0,
     ),
 )
@@ -291,11 +291,11 @@ def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
     if shown is not None:
         return failure(shown, text)
     if heartbeat:
-        return failures.AgentError(f"the agent is not ready after {seconds:.0f} s: {heartbeat}", console=tail(text))
+        return failures.AgentError(f"agentd is not ready after {seconds:.0f} s: {heartbeat}", console=tail(text))
     reached = stage(text)
     if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > _STUCK):
         return failures.AgentError(
-            f"no heartbeat of the agent within {seconds:.0f} s, though {reached.words}",
+            f"no heartbeat of agentd within {seconds:.0f} s, though {reached.words}",
             console=tail(text),
             hint="is agentd in the default runlevel, and was the ipc share given?",
         )

@@ -1,4 +1,4 @@
-"""Wait until the agent of a started machine is ready and its system is settled, and notice when the machine fails."""
+"""Wait until agentd of a started machine is ready and its system is settled, and notice when the machine fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Progress:
         self._looked = 0.0
 
     def wait_ready(self, deadline: float, timeout: float) -> Heartbeat:
-        """Wait until a heartbeat shows that the agent is ready.
+        """Wait until a heartbeat shows that agentd is ready.
 
         Args:
             deadline: end of the wait on the monotonic clock.
@@ -70,7 +70,7 @@ class Progress:
             BootError: the machine is gone, or its console shows a kernel panic.
         """
         deadline = time.monotonic() + timeout
-        with statusline.doing("the agent is ready") as say:
+        with statusline.doing("agentd is ready") as say:
             while True:
                 beat = self._transport.heartbeat()
                 missing = ("heartbeat",) if beat is None else beat.missing()
@@ -81,7 +81,7 @@ class Progress:
                     log.warning("the guest has come up without its %s", ", ".join(missing))
                     return missing
                 self.check()
-                say(f"the agent is ready, and the guest has no {' and no '.join(missing)} yet")
+                say(f"agentd is ready, and the guest has no {' and no '.join(missing)} yet")
                 time.sleep(POLL)
 
     def check(self, *, booting: bool = False) -> None:

@@ -169,14 +169,21 @@ def test_packages_beside_imgkit_are_not_seen(options: list[str], tmp_path: Path)
     shutil.copytree(ROOT / "imgkit", site / "imgkit", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pathlib", "tarfile", "pydantic", "imgkit/engines/guestfs/engine", "imgkit/engines/guestfs/channel"):
         (site / f"{name}.py").write_text("raise ImportError('for another Python')")
-    child = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, *options, str(site / "imgkit/engines/guestfs/startappliance.py")],
         cwd=site / "imgkit",
-        input=b'{"op": "dance"}\n',
-        capture_output=True,
-        timeout=60,
-        check=False,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         start_new_session=True,  # the end of its input makes it kill its group
-    )
-    assert json.loads(child.stdout) == {"error": "dance: no such operation", "kind": "call", "console": ""}
-    assert child.returncode == -signal.SIGKILL
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b'{"op": "dance"}\n')
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline()) == {
+            "error": "dance: no such operation",
+            "kind": "call",
+            "console": "",
+        }
+        child.stdin.close()
+        assert child.wait(timeout=60) == -signal.SIGKILL

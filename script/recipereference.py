@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imgkit.recipe import (
+    AgentSpec,
     Architecture,
     ContainerSpec,
     FileSpec,
@@ -38,6 +39,7 @@ RECORDS: Mapping[type[BaseModel], str] = {
     FileSpec: "Entries of files",
     RepositorySpec: "Further repositories",
     ContainerSpec: "The record container",
+    AgentSpec: "The record agent",
     Architecture: "Entries of architectures",
     PartitionSpec: "Entries of partitions",
 }

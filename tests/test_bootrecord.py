@@ -42,7 +42,10 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
     def install(action: Callable[[], object], firmware: str = "bios", files: Sequence[Path] = ()) -> None:
         @contextmanager
-        def boot(options: argparse.Namespace, before: Callable[[Sequence[Path]], object]) -> Iterator[Any]:
+        def boot(
+            options: argparse.Namespace, before: Callable[[Sequence[Path]], object], terminals: bool
+        ) -> Iterator[Any]:
+            assert not terminals
             before([options.image, *files])
             yield SimpleNamespace(
                 arch="amd64",

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from imgkit.recipe import (
+    AgentSpec,
     Architecture,
     ContainerSpec,
     FileSpec,
@@ -37,6 +38,7 @@ LEAST: Mapping[type[BaseModel], Mapping[str, Any]] = {
     FileSpec: {"path": "/a", "content": ""},
     RepositorySpec: {"url": "https://x/y"},
     ContainerSpec: {},
+    AgentSpec: {"command": ["a"]},
     Architecture: ARCHITECTURE,
     PartitionSpec: {"kind": "root"},
 }

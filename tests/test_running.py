@@ -319,6 +319,8 @@ def test_a_command_is_a_request_of_its_words(
     given: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "auto_approve": True, "timeout": 7.0}
     guest.vm.run(command, **given)
     assert asked == [{"command": words, **defaults}, {"command": words, **given, "stdin": None}]
+    guest.vm.run(command, input=b"abc")
+    assert asked[2]["stdin"].read() == b"abc"
 
 
 def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgkit.cli.kvmadvice import kvm_advice
 from imgkit.engines.guestfs import bindings
 from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
 from imgkit.errors import ImgkitError
@@ -32,6 +33,7 @@ class HostCheck:
         purpose: what fails without it, as ``needed to …``.
         fix: a command, or advice.
         required: whether imgkit cannot work without it; otherwise only one feature fails.
+        advice: what makes it work better, although it works; empty if there is nothing to say.
     """
 
     name: str
@@ -40,6 +42,7 @@ class HostCheck:
     purpose: str
     fix: str = ""
     required: bool = True
+    advice: str = ""
 
 
 def examine(out: Path) -> list[HostCheck]:
@@ -136,7 +139,9 @@ def _accelerators() -> Iterator[HostCheck]:
                 f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False
             )
         else:
-            yield HostCheck(f"accelerator {arch}", True, f"{verdict.name}: {verdict.reason}", f"boot {arch}")
+            advice = kvm_advice(arch) if verdict.name == "tcg" and sys.platform == "linux" else ""
+            detail = f"{verdict.name}: {verdict.reason}"
+            yield HostCheck(f"accelerator {arch}", True, detail, f"boot {arch}", advice=advice)
 
 
 def _confinement() -> HostCheck:

@@ -3,10 +3,13 @@
 base, plan = gathering.plan(request, spool)
 plan, selection = gathering.packages(request, base, plan, packages_spool)
 payload = gathering.payload(request, folder)
+agent = gathering.agent_payload(request, agent_folder)
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +26,7 @@ from imgkit.recipe import Recipe, Shape
 from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
+from imgkit.rootfs.npm.prepare import Build
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
 from imgkit.rootfs.steps import PackageSet
 
@@ -95,17 +99,30 @@ def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple
 def payload(request: RootRequest, folder: Path) -> Path | None:
     """Return the prepared payload; None if the payload of the overlay is used."""
     recipe = request.recipe
-    if recipe.agent_runner is None:
+    return _prepared(request, recipe.agent_runner, recipe.agent_runner_build, folder)
+
+
+def agent_payload(request: RootRequest, folder: Path) -> Path | None:
+    """Return the prepared payload of the recipe's agent; None if it has none."""
+    agent = request.recipe.agent
+    return None if agent is None else _prepared(request, agent.payload, agent.build, folder)
+
+
+def _prepared(request: RootRequest, source: Path | None, build: Build, folder: Path) -> Path | None:
+    recipe, npm = request.recipe, request.cache.folder / "npm"
+    if source is None:
         return None
+    with suppress(OSError):  # its age counts from here (imgkit cache)
+        os.utime(npm)
     return prepare_payload(
-        recipe.agent_runner,
+        source,
         folder,
-        build=recipe.agent_runner_build,
+        build=build,
         architecture=recipe.architecture(request.arch).alpine,
         allow_scripts=recipe.npm_scripts,
         allow_git=recipe.npm_git,
         offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
+        cache=npm,
     )
 
 
@@ -117,5 +134,11 @@ def judge(request: RootRequest, plan: Plan, base: Base, binaries: BinaryFindings
         recipe.payload_binaries,
         recipe.architecture(request.arch).alpine,
         partial(providers, plan, base, request.cache),
-        copied=recipe.agent_runner is not None and recipe.agent_runner_build == "0",
+        copied="0" in _builds(recipe),
     )
+
+
+def _builds(recipe: Recipe) -> set[Build]:
+    """Return how the payloads of a recipe are built."""
+    runner: set[Build] = set() if recipe.agent_runner is None else {recipe.agent_runner_build}
+    return runner if recipe.agent is None or recipe.agent.payload is None else runner | {recipe.agent.build}

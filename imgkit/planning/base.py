@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from imgkit.planning.freshness import Freshness, release_of
 from imgkit.planning.furtherrepositories import FurtherRepositories, further_repositories
 from imgkit.planning.imagestore import find_image
 from imgkit.planning.plan import Artefact, ImageSource, Plan
+from imgkit.planning.vouched import Vouched, recall, remember
 from imgkit.recipe import Recipe
 from imgkit.recipe.basereference import BaseReference
 from imgkit.registry.access import RegistryAccess
@@ -106,9 +108,7 @@ def _fetch_base(
         )
         return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
-    archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
-    _check_sha512(archive, release, url)
-    signer = verify_detached(archive, signature.read_bytes(), certificate_of(recipe), name=release.file)
+    archive, signer = _verified(recipe, release, url, cache, known=locked is not None)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
     tree = unpack(archive, spool)
     base = Base(release.version, artefact, tree, _keys_in(tree, release.file))
@@ -116,6 +116,30 @@ def _fetch_base(
     chosen = locked is not None or recipe.version is not None
     freshness.check_minirootfs(url, release.version, chosen=chosen)
     return base
+
+
+def _verified(recipe: Recipe, release: Release, url: str, cache: Cache, *, known: bool) -> tuple[Path, str]:
+    """Fetch a minirootfs and verify its signature.
+
+    Args:
+        known: whether the hash of the file is that of a lock. Then a signature that was verified before is verified
+            again in place of the mirror's, if the recipe names no other certificate.
+
+    Returns:
+        The file, and the fingerprint of the certificate that signed it.
+    """
+    wanted, beside = _wanted(release, url)
+    before = recall(cache.folder, release.sha256) if known else None
+    if before is not None and (recipe.release_key is None or certificate_of(recipe).data == before.certificate.data):
+        with suppress(InputError):  # then everything is taken from the mirror, or named as missing
+            archive = cache.fetch(wanted, description="minirootfs")
+            return archive, verify_detached(archive, before.signature, before.certificate, name=release.file)
+    archive, signature = cache.fetch_all((wanted, beside), description="minirootfs")
+    _check_sha512(archive, release, url)
+    vouched = Vouched(signature.read_bytes(), certificate_of(recipe))
+    signer = verify_detached(archive, vouched.signature, vouched.certificate, name=release.file)
+    remember(cache.folder, hash_file(archive), vouched)
+    return archive, signer
 
 
 def _locked_image(locked: Plan | None) -> ImageSource | None:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from imgkit.errors import UsageError
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec, folder_alone
 from imgkit.recipe.module import public_values
@@ -207,7 +208,11 @@ class Recipe(RecipeRecord):
         examples=[[{"path": "/etc/app/token", "source": "token.txt", "owner": "agent", "mode": "0600"}]],
     )
     """Single files with an owner, a group and a mode. They come after packages, users and overlays."""
-    agent_runner: Path | None = Field(default=None, examples=["agent"])
+    agent: AgentSpec | None = Field(
+        default=None, examples=[{"payload": "agents/mine", "command": ["/usr/bin/node", "/opt/agent/index.js"]}]
+    )
+    """The program that agentd gives prompts to. Without it, the machine's environment decides."""
+    agent_runner: Path | None = Field(default=None, examples=["payload"])
     """Folder that replaces /opt/agent-runner. Without it, that of the overlay stays."""
     agent_runner_build: Literal["auto", "0", "1"] = Field(default="auto", examples=["0"])
     """``0`` takes the folder as it is; ``auto`` installs its npm packages and runs none of its code; ``1`` also runs

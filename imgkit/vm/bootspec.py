@@ -74,6 +74,8 @@ class BootSpec:
     that takes none, because no agentd is in it; :class:`~imgkit.vm.entrypoint.EntryMachine` runs those."""
     ports: Sequence[str] = ()
     """Names of further virtio-serial ports, whose other ends are in :attr:`imgkit.vm.qemu.launch.Running.ports`."""
+    terminals: bool = False
+    """Whether terminals can be opened on the machine while it runs (:meth:`imgkit.vm.running.VM.terminal`)."""
     config: bytes | None = None
     """ISO image with the configuration of this boot (:mod:`imgkit.vm.configdrive`). It is on the host's disk only while
     the machine runs."""
@@ -160,6 +162,7 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
         accelerator=accelerator.argument,
         cpu=spec.cpu or accelerator.cpu,
         shares=shares,
+        terminals=spec.terminals,
         config=_config(spec, folder),
         network=spec.network == "user",
         forwards=portforward.usable(portforward.check(spec.publish, spec.network)),

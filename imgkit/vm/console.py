@@ -41,6 +41,11 @@ class Stage(enum.IntEnum):
         """The stage as a phrase for messages."""
         return _STAGE_WORDS[self]
 
+    @property
+    def doing(self) -> str:
+        """What the guest is doing at this stage, as a phrase for the status line."""
+        return _STAGE_DOING[self]
+
 
 _STAGE_WORDS = {
     Stage.NOTHING: "nothing was written to the console",
@@ -51,6 +56,17 @@ _STAGE_WORDS = {
     Stage.INIT: "OpenRC had started",
     Stage.LOGIN: "the system was up",
     Stage.AGENT: "the agent had started",
+}
+
+_STAGE_DOING = {
+    Stage.NOTHING: "the machine starts",
+    Stage.FIRMWARE: "the firmware runs",
+    Stage.BOOT_LOADER: "the boot loader runs",
+    Stage.KERNEL: "the kernel starts",
+    Stage.INITRAMFS: "the initramfs mounts the disk",
+    Stage.INIT: "services start",
+    Stage.LOGIN: "the system is up, and its agent not ready yet",
+    Stage.AGENT: "the agent starts",
 }
 
 _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from imgkit.errors import UsageError
+from imgkit.errors import GuestError, UsageError
 from imgkit.vm import power
 from imgkit.vm.agent import inputs, requests
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
@@ -28,6 +28,9 @@ from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import BootSpec, StrPath
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.qemu import argv, probe
+from imgkit.vm.sessions import sessionhost
+from imgkit.vm.sessions.guestsession import GuestSession, start_message
+from imgkit.vm.sessions.sessionhost import SessionHost
 from imgkit.vm.shares.sharedfolder import SharedFolder
 from imgkit.vm.starting import Started, started
 from imgkit.vm.waiting import Progress
@@ -72,6 +75,7 @@ class VM:
         self._stack = ExitStack()
         self._folders: dict[str, SharedFolder] = {}
         self._transport = self._connect()
+        self._sessions = SessionHost(self._running.qmp, self.check)
         self._progress = Progress(machine, self._transport)
 
     # ---- booting -------------------------------------------------------------------------------------------------
@@ -174,6 +178,11 @@ class VM:
         return self._running.child.poll() is None
 
     @property
+    def exit_status(self) -> int | None:
+        """QEMU's exit status, as ``Popen.returncode``: 0 if the guest has powered itself off; None if QEMU runs."""
+        return self._running.child.poll()
+
+    @property
     def pid(self) -> int:
         """QEMU's process id."""
         return self._running.child.pid
@@ -236,7 +245,7 @@ class VM:
         /workspace/project, where the request then starts, and all others at /mnt/TAG.
         """
         if mounts is None:
-            mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
+            mounts = self._mounts()
         if cwd is None and "work" in mounts:
             cwd = mounts["work"]["guestPath"]
         version = self._protocol_version()
@@ -289,6 +298,75 @@ class VM:
         stdin = None if input is None else BytesInput(input)
         request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout, stdin=stdin)
         return collect(request)
+
+    def _mounts(self) -> dict[str, dict[str, str]]:
+        """Return the shares as the mounts of a request."""
+        return {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
+
+    @contextmanager
+    def terminal(
+        self,
+        command: Sequence[str] | None = None,
+        *,
+        root: bool = False,
+        columns: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Iterator[GuestSession]:
+        """Run a program on a terminal of its own for the length of the block, beside the requests.
+
+        Args:
+            command: the program and its arguments; None is a login shell.
+            root: whether it runs as root, or as the agent's user with the rights and the environment of a request.
+            columns, rows: size of the terminal.
+            env: further variables; TERM is "dumb" unless it is given.
+            cwd: folder to start in, for the agent's user; None is that of a request.
+
+        Raises:
+            UsageError: the machine was booted without ``terminals=True``.
+            GuestError: the guest opens no terminal.
+            BootError: the machine has failed.
+        """
+        start = self.session_start(command, root=root, columns=columns, rows=rows, env=env, cwd=cwd)
+        host = self.session_host()
+        opened = host.open(start)
+        try:
+            with closing(GuestSession(opened.control, opened.console)) as session:
+                yield session
+        finally:
+            host.close(opened.name)
+
+    def session_start(
+        self,
+        command: Sequence[str] | None,
+        *,
+        root: bool,
+        columns: int,
+        rows: int,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the message that begins a session on this machine; the arguments are those of :meth:`terminal`."""
+        mounts = self._mounts()
+        if cwd is None and "work" in mounts:
+            cwd = mounts["work"]["guestPath"]
+        variables = {"TERM": "dumb", **(env or {})}
+        of_agent: dict[str, Any] = {} if root else {"mounts": mounts, "cwd": cwd}
+        return start_message(command, root=root, columns=columns, rows=rows, env=variables, **of_agent)
+
+    def session_host(self) -> SessionHost:
+        """Return what opens sessions on this machine.
+
+        Raises:
+            UsageError: the machine was booted without ``terminals=True``.
+            GuestError: the agentd of the image has no sessions.
+        """
+        if not self.spec.terminals:
+            raise UsageError("the machine was booted without terminals", hint="boot with terminals=True")
+        if self._protocol_version() < sessionhost.PROTOCOL:
+            raise GuestError("the agentd of this image opens no terminals", hint="build the image anew")
+        return self._sessions
 
     def _protocol_version(self) -> int:
         """Return the version of the agentd protocol; 0 if the agent does not state one."""

@@ -53,7 +53,12 @@ def test_a_class_is_no_value() -> None:
 def literal_keys(path: Path) -> set[str]:
     """Return the keys of the dictionaries that a module spells out."""
     displays = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Dict)]
-    return {key.value for node in displays for key in node.keys if isinstance(key, ast.Constant) and key.value}
+    return {
+        key.value
+        for node in displays
+        for key in node.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    }
 
 
 FIELDS_OF_RECIPES = {name for name in Recipe.model_fields if "_" in name}

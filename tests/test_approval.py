@@ -41,16 +41,22 @@ class Person:
 
 
 class Screen(io.StringIO):
-    """What is written to the terminal. The person types the next word when a question is complete."""
+    """What the person sees, once it is flushed. They type the next word when they see a whole question."""
 
     def __init__(self, person: Person) -> None:
         super().__init__()
         self._person = person
+        self._pending = ""
 
     def write(self, text: str) -> int:
-        if text.endswith(": ") and self._person.words:
+        self._pending += text
+        return len(text)
+
+    def flush(self) -> None:
+        super().write(self._pending)
+        if self._pending.endswith(": ") and self._person.words:
             self._person.type(self._person.words.pop(0))
-        return super().write(text)
+        self._pending = ""
 
 
 @pytest.fixture
@@ -185,6 +191,7 @@ def test_a_guest_cannot_forge_a_part_of_the_question(person: Person) -> None:
         ({"a": "x" * 2001}, [f"    a: {'x' * 2000} … (1 characters more)"]),
         ({"a": "x" * 2000}, [f"    a: {'x' * 2000}"]),
         ({"a": "\n" * 59}, ["    a: ", *["    | "] * 59]),
+        ({"a": "\n" * 60}, ["    a: ", *["    | "] * 59, "    … (1 lines more, which are not shown)"]),
         ({"a": "\n" * 61}, ["    a: ", *["    | "] * 59, "    … (2 lines more, which are not shown)"]),
     ],
 )

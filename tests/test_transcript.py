@@ -24,7 +24,7 @@ class Stream(io.TextIOWrapper):
         return self._terminal
 
     def text(self) -> str:
-        self.flush()
+        """Return what was written and flushed."""
         buffer = self.buffer
         assert isinstance(buffer, io.BytesIO)
         return buffer.getvalue().decode(errors="surrogateescape")
@@ -75,6 +75,7 @@ def test_an_answer_that_was_not_streamed_is_shown_from_its_message_or_from_the_r
     assert shown(INIT, result("Hello")) == ("Hello\n", "")
     assert shown(INIT, result("it broke", ok=False)) == ("", ""), "the error is reported elsewhere"
     assert shown(result("the agent ended with status 0")) == ("", ""), "agentd's words, not the agent's"
+    assert shown(Output("stdout", b"Hello\n"), result("Hello")) == ("Hello\n", "")
 
 
 def test_tools_are_lines_of_their_own_between_the_parts_of_the_answer() -> None:
@@ -120,6 +121,17 @@ def test_what_failed_and_what_is_tried_again() -> None:
         '  failed: not today\n  failed: [{"type": "text", "text": "x"}]\n'
         "the API answered 529; it is asked again, 2 of 10\nthe API answered nothing; it is asked again, 3 of 10\n",
     )
+
+
+def test_on_a_terminal_a_note_begins_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Stream(terminal=True)
+    transcript = Transcript(terminal, terminal)
+    transcript.show(delta("I look"))
+    transcript.show(message("assistant", use("Bash", command="ls")))
+    transcript.show(Output("stderr", b"a warning"))
+    transcript.show(message("assistant", use("Bash", command="pwd")))
+    assert terminal.text() == "I look\nBash: ls\na warning\nBash: pwd\n"
 
 
 def test_agents_below_the_agent_only_show_their_tools() -> None:
@@ -178,7 +190,10 @@ def test_a_stream_event_without_text(body: dict[str, Any]) -> None:
     assert shown(INIT, AgentEvent("stream_event", body)) == ("", "")
 
 
-@pytest.mark.parametrize("content", [None, "text", {"content": "text"}, {"content": [7, {"type": "text", "text": 7}]}])
+OTHERS = [7, {"type": "text", "text": 7}, {"type": "tool_use", "name": 7}, {"type": "server_tool_use", "name": "x"}]
+
+
+@pytest.mark.parametrize("content", [None, "text", {"content": "text"}, {"content": OTHERS}])
 @pytest.mark.parametrize("kind", ["assistant", "user"])
 def test_a_message_of_another_shape(kind: str, content: Any) -> None:
     assert shown(INIT, AgentEvent(kind, {"message": content})) == ("", "")

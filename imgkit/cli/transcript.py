@@ -142,8 +142,7 @@ class GuestText:
             self.write(data.decode(errors="surrogateescape"))
             return
         self.used = True
-        self._stream.flush()
-        self._stream.buffer.write(data)
+        self._stream.buffer.write(data)  # text before it is no longer in the stream's own buffer
         self._stream.flush()
         self._open = False
 
@@ -163,7 +162,7 @@ class GuestText:
 
 def _last_character(text: str) -> int:
     """Return where the last character of ``text`` begins, with the marks on it; its end if it is a line's end."""
-    for index in range(len(text) - 1, max(len(text) - _MOST_HELD, -1), -1):
+    for index in reversed(range(max(len(text) - _MOST_HELD, 0), len(text))):
         if unicodedata.category(text[index]) not in ("Mn", "Me"):
             return len(text) if text[index] == "\n" else index
     return len(text)

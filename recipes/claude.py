@@ -1,6 +1,6 @@
 """The sandbox of alpine.py with an agent in it: the Claude agent SDK (docs/howto/claude.md)."""
 
-from .alpine import *  # noqa: F403 - alpine.py states every field that is not stated below
+extends = "alpine.py"
 
 name = "claude"
 

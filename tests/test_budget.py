@@ -24,7 +24,7 @@ from imgkit.rootfs.scripts.budget import (
 )
 from imgkit.rootfs.scripts.redirections import discard
 from imgkit.rootfs.scripts.regex import compile_expressions
-from imgkit.rootfs.scripts.shell import Shell, environment
+from imgkit.rootfs.scripts.shellprogram import Shell, environment
 from imgkit.rootfs.scripts.state import Failed, Hooks, ShellState, Streams
 from imgkit.rootfs.scripts.triggers import matching_directories
 from imgkit.tree import Tree

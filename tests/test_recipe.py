@@ -290,7 +290,8 @@ def test_faults_of_overrides_name_where_they_come_from(tmp_path: Path) -> None:
     both = message(path, {"size": "x", "branch": "3"}, origins)
     assert both.startswith("--branch: string should match pattern")
     assert "; IMAGE_SIZE: 'x' is not a size" in both
-    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == "--mirror: 'ftp://x' is not an http(s) URL"
+    wrong = "'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"
+    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == f"--mirror: {wrong}"
 
 
 def test_faults_of_the_recipe_count_beside_those_of_overrides(tmp_path: Path) -> None:
@@ -423,7 +424,8 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
         ("users = [{'name': 'x', 'uid': 65533}]",
          "users.0.uid: input should be less than or equal to 65532 (it is 65533)"),
         ("users = [{'name': 'x', 'uid': 5}, {'name': 'y', 'uid': 5}]", "users: two users have the same uid"),
-        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is not an http(s) URL"),
+        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"),
+        ("mirror = '/no/mirror'", "mirror: /no/mirror does not exist"),
         ("packages = None", "packages: input should be a list, such as [a, b] (it is None)"),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, PermissionRequest, parse_event
 
-TALK = {"json": False, "auto_approve": False, "limit": None, "interactive": False}
+TALK = {"json": False, "auto_approve": False, "limit": None, "interactive": False, "tty": False}
 """Options of the request, as they are when nobody gives them."""
 
 
@@ -31,7 +31,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
     assert isinstance(result, AgentResult)
 
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
@@ -72,7 +72,7 @@ def test_without_the_wait_the_request_says_so(no_wait: bool, monkeypatch: pytest
     result = parse_event(json_line({"subtype": "success", "exitCode": 0}))
 
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         def request(**keywords: Any) -> Any:
             sent.append(keywords["extra"])
             return nullcontext([result])
@@ -118,7 +118,7 @@ def test_a_failure_with_status_one_has_that_status(monkeypatch: pytest.MonkeyPat
 
 def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def boot(*_: object) -> Iterator[SimpleNamespace]:
+    def boot(*_: object, terminals: bool) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(request=lambda **_: nullcontext([]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
@@ -159,7 +159,7 @@ def test_what_a_request_asks_for_and_shows(
     ]  # fmt: skip
 
     @contextmanager
-    def boot(_options: object, shares: object) -> Iterator[SimpleNamespace]:
+    def boot(_options: object, shares: object, *, terminals: bool) -> Iterator[SimpleNamespace]:
         def request(**keywords: Any) -> Any:
             steps.append(keywords)
             return nullcontext(iter(events))

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from imgkit.cli.approval import Approver
 from imgkit.cli.transcript import Transcript
 from imgkit.errors import GuestError
-from imgkit.host import terminal
+from imgkit.host import statusline, terminal
 from imgkit.vm.agent.callbacks import OnPermission, Permission
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output, PermissionRequest
 
@@ -69,6 +69,7 @@ class Conversation:
         return self._decide
 
     def _decide(self, question: PermissionRequest) -> Permission:
+        statusline.stop()
         self._screen.rest()
         if self._approver is not None:
             return self._approver.decide(question)
@@ -89,6 +90,8 @@ class Conversation:
         """
         try:
             for event in events:
+                if not (isinstance(event, AgentEvent) and event.kind == "started"):
+                    statusline.stop()
                 if isinstance(event, AgentResult):
                     self._screen.end(event)
                     return event

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgkit.cli import envfile, machinechecks
@@ -156,6 +156,7 @@ def boot(
     shares: dict[str, Path] | None = None,
     *,
     before: Callable[[Sequence[Path]], object] = list,
+    terminals: bool = False,
 ) -> AbstractContextManager[VM]:
     """Boot the machine that ``options`` describe. It is ready when the ``with`` block begins.
 
@@ -163,6 +164,7 @@ def boot(
         shares: folders that other options share, by their tags.
         before: called with the files that will be booted, before any program opens them: the image, and for a direct
             boot the kernel and the initramfs.
+        terminals: whether terminals can be opened on it.
 
     Raises:
         UsageError: an option is wrong, or two options contradict one another.
@@ -176,6 +178,7 @@ def boot(
     target = _target(options)
     config = config_drive(options)
     spec = specification(options, target, shares or {}, config)
+    spec = replace(spec, terminals=terminals)
     before([path for path in (target.image, target.kernel, target.initrd) if path is not None])
     return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
 
@@ -306,7 +309,7 @@ def config_drive(options: argparse.Namespace, machine_run: str | None = None) ->
     """
     variables, values = environment(options), secrets(options.secret)
     machinechecks.check_agent_user(variables, values)
-    if getattr(options, "prompt", None):
+    if machine_run is None and getattr(options, "prompt", None):  # a container image has no manifest beside it
         machinechecks.check_agent(options.image, {*variables, *values})
     return configdrive.make(variables, values, machine=machine_run) or None
 

@@ -57,7 +57,7 @@ def folder(place: Path | None = None, prefix: str = "imgkit-") -> Iterator[Path]
     path = None
     try:
         path = _make(place.absolute(), prefix)
-        _remove_dead(path.parent, prefix)
+        remove_dead(path.parent, prefix)
         yield path
     finally:
         if path is not None:
@@ -187,7 +187,7 @@ def _remove_empty(folders: list[Path]) -> None:
             _parents.remove(path)
 
 
-def _remove_dead(place: Path, prefix: str) -> None:
+def remove_dead(place: Path, prefix: str) -> None:
     """Remove those scratch folders of this user in ``place`` whose process is dead."""
     scratch_name = re.compile(re.escape(prefix) + r"[0-9]+-[0-9a-f]{8}")
     with suppress(OSError), os.scandir(place) as entries:

@@ -8,11 +8,14 @@ agent = gathering.agent_payload(request, agent_folder)
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from imgkit.fetch.cache import Cache
+from imgkit.host.room import check_room
 from imgkit.planning.base import Base, fetch_base
 from imgkit.planning.download import fetch_packages, open_planned
 from imgkit.planning.indexes import providers
@@ -79,11 +82,17 @@ def plan(request: RootRequest, spool: Path) -> tuple[Base, Plan]:
 
 
 def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
-    """Download and verify the packages. The plan that is returned has their hashes."""
+    """Download and verify the packages. The plan that is returned has their hashes.
+
+    Raises:
+        HostError: there is not enough room for their contents.
+    """
     plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
     if request.locked is not None:
         check_locked(plan, base, request.cache, files)
     chosen = tuple(planned.package for planned in plan.packages)
+    needed = sum(package.installed_size for package in chosen if package.name in files)
+    check_room(spool.parent, needed, "unpacking the packages")
     return plan, PackageSet(chosen, partial(open_planned, files, base, spool), plan.world)
 
 
@@ -100,9 +109,11 @@ def agent_payload(request: RootRequest, folder: Path) -> Path | None:
 
 
 def _prepared(request: RootRequest, source: Path | None, build: Build, folder: Path) -> Path | None:
-    recipe = request.recipe
+    recipe, npm = request.recipe, request.cache.folder / "npm"
     if source is None:
         return None
+    with suppress(OSError):  # its age counts from here (imgkit cache)
+        os.utime(npm)
     return prepare_payload(
         source,
         folder,
@@ -111,7 +122,7 @@ def _prepared(request: RootRequest, source: Path | None, build: Build, folder: P
         allow_scripts=recipe.npm_scripts,
         allow_git=recipe.npm_git,
         offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
+        cache=npm,
     )
 
 

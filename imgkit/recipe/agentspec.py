@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from imgkit.recipe.record import RecipeRecord
 
@@ -26,9 +26,11 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
 class AgentSpec(RecipeRecord):
     """The agent of an image: a command, and a payload if its program is no part of the image otherwise."""
 
-    command: Annotated[tuple[str, ...], AfterValidator(_command)]
+    command: Annotated[tuple[str, ...], AfterValidator(_command)] = Field(
+        examples=[["/usr/bin/node", "/opt/agent/index.js"]]
+    )
     """Program and arguments. It has the prompt on its standard input, and may write lines of JSON."""
-    payload: Path | None = None
-    """Folder that is put into the image as /opt/agent; None if the program comes from a package or an overlay."""
-    build: Literal["auto", "0", "1"] = "auto"
+    payload: Path | None = Field(default=None, examples=["agents/mine"])
+    """Folder that is put into the image as /opt/agent. Without it, the program comes from a package or an overlay."""
+    build: Literal["auto", "0", "1"] = Field(default="auto", examples=["0"])
     """How the payload's npm packages are installed, as ``agent_runner_build`` says."""

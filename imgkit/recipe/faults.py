@@ -12,6 +12,7 @@ from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec
+from imgkit.recipe.mirroraddress import mirror_fault
 from imgkit.recipe.record import RecipeRecord
 from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM, RepositorySpec
 from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, parse_size
@@ -19,6 +20,8 @@ from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, pa
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+EXTENDS = "extends"
+"""The field that names the recipe to build on (:mod:`imgkit.recipe.extending`); it is gone once a recipe is loaded."""
 REFERENCE = "docs/reference/recipe.md"
 """The page that has all fields."""
 _RECORDS: Mapping[str, type[RecipeRecord]] = {
@@ -50,7 +53,7 @@ def sentence(error: ErrorDetails) -> str:
 
 def _known(location: tuple[int | str, ...]) -> str:
     """Return the hint for a field that does not exist: the most similar one, or where all of them are."""
-    known = _model(location).model_fields
+    known = [*_model(location).model_fields, *([EXTENDS] if len(location) == 1 else [])]
     hint = did_you_mean(str(location[-1]), known)
     if hint is None:
         hint = f"there are {', '.join(known)}" if len(known) <= _MOST_LISTED else f"{REFERENCE} has all fields"
@@ -75,8 +78,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
-    if not recipe.mirror.startswith(("http://", "https://")):
-        yield f"mirror: {recipe.mirror!r} is not an http(s) URL"
+    if fault := mirror_fault(recipe.mirror):
+        yield f"mirror: {fault}"
     if not recipe.architectures:
         yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():

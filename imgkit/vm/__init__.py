@@ -1,4 +1,4 @@
-"""Boot an image, run commands in it, and talk to its agent.
+"""Boot an image, run commands in it, and talk to its agentd.
 
     from imgkit.vm import VM, BootError, BootSpec, FolderQuota, Quotas
 
@@ -36,6 +36,7 @@ from imgkit.vm.failures import (
     RequestError,
 )
 from imgkit.vm.running import VM
+from imgkit.vm.sessions.guestsession import GuestSession, SessionEnd
 from imgkit.vm.shares.quotas import FolderQuota, Quotas
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Completed",
     "FloodError",
     "FolderQuota",
+    "GuestSession",
     "HostToolAnswer",
     "HostToolRequest",
     "InitError",
@@ -63,4 +65,5 @@ __all__ = [
     "QuotaError",
     "Quotas",
     "RequestError",
+    "SessionEnd",
 ]

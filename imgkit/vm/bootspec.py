@@ -74,6 +74,8 @@ class BootSpec:
     that takes none, because no agentd is in it; :class:`~imgkit.vm.entrypoint.EntryMachine` runs those."""
     ports: Sequence[str] = ()
     """Names of further virtio-serial ports, whose other ends are in :attr:`imgkit.vm.qemu.launch.Running.ports`."""
+    terminals: bool = False
+    """Whether terminals can be opened on the machine while it runs (:meth:`imgkit.vm.running.VM.terminal`)."""
     config: bytes | None = None
     """ISO image with the configuration of this boot (:mod:`imgkit.vm.configdrive`). It is on the host's disk only while
     the machine runs."""
@@ -105,7 +107,7 @@ class BootSpec:
         portforward.check(self.publish, self.network)
         if self.ipc not in get_args(Ipc):
             known = ", ".join(get_args(Ipc))
-            raise UsageError(f"{self.ipc}: unknown way to talk to the agent", hint=f"known are {known}")
+            raise UsageError(f"{self.ipc}: unknown way to talk to agentd", hint=f"known are {known}")
 
     @property
     def architecture(self) -> str:
@@ -160,6 +162,7 @@ def resolve(spec: BootSpec, accelerator: Accelerator, folder: Path) -> VmSpec:
         accelerator=accelerator.argument,
         cpu=spec.cpu or accelerator.cpu,
         shares=shares,
+        terminals=spec.terminals,
         config=_config(spec, folder),
         network=spec.network == "user",
         forwards=portforward.usable(portforward.check(spec.publish, spec.network)),
@@ -187,7 +190,7 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
         shares = {"ipc": folder / "ipc", **shares}
         shares["ipc"].mkdir()
     if spec.ipc != "file" and "ipc" in shares:
-        mode = "in serial mode" if spec.ipc == "serial" else "without an agent"
+        mode = "in serial mode" if spec.ipc == "serial" else "without agentd"
         raise UsageError(f"a machine {mode} has no ipc share")
     for tag, path in shares.items():
         argv.check_tag(tag)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from imgkit.errors import UsageError
+from imgkit.errors import GuestError, UsageError
 from imgkit.vm import power
 from imgkit.vm.agent import inputs, requests
 from imgkit.vm.agent.callbacks import OnHostTool, OnPermission, deny_permission, reject_host_tool
@@ -28,6 +28,9 @@ from imgkit.vm.agent.serialtransport import SerialTransport
 from imgkit.vm.bootspec import BootSpec, StrPath
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.qemu import argv, probe
+from imgkit.vm.sessions import sessionhost
+from imgkit.vm.sessions.guestsession import GuestSession, start_message
+from imgkit.vm.sessions.sessionhost import SessionHost
 from imgkit.vm.shares.sharedfolder import SharedFolder
 from imgkit.vm.starting import Started, started
 from imgkit.vm.waiting import Progress
@@ -39,7 +42,7 @@ TIMEOUT = 180.0
 POWER_OFF = 60.0
 """Default timeout of a shutdown in seconds. Emulated guests need ten seconds, and thirty on a busy host."""
 SETTLE = 20.0
-"""Default timeout in seconds, once the agent is ready, for the host name, the loopback device and the network."""
+"""Default timeout in seconds, once agentd is ready, for the host name, the loopback device and the network."""
 _EMULATION_TRIES = 3
 _CONSOLE_READS = 100  # reads of 1 MiB each, which is more than a console file has
 
@@ -72,6 +75,7 @@ class VM:
         self._stack = ExitStack()
         self._folders: dict[str, SharedFolder] = {}
         self._transport = self._connect()
+        self._sessions = SessionHost(self._running.qmp, self.check)
         self._progress = Progress(machine, self._transport)
 
     # ---- booting -------------------------------------------------------------------------------------------------
@@ -87,11 +91,11 @@ class VM:
         settle: bool = True,
         **fields: Any,
     ) -> Iterator[AnyVM]:
-        """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
+        """Boot an image, wait until agentd is ready, and switch the machine off when the block ends.
 
         Args:
             spec: the specification, or only its image (None for no disk).
-            timeout: seconds within which the agent must be ready.
+            timeout: seconds within which agentd must be ready.
             wait: False enters the block at once; see :meth:`wait_ready`.
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
             fields: other fields of :class:`~imgkit.vm.bootspec.BootSpec`: ``boot(image, cpus=4)`` is short for
@@ -124,7 +128,7 @@ class VM:
                 return
 
     def wait_ready(self, timeout: float = TIMEOUT) -> Heartbeat:
-        """Wait until the agent's heartbeat shows that it is ready, as the agentd contract defines it.
+        """Wait until agentd's heartbeat shows that it is ready, as the agentd contract defines it.
 
         Raises:
             BootError: QEMU ended, the console shows a failure, or the timeout expired; the subclass says which.
@@ -134,7 +138,7 @@ class VM:
     def settle(self, timeout: float = SETTLE) -> tuple[str, ...]:
         """Wait until the guest has its host name, its loopback device and, if it has a network card, its network.
 
-        The agent is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
+        agentd is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
         the guest (docs/reference/agentd.md).
 
         Returns:
@@ -172,6 +176,11 @@ class VM:
     def alive(self) -> bool:
         """Whether QEMU is still running."""
         return self._running.child.poll() is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """QEMU's exit status, as ``Popen.returncode``: 0 if the guest has powered itself off; None if QEMU runs."""
+        return self._running.child.poll()
 
     @property
     def pid(self) -> int:
@@ -229,14 +238,14 @@ class VM:
         stdin: InputSource | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> AgentRequest:
-        """Submit a request to the agent, and return it.
+        """Submit a request to agentd, and return it.
 
         The arguments are those of :func:`imgkit.vm.agent.requests.compose` and
         :class:`imgkit.vm.agent.requests.AgentRequest`. If ``mounts`` is None, every share is mounted: ``work`` at
         /workspace/project, where the request then starts, and all others at /mnt/TAG.
         """
         if mounts is None:
-            mounts = {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
+            mounts = self._mounts()
         if cwd is None and "work" in mounts:
             cwd = mounts["work"]["guestPath"]
         version = self._protocol_version()
@@ -290,8 +299,77 @@ class VM:
         request = self.request(command=words, env=env, cwd=cwd, auto_approve=auto_approve, timeout=timeout, stdin=stdin)
         return collect(request)
 
+    def _mounts(self) -> dict[str, dict[str, str]]:
+        """Return the shares as the mounts of a request."""
+        return {tag: {"tag": tag, "guestPath": _guest_path(tag)} for tag in self._folders if tag != "ipc"}
+
+    @contextmanager
+    def terminal(
+        self,
+        command: Sequence[str] | None = None,
+        *,
+        root: bool = False,
+        columns: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Iterator[GuestSession]:
+        """Run a program on a terminal of its own for the length of the block, beside the requests.
+
+        Args:
+            command: the program and its arguments; None is a login shell.
+            root: whether it runs as root, or as the agent's user with the rights and the environment of a request.
+            columns, rows: size of the terminal.
+            env: further variables; TERM is "dumb" unless it is given.
+            cwd: folder to start in, for the agent's user; None is that of a request.
+
+        Raises:
+            UsageError: the machine was booted without ``terminals=True``.
+            GuestError: the guest opens no terminal.
+            BootError: the machine has failed.
+        """
+        start = self.session_start(command, root=root, columns=columns, rows=rows, env=env, cwd=cwd)
+        host = self.session_host()
+        opened = host.open(start)
+        try:
+            with closing(GuestSession(opened.control, opened.console)) as session:
+                yield session
+        finally:
+            host.close(opened.name)
+
+    def session_start(
+        self,
+        command: Sequence[str] | None,
+        *,
+        root: bool,
+        columns: int,
+        rows: int,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the message that begins a session on this machine; the arguments are those of :meth:`terminal`."""
+        mounts = self._mounts()
+        if cwd is None and "work" in mounts:
+            cwd = mounts["work"]["guestPath"]
+        variables = {"TERM": "dumb", **(env or {})}
+        of_agent: dict[str, Any] = {} if root else {"mounts": mounts, "cwd": cwd}
+        return start_message(command, root=root, columns=columns, rows=rows, env=variables, **of_agent)
+
+    def session_host(self) -> SessionHost:
+        """Return what opens sessions on this machine.
+
+        Raises:
+            UsageError: the machine was booted without ``terminals=True``.
+            GuestError: the agentd of the image has no sessions.
+        """
+        if not self.spec.terminals:
+            raise UsageError("the machine was booted without terminals", hint="boot with terminals=True")
+        if self._protocol_version() < sessionhost.PROTOCOL:
+            raise GuestError("the agentd of this image opens no terminals", hint="build the image anew")
+        return self._sessions
+
     def _protocol_version(self) -> int:
-        """Return the version of the agentd protocol; 0 if the agent does not state one."""
+        """Return the version of the agentd protocol; 0 if agentd does not state one."""
         beat = self.heartbeat()
         version = None if beat is None else beat.extra.get("protocolVersion")
         return version if type(version) is int else 0

@@ -17,7 +17,7 @@ test('the heartbeat has the contract keys and is replaced as a whole', async (t)
   assert.deepEqual(Object.keys(first), ['timestamp', 'pid', 'uptime', 'ipcMode', 'ipcMounted', 'protocolVersion', 'image', 'buildId', 'system']);
   assert.ok(Math.abs(first.timestamp - Date.now()) < 5000);
   assert.equal(first.pid, process.pid);
-  assert.deepEqual([first.ipcMode, first.ipcMounted, first.protocolVersion, first.image, first.buildId], ['file', true, 2, 'alpine', 'abc']);
+  assert.deepEqual([first.ipcMode, first.ipcMounted, first.protocolVersion, first.image, first.buildId], ['file', true, 3, 'alpine', 'abc']);
   let beats = 0;
   let last = first.timestamp;
   await until('three more', () => {

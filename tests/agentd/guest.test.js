@@ -85,9 +85,9 @@ test('times and limits are those that docs/reference/agentd.md promises', () => 
   const { times, limits } = loadConfig({});
   assert.ok(times.poll <= 300 && times.rescan <= 2000);
   assert.deepEqual([times.heartbeat, times.answer, times.garbage, times.kill, times.drain, times.stall, times.settle], [5000, 60_000, 30_000, 5000, 1000, 60_000, 30_000]);
-  assert.deepEqual([times.retry, times.portSearch], [500, 120_000]);
+  assert.deepEqual([times.retry, times.portSearch, times.console], [500, 120_000, 10_000]);
   const MIB = 2 ** 20;
-  assert.deepEqual(limits, { request: 64 * MIB, answer: 4 * MIB, chunk: 65_536, jsonLine: MIB, resultText: 65_536, backlog: MIB, queue: 16, log: MIB });
+  assert.deepEqual(limits, { request: 64 * MIB, answer: 4 * MIB, input: MIB, chunk: 65_536, jsonLine: MIB, resultText: 65_536, backlog: MIB, queue: 16, log: MIB });
 });
 
 test('processes that an earlier agentd left are ended and reported', async (t) => {

@@ -93,7 +93,7 @@ test('the heartbeat names the image where the build has written it', (t) => {
   }
   fs.writeFileSync(file, 'IMGKIT_BUILD_ID="7"\nIMGKIT_IMAGE=box\n');
   const { timestamp, uptime, ...rest } = makeHeartbeat('file', true, readRelease(file), { hostname: true });
-  assert.deepEqual(rest, { pid: process.pid, ipcMode: 'file', ipcMounted: true, protocolVersion: 2, image: 'box', buildId: '7', system: { hostname: true } });
+  assert.deepEqual(rest, { pid: process.pid, ipcMode: 'file', ipcMounted: true, protocolVersion: 3, image: 'box', buildId: '7', system: { hostname: true } });
   assert.ok(Math.abs(timestamp - Date.now()) < 5000 && Math.abs(uptime - process.uptime()) < 5);
   writeHeartbeat(root, { n: 1 });
   writeHeartbeat(root, { n: 20 });

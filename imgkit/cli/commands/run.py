@@ -16,9 +16,10 @@ import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import commandinput, containerruns, conversation, machineoptions
+from imgkit.cli import commandinput, containerruns, conversation, machineoptions, terminalruns
 from imgkit.cli.command import Invocation
 from imgkit.errors import GuestError, UsageError
+from imgkit.host import statusline
 from imgkit.image.imagepaths import is_container_image
 from imgkit.vm.agent.completed import exit_status
 from imgkit.vm.running import VM
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="text for the agent instead of a command")
     conversation.arguments(parser)
     commandinput.arguments(parser)
+    terminalruns.arguments(parser)
     containerruns.arguments(parser)
     parser.add_argument("guest_command", nargs="*", default=[], metavar="COMMAND", help="after --")
 
@@ -48,15 +50,19 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if options.work == "":  # from an unset variable of a script, which must not share the current folder
         raise UsageError("--work: no folder given")
     commandinput.check(options)
+    terminalruns.check(options)
     shares = {} if options.work is None else {"work": Path(options.work)}
     if not is_container_image(options.image):
         _check_request(options)
-        return _request(options, machineoptions.boot(options, shares))
+        booted = machineoptions.boot(options, shares, terminals=options.tty)
+        return terminalruns.run(options, booted) if options.tty else _request(options, booted)
     with containerruns.opened(options) as made:
         if not made.agent or options.entrypoint is not None:
+            terminalruns.check_agent(options)
             return containerruns.run_once(options, made, shares)
         _check_request(options)
-        return _request(options, containerruns.boot_agent(options, made, shares))
+        booted = containerruns.boot_agent(options, made, shares, terminals=options.tty)
+        return terminalruns.run(options, booted) if options.tty else _request(options, booted)
 
 
 def _check_request(options: argparse.Namespace) -> None:
@@ -74,16 +80,21 @@ def _request(options: argparse.Namespace, booted: AbstractContextManager[VM]) ->
     """
     with booted as vm:
         talk = conversation.start(options)
-        with vm.request(
-            command=options.guest_command or None,
-            prompt=options.prompt,
-            limit=options.limit,
-            stdin=commandinput.standard_input(options),
-            extra={**(talk.extra if options.prompt else {}), **({"awaitSystem": False} if options.no_wait else {})}
-            or None,
-            on_permission=talk.permission,
-            auto_approve=options.auto_approve,
-        ) as request:
+        extra = {**(talk.extra if options.prompt else {}), **({"awaitSystem": False} if options.no_wait else {})}
+        if options.interactive:
+            statusline.stop()  # what is typed belongs there
+        with (
+            vm.request(
+                command=options.guest_command or None,
+                prompt=options.prompt,
+                limit=options.limit,
+                stdin=commandinput.standard_input(options),
+                extra=extra or None,
+                on_permission=talk.permission,
+                auto_approve=options.auto_approve,
+            ) as request,
+            statusline.doing("the agent works" if options.prompt else "the command runs"),
+        ):
             result = talk.follow(request)
             commandinput.report_limit(options, request, result)
         vm.kill()

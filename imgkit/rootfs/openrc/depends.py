@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from imgkit.rootfs.openrc.services import INIT
 from imgkit.rootfs.scripts.budget import MAX_BYTES, MAX_STEPS, Budget, Exhausted
 from imgkit.rootfs.scripts.control import Jump, Leave
-from imgkit.rootfs.scripts.shell import Shell
+from imgkit.rootfs.scripts.shellprogram import Shell
 from imgkit.rootfs.scripts.state import Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import File, Tree

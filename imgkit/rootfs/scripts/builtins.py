@@ -16,7 +16,7 @@ from imgkit.rootfs.scripts.text import which
 from imgkit.rootfs.scripts.words import Unsupported
 
 if TYPE_CHECKING:
-    from imgkit.rootfs.scripts.shell import Shell
+    from imgkit.rootfs.scripts.shellprogram import Shell
 
 Builtin: TypeAlias = "Callable[[Shell, list[str], Streams], int]"
 

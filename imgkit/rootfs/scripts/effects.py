@@ -19,7 +19,7 @@ from imgkit.errors import InputError
 from imgkit.rootfs.scripts.budget import Exhausted
 from imgkit.rootfs.scripts.control import Leave
 from imgkit.rootfs.scripts.redirections import collector
-from imgkit.rootfs.scripts.shell import Shell, environment
+from imgkit.rootfs.scripts.shellprogram import Shell, environment
 from imgkit.rootfs.scripts.state import Failed, Hooks, ShellState, Streams
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree

@@ -33,6 +33,8 @@ whole.
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")  # virtio-9p takes at most 31 bytes
 IPC_PORT = "ipc.0"
 """Name of the virtio-serial port that carries requests in serial mode (docs/reference/agentd.md)."""
+SERIAL_BUS = "serial0"
+"""Id of the device that the virtio-serial ports belong to."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class VmSpec:
         accelerator: value of ``-accel``; cpu: value of ``-cpu``.
         shares: 9p shares in the order of their PCI functions.
         ports: virtio-serial ports: (name, file descriptor of a connected socket).
+        terminals: ports for terminals can be plugged in while the machine runs (:mod:`imgkit.vm.qemu.hotplug`).
         qmp: file descriptor of a connected socket for QEMU's control protocol; None for none.
         sets: the files behind paths of the form /dev/fdset/NUMBER, by that number: a file descriptor for reading, and
             a second one for reading and writing if QEMU may write.
@@ -117,6 +120,7 @@ class VmSpec:
     cpu: str = "max"
     shares: tuple[Share, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
+    terminals: bool = False
     qmp: int | None = None
     sets: tuple[tuple[int, ...], ...] = ()
     config: Path | None = None
@@ -287,11 +291,20 @@ def _inherited(spec: VmSpec) -> list[str]:
     for index, descriptors in enumerate(spec.sets):
         for descriptor in descriptors:
             words += ["-add-fd", f"fd={descriptor},set={index}"]
-    if spec.ports:
-        words += ["-device", device(spec.machine, "serial", "id=serial0")]
+    if spec.ports or spec.terminals:
+        words += ["-device", device(spec.machine, "serial", f"id={SERIAL_BUS}{_own_thread(spec)}")]
     for index, (name, descriptor) in enumerate(spec.ports):
         words += ["-chardev", f"socket,id=port{index},fd={descriptor}"]
-        words += ["-device", f"virtserialport,bus=serial0.0,chardev=port{index},name={name}"]
+        words += ["-device", f"virtserialport,bus={SERIAL_BUS}.0,chardev=port{index},name={name}"]
     if spec.qmp is not None:
         words += ["-chardev", f"socket,id=qmp,fd={spec.qmp}", "-mon", "chardev=qmp,mode=control"]
     return words
+
+
+def _own_thread(spec: VmSpec) -> str:
+    """Return the option by which QEMU handles output where the guest's processor waits for it.
+
+    A terminal makes the processor wait for each line that it writes. Another thread of QEMU takes four times as long
+    under emulation. A microvm has this option for all of its devices together.
+    """
+    return ",ioeventfd=off" if spec.terminals and spec.machine == "standard" else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,31 +18,42 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """A client of QEMU's control protocol on a connected socket. It skips events, and every command has a timeout."""
+    """A client of QEMU's control protocol on a connected socket. It skips events, and every command has a timeout.
+
+    Several threads may use it.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._pending = b""
         self._ready = False
+        self._lock = threading.Lock()
 
-    def execute(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
-        """Run a command and return its answer.
+    def execute(self, command: str, *, timeout: float = 5.0, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
+        """Run a command and return its answer. QEMU gets copies of ``descriptors`` with it.
 
         Raises:
             QmpError: no answer came within ``timeout`` seconds, the connection is closed, or QEMU refused the command.
         """
         deadline = time.monotonic() + timeout
-        if not self._ready:
-            self._line(deadline)  # the greeting
-            self._command("qmp_capabilities", {}, deadline)
-            self._ready = True
-        return self._command(command, arguments, deadline)
+        with self._lock:
+            if not self._ready:
+                self._line(deadline)  # the greeting
+                self._command("qmp_capabilities", {}, deadline)
+                self._ready = True
+            return self._command(command, arguments, deadline, descriptors)
 
-    def _command(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
+    def _command(
+        self, command: str, arguments: dict[str, Any], deadline: float, descriptors: Sequence[int] = ()
+    ) -> Any:
         message = {"execute": command, **({"arguments": arguments} if arguments else {})}
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            data = json.dumps(message).encode() + b"\n"
+            if descriptors:  # they go with the first byte (unix(7))
+                socket.send_fds(self._socket, [data[:1]], list(descriptors))
+                data = data[1:]
+            self._socket.sendall(data)
         except OSError as cause:
             raise QmpError(f"{command}: {cause}") from cause
         while True:

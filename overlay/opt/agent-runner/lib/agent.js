@@ -183,4 +183,4 @@ class AgentRun {
   }
 }
 
-module.exports = { AgentRun, checkProgram, launcher };
+module.exports = { AgentRun, checkProgram, inFolder, launcher };

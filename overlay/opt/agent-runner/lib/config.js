@@ -20,6 +20,7 @@ const TIMES = Object.freeze({
   retry: 500, // after a failed write to the stream
   stall: 60_000, // an agent whose stream cannot be written for this long is killed
   settle: 30_000, // from agentd's start: how long requests are held back for a system that is still coming up
+  console: 10_000, // from a session's start until the host has plugged in its terminal
   portSearch: 120_000, // how long the serial port is looked for before saying so
 });
 /** Limits, in bytes unless the comment says otherwise. */

@@ -4,7 +4,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 /** 2: a request may have standard input. The host looks at this before it sends any. */
-const PROTOCOL_VERSION = 2;
+const PROTOCOL_VERSION = 3;
 const { O_CREAT, O_NOFOLLOW, O_TRUNC, O_WRONLY } = fs.constants;
 
 /** Read the image's name and build id from the KEY=VALUE file that the build writes. Empty if there is no such file. */

@@ -42,6 +42,7 @@ function isShare(dir, table) {
 class Mounter {
   #config;
   #system;
+  #turn = Promise.resolve();
   #workers = new Map(); // folder → {owner, uid}: its owner, and the uid that works in it
 
   /** @param {{run?, table?, endAgents?, touch?}} system replaced by tests: programs, the mount table, ending processes */
@@ -108,7 +109,13 @@ class Mounter {
    * @returns {Promise<object>} the user, with the uid and gid under which it works in `work`
    * @throws {RequestError} naming the share that cannot be mounted: an agent never runs on the VM's disk instead
    */
-  async prepare(wanted, user, ownDisk = false) {
+  prepare(wanted, user, ownDisk = false) {
+    const prepared = this.#turn.then(() => this.#prepare(wanted, user, ownDisk));
+    this.#turn = prepared.catch(() => {}); // a session may begin while a request does
+    return prepared;
+  }
+
+  async #prepare(wanted, user, ownDisk) {
     let work;
     for (const mount of wanted.filter((share) => !this.#isRequestShare(share))) {
       this.#check(mount, user);

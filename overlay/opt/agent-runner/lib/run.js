@@ -1,13 +1,12 @@
 'use strict';
 
-const fs = require('node:fs');
 const { AgentRun, checkProgram } = require('./agent');
 const { agentEnvironment, chooseAgent, describePresence, readDrive } = require('./environment');
 const { RequestError } = require('./errors');
 const { checkKernel } = require('./kernel');
-const { isInside } = require('./paths');
 const { parseRequest } = require('./request');
 const { findUser, noteUser } = require('./users');
+const { workingFolder } = require('./workfolder');
 
 const NO_AGENT = 'no agent is configured: set AGENT_COMMAND in /etc/conf.d/agentd, on the config drive or in the request, or send a "command"';
 
@@ -164,21 +163,6 @@ function cancelled({ reason }, end = { exitCode: null, signal: null }) {
 
 function failure(error) {
   return { subtype: 'error', exitCode: error.exitCode ?? null, signal: null, result: error.message };
-}
-
-/**
- * Find the folder in which the agent starts: the request's cwd, else AGENT_WORKDIR, else the workspace.
- * @throws {RequestError} if it is no folder, or lies outside of the folders of the agent
- */
-function workingFolder(request, workdir, config, user) {
-  const cwd = request.cwd ?? workdir ?? config.workspace;
-  const bases = [config.workspace, user.home, '/tmp', ...request.mounts.map((mount) => mount.guestPath)];
-  const real = fs.existsSync(cwd) ? fs.realpathSync(cwd) : undefined;
-  if (!cwd.startsWith('/') || !bases.some((base) => isInside(base, cwd))) throw new RequestError(`cwd ${cwd} is outside ${config.workspace}`);
-  if (!real || !fs.statSync(real).isDirectory()) throw new RequestError(`cwd ${cwd} is not a folder`);
-  if (!bases.some((base) => isInside(fs.existsSync(base) ? fs.realpathSync(base) : base, real))) throw new RequestError(`cwd ${cwd} leads outside ${config.workspace}`);
-  if (isInside(config.ipcDir, real)) throw new RequestError(`cwd ${cwd} is agentd's own folder`);
-  return real;
 }
 
 /** Repeat an action until it succeeds, because the share may be away for a while. */

@@ -23,6 +23,7 @@ class Supervisor {
   #runner;
   #launch;
   #server;
+  #terminals;
   #ending = new AbortController();
 
   /** @param {{config, log, mounter, launch?: Function, system?: SystemState}} parts */
@@ -81,11 +82,14 @@ class Supervisor {
   async #prepare() {
     const { Questions } = require('./permissions');
     const { Runner } = require('./run');
+    const { Terminals } = require('./terminals');
     const questions = new Questions(this.#config.times);
     await this.#cleanUp();
     this.#server = await questions.listen(this.#config.socket);
     this.#runner = new Runner({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, system: this.#system, questions, launch: this.#launch });
     this.#queue = new RequestQueue((entry) => this.#runner.run(entry), this.#config.limits.queue);
+    this.#terminals = new Terminals({ config: this.#config, log: this.#log, channel: this.#channel, mounter: this.#mounter, system: this.#system });
+    this.#terminals.start();
   }
 
   /** End the agents of an agentd that crashed: their requests are answered as failed. */
@@ -111,6 +115,7 @@ class Supervisor {
     if (this.#ending.signal.aborted) return;
     this.#ending.abort();
     this.#channel?.stop();
+    this.#terminals?.stop();
     const limit = this.#config.times.kill + 3000;
     await Promise.race([this.#queue?.close(reason), delay(limit, undefined, { ref: false })]);
     clearInterval(this.#beats);

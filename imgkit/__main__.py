@@ -7,7 +7,7 @@ Signals are handled from the first line on, before the other modules are importe
 import sys
 from typing import NoReturn
 
-from imgkit.host import interrupts
+from imgkit.host import interrupts, namesake
 
 INTERRUPTED = 130  # imgkit.errors.INTERRUPTED, which is not imported yet
 
@@ -15,6 +15,7 @@ INTERRUPTED = 130  # imgkit.errors.INTERRUPTED, which is not imported yet
 def program() -> NoReturn:
     """Run the command line as a program. A signal ends it with status 130 at any time, from first to last."""
     interrupts.exit_on_signals(INTERRUPTED)
+    namesake.refuse()
     from imgkit.cli.main import main
 
     status = main()

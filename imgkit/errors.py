@@ -7,17 +7,18 @@ prints both in one place (:func:`imgkit.cli.main.main`) and exits with the ``exi
 status  class                    cause
 ======  =======================  ==================================================================================
 0       none                     The command succeeded. A reader that closes our output early is not a failure.
+1       none                     ``imgkit diff`` found a difference.
 2       :class:`UsageError`      The command line or an environment variable is wrong.
 3       :class:`RecipeError`     The recipe is wrong.
 4       :class:`InputError`      An input is missing or cannot be trusted; or an image differs from its manifest.
 5       :class:`HostError`       This host lacks something; or ``imgkit doctor`` misses something that is required.
 6       :class:`GuestError`      The guest failed.
 70      anything else            A bug in imgkit, the only failure with a traceback (``--debug`` prints one for all).
+124     a :class:`GuestError`    The command of ``imgkit run`` was ended because of ``--limit``, as by timeout(1).
 130     KeyboardInterrupt        Ctrl-C, SIGTERM or SIGHUP.
 ======  =======================  ==================================================================================
 
-``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal, and 124 for
-a command that was ended because of ``--limit``, as with timeout(1).
+``imgkit run`` exits with the status of the guest's command instead, where 128 and more stand for a signal.
 
 Packages that know the cause more precisely define subclasses, so that a caller can catch the errors it can handle:
 :mod:`imgkit.host.process` for other programs, :mod:`imgkit.engines.engineerrors` for disks and images, and
@@ -35,8 +36,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imgkit.host import terminal
+from imgkit.host import namesake, terminal
 
+namesake.refuse()  # once more than imgkit/__init__.py, which may be the other project's
+
+DIFFERENT = 1
+"""Exit status of ``imgkit diff`` if there is a difference, as that of diff(1)."""
 BUG = 70
 """Exit status for an exception that is not one of these."""
 INTERRUPTED = 130

@@ -1,10 +1,8 @@
 """The agent sandbox: the system of core.py, and the tools that agents expect of a Linux system."""
 
-from . import core
-from .core import *  # noqa: F403 - core.py states every field that is not stated below
+extends = "core.py"
 
 packages = [
-    *core.packages,
     "coreutils",
     "curl",
     "file",

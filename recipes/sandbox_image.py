@@ -4,19 +4,16 @@ The entrypoint removes the control plane's variables, drops from root to ``agent
 agentd does the same for every request (docs/reference/entrypoint.md).
 """
 
-from .core import *  # noqa: F403 - core.py states every field that is not stated below
+extends = "core.py"
 
 name = "sandbox-image"
 outputs = ["disk", "oci"]
 
 packages = [
-    "bash",
     "curl",
     "git",
     "openssh-client",
     "python3",
-    "nodejs",
-    "npm",
 ]
 
 users = [
@@ -25,9 +22,6 @@ users = [
 
 container = {
     "packages": ["setpriv", "tini"],
-    "entrypoint": ["/usr/local/bin/entrypoint"],
-    "command": ["/bin/bash"],
-    "workdir": "/workspace",
     "labels": {
         "org.opencontainers.image.title": "sandbox-image",
         "org.opencontainers.image.description": "A sandbox for agents: git, Python and Node.js on Alpine Linux",

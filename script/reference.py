@@ -1,9 +1,9 @@
-"""Make the reference pages of the command line from its parser.
+"""Make the reference pages: commands from their parser, recipes from their model, Python from its docstrings.
 
-    python -m script.reference          docs/reference/commands.md
+    python -m script.reference          commands.md, recipe.md, python.md and environment.md of docs/reference
     python -m script.reference --man    docs/reference/imgkit.1, the manual page
 
-Tests compare both files with what this module makes.
+Tests compare these files with what this module makes.
 """
 
 from __future__ import annotations
@@ -15,67 +15,28 @@ from pathlib import Path
 
 from imgkit import __version__
 from imgkit.cli.parser import parsers
+from script import environmentreference, pythonreference, recipereference
+from script.variables import PRECEDENCE, VARIABLES
 
 REFERENCE = Path(__file__).parents[1] / "docs/reference"
 PAGE = REFERENCE / "commands.md"
 MAN_PAGE = REFERENCE / "imgkit.1"
 HEAD = "# Commands\n\nMade by `python -m script.reference` from what `imgkit --help` is made from."
 COMMON = ("help", "verbose", "quiet", "debug")
-PRECEDENCE = "An option takes precedence over a variable, and a variable over the recipe."
-VARIABLES = (
-    ("`ALPINE_MIRROR`, `ALPINE_BRANCH`, `ALPINE_VERSION`", "the recipe's `mirror`, `branch`, `version`"),
-    ("`IMAGE_SIZE`", "its `size`"),
-    (
-        "`AGENT_RUNNER_BUILD`",
-        "its `agent_runner_build`: `0`, `auto`, or `1`, which [runs its code](../howto/payload.md) on the host",
-    ),
-    ("`ARCHS`", "architectures, with blanks or commas between them, or `all`"),
-    ("`OUT_DIR`, `WORK_DIR`", "folder of the results (`out`); folder for scratch files of a build (in the former)"),
-    (
-        "`INPUT_DIR`, `OUTPUT_BASE`",
-        "`publish`: folder of the images (`OUT_DIR`, or `out`); of the versions (`publish`)",
-    ),
-    (
-        "`COWORK_SANDBOX_IMAGE_VERSION`, `COWORK_SANDBOX_BASE_URL`",
-        "`publish`: the version; the address of `OUTPUT_BASE`",
-    ),
-    (
-        "`TMPDIR`",
-        "folder for temporary files; without it `/tmp`, and `/var/tmp` for what a guest changes on its disk",
-    ),
-    (
-        "`SOURCE_DATE_EPOCH`",
-        "seconds since 1970 for what a build generates (default: when the youngest package was built)",
-    ),
-    ("`IMGKIT_CACHE`", "folder of downloads and quick appliances (default: the user's cache folder)"),
-    (
-        "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
-        "certificates that registries are verified against; of mirrors, the first two",
-    ),
-    ("`IMGKIT_LAUNCH_TIMEOUT`", "seconds that libguestfs' appliance may take to start, for slow hosts"),
-    ("`IMGKIT_APPLIANCE`", "`stock` starts libguestfs' own appliance instead of the quick one"),
-    ("`IMGKIT_FIRMWARE_ROOT`", "folder below which UEFI firmware is looked up instead of below `/`"),
-    (
-        "`REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`",
-        "`push`, `pull`, bases: where Podman and Docker keep [credentials of registries](../howto/registries.md)",
-    ),
-    (
-        "`SUPERMIN_KERNEL`, `LIBGUESTFS_PATH`",
-        "supermin's and libguestfs' own: the appliance's kernel; a fixed appliance",
-    ),
-)
-"""Names and meanings of the environment variables, in Markdown."""
 STATUSES = (
     ("0", "The command is done."),
+    ("1", "imgkit diff found a difference."),
     ("2", "The command line or an environment variable is wrong."),
     ("3", "The recipe is wrong."),
     ("4", "An input is missing or cannot be trusted, or an image differs from its manifest."),
     ("5", "This host lacks something."),
     ("6", "The guest failed."),
     ("70", "A bug in imgkit; a traceback is printed."),
+    ("124", "The command of `imgkit run` was ended because of `--limit`."),
     ("130", "Interrupted by a signal."),
 )
 """Exit statuses, as in the docstring of imgkit.errors."""
+RUN_STATUS = "The exit status of imgkit run is that of the command in the guest."
 
 
 def page() -> str:
@@ -85,8 +46,9 @@ def page() -> str:
     for name, command in commands.items():
         title = f"## imgkit {name} {' '.join(_arguments(command))}".rstrip()
         sections += [title, str(command.description).strip(), "\n".join(_table(_own(command)))]
-    rows = "\n".join(f"| {names} | {meaning} |" for names, meaning in VARIABLES)
-    sections += ["## Variables", PRECEDENCE, f"| variable | meaning |\n|---|---|\n{rows}"]
+    rows = "\n".join(f"| {status} | {meaning} |" for status, meaning in STATUSES)
+    sections += ["## Exit status", f"| status | meaning |\n|---|---|\n{rows}", RUN_STATUS]
+    sections += [f"## Variables\n\n[environment.md](environment.md) lists them. {PRECEDENCE}"]
     return "\n\n".join(sections) + "\n"
 
 
@@ -109,7 +71,7 @@ def man_page() -> str:
     lines += [".SH EXIT STATUS"]
     for status, meaning in STATUSES:
         lines += [".TP", f".B {status}", roff(meaning)]
-    lines += [".PP", roff("The exit status of imgkit run is that of the command in the guest.")]
+    lines += [".PP", roff(RUN_STATUS)]
     lines += [".SH ENVIRONMENT", roff(PRECEDENCE)]
     for names, meaning in VARIABLES:
         lines += [".TP", f".B {roff(_plain(names))}", roff(_plain(meaning))]
@@ -170,12 +132,15 @@ def _options(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 def main() -> None:
     """Write one of the pages."""
-    parser = argparse.ArgumentParser(description="Make docs/reference/commands.md from the parser of the command line.")
+    parser = argparse.ArgumentParser(description="Make the pages of docs/reference that are made from code.")
     parser.add_argument("--man", action="store_true", help="make docs/reference/imgkit.1 instead")
     if parser.parse_args().man:
         MAN_PAGE.write_text(man_page())
     else:
         PAGE.write_text(page())
+        recipereference.PAGE.write_text(recipereference.page())
+        pythonreference.PAGE.write_text(pythonreference.page())
+        environmentreference.PAGE.write_text(environmentreference.page())
 
 
 if __name__ == "__main__":

@@ -145,6 +145,30 @@ class Container:
         config["linux"]["seccomp"] = seccomp.profile()
         return _runc(config, timeout=500)
 
+    def job(self, script: str, env: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Do what a runner of CI does that has docker: run a shell's script as the container's root.
+
+        Args:
+            script: for ``bash -e``.
+            env: the job's variables.
+            folder: the checkout on the host, which is the current folder.
+        """
+        mounts = [_Mount(str(folder), "/project", writable=True)]
+        mounts += [_Mount(str(ROOT / source), target) for source, target in self._modules()]
+        tmpfs = {"destination": "/tmp", "type": "tmpfs", "options": [each for each in _TMPFS if each != "noexec"]}
+        config = _config(
+            self.root,
+            ["/bin/bash", "-ec", script],
+            {**self.recipe.env, **env},
+            (0, 0),
+            "/project",
+            [tmpfs, *(mount.entry() for mount in mounts)],
+            _CAPABILITIES,
+            readonly=True,
+        )
+        config["linux"]["seccomp"] = seccomp.profile()
+        return _runc(config, timeout=500)
+
     def _modules(self) -> Iterator[tuple[str, str]]:
         for word, rest in self.recipe.copied_last:
             assert word == "COPY"

@@ -17,6 +17,8 @@ import pytest
 from filelock import FileLock
 
 from imgkit.cli.commands.build import VARIABLES
+from imgkit.engines.guestfs import bindings
+from imgkit.errors import HostError
 from imgkit.recipe import load
 from tests import guestcoverage
 from tests.conftest import need, need_program
@@ -109,7 +111,7 @@ def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
     """Return a builder with its own cache, except for the appliance, which takes long to make."""
     need_program("qemu-system-x86_64")
     need_program("grub-mkimage")
-    need("libguestfs' Python bindings", _has_bindings())
+    need("libguestfs' Python bindings", has_bindings())
     appliance = Path(platformdirs.user_cache_dir("imgkit")) / "test-appliance"
     appliance.mkdir(parents=True, exist_ok=True)
     (cache / "appliance").symlink_to(appliance)
@@ -126,10 +128,11 @@ _PUBLISH_VARIABLES = ("INPUT_DIR", "OUTPUT_BASE", "COWORK_SANDBOX_IMAGE_VERSION"
 _BUILD_VARIABLES = frozenset({*VARIABLES, "ARCHS", "OUT_DIR", "WORK_DIR", *_PUBLISH_VARIABLES})
 
 
-def _has_bindings() -> bool:
+def has_bindings() -> bool:
+    """Return whether a Python of this host can import libguestfs' bindings."""
     try:
-        import guestfs  # noqa: F401 - only whether it is there
-    except ImportError:
+        bindings.choose(os.environ)
+    except HostError:
         return False
     return True
 

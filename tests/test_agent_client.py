@@ -453,7 +453,7 @@ def test_what_a_system_still_lacks(system: str, missing: tuple[str, ...]) -> Non
     beat = protocol.parse_heartbeat(b'{"timestamp": 5000, "system": %s}' % system.encode())
     assert beat is not None
     assert beat.missing() == missing
-    assert beat.trouble(5.0) == "", "the agent is ready all the same"
+    assert beat.trouble(5.0) == "", "agentd is ready all the same"
 
 
 def test_a_heartbeat_that_says_nothing_of_the_system() -> None:

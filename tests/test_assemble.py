@@ -23,6 +23,7 @@ from imgkit.engines.interface import Engine
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
+from imgkit.host.room import MAKE_ROOM
 from imgkit.image import assemble, gathering
 from imgkit.image.assemble import BuildRequest
 from imgkit.image.buildid import ImageIdentity
@@ -107,8 +108,8 @@ def failing(number: int, path: Path | None) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
-        (errno.ENOSPC, "no space left"),
-        (errno.EDQUOT, "no space left"),
+        (errno.ENOSPC, r"no space left \(\d+ MiB free\)"),
+        (errno.EDQUOT, r"no space left \(\d+ MiB free\)"),
         (errno.EFBIG, "File too large"),
         (errno.EIO, "Input/output error"),
         (errno.EROFS, "Read-only file system"),
@@ -124,7 +125,7 @@ def test_a_disk_that_is_full_or_broken_is_the_host_s_fault(
         workspace(build_request.out, build_request.work),
     ):
         failing(number, file)()
-    assert caught.value.hint == "make room, or choose another folder with --out"
+    assert caught.value.hint == MAKE_ROOM
     assert not build_request.out.exists(), "it was made for the build"
 
 

@@ -42,7 +42,10 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
     def install(action: Callable[[], object], firmware: str = "bios", files: Sequence[Path] = ()) -> None:
         @contextmanager
-        def boot(options: argparse.Namespace, before: Callable[[Sequence[Path]], object]) -> Iterator[Any]:
+        def boot(
+            options: argparse.Namespace, before: Callable[[Sequence[Path]], object], terminals: bool
+        ) -> Iterator[Any]:
+            assert not terminals
             before([options.image, *files])
             yield SimpleNamespace(
                 arch="amd64",
@@ -68,7 +71,7 @@ def nothing() -> None:
 def test_a_boot_leaves_a_record(image: Path, during: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     during(nothing)
     assert main(["boot", str(image)]) == 0
-    assert capsys.readouterr() == (f"{image}: agent ready after 9.5 s (tcg)\n", "")
+    assert capsys.readouterr() == (f"{image}: agentd ready after 9.5 s (tcg)\n", "")
     record = json.loads((image.parent / "linux-amd64.boot.json").read_text())
     time = record["boots"]["bios"].pop("time")
     assert time.endswith("Z")

@@ -163,7 +163,7 @@ def test_all_wrong_names_of_read_only_shares_are_named(name: str, message: str, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ipc": "telepathy"}, "telepathy: unknown way to talk to the agent"),
+        ({"ipc": "telepathy"}, "telepathy: unknown way to talk to agentd"),
         ({"network": "wifi"}, "wifi: unknown network"),
         ({"allow": ["a.example"]}, "--allow is for a restricted network"),
     ],

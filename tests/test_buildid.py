@@ -16,12 +16,14 @@ from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
 from imgkit.recipe import (
+    AgentSpec,
     Architecture,
     ContainerSpec,
     FileSpec,
     OverlaySpec,
     PartitionSpec,
     Recipe,
+    RepositorySpec,
     Shape,
     UserSpec,
     load,
@@ -57,10 +59,11 @@ CHANGED: dict[str, Any] = {
     "network": "none",
     "services": {"boot": ("sysctl",)},
     "users": (UserSpec(name="other", uid=7),),
+    "timezone": "Europe/Berlin",
     "overlay": OverlaySpec(path=Path("/other"), modes="git"),
     "overlays": (OverlaySpec(path=Path("/other")),),
-    "files": (FileSpec(path="/etc/x", content="x"),),
-    "timezone": "Europe/Berlin",
+    "files": (FileSpec(path="/etc/a", content=b"a"),),
+    "agent": AgentSpec(command=("other",)),
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,
@@ -70,7 +73,7 @@ CHANGED: dict[str, Any] = {
     "architectures": {},
 }
 """Another value for every field of a recipe. A new field needs one here, and a thought whether it decides images."""
-PATHS = ("agent_runner", "overlay", "release_key")
+PATHS = ("agent_runner", "release_key")
 SHAPES: tuple[Shape, ...] = ("disk", "container")
 
 
@@ -187,7 +190,18 @@ def test_all_else_that_decides_a_disk(recipe: Recipe, monkeypatch: pytest.Monkey
 
 
 def test_what_lies_at_a_path_counts_and_not_the_path(recipe: Recipe, tmp_path: Path) -> None:
-    moved = recipe.model_copy(update={name: tmp_path / name for name in PATHS} | {"base": f"oci:{tmp_path}/x"})
+    moved = recipe.model_copy(
+        update={
+            "agent_runner": tmp_path / "agent",
+            "release_key": tmp_path / "key",
+            "base": f"oci:{tmp_path}/x",
+            "mirror": tmp_path.as_uri(),
+            "overlay": OverlaySpec(path=tmp_path / "overlay"),
+            "overlays": (OverlaySpec(path=tmp_path / "overlay"),),
+            "files": (FileSpec(path="/etc/x", source=tmp_path / "x"),),
+            "repositories": ("main", RepositorySpec(url=str(tmp_path / "packages"), key=tmp_path / "k.pub", tag="own")),
+        }
+    )
     for shape in SHAPES:
         text = json.dumps(recipe_facts(moved, "amd64", shape))
         assert str(tmp_path) not in text

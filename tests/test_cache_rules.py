@@ -200,7 +200,7 @@ def test_a_file_that_is_there_needs_neither_a_lock_nor_the_network(cache: Cache,
     place.parent.mkdir(parents=True)
     place.write_bytes(DATA)
     assert cache.fetch(HASHED) == place
-    assert not (cache.folder / "locks").exists()
+    assert [path.name for path in (cache.folder / "locks").iterdir()] == ["in-use"]
     assert client.asked == []
 
 

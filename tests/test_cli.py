@@ -45,7 +45,6 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        ([], "the following arguments are required: COMMAND", "imgkit --help"),
         (["build"], "the following arguments are required: RECIPE", "imgkit build --help"),
         (["buld", "recipes/alpine.py"], "invalid choice: 'buld'", "did you mean build?"),
         (["frobnicate"], "invalid choice: 'frobnicate'", "imgkit --help"),
@@ -119,7 +118,7 @@ def test_a_field_that_is_none(word: str, hint: str, tmp_path: Path, capsys: pyte
     [
         ("IMAGE_SIZE", "huge", "IMAGE_SIZE: 'huge' is not a size"),
         ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: string should match pattern"),
-        ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is not an http(s) URL"),
+        ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is not an http(s) URL, nor a folder"),
         ("AGENT_RUNNER_BUILD", "yes", "AGENT_RUNNER_BUILD: input should be 'auto', '0' or '1' (it is 'yes')"),
         ("ARCHS", "amd64 mips", "mips: no such architecture in this recipe"),
         ("IMGKIT_LAUNCH_TIMEOUT", "soon", "IMGKIT_LAUNCH_TIMEOUT=soon: not a number of seconds"),
@@ -445,6 +444,22 @@ def test_a_signal_outside_of_the_work(at: str, status: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
 
 
+BETWEEN = """
+import signal, sys
+from imgkit.host import interrupts
+interrupts.exit_on_signals(130)
+status = interrupts.run(lambda: 3, interrupted=lambda: 130, clean_up=lambda: None)
+signal.raise_signal(signal.SIGTERM)
+sys.exit(status)
+"""
+
+
+def test_a_signal_between_the_work_and_the_end() -> None:
+    """The result has been reported by then, so that the status must be the one that belongs to it."""
+    done = subprocess.run([sys.executable, "-c", BETWEEN], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
 def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
     """A late signal changes neither the message nor the JSON: both are those of the status that the command returns."""
     with here.running("build", "/nowhere.py", "--json") as child:
@@ -587,3 +602,39 @@ def test_an_output_folder_that_cannot_be_made(here: Place) -> None:
     (here.base / "file").write_text("")
     ran = here.run("build", here.recipe, "--mirror", NOWHERE, "--out", here.base / "file/out", "--arch=amd64")
     check_failure(ran, here, 5, "Not a directory", "--out")
+
+
+def test_without_a_command_there_is_help_and_the_status_of_a_wrong_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for words in ([], ["-q"], ["-v", "--debug"]):
+        assert main(words) == 2
+        assert capsys.readouterr() == (text, "")
+    assert "build the images of a recipe" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "verbose", "quiet", "debug"),
+    [
+        ([], False, False, False),
+        (["-q"], False, True, False),
+        (["--verbose"], True, False, False),
+        (["-q", "--debug"], False, True, True),
+    ],
+)
+def test_common_options_come_before_the_command_or_after_it(
+    words: list[str], verbose: bool, quiet: bool, debug: bool
+) -> None:
+    for line in ([*words, "run", "x", "--", "-v"], ["run", *words, "x", "--", "-v"], ["run", "x", *words, "--", "-v"]):
+        options = parse(line)
+        assert (options.verbose, options.quiet, options.debug) == (verbose, quiet, debug)
+        assert options.guest_command == ["-v"]
+
+
+def test_a_hint_is_about_the_command_behind_common_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-q", "boot", "x.qcow2", "--netwrk", "none"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "hint: did you mean --network?"
+    assert main(["-q", "biuld"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "hint: did you mean build?"

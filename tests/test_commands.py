@@ -11,7 +11,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import pytest
 
-from imgkit.api import applianceoptions, inspecting, verifying
+from imgkit.api import applianceoptions, building, inspecting, verifying
 from imgkit.api.inspecting import DiskContents, ListedPackage
 from imgkit.api.verifying import VerifiedImage
 from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
@@ -32,12 +32,16 @@ from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.parser import parse, parsers
-from imgkit.engines.engineerrors import LimitError
+from imgkit.engines.engineerrors import EngineStartError, LimitError
+from imgkit.engines.guestfs import bindings
 from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs.bindings import Interpreter
 from imgkit.engines.reading import FilesystemUsage
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
+from imgkit.host import statusline
 from imgkit.host.process import MissingProgramError
 from imgkit.host.progress import Step, Steps
+from imgkit.image import assemble
 from imgkit.image.assemble import BuildRequest, BuildResult
 from imgkit.planning import lockfile
 from imgkit.recipe import Recipe
@@ -75,7 +79,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
             out / "i", out / "k", out / "r", out / "m", build_id=f"id-{request.arch}", size=5_400_000, steps=steps
         )
 
-    monkeypatch.setattr(build_command, "build", build)
+    monkeypatch.setattr(assemble, "build", build)
     monkeypatch.setattr(build_command, "ENGINES", {"guestfs": lambda: "engine"})
     monkeypatch.setattr(several, "at_once", lambda: 1)
     monkeypatch.setattr(build_command, "host_arch", lambda: "arm64")
@@ -92,7 +96,16 @@ def test_what_a_build_asks_for_by_default(requests: list[BuildRequest], capsys: 
     assert (request.cache.folder, request.cache.offline) == (Path("/cache"), False)
     out, err = capsys.readouterr()
     assert out == "out/i\n"
-    assert err.splitlines() == ["plan      1.2 s", "total    12.3 s", "out/i: 5 MB, build id-arm64"]
+    assert err.splitlines() == ["out/i: 5 MB, build id-arm64"]
+
+
+def test_the_times_of_a_build_are_shown_with_v(
+    requests: list[BuildRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["build", CORE, "-v"]) == 0
+    assert len(requests) == 1
+    table = ["plan      1.2 s", "total    12.3 s", "out/i: 5 MB, build id-arm64"]
+    assert capsys.readouterr().err.splitlines()[-3:] == table
 
 
 def test_what_a_build_asks_for(
@@ -176,9 +189,9 @@ def test_builds_run_side_by_side_where_there_are_processors(
 
 def test_the_engine_is_launched_with_the_options_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    monkeypatch.setattr(build_command, "appliance_options", lambda: "options")
+    monkeypatch.setattr(building, "appliance_options", lambda: "options")
     monkeypatch.setattr(guestfs, "launch", lambda *words, **options: launched.append((words, options)))
-    build_command._guestfs()(Path("/scratch"), 5)
+    building.guestfs_engine()(Path("/scratch"), 5)
     assert launched == [((Path("/scratch"), 5), {"options": "options"})]
 
 
@@ -314,6 +327,22 @@ def test_nothing_is_passed_on_from_the_error_on(monkeypatch: pytest.MonkeyPatch)
     assert said == "amd64: one\n"
 
 
+def test_steps_are_in_the_status_line_and_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [b"plan \xe2\x80\xa6\nmessage\n", b"compose the root \xe2\x80\xa6\n", b""]
+    assert passed_on(*waiting[:2], monkeypatch=monkeypatch).splitlines() == [
+        "amd64: plan …",
+        "amd64: message",
+        "amd64: compose the root …",
+    ]
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(os, "read", lambda _descriptor, size: waiting.pop(0))
+    monkeypatch.setattr(statusline, "active", lambda: True)
+    build = ended(0, b"")
+    build._pass_on(cast(Any, SimpleNamespace(fileno=lambda: 0)))
+    assert (build.step, screen.getvalue()) == ("compose the root", "amd64: message\n")
+
+
 @pytest.mark.parametrize("status", [None, 0])
 def test_a_build_is_asked_to_stop_only_while_it_runs(status: int | None) -> None:
     asked: list[object] = []
@@ -362,9 +391,9 @@ def test_what_a_lock_is_made_of(
     def make_plan(recipe: Recipe, arch: str, base: str, cache: Any, *, shape: str, allow_stale: bool) -> str:
         return f"{shape} of {base} {allow_stale}"
 
-    monkeypatch.setattr(lock, "fetch_base", fetch_base)
-    monkeypatch.setattr(lock, "make_plan", make_plan)
-    monkeypatch.setattr(lock, "fetch_packages", lambda plan, base, cache: (f"{plan} with hashes", "files"))
+    monkeypatch.setattr(building, "fetch_base", fetch_base)
+    monkeypatch.setattr(building, "make_plan", make_plan)
+    monkeypatch.setattr(building, "fetch_packages", lambda plan, base, cache: (f"{plan} with hashes", "files"))
     monkeypatch.setattr(lock, "load_recipe", lambda options, environ: _recipe())
     monkeypatch.setattr(lockfile, "others", lambda path, recipe, requested: f"all but {requested}")
     monkeypatch.setattr(lockfile, "write", lambda path, recipe, plans, kept: calls.append((path, plans, kept)))
@@ -658,21 +687,26 @@ def test_the_status_of_the_doctor(
     monkeypatch.setattr("imgkit.cli.commands.doctor.examine", examine)
     assert main.main(["doctor", "--json"]) == status
     assert json.loads(capsys.readouterr().out) == [
-        {"name": "x", "ok": ok, "detail": "detail", "purpose": "do", "fix": "fix", "required": required}
+        {"name": "x", "ok": ok, "detail": "detail", "purpose": "do", "fix": "fix", "required": required, "advice": ""}
     ]
     main.main(["doctor", "--out", "elsewhere"])
     assert asked == [Path("out"), Path("elsewhere")]
 
 
 def test_the_bindings_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "guestfs" else None)
+    chosen = [Interpreter(sys.executable, "3.13"), Interpreter("/usr/bin/python3", "3.11", isolated=True)]
+    monkeypatch.setattr(bindings, "choose", lambda environment: chosen.pop(0))
     check = hostchecks._bindings()
     assert (check.name, check.ok, check.detail, check.purpose) == ("libguestfs bindings", True, "importable", "build")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert hostchecks._bindings().detail == "importable by /usr/bin/python3 (Python 3.11)"
+
+    def fails(environment: Mapping[str, str]) -> Interpreter:
+        raise EngineStartError("nobody can import them", hint="apt-get")
+
+    monkeypatch.setattr(bindings, "choose", fails)
     check = hostchecks._bindings()
-    assert (check.ok, check.detail) == (False, f"{sys.executable} cannot import guestfs")
-    assert check.fix.startswith("apt-get install python3-guestfs")
-    assert check.required
+    assert (check.name, check.ok, check.detail) == ("libguestfs bindings", False, "nobody can import them")
+    assert (check.fix, check.purpose, check.required) == ("apt-get", "build", True)
 
 
 def test_the_programs_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,13 +132,13 @@ FAILURES: list[tuple[str, type[BootError], float, str]] = [  # text, class, seco
         OPENRC + " * ERROR: agentd failed to start\r\n",
         failures.AgentError,
         2.0,
-        "the agent crashed: ERROR: agentd failed to start",
+        "agentd crashed: ERROR: agentd failed to start",
     ),
     (
         OPENRC + "supervise-daemon: agentd respawned too many times\r\n",
         failures.AgentError,
         2.0,
-        "the agent crashed: supervise-daemon: agentd respawned too many times",
+        "agentd crashed: supervise-daemon: agentd respawned too many times",
     ),
 ]
 
@@ -234,7 +234,7 @@ def test_a_dead_qemu_is_explained_by_the_console_first() -> None:
 
 
 STUCK = "no heartbeat within 60 s: "
-NO_AGENT = "no heartbeat of the agent within 60 s, though "
+NO_AGENT = "no heartbeat of agentd within 60 s, though "
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ NO_AGENT = "no heartbeat of the agent within 60 s, though "
         (OPENRC, 10.0, "", failures.BootTimeoutError, f"{STUCK}OpenRC had started, silent for the last 10 s"),
         (OPENRC, 10.1, "", failures.AgentError, f"{NO_AGENT}OpenRC had started"),
         (LOGIN, 1.0, "", failures.AgentError, f"{NO_AGENT}the system was up"),
-        (LOGIN + "\r\nagentd: x\r\n", 1.0, "", failures.AgentError, f"{NO_AGENT}the agent had started"),
+        (LOGIN + "\r\nagentd: x\r\n", 1.0, "", failures.AgentError, f"{NO_AGENT}agentd had started"),
         (
             OPENRC,
             1.0,
             "its heartbeat is 20 s old",
             failures.AgentError,
-            "the agent is not ready after 60 s: its heartbeat is 20 s old",
+            "agentd is not ready after 60 s: its heartbeat is 20 s old",
         ),
         (NOTHING_BIOS, 1.0, "x", failures.NothingToBootError, NOTHING),
     ],

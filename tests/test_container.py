@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fixtures.mirror import Mirror
+from imgkit.cli import newproject
 from tests.containers import Container, container
 from tests.images import ROOT, Images, environment
 
@@ -172,3 +174,23 @@ def test_the_build_could_do_nothing_else(project: Project, mirror_url: str) -> N
     forbidden = dict.fromkeys(("recipe", "program", "system"), "Read-only file system")
     forbidden |= dict.fromkeys(("mount", "namespace"), "Operation not permitted")
     assert evidence["refused"] == {**forbidden, "scratch": None}
+
+
+def test_the_job_of_gitlab(image: Container, mirror: Mirror, mirror_url: str, tmp_path: Path) -> None:
+    """Everything but the installation of programs, which the container has: imgkit builds, and its image is tested."""
+    job = yaml.safe_load((ROOT / "docs/howto/ci/gitlab.yml").read_text())["build-image"]
+    assert set(newproject.PACKAGES.split()) <= set(job["before_script"][1].split())
+    assert f"{newproject.DISTRIBUTION}[test] @ " in job["before_script"][3]
+    for path, text in newproject.project("sandbox", "core", "").items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    shutil.copy(mirror.release_key, tmp_path / "key.asc")
+    env = {"ALPINE_MIRROR": mirror_url, "ALPINE_RELEASE_KEY": "key.asc", "HOME": "/tmp", "WORK_DIR": ""}
+    env["IMGKIT_CACHE"] = job["variables"]["IMGKIT_CACHE"].replace("$CI_PROJECT_DIR", "/project")
+    done = image.job("\n".join(job["script"]), env, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "sandbox-amd64.qcow2",
+        "sandbox-amd64.manifest.json",
+    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.vm
 LOOK = """
 id; pwd; echo "$A|$B"; echo "process $$"; ls -d /lib/modules/*/kernel | wc -l
 hostname; grep -c nameserver /etc/resolv.conf; ls /sys/class/net | tr '\\n' ' '; echo
-cat /proc/sys/kernel/kptr_restrict /proc/sys/kernel/sysrq; ls /run; echo again >/dev/stdout
+cat /proc/sys/kernel/kptr_restrict /proc/sys/kernel/sysrq; ls /run; echo again >/dev/stdout; sha256sum </dev/stdin
 echo wrong >&2; printf '\\377\\000end'; exit 7
 """
 LOOKED = b"""\
@@ -39,6 +41,7 @@ eth0 lo\x20
 imgkit.tools
 lock
 again
+%s  -
 \xff\0end"""
 
 
@@ -59,8 +62,12 @@ def test_an_images_own_program(
     }
     layout = containerimages.alpine_alone(tmp_path / "image.oci", mirror, config, arch)
     argv = [sys.executable, "-m", "imgkit", "run", str(layout), *builder.words, *words, "--env", "A=b c", "--", LOOK]
-    done = subprocess.run(argv, env=dict(builder.env), capture_output=True, timeout=400, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout) == (7, LOOKED), done.stderr.decode()
+    given = random.Random(arch).randbytes(5 if words else 3_000_000)
+    done = subprocess.run(
+        argv, env=dict(builder.env), input=given, capture_output=True, timeout=400, cwd=ROOT, check=False
+    )
+    expected = LOOKED % hashlib.sha256(given).hexdigest().encode()
+    assert (done.returncode, done.stdout) == (7, expected), done.stderr.decode()
     assert done.stderr.splitlines()[-1] == b"wrong"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 
 from fixtures.ext4 import read_tree
 from imgkit.disk.regions import chunk_at, parse_map
+from imgkit.engines.guestfs import bindings
 from imgkit.engines.limits import Limits
 from imgkit.rootfs.digest import differences, records
 from imgkit.verification.disk import compare_disk
@@ -220,7 +221,8 @@ print(json.dumps(found))
 def test_libguestfs_mounts_them(images: Images) -> None:
     """The library's own stock appliance and detection, none of imgkit's."""
     paths = [image.disk for image in images.by_arch.values()]
-    done = subprocess.run([sys.executable, "-c", MOUNTED, *paths], capture_output=True, text=True, timeout=300)
+    argv = bindings.choose(os.environ).argv(["-c", MOUNTED, *map(str, paths)])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for image, found in zip(images.by_arch.values(), json.loads(done.stdout), strict=True):
         root = next(part for part in image.manifest["disk"]["partitions"] if part["kind"] == "root")

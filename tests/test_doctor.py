@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def test_which_isolation_npm_gets(here: Place) -> None:
 
 
 def test_bindings_that_are_missing(here: Place) -> None:
-    (here.modules / "sitecustomize.py").write_text("import sys\nsys.modules['guestfs'] = None\n")
-    ran = here.run("doctor")
+    (here.modules / "guestfs.py").write_text("raise ImportError('made for another Python')")
+    ran = here.run("doctor", env={"IMGKIT_GUESTFS_PYTHON": sys.executable})
     assert ran.status == 5
-    says(ran, "MISSING", "libguestfs bindings", "build", "apt-get install python3-guestfs")
+    says(ran, "MISSING", "libguestfs bindings", "build", "correct IMGKIT_GUESTFS_PYTHON, or unset it")
+    assert f"cannot be imported by {sys.executable} (ImportError: made for another Python)" in ran.out
 
 
 def test_a_kernel_that_is_missing(here: Place) -> None:

@@ -31,10 +31,12 @@ from imgkit.engines.reading import ImageDescription
 from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host.process import MissingProgramError, ProgramError
 from imgkit.host.progress import Steps
+from imgkit.host.room import MAKE_ROOM
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Tree
 from imgkit.tree.cpio import Member, newc
 from tests.conftest import need, need_program
 from tests.files import noise
+from tests.images import has_bindings
 from tests.layouts import SPECS
 from tests.trees import tree_from_tar
 
@@ -392,7 +394,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     message = rf"^{target}: no space left on device \(\d+ MiB free; the image needs up to 3 MiB\)$"
     with pytest.raises(NoSpaceError, match=message) as caught:
         convert(raw, target)
-    assert caught.value.hint == "make room, or choose another folder with --out"
+    assert caught.value.hint == MAKE_ROOM
     assert not target.exists()
 
 
@@ -454,11 +456,7 @@ def test_os_release_is_read_without_its_quotes() -> None:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    try:
-        import guestfs as bindings
-    except ImportError:
-        bindings = None
-    need("libguestfs' Python bindings", bindings)
+    need("libguestfs' Python bindings", has_bindings())
     # Kept between runs: making it takes some seconds. The engine itself notices when it is out of date.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgkit" / "test-appliance"
     return Options(cache=cache)

@@ -404,11 +404,7 @@ def test_the_variables_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name in found if name.startswith("LIBGUESTFS_")} == {
         "LIBGUESTFS_HV", "LIBGUESTFS_PATH", "LIBGUESTFS_CACHEDIR",
     }  # fmt: skip
-    first, second = found["PYTHONPATH"].split(os.pathsep)
-    assert (Path(first) / "imgkit/engines").is_dir()
-    assert second == "/own"
-    monkeypatch.delenv("PYTHONPATH")
-    assert channel._environment(Path("/sockets"))["PYTHONPATH"] == first
+    assert found["PYTHONPATH"] == "/own"
 
 
 @pytest.mark.parametrize(("length", "fits"), [(76, True), (77, False)])
@@ -496,10 +492,8 @@ def test_a_process_that_died(status: object, log: str, words: str, tmp_path: Pat
     ("error", "message", "hint"),
     [
         (ApplianceError("bindings", "No module named 'guestfs'", ""),
-         f"libguestfs' Python bindings cannot be imported by {sys.executable}"
-         f" (Python {sys.version_info[0]}.{sys.version_info[1]}): No module named 'guestfs'",
-         "apt-get install python3-guestfs, and make the virtual environment with the distribution's own python3 and"
-         " --system-site-packages"),
+         "libguestfs' Python bindings cannot be imported: No module named 'guestfs'",
+         "apt-get install python3-guestfs (Fedora, openSUSE: python3-libguestfs)"),
         (ApplianceError("kernel", "no kernel in /boot", ""), "libguestfs needs a kernel: no kernel in /boot",
          "apt-get install linux-image-amd64 (Ubuntu: linux-image-generic, arm64: linux-image-arm64)"),
         (ApplianceError("kernel", "/boot/vmlinuz is not readable", ""),

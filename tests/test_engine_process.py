@@ -111,7 +111,7 @@ def test_the_environment_of_the_process(bindings: Path, tmp_path: Path, monkeypa
     assert "LIBGUESTFS_BACKEND" not in environment
     assert "('LC_ALL', 'C.UTF-8')" in environment
     assert f"('TMPDIR', '{tmp_path}')" in environment
-    assert f"('PYTHONPATH', '{Path(channel.__file__).parents[3]}{os.pathsep}{bindings.parent}')" in environment
+    assert f"('PYTHONPATH', '{bindings.parent}')" in environment
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_whether_the_quick_appliance_is_asked_for(
         assert link.quick is quick
 
 
-def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path) -> None:
+def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bindings.write_text("raise ImportError('wrong ELF class')")
+    monkeypatch.setenv("IMGKIT_GUESTFS_PYTHON", sys.executable)
     with pytest.raises(HostError, match=f"bindings cannot be imported by {sys.executable}.*wrong ELF class") as e:
         attempt(tmp_path)
-    assert "python3-guestfs" in str(e.value.hint)
-    assert "--system-site-packages" in str(e.value.hint)
+    assert e.value.hint == "correct IMGKIT_GUESTFS_PYTHON, or unset it"
 
 
 def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path) -> None:
@@ -284,10 +284,9 @@ def test_the_folders_of_its_sockets_go_with_it(bindings: Path, tmp_path: Path) -
 
 
 def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) -> None:
-    set_launch(bindings, "time.sleep(2)")
-    links: list[Channel] = []
     up = tmp_path / "up"
-    bindings.write_text(f"open({str(up)!r}, 'w').write('1')\n" + bindings.read_text())
+    set_launch(bindings, f"open({str(up)!r}, 'w').write('1'); time.sleep(2)")
+    links: list[Channel] = []
     with ExitStack() as stack:
 
         def start() -> None:

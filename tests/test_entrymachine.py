@@ -15,6 +15,7 @@ import pytest
 from imgkit.vm import entrymachine
 from imgkit.vm.agent.inputs import BytesInput
 from imgkit.vm.bootspec import BootSpec
+from imgkit.vm.console import Stage
 from imgkit.vm.entrymachine import CONTROL, ERRORS, INPUT, KILLED, OUTPUT, EntryMachine
 from imgkit.vm.failures import (
     BootError,
@@ -56,7 +57,7 @@ class Guest:
             self.killed = True
 
         child = SimpleNamespace(poll=lambda: self.status, kill=kill)
-        console = SimpleNamespace(text=self.text, quiet=100.0, refresh=lambda: False)
+        console = SimpleNamespace(text=self.text, stage=Stage.KERNEL, quiet=100.0, refresh=lambda: False)
         running = SimpleNamespace(ports=self.ports, child=child, stderr_tail=lambda: "")
         return SimpleNamespace(running=running, console=console, monitor=SimpleNamespace(check=lambda: None))
 

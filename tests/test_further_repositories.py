@@ -198,7 +198,8 @@ def test_names_that_no_repository_has(company: Company) -> None:
     with pytest.raises(RecipeError) as caught:
         company.plan(company.recipe("tol", "zzz"))
     listed = f"the repositories are main of v3.23 at {company.site.url}; {company.url}"
-    assert caught.value.message == f"package tol is in no repository; package zzz is in no repository ({listed})"
+    names = "package tol is in no repository; package zzz is in no repository"
+    assert caught.value.message == f"2 packages are in no repository ({listed}): {names}"
     assert caught.value.hint == "did you mean tool instead of tol?"
     assert caught.value.problems == ("package tol is in no repository", "package zzz is in no repository")
 
@@ -474,5 +475,14 @@ def test_imgkit_lock_names_the_repositories(company: Company) -> None:
     ran = company.here.run(
         "lock", company.here.recipe, "--mirror", company.site.url, "--release-key", company.small.release_key
     )
-    listed = f"main of v3.23 at {company.site.url}; {company.url}"
-    check_failure(ran, company.here, 3, f"package nothing-like-it is in no repository (the repositories are {listed})")
+    listed = f"(the repositories are main of v3.23 at {company.site.url}; {company.url})"
+    check_failure(ran, company.here, 3, f"package nothing-like-it is in no repository {listed}")
+    company.recipe("nothing-like-it", "qqq")
+    ran = company.here.run(
+        "lock", company.here.recipe, "--mirror", company.site.url, "--release-key", company.small.release_key
+    )
+    assert ran.err.splitlines() == [
+        f"error: 2 packages are in no repository {listed}",
+        "  package nothing-like-it is in no repository",
+        "  package qqq is in no repository",
+    ]

@@ -25,6 +25,7 @@ from imgkit.rootfs.digest import records
 from imgkit.verification.check import Subject, Verification, verify
 from imgkit.verification.statement import StatedFile, Statement, parse
 from tests.conftest import need, need_program
+from tests.images import has_bindings
 from tests.test_engine import BOOT, LAYOUT, small_tree
 from tests.verifying import flip, stated_file
 
@@ -37,11 +38,7 @@ PATHS = len(small_tree()) + 1  # and lost+found
 
 @pytest.fixture(scope="module")
 def options() -> Options:
-    try:
-        import guestfs as bindings
-    except ImportError:
-        bindings = None
-    need("libguestfs' Python bindings", bindings)
+    need("libguestfs' Python bindings", has_bindings())
     return Options(cache=Path.home() / ".cache/imgkit/test-appliance")
 
 

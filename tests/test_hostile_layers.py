@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -362,7 +363,8 @@ def test_a_full_disk_is_the_host_s_fault(tmp_path: Path) -> None:
         spool._sink = full.open("wb", buffering=0)
         with pytest.raises(HostError) as caught:
             Changeset(Tree(), spool, Allowance()).apply(iter([tar(Entry("file", b"x"))]))
-    assert caught.value.message == f"{tmp_path}: no space left for the contents of files"
+    message = f"{tmp_path}: no space left for the contents of files"
+    assert re.fullmatch(rf"{re.escape(message)} \(\d+ MiB free\)", caught.value.message)
 
 
 def test_the_allowance_is_for_all_layers_together(images: ImageMaker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,7 +42,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guest(image: Image, work: Path) -> Iterator[RootedVM]:
     before = digest(image.disk)
     with rootport.booted(
-        str(image.disk), arch="amd64", accelerator="tcg", cpus=1, shares={"work": work}, publish=["0:8080"]
+        str(image.disk),
+        arch="amd64",
+        accelerator="tcg",
+        cpus=1,
+        shares={"work": work},
+        publish=["0:8080", "0:8081/udp"],
     ) as vm:
         yield vm
     assert digest(image.disk) == before, "the image under test is never changed"
@@ -219,21 +225,25 @@ def test_commands_run_as_the_agent(guest: RootedVM) -> None:
 
 def test_standard_input_reaches_the_command(guest: RootedVM) -> None:
     data = random.Random(1).randbytes(5_000_000)
-    done = guest.run("sha256sum; wc -c </dev/stdin", input=data)
+    done = guest.run("sha256sum; wc -c", input=data)
     assert done.text.split() == [hashlib.sha256(data).hexdigest(), "-", "0"]
     assert guest.run("head -c 3; exit 7", input=data).stdout == data[:3]
     assert guest.run("cat").stdout == b"", "without any it is empty"
 
 
-def test_a_published_port_leads_to_a_server_of_the_guest(guest: RootedVM) -> None:
-    (forward,) = guest.published
-    script = (
-        "http.createServer((q, a) => a.end(`${q.url} ${q.socket.remoteAddress}`)).listen(8080, () => console.log(1))"
-    )
+def test_published_ports_lead_to_servers_of_the_guest(guest: RootedVM) -> None:
+    web, echo = guest.published
+    udp = "const u = dgram.createSocket('udp4'); u.on('message', (m, r) => u.send(m, r.port, r.address)); u.bind(8081)"
+    tcp = "http.createServer((q, a) => a.end(`${q.url} ${q.socket.remoteAddress}`))"
+    script = f"{udp}; {tcp}.listen(8080, '0.0.0.0', () => console.log(1))"
     with guest.request(command=["node", "-e", script]) as request:
-        assert isinstance(next(event for event in request if isinstance(event, Output)), Output)
-        with urllib.request.urlopen(f"http://127.0.0.1:{forward.host}/path", timeout=60) as answer:
+        assert any(isinstance(event, Output) for event in request)
+        with urllib.request.urlopen(f"http://127.0.0.1:{web.host}/path", timeout=60) as answer:
             assert answer.read() == b"/path 10.0.2.2"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(60)
+            client.sendto(b"datagram", ("127.0.0.1", echo.host))
+            assert client.recv(100) == b"datagram"
 
 
 def test_the_work_share_is_read_and_written(guest: RootedVM, work: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
+from imgkit.cli.buildreport import BuildReport, StepReport
+from imgkit.cli.hostchecks import HostCheck
 from imgkit.host.jsonkeys import jsonable, key_of
+from imgkit.recipe import Recipe
+from tests.commandline import ROOT
 
 
 @pytest.mark.parametrize(
@@ -42,3 +48,32 @@ def test_dataclasses_become_objects_and_mappings_keep_their_keys() -> None:
 
 def test_a_class_is_no_value() -> None:
     assert jsonable([Part, 1.5, True, "x_y"]) == [Part, 1.5, True, "x_y"]
+
+
+def literal_keys(path: Path) -> set[str]:
+    """Return the keys of the dictionaries that a module spells out."""
+    displays = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Dict)]
+    return {
+        key.value
+        for node in displays
+        for key in node.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    }
+
+
+FIELDS_OF_RECIPES = {name for name in Recipe.model_fields if "_" in name}
+
+
+def test_what_is_printed_and_published_has_keys_of_one_style() -> None:
+    """In manifests, lock files, records, publications and what commands print; fields of recipes keep their names."""
+    folders = ("cli", "api", "comparison", "image", "publish", "verification", "planning")
+    odd = {
+        f"{path.relative_to(ROOT)}: {key}"
+        for folder in folders
+        for path in sorted((ROOT / "imgkit" / folder).rglob("*.py"))
+        for key in literal_keys(path)
+        if re.fullmatch("[a-z]+(_[a-z0-9]+)+", str(key)) and key not in {*FIELDS_OF_RECIPES, "x86_64"}
+    }
+    assert odd == set()
+    reports = (BuildReport, StepReport, HostCheck)
+    assert [field.name for report in reports for field in fields(report) if "_" in field.name] == []

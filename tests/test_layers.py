@@ -70,11 +70,15 @@ def test_the_wrong_way_is_noticed() -> None:
 
 
 def named_twice() -> list[str]:
-    """Return the public classes of the package, and its modules, whose name another one has as well."""
+    """Return the public classes of the package, and its modules, whose name another one has as well.
+
+    The modules of commands are named after their commands.
+    """
     places: dict[str, list[str]] = {}
     for path in MODULES:
         module = str(path.relative_to(PACKAGE))
-        places.setdefault(path.stem, []).append(module)
+        if path.parent.name != "commands":
+            places.setdefault(path.stem, []).append(module)
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module)

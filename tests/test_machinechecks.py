@@ -124,6 +124,11 @@ def _options(image: Path, *words: str) -> Any:
     return parse(["run", str(image), *words])
 
 
+def test_the_manifest_of_a_disk_says_nothing_about_a_container_image(image: Path) -> None:
+    state(image, agent={"payload": False, "command": None})
+    assert machineoptions.config_drive(_options(image, "--prompt", "hello"), "run=agentd\n") is not None
+
+
 # ---- the image's own settings ------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from imgkit.disk.grub import grub_cfg
 from imgkit.disk.layout import make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.errors import InputError
@@ -23,7 +24,17 @@ from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
-IDENTITY = ImageIdentity("b", {"recipe": {"size": "4G"}, "epoch": 7}, {"/": {"type": "directory"}})
+IDENTITY = ImageIdentity(
+    "b", {"recipe": {"size": "4G"}, "epoch": 7}, {"/": {"type": "directory"}}, {"/bin/sh": "busybox", "/x": "other"}
+)
+
+
+def booting(*arguments: str) -> Tree:
+    tree = Tree()
+    tree.write("boot/grub/grub.cfg", grub_cfg("uuid", arguments))
+    return tree
+
+
 FINDINGS = BinaryFindings(
     (ForeignBinary("opt/a.exe", 5, "Windows"), ForeignBinary("opt/b", 7, "aarch64")),
     (MissingLibrary("opt/c.node", "libstdc++.so.6"),),
@@ -39,7 +50,7 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
     kernel: Any = SimpleNamespace(release="6")
     composition = cast(
         "Composition",
-        SimpleNamespace(tree=Tree(), kernel=kernel, scripts=ScriptReport((), (), ()), binaries=findings),
+        SimpleNamespace(kernel=kernel, tree=booting(), scripts=ScriptReport((), (), ()), binaries=findings),
     )
     file = tmp_path / "file"
     file.touch()
@@ -67,8 +78,8 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
     composition = cast(
         "Composition",
         SimpleNamespace(
-            tree=Tree(),
             kernel=SimpleNamespace(release="6.18-virt"),
+            tree=booting("root=UUID=1", "quiet"),
             scripts=ScriptReport((ran,), (pending,), ("alpine.pre-install",)),
             binaries=BinaryFindings(),
         ),
@@ -116,6 +127,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         },
         "payload": {"policy": "warn", "otherPlatforms": [], "missingLibraries": [], "doubtful": []},
         "kernel": "6.18-virt",
+        "kernelArguments": ["root=UUID=1", "quiet"],
         "disk": {"guid": layout.disk_guid},
         "esp": {"EFI/x": stated("efi")},
         "map": disk.to_json(),
@@ -138,7 +150,9 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         "origin": "",
         "url": plan.packages[0].url,
         "sha256": "ef" * 32,
+        "paths": ["/bin/sh"],
     }
+    assert packages[1]["paths"] == []
     assert packages[1]["from"] == "minirootfs"
     assert "sha256" not in packages[1]
 

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.errors import RecipeError, UsageError
-from imgkit.recipe import OFFICIAL_MIRROR, ContainerSpec, OverlaySpec, Recipe, load, parse_setting, parse_size
+from imgkit.recipe import (
+    OFFICIAL_MIRROR,
+    AgentSpec,
+    ContainerSpec,
+    OverlaySpec,
+    Recipe,
+    load,
+    parse_setting,
+    parse_size,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -281,7 +290,8 @@ def test_faults_of_overrides_name_where_they_come_from(tmp_path: Path) -> None:
     both = message(path, {"size": "x", "branch": "3"}, origins)
     assert both.startswith("--branch: string should match pattern")
     assert "; IMAGE_SIZE: 'x' is not a size" in both
-    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == "--mirror: 'ftp://x' is not an http(s) URL"
+    wrong = "'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"
+    assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == f"--mirror: {wrong}"
 
 
 def test_faults_of_the_recipe_count_beside_those_of_overrides(tmp_path: Path) -> None:
@@ -414,12 +424,36 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
         ("users = [{'name': 'x', 'uid': 65533}]",
          "users.0.uid: input should be less than or equal to 65532 (it is 65533)"),
         ("users = [{'name': 'x', 'uid': 5}, {'name': 'y', 'uid': 5}]", "users: two users have the same uid"),
-        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is not an http(s) URL"),
+        ("mirror = 'ftp://x'", "mirror: 'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"),
+        ("mirror = '/no/mirror'", "mirror: /no/mirror does not exist"),
         ("packages = None", "packages: input should be a list, such as [a, b] (it is None)"),
     ],
 )  # fmt: skip
 def test_whole_sentences(tmp_path: Path, line: str, message: str) -> None:
     assert faults(tmp_path, GOOD + line) == (message,)
+
+
+def test_the_payload_of_the_agent_is_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    recipe = load(write(tmp_path, GOOD + "agent = {'command': ['x', ''], 'payload': 'mine'}"))
+    assert recipe.agent == AgentSpec(command=("x", ""), payload=(tmp_path / "mine").resolve(), build="auto")
+    assert load(write(tmp_path, GOOD + "agent = {'command': ['x']}")).agent == AgentSpec(command=("x",))
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("{'command': ['x'], 'payload': 'none'}", "agent.payload: {folder}/none does not exist"),
+        ("{'command': []}", "agent.command: names no program"),
+        ("{'payload': '.'}", "agent.command: must be given"),
+        ("{'command': ['a\\n']}", "agent.command: 'a\\n' has a control character"),
+        ("{'command': ['x'], 'payloads': '.'}", "agent.payloads: no such field (did you mean payload?)"),
+        ("'x'", "agent: input should be a valid dictionary or instance of AgentSpec (it is 'x')"),
+    ],
+)
+def test_what_is_wrong_with_an_agent(value: str, fault: str, tmp_path: Path) -> None:
+    (found,) = faults(tmp_path, f"{GOOD}agent = {value}")
+    assert found.startswith(fault.format(folder=tmp_path))
 
 
 def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
@@ -449,6 +483,7 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "users": (),
         "timezone": None,
         "overlay": None,
+        "agent": None,
         "overlays": (),
         "files": (),
         "agent_runner": None,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from imgkit.errors import UsageError
 from imgkit.recipe import FileSpec, OverlaySpec, Recipe, RepositorySpec, load, parse_setting
@@ -69,6 +72,22 @@ def test_a_mode_on_the_command_line(tmp_path: Path) -> None:
     for text in ("0640", "0o640", "'640'"):
         setting = dict([parse_setting(f"files=[{{path: /a, content: b, mode: {text}}}]")])
         assert load(write(tmp_path), setting).files[0].mode == 0o640
+
+
+@given(st.integers(0, 0o777))
+def test_every_mode_can_be_written_as_text(mode: int) -> None:
+    for text in (f"{mode:04o}", f"{mode:03o}", f"0o{mode:o}"):
+        assert FileSpec.model_validate({"path": "/a", "content": "", "mode": text}).mode == mode
+
+
+@given(st.integers(-10, 0o10010))
+def test_numbers_are_modes_unless_they_look_like_decimal_ones(number: int) -> None:
+    fields = {"path": "/a", "content": "", "mode": number}
+    if 0 <= number <= 0o777 and number not in (400, 440, 444, 500):
+        assert FileSpec.model_validate(fields).mode == number
+    else:
+        with pytest.raises(ValidationError):
+            FileSpec.model_validate(fields)
 
 
 SPECIAL = "set-user-id, set-group-id and sticky bits are not given to the files of a recipe"

@@ -13,7 +13,8 @@ import pytest
 from imgkit import __main__ as program
 from imgkit import errors
 from imgkit.cli.parser import parsers
-from script import reference
+from imgkit.vm.failures import CommandTimeoutError
+from script import reference, variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def test_the_manual_page_has_every_command_option_and_variable() -> None:
         assert f".SS imgkit {name}\n" in page
         for option in command._option_string_actions:
             assert reference.roff(option) in page
-    for names, _ in reference.VARIABLES:
+    for names, _ in variables.VARIABLES:
         assert f".B {names.replace('`', '')}\n" in page
 
 
@@ -63,7 +64,14 @@ def test_the_manual_page_has_no_warnings() -> None:
 
 def test_exit_statuses_are_those_of_the_errors() -> None:
     kinds = (errors.UsageError, errors.RecipeError, errors.InputError, errors.HostError, errors.GuestError)
-    expected = [0, *(kind.exit_status for kind in kinds), errors.BUG, errors.INTERRUPTED]
+    expected = [
+        0,
+        errors.DIFFERENT,
+        *(kind.exit_status for kind in kinds),
+        errors.BUG,
+        CommandTimeoutError.exit_status,
+        errors.INTERRUPTED,
+    ]
     assert [int(status) for status, _ in reference.STATUSES] == expected
     assert [int(status) for status in re.findall(r"^([0-9]+) ", str(errors.__doc__), re.MULTILINE)] == expected
     assert program.INTERRUPTED == errors.INTERRUPTED
@@ -75,8 +83,11 @@ def test_the_reference_knows_every_variable() -> None:
         re.findall(r"\"((?:IMGKIT|ALPINE|IMAGE|AGENT_RUNNER)_[A-Z_]+)\"", text)
     )
     assert {"OUT_DIR", "IMGKIT_CACHE", "ALPINE_MIRROR", "IMGKIT_FIRMWARE_ROOT"} <= read
-    named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in reference.VARIABLES)))
-    assert read - named == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_BUILD_ID"} & read
+    named = set(re.findall(r"[A-Z_]{4,}", " ".join(names for names, _ in variables.VARIABLES)))
+    assert (
+        read - named
+        == {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "IMGKIT_IMAGE", "IMGKIT_ARCH", "IMGKIT_BUILD_ID"} & read
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.images import ROOT, Builder, Image
+from tests.terminals import run_on_terminal
 
 pytestmark = pytest.mark.vm
 
@@ -75,6 +78,42 @@ def test_fifty_folders_and_a_signal(builder: Builder, disk: Path, tmp_path: Path
     done = subprocess.run(words, env=dict(builder.env), cwd=ROOT, capture_output=True, timeout=400)
     assert done.returncode == 128 + 9, done.stderr
     assert done.stdout.split() == [str(number).encode() for number in range(50)]
+
+
+def test_standard_input_that_is_large_and_one_that_never_ends(builder: Builder, disk: Path) -> None:
+    """What the command does not read is not waited for: the pipe below stays open all the time."""
+    data = random.Random(2).randbytes(10_000_000)
+    words = command(disk, "--", "/bin/sh", "-c", "head -c 9000000 | sha256sum; exit 4")
+    with subprocess.Popen(
+        words, env=dict(builder.env), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(data[:9_000_000])
+            child.stdin.flush()
+            assert child.stdout.read().split() == [hashlib.sha256(data[:9_000_000]).hexdigest().encode(), b"-"]
+            assert child.wait(60) == 4
+        finally:
+            child.kill()
+
+
+def test_a_limit_ends_the_command_and_shows_what_it_wrote(builder: Builder, disk: Path) -> None:
+    script = "trap 'echo last; exit 0' TERM; echo first; while :; do sleep 0.2; done"
+    words = command(disk, "--limit", "3", "--", "/bin/sh", "-c", script)
+    done = subprocess.run(words, env=dict(builder.env), cwd=ROOT, capture_output=True, timeout=400)
+    assert done.returncode == 124
+    assert done.stdout == b"first\nlast\n"
+    assert done.stderr.endswith(b"error: the command was ended after 3 s\nhint: --limit with a larger number\n")
+
+
+def test_a_terminal_shows_the_boot_and_then_only_the_output(builder: Builder, disk: Path) -> None:
+    words = command(disk, "-i", "--", "/bin/sh", "-c", 'read -r line; echo "got $line"; sleep 1; echo end')
+    session = run_on_terminal(words, env=builder.env, typed=b"typed\n", timeout=400)
+    assert session.status == 0
+    assert session.ever(r"^ +[0-9]+ s  services start$")
+    assert session.screen.text[-2:] == ["got typed", "end"]
+    assert not any(" s  " in line for line in session.screen.text)
 
 
 def test_an_interrupt_leaves_nothing(builder: Builder, disk: Path, tmp_path: Path) -> None:

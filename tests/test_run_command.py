@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,8 +16,13 @@ import pytest
 from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands import run
+from imgkit.cli.conversation import RawOutput
 from imgkit.errors import GuestError, UsageError
-from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, parse_event
+from imgkit.vm.agent.callbacks import Permission
+from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, PermissionRequest, parse_event
+
+TALK = {"json": False, "auto_approve": False, "limit": None, "interactive": False, "tty": False}
+"""Options of the request, as they are when nobody gives them."""
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
@@ -29,16 +35,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, **event: Any) -> argparse.Namespace:
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
-    return argparse.Namespace(
-        image=Path("x.qcow2"),
-        guest_command=["x"],
-        prompt=None,
-        work=None,
-        no_wait=False,
-        limit=None,
-        interactive=False,
-        tty=False,
-    )
+    return argparse.Namespace(image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, **TALK)
 
 
 def json_line(event: dict[str, Any]) -> bytes:
@@ -126,14 +123,7 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(machineoptions, "boot", boot)
     options = argparse.Namespace(
-        image=Path("x.qcow2"),
-        guest_command=["x"],
-        prompt=None,
-        work=None,
-        no_wait=False,
-        limit=None,
-        interactive=False,
-        tty=False,
+        image=Path("x.qcow2"), guest_command=["x"], prompt=None, work=None, no_wait=False, **TALK
     )
     with pytest.raises(GuestError, match=r"^the request ended without a result$"):
         run.run(options, Invocation())
@@ -142,8 +132,13 @@ def test_a_request_without_a_result_is_an_error(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("words", "work", "asked", "shown"),
     [
-        ({"guest_command": ["ls", "-l"], "prompt": None}, None, {"command": ["ls", "-l"], "prompt": None}, ""),
-        ({"guest_command": [], "prompt": "do"}, "/tmp", {"command": None, "prompt": "do"}, '{"a": 1}\n'),
+        ({"guest_command": ["ls"], "prompt": None}, None, {"command": ["ls"], "prompt": None, "extra": None}, ""),
+        (
+            {"guest_command": [], "prompt": "do"},
+            "/tmp",
+            {"command": None, "prompt": "do", "extra": {"confirmationMode": "text"}},
+            '{"a": 1}\n',
+        ),
     ],
 )
 def test_what_a_request_asks_for_and_shows(
@@ -153,6 +148,7 @@ def test_what_a_request_asks_for_and_shows(
     shown: str,
     monkeypatch: pytest.MonkeyPatch,
     capfdbinary: pytest.CaptureFixture[bytes],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Output goes to the stream that it came from. Events are an agent's, but for the one that says that it started."""
     steps: list[Any] = []
@@ -173,20 +169,17 @@ def test_what_a_request_asks_for_and_shows(
 
     monkeypatch.setattr(machineoptions, "boot", boot)
     assert (
-        run.run(
-            argparse.Namespace(
-                image=Path("x.qcow2"), work=work, no_wait=False, limit=None, interactive=False, tty=False, **words
-            ),
-            Invocation(),
-        )
-        == 0
+        run.run(argparse.Namespace(image=Path("x.qcow2"), work=work, no_wait=False, **TALK, **words), Invocation()) == 0
     )
+    on_permission = steps[1].pop("on_permission")
     assert steps == [
         {} if work is None else {"work": Path(work)},
-        {**asked, "extra": None, "limit": None, "stdin": None},
+        {**asked, "auto_approve": False, "limit": None, "stdin": None},
         "kill",
     ]
     assert capfdbinary.readouterr() == (b"out\xff" + shown.encode(), b"err\xff")
+    caplog.set_level(logging.CRITICAL)
+    assert on_permission(PermissionRequest("q", "Bash", {})) == Permission(False, "nobody is there to allow it")
 
 
 @pytest.mark.parametrize(
@@ -196,15 +189,7 @@ def test_what_a_request_asks_for_and_shows(
 def test_a_command_or_a_prompt(command: list[str], prompt: str | None, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         run.run(
-            argparse.Namespace(
-                image=Path("x.qcow2"),
-                work=None,
-                limit=None,
-                interactive=False,
-                tty=False,
-                guest_command=command,
-                prompt=prompt,
-            ),
+            argparse.Namespace(image=Path("x.qcow2"), work=None, **TALK, guest_command=command, prompt=prompt),
             Invocation(),
         )
     assert caught.value.message == message
@@ -216,5 +201,5 @@ def test_output_is_shown_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     steps: list[object] = []
     stream = SimpleNamespace(buffer=SimpleNamespace(write=steps.append), flush=lambda: steps.append("flush"))
     monkeypatch.setattr("sys." + name, stream)
-    run._show(Output(name, b"x"))
+    RawOutput().show(Output(name, b"x"))
     assert steps == [b"x", "flush"]

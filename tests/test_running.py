@@ -138,7 +138,7 @@ def test_ready_is_a_fresh_heartbeat(guest: Guest) -> None:
 
 def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
     guest.beat(age=20)
-    with pytest.raises(AgentError, match=r"the agent is not ready after 0 s: its heartbeat is 20 s old"):
+    with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 20 s old"):
         guest.vm.wait_ready(0)
     assert guest.vm.seconds_to_ready is None
 
@@ -319,6 +319,8 @@ def test_a_command_is_a_request_of_its_words(
     given: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "auto_approve": True, "timeout": 7.0}
     guest.vm.run(command, **given)
     assert asked == [{"command": words, **defaults}, {"command": words, **given, "stdin": None}]
+    guest.vm.run(command, input=b"abc")
+    assert asked[2]["stdin"].read() == b"abc"
 
 
 def test_waiting_does_not_keep_a_processor_busy(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -413,6 +413,37 @@ def test_install_if_honours_tags() -> None:
     assert order("y", "y 1", edge=["x 1", "z 1 i:y"]) == "y-1"
 
 
+EDGE, OWN, MAIN = Repository(1, "edge", "edge"), Repository(2, "own", "own"), Repository(0, "main")
+
+
+@pytest.mark.parametrize("order", [(MAIN, EDGE), (EDGE, MAIN), (EDGE, OWN, MAIN)])
+def test_a_copy_may_be_used_where_one_of_its_repositories_may(order: Sequence[Repository]) -> None:
+    """The same package, byte for byte, in a repository with a tag takes nothing away."""
+    (chosen,) = solve(["n"], [package("n 1", one) for one in order], arch="x86_64")
+    assert str(chosen) == "n-1"
+    assert chosen.repository.url == order[0].url
+    with pytest.raises(UnsatisfiableError, match="which only the repository tagged @edge, @own has"):
+        solve(["n"], [package("n 1", one) for one in (EDGE, OWN)], arch="x86_64")
+    for entry in ("n@edge", "n@own"):
+        (chosen,) = solve([entry], [package("n 1", one) for one in (EDGE, OWN)], arch="x86_64")
+        assert str(chosen) == "n-1"
+
+
+def test_another_build_is_no_copy() -> None:
+    edge = replace(package("n 1", EDGE), identity="Q1other")
+    for packages in ([package("n 1", MAIN), edge], [edge, package("n 1", MAIN)]):
+        (chosen,) = solve(["n"], packages, arch="x86_64")
+        assert chosen.identity != "Q1other"
+        (chosen,) = solve(["n@edge"], packages, arch="x86_64")
+        assert chosen.identity == "Q1other"
+
+
+def test_a_tag_whose_repository_has_installed_packages_only() -> None:
+    installed = package("n 1")
+    (chosen,) = solve(["n@edge"], [package("n 1", EDGE)], arch="x86_64", installed={"n": installed})
+    assert chosen is installed
+
+
 def test_foreign_and_broken_packages_do_not_exist() -> None:
     foreign = Package(name="n", version="1", arch="riscv64", identity="Q1n")
     with pytest.raises(UnsatisfiableError, match="n-1 is not installable: it is built for riscv64, not x86_64"):

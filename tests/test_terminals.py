@@ -309,7 +309,7 @@ def test_the_commands(image: Image, environment: dict[str, str], tmp_path: Path)
         machine.type(b"\x03")
         machine.expect(b"powering off")
         assert machine.wait() == 0
-        assert b"agent ready after" in machine.shown
+        assert b"agentd ready after" in machine.shown
     assert list((tmp_path / "run/imgkit").iterdir()) == []
 
 

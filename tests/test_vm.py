@@ -161,7 +161,7 @@ def test_failures(guest: Guest, words: str, options: dict[str, Any], kind: type[
             "test=no-agent",
             "login:",
             failures.AgentError,
-            "no heartbeat of the agent within 0 s, though the system was up",
+            "no heartbeat of agentd within 0 s, though the system was up",
         ),
     ],
 )

@@ -7,8 +7,8 @@ a full one: no other selected package may then claim the name. Claims without a 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from imgkit.apk.dependency import Dependency, Provide
 from imgkit.apk.hashing import bucket
@@ -52,7 +52,8 @@ class Catalog:
     def __init__(self, packages: Iterable[Package], arch: str, installed: Mapping[str, Package] | None = None) -> None:
         self.installed = dict(installed or {})
         self.refused: dict[str, list[tuple[Package, str]]] = defaultdict(list)
-        self.tags: set[str] = set()
+        packages = list(packages)
+        self.tags = {package.repository.tag for package in packages if package.repository.tag is not None}
         self.conditional: dict[str, list[Package]] = defaultdict(list)
         self._claims: dict[str, list[Claim]] = {}
         self._matching: dict[Dependency, tuple[Claim, ...]] = {}
@@ -61,8 +62,6 @@ class Catalog:
         self._position: dict[int, int] = {}
         for package in self._distinct(packages):
             self._position[id(package)] = len(self._position)
-            if package.repository.tag is not None:
-                self.tags.add(package.repository.tag)
             names = () if package.fault else tuple(claimed(package))
             reason = _refusal(package, arch, names)
             if reason:
@@ -70,10 +69,10 @@ class Catalog:
             else:
                 self._add(package, names)
 
-    def _distinct(self, packages: Iterable[Package]) -> Iterator[Package]:
+    def _distinct(self, packages: Sequence[Package]) -> Iterator[Package]:
         """Yield the installed packages, then those of the repositories that are not copies of them."""
         yield from self.installed.values()
-        for package in packages:
+        for package in _joined(packages):
             same = self.installed.get(package.name)
             if same is None or same.identity != package.identity or same.version != package.version:
                 yield package
@@ -122,6 +121,26 @@ class Catalog:
     def position(self, package: Package) -> int:
         """Return the position among all packages: by repository, then by the order of its index."""
         return self._position[id(package)]
+
+
+def _joined(packages: Sequence[Package]) -> Sequence[Package]:
+    """Return packages without copies of one package in several repositories, which all of their tags allow then.
+
+    Only tags make a difference, so packages of repositories without tags stay as they are.
+    """
+    if all(package.repository.tag is None for package in packages):
+        return packages
+    tags: dict[tuple[str, str, str], set[str | None]] = {}
+    for package in packages:
+        tags.setdefault((package.identity, package.name, package.version), set()).add(package.repository.tag)
+    joined = []
+    for package in packages:
+        others = tags.pop((package.identity, package.name, package.version), None)
+        if others is not None:
+            further = frozenset(others - {package.repository.tag})
+            repository = replace(package.repository, other_tags=further) if further else package.repository
+            joined.append(replace(package, repository=repository) if further else package)
+    return joined
 
 
 def claimed(package: Package) -> Iterator[tuple[str, str | None]]:

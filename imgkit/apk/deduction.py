@@ -95,7 +95,7 @@ class _Deduction:
                 continue
             option.tags |= tags
             if asker is None:
-                option.favoured = option.package.repository.tag == dependency.tag
+                option.favoured = option.package.repository.has_tag({dependency.tag})
 
     def _demanded(self, name: Name) -> None:
         self._agenda.put(name)

@@ -148,7 +148,8 @@ class Conflict:
         need = cause.requirement
         if not isinstance(need, Need):
             return None
-        tags = {claim.package.repository.tag for claim in self._reach.catalog.matching(need.dependency)}
+        repositories = [claim.package.repository for claim in self._reach.catalog.matching(need.dependency)]
+        tags = {tag for repository in repositories for tag in (repository.tag, *repository.other_tags)}
         if not tags or None in tags or tags & need.tags:
             return None
         names = ", ".join(sorted(f"@{tag}" for tag in tags))

@@ -14,6 +14,7 @@ letter says that the package needs something this reader does not know, so the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from imgkit.apk.dependency import Dependency, Provide, is_package_name, is_package_version
@@ -29,11 +30,17 @@ class Repository:
         position: the place in the list of repositories; earlier ones are preferred.
         url: the folder that has the packages.
         tag: only dependencies that ask for this tag may use the packages ("edge" for a line ``@edge URL``).
+        other_tags: those of further repositories that have the same package; None stands for one without a tag.
     """
 
     position: int = 0
     url: str = ""
     tag: str | None = None
+    other_tags: frozenset[str | None] = frozenset()
+
+    def has_tag(self, tags: AbstractSet[str | None]) -> bool:
+        """Return whether a package from here may be used where these tags are allowed, None for none."""
+        return self.tag in tags or not self.other_tags.isdisjoint(tags)
 
 
 NOWHERE = Repository()

@@ -89,7 +89,7 @@ class Option:
     @property
     def allowed(self) -> bool:
         """Whether the tag of its repository is allowed."""
-        return self.installed or self.package.repository.tag in self.tags
+        return self.installed or self.package.repository.has_tag(self.tags)
 
 
 class Network:
@@ -154,7 +154,7 @@ class Network:
                 yield from [condition for condition, _ in option.conditions]
 
     def _enter(self, package: Package) -> Option:
-        option = Option(package, self._catalog.is_installed(package), package.repository.tag is None)
+        option = Option(package, self._catalog.is_installed(package), package.repository.has_tag({None}))
         self._options[id(package)] = option
         option.names = [(self.name(text), version) for text, version in self._catalog.claimed(package)]
         option.needs = [(self.name(dependency.name), dependency) for dependency in dependencies_of(package)]

@@ -151,8 +151,8 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
     def beside(self, packages: Iterable[Package]) -> Iterator[Requirement]:
         """Yield the requirements to have ``packages`` too, and the conflicts of the world and the settled packages."""
         for package in packages:
-            tag = package.repository.tag
-            yield Only(package.name, package, frozenset([tag] if tag else []))
+            tags = {package.repository.tag, *package.repository.other_tags}
+            yield Only(package.name, package, frozenset(tag for tag in tags if tag is not None))
         for asker in (None, *self._settled.packages.values()):
             for dependency in self._world if asker is None else self._reach.needs(asker):
                 if dependency.conflict:
@@ -276,7 +276,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         """Return the criteria of :meth:`_compare`; ``same`` says that both packages have the same name."""
         catalog, package = self._reach.catalog, claim.package
         return (
-            package.repository.tag == preferred_tag,
+            package.repository.has_tag({preferred_tag}),
             catalog.is_installed(package),
             claim.rank,
             Version.lenient(package.version if same else None),
@@ -285,8 +285,7 @@ class Rules(AbstractProvider[Requirement, Candidate, str]):
         )
 
     def _allowed(self, package: Package, tags: frozenset[str]) -> bool:
-        tag = package.repository.tag
-        return tag is None or tag in tags or self._reach.catalog.is_installed(package)
+        return package.repository.has_tag({None, *tags}) or self._reach.catalog.is_installed(package)
 
     def _candidate(self, slot: str, claim: Claim | None, tags: frozenset[str], *, selectable: bool) -> Candidate:
         """Return the one object for a candidate: resolvelib remembers by identity which candidates failed."""

@@ -220,6 +220,5 @@ def _extended(reach: Reach, wanted: Sequence[Dependency], solution: Solution, in
 
 def _allowed(package: Package, selection: Selection, solution: Solution) -> bool:
     """Return whether a package that meets a condition of this package's install_if may have its repository tag."""
-    tag = package.repository.tag
     inviting = {claim.package.name for condition in conditions_of(package) for claim in selection.claims(condition)}
-    return tag is None or any(tag in solution.tags[name] for name in inviting)
+    return package.repository.has_tag({None}.union(*(solution.tags[name] for name in inviting)))

@@ -15,7 +15,8 @@ from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import TypedDict
 
-from imgkit.errors import HostError, InputError
+from imgkit.errors import InputError
+from imgkit.host.room import no_room_for
 from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, HardLink, Node, Slice, Symlink, kind, leads_out, xattrs_of
 from imgkit.tree.gzipmembers import GzipMembers
 from imgkit.tree.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
@@ -84,7 +85,7 @@ def _appending(spool: Path) -> Iterator[FileIO]:
                 raise
     except OSError as cause:
         if cause.errno in (ENOSPC, EDQUOT):
-            raise HostError(f"{spool.parent}: no space left for the contents of packages") from cause
+            raise no_room_for(spool.parent, "the contents of packages") from cause
         raise
 
 

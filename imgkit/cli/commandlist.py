@@ -16,16 +16,20 @@ from imgkit.cli.command import Command
 from imgkit.host import interrupts
 
 COMMANDS: Mapping[str, str] = {
+    "init": "begin a project: a recipe, a test that boots it, a workflow",
     "build": "build the images of a recipe",
     "lock": "write a recipe's lock file: exact URLs, sizes, hashes",
-    "boot": "boot an image and wait for its agent",
+    "boot": "boot an image and wait for agentd",
     "run": "run one command in an image",
     "shell": "open a terminal in a machine",
     "inspect": "what is in an image: partitions, packages, sizes",
     "verify": "compare an image with its manifest",
+    "diff": "compare two images, manifests or lock files",
     "push": "push a container image to registries",
     "pull": "pull a container image from a registry",
     "publish": "publish images for the host application",
+    "cache": "list, measure and prune the cache",
+    "completion": "print a script for a shell, with which it completes commands",
     "doctor": "what this host can do, what is missing, the command that fixes it",
 }
 """The name of each command and its line in the list of commands, in the order of that list."""

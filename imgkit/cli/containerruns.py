@@ -7,6 +7,7 @@ docs/explanation/microvm.md describes both.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,16 +18,19 @@ from pathlib import Path
 from imgkit.api.applianceoptions import appliance_options
 from imgkit.cli import commandinput, machineoptions
 from imgkit.cli.machineoptions import BootTarget
+from imgkit.cli.mirroroptions import mirror_fields
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
+from imgkit.host import statusline
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import FirstProcess, first_process
 from imgkit.image.guestkernel import DEFAULT_RECIPE
 from imgkit.image.imagepaths import split_reference
 from imgkit.image.machinesettings import once, service
 from imgkit.oci.unpacking import opened_layout
-from imgkit.recipe import Recipe, load
+from imgkit.recipe import OFFICIAL_MIRROR, Recipe, load
+from imgkit.recipe.mirroraddress import mirror_fault
 from imgkit.vm import configdrive
 from imgkit.vm.entrymachine import EntryMachine
 from imgkit.vm.qemu.machines import check_machine, host_arch, machine
@@ -40,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("container images (a layout, or a .tar archive of one)")
     group.add_argument("--entrypoint", metavar="WORD", help="program in place of the image's entry point and command")
     group.add_argument("--recipe", type=Path, metavar="FILE", help="recipe that says where the kernel comes from")
-    group.add_argument("--mirror", metavar="URL", help="where the kernel is downloaded from")
+    group.add_argument("--mirror", metavar="URL", help="where the kernel is downloaded from; /folder or ./folder, too")
     group.add_argument(
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
@@ -104,7 +108,9 @@ def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[s
     booted = EntryMachine.boot(
         spec, timeout=options.timeout, stop_signal=first.stop_signal, takes_input=stdin is not None
     )
-    with booted as running:
+    with booted as running, statusline.doing("the program runs"):
+        if options.interactive:
+            statusline.stop()  # what is typed belongs there
         return running.follow(_write, seconds=spec.quotas.seconds, limit=options.limit, stdin=stdin)
 
 
@@ -127,11 +133,18 @@ def _entrypoint(word: str) -> Sequence[str]:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    given = {"mirror": options.mirror, "release_key": options.release_key and options.release_key.absolute()}
-    fields = {name: value for name, value in given.items() if value is not None}
-    if options.recipe is None:
-        return DEFAULT_RECIPE.model_copy(update=fields)
-    return load(options.recipe, fields, {name: "--" + name.replace("_", "-") for name in fields})
+    """Return the recipe that says where the kernel comes from, with the mirror of the options or the environment.
+
+    Raises:
+        UsageError: the mirror is not one.
+        RecipeError: the recipe is wrong.
+    """
+    fields, origins = mirror_fields(options, os.environ)
+    if options.recipe is not None:
+        return load(options.recipe, fields, origins)
+    if fault := mirror_fault(str(fields.get("mirror", OFFICIAL_MIRROR))):
+        raise UsageError(f"{origins['mirror']}: {fault}")
+    return DEFAULT_RECIPE.model_copy(update=fields)
 
 
 def _target(options: argparse.Namespace, made: ContainerMachine) -> BootTarget:
@@ -144,6 +157,7 @@ def _target(options: argparse.Namespace, made: ContainerMachine) -> BootTarget:
 
 def _write(stream: str, data: bytes) -> None:
     """Pass output on, byte for byte, to the stream of the same name."""
+    statusline.stop()
     sink = sys.stdout if stream == "stdout" else sys.stderr
     sink.buffer.write(data)
     sink.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -10,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgkit.engines.guestfs.appliancestart import BINDINGS_FIX, KERNEL_FIX
+from imgkit.cli.kvmadvice import kvm_advice
+from imgkit.engines.guestfs import bindings
+from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
 from imgkit.errors import ImgkitError
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmrunner
@@ -32,6 +33,7 @@ class HostCheck:
         purpose: what fails without it, as ``needed to …``.
         fix: a command, or advice.
         required: whether imgkit cannot work without it; otherwise only one feature fails.
+        advice: what makes it work better, although it works; empty if there is nothing to say.
     """
 
     name: str
@@ -40,6 +42,7 @@ class HostCheck:
     purpose: str
     fix: str = ""
     required: bool = True
+    advice: str = ""
 
 
 def examine(out: Path) -> list[HostCheck]:
@@ -58,14 +61,14 @@ def examine(out: Path) -> list[HostCheck]:
 
 
 def _bindings() -> HostCheck:
-    installed = importlib.util.find_spec("guestfs") is not None
-    return HostCheck(
-        "libguestfs bindings",
-        installed,
-        "importable" if installed else f"{sys.executable} cannot import guestfs",
-        "build",
-        BINDINGS_FIX,
-    )
+    """Check for a Python that can import libguestfs' bindings: this one or another."""
+    name = "libguestfs bindings"
+    try:
+        interpreter = bindings.choose(os.environ)
+    except ImgkitError as error:
+        return HostCheck(name, False, error.message, "build", error.hint or "")
+    where = "" if interpreter.is_own else f" by {interpreter.path} (Python {interpreter.version})"
+    return HostCheck(name, True, f"importable{where}", "build")
 
 
 def _programs() -> Iterator[HostCheck]:
@@ -136,7 +139,9 @@ def _accelerators() -> Iterator[HostCheck]:
                 f"accelerator {arch}", False, error.message, f"boot {arch}", error.hint or "", required=False
             )
         else:
-            yield HostCheck(f"accelerator {arch}", True, f"{verdict.name}: {verdict.reason}", f"boot {arch}")
+            advice = kvm_advice(arch) if verdict.name == "tcg" and sys.platform == "linux" else ""
+            detail = f"{verdict.name}: {verdict.reason}"
+            yield HostCheck(f"accelerator {arch}", True, detail, f"boot {arch}", advice=advice)
 
 
 def _confinement() -> HostCheck:

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Mapping
 
 from imgkit.errors import INTERRUPTED, UsageError
+from imgkit.host import statusline
 from imgkit.host.rawmode import RawTerminal, has_terminal
 from imgkit.vm.sessions.guestsession import GuestSession, SessionEnd
 
@@ -95,6 +96,7 @@ def attend(session: GuestSession, terminal: RawTerminal) -> int:
     Raises:
         GuestError: the program could not be started, or the machine is gone.
     """
+    statusline.stop()  # the screen is the guest's
     with terminal:
         left = _follow(session, terminal, EscapeFilter())
     return INTERRUPTED if left else status_of(session.wait(0.0))

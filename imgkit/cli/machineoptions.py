@@ -309,7 +309,7 @@ def config_drive(options: argparse.Namespace, machine_run: str | None = None) ->
     """
     variables, values = environment(options), secrets(options.secret)
     machinechecks.check_agent_user(variables, values)
-    if getattr(options, "prompt", None):
+    if machine_run is None and getattr(options, "prompt", None):  # a container image has no manifest beside it
         machinechecks.check_agent(options.image, {*variables, *values})
     return configdrive.make(variables, values, machine=machine_run) or None
 

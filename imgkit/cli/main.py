@@ -20,7 +20,7 @@ from contextlib import suppress
 from imgkit.cli.command import Invocation
 from imgkit.cli.parser import parse
 from imgkit.errors import BUG, INTERRUPTED, GuestError, HostError, ImgkitError, RecipeError
-from imgkit.host import interrupts, scratch, terminal
+from imgkit.host import colours, interrupts, scratch, statusline, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +76,8 @@ class _Run:
     def _work(self) -> int:
         options = parse(self._invocation.words)
         _configure_logging(options)
-        status: int = options.run(options, self._invocation)
+        with statusline.enabled(None if options.quiet or options.verbose else sys.stderr):
+            status: int = options.run(options, self._invocation)
         sys.stdout.flush()
         return status
 
@@ -104,11 +105,11 @@ class _Run:
         self, status: int, message: str, *, hint: str | None = None, problems: Sequence[str] = (), console: str = ""
     ) -> int:
         """Print what went wrong, and return ``status``."""
-        _print_line(f"error: {message}")
+        _print_line(f"error: {message}", "red")
         for problem in problems:
             _print_line(f"  {problem}")
         if hint:
-            _print_line(f"hint: {hint}")
+            _print_line(f"hint: {hint}", "cyan")
         if self._json:
             error = {"status": status, "message": message, "hint": hint, "problems": list(problems), "console": console}
             with suppress(OSError):
@@ -120,15 +121,31 @@ def _configure_logging(options: argparse.Namespace) -> None:
     level = logging.DEBUG if options.verbose else logging.ERROR if options.quiet else logging.INFO
     logger = logging.getLogger("imgkit")
     logger.setLevel(level)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(terminal.Formatter("%(message)s"))
+    handler = statusline.StatusHandler(sys.stderr)
+    handler.setFormatter(_ColouredFormatter("%(message)s"))
     logger.handlers = [handler]  # standard error may be another stream than it was for an earlier command
 
 
-def _print_line(text: str) -> None:
-    """Print one line to standard error, with control characters escaped: messages quote mirrors and guests."""
+class _ColouredFormatter(terminal.Formatter):
+    """Formats warnings in yellow and errors in red, on a terminal that has colours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record as text that is safe on a terminal."""
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return text
+        return colours.paint(text, "red" if record.levelno >= logging.ERROR else "yellow", sys.stderr)
+
+
+def _print_line(text: str, colour: colours.Colour | None = None) -> None:
+    """Print one line to standard error, with control characters escaped: messages quote mirrors and guests.
+
+    Args:
+        colour: of the first word, where the terminal has colours.
+    """
+    text = text.replace("\n", " ")
     with suppress(OSError):  # standard error may be closed
-        print(terminal.line(text.replace("\n", " ")), file=sys.stderr, flush=True)
+        print(colours.paint_first_word(terminal.line(text), colour, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _print_traceback() -> None:

@@ -21,6 +21,14 @@ _INVALID_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
 _GUEST_OPTIONS = "(options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…)"
 
 
+_COMMON = {
+    ("-v", "--verbose"): "show every command that is run",
+    ("-q", "--quiet"): "show errors only",
+    ("--debug",): "show where an error came from, as a traceback",
+}
+"""Options of every command, which may come before it as well, with their help."""
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError where argparse would print its usage and end the process."""
 
@@ -71,9 +79,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, _CommandParser]]:
     top.add_argument("--version", action="version", version=f"imgkit {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
     common = _CommandParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="show every command that is run")
-    common.add_argument("-q", "--quiet", action="store_true", help="show errors only")
-    common.add_argument("--debug", action="store_true", help="show where an error came from, as a traceback")
+    for names, text in _COMMON.items():
+        common.add_argument(*names, action="store_true", help=text)
+        top.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
     return top, {
         name: subparsers.add_parser(
             name,
@@ -95,9 +103,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         UsageError: a word is not valid or one is missing; the hint names what may have been meant.
-        SystemExit: ``--help`` or ``--version`` was given, and its text has been printed.
+        SystemExit: ``--help`` or ``--version`` was given, and its text has been printed; or no command was given, which
+            has the same text, and the status of a wrong command line.
     """
     top, commands = _parsers()
+    words = _command_first(words)
+    if not words:
+        top.print_help()
+        raise SystemExit(UsageError.exit_status)
     is_run = words[:1] in (["run"], ["shell"]) and "--" in words
     end = words.index("--") if is_run else len(words)
     try:
@@ -108,6 +121,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if is_run:
         options.guest_command = [*options.guest_command, *words[end + 1 :]]
     return options
+
+
+def _command_first(words: Sequence[str]) -> Sequence[str]:
+    """Return the words with the common options that come before the command behind it; empty if there is no command."""
+    common = [name for names in _COMMON for name in names]
+    count = next((at for at, word in enumerate(words) if word not in common), len(words))
+    return [*words[count : count + 1], *words[:count], *words[count + 1 :]] if count < len(words) else []
 
 
 def _hint(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:

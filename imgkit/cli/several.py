@@ -27,8 +27,9 @@ from imgkit.errors import (
     RecipeError,
     UsageError,
 )
-from imgkit.host import process, terminal
+from imgkit.host import process, statusline, terminal
 
+_STEP = " …"  # the end of a line of the log that names a step (imgkit.host.progress)
 _POLL = 0.1  # seconds between two looks at the running builds
 _END_TIMEOUT = 15.0  # seconds that a build gets to clean up after itself
 _KINDS = {kind.exit_status: kind for kind in (UsageError, RecipeError, InputError, HostError, GuestError)}
@@ -57,7 +58,9 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
     waiting = list(arches)
     running: list[_Build] = []
     with ExitStack() as stack:
+        say = stack.enter_context(statusline.doing("building"))
         while waiting or running:
+            say("; ".join(f"{build.arch}: {build.step or 'begins'}" for build in running) or "building")
             while waiting and len(running) < jobs:
                 running.append(stack.enter_context(_started(words, waiting.pop(0))))
             time.sleep(_POLL)
@@ -83,10 +86,15 @@ def _without(words: Sequence[str], option: str) -> list[str]:
 
 @dataclass
 class _Build:
-    """A running build. Its messages are passed on line by line, with the architecture in front."""
+    """A running build. Its messages are passed on line by line, with the architecture in front.
+
+    Attributes:
+        step: what it is doing, for the status line, which takes the place of the messages that say so.
+    """
 
     arch: str
     child: subprocess.Popen[bytes]
+    step: str = ""
     output: bytearray = field(default_factory=bytearray)
     readers: list[threading.Thread] = field(default_factory=list)
 
@@ -114,9 +122,18 @@ class _Build:
                 complete, _, pending = (pending + data).rpartition(b"\n")
                 text = complete.decode(errors="replace")
                 lines = [line for line in text.split("\n") if line and not (failed := failed or _is_error(line))]
-                with _stderr_lock:
+                if statusline.active():
+                    lines = self._without_steps(lines)
+                with _stderr_lock, statusline.hidden():
                     sys.stderr.write("".join(f"{self.arch}: {terminal.line(line)}\n" for line in lines))
                     sys.stderr.flush()
+
+    def _without_steps(self, lines: Sequence[str]) -> list[str]:
+        """Return the lines that do not say which step begins, and remember the last one that does."""
+        for line in lines:
+            if line.endswith(_STEP):
+                self.step = line.removesuffix(_STEP)
+        return [line for line in lines if not line.endswith(_STEP)]
 
     def report(self) -> BuildReport:
         """Return the report of a build that has ended.
@@ -149,7 +166,8 @@ class _Build:
 @contextmanager
 def _started(words: Sequence[str], arch: str) -> Iterator[_Build]:
     argv = [sys.executable, "-m", "imgkit", *words_for(words, arch)]
-    with process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    env = {**os.environ, "NO_COLOR": "1"}  # its messages are read here, and coloured when they are passed on
+    with process.start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         build = _Build(arch, child)
         build.follow()
         try:

@@ -111,6 +111,12 @@ menuentry "Alpine Linux (rescue shell)" {{
 """
 
 
+def arguments_in(config: str) -> list[str]:
+    """Return the kernel arguments of the first entry in the text of :func:`grub_cfg`; empty if there is none."""
+    lines = (line.split() for line in config.splitlines())
+    return next((words[2:] for words in lines if words[:1] == ["linux"]), [])
+
+
 def early_config(root_uuid: str) -> str:
     """Return the configuration inside the core image: find the root filesystem and read the configuration there."""
     return f"search.fs_uuid {root_uuid} root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from imgkit.engines.engineerrors import MAKE_ROOM, NoSpaceError
+from imgkit.engines.engineerrors import NoSpaceError
 from imgkit.host import process
+from imgkit.host.room import MAKE_ROOM
 
 Compression: TypeAlias = Literal["zstd", "zlib"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from imgkit.errors import HostError, InputError, RecipeError
 
-MAKE_ROOM = "make room, or choose another folder with --out"
-"""The hint for a disk of the host that is full."""
 MAYBE_DAMAGED = "the image may be damaged"
 """The hint for an image that cannot be read."""
 

@@ -6,6 +6,7 @@ Layout below the cache folder::
     keyed/ab/abcd…      files by the SHA-256 of another name for their content (the identity of a package)
     urls/ab/abcd….json  the last download of a URL whose file changes (an index): validators and the file's SHA-256
     locks/  tmp/        one download at a time for each file; downloads in progress
+    locks/in-use        locked (flock) by every process that uses the cache; ``imgkit cache prune`` looks at it
 
 Entries appear by rename only, so two builds can never see half a file. The locks only save the second build the
 download: a build that waits too long for a lock goes on without it::
@@ -22,6 +23,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,12 +36,16 @@ import platformdirs
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
 from imgkit.fetch.http import Download, Http, Validators, no_room
+from imgkit.fetch.localfiles import copy_file, is_local
 from imgkit.fetch.pool import Meter, in_parallel
-from imgkit.host import scratch, wholefile
+from imgkit.host import locks, scratch, wholefile
 from imgkit.host.jsonfile import read_json
 
 log = logging.getLogger("imgkit.fetch")
 
+IN_USE = "locks/in-use"
+"""The file below the cache's folder that processes lock while they use the cache."""
+_PRUNE_TIMEOUT = 60.0  # seconds to wait while somebody removes entries
 _LOCK_TIMEOUT = 300.0  # seconds to wait for another build's download of the same file
 _CHUNK = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -98,6 +104,7 @@ class Cache:
         self.offline = offline
         self._http = http or Http()
         self._workers = workers
+        self._held: weakref.finalize[..., Cache] | None = None
 
     def fetch(self, wanted: Wanted, *, description: str = "downloading") -> Path:
         """Return the path of one file; see :meth:`fetch_all`."""
@@ -115,11 +122,24 @@ class Cache:
             InputError: a file cannot be downloaded or fails its checks; offline, the message names all missing files.
             HostError: the cache folder cannot be written, or its disk is full.
         """
+        self._hold()
         if self.offline:
             return self._all_cached(wanted)
         with self._scratch() as scratch, Meter(description) as meter:
             jobs = [partial(self._get, file, scratch, meter) for file in wanted]
             return in_parallel(jobs, workers=self._workers)
+
+    def _hold(self) -> None:
+        """Lock the cache for as long as this object lives, so that nothing is removed that it has returned.
+
+        Several processes share the lock. On a filesystem without locks there is none.
+        """
+        if self._held is None:
+            with suppress(OSError):
+                place = self.folder / IN_USE
+                place.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = locks.lock_file(place, shared=True, timeout=_PRUNE_TIMEOUT)
+                self._held = weakref.finalize(self, os.close, descriptor)
 
     # ---- looking up --------------------------------------------------------------------------------------------------
 
@@ -166,6 +186,7 @@ class Cache:
                 raise InputError(f"its SHA-256 is {actual}")
             if wanted.check is not None:
                 wanted.check(path)
+            _touch(path)
         except InputError as fault:
             log.warning("%s: damaged in the cache, and deleted: %s", shown(wanted.url), fault)
             path.unlink(missing_ok=True)
@@ -217,6 +238,8 @@ class Cache:
         validators: Validators | None = None,
     ) -> Download | None:
         meter.expect(wanted.size or 0)
+        if is_local(wanted.url):
+            return copy_file(wanted.url, target, wanted.expected, on_bytes=meter.advance, cancelled=stop)
         return self._http.download(
             wanted.url, target, wanted.expected, validators=validators, on_bytes=meter.advance, cancelled=stop
         )
@@ -233,6 +256,7 @@ class Cache:
             if not _SHA256.fullmatch(record["sha256"]):  # it becomes a path
                 return None
             validators = Validators(str(record["etag"]), str(record["last_modified"]))
+            _touch(self._record(wanted))
             return Download(int(record["size"]), record["sha256"], validators)
         except (InputError, ValueError, KeyError, TypeError):
             return None
@@ -277,6 +301,12 @@ class Cache:
             yield
         finally:
             lock.release()
+
+
+def _touch(path: Path) -> None:
+    """Give a file the time of its use, by which its age is counted."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def hash_file(path: Path, algorithm: str = "sha256") -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from imgkit.errors import InputError
 
+_OFFLINE_MIRROR = Path(__file__).parents[2] / "fixtures" / "__main__.py"  # in a checkout of imgkit
 ELSEWHERE_HINT = (
-    "check the URL and the network, choose another mirror with --mirror, or use --offline with a warm cache"
+    "check the URL and the network, choose another mirror with --mirror or ALPINE_MIRROR, or use --offline with a warm"
+    " cache" + ("; without any mirror: python -m fixtures serve" if _OFFLINE_MIRROR.is_file() else "")
 )
+"""What to do if a mirror cannot be reached."""
 _SUPERSEDED_HINT = (
     "mirrors delete superseded packages: refresh the lock (imgkit lock RECIPE), or check the mirror's URL"
 )

@@ -184,7 +184,7 @@ class Http:
 
     def _try(self, request: _Request) -> Download | None:
         """Make one attempt."""
-        with _temporary_beside(request.target) as (sink, temporary):
+        with temporary_beside(request.target) as (sink, temporary):
             download = self._transfer(request, sink)
             sink.flush()
             if download is not None:
@@ -323,7 +323,7 @@ def no_room(error: OSError) -> bool:
 
 
 @contextmanager
-def _temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+def temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A temporary file in the folder of ``target``. What the block leaves of it is removed.
 
     Raises:

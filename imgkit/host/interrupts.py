@@ -14,7 +14,7 @@ The command line is run by :func:`run`, which changes what a signal does as the 
            ├─ the work returned ──────────────────────┐
            ├─ KeyboardInterrupt ─► interrupted() ─────┤ signals are ignored from here on
            ▼                                          ▼
-    clean_up(), the previous handlers are restored, and run() returns the result
+    clean_up(), the previous handlers are restored (but for the first), and run() returns the result
            │
            ▼
     ignore()             the interpreter ends: signals stay ignored
@@ -62,6 +62,16 @@ class _Handler:
         self.pending = True
 
 
+class _Exit:
+    """Ends the process at once."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        os._exit(self._status)
+
+
 _handler = _Handler()
 
 
@@ -69,7 +79,7 @@ def exit_on_signals(status: int) -> None:
     """Let a signal end the process at once with ``status``. Use it while modules are being imported."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda _number, _frame: os._exit(status))
+            signal.signal(number, _Exit(status))
 
 
 def run(work: Callable[[], Result], *, interrupted: Callable[[], Result], clean_up: Callable[[], object]) -> Result:
@@ -120,7 +130,17 @@ def _installed() -> Iterator[None]:
     finally:
         _handler.held = False
         for number, handler in previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.signal(number, _afterwards(handler))
+
+
+def _afterwards(handler: signal._HANDLER) -> signal._HANDLER:
+    """Return what a signal does after the block, from what it did before.
+
+    A process that would have ended at once, because it had not begun to work, has its result by now: it ends with that.
+    """
+    if isinstance(handler, _Exit):
+        return signal.SIG_IGN
+    return handler if handler is not None else signal.SIG_DFL
 
 
 def _release() -> None:

@@ -1,6 +1,6 @@
-"""Progress bars, and a table of the timed steps of a build. All of it goes to standard error.
+"""Progress bars, and the timed steps of a build. All of it goes to standard error.
 
-Bars are shown on a terminal only; the table of steps at the end is always written::
+Bars are shown on a terminal only. A step is in the status line there, and a line of the log elsewhere::
 
     with steps.step("compress"), bar(size, "compress") as progress:
         progress.update(1024)
@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imgkit.host import terminal
+from imgkit.host import statusline, terminal
 
 if TYPE_CHECKING:
     from typing_extensions import Never
@@ -34,7 +34,7 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
         description: a few words in front of the bar.
         unit: "B" for bytes (shown as kB, MB …), or the name of the things that are counted.
     """
-    return tqdm(
+    return _Bar(
         total=total,
         desc=terminal.line(description, 60),
         unit=unit,
@@ -43,6 +43,23 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
         disable=None if log.isEnabledFor(logging.WARNING) else True,
         dynamic_ncols=True,
     )
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that takes the place of the status line."""
+
+    def __init__(self, **options: Any) -> None:
+        statusline.hide()
+        super().__init__(**options)
+        if self.disable:
+            statusline.show()
+
+    def close(self) -> None:
+        """Remove the bar. It may be closed twice."""
+        shown = not self.disable
+        super().close()
+        if shown:
+            statusline.show()
 
 
 @dataclass(frozen=True)
@@ -71,9 +88,10 @@ class Steps:
     def step(self, name: str) -> Iterator[None]:
         """Time the block as the step ``name``. A block that raises is recorded as well, for the table."""
         start = time.monotonic()
-        log.info("%s …", name)
+        log.log(logging.DEBUG if statusline.active() else logging.INFO, "%s …", name)
         try:
-            yield
+            with statusline.doing(name):
+                yield
         finally:
             with self._lock:
                 self.finished.append(Step(name, start - self._origin, time.monotonic() - start))

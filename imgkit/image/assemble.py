@@ -107,11 +107,11 @@ def build(request: BuildRequest) -> BuildResult:
         with steps.step("fetch packages"):
             plan, packages = gathering.packages(request, base, plan, work / "packages")
         with steps.step("prepare the payload"):
-            payload = gathering.payload(request, work / "payload")
+            folders = gathering.payload(request, work / "payload"), gathering.agent_payload(request, work / "agent")
         engine.check()
         with steps.step("compose the root filesystem"):
             epoch = plan.epoch if request.epoch is None else request.epoch
-            composition = _compose(request, base.tree, packages, payload, layout, epoch)
+            composition = _compose(request, base.tree, packages, folders, layout, epoch)
             gathering.judge(request, plan, base, composition.binaries)
         with steps.step("make the boot loader"):
             boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
@@ -169,14 +169,21 @@ def _check_size(plan: Plan, size: int) -> None:
 
 
 def _compose(
-    request: BuildRequest, minirootfs: Tree, packages: PackageSet, payload: Path | None, layout: Layout, epoch: int
+    request: BuildRequest,
+    minirootfs: Tree,
+    packages: PackageSet,
+    folders: tuple[Path | None, Path | None],
+    layout: Layout,
+    epoch: int,
 ) -> Composition:
+    payload, agent = folders
     return compose(
         minirootfs,
         packages,
         request.recipe,
         request.arch,
         payload=payload,
+        agent=agent,
         can_run=request.arch == host_arch(),
         root_uuid=layout.root.fs_uuid,
         epoch=epoch,

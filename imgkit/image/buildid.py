@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -29,6 +29,8 @@ from imgkit.planning.plan import Plan
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs import digest, systemfiles
 from imgkit.rootfs.digest import NodeRecord
+from imgkit.rootfs.install import installed_in
+from imgkit.rootfs.owners import owners_of
 from imgkit.tree import Tree
 
 Facts: TypeAlias = Mapping[str, Any]
@@ -60,8 +62,12 @@ NEVER_DECISIVE: Mapping[str, str] = MappingProxyType(
     {
         "architectures": "only the one that is built counts, and is added under its own name",
         "base": "the plan has the digest of the image, which may lie elsewhere on another computer",
+        "files": "they are in the root filesystem, with owners and modes",
         "mirror": "the plan has the hashes of all files, wherever they come from",
         "outputs": "each output is an image of its own",
+        "overlay": "its files are in the root filesystem, with their modes",
+        "overlays": "their files are in the root filesystem, with their modes",
+        "repositories": "the plan has the hashes of their packages, and the root filesystem has the list of apk",
         "release_key": "it says who vouches for the minirootfs, whose hash is in the plan",
         "version": "the plan has the hash of the minirootfs that it selects",
     }
@@ -77,11 +83,13 @@ class ImageIdentity:
         build_id: equal for equal images.
         facts: what it was computed from, besides the files.
         records: a record for every path of the root filesystem (:func:`imgkit.rootfs.digest.records`).
+        owners: path → name of the package that the file belongs to.
     """
 
     build_id: str
     facts: Facts
     records: Mapping[str, NodeRecord]
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
 def disk_facts(
@@ -181,4 +189,4 @@ def identify(tree: Tree, image: str, arch: str, facts: Facts, *, epoch: int) -> 
     systemfiles.write_release(tree, image=image, arch=arch, build_id=build_id, epoch=epoch)
     for path in ("etc", systemfiles.RELEASE):
         records["/" + path] = digest.record(tree, tree[path])
-    return ImageIdentity(build_id, facts, records)
+    return ImageIdentity(build_id, facts, records, owners_of(installed_in(tree), tree.resolve))

@@ -132,9 +132,10 @@ def _build(
         plan, packages = gathering.packages(root, base, plan, folder / "packages")
     with steps.step(f"{arch}: prepare the payload"):
         payload = gathering.payload(root, folder / "payload")
+        agent = gathering.agent_payload(root, folder / "agent")
     epoch = plan.epoch if request.epoch is None else request.epoch
     with steps.step(f"{arch}: compose the root filesystem"):
-        composition = compose_container(base.tree, packages, recipe, arch, payload=payload, epoch=epoch)
+        composition = compose_container(base.tree, packages, recipe, arch, payload=payload, agent=agent, epoch=epoch)
         gathering.judge(root, plan, base, composition.binaries)
         identity = identify(
             composition.tree, recipe.name, arch, container_facts(recipe, arch, plan, epoch), epoch=epoch

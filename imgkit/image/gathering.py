@@ -3,15 +3,19 @@
 base, plan = gathering.plan(request, spool)
 plan, selection = gathering.packages(request, base, plan, packages_spool)
 payload = gathering.payload(request, folder)
+agent = gathering.agent_payload(request, agent_folder)
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from imgkit.fetch.cache import Cache
+from imgkit.host.room import check_room
 from imgkit.planning.base import Base, fetch_base
 from imgkit.planning.download import fetch_packages, open_planned
 from imgkit.planning.indexes import providers
@@ -22,6 +26,7 @@ from imgkit.recipe import Recipe, Shape
 from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
+from imgkit.rootfs.npm.prepare import Build
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
 from imgkit.rootfs.steps import PackageSet
 
@@ -77,28 +82,47 @@ def plan(request: RootRequest, spool: Path) -> tuple[Base, Plan]:
 
 
 def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
-    """Download and verify the packages. The plan that is returned has their hashes."""
+    """Download and verify the packages. The plan that is returned has their hashes.
+
+    Raises:
+        HostError: there is not enough room for their contents.
+    """
     plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
     if request.locked is not None:
         check_locked(plan, base, request.cache, files)
     chosen = tuple(planned.package for planned in plan.packages)
+    needed = sum(package.installed_size for package in chosen if package.name in files)
+    check_room(spool.parent, needed, "unpacking the packages")
     return plan, PackageSet(chosen, partial(open_planned, files, base, spool), plan.world)
 
 
 def payload(request: RootRequest, folder: Path) -> Path | None:
     """Return the prepared payload; None if the payload of the overlay is used."""
     recipe = request.recipe
-    if recipe.agent_runner is None:
+    return _prepared(request, recipe.agent_runner, recipe.agent_runner_build, folder)
+
+
+def agent_payload(request: RootRequest, folder: Path) -> Path | None:
+    """Return the prepared payload of the recipe's agent; None if it has none."""
+    agent = request.recipe.agent
+    return None if agent is None else _prepared(request, agent.payload, agent.build, folder)
+
+
+def _prepared(request: RootRequest, source: Path | None, build: Build, folder: Path) -> Path | None:
+    recipe, npm = request.recipe, request.cache.folder / "npm"
+    if source is None:
         return None
+    with suppress(OSError):  # its age counts from here (imgkit cache)
+        os.utime(npm)
     return prepare_payload(
-        recipe.agent_runner,
+        source,
         folder,
-        build=recipe.agent_runner_build,
+        build=build,
         architecture=recipe.architecture(request.arch).alpine,
         allow_scripts=recipe.npm_scripts,
         allow_git=recipe.npm_git,
         offline=request.cache.offline,
-        cache=request.cache.folder / "npm",
+        cache=npm,
     )
 
 
@@ -110,5 +134,11 @@ def judge(request: RootRequest, plan: Plan, base: Base, binaries: BinaryFindings
         recipe.payload_binaries,
         recipe.architecture(request.arch).alpine,
         partial(providers, plan, base, request.cache),
-        copied=recipe.agent_runner is not None and recipe.agent_runner_build == "0",
+        copied="0" in _builds(recipe),
     )
+
+
+def _builds(recipe: Recipe) -> set[Build]:
+    """Return how the payloads of a recipe are built."""
+    runner: set[Build] = set() if recipe.agent_runner is None else {recipe.agent_runner_build}
+    return runner if recipe.agent is None or recipe.agent.payload is None else runner | {recipe.agent.build}

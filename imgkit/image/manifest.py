@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from imgkit import __version__
+from imgkit.disk.grub import arguments_in
 from imgkit.disk.layout import Layout
 from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
@@ -129,6 +131,7 @@ def describe(
         },
         "boot": {"kernel": _file(names[0], outputs.kernel), "initramfs": _file(names[1], outputs.initramfs)},
         "kernel": composition.kernel.release,
+        "kernelArguments": arguments_in(composition.tree.text("boot/grub/grub.cfg")),
         "disk": {
             "guid": layout.disk_guid,
             "partitions": [
@@ -150,6 +153,9 @@ def describe_root(
 ) -> dict[str, Any]:
     """Return the part of a manifest that describes a root filesystem, for disks and container images."""
     scripts = composition.scripts
+    paths: defaultdict[str, list[str]] = defaultdict(list)
+    for path, package in identity.owners.items():
+        paths[package].append(path)
     return {
         "manifest": VERSION,
         "imgkit": __version__,
@@ -162,7 +168,10 @@ def describe_root(
         **_base(plan.base, recipe, image),
         "indexes": [_artefact(index) for index in plan.indexes],
         "world": sorted(plan.world),
-        "packages": [_package(planned, is_image=isinstance(plan.base, ImageSource)) for planned in plan.packages],
+        "packages": [
+            {**_package(planned, is_image=isinstance(plan.base, ImageSource)), "paths": paths[planned.package.name]}
+            for planned in plan.packages
+        ],
         "scripts": {
             "computed": [{"script": f"{ran.package}.{ran.kind}", "status": ran.outcome.status} for ran in scripts.ran],
             "inAppliance": [f"{pending.package}.{pending.kind}" for pending in scripts.pending],

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from imgkit.engines.engineerrors import MAKE_ROOM
 from imgkit.errors import HostError
 from imgkit.fetch.http import no_room
 from imgkit.host import scratch
+from imgkit.host.room import MAKE_ROOM, free_bytes, show_room
 
 SCRATCH_PREFIX = ".imgkit-"
 """How the names of scratch folders in the output folder begin."""
@@ -49,6 +49,6 @@ def _disk_faults(folder: Path) -> Iterator[None]:
     except OSError as cause:
         if cause.errno not in _DISK_FAULTS:
             raise
-        reason = "no space left" if no_room(cause) else cause.strerror
+        reason = f"no space left ({show_room(free_bytes(folder))} free)" if no_room(cause) else cause.strerror
         where = cause.filename or folder
         raise HostError(f"{where}: {reason}", hint=MAKE_ROOM) from cause

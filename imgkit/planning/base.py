@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError
@@ -16,9 +15,10 @@ from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.host.jsonfile import read_bytes
 from imgkit.planning.baseimage import PLATFORMS, BaseImage, open_base, usable_tree
 from imgkit.planning.freshness import Freshness, release_of
-from imgkit.planning.furtherkeys import keyrings_of
+from imgkit.planning.furtherrepositories import FurtherRepositories, further_repositories
 from imgkit.planning.imagestore import find_image
 from imgkit.planning.plan import Artefact, ImageSource, Plan
+from imgkit.planning.vouched import Vouched, recall, remember
 from imgkit.recipe import Recipe
 from imgkit.recipe.basereference import BaseReference
 from imgkit.registry.access import RegistryAccess
@@ -43,7 +43,7 @@ class Base:
         tree: its contents.
         keyring: the keys in it, which are trusted to sign indexes and packages.
         image: the image and its layers; None for a minirootfs.
-        further: by the URL of a folder, the keys that are trusted for its files instead of ``keyring``.
+        further: the recipe's repositories besides those of the branch, which have keys of their own.
     """
 
     version: str
@@ -51,11 +51,11 @@ class Base:
     tree: Tree
     keyring: Keyring
     image: BaseImage | None = None
-    further: Mapping[str, Keyring] = field(default_factory=lambda: MappingProxyType({}))
+    further: FurtherRepositories = field(default_factory=FurtherRepositories)
 
     def keyring_of(self, url: str) -> Keyring:
         """Return the keys that are trusted to sign a file: an index, or a package."""
-        return self.further.get(url.rpartition("/")[0], self.keyring)
+        return self.further.keyring_of(url, self.keyring)
 
     @property
     def signer(self) -> str:
@@ -85,7 +85,7 @@ def fetch_base(
         InputError: the mirror does not have the minirootfs, or the registry does not have the image; or it cannot be
             trusted. Or the key of a further repository is not a key.
     """
-    further = keyrings_of(recipe, recipe.architecture(arch).alpine)
+    further = further_repositories(recipe, recipe.architecture(arch).alpine)
     base = _fetch_base(recipe, arch, cache, spool, locked, access=access, allow_stale=allow_stale)
     return replace(base, further=further)
 
@@ -108,9 +108,7 @@ def _fetch_base(
         )
         return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
-    archive, signature = cache.fetch_all(_wanted(release, url), description="minirootfs")
-    _check_sha512(archive, release, url)
-    signer = verify_detached(archive, signature.read_bytes(), certificate_of(recipe), name=release.file)
+    archive, signer = _verified(recipe, release, url, cache, known=locked is not None)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
     tree = unpack(archive, spool)
     base = Base(release.version, artefact, tree, _keys_in(tree, release.file))
@@ -118,6 +116,30 @@ def _fetch_base(
     chosen = locked is not None or recipe.version is not None
     freshness.check_minirootfs(url, release.version, chosen=chosen)
     return base
+
+
+def _verified(recipe: Recipe, release: Release, url: str, cache: Cache, *, known: bool) -> tuple[Path, str]:
+    """Fetch a minirootfs and verify its signature.
+
+    Args:
+        known: whether the hash of the file is that of a lock. Then a signature that was verified before is verified
+            again in place of the mirror's, if the recipe names no other certificate.
+
+    Returns:
+        The file, and the fingerprint of the certificate that signed it.
+    """
+    wanted, beside = _wanted(release, url)
+    before = recall(cache.folder, release.sha256) if known else None
+    if before is not None and (recipe.release_key is None or certificate_of(recipe).data == before.certificate.data):
+        with suppress(InputError):  # then everything is taken from the mirror, or named as missing
+            archive = cache.fetch(wanted, description="minirootfs")
+            return archive, verify_detached(archive, before.signature, before.certificate, name=release.file)
+    archive, signature = cache.fetch_all((wanted, beside), description="minirootfs")
+    _check_sha512(archive, release, url)
+    vouched = Vouched(signature.read_bytes(), certificate_of(recipe))
+    signer = verify_detached(archive, vouched.signature, vouched.certificate, name=release.file)
+    remember(cache.folder, hash_file(archive), vouched)
+    return archive, signer
 
 
 def _locked_image(locked: Plan | None) -> ImageSource | None:

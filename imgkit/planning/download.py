@@ -12,7 +12,7 @@ from imgkit.apk.package import PackageFile, check_package, open_package
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.planning.base import Base
-from imgkit.planning.localfolders import check_local, local_file
+from imgkit.planning.localfolders import check_local
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.rootfs.install import installed_in
 
@@ -38,14 +38,14 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False
         if locked and not planned.sha256:
             message = f"{planned.file_name}: has to be downloaded, and the lock has no SHA-256 of it"
             raise InputError(message, hint="refresh the lock (imgkit lock RECIPE)")
-    files = _fetch(missing, cache)
+    files = _fetch(missing, base, cache)
     packages = tuple(_with_hash(planned, files.get(planned.package.name)) for planned in plan.packages)
     return replace(plan, packages=packages), files
 
 
-def _fetch(missing: Sequence[PlannedPackage], cache: Cache) -> dict[str, Path]:
-    """Return package name → file. Files of repositories on this computer are used where they are."""
-    local = {planned.package.name: local_file(planned.url) for planned in missing}
+def _fetch(missing: Sequence[PlannedPackage], base: Base, cache: Cache) -> dict[str, Path]:
+    """Return package name → file. Files of further repositories on this computer are used where they are."""
+    local = {planned.package.name: base.further.file_at(planned.url) for planned in missing}
     remote = [planned for planned in missing if local[planned.package.name] is None]
     paths = cache.fetch_all([_wanted(planned) for planned in remote], description="packages")
     fetched = dict(zip([planned.package.name for planned in remote], paths, strict=True))

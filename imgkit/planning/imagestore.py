@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.host import wholefile
 from imgkit.host.jsonfile import StrictModel, checked, read_json
+from imgkit.oci.applying import read_image
 from imgkit.oci.choosing import choose_image, layout_entries
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.documents import DescriptorObject
@@ -110,6 +114,7 @@ def _in_registry(
     wanted = name if locked is None else name.with_digest(locked.digest)
     top = _recalled(store, wanted) if cache.offline else _fetched(store, wanted, platform, access)
     manifest = choose_image(store, [top], platform, wanted)
+    _touch(store, [top, manifest, *_parts(store, manifest)])
     by = locked.vouched_by if locked is not None else _BY_DIGEST if name.digest else _BY_TAG
     return FoundImage(store, _without_digest(name), top.digest, manifest, by)
 
@@ -121,6 +126,21 @@ def _store(cache: Cache) -> OciLayout:
     except OSError as cause:
         hint = "set IMGKIT_CACHE to a folder that can be written"
         raise HostError(f"{folder}: {cause.strerror}", hint=hint) from cause
+
+
+def _parts(store: OciLayout, image: Descriptor) -> list[Descriptor]:
+    """Return the configuration and the layers of an image; nothing if it is damaged, which is found later."""
+    with suppress(InputError):
+        manifest, _ = read_image(store, image)
+        return [manifest.config.value, *(layer.value for layer in manifest.layers)]
+    return []
+
+
+def _touch(store: OciLayout, parts: Iterable[Descriptor]) -> None:
+    """Give blobs the time of their use, by which their age is counted."""
+    for part in parts:
+        with suppress(OSError):
+            os.utime(store.path(part.digest))
 
 
 def _without_digest(name: ImageName) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgkit.apk.index import Package, Repository, parse_index
@@ -12,7 +12,7 @@ from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
 from imgkit.fetch.checks import MissingFileError, Version3Error
 from imgkit.planning.base import Base
-from imgkit.planning.localfolders import check_local, folder_of, local_file, packages_in, url_of
+from imgkit.planning.localfolders import check_local, file_of, packages_in, url_of
 from imgkit.planning.plan import Artefact, Plan, latest_build
 from imgkit.recipe import Recipe
 
@@ -31,6 +31,7 @@ class Index:
         artefact: its file; None for a folder of packages without an index.
         description: what the index says about Alpine's sources that it was made from; empty for a further repository.
         date: when it was made, in seconds since 1970; if it does not say, when its youngest package was built.
+        is_dated: whether an older one than one seen before is refused. The owner of a folder may go back.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Index:
     description: str
     date: int
     packages: tuple[Package, ...]
+    is_dated: bool = True
 
 
 def fetch_indexes(recipe: Recipe, alpine: str, base: Base, cache: Cache) -> tuple[Index, ...]:
@@ -101,7 +103,7 @@ def packages_of(index: Artefact, base: Base, cache: Cache) -> tuple[Package, ...
         InputError: the index exists, but no trusted key signed it.
     """
     wanted = Wanted(url=index.url, max_bytes=_MAX_INDEX, sha256=index.sha256)
-    local = local_file(index.url)
+    local = base.further.file_at(index.url)
     try:
         path = cache.fetch(wanted) if local is None else check_local(local, wanted)
     except InputError:
@@ -173,8 +175,8 @@ def _read_folder(place: _Place, base: Base) -> Index:
     """Read the index of a folder on this computer, or its packages if it has none."""
     repository = place.repository
     url = f"{repository.url}/{INDEX}"
-    path = folder_of(repository.url) / INDEX
+    path = file_of(repository.url) / INDEX
     if path.is_file():
-        return _read(place, path, base)
+        return replace(_read(place, path, base), is_dated=False)
     packages = packages_in(path.parent, base.keyring_of(url), repository)
-    return Index(place.name, repository, None, "", latest_build(packages), packages)
+    return Index(place.name, repository, None, "", latest_build(packages), packages, is_dated=False)

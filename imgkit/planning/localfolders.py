@@ -17,28 +17,14 @@ from imgkit.fetch.cache import Wanted, hash_file
 _SCHEME = "file"
 
 
-def local_file(url: str) -> Path | None:
-    """Return the file or folder that a ``file:`` URL names; None for other URLs."""
-    parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == _SCHEME else None
-
-
-def folder_of(url: str) -> Path:
-    """Return the folder that the ``file:`` URL of a repository names.
-
-    Raises:
-        ValueError: it is another kind of URL.
-    """
-    folder = local_file(url)
-    if folder is None:
-        raise ValueError(f"{url}: not a file: URL")
-    return folder
+def file_of(url: str) -> Path:
+    """Return the file or folder that a ``file:`` URL names."""
+    return Path(unquote(urlsplit(url).path))
 
 
 def published_url(url: str) -> str:
     """Return the URL as manifests have it, without the folders of this computer: ``file:hello-1.0-r0.apk``."""
-    path = local_file(url)
-    return url if path is None else f"{_SCHEME}:{path.name}"
+    return f"{_SCHEME}:{file_of(url).name}" if urlsplit(url).scheme == _SCHEME else url
 
 
 def folder_urls(folder: Path, alpine: str) -> tuple[str, str]:

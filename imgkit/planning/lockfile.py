@@ -70,7 +70,7 @@ def read(path: Path, recipe: Recipe, arch: str, shape: Shape = "disk") -> Plan:
     """
     hint = _lock_command(path)
     name = entry_name(arch, shape)
-    entry = _entries(path).get(name)
+    entry = entries(path).get(name)
     if entry is None:
         raise RecipeError(f"{path}: has nothing for {name}", hint=hint)
     changed = [field for field, value in _wants(recipe, arch, shape, path).items() if entry.get(field, value) != value]
@@ -94,7 +94,7 @@ def others(path: Path, recipe: Recipe, names: Collection[str]) -> dict[str, Any]
     rest = {entry_name(arch, shape) for arch in recipe.architectures for shape in shapes} - set(names)
     if not rest or not path.exists():
         return {}
-    return {name: entry for name, entry in _entries(path).items() if name in rest}
+    return {name: entry for name, entry in entries(path).items() if name in rest}
 
 
 def entry_name(arch: str, shape: Shape) -> str:
@@ -102,8 +102,8 @@ def entry_name(arch: str, shape: Shape) -> str:
     return arch if shape == "disk" else f"{arch}/{shape}"
 
 
-def _entries(path: Path) -> dict[str, Any]:
-    """Return the entries by name, unchecked.
+def entries(path: Path) -> dict[str, Any]:
+    """Return the entries of a lock file by name (:func:`entry_name`), unchecked.
 
     Raises:
         InputError: the lock file is missing or not valid.

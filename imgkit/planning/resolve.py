@@ -15,7 +15,6 @@ from imgkit.planning.base import Base, freshness_of
 from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.freshness import Freshness
 from imgkit.planning.indexes import INDEX, fetch_indexes
-from imgkit.planning.localfolders import local_file
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs.install import installed_in, world_in
@@ -44,7 +43,7 @@ def make_plan(
         _check_image(base, base.image, recipe.wanted(arch, shape), freshness)
     branch = freshness.branch if base.image is not None else recipe.branch  # latest-stable moves on, an image does not
     indexes = fetch_indexes(recipe.model_copy(update={"branch": branch}), facts.alpine, base, cache)
-    dated = [index for index in indexes if local_file(index.repository.url) is None]  # a folder may go back
+    dated = [index for index in indexes if index.is_dated]
     for index in dated:
         freshness.check_index(f"{index.repository.url}/{INDEX}", index.name, index.description, index.date)
     standing, added = world_in(base.tree), recipe.wanted(arch, shape)
@@ -52,9 +51,9 @@ def make_plan(
     installed = {record.package.name: record.package for record in installed_in(base.tree)}
     with _repositories_named(recipe, branch):
         solution = solve(added, candidates, arch=facts.alpine, installed=installed, standing=standing)
-    used = {package.repository for package in solution}
+    used = {package.repository.url for package in solution}
     for index in dated:
-        if index.repository in used:
+        if index.repository.url in used:
             freshness.remember_index(index.name, index.date)
     return Plan(
         arch=arch,
@@ -77,7 +76,10 @@ def _repositories_named(recipe: Recipe, branch: str) -> Iterator[None]:
         named = [entry for entry in recipe.repositories if isinstance(entry, str)]
         searched = [f"{', '.join(named)} of {branch} at {shown(recipe.mirror)}"] if named else []
         searched += [entry.url for entry in recipe.further_repositories]
-        message = f"{unknown.message} (the repositories are {'; '.join(searched)})"
+        where = f"(the repositories are {'; '.join(searched)})"
+        message = f"{unknown.message} {where}"
+        if len(unknown.problems) > 1:  # the command line lists them below the first part
+            message = f"{len(unknown.problems)} packages are in no repository {where}: {unknown.message}"
         raise UnknownPackageError(message, hint=unknown.hint, problems=unknown.problems) from unknown
 
 

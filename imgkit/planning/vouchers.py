@@ -16,7 +16,6 @@ from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache
 from imgkit.planning.base import Base
 from imgkit.planning.indexes import packages_of
-from imgkit.planning.localfolders import local_file
 from imgkit.planning.plan import Plan, PlannedPackage
 
 _RESTORE_HINT = "the lock file is not what imgkit lock wrote: restore it, or write it anew"
@@ -44,7 +43,8 @@ def check_locked(plan: Plan, base: Base, cache: Cache, files: Mapping[str, Path]
     if unnamed:
         raise InputError(f"{_names(unnamed)}: is in none of the indexes that the lock names", hint=_RESTORE_HINT)
     if unsigned:
-        gone = ", and the index that the lock names is gone" if all(_is_remote(one) for one in unsigned) else ""
+        is_gone = all(base.further.file_at(planned.url) is None for planned in unsigned)
+        gone = ", and the index that the lock names is gone" if is_gone else ""
         raise InputError(f"{_names(unsigned)}: no trusted key signed it{gone}", hint=_GONE_HINT)
 
 
@@ -61,7 +61,8 @@ def _unvouched(
     """
     unnamed, unsigned = [], []
     for planned in packages:
-        named = identities.get(_folder(planned.url), frozenset() if _is_remote(planned) else None)
+        without_index = frozenset[str]() if base.further.file_at(planned.url) is None else None
+        named = identities.get(_folder(planned.url), without_index)
         if named is not None:
             unnamed += [planned] if planned.package.identity not in named else []
         elif signer_of(files[planned.package.name], base.keyring_of(planned.url), planned.file_name) is None:
@@ -80,10 +81,6 @@ def _identities(plan: Plan, base: Base, cache: Cache) -> dict[str, frozenset[str
         folder: None if packages is None else frozenset(package.identity for package in packages)
         for folder, packages in indexes
     }
-
-
-def _is_remote(planned: PlannedPackage) -> bool:
-    return local_file(planned.url) is None
 
 
 def _folder(url: str) -> str:

@@ -3,11 +3,12 @@
     recipe = load(Path("recipes/alpine.py"), {"size": "8G"})
     recipe.architecture("amd64").packages
 
-``spec`` has the fields, ``containerspec`` those of the container image, ``filespecs`` and ``repositoryspec`` those of
-files and repositories; ``loading`` turns a file into a :class:`Recipe`, ``locations`` makes its paths absolute,
-``faults`` and ``sourcefaults`` find and describe its faults.
+``spec`` has the fields, ``containerspec`` those of the container image, ``agentspec`` those of the agent,
+``filespecs`` and ``repositoryspec`` those of files and repositories; ``loading`` turns a file into a :class:`Recipe`,
+``locations`` makes its paths absolute, ``faults`` and ``sourcefaults`` find and describe its faults.
 """
 
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec
 from imgkit.recipe.loading import load, parse_setting
@@ -29,6 +30,7 @@ from imgkit.recipe.spec import (
 __all__ = [
     "OFFICIAL_MIRROR",
     "SHAPES",
+    "AgentSpec",
     "Architecture",
     "ContainerSpec",
     "FileSpec",

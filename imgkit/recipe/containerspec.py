@@ -47,25 +47,29 @@ ContainerFolder = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]*
 class ContainerSpec(RecipeRecord):
     """What a recipe's container image has, and how a container is started."""
 
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = Field(default=(), examples=[["tini"]])
     """Packages of the container image alone."""
-    entrypoint: tuple[Word, ...] | None = None
+    entrypoint: tuple[Word, ...] | None = Field(default=None, examples=[["/usr/local/bin/entrypoint"]])
     """The program and its first arguments."""
-    command: tuple[Word, ...] | None = None
+    command: tuple[Word, ...] | None = Field(default=None, examples=[["/bin/bash"]])
     """Further arguments, or the whole command if there is no entrypoint. Whoever starts a container may replace it."""
-    env: Annotated[Mapping[str, Word], AfterValidator(_environment)] = Field(default_factory=dict)
+    env: Annotated[Mapping[str, Word], AfterValidator(_environment)] = Field(
+        default_factory=dict, examples=[{"LANG": "C.UTF-8"}]
+    )
     """Variables of the environment, besides those of the base."""
-    user: str | None = None
+    user: str | None = Field(default=None, examples=["agent", "1000:1000"])
     """Who the program starts as: ``agent``, ``1000`` or ``1000:1000``; without it, root."""
-    workdir: ContainerFolder | None = None
+    workdir: ContainerFolder | None = Field(default=None, examples=["/workspace"])
     """Where the program starts."""
-    labels: Annotated[Mapping[str, Word], AfterValidator(frozen)] = Field(default_factory=dict)
+    labels: Annotated[Mapping[str, Word], AfterValidator(frozen)] = Field(
+        default_factory=dict, examples=[{"org.opencontainers.image.title": "sandbox"}]
+    )
     """Facts about the image. Those of ``org.opencontainers.image`` that are not given are filled in."""
-    ports: tuple[Port, ...] = ()
+    ports: tuple[Port, ...] = Field(default=(), examples=[[8080, "53/udp"]])
     """Ports on which the program listens: 8080, or "53/udp"."""
-    volumes: tuple[ContainerFolder, ...] = ()
+    volumes: tuple[ContainerFolder, ...] = Field(default=(), examples=[["/workspace"]])
     """Folders whose contents are kept apart from the container."""
-    stop_signal: Annotated[str, AfterValidator(_signal)] | None = None
+    stop_signal: Annotated[str, AfterValidator(_signal)] | None = Field(default=None, examples=["SIGTERM"])
     """What asks the program to end."""
-    compression: Literal["gzip", "zstd"] = "gzip"
+    compression: Literal["gzip", "zstd"] = Field(default="gzip", examples=["zstd"])
     """Compression of the layers. Docker before version 23 cannot read zstd."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
 from imgkit.recipe import sourcefaults
+from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.basereference import PREFIX, BaseReference
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec
+from imgkit.recipe.mirroraddress import mirror_fault
 from imgkit.recipe.record import RecipeRecord
 from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM, RepositorySpec
 from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, parse_size
@@ -18,6 +20,8 @@ from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, pa
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+EXTENDS = "extends"
+"""The field that names the recipe to build on (:mod:`imgkit.recipe.extending`); it is gone once a recipe is loaded."""
 REFERENCE = "docs/reference/recipe.md"
 """The page that has all fields."""
 _RECORDS: Mapping[str, type[RecipeRecord]] = {
@@ -27,6 +31,7 @@ _RECORDS: Mapping[str, type[RecipeRecord]] = {
     "files": FileSpec,
     "repositories": RepositorySpec,
     "container": ContainerSpec,
+    "agent": AgentSpec,
 }
 _MOST_LISTED = 15  # fields of a record that a message lists; there are more in a recipe
 _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB
@@ -48,7 +53,7 @@ def sentence(error: ErrorDetails) -> str:
 
 def _known(location: tuple[int | str, ...]) -> str:
     """Return the hint for a field that does not exist: the most similar one, or where all of them are."""
-    known = _model(location).model_fields
+    known = [*_model(location).model_fields, *([EXTENDS] if len(location) == 1 else [])]
     hint = did_you_mean(str(location[-1]), known)
     if hint is None:
         hint = f"there are {', '.join(known)}" if len(known) <= _MOST_LISTED else f"{REFERENCE} has all fields"
@@ -73,8 +78,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     uids = [user.uid for user in recipe.users]
     if len(set(uids)) < len(uids):
         yield "users: two users have the same uid"
-    if not recipe.mirror.startswith(("http://", "https://")):
-        yield f"mirror: {recipe.mirror!r} is not an http(s) URL"
+    if fault := mirror_fault(recipe.mirror):
+        yield f"mirror: {fault}"
     if not recipe.architectures:
         yield "architectures: at least one is needed"
     for name, architecture in recipe.architectures.items():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import yaml
 from pydantic import ValidationError
@@ -13,10 +14,10 @@ from pydantic import ValidationError
 from imgkit.errors import RecipeError, UsageError
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import faults, locations
-from imgkit.recipe.module import execute, public_values
+from imgkit.recipe.extending import all_fields
+from imgkit.recipe.merging import OVERLAYS, Stated
 from imgkit.recipe.spec import Recipe
 
-_OVERLAYS = frozenset({"overlay", "overlays"})  # two forms of one fact: an override of either replaces both
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -35,18 +36,35 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     """
     if not path.is_file():
         raise _missing(path)
-    stated = public_values(execute(path))
-    if overrides.keys() & _OVERLAYS:
-        stated = {name: value for name, value in stated.items() if name not in _OVERLAYS}
-    fields = locations.absolute({**stated, **overrides}, path.parent)
+    stated, problems = all_fields(path)
+    values = cast("Mapping[str, object]", stated.plain())
+    if overrides.keys() & OVERLAYS:
+        values = {name: value for name, value in values.items() if name not in OVERLAYS}
+    fields = locations.absolute({**values, **overrides}, path.parent)
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as invalid:
-        raise _error(path, [faults.sentence(error) for error in invalid.errors()], origins) from invalid
-    problems = list(faults.contradictions(recipe))
+        problems += [faults.sentence(error) for error in invalid.errors()]
+        raise _error(path, _with_modules(problems, stated, overrides), origins) from invalid
+    problems += faults.contradictions(recipe)
     if problems:
-        raise _error(path, problems, origins)
+        raise _error(path, _with_modules(problems, stated, overrides), origins)
     return recipe
+
+
+def _with_modules(problems: Sequence[str], stated: Stated, overrides: Mapping[str, object]) -> list[str]:
+    """Return problems that name the module that a value comes from, if it is not the recipe itself.
+
+    Args:
+        problems: each begins with its field.
+        overrides: fields that do not come from any module.
+    """
+
+    def where(place: str) -> str:
+        origin = stated.origin if place.partition(".")[0] in overrides else stated.origin_of(place)
+        return "" if origin == stated.origin else f" (in {origin})"
+
+    return [problem + where(problem.partition(":")[0]) for problem in problems]
 
 
 def _missing(path: Path) -> RecipeError:

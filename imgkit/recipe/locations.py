@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imgkit.recipe import basereference
+from imgkit.recipe.mirroraddress import absolute_mirror
 from imgkit.recipe.record import RecipeRecord
 
 PATHS = ("release_key", "overlay", "agent_runner")
@@ -33,9 +34,12 @@ def absolute(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
     changes: dict[str, Callable[[object], object]] = dict.fromkeys(PATHS, place)
     changes["overlay"] = lambda value: _in_record(value, {"path": place}) if _is_record(value) else place(value)
     changes["overlays"] = lambda value: _each(value, changes["overlay"])
+    changes["agent"] = lambda value: _in_record(value, {"payload": place})
     changes["files"] = lambda value: _each(value, lambda file: _in_record(file, {"source": place}))
     changes["repositories"] = lambda value: _each(value, lambda one: _in_record(one, {"url": location, "key": place}))
+    changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     changes["base"] = lambda value: basereference.absolute(value, folder) if isinstance(value, str) else value
+    changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     return {name: changes[name](value) if name in changes else value for name, value in fields.items()}
 
 

@@ -18,6 +18,8 @@ def missing(recipe: Recipe) -> Iterator[str]:
     folders = [(name, overlay.path) for name, overlay in overlays]
     if recipe.agent_runner is not None:
         folders.append(("agent_runner", recipe.agent_runner))
+    if recipe.agent is not None and recipe.agent.payload is not None:
+        folders.append(("agent.payload", recipe.agent.payload))
     files = [("release_key", recipe.release_key)] if recipe.release_key else []
     files += [(f"files.{number}.source", file.source) for number, file in enumerate(recipe.files) if file.source]
     for number, repository in enumerate(recipe.repositories):

@@ -10,6 +10,7 @@ from imgkit.disk.grub import grub_cfg, kernel_arguments
 from imgkit.errors import RecipeError
 from imgkit.recipe import Architecture, Recipe
 from imgkit.rootfs import agentsettings, steps, systemfiles
+from imgkit.rootfs.agent import add_agent
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import ScriptReport
@@ -45,6 +46,7 @@ def compose(
     arch: str,
     *,
     payload: Path | None,
+    agent: Path | None = None,
     can_run: bool,
     root_uuid: str,
     epoch: int,
@@ -55,6 +57,7 @@ def compose(
         tree: the Tree of the minirootfs; it is changed.
         arch: imgkit's name of the architecture, such as ``amd64``.
         payload: the prepared folder that replaces /opt/agent-runner; None keeps the one of the overlay.
+        agent: the prepared folder of the recipe's agent, if that has a payload.
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
         root_uuid: UUID of the filesystem that the Tree will be written to.
         epoch: seconds since 1970 for the times of all generated files.
@@ -72,6 +75,7 @@ def compose(
         systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
     written = [*steps.add_host_files(tree, recipe, epoch=epoch), *steps.add_payload(tree, payload, epoch=epoch)]
+    written += add_agent(tree, recipe.agent, agent, epoch=epoch)
     agentsettings.refuse_root(tree)
     payload_paths = steps.payload_paths(tree, written)
     systemfiles.enable_services(tree, recipe)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imgkit.recipe import Recipe
 from imgkit.rootfs import steps, systemfiles
+from imgkit.rootfs.agent import add_agent
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.install import ScriptReport
 from imgkit.rootfs.steps import PackageSet
@@ -50,7 +51,14 @@ class ContainerComposition:
 
 
 def compose_container(
-    tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, payload: Path | None, epoch: int
+    tree: Tree,
+    selection: PackageSet,
+    recipe: Recipe,
+    arch: str,
+    *,
+    payload: Path | None,
+    agent: Path | None = None,
+    epoch: int,
 ) -> ContainerComposition:
     """Turn the Tree of a base into the root filesystem of a container image. There are no services and no kernel.
 
@@ -58,6 +66,7 @@ def compose_container(
         tree: the Tree of the minirootfs or of the base image; it is changed.
         arch: imgkit's name of the architecture, such as ``amd64``.
         payload: the prepared folder that replaces /opt/agent-runner; None keeps the one of the overlay.
+        agent: the prepared folder of the recipe's agent, if that has a payload.
         epoch: seconds since 1970 for the times of all generated files.
 
     Raises:
@@ -73,13 +82,15 @@ def compose_container(
             systemfiles.lock_root(tree, epoch=epoch)
         systemfiles.configure(tree, recipe, epoch=epoch)
     written = steps.add_host_files(tree, recipe, epoch=epoch)
-    if payload is not None:
+    has_payload = payload is not None or recipe.agent is not None
+    if has_payload:
         stages.append(LayerStage(SETUP, tree.copy()))
         written += steps.add_payload(tree, payload, epoch=epoch)
+        written += add_agent(tree, recipe.agent, agent, epoch=epoch)
     payload_paths = steps.payload_paths(tree, written)
     steps.refuse_foreign(tree, alpine, payload_paths)
     binaries = examine(tree, alpine, payload_paths)
     if recipe.payload_binaries == "prune":
         prune(tree, binaries.foreign, payload_paths)
-    stages.append(LayerStage(SETUP if payload is None else PAYLOAD, tree))
+    stages.append(LayerStage(PAYLOAD if has_payload else SETUP, tree))
     return ContainerComposition(tuple(stages), scripts, binaries)

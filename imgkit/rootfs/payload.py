@@ -198,8 +198,20 @@ def replace_payload(tree: Tree, folder: Path, *, epoch: int) -> list[str]:
     Raises:
         InputError: see :func:`add_directory`.
     """
-    top = tree.resolve(PAYLOAD)
+    return replace_folder(tree, folder, PAYLOAD, epoch=epoch)
+
+
+def replace_folder(tree: Tree, folder: Path, destination: str, *, epoch: int) -> list[str]:
+    """Put ``folder`` in place of the directory ``destination``, if the Tree has that.
+
+    Returns:
+        The paths in the Tree that were written.
+
+    Raises:
+        InputError: see :func:`add_directory`.
+    """
+    top = tree.resolve(destination)
     if top in tree:
         for path in reversed([path for path, _ in tree.walk(top)]):
             tree.remove(path)
-    return add_directory(tree, folder, PAYLOAD, epoch=epoch)
+    return add_directory(tree, folder, destination, epoch=epoch)

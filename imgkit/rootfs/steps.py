@@ -12,6 +12,7 @@ from imgkit.apk.package import PackageFile
 from imgkit.errors import InputError, RecipeError
 from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError
+from imgkit.rootfs.agent import FOLDER as AGENT_FOLDER
 from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
 from imgkit.rootfs.overlays import add_overlay_folder
@@ -116,9 +117,9 @@ def add_payload(tree: Tree, payload: Path | None, *, epoch: int) -> list[str]:
 
 
 def payload_paths(tree: Tree, written: Sequence[str]) -> frozenset[str]:
-    """Return those of the paths ``written`` that are in the payload's folder and still exist."""
-    top = tree.resolve(PAYLOAD) + "/"
-    return frozenset(path for path in written if path.startswith(top) and path in tree)
+    """Return those of the paths ``written`` that are in a payload's folder and still exist."""
+    tops = tuple(tree.resolve(folder) + "/" for folder in (PAYLOAD, AGENT_FOLDER))
+    return frozenset(path for path in written if path.startswith(tops) and path in tree)
 
 
 def refuse_foreign(tree: Tree, alpine: str, payload: Collection[str]) -> None:

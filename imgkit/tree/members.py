@@ -12,7 +12,7 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from types import TracebackType
 
-from imgkit.errors import HostError
+from imgkit.host.room import no_room_for
 from imgkit.tree import tarstream
 from imgkit.tree.nodes import Content, Device, Directory, File, Inline, Node, Slice, Symlink
 from imgkit.tree.tar import xattrs_of
@@ -62,7 +62,7 @@ class Spool:
                 data = data[self._sink.write(data) :]
         except OSError as cause:
             if cause.errno in (ENOSPC, EDQUOT):
-                raise HostError(f"{self._path.parent}: no space left for the contents of files") from cause
+                raise no_room_for(self._path.parent, "the contents of files") from cause
             raise
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imgkit.engines.engineerrors import LimitError
+from imgkit.disk.size import show_size
+from imgkit.engines.engineerrors import MAYBE_DAMAGED, LimitError, UnreadableImageError
 from imgkit.engines.limits import MORE_TIME
 from imgkit.rootfs.digest import NodeRecord, differences
 from imgkit.tree import tarstream, xattrs_of
@@ -27,6 +28,8 @@ _KINDS = {
     tarstream.FIFO: "device",
 }
 _DEVICES = {tarstream.CHARACTER: "c", tarstream.BLOCK_DEVICE: "b", tarstream.FIFO: "p"}
+_MOST_PATHS = 500_000  # of an archive whose records are kept; they take half a gigabyte of memory
+_MOST_KEPT = 64 << 20  # bytes of a file whose content is kept
 _MOST_UNEXPECTED = 10_000  # paths that are not in the manifest and are listed
 LOST_AND_FOUND: Mapping[str, NodeRecord] = {"/lost+found": {"type": "directory", "mode": "0700", "uid": 0, "gid": 0}}
 """The folder that mke2fs makes, which is not in the manifest."""
@@ -79,14 +82,62 @@ def compare_archive(pieces: Iterable[bytes], expected: Mapping[str, NodeRecord],
     return Contents(tuple(lines), paths, max(0, unexpected - _MOST_UNEXPECTED), fault)
 
 
+@dataclass(frozen=True)
+class ArchivedFiles:
+    """The files of an archive: path → record, and the contents of the files that were asked for."""
+
+    records: Mapping[str, NodeRecord]
+    kept: Mapping[str, bytes]
+
+
+def read_archive(pieces: Iterable[bytes], deadline: float, keep: Collection[str] = ()) -> ArchivedFiles:
+    """Read a tar archive: a record for each of its paths, with hard links in one form (:func:`with_one_leader`).
+
+    Args:
+        pieces: the bytes of the archive.
+        deadline: in the time of :func:`time.monotonic`.
+        keep: paths of regular files whose contents are returned.
+
+    Raises:
+        LimitError: there are more than 500,000 paths, a file that is kept has more than 64 MiB, or it took too long.
+        UnreadableImageError: the archive is damaged.
+    """
+    records: dict[str, NodeRecord] = {}
+    kept: dict[str, bytes] = {}
+    stream = TarStream(iter(pieces))
+    try:
+        for header in stream:
+            if time.monotonic() > deadline:
+                raise LimitError("the files of the image could not be compared in time", hint=MORE_TIME)
+            if len(records) >= _MOST_PATHS:
+                raise LimitError(f"the image has more than {_MOST_PATHS} files")
+            path = _path(header.name)
+            copy = bytearray() if path in keep else None
+            if copy is not None and header.size > _MOST_KEPT:
+                raise LimitError(f"{path}: has {show_size(header.size)}, more than {show_size(_MOST_KEPT)}")
+            records[path] = _record(header, stream, records, copy)
+            if copy is not None:
+                kept[path] = bytes(copy)
+    except TarError as cause:
+        raise UnreadableImageError(f"the archive of its files {cause}", hint=MAYBE_DAMAGED) from cause
+    return ArchivedFiles(with_one_leader(records), kept)
+
+
 def _path(name: str) -> str:
     """Return the path of a member in the filesystem, as the manifest has it."""
     inside = name.removeprefix("./").strip("/")
     return "/" if inside == "." else "/" + inside
 
 
-def _record(header: Header, stream: TarStream, records: Mapping[str, NodeRecord]) -> NodeRecord:
-    """Return the record of a member. ``records`` has those of the members before it, which a hard link refers to."""
+def _record(
+    header: Header, stream: TarStream, records: Mapping[str, NodeRecord], copy: bytearray | None = None
+) -> NodeRecord:
+    """Return the record of a member.
+
+    Args:
+        records: those of the members before it, which a hard link refers to.
+        copy: takes the content of a regular file.
+    """
     if header.kind == tarstream.HARD_LINK:
         target = _path(header.link)
         first = records.get(target, {"type": "file"})
@@ -94,7 +145,7 @@ def _record(header: Header, stream: TarStream, records: Mapping[str, NodeRecord]
     owner = {"mode": f"{header.mode:04o}", "uid": header.uid, "gid": header.gid}
     record: dict[str, Any] = {"type": _KINDS[header.kind], **owner}
     if header.kind == tarstream.REGULAR:
-        record |= {"size": header.size, "sha256": _sha256(stream.content())}
+        record |= {"size": header.size, "sha256": _sha256(stream.content(), copy)}
     elif header.kind == tarstream.SYMLINK:
         record["target"] = header.link
     elif header.kind in _DEVICES:
@@ -109,10 +160,12 @@ def _device(header: Header) -> str:
     return f"{_DEVICES[header.kind]} {header.major}:{header.minor}"
 
 
-def _sha256(pieces: Iterator[memoryview]) -> str:
+def _sha256(pieces: Iterator[memoryview], copy: bytearray | None) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
+        if copy is not None:
+            copy += piece
     return digest.hexdigest()
 
 

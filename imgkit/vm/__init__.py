@@ -1,4 +1,4 @@
-"""Boot an image, run commands in it, and talk to its agent.
+"""Boot an image, run commands in it, and talk to its agentd.
 
     from imgkit.vm import VM, BootError, BootSpec, FolderQuota, Quotas
 

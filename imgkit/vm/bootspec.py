@@ -107,7 +107,7 @@ class BootSpec:
         portforward.check(self.publish, self.network)
         if self.ipc not in get_args(Ipc):
             known = ", ".join(get_args(Ipc))
-            raise UsageError(f"{self.ipc}: unknown way to talk to the agent", hint=f"known are {known}")
+            raise UsageError(f"{self.ipc}: unknown way to talk to agentd", hint=f"known are {known}")
 
     @property
     def architecture(self) -> str:
@@ -190,7 +190,7 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
         shares = {"ipc": folder / "ipc", **shares}
         shares["ipc"].mkdir()
     if spec.ipc != "file" and "ipc" in shares:
-        mode = "in serial mode" if spec.ipc == "serial" else "without an agent"
+        mode = "in serial mode" if spec.ipc == "serial" else "without agentd"
         raise UsageError(f"a machine {mode} has no ipc share")
     for tag, path in shares.items():
         argv.check_tag(tag)

@@ -41,6 +41,11 @@ class Stage(enum.IntEnum):
         """The stage as a phrase for messages."""
         return _STAGE_WORDS[self]
 
+    @property
+    def doing(self) -> str:
+        """What the guest is doing at this stage, as a phrase for the status line."""
+        return _STAGE_DOING[self]
+
 
 _STAGE_WORDS = {
     Stage.NOTHING: "nothing was written to the console",
@@ -50,7 +55,18 @@ _STAGE_WORDS = {
     Stage.INITRAMFS: "the initramfs had started",
     Stage.INIT: "OpenRC had started",
     Stage.LOGIN: "the system was up",
-    Stage.AGENT: "the agent had started",
+    Stage.AGENT: "agentd had started",
+}
+
+_STAGE_DOING = {
+    Stage.NOTHING: "the machine starts",
+    Stage.FIRMWARE: "the firmware runs",
+    Stage.BOOT_LOADER: "the boot loader runs",
+    Stage.KERNEL: "the kernel starts",
+    Stage.INITRAMFS: "the initramfs mounts the disk",
+    Stage.INIT: "services start",
+    Stage.LOGIN: "the system is up, and agentd not ready yet",
+    Stage.AGENT: "agentd starts",
 }
 
 _STAGES: tuple[tuple[Stage, re.Pattern[str]], ...] = (
@@ -211,7 +227,7 @@ _SIGNS: tuple[_Sign, ...] = (
         failures.AgentError,
         r"(?P<what>ERROR: agentd failed to start[^\n]{0,200}|agentd: fatal[^\n]{0,200}"
         r"|supervise-daemon[^\n]{0,200}agentd[^\n]{0,200}(?:too many times|giving up)[^\n]{0,200})",
-        "the agent crashed: {what}",
+        "agentd crashed: {what}",
         silence=2.0,
     ),
 )
@@ -275,11 +291,11 @@ def late(seconds: float, quiet: float, text: str, heartbeat: str) -> BootError:
     if shown is not None:
         return failure(shown, text)
     if heartbeat:
-        return failures.AgentError(f"the agent is not ready after {seconds:.0f} s: {heartbeat}", console=tail(text))
+        return failures.AgentError(f"agentd is not ready after {seconds:.0f} s: {heartbeat}", console=tail(text))
     reached = stage(text)
     if reached >= Stage.LOGIN or (reached == Stage.INIT and quiet > _STUCK):
         return failures.AgentError(
-            f"no heartbeat of the agent within {seconds:.0f} s, though {reached.words}",
+            f"no heartbeat of agentd within {seconds:.0f} s, though {reached.words}",
             console=tail(text),
             hint="is agentd in the default runlevel, and was the ipc share given?",
         )

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeAlias
 
+from imgkit.host import statusline
 from imgkit.vm import console
 from imgkit.vm.agent.inputs import InputSource
 from imgkit.vm.bootspec import BootSpec
@@ -96,6 +97,7 @@ class EntryMachine:
         self._status: int | None = None
         self._started = False
         self._asked: float | None = None
+        self._late = False  # it was asked to end because its time was over
         self._feeder = _Feeder(machine.running.ports.get(INPUT))
 
     @classmethod
@@ -123,7 +125,8 @@ class EntryMachine:
             with started(spec, accelerator) as running:
                 machine = cls(running, stop_signal)
                 try:
-                    machine._wait_started(deadline, timeout)
+                    with statusline.doing(console.Stage.NOTHING.doing) as say:
+                        machine._wait_started(deadline, timeout, say)
                 except KernelPanicError as panic:
                     if not panic.emulation or attempt == _EMULATION_TRIES:
                         raise
@@ -162,9 +165,7 @@ class EntryMachine:
             QuotaError: the machine was ended because it exceeded its quotas.
         """
         begun = time.monotonic()
-        end = None if seconds is None else begun + seconds
         self._feeder.source = stdin
-        late = False
         with selectors.DefaultSelector() as selector:
             for port, stream in STREAMS.items():
                 selector.register(self._machine.running.ports[port], selectors.EVENT_READ, stream)
@@ -174,17 +175,21 @@ class EntryMachine:
                     self._turn(selector, write)
                 except KeyboardInterrupt:
                     self._ask_to_stop()
-                if limit is not None and time.monotonic() >= begun + limit and self._asked is None:
-                    late = True
-                    self._ask_to_stop()
-                if end is not None and time.monotonic() >= end and self._status is None:
-                    hint = "--quota time=… allows more, --quota time=none all"
-                    raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
+                self._watch_time(time.monotonic() - begun, seconds, limit)
             if self._status is not None:
                 self._drain(write)
-        if late:
+        if self._late:
             raise CommandTimeoutError(f"the image's program was ended after {limit:g} s")
         return KILLED if self._status is None else self._status
+
+    def _watch_time(self, running: float, seconds: float | None, limit: float | None) -> None:
+        """Act on the limits of :meth:`follow` after the process has run for ``running`` seconds."""
+        if limit is not None and running >= limit and self._asked is None:
+            self._late = True
+            self._ask_to_stop()
+        if seconds is not None and running >= seconds and self._status is None:
+            hint = "--quota time=… allows more, --quota time=none all"
+            raise RequestError(f"the image's program still runs after {seconds:g} s", hint=hint)
 
     def _turn(self, selector: selectors.BaseSelector, write: Write) -> None:
         """Wait for something to read, for a moment, and pass it on."""
@@ -210,8 +215,9 @@ class EntryMachine:
                 while data := source.recv(_CHUNK):
                     write(stream, data)
 
-    def _wait_started(self, deadline: float, timeout: float) -> None:
+    def _wait_started(self, deadline: float, timeout: float, say: Callable[[str], None]) -> None:
         while not self._started:
+            say(self._machine.console.stage.doing)
             self._control.settimeout(_POLL)
             with suppress(TimeoutError):
                 self._take_lines(self._control.recv(_CHUNK))

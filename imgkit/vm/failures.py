@@ -65,7 +65,7 @@ class InitError(BootError):
 
 
 class AgentError(BootError):
-    """The system came up, but the agent is missing or has crashed, or its heartbeat shows that it is not ready."""
+    """The system came up, but agentd is missing or has crashed, or its heartbeat shows that it is not ready."""
 
 
 class BootTimeoutError(BootError):
@@ -79,7 +79,7 @@ class BootTimeoutError(BootError):
 
 
 class RequestError(GuestError):
-    """A request to the agent ended without a result: it took too long, the guest is gone, or a limit was exceeded."""
+    """A request to agentd ended without a result: it took too long, the guest is gone, or a limit was exceeded."""
 
 
 class CommandTimeoutError(RequestError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from imgkit.host import statusline
 from imgkit.vm.qemu.launch import Running
 from imgkit.vm.qemu.qmp import QmpError
 from imgkit.vm.waiting import POLL
@@ -23,10 +24,11 @@ def press_until_off(running: Running, timeout: float) -> bool:
     """
     deadline = time.monotonic() + timeout
     pressed = 0.0
-    while running.child.poll() is None and time.monotonic() < deadline:
-        if time.monotonic() - pressed >= _PRESS_INTERVAL:
-            pressed = time.monotonic()
-            with suppress(QmpError):  # QEMU may be ending just now
-                running.qmp.execute("system_powerdown")
-        time.sleep(POLL)
+    with statusline.doing("the guest shuts down"):
+        while running.child.poll() is None and time.monotonic() < deadline:
+            if time.monotonic() - pressed >= _PRESS_INTERVAL:
+                pressed = time.monotonic()
+                with suppress(QmpError):  # QEMU may be ending just now
+                    running.qmp.execute("system_powerdown")
+            time.sleep(POLL)
     return running.child.poll() is not None

@@ -42,7 +42,7 @@ TIMEOUT = 180.0
 POWER_OFF = 60.0
 """Default timeout of a shutdown in seconds. Emulated guests need ten seconds, and thirty on a busy host."""
 SETTLE = 20.0
-"""Default timeout in seconds, once the agent is ready, for the host name, the loopback device and the network."""
+"""Default timeout in seconds, once agentd is ready, for the host name, the loopback device and the network."""
 _EMULATION_TRIES = 3
 _CONSOLE_READS = 100  # reads of 1 MiB each, which is more than a console file has
 
@@ -91,11 +91,11 @@ class VM:
         settle: bool = True,
         **fields: Any,
     ) -> Iterator[AnyVM]:
-        """Boot an image, wait until its agent is ready, and switch the machine off when the block ends.
+        """Boot an image, wait until agentd is ready, and switch the machine off when the block ends.
 
         Args:
             spec: the specification, or only its image (None for no disk).
-            timeout: seconds within which the agent must be ready.
+            timeout: seconds within which agentd must be ready.
             wait: False enters the block at once; see :meth:`wait_ready`.
             settle: False does not wait for the host name, the loopback device and the network; see :meth:`settle`.
             fields: other fields of :class:`~imgkit.vm.bootspec.BootSpec`: ``boot(image, cpus=4)`` is short for
@@ -128,7 +128,7 @@ class VM:
                 return
 
     def wait_ready(self, timeout: float = TIMEOUT) -> Heartbeat:
-        """Wait until the agent's heartbeat shows that it is ready, as the agentd contract defines it.
+        """Wait until agentd's heartbeat shows that it is ready, as the agentd contract defines it.
 
         Raises:
             BootError: QEMU ended, the console shows a failure, or the timeout expired; the subclass says which.
@@ -138,7 +138,7 @@ class VM:
     def settle(self, timeout: float = SETTLE) -> tuple[str, ...]:
         """Wait until the guest has its host name, its loopback device and, if it has a network card, its network.
 
-        The agent is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
+        agentd is ready before that, and its heartbeat reports what is still missing. Requests wait for the same in
         the guest (docs/reference/agentd.md).
 
         Returns:
@@ -238,7 +238,7 @@ class VM:
         stdin: InputSource | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> AgentRequest:
-        """Submit a request to the agent, and return it.
+        """Submit a request to agentd, and return it.
 
         The arguments are those of :func:`imgkit.vm.agent.requests.compose` and
         :class:`imgkit.vm.agent.requests.AgentRequest`. If ``mounts`` is None, every share is mounted: ``work`` at
@@ -369,7 +369,7 @@ class VM:
         return self._sessions
 
     def _protocol_version(self) -> int:
-        """Return the version of the agentd protocol; 0 if the agent does not state one."""
+        """Return the version of the agentd protocol; 0 if agentd does not state one."""
         beat = self.heartbeat()
         version = None if beat is None else beat.extra.get("protocolVersion")
         return version if type(version) is int else 0

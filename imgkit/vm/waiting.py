@@ -1,11 +1,11 @@
-"""Wait until the agent of a started machine is ready and its system is settled, and notice when the machine fails."""
+"""Wait until agentd of a started machine is ready and its system is settled, and notice when the machine fails."""
 
 from __future__ import annotations
 
 import logging
 import time
 
-from imgkit.host import process
+from imgkit.host import process, statusline
 from imgkit.vm import console
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.agent.requests import Transport
@@ -36,7 +36,7 @@ class Progress:
         self._looked = 0.0
 
     def wait_ready(self, deadline: float, timeout: float) -> Heartbeat:
-        """Wait until a heartbeat shows that the agent is ready.
+        """Wait until a heartbeat shows that agentd is ready.
 
         Args:
             deadline: end of the wait on the monotonic clock.
@@ -45,19 +45,20 @@ class Progress:
         Raises:
             BootError: QEMU ended, the console shows a failure, or the deadline has passed; the subclass says which.
         """
-        trouble = ""
-        while True:
-            beat = self._transport.heartbeat()
-            if beat is not None:
-                trouble = beat.trouble(time.time())
-                if not trouble:
-                    self.seconds_to_ready = time.monotonic() - self._started
-                    return beat
-            self.check(booting=True)
-            if time.monotonic() >= deadline:
-                shown = self._machine.console
-                raise console.late(timeout, shown.quiet, shown.text, trouble)
-            time.sleep(POLL)
+        shown, trouble = self._machine.console, ""
+        with statusline.doing(console.Stage.NOTHING.doing) as say:
+            while True:
+                beat = self._transport.heartbeat()
+                if beat is not None:
+                    trouble = beat.trouble(time.time())
+                    if not trouble:
+                        self.seconds_to_ready = time.monotonic() - self._started
+                        return beat
+                self.check(booting=True)
+                if time.monotonic() >= deadline:
+                    raise console.late(timeout, shown.quiet, shown.text, trouble)
+                say(shown.stage.doing)
+                time.sleep(POLL)
 
     def settle(self, timeout: float) -> tuple[str, ...]:
         """Wait up to ``timeout`` seconds until the newest heartbeat reports nothing as missing.
@@ -69,17 +70,19 @@ class Progress:
             BootError: the machine is gone, or its console shows a kernel panic.
         """
         deadline = time.monotonic() + timeout
-        while True:
-            beat = self._transport.heartbeat()
-            missing = ("heartbeat",) if beat is None else beat.missing()
-            if not missing:
-                self.seconds_to_settled = time.monotonic() - self._started
-                return ()
-            if time.monotonic() >= deadline:
-                log.warning("the guest has come up without its %s", ", ".join(missing))
-                return missing
-            self.check()
-            time.sleep(POLL)
+        with statusline.doing("agentd is ready") as say:
+            while True:
+                beat = self._transport.heartbeat()
+                missing = ("heartbeat",) if beat is None else beat.missing()
+                if not missing:
+                    self.seconds_to_settled = time.monotonic() - self._started
+                    return ()
+                if time.monotonic() >= deadline:
+                    log.warning("the guest has come up without its %s", ", ".join(missing))
+                    return missing
+                self.check()
+                say(f"agentd is ready, and the guest has no {' and no '.join(missing)} yet")
+                time.sleep(POLL)
 
     def check(self, *, booting: bool = False) -> None:
         """Raise if the machine has failed. Unless ``booting``, the console is read at most once a second.

@@ -1,4 +1,4 @@
-"""Boot an image, wait until its agent answers, say how long that took, and power it off.
+"""Boot an image, wait until agentd answers, say how long that took, and power it off.
 
 What was seen is written beside a qcow2 image as its .boot.json: the record that imgkit publish asks for.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
 from imgkit import __version__
 from imgkit.cli import machineoptions, stay
 from imgkit.cli.command import Invocation
-from imgkit.host import terminal
+from imgkit.host import colours, terminal
 from imgkit.image import bootrecord
 from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.running import VM
 
 NAME = "boot"
-HELP = "boot an image and wait for its agent"
+HELP = "boot an image and wait for agentd"
 log = logging.getLogger("imgkit")
 
 
@@ -55,8 +56,8 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         # The guest's values come first, so that they cannot replace our own.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
     else:
-        ready_after = f"agent ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
-        print(terminal.line(f"{options.image}: {ready_after}"))
+        ready_after = f"agentd ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
+        print(colours.paint(terminal.line(f"{options.image}: {ready_after}"), "green", sys.stdout))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0

@@ -1,7 +1,7 @@
 """Build the images of a recipe: disks for machines, and container images.
 
-Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_BRANCH, ALPINE_VERSION, IMAGE_SIZE, ARCHS,
-AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
+Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_RELEASE_KEY, ALPINE_BRANCH, ALPINE_VERSION,
+IMAGE_SIZE, ARCHS, AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
 """
 
 from __future__ import annotations
@@ -11,23 +11,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli import registryoptions, several
+from imgkit.api import building
+from imgkit.cli import mirroroptions, registryoptions, several
 from imgkit.cli.buildreport import BuildReport, container_report, report_of
 from imgkit.cli.command import Invocation
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
-from imgkit.fetch.cache import Cache, default_folder
-from imgkit.host import terminal
+from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts
-from imgkit.host.sourcedate import source_date
-from imgkit.image.assemble import BuildRequest, build
-from imgkit.image.containerimage import ContainerRequest, build_container
 from imgkit.planning import lockfile
 from imgkit.recipe import Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
@@ -37,16 +30,11 @@ HELP = "build the images of a recipe"
 log = logging.getLogger("imgkit")
 
 # field of the recipe → the option that sets it
-OPTIONS = {
-    "release_key": "--release-key",
-    "agent_runner": "--agent-runner",
-    "mirror": "--mirror",
-    "compression": "--format",
-}
+OPTIONS = {**mirroroptions.OPTIONS, "agent_runner": "--agent-runner", "compression": "--format"}
 
 # environment variable → the field of the recipe that it sets
 VARIABLES = {
-    "ALPINE_MIRROR": "mirror",
+    **mirroroptions.VARIABLES,
     "ALPINE_BRANCH": "branch",
     "ALPINE_VERSION": "version",
     "IMAGE_SIZE": "size",
@@ -54,11 +42,7 @@ VARIABLES = {
 }
 
 
-def _guestfs() -> LaunchEngine:
-    return partial(guestfs.launch, options=appliance_options())
-
-
-ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": _guestfs}
+ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": building.guestfs_engine}
 """The values of ``--engine``, each with a function that makes the engine ready for this host."""
 
 
@@ -89,7 +73,9 @@ def recipe_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
         metavar="ARCH",
         help=f"architecture of the recipe, or all; may be repeated (default: ARCHS, or {default})",
     )
-    parser.add_argument("--mirror", metavar="URL", help="where Alpine is downloaded from")
+    parser.add_argument(
+        "--mirror", metavar="URL", help="where Alpine is downloaded from: a URL, or a folder that begins with / or ./"
+    )
     parser.add_argument(
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
@@ -148,8 +134,18 @@ def _disks(
         finished[report.arch] = report.to_json()
         invocation.done.append(report.to_json())
         if not options.json:
-            terminal.say_path(report.image)
+            _say_result(options, report.image, f"{report.size / 1e6:.0f} MB, build {report.buildId}")
     return [finished[arch] for arch in arches]
+
+
+def _say_result(options: argparse.Namespace, path: Path | str, facts: str) -> None:
+    """Print a result: with what is to know about it on a terminal, and elsewhere its path alone, for scripts."""
+    with statusline.hidden():
+        if sys.stdout.isatty() and not options.quiet:
+            print(terminal.line(f"{path}: {facts}"))
+            return
+        log.info("%s: %s", path, facts)
+        terminal.say_path(path)
 
 
 def _container(
@@ -160,47 +156,52 @@ def _container(
     invocation: Invocation,
 ) -> Mapping[str, object]:
     """Build the container image; return its report."""
-    lock = lockfile.path_of(options.recipe)
-    request = ContainerRequest(
+    result = building.build_container(
         recipe,
         arches,
-        _out(options),
-        Cache(default_folder(), offline=options.offline),
-        wanted,
-        work=_work(),
-        locked={arch: lockfile.read(lock, recipe, arch, "container") for arch in arches} if options.locked else {},
+        out=_out(options),
+        outputs=wanted,
+        lock=_lock(options),
+        offline=options.offline,
         allow_stale=options.allow_stale_mirror,
-        epoch=source_date(os.environ),
+        work=_work(),
         sources=git_facts(options.recipe.absolute().parent),
         access=registryoptions.registry_access(options),
     )
-    result = build_container(request)
-    if not options.quiet:
+    if options.verbose:
         print(terminal.block(result.steps.table()), file=sys.stderr)
-    log.info("%s: %s", result.paths[0], result.digest)
     report = container_report(recipe.name, result)
     invocation.done.append(report)
     if not options.json:
-        for path in result.paths:
+        first, *others = result.paths
+        _say_result(options, first, result.digest)
+        for path in others:
             terminal.say_path(path)
     return report
 
 
 def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[BuildReport]:
     """Build the architectures in this process, one after the other."""
-    epoch = source_date(os.environ)
-    out, work = _out(options), _work()
-    cache = Cache(default_folder(), offline=options.offline)
     for arch in arches:
-        locked = lockfile.read(lockfile.path_of(options.recipe), recipe, arch) if options.locked else None
-        engine = ENGINES[options.engine]()
-        request = BuildRequest(recipe, arch, out, cache, engine, work=work, locked=locked, epoch=epoch)
-        access = registryoptions.registry_access(options)
-        result = build(replace(request, allow_stale=options.allow_stale_mirror, access=access))
-        if not options.quiet:
+        result = building.build(
+            recipe,
+            arch,
+            out=_out(options),
+            lock=_lock(options),
+            offline=options.offline,
+            allow_stale=options.allow_stale_mirror,
+            work=_work(),
+            engine=ENGINES[options.engine](),
+            access=registryoptions.registry_access(options),
+        )
+        if options.verbose:
             print(terminal.block(result.steps.table()), file=sys.stderr)
-        log.info("%s: %.0f MB, build %s", result.image, result.size / 1e6, result.build_id)
         yield report_of(arch, result)
+
+
+def _lock(options: argparse.Namespace) -> Path | None:
+    """Return the lock file to build from, if there is to be one."""
+    return lockfile.path_of(options.recipe) if options.locked else None
 
 
 def _out(options: argparse.Namespace) -> Path:
@@ -233,7 +234,9 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
         UsageError: a word of ``--set`` is not of the form NAME=VALUE.
     """
     overridden: dict[str, tuple[object, str]] = {
-        field: (environ[variable], variable) for variable, field in VARIABLES.items() if environ.get(variable)
+        field: (mirroroptions.absolute(field, environ[variable]), variable)
+        for variable, field in VARIABLES.items()
+        if environ.get(variable)
     }
     for text in options.set:
         name, value = parse_setting(text)
@@ -241,7 +244,7 @@ def overrides(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
     for field, option in OPTIONS.items():
         given = getattr(options, option[2:].replace("-", "_"), None)  # not every command has all of them
         if given is not None:
-            overridden[field] = (given.absolute() if isinstance(given, Path) else given, option)
+            overridden[field] = (mirroroptions.absolute(field, given), option)
     return (
         {field: value for field, (value, _) in overridden.items()},
         {field: origin for field, (_, origin) in overridden.items()},

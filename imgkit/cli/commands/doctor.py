@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
 
 
 def table(checks: Sequence[HostCheck]) -> str:
-    """Return one line for each check, and the fix below what is missing."""
+    """Return one line for each check, and below it the fix of what is missing or the advice."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -42,4 +42,6 @@ def table(checks: Sequence[HostCheck]) -> str:
         lines.append(f"{mark}  {check.name:<{width}}  {check.detail}")
         if not check.ok:
             lines.append(f"{'':<{width + 9}}  needed to {check.purpose}; fix: {check.fix}")
+        elif check.advice:
+            lines.append(f"{'':<{width + 9}}  {check.advice}")
     return "\n".join(lines)

@@ -1,9 +1,11 @@
-"""The process that holds libguestfs: ``python -m imgkit.engines.guestfs.appliance``.
+"""The process that holds libguestfs; :mod:`imgkit.engines.guestfs.startappliance` is its program.
 
 It answers requests, in order: each is one line of JSON on standard input, each answer one line of JSON on standard
 output. A crash of the C library, or a call that hangs, affects this process only. When its input ends, because the
-parent has closed it or has died, this process kills its whole group, QEMU included. It imports little, so that it
-starts quickly.
+parent has closed it or has died, this process kills its whole group, QEMU included.
+
+It may run in another Python than imgkit (:mod:`imgkit.engines.guestfs.bindings`): this module and what it imports need
+the standard library only.
 
     {"op": "launch", "drives": […], …}        → {"result": {"seconds": 4.2}}
     {"op": "sh", "script": "…"}               → {"result": "what it printed"}
@@ -220,7 +222,3 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output of this process must not come between the answers
     _serve(answers)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
 
 from imgkit.engines.engineerrors import EngineStartError
-from imgkit.engines.guestfs import quickstart
+from imgkit.engines.guestfs import bindings, quickstart
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Options
 from imgkit.errors import HostError
 from imgkit.host import process
 
-BINDINGS_FIX = (
-    "apt-get install python3-guestfs, and make the virtual environment with the distribution's own python3 and"
-    " --system-site-packages"
-)
 KERNEL_FIX = "apt-get install linux-image-amd64 (Ubuntu: linux-image-generic, arm64: linux-image-arm64)"
-"""What to do about missing bindings, and about a missing kernel."""
+"""What to do about a missing kernel."""
 
 _FINAL_KINDS = ("bindings", "kernel")  # kinds of failures that the quick and the stock appliance have in common
 _MOST_CONSOLE = 200  # characters of the appliance's last line that a message quotes
@@ -90,10 +85,8 @@ def check(channel: Channel) -> None:
 def launch_error(cause: ApplianceError) -> HostError:
     """Return the error for a start that failed: an EngineStartError, or a MissingProgramError."""
     if cause.kind == "bindings":
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return EngineStartError(
-            f"libguestfs' Python bindings cannot be imported by {sys.executable} (Python {version}): {cause.message}",
-            hint=BINDINGS_FIX,
+            f"libguestfs' Python bindings cannot be imported: {cause.message}", hint=bindings.BINDINGS_FIX
         )
     if cause.kind == "kernel":
         return _kernel_error(cause.message)

@@ -13,7 +13,6 @@ import os
 import queue
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
+from imgkit.engines.guestfs import bindings
 from imgkit.errors import HostError
 from imgkit.host import process
 from imgkit.host.scratch import folder
@@ -86,7 +86,7 @@ class Channel:
         self._begin()
 
     def _begin(self) -> None:
-        argv = [sys.executable, "-m", "imgkit.engines.guestfs.appliance"]
+        argv = bindings.choose(self._environment).argv([str(_PROGRAM)])
         pipe = subprocess.PIPE
         with self._log.open("ab") as errors:
             start = process.start(argv, env=self._environment, stdin=pipe, stdout=pipe, stderr=errors.fileno())
@@ -207,6 +207,9 @@ def opened(scratch: Path, drives: Sequence[Drive], options: Options) -> Iterator
     Args:
         scratch: folder for libguestfs' temporary files.
         drives: the drives of the appliance; see :class:`Drive`.
+
+    Raises:
+        EngineStartError: no Python of this host can import libguestfs' bindings.
     """
     with _socket_folder(scratch) as sockets:
         channel = Channel(scratch, drives, options, sockets)
@@ -216,7 +219,7 @@ def opened(scratch: Path, drives: Sequence[Drive], options: Options) -> Iterator
             channel.end()
 
 
-_HOME = Path(__file__).resolve().parents[3]  # of the package imgkit
+_PROGRAM = Path(__file__).resolve().with_name("startappliance.py")
 _KEPT_VARIABLES = ("LIBGUESTFS_HV", "LIBGUESTFS_PATH", "LIBGUESTFS_CACHEDIR")
 
 
@@ -225,8 +228,6 @@ def _environment(sockets: Path) -> dict[str, str]:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(sockets), "LC_ALL": "C.UTF-8"}
     for name in [name for name in environment if name.startswith("LIBGUESTFS_") and name not in _KEPT_VARIABLES]:
         del environment[name]
-    paths = (str(_HOME), environment.get("PYTHONPATH"))
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return environment
 
 

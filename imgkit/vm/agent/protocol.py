@@ -55,7 +55,7 @@ class Heartbeat:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def trouble(self, now: float) -> str:
-        """Return why the agent is not ready at ``now`` (seconds since 1970), as a phrase; empty if it is ready."""
+        """Return why agentd is not ready at ``now`` (seconds since 1970), as a phrase; empty if it is ready."""
         if not self.ipc_mounted:
             return "it runs, but the ipc share is not mounted in the guest (ipcMounted is false)"
         if now - self.timestamp >= HEARTBEAT_AGE:

@@ -159,10 +159,24 @@ obey() {
 	done <&3
 }
 
+# Standard input comes through a port, if there is any.
+take_input() {
+	local input
+	input=$(port run.input)
+	[ -z "$input" ] || exec cat "$input"
+}
+
+# Start the image's program, which may open /dev/stdin anew: the pipe is given to its user. It is no FIFO, because opening one
+# waits for ever once the input has ended.
+start_program() {
+	chown "$uid:$gid" /proc/self/fd/0
+	exec unshare -m -p -f /enter.sh "$mode"
+}
+
 # Run the image's program once. Its output goes to the host through two ports, its status through the third. The pipes are
 # files that belong to the program's user, because programs open /dev/stdout anew.
 run_once() {
-	local tag pumps status input=/dev/null
+	local tag pumps status
 	for tag in $shares; do
 		share "$tag" "mnt/$tag" || say "the share $tag cannot be mounted"
 	done
@@ -177,13 +191,7 @@ run_once() {
 	cat /io/err >"$(port run.errors)" &
 	pumps="$pumps $!"
 	mv /io/run "$root/run/imgkit.run"
-	if [ -n "$(port run.input)" ]; then
-		input=/io/in
-		mkfifo -m 600 /io/in
-		chown "$uid:$gid" /io/in
-		cat "$(port run.input)" >/io/in &
-	fi
-	unshare -m -p -f /enter.sh "$mode" <"$input" >/io/out 2>/io/err 3>&- &
+	take_input | start_program >/io/out 2>/io/err 3>&- &
 	child=$!
 	echo started >&3
 	obey &

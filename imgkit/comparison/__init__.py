@@ -1,0 +1,1 @@
+"""Compare two images, manifests or lock files: packages, files, sizes, and what the recipes said."""

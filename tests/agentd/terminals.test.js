@@ -50,7 +50,7 @@ function makeMachine(t, { times = {}, ...services } = {}) {
   const system = new FakeSystem();
   const settings = {
     config: guest.config, log: machine.log, channel: { ownDisk: false }, mounter: machine.mounter, system, launch,
-    ports: () => new Map(ports), consoles: () => [...machine.consoles], attach: (started) => ({ file: '/usr/bin/env', ...started }),
+    ports: () => new Map(ports), consoles: () => [...machine.consoles], attach: ({ file, args, options }) => ({ file: '/usr/bin/setsid', args: [file, ...args], options }),
     openPort: (device) => fakes.get(device), run: async (file, args) => void machine.calls.push([file, ...args]), ...services,
   }; // prettier-ignore
   machine.plug = (name) => {
@@ -197,9 +197,25 @@ test('each session takes the console that appears for it, one after the other', 
   assert.deepEqual(types(first), ['ready', 'started']);
 });
 
+test('a console of before is forgotten when it is gone', async (t) => {
+  const machine = makeMachine(t);
+  const device = machine.console(0);
+  machine.terminals.start();
+  machine.consoles.pop(); // the host has unplugged it
+  const port = machine.plug('imgkit.session.1');
+  const write = port.write.bind(port);
+  port.write = (bytes) => {
+    if (machine.consoles.length === 0) machine.consoles.push(device); // and the next one comes as soon as it is asked for
+    return write(bytes);
+  };
+  port.inbox.push(Buffer.from(`${JSON.stringify({ ...START, command: sh('echo here') })}\n`));
+  await until('the end', () => types(port).includes('exit'));
+  assert.equal(fs.readFileSync(device, 'utf8'), 'here\n');
+});
+
 test('a program ends with its port', async (t) => {
   for (const end of [(machine) => machine.ports.delete('imgkit.session.1'), (machine) => (machine.fakes.get('/dev/imgkit.session.1').gone = true), (machine) => machine.fakes.get('/dev/imgkit.session.1').inbox.push(Buffer.alloc(0)), (machine) => machine.terminals.stop()]) {
-    const machine = makeMachine(t, { attach: ({ file, args, options }) => ({ file: '/usr/bin/setsid', args: [file, ...args], options }) });
+    const machine = makeMachine(t);
     machine.terminals.start();
     const port = await machine.open('imgkit.session.1', { command: sh("trap '' HUP; echo begun; sleep 60 & wait; wait") });
     const device = machine.console(0);

@@ -77,16 +77,20 @@ class Terminals {
 
   async #awaitConsole(session) {
     const { config, ports, consoles } = this.#services;
+    this.#forgetForeign(); // now, because the next console may get the number of one that is gone
     session.send({ type: 'ready' });
     for (const begun = performance.now(); performance.now() - begun < config.times.console && !session.closed; await delay(config.times.poll / 5)) {
       const listed = ports();
       const taken = new Set([...this.#sessions].filter(([name]) => listed.has(name)).map(([, { device }]) => device));
-      const present = consoles();
-      for (const device of this.#foreign) if (!present.includes(device)) this.#foreign.delete(device);
-      session.device = present.find((console) => !taken.has(console) && !this.#foreign.has(console));
+      session.device = consoles().find((console) => !taken.has(console) && !this.#foreign.has(console));
       if (session.device) return;
     }
     throw new RequestError('the host has plugged in no console for the session');
+  }
+
+  #forgetForeign() {
+    const present = this.#services.consoles();
+    for (const device of this.#foreign) if (!present.includes(device)) this.#foreign.delete(device);
   }
 }
 

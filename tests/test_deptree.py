@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imgkit.errors import RecipeError
 from imgkit.rootfs.openrc import depends, deptree
 from imgkit.rootfs.openrc.depends import ServiceDeclaration
 from imgkit.rootfs.scripts.words import Unsupported
@@ -414,6 +415,19 @@ def test_a_service_and_a_name_that_another_provides_may_be_the_same() -> None:
     assert "depinfo_1_needsme_0='c'" in lines
     assert "depinfo_1_providedby_0='a'" in lines
     assert lines[-1] == "depinfo_3_service='b'"
+
+
+def test_a_service_that_would_never_start_is_refused() -> None:
+    tree = tree_with(
+        {"clock": "", "osclock": "depend() { provide clock osclock; }", "hwclock": "depend() { provide clock; }"}
+    )
+    for name in ("boot/osclock", "default/clock"):
+        assert deptree.install_cache(tree, epoch=1), "one of the two alone is as it should be"
+        tree.symlink(f"etc/runlevels/{name}", f"/etc/init.d/{name.partition('/')[2]}")
+    with pytest.raises(RecipeError) as caught:
+        deptree.install_cache(tree, epoch=1)
+    assert caught.value.message == ("clock: the service osclock provides this name, so OpenRC would never start clock")
+    assert caught.value.hint == "give the service another name, or leave one of the two out of services"
 
 
 @pytest.mark.parametrize("kind", ["ineed", "iwant", "iuse", "iafter"])

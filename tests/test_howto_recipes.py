@@ -87,7 +87,7 @@ def test_a_service(tmp_path: Path) -> None:
     service, program = blocks("service.md", "sh")
     (text,) = blocks("service.md", "python")
     top = folder_of_a_user(tmp_path)
-    for path, content in (("files/etc/init.d/clock", service), ("files/usr/local/bin/clock", program)):
+    for path, content in (("files/etc/init.d/ticker", service), ("files/usr/local/bin/ticker", program)):
         (top / path).write_text(content)
         (top / path).chmod(0o700)  # of somebody with a umask of 077
     made = recipe(top, text)
@@ -95,9 +95,9 @@ def test_a_service(tmp_path: Path) -> None:
     tree.mkdir("etc/runlevels/default")
     (overlay,) = made.overlay_folders
     add_overlay_folder(tree, overlay, epoch=0)
-    assert (tree["etc/init.d/clock"].mode, tree["usr/local/bin/clock"].mode) == (0o755, 0o755)
+    assert (tree["etc/init.d/ticker"].mode, tree["usr/local/bin/ticker"].mode) == (0o755, 0o755)
     for runlevel, names in made.services.items():
         for name in names:
             enable(tree, runlevel, name)
-    assert isinstance(tree["etc/runlevels/default/clock"], Symlink)
-    assert made.users[0].name == "clock"
+    assert isinstance(tree["etc/runlevels/default/ticker"], Symlink)
+    assert made.users[0].name == "ticker"

@@ -17,11 +17,12 @@ from tests.test_howto_recipes import blocks
 
 pytestmark = pytest.mark.vm
 
-# A zone that is three hours and a half from UTC all year, in the format of RFC 8536 (version 1 alone).
-ZONE = (
-    b"TZif" + bytes(16) + b"".join(number.to_bytes(4, "big") for number in (0, 0, 0, 0, 1, 4))
+_ONE_TYPE = (
+    b"TZif2" + bytes(15) + b"".join(number.to_bytes(4, "big") for number in (0, 0, 0, 0, 1, 4))
     + (12600).to_bytes(4, "big") + b"\0\0" + b"XYZ\0"
 )  # fmt: skip
+# A zone that is three hours and a half from UTC all year, in the format of RFC 8536 (version 2, as tzdata has it).
+ZONE = _ONE_TYPE + _ONE_TYPE + b"\nXYZ-3:30\n"
 
 
 def packages(folder: Path, key: SigningKey) -> None:
@@ -49,18 +50,21 @@ def image(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Image:
     (top / key.name).write_bytes(public_pem(key))
     packages(top / "packages", key)
     service, program = blocks("service.md", "sh")
-    for path, text in (("files/etc/init.d/clock", service), ("files/usr/local/bin/clock", program)):
+    for path, text in (("files/etc/init.d/ticker", service), ("files/usr/local/bin/ticker", program)):
         (top / path).parent.mkdir(parents=True)
         (top / path).write_text(text.replace("sleep 60", "sleep 1"))
         (top / path).chmod(0o755)
     core = load(RECIPE)
     settings = {
         "overlays": [{"path": str(ROOT / "overlay"), "modes": "git"}, {"path": str(top / "files"), "modes": "git"}],
-        "users": [*(user.model_dump() for user in core.users), {"name": "clock", "uid": 200, "shell": "/sbin/nologin"}],
-        "services": {**core.services, "default": ["clock"]},
+        "users": [
+            *(user.model_dump() for user in core.users),
+            {"name": "ticker", "uid": 200, "shell": "/sbin/nologin"},
+        ],
+        "services": {**core.services, "default": ["ticker"]},
         "files": [
             {"path": "/etc/own/token", "content": "secret\n", "owner": "agent", "mode": "0600"},
-            {"path": "/etc/own/hidden", "content": "x\n", "owner": "clock", "group": "root", "mode": "0640"},
+            {"path": "/etc/own/hidden", "content": "x\n", "owner": "ticker", "group": "root", "mode": "0640"},
         ],
         "timezone": "Test/Zone",
         "repositories": [*core.repositories, {"url": str(top / "packages"), "key": str(top / key.name), "tag": "own"}],
@@ -85,9 +89,9 @@ def test_what_the_manifest_says(image: Image) -> None:
 def test_the_guest(image: Image, builder: Builder) -> None:
     script = (
         "own-tool; date +%Z%z; cat /etc/own/token; stat -c '%U:%G %a' /etc/own/hidden; cat /etc/own/hidden 2>&1; "
-        "for n in $(seq 150); do test -s /var/lib/clock/now && break; sleep 1; done; "  # default starts after agentd
-        "grep -c XYZ /var/lib/clock/now; stat -c '%U' /var/lib/clock/now; "
-        "pgrep -u clock -f /usr/local/bin/clock | wc -l; rc-status default | grep -c 'clock.*started'"
+        "for n in $(seq 150); do test -s /var/lib/ticker/now && break; sleep 1; done; "  # default starts after agentd
+        "grep -c XYZ /var/lib/ticker/now; stat -c '%U' /var/lib/ticker/now; "
+        "pgrep -u ticker -f /usr/local/bin/ticker | wc -l; rc-status default | grep -c 'ticker.*started'"
     )
     ran = builder.run("run", image.disk, "--timeout", "300", "--", "sh", "-c", script)
     assert ran.returncode == 0, ran.stderr
@@ -95,10 +99,10 @@ def test_the_guest(image: Image, builder: Builder) -> None:
         "own",
         "XYZ+0330",
         "secret",
-        "clock:root 640",
+        "ticker:root 640",
         "cat: can't open '/etc/own/hidden': Permission denied",
         "1",
-        "clock",
+        "ticker",
         "1",
         "1",
     ]

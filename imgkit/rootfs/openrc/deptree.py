@@ -11,8 +11,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from imgkit.errors import RecipeError
 from imgkit.rootfs.openrc.depends import ServiceDeclaration, declarations
-from imgkit.rootfs.openrc.services import INIT
+from imgkit.rootfs.openrc.services import INIT, runlevels
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
 
@@ -59,6 +60,9 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
 
     Returns:
         True if the cache was written.
+
+    Raises:
+        RecipeError: a service would never start, because another one provides its name.
     """
     if INIT not in tree:
         return False
@@ -67,6 +71,7 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
     except Unsupported as cause:
         log.info("OpenRC computes its dependencies at every boot: %s", cause)
         return False
+    _refuse_lost(tree, services)
     watched = [tree.stat(path) for path in _watched(tree, _WATCHED)]
     newest = max([epoch, *(node.mtime for node in watched if node is not None)])
     tree.write(f"{_CACHE}/deptree", render(resolve(services)), mtime=newest)
@@ -74,6 +79,19 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
     if files:
         tree.write(f"{_CACHE}/depconfig", "".join(f"{name}\n" for name in files), mtime=newest)
     return True
+
+
+def _refuse_lost(tree: Tree, services: Iterable[ServiceDeclaration]) -> None:
+    """Refuse a service whose name another one provides: OpenRC takes it for started as soon as that one is."""
+    enabled = {name for names in runlevels(tree).values() for name in names}
+    for service in services:
+        provided = {word for kind, words in service.declared if kind == "iprovide" for word in words}
+        lost = sorted((provided & enabled) - {service.name})
+        if service.name in enabled and lost:
+            raise RecipeError(
+                f"{lost[0]}: the service {service.name} provides this name, so OpenRC would never start {lost[0]}",
+                hint="give the service another name, or leave one of the two out of services",
+            )
 
 
 def _watched(tree: Tree, paths: Iterable[str]) -> Iterable[str]:

@@ -151,8 +151,15 @@ def test_links_and_devices() -> None:
 
 def test_where_a_file_comes_from() -> None:
     known = snapshot(owners={"/usr/bin/a": "pkg"})
-    paths = ("/usr/bin/a", "/opt/agent-runner", "/opt/agent-runner/x", "/opt/agent-runner-2", "/etc/motd")
-    assert [known.origin_of(path) for path in paths] == ["pkg", "payload", "payload", "setup", "setup"]
+    paths = (
+        "/usr/bin/a",
+        "/opt/agent-runner",
+        "/opt/agent-runner/x",
+        "/opt/agent-runner-2",
+        "/opt/agent/x",
+        "/etc/motd",
+    )
+    assert [known.origin_of(path) for path in paths] == ["pkg", "payload", "payload", "setup", "payload", "setup"]
     assert [snapshot().origin_of(path) for path in ("/", *paths[:1])] == ["/", "/usr"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from imgkit.recipe import Shape
+from imgkit.rootfs import agent
 from imgkit.rootfs.digest import NodeRecord
 from imgkit.rootfs.payload import PAYLOAD
 
@@ -18,7 +19,7 @@ SourceKind: TypeAlias = Literal["disk image", "container image", "manifest", "lo
 
 PAYLOAD_ORIGIN = "payload"
 SETUP_ORIGIN = "setup"
-"""Origins of files that are of no package: below /opt/agent-runner, and elsewhere: overlays, and what a build makes."""
+"""Origins of files that are of no package: below the folders of payloads, and elsewhere: overlays, and what a build makes."""
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,5 @@ class Snapshot:
             return "/" + path.split("/")[1]
         if path in self.owners:
             return self.owners[path]
-        return PAYLOAD_ORIGIN if f"{path}/".startswith(f"/{PAYLOAD}/") else SETUP_ORIGIN
+        folders = (f"/{PAYLOAD}/", f"/{agent.FOLDER}/")
+        return PAYLOAD_ORIGIN if f"{path}/".startswith(folders) else SETUP_ORIGIN

@@ -251,7 +251,7 @@ def test_each_piece_is_shown_at_once_but_for_its_last_character() -> None:
 def test_notes_are_dim_where_the_terminal_has_it(
     environment: dict[str, str], dim: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TERM", "NO_COLOR"):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -7,13 +7,13 @@ prints is shown as well: plain output as it is, and its own events as lines of J
 from __future__ import annotations
 
 import json
-import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from imgkit.host import terminal
+from imgkit.host.colours import has_colours
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Output
 
 _LINE = 160  # characters of the line about a tool
@@ -32,7 +32,7 @@ class Transcript:
         self._answer = GuestText(answer)
         self._notes = notes
         self._errors = GuestText(notes)
-        self._dim = _is_colourful(notes)
+        self._dim = has_colours(notes)
         self._sdk = False  # whether the agent has said that it is one of the SDK's
         self._streamed = False  # whether the text of the message that comes next was shown already
 
@@ -180,8 +180,3 @@ def _summary(value: Any) -> str:
     fields = value if isinstance(value, Mapping) else {}
     main = next((fields[name] for name in _MAIN_FIELDS if isinstance(fields.get(name), str)), None)
     return main if main is not None else json.dumps(value, ensure_ascii=False)
-
-
-def _is_colourful(stream: TextIO) -> bool:
-    """Return whether the stream is a terminal that understands colours and shall have them (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"

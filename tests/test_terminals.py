@@ -64,7 +64,7 @@ def ask(session: GuestSession, line: str) -> str:
 def plain(session: GuestSession) -> None:
     """Wait for the shell, and let it neither echo nor show a prompt."""
     until(session, PROMPT)
-    session.write(b"stty -echo; PS1=; echo READY''NOW\n")
+    session.write(b"bind 'set enable-bracketed-paste off'; stty -echo; PS1=; echo READY''NOW\n")
     until(session, b"READYNOW\r\n")
     time.sleep(0.5)
     session.take()
@@ -81,7 +81,7 @@ def test_a_shell_of_the_agents_user(vm: RootedVM) -> None:
             "CapPrm:\t0000000000000000\n"
         )
         assert "NoNewPrivs:\t1\n" in ask(session, "cat /proc/self/status")
-        assert "iutf8" in ask(session, "stty -a")
+        assert " iutf8 " in ask(session, "stty -a").replace("\n", " ")
         environment = dict(line.partition("=")[::2] for line in ask(session, "env").splitlines())
         assert environment["TERM"] == "xterm"
         assert environment["HOME"] == "/workspace"

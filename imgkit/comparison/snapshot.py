@@ -19,7 +19,7 @@ SourceKind: TypeAlias = Literal["disk image", "container image", "manifest", "lo
 
 PAYLOAD_ORIGIN = "payload"
 SETUP_ORIGIN = "setup"
-"""Origins of files that are of no package: below the folders of payloads, and elsewhere: overlays, and what a build makes."""
+"""Origins of files that are of no package: in the folders of payloads, and elsewhere (overlays, what a build makes)."""
 
 
 @dataclass(frozen=True)

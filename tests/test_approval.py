@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from imgkit.cli.approval import Approver, shown_input
+from imgkit.cli.talking.approval import Approver, shown_input
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import PermissionRequest
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.cli import machineoptions
 from imgkit.cli.main import main
+from imgkit.cli.options import machineoptions
 from imgkit.errors import InputError
 from imgkit.image.bootrecord import BootRecord, ChangedError, Evidence, guest_facts, keep, parse, path_of, read
 from imgkit.vm.agent.protocol import Heartbeat

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli.choices import Choice, parse_questions
+from imgkit.cli.talking.choices import Choice, parse_questions
 
 OPTIONS = [{"label": "A", "description": "the first"}, {"label": "B"}, {"label": "C", "description": ""}]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli import commandinput, machineoptions
 from imgkit.cli.main import main
+from imgkit.cli.options import commandinput, machineoptions
 from imgkit.cli.parser import parse
 from imgkit.vm.agent.protocol import AgentResult, Output
 

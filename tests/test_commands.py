@@ -23,15 +23,17 @@ import pytest
 from imgkit.api import applianceoptions, building, inspecting, verifying
 from imgkit.api.inspecting import DiskContents, ListedPackage
 from imgkit.api.verifying import VerifiedImage
-from imgkit.cli import buildreport, hostchecks, machineoptions, main, readoptions, several
-from imgkit.cli.buildreport import BuildReport, StepReport, parse_report, report_of
+from imgkit.cli import hostchecks, main, several
 from imgkit.cli.command import Invocation
 from imgkit.cli.commandlist import COMMANDS, command
 from imgkit.cli.commands import build as build_command
 from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
+from imgkit.cli.options import machineoptions, readoptions
 from imgkit.cli.parser import parse, parsers
+from imgkit.cli.reports import buildreport
+from imgkit.cli.reports.buildreport import BuildReport, StepReport, parse_report, report_of
 from imgkit.engines.engineerrors import EngineStartError, LimitError
 from imgkit.engines.guestfs import bindings
 from imgkit.engines.guestfs import engine as guestfs

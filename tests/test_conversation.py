@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli import conversation
-from imgkit.cli.approval import Approver
-from imgkit.cli.conversation import Conversation, EventLines, RawOutput
-from imgkit.cli.transcript import Transcript
+from imgkit.cli.talking import conversation
+from imgkit.cli.talking.approval import Approver
+from imgkit.cli.talking.conversation import Conversation, EventLines, RawOutput
+from imgkit.cli.talking.transcript import Transcript
 from imgkit.errors import GuestError
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Garbage, Output, PermissionRequest

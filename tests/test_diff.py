@@ -20,8 +20,8 @@ from fixtures.keys import Keys
 from fixtures.server import Site
 from imgkit.api import comparing
 from imgkit.api.comparing import Comparison
-from imgkit.cli import difftext
 from imgkit.cli.main import main
+from imgkit.cli.reports import difftext
 from imgkit.comparison import imagecontents, stated
 from imgkit.comparison.differences import ChangedFact, ChangedFile, ChangedPackage, ListedState, compare
 from imgkit.comparison.snapshot import PackageState, Snapshot

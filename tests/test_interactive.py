@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.cli import interactive, terminalruns
 from imgkit.cli.commands import shell
-from imgkit.cli.interactive import Escape, EscapeFilter, status_of
 from imgkit.cli.main import main
+from imgkit.cli.terminals import interactive, terminalruns
+from imgkit.cli.terminals.interactive import Escape, EscapeFilter, status_of
 from imgkit.errors import UsageError
 from imgkit.host.rawmode import RESET
 from imgkit.vm.sessions import runningmachines
@@ -103,7 +103,7 @@ def test_what_the_guest_learns_of_the_terminal() -> None:
 PROGRAM = """
 import os, sys, threading
 from contextlib import closing
-from imgkit.cli import interactive
+from imgkit.cli.terminals import interactive
 from imgkit.host import interrupts
 from imgkit.host.rawmode import RawTerminal
 from tests.sessions import FakeSession

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.cli.buildreport import BuildReport, StepReport
 from imgkit.cli.hostchecks import HostCheck
+from imgkit.cli.reports.buildreport import BuildReport, StepReport
 from imgkit.host.jsonkeys import jsonable, key_of
 from imgkit.recipe import Recipe
 from tests.commandline import ROOT

@@ -14,8 +14,8 @@ from typing import Any
 import pycdlib
 import pytest
 
-from imgkit.cli import machineoptions
 from imgkit.cli.main import main
+from imgkit.cli.options import machineoptions
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.shares import quotas
 from tests.conftest import need_program

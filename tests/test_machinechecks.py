@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli import machineoptions
 from imgkit.cli.main import main
+from imgkit.cli.options import machineoptions
 from imgkit.errors import RecipeError
 from imgkit.rootfs.agentsettings import agent_settings, refuse_root
 from imgkit.tree import Tree

@@ -14,7 +14,7 @@ MIB = 1 << 20
 COMPOSE = """
 import sys
 from pathlib import Path
-from imgkit.cli.buildreport import peak_memory
+from imgkit.cli.reports.buildreport import peak_memory
 from imgkit.disk.grub import BootFiles
 from imgkit.engines.guestfs.feed import write_feed
 from imgkit.rootfs import digest

@@ -13,8 +13,8 @@ import pytest
 
 from fixtures.keys import Keys
 from fixtures.server import Site
-from imgkit.cli import mirroroptions
 from imgkit.cli.main import main
+from imgkit.cli.options import mirroroptions
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted
 from imgkit.fetch.checks import ELSEWHERE_HINT, Expected, MissingFileError

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkit.cli import machineoptions
 from imgkit.cli.main import main
+from imgkit.cli.options import machineoptions
 from imgkit.errors import HostError, UsageError
 from imgkit.vm.bootspec import BootSpec
 from imgkit.vm.qemu import argv, portforward

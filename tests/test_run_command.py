@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli import machineoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands import run
-from imgkit.cli.conversation import RawOutput
+from imgkit.cli.options import machineoptions
+from imgkit.cli.talking.conversation import RawOutput
 from imgkit.errors import GuestError, UsageError
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Output, PermissionRequest, parse_event

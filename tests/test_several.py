@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.cli import several
-from imgkit.cli.buildreport import BuildReport, StepReport
+from imgkit.cli.reports.buildreport import BuildReport, StepReport
 from imgkit.errors import HostError, InputError, RecipeError
 
 # $0 is sys.executable; the last word is the architecture, whose script says what becomes of it.

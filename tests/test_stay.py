@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli import stay
+from imgkit.cli.terminals import stay
 from imgkit.errors import GuestError
 from imgkit.vm.failures import QemuDiedError, QuotaError
 from imgkit.vm.sessions.runningmachines import find

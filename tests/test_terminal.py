@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.api.inspecting import DiskContents, ListedPackage
-from imgkit.cli import conversation, several
+from imgkit.cli import several
 from imgkit.cli.commands import inspect
 from imgkit.cli.hostchecks import HostCheck
 from imgkit.cli.main import main
+from imgkit.cli.talking import conversation
 from imgkit.engines.reading import FilesystemUsage, PartitionDescription
 from imgkit.errors import GuestError, InputError
 from imgkit.host import terminal
@@ -252,7 +253,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
         assert not terminals
         yield SimpleNamespace(request=lambda **_: nullcontext([result]), kill=lambda: None)
 
-    monkeypatch.setattr("imgkit.cli.machineoptions.boot", boot)
+    monkeypatch.setattr("imgkit.cli.options.machineoptions.boot", boot)
 
 
 def test_messages_of_builds_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:

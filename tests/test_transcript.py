@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imgkit.cli.transcript import GuestText, Transcript
+from imgkit.cli.talking.transcript import GuestText, Transcript
 from imgkit.vm.agent.protocol import AgentEvent, AgentResult, Event, Garbage, HostToolRequest, Output
 
 INIT = AgentEvent("system", {"type": "system", "subtype": "init", "session_id": "s"})

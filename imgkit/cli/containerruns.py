@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli import commandinput, machineoptions
-from imgkit.cli.machineoptions import BootTarget
-from imgkit.cli.mirroroptions import mirror_fields
+from imgkit.cli.options import commandinput, machineoptions
+from imgkit.cli.options.machineoptions import BootTarget
+from imgkit.cli.options.mirroroptions import mirror_fields
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder

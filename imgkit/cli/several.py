@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from imgkit.cli.buildreport import BuildReport, parse_report
+from imgkit.cli.reports.buildreport import BuildReport, parse_report
 from imgkit.errors import (
     INTERRUPTED,
     GuestError,

@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from imgkit import __version__
-from imgkit.cli import machineoptions, stay
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import machineoptions
+from imgkit.cli.terminals import stay
 from imgkit.host import colours, terminal
 from imgkit.image import bootrecord
 from imgkit.vm.agent.protocol import Heartbeat

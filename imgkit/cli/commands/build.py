@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 from imgkit.api import building
-from imgkit.cli import mirroroptions, registryoptions, several
-from imgkit.cli.buildreport import BuildReport, container_report, report_of
+from imgkit.cli import several
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import mirroroptions, registryoptions
+from imgkit.cli.reports.buildreport import BuildReport, container_report, report_of
 from imgkit.engines.interface import LaunchEngine
 from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts

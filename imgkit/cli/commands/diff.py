@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 from imgkit.api import comparing
-from imgkit.cli import difftext, readoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import readoptions
+from imgkit.cli.reports import difftext
 from imgkit.engines.limits import DEFAULT_SECONDS
 from imgkit.errors import DIFFERENT
 from imgkit.host import terminal

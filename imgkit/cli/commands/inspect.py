@@ -7,8 +7,9 @@ from pathlib import Path
 
 from imgkit.api import inspecting
 from imgkit.api.inspecting import DiskContents
-from imgkit.cli import layoutreport, readoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import readoptions
+from imgkit.cli.reports import layoutreport
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE
 from imgkit.host import terminal
 from imgkit.host.jsonkeys import jsonable

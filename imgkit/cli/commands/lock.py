@@ -9,9 +9,9 @@ import argparse
 import os
 
 from imgkit.api import building
-from imgkit.cli import registryoptions
 from imgkit.cli.command import Invocation
 from imgkit.cli.commands.build import architectures, load_recipe, output_argument, outputs, recipe_arguments
+from imgkit.cli.options import registryoptions
 from imgkit.host import terminal
 from imgkit.planning import lockfile
 from imgkit.planning.plan import Plan

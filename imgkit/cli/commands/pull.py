@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imgkit.cli import registryoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import registryoptions
 from imgkit.errors import HostError, UsageError
 from imgkit.host import terminal
 from imgkit.oci.annotations import REF_NAME

@@ -16,8 +16,11 @@ import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imgkit.cli import commandinput, containerruns, conversation, machineoptions, terminalruns
+from imgkit.cli import containerruns
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import commandinput, machineoptions
+from imgkit.cli.talking import conversation
+from imgkit.cli.terminals import terminalruns
 from imgkit.errors import GuestError, UsageError
 from imgkit.host import statusline
 from imgkit.image.imagepaths import is_container_image

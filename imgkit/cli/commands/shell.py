@@ -14,8 +14,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgkit.cli import interactive, machineoptions, terminalruns
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import machineoptions
+from imgkit.cli.terminals import interactive, terminalruns
 from imgkit.errors import UsageError
 from imgkit.host.rawmode import RawTerminal
 from imgkit.image.imagepaths import is_container_image

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from imgkit.api import verifying
 from imgkit.api.verifying import VerifiedImage
-from imgkit.cli import readoptions
 from imgkit.cli.command import Invocation
+from imgkit.cli.options import readoptions
 from imgkit.errors import InputError
 from imgkit.host import terminal
 from imgkit.host.jsonkeys import jsonable

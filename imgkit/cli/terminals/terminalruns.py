@@ -7,7 +7,7 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any
 
-from imgkit.cli import interactive
+from imgkit.cli.terminals import interactive
 from imgkit.errors import UsageError
 from imgkit.host.rawmode import RawTerminal
 from imgkit.vm.running import VM

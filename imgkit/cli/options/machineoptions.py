@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imgkit.cli import envfile, machinechecks
+from imgkit.cli import machinechecks
+from imgkit.cli.options import envfile
 from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from imgkit.cli.choices import Choice, parse_questions
+from imgkit.cli.talking.choices import Choice, parse_questions
 from imgkit.host import terminal
 from imgkit.vm.agent.callbacks import Permission
 from imgkit.vm.agent.protocol import PermissionRequest

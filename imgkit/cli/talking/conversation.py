@@ -16,8 +16,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from imgkit.cli.approval import Approver
-from imgkit.cli.transcript import Transcript
+from imgkit.cli.talking.approval import Approver
+from imgkit.cli.talking.transcript import Transcript
 from imgkit.errors import GuestError
 from imgkit.host import statusline, terminal
 from imgkit.vm.agent.callbacks import OnPermission, Permission

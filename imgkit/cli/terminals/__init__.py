@@ -1,0 +1,1 @@
+"""Terminals in machines, and machines that stay."""

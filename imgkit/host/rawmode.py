@@ -12,11 +12,13 @@ terminal a question, and the shell of the user must not take the answer for a co
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import termios
 import tty
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType, TracebackType
 from typing import Any
@@ -36,11 +38,13 @@ def has_terminal() -> bool:
 
 
 class RawTerminal:
-    """The terminal of this process. Signals reach it in the main thread only.
+    """The terminal of this process, for its main thread.
 
     Attributes:
         input, output: its file descriptors.
-        changed: a descriptor that is readable when the size may have changed; see :meth:`forget_change`.
+        changed: a descriptor that is readable when the size may have changed; see :meth:`forget_change`. Whoever waits
+            for input waits for it as well: the kernel may hand a signal to another thread, and the main thread, whose
+            handlers do the work, then sleeps on.
     """
 
     def __init__(self, input: int = 0, output: int = 1) -> None:
@@ -58,6 +62,7 @@ class RawTerminal:
             for descriptor in (self.changed, self._wake):
                 os.set_blocking(descriptor, False)
                 stack.callback(os.close, descriptor)
+            stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False))
             for number in _WATCHED:
                 previous = signal.signal(number, self._handle)
                 stack.callback(signal.signal, number, previous)
@@ -98,13 +103,13 @@ class RawTerminal:
         os.kill(os.getpid(), signal.SIGSTOP)  # SIGCONT sets the terminal again
 
     def _set(self) -> None:
-        tty.setraw(self.input, termios.TCSADRAIN)
+        _uninterrupted(lambda: tty.setraw(self.input, termios.TCSADRAIN))
 
     def _restore(self) -> None:
         with suppress(OSError):  # the terminal has been closed
             self.show(RESET)
         with suppress(termios.error):
-            termios.tcsetattr(self.input, termios.TCSAFLUSH, self._settings)
+            _uninterrupted(lambda: termios.tcsetattr(self.input, termios.TCSAFLUSH, self._settings))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGTSTP:
@@ -113,5 +118,15 @@ class RawTerminal:
         if number == signal.SIGCONT:
             with suppress(termios.error):
                 self._set()
-        with suppress(BlockingIOError, OSError):
-            os.write(self._wake, b".")
+
+
+def _uninterrupted(change: Callable[[], object]) -> None:
+    """Change settings, however often a signal interrupts that: it waits until the terminal has shown everything."""
+    while True:
+        try:
+            change()
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
+        else:
+            return

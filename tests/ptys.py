@@ -26,7 +26,8 @@ PATIENCE = 120.0  # seconds; the machine may be emulated and busy
 
 
 def _take_terminal() -> None:
-    """Make standard input the controlling terminal, which sends SIGWINCH."""
+    """Make standard input the controlling terminal, which sends SIGWINCH, and heed SIGHUP, which nohup ignores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -49,7 +50,7 @@ class UserTerminal:
             stderr=slave,
             env=env,
             start_new_session=True,
-            preexec_fn=_take_terminal,  # a single system call
+            preexec_fn=_take_terminal,  # two system calls
         )
 
     def __enter__(self) -> UserTerminal:

@@ -264,10 +264,10 @@ def test_inspect_agrees_with_the_manifest(builder: Builder, images: Images) -> N
     assert {one["name"]: one["version"] for one in found["packages"]} == {
         one["name"]: one["version"] for one in stated["packages"]
     }
-    assert found["virtual_size"] == stated["image"]["virtualSize"] == 4 << 30
+    assert found["virtualSize"] == stated["image"]["virtualSize"] == 4 << 30
     assert found["kernels"] == [stated["kernel"]]
-    assert found["disk_guid"].lower() == stated["disk"]["guid"].lower()
-    assert found["os_release"]["ID"] == "alpine"
+    assert found["diskGuid"].lower() == stated["disk"]["guid"].lower()
+    assert found["osRelease"]["ID"] == "alpine"
 
 
 def test_inspect_is_for_people_too(builder: Builder, images: Images) -> None:

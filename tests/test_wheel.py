@@ -46,12 +46,21 @@ def test_recipes_and_overlay_come_with_the_wheel(wheel: Path) -> None:
     assert inside["imgkit/data/overlay/etc/init.d/agentd"][1]
 
 
+def lost(folder: Path) -> list[str]:
+    """Return what a wheel cannot have of a folder: symbolic links and empty folders."""
+    return [path.name for path in folder.rglob("*") if path.is_symlink() or (path.is_dir() and not any(path.iterdir()))]
+
+
 def test_nothing_of_it_is_lost_in_a_wheel() -> None:
-    """A wheel has no symbolic links, no empty folders, and one permission bit."""
-    for name in ("recipes", "overlay"):
-        for path in (ROOT / name).rglob("*"):
-            assert not path.is_symlink(), path
-            assert not path.is_dir() or any(path.iterdir()), path
+    found = {name: lost(ROOT / name) for name in ("recipes", "overlay", "agents")}
+    assert found == {"recipes": [], "overlay": [], "agents": []}
+
+
+def test_what_a_wheel_would_lose_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "folder/empty").mkdir(parents=True)
+    (tmp_path / "folder/file").touch()
+    (tmp_path / "folder/link").symlink_to("file")
+    assert sorted(lost(tmp_path)) == ["empty", "link"]
 
 
 def test_every_module_is_in_the_wheel(wheel: Path) -> None:

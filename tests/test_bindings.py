@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,20 @@ def test_others_on_path_come_last(without: Path) -> None:
         program(without, name, text)
     program(without, "python3.14", GOOD).chmod(0o644)
     assert choose(os.environ).path == str(without / "python3.13")
+
+
+def test_a_folder_that_this_user_may_not_look_into(without: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PATH of a process that root has started has folders in root's home."""
+    program(without, "python3", GOOD)
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == "/root/bin":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert choose({**os.environ, "PATH": f"/root/bin:{without}"}).path == str(without / "python3")
 
 
 def test_a_message_names_each_with_its_reason(without: Path, tmp_path: Path) -> None:

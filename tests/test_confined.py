@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from fixtures.server import serve
 from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Inline, Tree
 from tests.conftest import need, need_program
-from tests.images import RECIPE, ROOT, Builder, Images, environment, results
+from tests.images import RECIPE, ROOT, Builder, Image, Images, environment, results
 
 pytestmark = pytest.mark.vm
 
@@ -91,10 +92,18 @@ def test_an_ordinary_user_builds(mirror: Mirror, mirror_url: str, home: Path, im
     if os.geteuid() == 0:
         assert image.disk.stat().st_uid == NOBODY
     same = images["amd64"]
-    assert image.manifest["files"] == same.manifest["files"], "who builds, and how large the disk is, changes no file"
+    release, files = without_release(image)
+    assert release != without_release(same)[0], "a disk of another size has another build id"
+    assert files == without_release(same)[1], "who builds, and how large the disk is, changes nothing else"
     assert image.manifest["image"]["virtualSize"] == 64 << 30
     assert image.disk.stat().st_size < same.disk.stat().st_size + (8 << 20), "a larger disk is no larger file"
     assert subprocess.run(["qemu-img", "check", "-q", image.disk]).returncode == 0
+
+
+def without_release(image: Image) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the manifest says about the file with the build id, and about all other files."""
+    files = dict(image.manifest["files"])
+    return files.pop("/etc/imgkit-release"), files
 
 
 def leftovers() -> set[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import signal
 import sys
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
+from imgkit.host import interrupts
 from imgkit.host.progress import Steps, bar
 
 
@@ -73,6 +78,25 @@ def test_a_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{'d' * 60} … (1 characters more): " in screen.getvalue()
     assert "5000/10000" in screen.getvalue()
     assert " files/s" in screen.getvalue()
+
+
+def test_an_interrupt_waits_until_the_bar_is_made(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """tqdm complains about a bar without its fields when Python removes it."""
+    made = []
+
+    def init(self: Any, **_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        self.disable = True
+        made.append(True)
+
+    monkeypatch.setattr(tqdm, "__init__", init)
+    with interrupts.raised(), pytest.raises(KeyboardInterrupt):
+        bar(10, "work")
+    gc.collect()
+    assert made
+    assert capfd.readouterr().err == ""
 
 
 def test_a_silent_program_shows_no_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from imgkit.host import statusline, terminal
+from imgkit.host import interrupts, statusline, terminal
 
 if TYPE_CHECKING:
     from typing_extensions import Never
@@ -34,15 +34,16 @@ def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:
         description: a few words in front of the bar.
         unit: "B" for bytes (shown as kB, MB …), or the name of the things that are counted.
     """
-    return _Bar(
-        total=total,
-        desc=terminal.line(description, 60),
-        unit=unit,
-        unit_scale=unit == "B",
-        leave=False,
-        disable=None if log.isEnabledFor(logging.WARNING) else True,
-        dynamic_ncols=True,
-    )
+    with interrupts.held_back():  # a bar that is only half made fails when it is removed
+        return _Bar(
+            total=total,
+            desc=terminal.line(description, 60),
+            unit=unit,
+            unit_scale=unit == "B",
+            leave=False,
+            disable=None if log.isEnabledFor(logging.WARNING) else True,
+            dynamic_ncols=True,
+        )
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]

@@ -31,7 +31,8 @@ PIPE_BYTES = 1 << 20
 
 QEMU drops what its end of a pipe or socket does not take at once: the guest's kernel waits for a console with a lock
 held, so QEMU does not make it wait (``flush_buf`` in ``hw/char/virtio-console.c``). A socket has room for 277 short
-writes, which a reader that is not at once awake does not meet.
+writes, which a reader that is not at once awake does not meet. This is the most that the kernel gives an ordinary user
+(``fs.pipe-max-size``). Writes that do not fill its pages leave room unused, so half of it is sure.
 """
 _REMOVAL_TIMEOUT = 5.0  # seconds until the backend of a removed port is free
 

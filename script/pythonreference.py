@@ -47,6 +47,7 @@ assert imgkit.verify(disk.image).ok
 with imgkit.VM.boot(disk.image, shares={"work": "."}, network="none") as vm:
     print(vm.run(["node", "--version"]).text)
 """
+_ATTRIBUTES = "\nAttributes:\n"
 _SECTION = re.compile(r"^(Args|Returns|Raises|Attributes):$")
 _ENTRY = re.compile(r"^    ([*\w][\w, *]*): (.*)$")
 
@@ -71,11 +72,21 @@ def _described(name: str) -> str:
     lines = [f"### imgkit.{name}"]
     if inspect.isfunction(value):
         lines.append(_code(_signature(name, value)))
-    text = inspect.cleandoc(value.__doc__ or "")
+    text = _documentation(value)
     lines.append("\n".join(_markdown(text)))
     if dataclasses.is_dataclass(value) and "Attributes:" not in text:
         lines.append("Fields: " + ", ".join(f"`{field.name}`" for field in dataclasses.fields(value)) + ".")
     return "\n\n".join(lines)
+
+
+def _documentation(value: type | Callable[..., object]) -> str:
+    """Return a docstring; that of a class has the attributes that it inherits as well."""
+    text = inspect.cleandoc(value.__doc__ or "")
+    for base in value.__mro__[1:] if isinstance(value, type) else ():
+        if dataclasses.is_dataclass(base):
+            inherited = inspect.cleandoc(base.__doc__ or "").partition(_ATTRIBUTES)[2]
+            text = text.replace(_ATTRIBUTES, f"{_ATTRIBUTES}{inherited}\n")
+    return text
 
 
 def _signature(name: str, function: Callable[..., object]) -> str:

@@ -30,7 +30,7 @@ from imgkit.cli.commands import build as build_command
 from imgkit.cli.commands import inspect, lock, verify
 from imgkit.cli.commands.doctor import table
 from imgkit.cli.hostchecks import HostCheck
-from imgkit.cli.options import machineoptions, readoptions
+from imgkit.cli.options import environmentoptions, machineoptions, readoptions, repeatedoptions
 from imgkit.cli.parser import parse, parsers
 from imgkit.cli.reports import buildreport
 from imgkit.cli.reports.buildreport import BuildReport, StepReport, parse_report, report_of
@@ -589,10 +589,10 @@ def test_launch_timeouts_that_are_none(given: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_pairs_may_have_further_signs_of_equality() -> None:
-    assert machineoptions.pairs(["A=b=c", "B="], "--env", "K=V") == {"A": "b=c", "B": ""}
+    assert repeatedoptions.pairs(["A=b=c", "B="], "--env", "K=V") == {"A": "b=c", "B": ""}
     for word in ("A", "=b", ""):
         with pytest.raises(UsageError) as caught:
-            machineoptions.pairs([word], "--env", "K=V")
+            repeatedoptions.pairs([word], "--env", "K=V")
         assert caught.value.message == f"--env {word}: not of the form K=V"
 
 
@@ -619,9 +619,9 @@ def test_a_share_is_named_once_and_exists(tmp_path: Path) -> None:
 def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b"value\n")
-    assert machineoptions.secrets([f"A={path}"]) == {"A": b"value\n"}
+    assert environmentoptions.secrets([f"A={path}"]) == {"A": b"value\n"}
     with pytest.raises(UsageError) as caught:
-        machineoptions.secrets([f"A={path}x"])
+        environmentoptions.secrets([f"A={path}x"])
     assert caught.value.message == f"--secret A: {path}x: No such file or directory"
 
 

@@ -80,13 +80,14 @@ def _described(name: str) -> str:
 
 
 def _documentation(value: type | Callable[..., object]) -> str:
-    """Return a docstring; that of a class has the attributes that it inherits as well."""
+    """Return a docstring. That of a class includes the attributes that it has from classes that are not on the page."""
     text = inspect.cleandoc(value.__doc__ or "")
     for base in value.__mro__[1:] if isinstance(value, type) else ():
-        if dataclasses.is_dataclass(base):
+        if base.__module__.startswith("imgkit.") and base.__name__ not in imgkit.__all__:
             inherited = inspect.cleandoc(base.__doc__ or "").partition(_ATTRIBUTES)[2]
-            text = text.replace(_ATTRIBUTES, f"{_ATTRIBUTES}{inherited}\n")
-    return text
+            summary, _, own = text.partition(_ATTRIBUTES)
+            text = "\n".join([summary.rstrip(), _ATTRIBUTES + inherited, own]) if inherited else text
+    return text.rstrip()
 
 
 def _signature(name: str, function: Callable[..., object]) -> str:

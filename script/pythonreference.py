@@ -47,6 +47,7 @@ assert imgkit.verify(disk.image).ok
 with imgkit.VM.boot(disk.image, shares={"work": "."}, network="none") as vm:
     print(vm.run(["node", "--version"]).text)
 """
+_ATTRIBUTES = "\nAttributes:\n"
 _SECTION = re.compile(r"^(Args|Returns|Raises|Attributes):$")
 _ENTRY = re.compile(r"^    ([*\w][\w, *]*): (.*)$")
 
@@ -71,11 +72,22 @@ def _described(name: str) -> str:
     lines = [f"### imgkit.{name}"]
     if inspect.isfunction(value):
         lines.append(_code(_signature(name, value)))
-    text = inspect.cleandoc(value.__doc__ or "")
+    text = _documentation(value)
     lines.append("\n".join(_markdown(text)))
     if dataclasses.is_dataclass(value) and "Attributes:" not in text:
         lines.append("Fields: " + ", ".join(f"`{field.name}`" for field in dataclasses.fields(value)) + ".")
     return "\n\n".join(lines)
+
+
+def _documentation(value: type | Callable[..., object]) -> str:
+    """Return a docstring. That of a class includes the attributes that it has from classes that are not on the page."""
+    text = inspect.cleandoc(value.__doc__ or "")
+    for base in value.__mro__[1:] if isinstance(value, type) else ():
+        if base.__module__.startswith("imgkit.") and base.__name__ not in imgkit.__all__:
+            inherited = inspect.cleandoc(base.__doc__ or "").partition(_ATTRIBUTES)[2]
+            summary, _, own = text.partition(_ATTRIBUTES)
+            text = "\n".join([summary.rstrip(), _ATTRIBUTES + inherited, own]) if inherited else text
+    return text.rstrip()
 
 
 def _signature(name: str, function: Callable[..., object]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,7 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
 from imgkit.image import buildid
 from imgkit.image.buildid import Facts, container_facts, disk_facts, identify, recipe_facts
-from imgkit.recipe import (
-    AgentSpec,
-    Architecture,
-    ContainerSpec,
-    FileSpec,
-    OverlaySpec,
-    PartitionSpec,
-    Recipe,
-    RepositorySpec,
-    Shape,
-    UserSpec,
-    load,
-    parse_size,
-)
+from imgkit.recipe import Architecture, Recipe, Shape, load, parse_size
 from imgkit.rootfs import digest
 from imgkit.rootfs.scripts.effects import Pending
 from imgkit.tree import Tree
@@ -50,7 +38,7 @@ CHANGED: dict[str, Any] = {
     "compression": "zlib",
     "packages": ("bash",),
     "disk_packages": ("linux-lts",),
-    "container": ContainerSpec(user="agent"),
+    "container": {"user": "agent"},
     "kernel": "lts",
     "initramfs_features": ("base",),
     "kernel_arguments": ("debug",),
@@ -58,12 +46,12 @@ CHANGED: dict[str, Any] = {
     "hostname": "other",
     "network": "none",
     "services": {"boot": ("sysctl",)},
-    "users": (UserSpec(name="other", uid=7),),
+    "users": ({"name": "other", "uid": 7},),
     "timezone": "Europe/Berlin",
-    "overlay": OverlaySpec(path=Path("/other"), modes="git"),
-    "overlays": (OverlaySpec(path=Path("/other")),),
-    "files": (FileSpec(path="/etc/a", content=b"a"),),
-    "agent": AgentSpec(command=("other",)),
+    "overlay": {"path": Path("/other"), "modes": "git"},
+    "overlays": ({"path": Path("/other")},),
+    "files": ({"path": "/etc/a", "content": b"a"},),
+    "agent": {"command": ("other",)},
     "agent_runner": Path("/other"),
     "agent_runner_build": "0",
     "npm_scripts": True,
@@ -80,6 +68,11 @@ SHAPES: tuple[Shape, ...] = ("disk", "container")
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return load(ROOT / "recipes" / "core.py", {"mirror": "http://mirror.test/alpine/"})
+
+
+def with_fields(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other values, which are written as in a file."""
+    return Recipe.model_validate({**dict(recipe), **values})
 
 
 def layout_of(recipe: Recipe, seed: int = 1) -> Layout:
@@ -125,7 +118,7 @@ def test_every_field_of_a_recipe_has_been_considered() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_recipe_that_differs_in_one_field(recipe: Recipe, name: str, shape: Shape) -> None:
-    changed = recipe.model_copy(update={name: CHANGED[name]})
+    changed = with_fields(recipe, {name: CHANGED[name]})
     assert getattr(changed, name) != getattr(recipe, name)
     if name == "architectures":
         return  # the next test
@@ -143,7 +136,7 @@ def test_a_recipe_that_differs_in_one_field(recipe: Recipe, name: str, shape: Sh
 ARCHITECTURE: dict[str, Any] = {
     "alpine": "aarch64",
     "packages": ("other",),
-    "partitions": (PartitionSpec(kind="root"),),
+    "partitions": ({"kind": "root"},),
     "grub_platforms": (),
     "consoles": ("tty9",),
     "kernel_arguments": ("debug",),
@@ -153,8 +146,8 @@ ARCHITECTURE: dict[str, Any] = {
 def test_an_architecture_that_differs_in_one_field(recipe: Recipe) -> None:
     assert ARCHITECTURE.keys() == Architecture.model_fields.keys()
     for name, value in ARCHITECTURE.items():
-        other = recipe.architecture("amd64").model_copy(update={name: value})
-        changed = recipe.model_copy(update={"architectures": {**recipe.architectures, "amd64": other}})
+        other = {**dict(recipe.architecture("amd64")), name: value}
+        changed = with_fields(recipe, {"architectures": {**recipe.architectures, "amd64": other}})
         assert recipe_facts(changed, "amd64", "disk") != recipe_facts(recipe, "amd64", "disk"), name
         assert recipe_facts(changed, "arm64", "disk") == recipe_facts(recipe, "arm64", "disk"), name
 
@@ -190,17 +183,18 @@ def test_all_else_that_decides_a_disk(recipe: Recipe, monkeypatch: pytest.Monkey
 
 
 def test_what_lies_at_a_path_counts_and_not_the_path(recipe: Recipe, tmp_path: Path) -> None:
-    moved = recipe.model_copy(
-        update={
+    moved = with_fields(
+        recipe,
+        {
             "agent_runner": tmp_path / "agent",
             "release_key": tmp_path / "key",
             "base": f"oci:{tmp_path}/x",
             "mirror": tmp_path.as_uri(),
-            "overlay": OverlaySpec(path=tmp_path / "overlay"),
-            "overlays": (OverlaySpec(path=tmp_path / "overlay"),),
-            "files": (FileSpec(path="/etc/x", source=tmp_path / "x"),),
-            "repositories": ("main", RepositorySpec(url=str(tmp_path / "packages"), key=tmp_path / "k.pub", tag="own")),
-        }
+            "overlay": {"path": tmp_path / "overlay"},
+            "overlays": ({"path": tmp_path / "overlay"},),
+            "files": ({"path": "/etc/x", "source": tmp_path / "x"},),
+            "repositories": ("main", {"url": str(tmp_path / "packages"), "key": tmp_path / "k.pub", "tag": "own"}),
+        },
     )
     for shape in SHAPES:
         text = json.dumps(recipe_facts(moved, "amd64", shape))

@@ -19,7 +19,7 @@ from tests import rootport
 from tests.files import digest
 from tests.images import RECIPE, ROOT, Image
 from tests.rootport import RootedVM
-from tests.test_network import reached, two_services
+from tests.test_network_guest import reached, two_services
 
 pytestmark = pytest.mark.vm
 
@@ -205,7 +205,7 @@ def test_apk_refuses_what_its_keys_do_not_vouch_for(guest: RootedVM, mirror_url:
 
 
 def test_the_user_network_opens_all_services_of_the_host(guest: RootedVM) -> None:
-    """A restricted network does not: tests/test_network.py."""
+    """A restricted network does not: tests/test_network_guest.py."""
     with two_services() as (allowed, other):
         assert reached(guest, allowed, other)[:2] == [f"hello from {allowed}", f"hello from {other}"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from imgkit.cli.main import main
-from imgkit.cli.options import machineoptions
+from imgkit.cli.options import environmentoptions, machineoptions
 from imgkit.errors import RecipeError
 from imgkit.rootfs.agentsettings import agent_settings, refuse_root
 from imgkit.tree import Tree
@@ -126,7 +126,7 @@ def _options(image: Path, *words: str) -> Any:
 
 def test_the_manifest_of_a_disk_says_nothing_about_a_container_image(image: Path) -> None:
     state(image, agent={"payload": False, "command": None})
-    assert machineoptions.config_drive(_options(image, "--prompt", "hello"), "run=agentd\n") is not None
+    assert environmentoptions.config_drive(_options(image, "--prompt", "hello"), "run=agentd\n") is not None
 
 
 # ---- the image's own settings ------------------------------------------------------------------------------------

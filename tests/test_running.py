@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from imgkit.errors import UsageError
-from imgkit.vm import VM, BootError, BootSpec, Quotas, power, running, waiting
+from imgkit.vm import VM, BootError, BootSpec, Quotas, booted, power, running, waiting
 from imgkit.vm.agent.callbacks import deny_permission, reject_host_tool
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import AgentError, BootTimeoutError, KernelPanicError, QemuDiedError, QuotaError
@@ -117,7 +117,7 @@ def test_what_the_handle_says(guest: Guest) -> None:
 
 
 def test_a_console_that_grows_for_ever_is_not_read_for_ever(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_CONSOLE_READS", 3)
+    monkeypatch.setattr(booted, "_CONSOLE_READS", 3)
     looks = iter(range(100))
     monkeypatch.setattr(guest.vm._log, "refresh", lambda: next(looks) >= 0)
     guest.vm.console()

@@ -6,13 +6,8 @@ Hostile disks and archives are in test_verify.py and test_verify_disk.py.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import logging
-import os
 import struct
-import tarfile
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,14 +26,13 @@ from imgkit.engines.limits import Limits
 from imgkit.engines.reading import Archive, Filesystem, ImageDescription
 from imgkit.errors import InputError
 from imgkit.rootfs.digest import NodeRecord, records
-from imgkit.tree import Device, File, HardLink, Inline, Tree
+from imgkit.tree import File, Inline, Tree
 from imgkit.verification import contents as contents_module
-from imgkit.verification.beside import boot_files, compare_boot_files, is_as_built, manifest_of
 from imgkit.verification.check import Subject, Verification, limits_for, verify
-from imgkit.verification.contents import Contents, compare_archive, with_one_leader
 from imgkit.verification.disk import Difference, DiskReport, compare_disk
-from imgkit.verification.statement import StatedFile, Statement, parse
+from imgkit.verification.statement import StatedFile, Statement
 from tests.tables import ENTRIES, gpt_header, head_of
+from tests.verifying import tar_of, write_stated
 
 MIB = 1 << 20
 SIZE, NEW_SIZE = 8 * MIB, 12 * MIB
@@ -46,7 +40,6 @@ LAYOUT = make_layout((SizedPartition("esp", MIB), SizedPartition("root")), SIZE,
 REGIONS = regions_of(LAYOUT)
 ESP, ROOT = 1 * MIB, 2 * MIB
 BACKUP = SIZE - 33 * SECTOR
-FOREVER = float("inf")
 
 
 @pytest.fixture(scope="module")
@@ -225,309 +218,6 @@ def test_a_large_region_is_no_old_backup(disk: Path, built: tuple[Path, DiskMap]
     assert compared(disk, stated).differences == (Difference("backup partition table", MIB, 2 * MIB),)
 
 
-# ---- archives --------------------------------------------------------------------------------------------------------
-
-
-def tree_of_all_kinds() -> Tree:
-    tree = Tree()
-    tree.write("a", b"text", uid=5, gid=6, mode=0o640)
-    tree.add("b", HardLink(target="a"))
-    tree.add("c", HardLink(target="a"))
-    tree.symlink("link", "/etc/x")
-    tree.mkdir("dir", mode=0o1777)
-    tree.add("null", Device(kind="c", major=1, minor=3, mode=0o666))
-    tree.add("disk", Device(kind="b", major=8, minor=17, mode=0o660))
-    tree.add("pipe", Device(kind="p"))
-    tree.add("x", File(content=Inline(b"x"), xattrs={"user.b": b"2", "user.a": b"\1"}))
-    return tree
-
-
-def tar_of(tree: Tree) -> bytes:
-    sink = io.BytesIO()
-    tree.write_tar(sink)
-    return sink.getvalue()
-
-
-def test_an_archive_of_all_kinds_is_as_its_records() -> None:
-    tree = tree_of_all_kinds()
-    assert compare_archive([tar_of(tree)], records(tree), FOREVER) == Contents((), len(tree))
-
-
-def test_the_records_of_an_archive_are_those_of_its_members() -> None:
-    """Compared with nothing else than the kind, every path differs in what the manifest would have."""
-    tree = tree_of_all_kinds()
-    wanted = records(tree)
-    kinds = {path: {"type": record["type"]} for path, record in wanted.items()}
-    lines = compare_archive([tar_of(tree)], kinds, FOREVER).lines
-    hashed = hashlib.sha256(b"text").hexdigest()
-    assert f"/a: gid is 6, should be None, mode is 0640, should be None, sha256 is {hashed}" in lines[1]
-    assert "/b: gid is 6" in lines[2]
-    assert "link is /a, should be None" in lines[2]
-    assert lines[5] == (
-        "/disk: device is b 8:17, should be None, gid is 0, should be None, mode is 0660, should be None,"
-        " uid is 0, should be None"
-    )
-    assert [line.partition(":")[0] for line in lines] == sorted(wanted)
-    assert "xattrs is {'user.a': '01', 'user.b': '32'}, should be None" in lines[-1]
-
-
-def member(name: str, **more: Any) -> bytes:
-    info = tarfile.TarInfo(name)
-    for key, value in more.items():
-        setattr(info, key, value)
-    return info.tobuf(tarfile.USTAR_FORMAT)
-
-
-@pytest.mark.parametrize(
-    ("name", "path"), [("./a/b", "/a/b"), ("a/b/", "/a/b"), (".", "/"), ("./", "/"), ("/a", "/a"), ("./.", "/")]
-)
-def test_the_paths_of_members(name: str, path: str) -> None:
-    assert compare_archive([member(name)], {}, FOREVER).lines == (f"{path}: not in the manifest",)
-
-
-def test_a_link_to_what_was_not_archived_is_a_file_of_its_own() -> None:
-    data = member("./b", type=tarfile.LNKTYPE, linkname="./a")
-    assert compare_archive([data], {"/b": {"type": "file", "link": "/a"}}, FOREVER).lines == ()
-    other = member("./b", type=tarfile.LNKTYPE, linkname="./Z")
-    assert compare_archive([other], {"/b": {"type": "file", "link": "/a"}}, FOREVER).lines == (
-        "/b: link is /Z, should be /a",
-    )
-
-
-def test_unexpected_paths_are_counted_from_some_number_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents_module, "_MOST_UNEXPECTED", 2)
-    data = b"".join(member(f"./{name}") for name in "abcd") + member("./z", mode=0o600)
-    known: NodeRecord = {"type": "file", "mode": "0600", "uid": 0, "gid": 0, "size": 0}
-    expected = {"/z": {**known, "sha256": hashlib.sha256(b"").hexdigest()}}
-    assert compare_archive([data], expected, FOREVER) == Contents(
-        ("/a: not in the manifest", "/b: not in the manifest"), 5, 2
-    )
-    assert compare_archive([data[:1024]], {}, FOREVER).more == 0
-
-
-def test_an_archive_that_is_damaged_says_why() -> None:
-    data = member("./a", size=1000)
-    found = compare_archive([data], {"/b": {"type": "file"}}, FOREVER)
-    assert found.lines[-1] == "/b: missing"
-    assert found.fault.startswith("the archive of its files ")
-    assert found.fault != "the archive of its files "
-
-
-def test_comparing_files_has_a_deadline() -> None:
-    with pytest.raises(LimitError) as caught:
-        compare_archive([member("./a")], {}, time.monotonic() - 1)
-    assert caught.value.message == "the files of the image could not be compared in time"
-    assert caught.value.hint == "--timeout gives it more"
-
-
-def test_any_name_of_a_file_can_be_its_first() -> None:
-    facts: NodeRecord = {"type": "file", "size": 1}
-    linked = {"/z": facts, "/y": {**facts, "link": "/z"}, "/k": {**facts, "link": "/z"}, "/other": facts}
-    assert with_one_leader(linked) == {
-        "/z": {**facts, "link": "/k"}, "/y": {**facts, "link": "/k"}, "/k": facts, "/other": facts,
-    }  # fmt: skip
-    unknown = {"/b": {**facts, "link": "/a"}, "/c": {**facts, "link": "/a"}}
-    assert with_one_leader(unknown) == unknown
-    odd = {"/a": {**facts, "link": 5}}
-    assert with_one_leader(odd) == odd
-
-
-# ---- what a manifest states ------------------------------------------------------------------------------------------
-
-HASH = "ab" * 32
-WHERE = Path("out/linux-amd64.manifest.json")
-
-
-def manifest(**changes: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "arch": "amd64",
-        "image": {"sha256": HASH, "size": 5},
-        "boot": {"kernel": {"name": "vmlinuz", "sha256": HASH, "size": 6}},
-        "files": {"/": {"type": "directory"}},
-        "map": {"chunk": MIB, "regions": [{"name": "a", "start": 0, "size": 512}], "sha256": {}},
-        "esp": {"EFI/BOOT/X.EFI": {"sha256": HASH, "size": 7}},
-    }
-    return {key: value for key, value in {**body, **changes}.items() if value is not ...}
-
-
-def test_the_statements_of_a_manifest() -> None:
-    assert parse(manifest(), WHERE) == Statement(
-        arch="amd64",
-        image=StatedFile("", HASH, 5),
-        boot={"kernel": StatedFile("vmlinuz", HASH, 6)},
-        files={"/": {"type": "directory"}},
-        disk=DiskMap((Region("a", 0, 512),), {}),
-        esp={"EFI/BOOT/X.EFI": StatedFile("EFI/BOOT/X.EFI", HASH, 7)},
-    )
-    both = {role: {"name": role, "sha256": HASH, "size": 6} for role in ("initramfs", "kernel", "other")}
-    assert list(parse(manifest(boot=both), WHERE).boot) == ["kernel", "initramfs"]
-
-
-def test_manifests_of_earlier_versions_state_less() -> None:
-    stated = parse(manifest(image=..., boot=..., map=..., esp=...), WHERE)
-    assert (stated.image, stated.boot, stated.disk, stated.esp) == (None, {}, None, {})
-
-
-FILE = "a file in it has no SHA-256 or no size"
-NAME = "a file beside the image has no valid name"
-FILES = "its list of files is missing or not valid"
-TABLE = "a table in it is not valid"
-
-
-def kernel(**changes: Any) -> dict[str, Any]:
-    return {"boot": {"kernel": {"name": "vmlinuz", "sha256": HASH, "size": 6, **changes}}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({"files": ...}, FILES),
-        ({"files": []}, FILES),
-        ({"files": {"/": {}, "/a": "x"}}, FILES),
-        ({"map": {}}, "its map of the disk is not made of chunks of 1048576 bytes"),
-        ({"map": None}, "its map of the disk is not made of chunks of 1048576 bytes"),
-        ({"boot": []}, TABLE),
-        ({"boot": None}, TABLE),
-        ({"esp": []}, TABLE),
-        ({"boot": {"kernel": "vmlinuz"}}, NAME),
-        ({"boot": {"initramfs": {"sha256": HASH, "size": 6}}}, NAME),
-        (kernel(name=5), NAME),
-        (kernel(name=""), NAME),
-        (kernel(name="../x"), NAME),
-        (kernel(name=".x"), NAME),
-        (kernel(name="x\n"), NAME),
-        (kernel(name="x" * 252), NAME),
-        (kernel(sha256=5), FILE),
-        (kernel(sha256=HASH + "0"), FILE),
-        (kernel(sha256=HASH.upper()), FILE),
-        (kernel(size="6"), FILE),
-        (kernel(size=True), FILE),
-        ({"image": []}, FILE),
-        ({"image": {"size": 5}}, FILE),
-        ({"image": {"sha256": HASH}}, FILE),
-        ({"esp": {"x": {}}}, FILE),
-    ],
-)
-def test_what_is_wrong_with_a_manifest(changes: dict[str, Any], fault: str) -> None:
-    with pytest.raises(InputError) as caught:
-        parse(manifest(**changes), WHERE)
-    assert caught.value.message == f"{WHERE}: not a manifest of imgkit: {fault}"
-    assert caught.value.hint == "a build makes it, beside the image"
-
-
-def test_the_longest_name_beside_an_image() -> None:
-    assert parse(manifest(**kernel(name="x" * 251)), WHERE).boot["kernel"].name == "x" * 251
-
-
-# ---- the files beside the image --------------------------------------------------------------------------------------
-
-
-def stated_file(path: Path, data: bytes) -> StatedFile:
-    path.write_bytes(data)
-    return StatedFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Return the place of an image, in a folder of its own."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder / "linux-amd64.qcow2"
-
-
-def statement_of(image: Path, **changes: Any) -> Statement:
-    """Write an image with a kernel and an initramfs, and return what their manifest states."""
-    boot = {
-        "kernel": stated_file(image.parent / "vmlinuz-virt-amd64", b"kernel"),
-        "initramfs": stated_file(image.parent / "initramfs-virt-amd64", b"initramfs"),
-    }
-    stated = replace(stated_file(image, b"image"), name="")
-    return replace(Statement("amd64", stated, boot, {"/": {}}, None), **changes)
-
-
-def write_manifest(image: Path, stated: Statement) -> None:
-    boot = {role: vars(file) for role, file in stated.boot.items()}
-    manifest_of(image).write_text(json.dumps({"arch": stated.arch, "boot": boot, "files": {}}))
-
-
-def test_files_are_known_by_size_and_hash(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    stated = stated_file(path, b"abc")
-    assert is_as_built(path, stated)
-    for data in (b"abd", b"ab", b"abcd"):
-        path.write_bytes(data)
-        assert not is_as_built(path, stated)
-    path.unlink()
-    with pytest.raises(InputError) as caught:
-        is_as_built(path, stated)
-    assert caught.value.message == f"{path}: No such file or directory"
-    os.mkfifo(path)
-    assert not is_as_built(path, replace(stated, size=0)), "a pipe is not opened"
-
-
-def test_a_file_of_another_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    stated = stated_file(path, b"abc")
-    path.write_bytes(b"abcd")
-    monkeypatch.setattr("imgkit.verification.beside.hash_file", lambda path: pytest.fail(f"{path} was read"))
-    assert not is_as_built(path, stated)
-
-
-def test_the_files_of_a_direct_boot(image: Path) -> None:
-    assert boot_files(image, "amd64") == {}
-    stated = statement_of(image)
-    kernel, initramfs = (image.parent / file.name for file in stated.boot.values())
-    assert boot_files(image, "amd64") == {"kernel": kernel, "initramfs": initramfs}
-    (image.parent / "vmlinuz-zzz-amd64").touch()
-    (image.parent / "vmlinuz-zzzz-arm64").touch()
-    assert boot_files(image, "amd64")["kernel"].name == "vmlinuz-zzz-amd64", "the last name of this architecture"
-    assert boot_files(image, "*") == {}, "which is no architecture"
-    initramfs.unlink()
-    write_manifest(image, stated)
-    assert boot_files(image, "amd64") == {"kernel": kernel, "initramfs": initramfs}, "as the manifest says"
-    assert list(boot_files(image, "arm64")) == ["kernel", "initramfs"]
-
-
-def test_a_manifest_that_leads_nowhere_is_one(image: Path) -> None:
-    manifest_of(image).symlink_to("nowhere")
-    with pytest.raises(InputError):
-        boot_files(image, "amd64")
-
-
-def test_files_beside_the_image_are_as_built_changed_or_missing(image: Path) -> None:
-    stated = statement_of(image)
-    kernel, initramfs = (image.parent / file.name for file in stated.boot.values())
-    assert compare_boot_files(image, stated) == ([kernel.name, initramfs.name], [])
-    kernel.write_bytes(b"other!")
-    assert compare_boot_files(image, stated) == (
-        [initramfs.name],
-        ["vmlinuz-virt-amd64: is not the kernel that was built"],
-    )
-    kernel.unlink()
-    assert compare_boot_files(image, stated) == ([initramfs.name], [])
-    kernel.symlink_to("nowhere")
-    initramfs.write_bytes(b"x")
-    assert compare_boot_files(image, stated)[1] == [
-        "vmlinuz-virt-amd64: is not the kernel that was built",
-        "initramfs-virt-amd64: is not the initramfs that was built",
-    ]
-
-
-def test_what_a_direct_boot_would_take_instead_is_named(image: Path) -> None:
-    stated = statement_of(image)
-    (image.parent / "vmlinuz-zzz-amd64").touch()
-    taken = "vmlinuz-zzz-amd64: not in the manifest, and taken for the kernel by a direct boot"
-    assert compare_boot_files(image, stated)[1] == [taken]
-    other = stated_file(image.parent / "other", b"other")
-    write_manifest(image, replace(stated, boot={**stated.boot, "kernel": other}))
-    by_manifest = "other: not in the manifest, and taken for the kernel by a direct boot"
-    assert compare_boot_files(image, stated)[1] == [by_manifest, taken]
-    (image.parent / "other").unlink()
-    assert compare_boot_files(image, stated)[1] == [taken], "what is not there is not taken"
-    manifest_of(image).write_text("damaged")
-    assert compare_boot_files(image, stated)[1] == [taken], "nothing is booted with a damaged manifest"
-
-
 # ---- limits ----------------------------------------------------------------------------------------------------------
 
 
@@ -640,7 +330,7 @@ SAME = "the same disk in another container: every byte that a guest sees is as i
 
 
 def test_the_very_file_is_proved_by_its_hash(case: Case) -> None:
-    kernel = stated_file(case.image.parent / "vmlinuz-virt-amd64", b"kernel")
+    kernel = write_stated(case.image.parent / "vmlinuz-virt-amd64", b"kernel")
     case.stated = replace(case.stated, boot={"kernel": kernel})
     result = case.verify()
     assert result == Verification(

@@ -30,7 +30,7 @@ from imgkit.verification.beside import boot_files, compare_boot_files
 from imgkit.verification.contents import Contents, compare_archive, with_one_leader
 from tests.commandline import Place, Ran
 from tests.conftest import need_program
-from tests.verifying import LAYOUT, MIB, SIZE, Build, flip, make_build, make_disk, seeded
+from tests.verifying import LAYOUT, MIB, SIZE, Build, flip, make_build, make_disk, seeded, tar_of
 
 pytestmark = pytest.mark.hostile
 
@@ -268,12 +268,6 @@ def trees(draw: st.DrawFn) -> Tree:
         except TreeError:
             continue
     return tree
-
-
-def tar_of(tree: Tree) -> bytes:
-    sink = io.BytesIO()
-    tree.write_tar(sink)
-    return sink.getvalue()
 
 
 def cut(data: bytes, size: int = 4096) -> list[bytes]:

@@ -1,8 +1,9 @@
-"""Make a small disk and its map without an appliance, for tests of ``imgkit verify``."""
+"""Make a small disk and its map without an appliance, archives and stated files, for tests of ``imgkit verify``."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -18,6 +19,8 @@ from imgkit.disk import gpt
 from imgkit.disk.layout import SECTOR, make_layout
 from imgkit.disk.regions import TABLE_END, DiskMap, regions_of
 from imgkit.engines.chunks import map_disk
+from imgkit.tree import Tree
+from imgkit.verification.statement import StatedFile
 from tests.files import noise
 from tests.layouts import SPECS
 
@@ -76,6 +79,19 @@ def stated_file(path: Path) -> dict[str, Any]:
     """Return a file's entry in a manifest."""
     data = path.read_bytes()
     return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def write_stated(path: Path, data: bytes) -> StatedFile:
+    """Write a file, and return it as a manifest states it."""
+    path.write_bytes(data)
+    return StatedFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def tar_of(tree: Tree) -> bytes:
+    """Return the archive of a Tree."""
+    sink = io.BytesIO()
+    tree.write_tar(sink)
+    return sink.getvalue()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from imgkit.api.applianceoptions import appliance_options
@@ -19,7 +19,7 @@ from imgkit.apk.database import parse_installed
 from imgkit.engines.engineerrors import LimitError
 from imgkit.engines.guestfs.readback import open_image
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE, Limits
-from imgkit.engines.reading import FilesystemUsage, ImageDescription, PartitionDescription
+from imgkit.engines.reading import DiskDescription, ImageDescription
 from imgkit.host import scratch
 from imgkit.image.imagepaths import split_reference
 from imgkit.oci.applying import ImageRoot, tree_of
@@ -44,32 +44,13 @@ class ListedPackage:
 
 
 @dataclass(frozen=True)
-class DiskContents:
+class DiskContents(DiskDescription):
     """What is in a disk image.
 
     Attributes:
-        format: of the file, "raw" or "qcow2".
-        virtual_size: bytes of the disk that a guest sees.
-        file_size: bytes that the file takes on the host's disk.
-        disk_guid: GUID of the partition table.
-        partitioned_size: bytes of the disk that the partition table was made for. A disk that was enlarged has more:
-            a guest whose root grows takes them at its next boot.
-        partitions: in the order of their places on the disk.
-        root: how full the root filesystem is.
-        os_release: the assignments of the image's os-release file.
-        kernels: the names below ``lib/modules``.
         packages: in the order of their installation.
     """
 
-    format: str
-    virtual_size: int
-    file_size: int
-    disk_guid: str
-    partitioned_size: int
-    partitions: tuple[PartitionDescription, ...]
-    root: FilesystemUsage
-    os_release: Mapping[str, str]
-    kernels: tuple[str, ...]
     packages: tuple[ListedPackage, ...]
 
 
@@ -131,20 +112,10 @@ def inspect(image: StrPath, *, limit: int = DEFAULT_SIZE, timeout: float = DEFAU
 
 def _contents(image: Path, found: ImageDescription) -> DiskContents:
     records = parse_installed(_without_files(image, found.apk_installed))
+    packages = (record.package for record in records)
     return DiskContents(
-        format=found.format,
-        virtual_size=found.virtual_size,
-        file_size=found.file_size,
-        disk_guid=found.disk_guid,
-        partitioned_size=found.partitioned_size,
-        partitions=found.partitions,
-        root=found.root,
-        os_release=found.os_release,
-        kernels=found.kernels,
-        packages=tuple(
-            ListedPackage(record.package.name, record.package.version, record.package.installed_size)
-            for record in records
-        ),
+        **{field.name: getattr(found, field.name) for field in fields(DiskDescription)},
+        packages=tuple(ListedPackage(package.name, package.version, package.installed_size) for package in packages),
     )
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli.options import commandinput, machineoptions
+from imgkit.cli.options import commandinput, environmentoptions, machineoptions
 from imgkit.cli.options.machineoptions import BootTarget
 from imgkit.cli.options.mirroroptions import mirror_fields
 from imgkit.engines.guestfs import engine as guestfs
@@ -88,7 +88,7 @@ def boot_agent(
     Args:
         terminals: whether terminals can be opened on it.
     """
-    config = machineoptions.config_drive(options, service())
+    config = environmentoptions.config_drive(options, service())
     spec = machineoptions.specification(options, _target(options, made), shares, config)
     spec = replace(spec, terminals=terminals)
     return VM.boot(spec, timeout=options.timeout, settle=not options.no_wait)
@@ -115,14 +115,14 @@ def run_once(options: argparse.Namespace, made: ContainerMachine, shares: dict[s
 
 
 def _first(options: argparse.Namespace, made: ContainerMachine) -> FirstProcess:
-    secrets = {name: value.decode() for name, value in machineoptions.secrets(options.secret).items()}
+    secrets = {name: value.decode() for name, value in environmentoptions.secrets(options.secret).items()}
     works = options.work is not None or any(word.startswith("work=") for word in options.share)
     return first_process(
         made.config.runtime,
         made.accounts,
         command=options.guest_command,
         entrypoint=None if options.entrypoint is None else _entrypoint(options.entrypoint),
-        environment={**machineoptions.environment(options), **secrets},
+        environment={**environmentoptions.environment(options), **secrets},
         cwd=_WORK if works else None,
     )
 

@@ -52,19 +52,20 @@ class FilesystemUsage:
 
 
 @dataclass(frozen=True)
-class ImageDescription:
-    """What is in an image.
+class DiskDescription:
+    """What is in a disk image, but for its packages.
 
     Attributes:
         format: of the file, "raw" or "qcow2".
         virtual_size: bytes of the disk that a guest sees.
         file_size: bytes that the file takes on the host's disk.
         disk_guid: GUID of the partition table.
-        partitioned_size: bytes of the disk that the partition table was made for; 0 if it does not say.
+        partitioned_size: bytes of the disk that the partition table was made for; 0 if it does not say. A disk that
+            was enlarged has more: a guest whose root grows takes them at its next boot.
         partitions: in the order of their places on the disk.
+        root: how full the root filesystem is.
         os_release: the assignments of the image's os-release file.
         kernels: the names below ``lib/modules``.
-        apk_installed: text of the database of installed packages; empty if there is none.
     """
 
     format: str
@@ -76,6 +77,16 @@ class ImageDescription:
     root: FilesystemUsage
     os_release: Mapping[str, str]
     kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImageDescription(DiskDescription):
+    """What a reader finds in a disk image.
+
+    Attributes:
+        apk_installed: text of the database of installed packages; empty if there is none.
+    """
+
     apk_installed: str
 
 

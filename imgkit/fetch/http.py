@@ -42,8 +42,9 @@ from imgkit.fetch.checks import (
     declared_length,
     shown,
 )
-from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
+from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError
 from imgkit.fetch.session import Session, discard
+from imgkit.fetch.sessionpool import SessionPool
 from imgkit.fetch.unreachable import unreachable
 
 log = logging.getLogger("imgkit.fetch")
@@ -122,7 +123,7 @@ class Http:
         self._attempts = attempts
         self._pause = pause
         self._least_rate = least_rate
-        self._idle: list[Session] = []  # a list's append and pop are atomic
+        self._sessions = SessionPool(Session)
 
     def download(
         self,
@@ -193,31 +194,16 @@ class Http:
 
     def _transfer(self, request: _Request, sink: BinaryIO) -> Download | None:
         """Download into ``sink``, in a thread of its own that ends when the deadline passes."""
-        session = self._borrow()
-        session.connecting = request.deadline.connecting
         try:
-            return within(
+            return self._sessions.within(
                 request.deadline,
-                lambda: self._exchange(session, request, sink),
+                lambda session: self._exchange(session, request, sink),
                 cancelled=request.cancelled,
-                cut=session.cut,
             )
         except ExpiredError as cause:
             raise _stalled(request) from cause
         except CancelledError:
             raise _cancelled(request) from None
-        finally:
-            if session.is_cut:
-                session.close()
-            else:
-                self._idle.append(session)
-
-    def _borrow(self) -> Session:
-        """Return a session that no other thread uses."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return Session()
 
     def _exchange(self, session: Session, request: _Request, sink: BinaryIO) -> Download | None:
         """Send the request and receive the file; None if the caller's version is still the newest."""

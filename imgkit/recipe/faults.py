@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from imgkit.errors import UsageError
 from imgkit.host.suggest import did_you_mean
 from imgkit.recipe import sourcefaults
-from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.basereference import PREFIX, BaseReference
-from imgkit.recipe.containerspec import ContainerSpec
-from imgkit.recipe.filespecs import FileSpec, OverlaySpec
 from imgkit.recipe.mirroraddress import mirror_fault
-from imgkit.recipe.record import RecipeRecord
-from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM, RepositorySpec
-from imgkit.recipe.spec import Architecture, PartitionSpec, Recipe, UserSpec, parse_size
+from imgkit.recipe.record import RecipeRecord, records_in
+from imgkit.recipe.repositoryspec import NAME_FORM, RECORD_FORM
+from imgkit.recipe.spec import Architecture, Recipe, parse_size
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -24,15 +21,6 @@ EXTENDS = "extends"
 """The field that names the recipe to build on (:mod:`imgkit.recipe.extending`); it is gone once a recipe is loaded."""
 REFERENCE = "docs/reference/recipe.md"
 """The page that has all fields."""
-_RECORDS: Mapping[str, type[RecipeRecord]] = {
-    "users": UserSpec,
-    "overlay": OverlaySpec,
-    "overlays": OverlaySpec,
-    "files": FileSpec,
-    "repositories": RepositorySpec,
-    "container": ContainerSpec,
-    "agent": AgentSpec,
-}
 _MOST_LISTED = 15  # fields of a record that a message lists; there are more in a recipe
 _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB
 
@@ -62,11 +50,11 @@ def _known(location: tuple[int | str, ...]) -> str:
 
 def _model(location: tuple[int | str, ...]) -> type[RecipeRecord]:
     """Return the record that a field at this place of a recipe belongs to."""
-    if len(location) > 3 and location[0] == "architectures":
-        return PartitionSpec
-    if len(location) == 3 and location[0] == "architectures":
-        return Architecture
-    return Recipe if len(location) == 1 else _RECORDS[str(location[0])]
+    record: type[RecipeRecord] = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str) and part in record.model_fields:
+            record = next(records_in(record.model_fields[part].annotation), record)
+    return record
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:

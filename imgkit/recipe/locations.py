@@ -39,7 +39,6 @@ def absolute(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
     changes["repositories"] = lambda value: _each(value, lambda one: _in_record(one, {"url": location, "key": place}))
     changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     changes["base"] = lambda value: basereference.absolute(value, folder) if isinstance(value, str) else value
-    changes["mirror"] = lambda value: absolute_mirror(value, folder) if isinstance(value, str) else value
     return {name: changes[name](value) if name in changes else value for name, value in fields.items()}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -18,6 +18,15 @@ class RecipeRecord(BaseModel):
     """A record that never changes and refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def records_in(annotation: object) -> Iterator[type[RecipeRecord]]:
+    """Yield the records in the type of a field: of ``tuple[UserSpec, ...]``, ``UserSpec``."""
+    if arguments := get_args(annotation):
+        for argument in arguments:
+            yield from records_in(argument)
+    elif isinstance(annotation, type) and issubclass(annotation, RecipeRecord):
+        yield annotation
 
 
 def frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:

@@ -19,9 +19,10 @@ import urllib3.exceptions
 
 from imgkit.errors import InputError
 from imgkit.fetch.checks import TransientError, UnreachableError, shown
-from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError, within
+from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError
 from imgkit.fetch.http import CONNECT_ALLOWANCE, LEAST_RATE
 from imgkit.fetch.session import Session, discard
+from imgkit.fetch.sessionpool import SessionPool
 from imgkit.fetch.unreachable import causes, unreachable
 from imgkit.registry.access import RegistryAccess
 from imgkit.registry.httpcalls import Answer, Body, HttpCall, place_of
@@ -50,14 +51,13 @@ class Wire:
     def __init__(self, access: RegistryAccess) -> None:
         self._access = access
         self._roots = TrustedRoots(access)
-        self._idle: list[Session] = []  # a list's append and pop are atomic
+        self._sessions = SessionPool(_without_cookies)
         self._bases: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections that are kept open."""
-        while self._idle:
-            self._idle.pop().close()
+        self._sessions.close()
         self._roots.close()
 
     def base(self, host: str, cancelled: threading.Event) -> str:
@@ -92,31 +92,15 @@ class Wire:
             TransientError: the connection broke off.
             InputError: the answer is too long or compressed, a redirect leads where none may, or ``cancelled`` was set.
         """
-        session = self._borrow()
         deadline = Deadline(self._access.stall_timeout, LEAST_RATE, CONNECT_ALLOWANCE)
-        session.connecting = deadline.connecting
         try:
-            return within(
-                deadline, lambda: self._guarded(session, call, deadline), cancelled=cancelled, cut=session.cut
+            return self._sessions.within(
+                deadline, lambda session: self._guarded(session, call, deadline), cancelled=cancelled
             )
         except ExpiredError as cause:
             raise _stalled(call.place) from cause
         except CancelledError:
             raise given_up(call.place) from None
-        finally:
-            if session.is_cut:
-                session.close()
-            else:
-                self._idle.append(session)
-
-    def _borrow(self) -> Session:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            session = Session()
-            # Registries with a web page give cookies to everybody, and take a client that returns one for a browser.
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-            return session
 
     def _guarded(self, session: Session, call: HttpCall, deadline: Deadline) -> Answer:
         """Make the exchange, and turn the exceptions of the libraries into those of imgkit."""
@@ -202,6 +186,16 @@ class _Stream:
             yield piece
             self._deadline.received(len(piece))
         self._deadline.extend(self._patience)
+
+
+def _without_cookies() -> Session:
+    """Return a session that keeps no cookies.
+
+    Registries with a web page give cookies to everybody, and take a client that returns one for a browser.
+    """
+    session = Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return session
 
 
 def origin(url: str) -> tuple[str, str, int]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgkit.cli import machinechecks
-from imgkit.cli.options import envfile
+from imgkit.cli.options import environmentoptions, repeatedoptions
 from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
 from imgkit.verification.beside import boot_files
-from imgkit.vm import configdrive
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
 from imgkit.vm.qemu import portforward
@@ -27,6 +25,32 @@ from imgkit.vm.shares import quotas
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a machine."""
+    _image_arguments(parser)
+    _hardware_arguments(parser)
+    repeatedoptions.add(
+        parser,
+        "--share",
+        metavar="TAG=DIR[:ro]",
+        help="folder, at /mnt/TAG (work: to work in; ipc: for requests, in place of a private one), :ro to read only; "
+        "may be repeated",
+    )
+    _network_arguments(parser)
+    environmentoptions.arguments(parser)
+    parser.add_argument(
+        "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
+    )
+    repeatedoptions.add(
+        parser,
+        "--quota",
+        metavar="NAME=N",
+        help="what the guest may take: ipc, share, disk (bytes, or with K, M, G, T), ipc-files, share-files, "
+        "time (seconds of a request); N may be none; may be repeated",
+    )
+    parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
+
+
+def _image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is booted, and how."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="qcow2 or raw image; it is not changed")
     parser.add_argument("--arch", choices=sorted(MACHINES), help="architecture (default: from the image's name)")
     parser.add_argument("--firmware", choices=["bios", "uefi", "direct"], help="default: bios on amd64, uefi on arm64")
@@ -43,92 +67,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds to boot in, not for the command (default: 180)",
     )
+
+
+def _hardware_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add processors and memory."""
     parser.add_argument("--accel", choices=["auto", "kvm", "hvf", "tcg"], default="auto", help="default: what works")
     parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors (default: 2)")
     parser.add_argument("--memory", type=int, metavar="MIB", help="default: 4096, less where the host has less")
-    parser.add_argument(
-        "--share",
-        action="append",
-        default=[],
-        metavar="TAG=DIR[:ro]",
-        help="folder, at /mnt/TAG (work: to work in; ipc: for requests, in place of a private one), :ro to read only; "
-        "may be repeated",
-    )
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the guest reaches, and what reaches it."""
     parser.add_argument(
         "--network",
         choices=NETWORKS,
         default="user",
         help="user (default): whatever the host reaches, its own services included; restricted: what --allow names",
     )
-    parser.add_argument(
+    repeatedoptions.add(
+        parser,
         "--allow",
-        action="append",
-        default=[],
         metavar="HOST:PORT",
         help="host, *.domain or address that a restricted network reaches; may be repeated",
     )
-    parser.add_argument(
+    repeatedoptions.add(
+        parser,
         "--publish",
-        action="append",
-        default=[],
         metavar="[ADDR:]HOST:GUEST",
         help="let a port of this host lead to a port of the guest, on 127.0.0.1 unless an address is named; 0 takes a "
         "free port and says which, /udp behind it is for UDP; may be repeated",
     )
-    parser.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="environment of the agent; every user of the host sees it in the list of processes: keys go with --secret",
-    )
-    parser.add_argument(
-        "--env-file",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="the same from lines K=V, or K for its value here, as docker reads them; --env beats it",
-    )
-    parser.add_argument(
-        "--secret",
-        action="append",
-        default=[],
-        metavar="K=FILE",
-        help="the same, its value read from a file; beats both",
-    )
-    parser.add_argument(
-        "--no-wait", action="store_true", help="do not wait for the guest's host name, loopback device and network"
-    )
-    parser.add_argument(
-        "--quota",
-        action="append",
-        default=[],
-        metavar="NAME=N",
-        help="what the guest may take: ipc, share, disk (bytes, or with K, M, G, T), ipc-files, share-files, "
-        "time (seconds of a request); N may be none; may be repeated",
-    )
-    parser.add_argument("--console", type=Path, metavar="FILE", help="append the serial console to this file")
-
-
-def pairs(words: list[str], option: str, form: str) -> dict[str, str]:
-    """Parse words of the form ``K=V``.
-
-    Args:
-        words: the values of ``option``, which messages name.
-        form: what the help of the option calls its form.
-
-    Raises:
-        UsageError: a word has no ``=`` or no name.
-    """
-    values = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{option} {word}: not of the form {form}")
-        values[name] = value
-    return values
 
 
 @dataclass(frozen=True)
@@ -177,7 +146,7 @@ def boot(
     # An image that refers to other files of the host is refused: QEMU would show them to the guest.
     image_info(options.image)
     target = _target(options)
-    config = config_drive(options)
+    config = environmentoptions.config_drive(options)
     spec = specification(options, target, shares or {}, config)
     spec = replace(spec, terminals=terminals)
     before([path for path in (target.image, target.kernel, target.initrd) if path is not None])
@@ -249,7 +218,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
     """
     folders, read_only = dict(shares), set()
     for word in words:
-        ((tag, given),) = pairs([word], "--share", "TAG=DIR[:ro]").items()
+        ((tag, given),) = repeatedoptions.pairs([word], "--share", "TAG=DIR[:ro]").items()
         folder, colon, mode = given.rpartition(":")
         if not colon or mode not in ("ro", "rw"):
             folder, mode = given, "rw"
@@ -297,39 +266,3 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
         if not path.exists():
             raise InputError(f"{path}: not there", hint="a build puts it beside the image")
     return kernel, initramfs
-
-
-def config_drive(options: argparse.Namespace, machine_run: str | None = None) -> bytes | None:
-    """Return the config drive of a machine with agentd; None if there is nothing to write.
-
-    Args:
-        machine_run: text of the file ``machine/run``, for container images.
-
-    Raises:
-        UsageError: a variable is wrong, the agent's user is root, or there is a prompt but no agent.
-    """
-    variables, values = environment(options), secrets(options.secret)
-    machinechecks.check_agent_user(variables, values)
-    if machine_run is None and getattr(options, "prompt", None):  # a container image has no manifest beside it
-        machinechecks.check_agent(options.image, {*variables, *values})
-    return configdrive.make(variables, values, machine=machine_run) or None
-
-
-def environment(options: argparse.Namespace) -> dict[str, str]:
-    """Return the variables of ``--env-file`` and of ``--env``, which takes precedence."""
-    variables: dict[str, str] = {}
-    for path in options.env_file:
-        variables |= envfile.read(path, os.environ)
-    return variables | pairs(options.env, "--env", "K=V")
-
-
-def secrets(words: list[str]) -> dict[str, bytes]:
-    """Return the values of ``--secret``, read from their files."""
-    values = {}
-    for name, path in pairs(words, "--secret", "K=FILE").items():
-        try:
-            with Path(path).open("rb") as source:
-                values[name] = source.read(configdrive.MAX_VALUE + 1)
-        except OSError as cause:
-            raise UsageError(f"--secret {name}: {path}: {cause.strerror}") from cause
-    return values

@@ -54,6 +54,12 @@ class Heartbeat:
     ipc_mounted: bool
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def protocol_version(self) -> int:
+        """The version of the agentd protocol; 0 if agentd does not state one."""
+        version = self.extra.get("protocolVersion")
+        return version if type(version) is int else 0
+
     def trouble(self, now: float) -> str:
         """Return why agentd is not ready at ``now`` (seconds since 1970), as a phrase; empty if it is ready."""
         if not self.ipc_mounted:

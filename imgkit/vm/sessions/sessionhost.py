@@ -1,9 +1,11 @@
 """Open sessions on a machine that this process runs: plug in their ports, and unplug them when they are over.
 
-host = SessionHost(running.qmp, alive=vm.check)
-control, console = host.open(start_message(None, root=False, columns=80, rows=24), name)
-...
-host.close(name)
+    host = SessionHost(running.qmp, alive=vm.check)
+    session = host.open(start_message(None, root=False, columns=80, rows=24))
+    ...
+    host.close(session.name)
+
+:mod:`imgkit.vm.sessions.guestsession` talks to what was opened.
 """
 
 from __future__ import annotations

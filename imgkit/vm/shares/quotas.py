@@ -50,6 +50,12 @@ class Quotas:
     disk: int | None = 64 << 30
     seconds: float | None = None
 
+    def request_timeout(self, timeout: float | None) -> tuple[float | None, str]:
+        """Return the timeout of a request whose own is ``timeout`` (None for no limit), and a hint how to raise it."""
+        if self.seconds is None or (timeout is not None and timeout <= self.seconds):
+            return timeout, "a longer timeout= of the request"
+        return self.seconds, "--quota time=… (Quotas.seconds) allows more, --quota time=none all"
+
 
 def parse(words: Sequence[str]) -> Quotas:
     """Parse the arguments of ``--quota``, such as ``share=10G``, ``ipc-files=100``, ``disk=none`` and ``time=600``.

@@ -38,6 +38,7 @@ def shares(count: int) -> tuple[Share, ...]:
 
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MICROVM = replace(AMD64, machine="microvm", firmware="direct", kernel=Path("/k"), initrd=Path("/i"))
+LINE = 'quiet  a="b  c" tsc=unstable'
 RANDOM = ("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0")
 
 
@@ -88,7 +89,7 @@ def test_a_microvm() -> None:
         *("-machine", "microvm,acpi=on,ioapic2=on,pcie=off,usb=off"),
         *("-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-m", "4096"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP),
-        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet tsc_early_khz=2000000"),
+        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet tsc_early_khz=2000000 tsc=reliable"),
         *("-chardev", "file,id=console,path=/run/console.log,append=on", "-serial", "chardev:console"),
         *("-drive", "if=none,id=disk0,format=qcow2,snapshot=on,discard=unmap,file=/images/a,,b.qcow2"),
         *("-device", "virtio-blk-device,drive=disk0,bus=virtio-mmio-bus.23"),
@@ -109,14 +110,19 @@ def test_a_microvm() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"tsc_khz": 5}, "quiet tsc_early_khz=5"),
-        ({"tsc_khz": None}, "quiet loglevel=5"),
-        ({"tsc_khz": 5, "accelerator": "kvm"}, "quiet"),
-        ({"tsc_khz": 5, "machine": "standard"}, "quiet"),
+        ({"tsc_khz": 5}, 'quiet  a="b  c" tsc_early_khz=5 tsc=reliable'),
+        (
+            {"tsc_khz": 5, "command_line": "tsc=unstable tsc=unstable5 x"},
+            "tsc=unstable5 x tsc_early_khz=5 tsc=reliable",
+        ),
+        ({"tsc_khz": None}, f"{LINE} loglevel=5"),
+        ({"tsc_khz": 5, "accelerator": "kvm"}, LINE),
+        ({"tsc_khz": 5, "machine": "standard"}, LINE),
     ],
 )
-def test_an_emulated_microvm_is_told_how_fast_its_clock_runs(changes: dict[str, Any], line: str) -> None:
-    spec = replace(MICROVM, command_line="quiet")
+def test_an_emulated_microvm_is_told_about_its_only_clock(changes: dict[str, Any], line: str) -> None:
+    """How fast it runs, and to trust it."""
+    spec = replace(MICROVM, command_line=LINE)
     assert pairs(argv.arguments(replace(spec, **changes)), "-append") == [line]
 
 

@@ -18,6 +18,7 @@ import pytest
 from imgkit.errors import UsageError
 from imgkit.vm import VM, BootError, BootSpec, Quotas, booted, power, running, waiting
 from imgkit.vm.agent.callbacks import deny_permission, reject_host_tool
+from imgkit.vm.agent.protocol import Heartbeat
 from imgkit.vm.consolelog import ConsoleLog
 from imgkit.vm.failures import AgentError, BootTimeoutError, KernelPanicError, QemuDiedError, QuotaError
 from imgkit.vm.qemu.argv import Share, VmSpec
@@ -26,6 +27,7 @@ from imgkit.vm.qemu.probe import Accelerator
 from imgkit.vm.qemu.qmp import Qmp, QmpError
 from imgkit.vm.shares.monitor import UsageMonitor
 from imgkit.vm.starting import Started
+from imgkit.vm.waiting import Pulse
 
 SLEEP = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(0)); print(flush=True); time.sleep(60)"
 
@@ -141,6 +143,33 @@ def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
     with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 20 s old"):
         guest.vm.wait_ready(0)
     assert guest.vm.seconds_to_ready is None
+
+
+def test_a_guest_whose_clock_is_slow_does_not_stand_still(guest: Guest) -> None:
+    """A heartbeat that is followed by a newer one, which is just as old."""
+    guest.beat(age=80)
+    later(0.3, guest.beat, age=70)
+    with pytest.raises(
+        AgentError, match=r"1 s: its heartbeats arrive, but the guest's clock is 7[01] s behind the host's"
+    ):
+        guest.vm.wait_ready(1.2)
+
+
+def a_beat(timestamp: float, *, mounted: bool = True) -> Heartbeat:
+    return Heartbeat(timestamp, 1, 2.0, "file", mounted)
+
+
+def test_what_an_old_heartbeat_means() -> None:
+    pulse = Pulse()
+    assert pulse.trouble(a_beat(100), 120, 5000) == "its heartbeat is 20 s old", "there was only one so far"
+    assert pulse.trouble(a_beat(100), 130, 5010) == "its heartbeat is 30 s old"
+    slow = "its heartbeats arrive, but the guest's clock is {} s behind the host's"
+    assert pulse.trouble(a_beat(105), 132, 5012) == slow.format(27)
+    assert pulse.trouble(a_beat(105), 161.9, 5041.9) == slow.format(57)
+    assert pulse.trouble(a_beat(105), 162, 5042) == "its heartbeat is 57 s old", "no other came for half a minute"
+    assert pulse.trouble(a_beat(155), 163, 5043) == "", "the clock was set"
+    assert pulse.trouble(a_beat(50), 170, 5050) == slow.format(120), "the clock was set back"
+    assert pulse.trouble(a_beat(60, mounted=False), 171, 5051).startswith("it runs, but the ipc share is not mounted")
 
 
 def test_no_heartbeat_at_all(guest: Guest) -> None:

@@ -7,7 +7,7 @@ import time
 
 from imgkit.host import process, statusline
 from imgkit.vm import console
-from imgkit.vm.agent.protocol import Heartbeat
+from imgkit.vm.agent.protocol import HEARTBEAT_AGE, Heartbeat
 from imgkit.vm.agent.requests import Transport
 from imgkit.vm.failures import KernelPanicError
 from imgkit.vm.starting import Started
@@ -17,6 +17,31 @@ log = logging.getLogger("imgkit.vm")
 POLL = 0.1
 """Seconds between two checks of the machine."""
 _CONSOLE_INTERVAL = 1.0  # seconds between two looks at the console once the machine is up
+_ALIVE = 3 * HEARTBEAT_AGE  # seconds since the newest heartbeat in which a guest counts as alive; it may be slow
+
+
+class Pulse:
+    """Tells a guest that stands still from one whose clock is behind the host's: both have old heartbeats."""
+
+    def __init__(self) -> None:
+        self._newest: Heartbeat | None = None
+        self._renewed: float | None = None
+
+    def trouble(self, beat: Heartbeat, now: float, clock: float) -> str:
+        """Return why agentd is not ready, as a phrase; empty if it is ready.
+
+        Args:
+            beat: the newest heartbeat.
+            now: seconds since 1970.
+            clock: seconds of a clock that nobody sets.
+        """
+        if self._newest is not None and beat.timestamp != self._newest.timestamp:
+            self._renewed = clock
+        self._newest = beat
+        trouble = beat.trouble(now)
+        if not trouble or not beat.ipc_mounted or self._renewed is None or clock - self._renewed >= _ALIVE:
+            return trouble
+        return f"its heartbeats arrive, but the guest's clock is {now - beat.timestamp:.0f} s behind the host's"
 
 
 class Progress:
@@ -45,12 +70,12 @@ class Progress:
         Raises:
             BootError: QEMU ended, the console shows a failure, or the deadline has passed; the subclass says which.
         """
-        shown, trouble = self._machine.console, ""
+        shown, pulse, trouble = self._machine.console, Pulse(), ""
         with statusline.doing(console.Stage.NOTHING.doing) as say:
             while True:
                 beat = self._transport.heartbeat()
                 if beat is not None:
-                    trouble = beat.trouble(time.time())
+                    trouble = pulse.trouble(beat, time.time(), time.monotonic())
                     if not trouble:
                         self.seconds_to_ready = time.monotonic() - self._started
                         return beat

@@ -256,7 +256,16 @@ def _command_line(spec: VmSpec) -> str:
     line = machine(spec.arch).direct_command_line if spec.command_line is None else spec.command_line
     if spec.machine != "microvm" or not _is_emulated(spec):
         return line
-    return f"{line} loglevel=5" if spec.tsc_khz is None else f"{line} tsc_early_khz={spec.tsc_khz}"
+    return f"{line} loglevel=5" if spec.tsc_khz is None else _with_clock(line, spec.tsc_khz)
+
+
+def _with_clock(line: str, tsc_khz: int) -> str:
+    """Return the command line of a kernel whose only clock is the time stamp counter (:mod:`imgkit.vm.qemu.hostclock`).
+
+    Nothing on such a machine could check the counter, hence "reliable". "unstable" is for machines with other clocks.
+    """
+    words = [word for word in line.split(" ") if word != "tsc=unstable"]
+    return " ".join([*words, f"tsc_early_khz={tsc_khz}", "tsc=reliable"])
 
 
 def _disk(spec: VmSpec) -> list[str]:

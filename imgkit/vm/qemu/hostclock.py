@@ -3,6 +3,10 @@
 An emulated microvm needs to be told. It has no second clock, and its kernel measures the counter in a busy wait that a
 host with anything else to do disturbs: with two busy processors 3 of 4 kernels then waited for ever for a first tick.
 QEMU's emulation reads the host's counter (``cpu_get_host_ticks`` in ``include/qemu/timer.h``).
+
+The kernel must also trust the counter. Otherwise its clock is its count of timer interrupts, and QEMU's interrupt
+controller has one flag for all of those that the processor has not taken yet (``irr`` in ``hw/intc/apic.c``): on a busy
+host the clock lost a fifth to a half of the time.
 """
 
 from __future__ import annotations

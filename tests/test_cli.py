@@ -120,7 +120,7 @@ def test_a_field_that_is_none(word: str, hint: str, tmp_path: Path, capsys: pyte
     ("variable", "value", "error"),
     [
         ("IMAGE_SIZE", "huge", "IMAGE_SIZE: 'huge' is not a size"),
-        ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: string should match pattern"),
+        ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: is not a branch such as v3.23, edge or latest-stable"),
         ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is not an http(s) URL, nor a folder"),
         ("AGENT_RUNNER_BUILD", "yes", "AGENT_RUNNER_BUILD: input should be 'auto', '0' or '1' (it is 'yes')"),
         ("ARCHS", "amd64 mips", "mips: no such architecture in this recipe"),

@@ -46,7 +46,7 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as invalid:
-        problems += [faults.sentence(error) for error in invalid.errors()]
+        problems += faults.sentences(invalid.errors())
         raise _error(path, _with_modules(problems, stated, overrides), origins) from invalid
     problems += faults.contradictions(recipe)
     if problems:

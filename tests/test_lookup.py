@@ -104,6 +104,16 @@ def test_fields_of_a_recipe(field: str, fault: str, tmp_path: Path) -> None:
     assert caught.value.problems == (fault,)
 
 
+@pytest.mark.parametrize("words", [["build", "recipe.py"], ["lock", "recipe.py"], ["pull", "registry.example/a"]])
+def test_certificates_that_are_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.py").write_text(f"{RECIPE}\nmirror = 'http://127.0.0.1:9/'\n")
+    assert main([*words, "--ca", "none.pem"]) == 2
+    assert capsys.readouterr().err == "error: --ca: none.pem does not exist\n"
+
+
 def test_keys_of_one_name_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "k").write_text("")
     entries = f"[{{'url': '{tmp_path}', 'key': 'k'}}, {{'url': 'https://apk.example', 'key': '{LONG}/k'}}]"

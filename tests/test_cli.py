@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -48,6 +49,8 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
         (["build"], "the following arguments are required: RECIPE", "imgkit build --help"),
         (["buld", "recipes/alpine.py"], "invalid choice: 'buld'", "did you mean build?"),
         (["frobnicate"], "invalid choice: 'frobnicate'", "imgkit --help"),
+        (["help", "build"], "invalid choice: 'help'", "imgkit --help, or imgkit COMMAND --help"),
+        (["version"], "invalid choice: 'version'", "imgkit --version"),
         (["build", "x.py", "--oot", "d"], "unrecognized arguments: --oot d", "did you mean --out?"),
         (["build", "x.py", "--sett=size=1G"], "unrecognized arguments: --sett=size=1G", "did you mean --set?"),
         (["boot", "x", "--memmory", "1"], "unrecognized arguments: --memmory 1", "did you mean --memory?"),
@@ -117,7 +120,7 @@ def test_a_field_that_is_none(word: str, hint: str, tmp_path: Path, capsys: pyte
     ("variable", "value", "error"),
     [
         ("IMAGE_SIZE", "huge", "IMAGE_SIZE: 'huge' is not a size"),
-        ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: string should match pattern"),
+        ("ALPINE_BRANCH", "3.20", "ALPINE_BRANCH: is not a branch such as v3.23, edge or latest-stable"),
         ("ALPINE_MIRROR", "nowhere", "ALPINE_MIRROR: 'nowhere' is not an http(s) URL, nor a folder"),
         ("AGENT_RUNNER_BUILD", "yes", "AGENT_RUNNER_BUILD: input should be 'auto', '0' or '1' (it is 'yes')"),
         ("ARCHS", "amd64 mips", "mips: no such architecture in this recipe"),
@@ -300,6 +303,21 @@ def test_what_goes_wrong_because_of_an_interrupt_is_the_interrupt(
 
 def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(failing(monkeypatch, MemoryError()), capsys) == (5, ["error: out of memory"])
+
+
+def test_a_path_that_the_host_refuses_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "/root/x")
+    assert fails(failing(monkeypatch, refused), capsys) == (5, ["error: /root/x: Permission denied"])
+    status, lines = fails([*failing(monkeypatch, refused), "--debug"], capsys)
+    assert (status, lines[0], lines[-1]) == (
+        5,
+        "Traceback (most recent call last):",
+        "error: /root/x: Permission denied",
+    )
+    status, lines = fails(failing(monkeypatch, PermissionError(errno.EPERM, "Operation not permitted")), capsys)
+    assert (status, lines[0]) == (70, "Traceback (most recent call last):")  # it names nothing
 
 
 def test_verbose_shows_every_command(here: Place) -> None:

@@ -129,9 +129,29 @@ def test_binary_recipe(tmp_path: Path) -> None:
         ("size = '4 gigs'", "size: '4 gigs' is not a size"),
         ("size = '4M'", "size: 4M is out of range"),
         ("packages = 'bash'", "packages: input should be a list, such as [a, b] (it is 'bash')"),
-        ("branch = '3.23'", "branch: string should match pattern"),
-        ("hostname = 'a b'", "hostname: string should match pattern"),
-        ("services = {'bot': []}", "services.bot"),
+        ("branch = '3.23'", "branch: is not a branch such as v3.23, edge or latest-stable (it is '3.23')"),
+        (
+            "outputs = ['iso']",
+            "outputs.0: input should be 'disk', 'oci', 'oci-archive' or 'docker-archive' (it is 'iso')",
+        ),
+        ("outputs = []", "outputs: must not be empty"),
+        ("version = '3.23'", "version: is not a version such as 3.23.6 (it is '3.23')"),
+        (
+            "base = 'docker:alpine'",
+            "base: is not a base such as oci:alpine:3.23 or oci:./folder (it is 'docker:alpine')",
+        ),
+        (
+            "name = 'a b'",
+            "name: is not a name: letters, digits and . _ + -, the first of them a letter, a digit or _ (it is 'a b')",
+        ),
+        (
+            "hostname = 'a b'",
+            "hostname: is not a host name: lower-case letters, digits and inner hyphens, 63 of them at most",
+        ),
+        (
+            "services = {'bot': []}",
+            "services.bot: input should be 'sysinit', 'boot', 'default', 'nonetwork' or 'shutdown' (it is 'bot')",
+        ),
         ("users = [{'name': 'x', 'uid': 0}]", "users.0.uid"),
         ("users = [{'name': 'x', 'uid': 5}, {'name': 'y', 'uid': 5}]", "users: two users"),
         ("overlay = 'nowhere'", "overlay: "),
@@ -288,7 +308,7 @@ def test_faults_of_overrides_name_where_they_come_from(tmp_path: Path) -> None:
     origins = {"size": "IMAGE_SIZE", "branch": "--branch"}
     assert message(path, {"size": "x"}, origins).startswith("IMAGE_SIZE: 'x' is not a size such as 4G or 512M")
     both = message(path, {"size": "x", "branch": "3"}, origins)
-    assert both.startswith("--branch: string should match pattern")
+    assert both.startswith("--branch: is not a branch such as")
     assert "; IMAGE_SIZE: 'x' is not a size" in both
     wrong = "'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"
     assert message(path, {"mirror": "ftp://x"}, {"mirror": "--mirror"}) == f"--mirror: {wrong}"
@@ -417,7 +437,7 @@ def test_an_unknown_setting_without_a_neighbour_lists_the_fields() -> None:
         ),
         ("container = {'env': {'A=B': ''}}", "container.env: 'A=B' is not the name of a variable"),
         ("container = {'env': {'': ''}}", "container.env: '' is not the name of a variable"),
-        ("outputs = []", "outputs: tuple should have at least 1 item after validation, not 0"),
+        ("outputs = []", "outputs: must not be empty"),
         ("users = [{'name': 'x', 'uid': 5, 'nam': 1}]", "users.0.nam: no such field (did you mean name?)"),
         ("users = [{'uid': 5}]", "users.0.name: must be given"),
         ("users = [{'name': 'x', 'uid': 0}]", "users.0.uid: input should be greater than or equal to 1 (it is 0)"),

@@ -110,7 +110,7 @@ def _kernel() -> HostCheck:
 
 
 def _space(out: Path) -> HostCheck:
-    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if parent.is_dir())
+    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if os.path.isdir(parent))  # noqa: PTH112  Path.is_dir fails below a folder that may not be entered
     free = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK)
     detail = f"{free / (1 << 30):.1f} GiB free in {folder}" + ("" if writable else ", which is not writable")

@@ -22,6 +22,9 @@ from imgkit.cli.parser import parse
 from imgkit.errors import BUG, INTERRUPTED, GuestError, HostError, ImgkitError, RecipeError
 from imgkit.host import colours, interrupts, scratch, statusline, terminal
 
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+"""What the host answers for a path that it refuses: the fault of the path or of its owner, and not imgkit's."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -86,6 +89,10 @@ class _Run:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _drop_output()  # otherwise the interpreter tries once more to write it
             return self._fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+            if self._debug:
+                _print_traceback()
+            return self._fail(HostError.exit_status, f"{error.filename}: {error.strerror}")
         _print_traceback()
         message = f"this is a bug in imgkit: {type(error).__name__}: {error}"
         return self._fail(BUG, message, hint="please report it with the lines above")

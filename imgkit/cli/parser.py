@@ -20,6 +20,8 @@ from imgkit.host.suggest import did_you_mean
 _INVALID_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
 _GUEST_OPTIONS = "(options of a command for the guest come after --: imgkit run IMAGE -- COMMAND…)"
 
+_OPTIONS_ELSEWHERE = {"help": "imgkit --help, or imgkit COMMAND --help", "version": "imgkit --version"}
+"""Commands of other programs that are options here."""
 
 _COMMON = {
     ("-v", "--verbose"): "show every command that is run",
@@ -132,7 +134,7 @@ def _command_first(words: Sequence[str]) -> Sequence[str]:
 
 def _hint(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the hint for a message of argparse about ``words``, which are arguments for ``parser``."""
-    hint = _suggestion(message, words, parser) or f"{parser.prog} --help"
+    hint = _OPTIONS_ELSEWHERE.get(words[0]) or _suggestion(message, words, parser) or f"{parser.prog} --help"
     if message.startswith("unrecognized arguments") and words[:1] == ["run"] and "--" not in words:
         hint += f" {_GUEST_OPTIONS}"
     return hint

@@ -11,7 +11,7 @@ from imgkit.disk import diskimage
 from imgkit.disk.layout import SECTOR
 from imgkit.engines.engineerrors import UnreadableImageError
 from imgkit.errors import HostError
-from imgkit.host import process
+from imgkit.host import lookup, process
 
 _MEMORY = 1 << 30  # bytes of address space for qemu-img, which reads what the author of an image wrote
 _TIMEOUT = 20  # seconds for qemu-img
@@ -40,9 +40,10 @@ def image_info(image: Path) -> ImageInfo:
         UnreadableImageError: the image is missing, damaged, no disk, of an unsupported format, or refers to other files
             of this host.
         MissingProgramError: qemu-img is missing.
+        HostError: the image cannot be looked up.
     """
-    if not image.is_file():
-        if image.is_dir():
+    if not lookup.is_file(image):
+        if lookup.is_folder(image):
             hint = "imgkit run, inspect and verify take the container image in such a folder"
             raise UnreadableImageError(f"{image}: a folder, not a disk image", hint=hint)
         raise UnreadableImageError(f"{image}: no such image")

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imgkit.host import lookup
+
 
 def is_container_image(image: Path) -> bool:
-    """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``."""
+    """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``.
+
+    Raises:
+        HostError: the path cannot be looked up.
+    """
     path, _ = split_reference(image)
-    return path.is_dir() or path.suffix == ".tar"
+    return lookup.is_folder(path) or path.suffix == ".tar"
 
 
 def split_reference(image: Path) -> tuple[Path, str]:
-    """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name."""
+    """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name.
+
+    Raises:
+        HostError: the path cannot be looked up.
+    """
     path, colon, tag = str(image).rpartition(":")
-    if image.exists() or not colon or "/" in tag:
+    if lookup.exists(image) or not colon or "/" in tag:
         return image, ""
     return Path(path), tag

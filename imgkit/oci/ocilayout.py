@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imgkit.errors import InputError
+from imgkit.host import lookup
 from imgkit.host.jsonfile import read_bytes, read_json
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor, describe_blob, is_digest
@@ -71,9 +72,10 @@ class OciLayout:
 
         Raises:
             InputError: the folder is not a layout, or one of another version.
+            HostError: it cannot be looked up.
         """
         hint = "imgkit build --output oci makes one"
-        if not (folder / MARKER).is_file():
+        if not lookup.is_file(folder / MARKER):
             raise InputError(f"{folder}: not an OCI image layout (it has no file {MARKER})", hint=hint)
         marker = read_json(folder / MARKER, 1 << 10)
         version = marker.get("imageLayoutVersion") if isinstance(marker, dict) else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imgkit.errors import HostError, InputError
-from imgkit.host import scratch
+from imgkit.host import lookup, scratch
 from imgkit.oci.descriptors import is_digest
 from imgkit.oci.documents import MAX_DOCUMENT
 from imgkit.oci.ocilayout import MARKER, OciLayout
@@ -36,9 +36,9 @@ def opened_layout(path: Path) -> Iterator[OciLayout]:
 
     Raises:
         InputError: there is no such file, or it is neither a layout nor an archive of one.
-        HostError: there is no space for unpacking.
+        HostError: there is no space for unpacking, or the file cannot be looked up.
     """
-    if not path.is_file():
+    if not lookup.is_file(path):
         yield OciLayout.open(path)
         return
     with scratch.folder() as folder:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
-from imgkit.host import wholefile
+from imgkit.host import lookup, wholefile
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.oci.applying import read_image
 from imgkit.oci.choosing import choose_image, layout_entries
@@ -98,7 +98,7 @@ def find_image(
 def _on_disk(reference: BaseReference, platform: Platform, unpacked: Path, locked: ImageSource | None) -> FoundImage:
     """Find an image in a layout. That of a lock is found by its digest, whatever has the tag now."""
     place = reference.place or Path()
-    layout = unpack_archive(place, unpacked) if place.is_file() else OciLayout.open(place)
+    layout = unpack_archive(place, unpacked) if lookup.is_file(place) else OciLayout.open(place)
     entries = layout_entries(layout, locked.digest if locked is not None else reference.reference, place)
     manifest = choose_image(layout, entries, platform, place)
     digest = entries[0].digest if len(entries) == 1 else manifest.digest

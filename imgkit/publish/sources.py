@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imgkit.errors import InputError
+from imgkit.host import lookup
 from imgkit.host.progress import bar
 from imgkit.image import bootrecord
 from imgkit.image.bootrecord import BootRecord
@@ -49,13 +50,14 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
 
     Raises:
         InputError: the image of a required architecture is missing, or there is no image at all.
+        HostError: the folder cannot be looked up.
     """
     paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
-    existing = {arch: path for arch, path in paths.items() if path.is_file()}
+    existing = {arch: path for arch, path in paths.items() if lookup.is_file(path)}
     missing = [str(path) for arch, path in paths.items() if arch not in existing]
     if missing and (arches or not existing):
         hint = "imgkit build RECIPE makes them" + (
-            "" if folder.is_dir() else "; --from or INPUT_DIR says where they are"
+            "" if lookup.is_folder(folder) else "; --from or INPUT_DIR says where they are"
         )
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from imgkit.recipe.record import RecipeRecord, frozen
+from imgkit.recipe.record import RecipeRecord, frozen, matching
 
 _PORT = re.compile(r"([0-9]{1,5})(/(?:tcp|udp|sctp))?", re.ASCII)
 _SIGNAL = re.compile(r"SIG[A-Z0-9]+([+-][0-9]{1,2})?|[0-9]{1,2}", re.ASCII)
@@ -39,9 +39,9 @@ def _environment(variables: Mapping[str, str]) -> Mapping[str, str]:
     return frozen(variables)
 
 
-Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Word = Annotated[str, matching(r"[^\x00]*", "has a zero byte in it")]
 Port = Annotated[str, BeforeValidator(_port)]
-ContainerFolder = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]*$")]
+ContainerFolder = Annotated[str, matching(r"/[^\x00-\x1f\x7f]*", "is not an absolute path")]
 
 
 class ContainerSpec(RecipeRecord):

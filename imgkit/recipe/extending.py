@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imgkit.errors import RecipeError
+from imgkit.host import lookup
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import shipped
 from imgkit.recipe.faults import EXTENDS
@@ -66,7 +67,7 @@ def _base(path: Path, target: object) -> Path:
     if name.startswith(shipped.PREFIX):
         return _shipped(path, name.removeprefix(shipped.PREFIX))
     file = path.parent / target
-    if file.is_file():
+    if lookup.is_file(file):
         return file
     near = close_matches(file.name, [other.name for other in file.parent.glob("*.py")], limit=1)
     hint = f"did you mean {near[0]}?" if near else f"a path is relative to {path.parent}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imgkit.errors import UsageError
@@ -21,18 +21,28 @@ EXTENDS = "extends"
 """The field that names the recipe to build on (:mod:`imgkit.recipe.extending`); it is gone once a recipe is loaded."""
 REFERENCE = "docs/reference/recipe.md"
 """The page that has all fields."""
+_KEY = "[key]"  # pydantic's mark in the place of a fault of a key itself
+_IN_SHORT: Mapping[str, str] = {"missing": "must be given", "too_short": "must not be empty"}
 _MOST_LISTED = 15  # fields of a record that a message lists; there are more in a recipe
 _MINIMUM_ESP = 9 << 20  # FAT16 has at least 4,085 clusters (Microsoft's FAT specification), here of 2 KiB
 
 
-def sentence(error: ErrorDetails) -> str:
-    """Return one fault that pydantic found, as ``field: what is wrong``."""
-    location = tuple(part for part in error["loc"] if part not in (NAME_FORM, RECORD_FORM))
+def sentences(errors: Sequence[ErrorDetails]) -> list[str]:
+    """Return the faults that pydantic found, each as ``field: what is wrong``.
+
+    A list whose entries are wrong is too short for pydantic as well, which does not count them. That is left out.
+    """
+    faulty = {error["loc"][:length] for error in errors for length in range(len(error["loc"]))}
+    return [_sentence(error) for error in errors if error["type"] != "too_short" or error["loc"] not in faulty]
+
+
+def _sentence(error: ErrorDetails) -> str:
+    location = tuple(part for part in error["loc"] if part not in (NAME_FORM, RECORD_FORM, _KEY))
     place, value = ".".join(str(part) for part in location), error["input"]
     if error["type"] == "extra_forbidden":
         return f"{place}: no such field ({_known(location)})"
-    if error["type"] == "missing":
-        return f"{place}: must be given"
+    if error["type"] in _IN_SHORT:
+        return f"{place}: {_IN_SHORT[error['type']]}"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
     is_short = isinstance(value, (str, int, float, bool, type(None))) and "@" not in str(value)  # it may be a password
     shown = f" (it is {value!r})" if is_short and repr(value) not in message else ""

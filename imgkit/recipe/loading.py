@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from imgkit.errors import RecipeError, UsageError
+from imgkit.host import lookup
 from imgkit.host.suggest import close_matches, did_you_mean
 from imgkit.recipe import faults, locations
 from imgkit.recipe.extending import all_fields
@@ -33,8 +34,9 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
         RecipeError: the file is missing, is not Python, raises an exception, or has wrong values; every fault is in
             ``problems``.
         UsageError: all faults are in overrides.
+        HostError: the file cannot be looked up.
     """
-    if not path.is_file():
+    if not lookup.is_file(path):
         raise _missing(path)
     stated, problems = all_fields(path)
     values = cast("Mapping[str, object]", stated.plain())
@@ -44,7 +46,7 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as invalid:
-        problems += [faults.sentence(error) for error in invalid.errors()]
+        problems += faults.sentences(invalid.errors())
         raise _error(path, _with_modules(problems, stated, overrides), origins) from invalid
     problems += faults.contradictions(recipe)
     if problems:
@@ -69,6 +71,8 @@ def _with_modules(problems: Sequence[str], stated: Stated, overrides: Mapping[st
 
 def _missing(path: Path) -> RecipeError:
     """Return the error for a recipe that does not exist."""
+    if lookup.is_folder(path):
+        return RecipeError(f"{path}: a folder, not a recipe", hint="give the path of the recipe's file, e.g. image.py")
     names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")])
     hint = f"did you mean {path.parent / names[0]}?" if names else "give the path of a recipe, e.g. recipes/alpine.py"
     return RecipeError(f"{path}: no such recipe", hint=hint)

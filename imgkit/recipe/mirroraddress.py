@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from imgkit.host import lookup
+
 _WEB = ("http://", "https://")
 _PATHS = ("/", "./", "../")
 
@@ -37,4 +39,4 @@ def mirror_fault(address: str) -> str | None:
     folder = folder_of(address)
     if folder is None:
         return f"{address!r} is not an http(s) URL, nor a folder such as /srv/alpine"
-    return None if folder.is_dir() else f"{folder} does not exist"
+    return lookup.folder_fault(folder)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+
+def matching(pattern: str, words: str) -> AfterValidator:
+    """Return the check that a whole text matches a pattern. Messages have ``words``, which say so without a pattern."""
+    form = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if form.fullmatch(text) is None:
+            raise ValueError(words)
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_][A-Za-z0-9_.+-]*",
+        "is not a name: letters, digits and . _ + -, the first of them a letter, a digit or _",
+    ),
+]
 
 
 class RecipeRecord(BaseModel):

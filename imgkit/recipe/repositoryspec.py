@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from imgkit.recipe.record import RecipeRecord
+from imgkit.recipe.record import RecipeRecord, matching
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -43,7 +43,7 @@ class RepositorySpec(RecipeRecord):
     """The public key that signs its index (its packages, in a folder without an index), relative to the recipe. The
     file's name is what signatures call the key. It vouches for this repository alone. Without it, one of the keys that
     Alpine has in the image must have signed."""
-    tag: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+    tag: Annotated[str, matching(r"[A-Za-z0-9_.-]+", "is not a tag: letters, digits and . _ -")] | None = Field(
         default=None, examples=["example"]
     )
     """Only packages that are written ``name@tag``, and what these need, may come from a repository with a tag."""
@@ -58,7 +58,9 @@ def _form(value: object) -> str:
     return NAME_FORM if isinstance(value, str) else RECORD_FORM
 
 
-BranchRepository = Annotated[str, StringConstraints(pattern=r"^[a-z0-9/_-]+$")]
+BranchRepository = Annotated[
+    str, matching(r"[a-z0-9/_-]+", 'is not the name of a repository of the branch; a further one is {"url": "…"}')
+]
 RepositoryEntry: TypeAlias = Annotated[
     Annotated[BranchRepository, Tag(NAME_FORM)] | Annotated[RepositorySpec, Tag(RECORD_FORM)], Discriminator(_form)
 ]

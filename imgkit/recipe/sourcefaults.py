@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from imgkit.host import lookup
 from imgkit.recipe.spec import Recipe
 
 PAYLOAD = "/opt/agent-runner"
@@ -28,12 +29,8 @@ def missing(recipe: Recipe) -> Iterator[str]:
                 folders.append((f"repositories.{number}.url", repository.folder))
             if repository.key is not None:
                 files.append((f"repositories.{number}.key", repository.key))
-    yield from (_fault(name, path, "folder") for name, path in folders if not path.is_dir())
-    yield from (_fault(name, path, "file") for name, path in files if not path.is_file())
-
-
-def _fault(field: str, path: Path, kind: str) -> str:
-    return f"{field}: {path} is not a {kind}" if path.exists() else f"{field}: {path} does not exist"
+    yield from (f"{field}: {fault}" for field, path in folders if (fault := lookup.folder_fault(path)))
+    yield from (f"{field}: {fault}" for field, path in files if (fault := lookup.file_fault(path)))
 
 
 def file_faults(recipe: Recipe) -> Iterator[str]:
@@ -59,7 +56,8 @@ def repository_faults(recipe: Recipe) -> Iterator[str]:
             yield f"repositories.{number}: {name} is there twice"
         names.add(name)
         key = None if isinstance(repository, str) else repository.key
-        if key is not None and keys.setdefault(key.name, key) != key and key.is_file():
+        if key is not None and keys.setdefault(key.name, key) != key:
             other = keys[key.name]
-            if other.is_file() and other.read_bytes() != key.read_bytes():
+            is_known = not (lookup.file_fault(key) or lookup.file_fault(other))
+            if is_known and other.read_bytes() != key.read_bytes():
                 yield f"repositories.{number}.key: {key} and {other} are different keys of one name"

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from imgkit.errors import UsageError
 from imgkit.recipe.agentspec import AgentSpec
 from imgkit.recipe.containerspec import ContainerSpec
 from imgkit.recipe.filespecs import FileSpec, OverlaySpec, folder_alone
 from imgkit.recipe.module import public_values
-from imgkit.recipe.record import Name, RecipeRecord, frozen
+from imgkit.recipe.record import Name, RecipeRecord, frozen, matching
 from imgkit.recipe.repositoryspec import RepositoryEntry, RepositorySpec
 
 OFFICIAL_MIRROR = "https://dl-cdn.alpinelinux.org/alpine"
@@ -66,7 +66,13 @@ TIMEZONE = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"
 TZDATA = "tzdata"
 """The package that has the time zones."""
 Overlay: TypeAlias = Annotated[OverlaySpec, BeforeValidator(folder_alone)]
-Hostname = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Hostname = Annotated[
+    str,
+    matching(
+        r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+        "is not a host name: lower-case letters, digits and inner hyphens, 63 of them at most",
+    ),
+]
 Size = Annotated[str, AfterValidator(_checked_size)]
 ImageSize = Annotated[str, AfterValidator(_image_size)]
 Runlevel = Literal["sysinit", "boot", "default", "nonetwork", "shutdown"]
@@ -139,21 +145,21 @@ class Recipe(RecipeRecord):
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = Field(default=("disk",), examples=[["disk", "oci"]])
     """What a build writes unless it is told otherwise: a disk image, or a container image as an OCI layout (``oci``),
     as an archive of one, or as an archive that Docker loads."""
-    base: Annotated[str, StringConstraints(pattern=r"^oci:[^\x00-\x20]+$")] | None = Field(
-        default=None, examples=["oci:registry.example/team/app:1.0", "oci:./layout"]
-    )
+    base: (
+        Annotated[str, matching(r"oci:[^\x00-\x20]+", "is not a base such as oci:alpine:3.23 or oci:./folder")] | None
+    ) = Field(default=None, examples=["oci:registry.example/team/app:1.0", "oci:./layout"])
     """The container image to start from: ``oci:NAME@DIGEST``, ``oci:NAME:TAG`` or ``oci:./FOLDER``. Without it, a build
     starts from Alpine's minirootfs."""
     base_setuid: Literal["keep", "drop"] = Field(default="keep", examples=["drop"])
     """What happens to set-user-id and set-group-id programs of the base. They are listed in either case."""
-    branch: Annotated[str, StringConstraints(pattern=r"^(v[0-9]+\.[0-9]+|edge|latest-stable)$")] = Field(
-        examples=["v3.23", "latest-stable"]
-    )
+    branch: Annotated[
+        str, matching(r"v[0-9]+\.[0-9]+|edge|latest-stable", "is not a branch such as v3.23, edge or latest-stable")
+    ] = Field(examples=["v3.23", "latest-stable"])
     """Alpine's branch, a directory of the mirror. ``latest-stable`` selects the newest release; the image itself stays
     on that release."""
-    version: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?$")] | None = Field(
-        default=None, examples=["3.23.6"]
-    )
+    version: (
+        Annotated[str, matching(r"[0-9]+\.[0-9]+\.[0-9]+(_[a-z0-9]+)?", "is not a version such as 3.23.6")] | None
+    ) = Field(default=None, examples=["3.23.6"])
     """Point release of the minirootfs. Without it, the newest one that the mirror lists."""
     repositories: tuple[RepositoryEntry, ...] = Field(
         default=("main", "community"),
@@ -195,7 +201,7 @@ class Recipe(RecipeRecord):
         default=(), examples=[[{"name": "agent", "uid": 1000, "home": "/home/agent", "owns": ["/workspace"]}]]
     )
     """Accounts besides those of the packages."""
-    timezone: Annotated[str, StringConstraints(pattern=TIMEZONE)] | None = Field(
+    timezone: Annotated[str, matching(TIMEZONE, "is not the name of a time zone such as Europe/Berlin")] | None = Field(
         default=None, examples=["Europe/Berlin", "UTC"]
     )
     """Time zone of the system: a name of the tz database, whose package tzdata is added. Without it, UTC."""

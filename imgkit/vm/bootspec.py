@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias, get_args
 
 from imgkit.disk import diskimage
 from imgkit.errors import HostError, UsageError
+from imgkit.host import lookup
 from imgkit.vm import consolelog
 from imgkit.vm.qemu import argv, firmware, hostclock, machines, portforward
 from imgkit.vm.qemu.argv import Disk, FirmwareKind, Share, VmSpec
@@ -194,8 +195,10 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
         raise UsageError(f"a machine {mode} has no ipc share")
     for tag, path in shares.items():
         argv.check_tag(tag)
-        if not path.is_dir():
+        if not lookup.is_folder(path):
             raise HostError(f"{path}: no such folder to share as {tag}")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise HostError(f"{path}: cannot be shared as {tag}: this user may not read it")
     if unknown := set(spec.read_only) - (shares.keys() - {"ipc"}):
         raise UsageError(f"{', '.join(sorted(unknown))}: no share that can be read-only")
     return tuple(Share(tag, path.resolve(), tag in spec.read_only) for tag, path in shares.items())
@@ -225,7 +228,7 @@ def _disk(spec: BootSpec) -> Disk | None:
 
 def _file(path: Path) -> Path:
     """Return the absolute path, because QEMU takes the text before a colon in a relative path for a protocol."""
-    if not path.is_file():
+    if not lookup.is_file(path):
         raise HostError(f"{path}: no such file")
     return path.resolve()
 

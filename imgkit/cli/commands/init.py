@@ -15,7 +15,7 @@ from pathlib import Path
 from imgkit.cli import newproject
 from imgkit.cli.command import Invocation
 from imgkit.errors import HostError, UsageError
-from imgkit.host import terminal
+from imgkit.host import lookup, terminal
 from imgkit.vm.qemu.machines import host_arch
 
 NAME = "init"
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     folder: Path = options.folder
     name = newproject.name_of(folder)
     files = newproject.project(name, options.base, newproject.installed_from())
-    if (folder / newproject.IGNORED).is_file():
+    if lookup.is_file(folder / newproject.IGNORED):
         del files[newproject.IGNORED]
     write_new({folder / path: text for path, text in files.items()})
     for path in files:
@@ -68,7 +68,7 @@ def write_new(files: Mapping[Path, str]) -> None:
         HostError: one of them cannot be written.
     """
     for path in files:
-        if path.exists() or path.is_symlink():
+        if lookup.exists(path) or path.is_symlink():
             raise UsageError(f"{path}: exists already", hint="name a new folder: imgkit init DIR")
     with ExitStack() as written:
         for path, text in files.items():

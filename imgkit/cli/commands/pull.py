@@ -17,7 +17,7 @@ from typing import Any
 from imgkit.cli.command import Invocation
 from imgkit.cli.options import registryoptions
 from imgkit.errors import HostError, UsageError
-from imgkit.host import terminal
+from imgkit.host import lookup, terminal
 from imgkit.oci.annotations import REF_NAME
 from imgkit.oci.descriptors import Descriptor, Platform
 from imgkit.oci.imagename import ImageName
@@ -69,7 +69,7 @@ def _layout(folder: Path) -> Iterator[OciLayout]:
         UsageError: the folder has something else in it.
         HostError: the folder cannot be made.
     """
-    is_new = not folder.exists()
+    is_new = not lookup.exists(folder)
     layout = _opened(folder)
     try:
         yield layout

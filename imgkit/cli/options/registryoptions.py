@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from imgkit.errors import UsageError
+from imgkit.host import lookup
 from imgkit.registry.access import RegistryAccess
 
 
@@ -15,7 +17,7 @@ def arguments(parser: argparse._ActionsContainer) -> None:
         "--ca",
         type=Path,
         metavar="FILE",
-        help="certificates in PEM that are trusted in addition to the usual ones",
+        help="certificates in PEM that are trusted for registries, not for mirrors, besides the usual ones",
     )
     parser.add_argument(
         "--insecure",
@@ -25,5 +27,11 @@ def arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def registry_access(options: argparse.Namespace) -> RegistryAccess:
-    """Return what the options and the environment say."""
+    """Return what the options and the environment say.
+
+    Raises:
+        UsageError: the file of certificates is missing. Its contents are read when a registry is talked to.
+    """
+    if options.ca is not None and (fault := lookup.file_fault(options.ca)):
+        raise UsageError(f"--ca: {fault}")
     return RegistryAccess(insecure=options.insecure, ca=options.ca, environ=dict(os.environ))

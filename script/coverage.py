@@ -1,6 +1,6 @@
 """Measure which code the tests execute: lines and branches of the package, statements and branches of agentd.
 
-    python -m script.coverage            the fast and the hostile tests
+    python -m script.coverage            the fast, the slow and the hostile tests
     python -m script.coverage --boots    the tests that boot as well: what guests execute is fetched from them
 
 Programs that tests start as processes of their own are not measured.

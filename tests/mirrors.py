@@ -5,7 +5,7 @@ They have the layout of real mirrors, a minirootfs with nothing but keys, and th
 
 from __future__ import annotations
 
-import itertools
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,9 +64,13 @@ def package(
 
 def another(apk: Apk, *entries: Entry, key: SigningKey) -> Apk:
     """Return another build of a package, with these entries and a valid signature, whose file has the same length."""
-    tries = (itertools.islice(itertools.product("helowrd", repeat=length), 400) for length in range(3, 9))
-    for letters in itertools.chain.from_iterable(tries):
-        candidate = package(apk.name, apk.version, *entries, key=key, pkgdesc="".join(letters))
+    chance = random.Random(apk.name)
+    known = f"{apk.name} {apk.version} https://example.invalid/ pkgname = pkgver = builddate = license = MIT"
+    for _ in range(5000):
+        start = chance.randrange(len(known))  # what the package has elsewhere compresses as well as its name
+        description = known[start : start + chance.randint(1, 16)].strip()
+        licence = chance.choice(["", "MIT", "MITx", "MIT AND MIT", "mitten", "M I T"])
+        candidate = package(apk.name, apk.version, *entries, key=key, pkgdesc=description, license=licence)
         if len(candidate.blob) == len(apk.blob) and candidate.identity != apk.identity:
             return candidate
     raise AssertionError("no description makes a package of the same length")

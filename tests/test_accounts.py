@@ -202,6 +202,7 @@ def test_files_reached_through_links_are_written_where_they_are() -> None:
     assert isinstance(tree["data/group-"], File)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.none() | st.integers(0, 1010)), max_size=20))
 def test_numbers_and_names_stay_unique(wanted: list[tuple[str, bool, int | None]]) -> None:
@@ -376,6 +377,7 @@ def test_without_a_time_everything_is_of_1970() -> None:
     assert [tree[path].mtime for path in ("etc/passwd", "etc/group", "etc/shadow", "agent")] == [0] * 4
 
 
+@pytest.mark.slow
 def test_the_last_number_of_an_ordinary_account() -> None:
     tree = Tree()
     tree.write("etc/group", "".join(f"g{number}:x:{number}:\n" for number in range(1000, 59999)))

@@ -499,6 +499,7 @@ VALUES = st.sampled_from(["sdk_event", "result", "output", "success", "stdout", 
 NEARLY = st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=5), max_size=6)
 
 
+@pytest.mark.slow
 @given(st.binary() | NEARLY.map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=500, deadline=None)
 def test_no_line_makes_the_parser_raise(line: bytes) -> None:
@@ -508,6 +509,7 @@ def test_no_line_makes_the_parser_raise(line: bytes) -> None:
     protocol.parse_heartbeat(line)
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), max_size=8), st.data())
 @settings(max_examples=300)
 def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], data: st.DataObject) -> None:
@@ -567,6 +569,7 @@ class Recorded:
         pass
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=60) | NEARLY.map(lambda value: json.dumps(value).encode()), max_size=10), st.data())
 @settings(max_examples=300, deadline=None)
 def test_the_result_is_never_lost(noise: list[bytes], data: st.DataObject) -> None:

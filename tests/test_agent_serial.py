@@ -307,6 +307,7 @@ def test_serial_end_of_qemu(port: tuple[SerialTransport, socket.socket]) -> None
         mode.submit("id", {})
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=60) | NEARLY.map(lambda value: json.dumps(value).encode()), max_size=10))
 @settings(max_examples=200, deadline=None)
 def test_serial_survives_anything(lines: list[bytes]) -> None:
@@ -513,6 +514,7 @@ def test_serial_a_request_that_is_cancelled_is_forgotten_at_once(
     assert ("r" in mode._known, "r" in mode._streams) == (False, False)
 
 
+@pytest.mark.slow
 def test_serial_memory_is_counted_now_and_then_and_names_its_limit(
     port: tuple[SerialTransport, socket.socket],
 ) -> None:

@@ -96,6 +96,7 @@ def test_every_argument_is_described() -> None:
             assert set(inspect.signature(value).parameters) - set(obvious) <= words, name
 
 
+@pytest.mark.slow
 def test_the_first_example_prints_what_the_page_says(tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text(pythonreference.EXAMPLE)
@@ -116,6 +117,7 @@ def test_recipes_with_other_fields() -> None:
         imgkit.load_recipe("no-such-recipe.py")
 
 
+@pytest.mark.slow
 def test_a_container_image_from_python(build: Build) -> None:  # noqa: F811
     """The same image as from the command line; then what can be asked about it."""
     recipe = imgkit.load_recipe("recipe.py", mirror="./mirror", release_key="release-key.asc")

@@ -38,6 +38,7 @@ def shares(count: int) -> tuple[Share, ...]:
 
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MICROVM = replace(AMD64, machine="microvm", firmware="direct", kernel=Path("/k"), initrd=Path("/i"))
+TRUST = "tsc=reliable initcall_blacklist=sched_clock_init_late"
 LINE = 'quiet  a="b  c" tsc=unstable'
 RANDOM = ("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0")
 
@@ -89,7 +90,7 @@ def test_a_microvm() -> None:
         *("-machine", "microvm,acpi=on,ioapic2=on,pcie=off,usb=off"),
         *("-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-m", "4096"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP),
-        *("-kernel", "/k", "-initrd", "/i", "-append", "quiet tsc_early_khz=2000000 tsc=reliable"),
+        *("-kernel", "/k", "-initrd", "/i", "-append", f"quiet tsc_early_khz=2000000 {TRUST}"),
         *("-chardev", "file,id=console,path=/run/console.log,append=on", "-serial", "chardev:console"),
         *("-drive", "if=none,id=disk0,format=qcow2,snapshot=on,discard=unmap,file=/images/a,,b.qcow2"),
         *("-device", "virtio-blk-device,drive=disk0,bus=virtio-mmio-bus.23"),
@@ -110,10 +111,10 @@ def test_a_microvm() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"tsc_khz": 5}, 'quiet  a="b  c" tsc_early_khz=5 tsc=reliable'),
+        ({"tsc_khz": 5}, f'quiet  a="b  c" tsc_early_khz=5 {TRUST}'),
         (
             {"tsc_khz": 5, "command_line": "tsc=unstable tsc=unstable5 x"},
-            "tsc=unstable5 x tsc_early_khz=5 tsc=reliable",
+            f"tsc=unstable5 x tsc_early_khz=5 {TRUST}",
         ),
         ({"tsc_khz": None}, f"{LINE} loglevel=5"),
         ({"tsc_khz": 5, "accelerator": "kvm"}, LINE),

@@ -70,6 +70,7 @@ def bases(registry: DockerRegistry, tmp_path: Path) -> Bases:
     return Bases(registry, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tag_is_resolved_once(bases: Bases) -> None:
     digest, manifest = bases.pushed("1", "first")
     found = bases.find(":1")
@@ -84,6 +85,7 @@ def test_a_tag_is_resolved_once(bases: Bases) -> None:
     assert bases.find(":1").digest == moved
 
 
+@pytest.mark.slow
 def test_a_digest_in_the_recipe_vouches(bases: Bases) -> None:
     digest, manifest = bases.pushed("1", "first")
     for reference in (f"@{digest}", f":other@{digest}", f"@{manifest.digest}"):
@@ -93,6 +95,7 @@ def test_a_digest_in_the_recipe_vouches(bases: Bases) -> None:
     assert bases.find(f":other@{digest}").name.endswith(":other")
 
 
+@pytest.mark.slow
 def test_offline_the_cache_has_what_was_fetched(bases: Bases) -> None:
     digest, manifest = bases.pushed("1", "first")
     with pytest.raises(InputError) as caught:
@@ -109,6 +112,7 @@ def test_offline_the_cache_has_what_was_fetched(bases: Bases) -> None:
         bases.find(":2", offline=True)
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_downloaded(bases: Bases) -> None:
     bases.pushed("1", "shared", "first")
     bases.find(":1")
@@ -120,6 +124,7 @@ def test_only_what_is_new_is_downloaded(bases: Bases) -> None:
     assert len(bases.registry.requests("GET", f"/{bases.repository}/blobs/")) - before == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_blob_of_the_cache_is_noticed(bases: Bases) -> None:
     bases.pushed("1", "first")
     found = bases.find(":1")
@@ -132,6 +137,7 @@ def test_a_damaged_blob_of_the_cache_is_noticed(bases: Bases) -> None:
     assert "first" in bases.opened(bases.find(":1")).tree, "it is downloaded again"
 
 
+@pytest.mark.slow
 def test_a_lock_that_names_another_image_of_the_index(bases: Bases) -> None:
     bases.pushed("1", "first")
     source = bases.opened(bases.find(":1")).source

@@ -242,6 +242,7 @@ def test_what_is_no_record(data: bytes) -> None:
     assert parse(data) is None
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(), st.text() | st.integers() | st.floats() | st.booleans() | st.none() | st.lists(st.text())

@@ -205,6 +205,7 @@ def refusal(*arguments: Any, **keywords: Any) -> str:
     return caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_qemu")
 def test_an_image_with_keywords_or_a_specification(image: Path) -> None:
     """Keywords are fields of the specification, and replace those of a specification that is given."""
@@ -243,6 +244,7 @@ def test_memory_is_as_asked_for_or_what_the_host_has(image: Path, monkeypatch: p
     assert " -m 55 " in refusal(image)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_qemu")
 def test_a_restricted_network_is_a_socket(image: Path) -> None:
     assert " -netdev socket,id=net0,fd=" in refusal(image, network="restricted", allow=["a.example:443"])

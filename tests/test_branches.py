@@ -53,6 +53,7 @@ def test_where_the_image_itself_takes_packages_from(branch: str, release: str | 
     assert guest_branch(tree, branch) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", [NEWER, LINK])
 def test_a_branch_by_variable(branch: str, here: Place, small: Small, site: Site) -> None:
     """The mirror has only that branch, and all of its addresses are below it."""

@@ -63,6 +63,7 @@ def test_hash_of_well_known_subjects(pairs: list[tuple[x509.ObjectIdentifier, st
     assert cacerts.subject_hash(named(*pairs)) == value
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(

@@ -223,6 +223,7 @@ print(Cache(Path(folder)).fetch(wanted).stat().st_size)
 """
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_share_one_download(site: Site, folder: Path) -> None:
     site.faults["/one"] = Fault(rate=3000)
     wanted = hashed(site, "one", ONE)
@@ -234,6 +235,7 @@ def test_two_builds_at_once_share_one_download(site: Site, folder: Path) -> None
     assert len(files(folder)) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_hurts(site: Site, folder: Path) -> None:
     site.faults["/one"] = Fault(stall=1000)
     wanted = hashed(site, "one", ONE)

@@ -159,6 +159,7 @@ def test_while_a_build_uses_the_cache_what_was_used_today_stays(folder: Path, pu
     assert [entry.name for entry in prune(folder, everything=True)] == ["new"]
 
 
+@pytest.mark.slow
 def test_a_cache_object_holds_the_cache_as_long_as_it_lives(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "file"
     source.write_text("x")

@@ -33,6 +33,7 @@ QUESTION = {
 }
 
 
+@pytest.mark.slow
 def test_the_adapter_s_own_tests() -> None:
     done = subprocess.run(
         [need_program("node"), "--test", "tests/agents/claude.test.mjs"],

@@ -320,6 +320,7 @@ def test_a_path_that_the_host_refuses_is_no_bug(
     assert (status, lines[0]) == (70, "Traceback (most recent call last):")  # it names nothing
 
 
+@pytest.mark.slow
 def test_verbose_shows_every_command(here: Place) -> None:
     probe = here.run("doctor", "-v")
     assert "qemu-img --version" in probe.err.splitlines() or "MISSING  qemu-img" in probe.out
@@ -328,6 +329,7 @@ def test_verbose_shows_every_command(here: Place) -> None:
 # ---- the world outside ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_whoever_reads_our_output_may_stop(here: Place) -> None:
     """If the reader of a pipe is gone, the status is 0 and there is no message."""
     reader, writer = os.pipe()
@@ -339,6 +341,7 @@ def test_whoever_reads_our_output_may_stop(here: Place) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written(here: Place) -> None:
     need("/dev/full", Path("/dev/full").exists())
     with Path("/dev/full").open("wb") as sink:
@@ -366,6 +369,7 @@ sys.exit(main(["doctor"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order_and_further_ones_do_not_disturb(number: signal.Signals, here: Place) -> None:
     with subprocess.Popen(
@@ -390,6 +394,7 @@ def test_a_signal_ends_it_in_order_and_further_ones_do_not_disturb(number: signa
     assert here.left_over() == []
 
 
+@pytest.mark.slow
 def test_what_the_caller_ignores_stays_ignored(here: Place) -> None:
     """nohup ignores SIGHUP, for example."""
     with subprocess.Popen(
@@ -429,6 +434,7 @@ import filelock
 """
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_command_is_imported(here: Place) -> None:
     (here.modules / "filelock.py").write_text(SIGNALLED)
     ran = here.run("build", "recipe.py")
@@ -478,6 +484,7 @@ def test_a_signal_between_the_work_and_the_end() -> None:
     assert (done.returncode, done.stderr) == (3, b"")
 
 
+@pytest.mark.slow
 def test_signals_after_the_last_line_of_work_change_nothing(here: Place) -> None:
     """A late signal changes neither the message nor the JSON: both are those of the status that the command returns."""
     with here.running("build", "/nowhere.py", "--json") as child:
@@ -607,6 +614,7 @@ def test_bad_recipes(text: str | None, error: str, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_all_faults_of_a_recipe_at_once(here: Place) -> None:
     here.recipe.write_text(RECIPE + "pakages = []\nsize = 4\nnetwork = 'wifi'\n")
     ran = here.run("build", here.recipe)
@@ -615,6 +623,7 @@ def test_all_faults_of_a_recipe_at_once(here: Place) -> None:
     assert [line.split(":")[0].strip() for line in below] == ["size", "network", "pakages"]
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_cannot_be_made(here: Place) -> None:
     here.recipe.write_text(RECIPE)
     (here.base / "file").write_text("")

@@ -96,6 +96,7 @@ def wanted(config: dict[str, object]) -> dict[str, object]:
     return values
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=configs,
@@ -133,6 +134,7 @@ def test_what_pyyaml_writes_is_read_as_pyyaml_reads_it(
         assert answer == wanted(config)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(config=configs, indent=st.sampled_from([None, 2]))
 def test_json_is_read_as_it_is(read: Reader, config: dict[str, object], indent: int | None) -> None:

@@ -80,6 +80,7 @@ def test_fish(typed: str, completed: str, place: Path, capsys: pytest.CaptureFix
     assert (done.stderr, offered) == ("", [completed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("typed", "completed"), CASES)
 def test_zsh(typed: str, completed: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It completes in its line editor only, so it gets a terminal, on which a tab is typed."""

@@ -44,6 +44,7 @@ def test_digests_and_sizes_are_those_of_the_bytes(algorithm: Algorithm, tmp_path
     assert inflate(tmp_path / "blob", blob.descriptor.media_type) == b"".join(given)
 
 
+@pytest.mark.slow
 @ALGORITHMS
 def test_the_bytes_do_not_depend_on_the_number_of_threads(algorithm: Algorithm, tmp_path: Path) -> None:
     given = pieces(40 * PIECE + 1)  # several jobs of libzstd, which have 8 MiB
@@ -63,6 +64,7 @@ def test_small_archives(algorithm: Algorithm, size: int, tmp_path: Path) -> None
     assert blob.diff_id == f"sha256:{hashlib.sha256(b''.join(given)).hexdigest()}"
 
 
+@pytest.mark.slow
 @given(data=st.lists(st.binary(max_size=70_000), max_size=5), level=st.integers(1, 9))
 def test_whatever_the_pieces_are_gzip_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, data: list[bytes], level: int

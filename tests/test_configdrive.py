@@ -40,6 +40,7 @@ def content(data: bytes) -> tuple[dict[str, str], dict[str, bytes]]:
     return env, secrets
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, TEXTS, max_size=5), st.dictionaries(NAMES, TEXTS, max_size=5))
 def test_what_is_put_in_comes_out(env: dict[str, str], secrets: dict[str, str]) -> None:
     made = configdrive.make(env, {name: text.encode() for name, text in secrets.items()})

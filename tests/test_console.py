@@ -294,6 +294,7 @@ def test_any_text_is_read(text: str) -> None:
     console.diagnose(cleaned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     ["error: ", " ", "openrc: ", "agentd", "supervise-daemon agentd ", "mount: mounting ", "OpenRC 1.", "\x1b["],

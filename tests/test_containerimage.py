@@ -112,6 +112,7 @@ def built(build: Builder, *words: str | Path, recipe: str = SPEC) -> Built:
     return Built(build.here.out / "box.oci")
 
 
+@pytest.mark.slow
 def test_the_configuration_says_what_the_recipe_says(build: Builder) -> None:
     image = built(build)
     assert image.config["config"] == {
@@ -179,6 +180,7 @@ def test_the_same_bytes_on_another_day_with_another_umask(
     assert second.digest == first.digest
 
 
+@pytest.mark.slow
 def test_a_changed_payload_changes_its_layer_alone(
     build: Builder, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +236,7 @@ def test_paths_are_printed_without_json(build: Builder) -> None:
     assert ran.out == f"{out}/box.oci.tar\n{out}/box-amd64.container.json\n"
 
 
+@pytest.mark.slow
 def test_an_older_layout_is_replaced(build: Builder) -> None:
     folder = build.here.out / "box.oci"
     first = built(build)
@@ -275,6 +278,7 @@ def test_a_script_that_cannot_be_computed(build: Builder, keys: Keys) -> None:
 # ---- on an image -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_image_on_an_image_keeps_its_layers_and_its_words(build: Builder, payload: Path) -> None:
     below = built(build, recipe=with_payload(payload))
     base = build.here.base / "base.oci"
@@ -305,6 +309,7 @@ container = {{"env": {{"LANG": "de_DE"}}, "command": ["top"], "ports": ["53/udp"
     assert labels["org.opencontainers.image.base.name"].endswith("base.oci")
 
 
+@pytest.mark.slow
 def test_an_entrypoint_does_not_get_the_command_of_the_base(build: Builder) -> None:
     built(build)
     base = build.here.base / "base.oci"

@@ -25,6 +25,7 @@ def test_the_innermost_range_counts_and_processes_add_up() -> None:
     assert list(executed) == [1, 1, 1, 1, 0, 1, 1, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_scripts_are_counted_on_the_host_and_in_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_program("node")
     (tmp_path / "overlay/opt").mkdir(parents=True)

@@ -44,6 +44,7 @@ def expected(node: Node) -> tuple[int, int, int, int, int, int, bytes]:
     return kind | node.mode, node.uid, node.gid, node.mtime, major, minor, data
 
 
+@pytest.mark.slow
 @given(st.lists(st.builds(Member, names.filter(lambda name: name != "TRAILER!!!"), nodes), max_size=8))
 def test_round_trip(members: list[Member]) -> None:
     data = archive(*members)

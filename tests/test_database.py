@@ -342,6 +342,7 @@ PACKAGES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(PACKAGES, max_size=3, unique_by=(lambda one: one.package.name, lambda one: one.package.identity)))
 def test_whatever_is_written_is_read_back(packages: list[InstalledPackage]) -> None:

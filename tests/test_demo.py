@@ -73,6 +73,7 @@ def test_a_mirror_that_was_asked_for_is_not_replaced(
     assert capsys.readouterr() == ("", "recipes/alpine.py, from ALPINE_MIRROR\n")
 
 
+@pytest.mark.slow
 def test_a_mirror_that_was_asked_for_and_is_out_of_reach_is_an_error(here: Place) -> None:
     environment = {**here.environment, "ALPINE_MIRROR": NOWHERE}
     argv = [sys.executable, "-m", "script.demo", "amd64"]

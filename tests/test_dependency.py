@@ -100,6 +100,7 @@ def test_names_and_versions_that_are_safe_in_file_names() -> None:
 names = st.from_regex(r"[a-z0-9/][a-z0-9:+._/-]{0,8}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(
     names,
     st.sampled_from(["=", "<", "<=", ">", ">=", "~", "<~", ">~"]) | st.none(),

@@ -295,6 +295,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_service_that_never_ends_is_left_to_the_guest(name: str, caplog: pytest.LogCaptureFixture) -> None:
     script, reason = ENDLESS[name]
@@ -307,6 +308,7 @@ def test_a_service_that_never_ends_is_left_to_the_guest(name: str, caplog: pytes
     assert time.process_time() - started < 60
 
 
+@pytest.mark.slow
 def test_all_services_together_have_an_end() -> None:
     script = f"for a in {'1 ' * 300}; do for b in {'1 ' * 100}; do :; done; done\n"
     with pytest.raises(Unsupported, match="takes more than 16000000 steps"):

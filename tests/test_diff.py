@@ -182,6 +182,7 @@ PACKAGES = st.dictionaries(
 SNAPSHOTS = st.builds(lambda files, packages: snapshot(files=files, packages=packages), RECORDS, PACKAGES)
 
 
+@pytest.mark.slow
 @given(SNAPSHOTS, SNAPSHOTS)
 def test_differences_are_the_same_seen_from_the_other_side(one: Snapshot, other: Snapshot) -> None:
     there, back = compare(one, other), compare(other, one)
@@ -465,6 +466,7 @@ def diff(capsys: pytest.CaptureFixture[str], before: Path, after: Path, *words: 
     return status, printed.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linux.oci", "linux.oci:latest", "linux.oci.tar", "linux-amd64.container.json"])
 def test_two_container_images(built: tuple[Path, Path], name: str, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = built
@@ -484,6 +486,7 @@ def test_two_container_images(built: tuple[Path, Path], name: str, capsys: pytes
     assert (status, out.splitlines()[1]) == (0, "no difference: 2 packages and 20 files")
 
 
+@pytest.mark.slow
 def test_an_image_equals_its_manifest_and_its_archive(
     built: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +496,7 @@ def test_an_image_equals_its_manifest_and_its_archive(
         assert diff(capsys, new / name, new / "linux.oci", "--arch", "amd64")[0] == 0
 
 
+@pytest.mark.slow
 def test_json_has_everything(built: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     old, new = built
     status, out = diff(capsys, old / "linux.oci", new / "linux-amd64.container.json", "--json")

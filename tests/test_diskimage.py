@@ -229,6 +229,7 @@ def boot(image: Path, **options: Any) -> ImgkitError:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["harness", "host-app"])
 @pytest.mark.usefixtures("fake_qemu")
 def test_qemu_is_not_even_started_for_an_image_that_names_others(

@@ -251,6 +251,7 @@ def test_the_shortest_header(architecture: str, size: int) -> None:
     assert facts.is_for(architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4096, 4097])
 def test_the_most_names(count: int) -> None:
     data = make_elf(needed=["a"] * (count - 3), soname="s", rpath="r", runpath="u")

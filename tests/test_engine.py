@@ -101,6 +101,7 @@ def test_the_feed_holds_everything_once_and_apart() -> None:
     assert tree.read("large file") == LARGE.read(), "the Tree itself is unchanged"
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3 * feed.LARGE // 2), max_size=4))
 def test_the_feed_is_never_larger_than_foretold(sizes: list[int]) -> None:

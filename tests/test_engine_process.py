@@ -156,6 +156,7 @@ def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path
         attempt(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_missing_supermin_is_named(bindings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_launch(bindings, 'raise RuntimeError("guestfs_launch failed")')
     monkeypatch.setattr(channel, "_may_be_quick", lambda options: True)
@@ -234,6 +235,7 @@ class FakeLink:
         return self.failed
 
 
+@pytest.mark.slow
 def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     set_launch(bindings, f'p = subprocess.Popen(["sleep", "99"]); open({str(note)!r}, "w").write(str(p.pid)); p.wait()')
@@ -251,6 +253,7 @@ def test_a_crash_in_the_library_is_an_error_not_a_crash(bindings: Path, tmp_path
         attempt(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_killed_build(bindings: Path, tmp_path: Path, number: signal.Signals) -> None:
@@ -283,6 +286,7 @@ def test_the_folders_of_its_sockets_go_with_it(bindings: Path, tmp_path: Path) -
         assert list(Path(short).iterdir()) == [other], "that of somebody else stays"
 
 
+@pytest.mark.slow
 def test_it_outlives_the_thread_that_started_it(bindings: Path, tmp_path: Path) -> None:
     up = tmp_path / "up"
     set_launch(bindings, f"open({str(up)!r}, 'w').write('1'); time.sleep(2)")

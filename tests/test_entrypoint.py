@@ -85,6 +85,7 @@ def test_the_log_has_presence_only(shell: list[str], folder: Path) -> None:
     assert done.stdout == SECRET.encode()
 
 
+@pytest.mark.slow
 def test_no_control_character_stands_in_an_array(shell: list[str], folder: Path) -> None:
     for number in range(1, 32):
         done = start(shell, folder, ["true"], {"AGENT_ARGS": f'["a{chr(number)}b"]'})
@@ -100,6 +101,7 @@ def test_an_empty_part_of_the_path_is_the_folder(shell: list[str], folder: Path,
     assert (done.returncode, done.stdout) == (0, b"found\n")
 
 
+@pytest.mark.slow
 def test_long_arguments(shell: list[str], folder: Path) -> None:
     words = [f"word{number}" for number in range(500)]
     text = f"'{'x' * 20_000}' {' '.join(words)}"
@@ -148,6 +150,7 @@ def test_no_value_becomes_a_variable_of_the_script(shell: list[str], folder: Pat
     assert not Path("/tmp/imgkit-x").exists()
 
 
+@pytest.mark.slow
 def test_the_script_is_a_shell_script_without_faults() -> None:
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:

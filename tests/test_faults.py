@@ -99,6 +99,7 @@ def test_a_mirror_whose_name_is_unknown(build: Builder) -> None:
     build.fails(4, "the name mirror.invalid is unknown", "another mirror", mirror="http://mirror.invalid/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES)
 def test_files_that_are_not_there(path: str, build: Builder) -> None:
     build.site.faults[path] = NOT_FOUND
@@ -116,6 +117,7 @@ WEB_PAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES)
 def test_web_pages_instead_of_files(path: str, build: Builder) -> None:
     build.site.faults[path] = HTML
@@ -189,6 +191,7 @@ def primary(certificate: Path) -> str:
     return read_certificate(certificate.read_bytes(), name="x").fingerprint
 
 
+@pytest.mark.slow
 def test_a_signature_of_somebody_else(build: Builder, foreign: Keys) -> None:
     build.small.file(f"{ROOTFS}.asc").write_bytes(foreign.sign_release(build.small.file(ROOTFS).read_bytes()))
     hint = f"trusted is {primary(build.small.release_key)}; your own mirror needs its own release key"
@@ -196,6 +199,7 @@ def test_a_signature_of_somebody_else(build: Builder, foreign: Keys) -> None:
     assert ran.errors[0].split()[-1] in read_certificate(foreign.release_public, name="x").keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"no signature\n", b"-----BEGIN PGP SIGNATURE-----\n\n=\n"])
 def test_signatures_that_are_none(data: bytes, build: Builder) -> None:
     build.small.file(f"{ROOTFS}.asc").write_bytes(data)
@@ -220,12 +224,14 @@ def test_a_certificate_of_absurd_size(build: Builder) -> None:
     build.fails(4, "release-key.asc: is larger than the 1048576 bytes")
 
 
+@pytest.mark.slow
 def test_an_index_without_signature(build: Builder) -> None:
     records = [apk.record for apk in build.small.packages]
     build.small.file(INDEX).write_bytes(apkbuild.build_index(records))
     build.fails(4, f"{INDEX.lstrip('/')}: is not signed", "abuild-sign")
 
 
+@pytest.mark.slow
 def test_an_index_signed_by_somebody_else(build: Builder) -> None:
     key = new_rsa()
     build.small.index([apk.record for apk in build.small.packages], key=key)
@@ -233,12 +239,14 @@ def test_an_index_signed_by_somebody_else(build: Builder) -> None:
     build.fails(4, error, f"trusted keys: {build.small.keys.signing.name};")
 
 
+@pytest.mark.slow
 def test_an_index_signed_in_the_name_of_the_trusted_key(build: Builder) -> None:
     forged = replace(new_rsa(), name=build.small.keys.signing.name)
     build.small.index([apk.record for apk in build.small.packages], key=forged)
     build.fails(4, f"{INDEX.lstrip('/')}: bad signature: it is not what {forged.name} signed", DAMAGED)
 
 
+@pytest.mark.slow
 def test_an_index_that_was_changed(build: Builder) -> None:
     path = build.small.file(INDEX)
     data = bytearray(path.read_bytes())
@@ -248,6 +256,7 @@ def test_an_index_that_was_changed(build: Builder) -> None:
     build.fails(4, f"{INDEX.lstrip('/')}: bad signature: it is not what {signer} signed", DAMAGED)
 
 
+@pytest.mark.slow
 def test_a_package_with_a_forged_signature(build: Builder) -> None:
     """The index vouches for the package, which falsely claims a trusted signer."""
     forged = package("hello", "1.0-r0", FILE, key=replace(new_rsa(), name=build.small.keys.signing.name))
@@ -255,6 +264,7 @@ def test_a_package_with_a_forged_signature(build: Builder) -> None:
     build.fails(4, f"hello-1.0-r0.apk: bad signature: it is not what {build.small.keys.signing.name} signed", DAMAGED)
 
 
+@pytest.mark.slow
 def test_an_index_that_is_older_than_one_seen_before(build: Builder) -> None:
     """The index has a valid signature."""
     build.fails(3, NEXT)
@@ -271,6 +281,7 @@ def put(build: Builder, *packages: Apk) -> None:
     build.small.index(apk.record for apk in packages)
 
 
+@pytest.mark.slow
 def test_another_package_than_the_one_of_the_index(build: Builder) -> None:
     """It has the same length and a good signature, so only its identity tells. The cache does not keep it."""
     other = another(build.small.packages[0], FILE, key=build.small.keys.signing)
@@ -280,6 +291,7 @@ def test_another_package_than_the_one_of_the_index(build: Builder) -> None:
     assert [*build.here.cache.glob("keyed/*/*")] == []
 
 
+@pytest.mark.slow
 def test_a_package_of_another_length_than_the_one_of_the_index(build: Builder, keys: Keys) -> None:
     other = package("hello", "1.0-r0", replace(FILE, data=FILE.data + bytes(range(256))), key=keys.signing)
     size = len(build.small.packages[0].blob)
@@ -288,6 +300,7 @@ def test_a_package_of_another_length_than_the_one_of_the_index(build: Builder, k
     build.fails(4, f"{PACKAGE.lstrip('/')}: is longer than the {size} bytes that it must have")
 
 
+@pytest.mark.slow
 def test_package_data_that_was_changed(build: Builder) -> None:
     path = build.small.file(PACKAGE)
     data = bytearray(path.read_bytes())
@@ -302,6 +315,7 @@ ADB = [b"ADB." + bytes(100), b"ADBd" + bytes(100), b"ADBc\1\6" + bytes(100)]
 OTHER_BRANCH = "choose a branch whose repositories have APKINDEX.tar.gz: ALPINE_BRANCH"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ADB, ids=["stored", "deflated", "compressed"])
 @pytest.mark.parametrize("path", [INDEX, PACKAGE])
 def test_files_of_format_3(path: str, data: bytes, build: Builder) -> None:
@@ -309,12 +323,14 @@ def test_files_of_format_3(path: str, data: bytes, build: Builder) -> None:
     build.fails(4, f"{path.lstrip('/')}: is in format version 3 (ADB), which imgkit does not read", OTHER_BRANCH)
 
 
+@pytest.mark.slow
 def test_a_repository_of_format_3(build: Builder) -> None:
     build.small.file(INDEX).unlink()
     build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
     build.fails(4, f"{REPOSITORY.lstrip('/')}/Packages.adb: is in format version 3 (ADB)", OTHER_BRANCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [NOT_FOUND, HTML, Fault(status=403), Fault(body=b"")])
 def test_a_repository_without_any_index(fault: Fault, build: Builder) -> None:
     build.small.file(INDEX).unlink()
@@ -323,6 +339,7 @@ def test_a_repository_without_any_index(fault: Fault, build: Builder) -> None:
     assert build.site.requests[f"{REPOSITORY}/Packages.adb"] == 1
 
 
+@pytest.mark.slow
 def test_both_indexes_side_by_side(build: Builder) -> None:
     build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
     build.fails(3, NEXT)
@@ -347,6 +364,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", HOSTILE)
 def test_packages_with_what_no_package_may_hold(fault: str, build: Builder) -> None:
     entry, error = HOSTILE[fault]
@@ -362,6 +380,7 @@ def test_an_unknown_package(build: Builder) -> None:
     build.fails(3, "package helo is in no repository", "did you mean hello", recipe=wants("helo"))
 
 
+@pytest.mark.slow
 def test_what_nobody_provides_names_the_chain(build: Builder, keys: Keys) -> None:
     put(
         build,
@@ -371,6 +390,7 @@ def test_what_nobody_provides_names_the_chain(build: Builder, keys: Keys) -> Non
     build.fails(3, "hello (wanted by the recipe) needs world, which needs so:libc.so.1, which no package provides")
 
 
+@pytest.mark.slow
 def test_what_conflicts_names_both_sides(build: Builder, keys: Keys) -> None:
     put(
         build,
@@ -381,6 +401,7 @@ def test_what_conflicts_names_both_sides(build: Builder, keys: Keys) -> None:
     build.fails(3, "left (needed by hello, wanted by the recipe) conflicts with right")
 
 
+@pytest.mark.slow
 def test_versions_that_nobody_has(build: Builder) -> None:
     build.fails(3, "the recipe wants hello>2, but there is only 1.0-r0", recipe=wants("hello>2"))
 
@@ -404,6 +425,7 @@ def unknown(build: Builder, keys: Keys) -> Builder:
     return build
 
 
+@pytest.mark.slow
 def test_scripts_for_another_machine_that_cannot_be_computed(unknown: Builder) -> None:
     """The message names package, script, line and remedy."""
     error = f"{OTHER}: scripts that can neither be computed nor run on this host: hello.post-install, line 3: "
@@ -412,6 +434,7 @@ def test_scripts_for_another_machine_that_cannot_be_computed(unknown: Builder) -
     assert "post-upgrade" not in ran.err, "which does not run when it is new"
 
 
+@pytest.mark.slow
 def test_scripts_that_need_not_run(unknown: Builder) -> None:
     unknown.fails(3, NEXT, recipe=of(OTHER) + "skip_scripts = ['hello', 'world']\n")
     ran = unknown.fails(3, "world.post-install", "['world']", recipe=of(OTHER) + "skip_scripts = ['hello']\n")
@@ -444,6 +467,7 @@ def test_a_version_that_the_mirror_lacks(build: Builder) -> None:
     assert "alpine-minirootfs-3.23.99-x86_64.tar.gz" in ran.errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provides", [["so:libx.so.1=1.2"], []])
 def test_a_payload_that_lacks_a_library(
     provides: list[str], build: Builder, keys: Keys, monkeypatch: pytest.MonkeyPatch
@@ -460,6 +484,7 @@ def test_a_payload_that_lacks_a_library(
     build.fails(4, error, f"hint: {hint}", recipe=RECIPE + "payload_binaries = 'strict'\n")
 
 
+@pytest.mark.slow
 def test_the_cache_alone_does_not_have_it(build: Builder) -> None:
     ran = build("--offline")
     check_failure(ran, build.here, 4, "offline, and 1 file is not in the cache", "without --offline")

@@ -151,6 +151,7 @@ def test_the_usual_stop_signal() -> None:
 WORDS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, min_size=1), st.dictionaries(st.from_regex(r"[A-Z_]+", fullmatch=True), WORDS), WORDS)
 def test_no_word_is_taken_for_code(argv: list[str], environment: dict[str, str], cwd: str) -> None:
     """What a shell makes of the settings is exactly what they were made from."""

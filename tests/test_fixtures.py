@@ -128,6 +128,7 @@ def test_hostile_pieces_come_out_as_they_were_asked_for() -> None:
     assert found["wrong"].pax_headers["SCHILY.xattr.user.x"] == "1"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(st.characters(min_codepoint=33, exclude_categories=["Cs"], exclude_characters="/"), min_size=1),
@@ -277,6 +278,7 @@ def test_ext4_reader_sees_what_mke2fs_wrote(image: Path, tmp_path: Path) -> None
         assert tree.read(path) == (top / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_ext4_reader_refuses_an_unclean_filesystem(image: Path) -> None:
     data = bytearray(image.read_bytes())
     data[1024 + 0x60] |= 0x4  # needs recovery
@@ -465,6 +467,7 @@ def test_distribution_versions_as_alpine_writes_them(version: str, expected: str
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mirror_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path, *_: object) -> None:
         (folder / "half").touch()
@@ -476,6 +479,7 @@ def test_mirror_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: 
     assert {path.name for path in tmp_path.iterdir()} <= {"keys", "lock"}
 
 
+@pytest.mark.slow
 def test_mirror_is_made_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     started = threading.Barrier(4)

@@ -80,6 +80,7 @@ def attack(
 # ---- indexes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_older_index_is_refused(attack: Attack) -> None:
     """The mirror shows 2.0 and then, for the same cache, the properly signed 1.0."""
     attack.show("2.0-r0", age=1)
@@ -156,6 +157,7 @@ def test_a_minirootfs_that_says_what_it_is(attack: Attack) -> None:
     assert (ran.status, ran.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_an_old_minirootfs_under_a_new_name_is_refused(attack: Attack) -> None:
     """The list is not signed, so anybody can call an old one by the newest name."""
     attack.release(f"{RELEASE}0")

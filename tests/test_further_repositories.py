@@ -142,6 +142,7 @@ def test_a_package_of_a_company(company: Company) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_tag_is_for_who_asks(company: Company) -> None:
     better = package("hello", "9.0-r0", key=COMPANY)
     company.publish(company.tool, better)
@@ -362,6 +363,7 @@ def test_a_lock_of_other_repositories(company: Company) -> None:
             lockfile.read(company.lock, other, "amd64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 2, 10**9])
 def test_a_lock_that_names_a_repository_that_is_none(number: int, company: Company) -> None:
     recipe = company.recipe("tool")
@@ -457,6 +459,7 @@ def test_a_key_does_not_replace_one_of_the_image(company: Company) -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_imgkit_lock_with_a_folder(company: Company, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         recipe = company.recipe("tool", url=local(company, "bare"))
@@ -470,6 +473,7 @@ def test_imgkit_lock_with_a_folder(company: Company, caplog: pytest.LogCaptureFi
     }
 
 
+@pytest.mark.slow
 def test_imgkit_lock_names_the_repositories(company: Company) -> None:
     company.recipe("nothing-like-it")
     ran = company.here.run(

@@ -28,6 +28,7 @@ def test_seeds_are_proper(name: str) -> None:
         TARGETS[name].run(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_short_search(name: str) -> None:
     target = TARGETS[name]
@@ -66,6 +67,7 @@ def test_a_random_search_finds_a_fault() -> None:
         list(map(PICKY.check, inputs))
 
 
+@pytest.mark.slow
 def test_an_input_that_never_ends_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(_: bytes) -> None:
         while True:
@@ -83,6 +85,7 @@ def test_what_is_found_is_kept_where_it_can_be_read(tmp_path: Path) -> None:
     assert path.read_text() == "AP8=\n"
 
 
+@pytest.mark.slow
 def test_the_command_searches_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["relations", "--seconds", "1"]) == 0
     assert "relations: " in capfd.readouterr().out

@@ -44,6 +44,7 @@ def test_a_clean_work_tree(repository: Path) -> None:
     assert facts.revision == head
 
 
+@pytest.mark.slow
 def test_a_tag_and_a_remote_and_changes(repository: Path) -> None:
     git("-C", str(repository), "tag", "v1.2")
     git("-C", str(repository), "remote", "add", "origin", "https://user:secret@git.example.com/team/project.git")

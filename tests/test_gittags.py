@@ -33,6 +33,7 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_table(sources: Path) -> None:
     commit = git(sources, "rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", commit)

@@ -111,6 +111,7 @@ def handed_over(*words: str, tmpdir: Path | None) -> Path:
     return Path(done.stdout.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tmpdir", [True, False])
 def test_what_a_killed_process_left_goes_at_the_next_run(tmp_path: Path, tmpdir: bool) -> None:
     """Also what is another user's by then, which is in a folder that is not."""
@@ -228,6 +229,7 @@ def test_files_of_one_name_are_not_mixed_up(spec: VmSpec, tmp_path: Path) -> Non
     assert (tmp_path / "private/console").read_text() == "said"
 
 
+@pytest.mark.slow
 def test_another_user_gets_names_and_not_the_right_to_read(spec: VmSpec, tmp_path: Path) -> None:
     """QEMU opens the kernel, the shares and the folder for changes by itself, as its user."""
     need("root", identity.can_switch_user())

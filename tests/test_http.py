@@ -187,6 +187,7 @@ def test_what_is_no_url(url: str) -> None:
         get(QUICK, url, ANY)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_no_http(tmp_path: Path) -> None:
     with _speaking(b"SSH-2.0-OpenSSH_9.2\r\n") as url, pytest.raises(InputError, match="the connection broke off"):
         QUICK.download(url, tmp_path / "x", ANY)

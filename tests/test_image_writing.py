@@ -183,6 +183,7 @@ def test_neither_the_umask_nor_the_time_zone_matters(
         time.tzset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["gzip", "zstd"])
 def test_memory_does_not_grow_with_the_contents(layout: OciLayout, tmp_path: Path, algorithm: Algorithm) -> None:
     size = 96 << 20

@@ -147,6 +147,7 @@ def test_what_a_shell_would_compute_is_refused(text: str, line: int) -> None:
     assert "recipe" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), st.text("ab \n#;|&-'", max_size=9)))
 def test_quoted_constants_come_back(variables: dict[str, str]) -> None:
     text = "".join(f'{name}="{value}"\n' for name, value in variables.items())

@@ -164,6 +164,7 @@ def test_the_size_is_passed_on() -> None:
         assert terminal.wait() == 130
 
 
+@pytest.mark.slow
 def test_a_guest_that_reads_nothing_can_be_left() -> None:
     with user("guest.shows(b'ready')\nwhile True: pass") as terminal:
         terminal.expect(b"ready")
@@ -176,6 +177,7 @@ def test_a_guest_that_reads_nothing_can_be_left() -> None:
         assert terminal.settings() == terminal.before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_restores_the_terminal(number: signal.Signals) -> None:
     with user(ECHO) as terminal:
@@ -194,6 +196,7 @@ def type_the_escape(terminal: UserTerminal) -> None:
     terminal.type(b"~\x1a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [stop, type_the_escape])
 def test_a_stopped_imgkit_leaves_the_terminal_to_the_shell(stop: Callable[[UserTerminal], None]) -> None:
     with user(ECHO) as terminal:
@@ -214,6 +217,7 @@ def test_a_stopped_imgkit_leaves_the_terminal_to_the_shell(stop: Callable[[UserT
         assert terminal.settings() == terminal.before
 
 
+@pytest.mark.slow
 def test_answers_of_the_terminal_are_not_left_for_the_shell() -> None:
     """The guest ends while something that it asked of the terminal has been typed but not read."""
     for _ in range(50):

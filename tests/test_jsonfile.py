@@ -164,6 +164,7 @@ def changed(text: str, value: Any, choose: random.Random) -> bytes:
     return json.dumps(document[0]).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(value=VALUES, choose=st.randoms(use_true_random=False))
 def test_any_value_anywhere_in_a_lock_is_read_or_refused(
@@ -183,6 +184,7 @@ def use(plan: Plan) -> None:
         format_record(planned.package).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(value=VALUES, choose=st.randoms(use_true_random=False))
 def test_any_value_anywhere_in_other_files_is_read_or_refused(
@@ -273,6 +275,7 @@ def test_the_limit_of_a_manifest_is_far_above_a_large_image() -> None:
     assert MAX_SIZE > 250 * 100_000
 
 
+@pytest.mark.slow
 def test_a_name_that_occurs_twice_among_many_is_found_in_linear_time() -> None:
     names = ",".join(f'"{number}":0' for number in range(200_000))
     started = time.process_time()

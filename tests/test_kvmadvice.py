@@ -89,6 +89,7 @@ def test_emulated_guests_have_advice_and_accelerated_ones_none(monkeypatch: pyte
     assert [check.advice for check in hostchecks._accelerators()] == ["", "advice for arm64"]
 
 
+@pytest.mark.slow
 def test_every_check_of_an_accelerator_on_this_host_says_what_to_do() -> None:
     argv = [sys.executable, "-m", "imgkit", "doctor"]
     lines = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT).stdout.splitlines()

@@ -125,6 +125,7 @@ def talking(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     program(folder, monkeypatch, text.replace("names =", f"{code}\nnames =", 1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the console is handed over by descriptor on Linux only")
 @pytest.mark.parametrize(("crashes", "starts"), [(1, 2), (2, 3), (9, 3)])
 def test_a_crash_of_the_emulation_is_tried_three_times(
@@ -232,6 +233,7 @@ def test_memory_is_tried_until_there_is_enough(
     assert warnings == [f"no {size} MiB of memory for the guest, trying {less}" for size, less in ((77, 66), (66, 55))]
 
 
+@pytest.mark.slow
 def test_a_qemu_that_says_nothing_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_START_TIMEOUT", 0.3)
     waited: list[float | None] = []

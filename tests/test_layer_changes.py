@@ -244,6 +244,7 @@ def inodes_of(tree: Tree) -> dict[str, Inode]:
     return unpack_onto({"": Inode(Directory())}, changes(None, tree))
 
 
+@pytest.mark.slow
 @given(STEPS, STEPS)
 def test_applied_to_the_first_tree_the_layer_makes_the_second(
     first: list[tuple[str, str, Node]], second: list[tuple[str, str, Node]]
@@ -255,6 +256,7 @@ def test_applied_to_the_first_tree_the_layer_makes_the_second(
     assert looks(unpack_beside(inodes_of(before), layer)) == view(after)
 
 
+@pytest.mark.slow
 @given(STEPS, STEPS)
 def test_between_trees_that_have_nothing_in_common(
     first: list[tuple[str, str, Node]], second: list[tuple[str, str, Node]]

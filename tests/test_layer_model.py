@@ -138,6 +138,7 @@ def facts_of(tree: Tree) -> Model:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.integers(0, 1 << 32))
 def test_layers_are_applied_as_the_model_does_it(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
@@ -151,6 +152,7 @@ def test_layers_are_applied_as_the_model_does_it(tmp_path_factory: pytest.TempPa
     assert facts_of(tree) == model
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.integers(0, 1 << 32))
 def test_what_is_written_as_a_layer_is_what_comes_out(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:

@@ -51,6 +51,7 @@ def against(path: Path, known: dict[str, int], text: str) -> list[str]:
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 
 
+@pytest.mark.slow
 def test_imports_go_one_way() -> None:
     known = layers()
     found = {str(path.relative_to(PACKAGE)): against(path, known, path.read_text()) for path in MODULES}
@@ -85,6 +86,7 @@ def named_twice() -> list[str]:
     return [f"{name}: {', '.join(modules)}" for name, modules in places.items() if len(modules) > 1]
 
 
+@pytest.mark.slow
 def test_a_name_means_one_thing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert named_twice() == []
     monkeypatch.setattr(__name__ + ".MODULES", [*MODULES, PACKAGE / "tree" / "tree.py"])

@@ -296,6 +296,7 @@ def test_a_tree_without_files_needs_little() -> None:
     assert needed_root_bytes(Tree()) == 11 * MIB
 
 
+@pytest.mark.slow
 def test_inodes_decide_the_size_of_many_small_files() -> None:
     tree = Tree()
     for number in range(20000):

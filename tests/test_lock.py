@@ -28,6 +28,7 @@ def words(here: Place, small: Small, site: Site) -> list[str | Path]:
     return ["lock", here.recipe, "--mirror", site.url, "--release-key", small.release_key]
 
 
+@pytest.mark.slow
 def test_a_build_from_the_lock_asks_for_no_list(words: list[str | Path], here: Place, small: Small, site: Site) -> None:
     ran = here.run(*words)
     lock = here.base / "recipe.lock"
@@ -43,6 +44,7 @@ def test_a_build_from_the_lock_asks_for_no_list(words: list[str | Path], here: P
     assert files["hello"].read_bytes() == small.packages[0].blob
 
 
+@pytest.mark.slow
 def test_what_was_downloaded_to_lock_is_there_without_network(
     words: list[str | Path], here: Place, small: Small, site: Site
 ) -> None:
@@ -58,6 +60,7 @@ def test_what_was_downloaded_to_lock_is_there_without_network(
         fetch_packages(locked, base, cache)
 
 
+@pytest.mark.slow
 def test_providers_are_known_where_the_index_is_still_there(
     words: list[str | Path], here: Place, small: Small, site: Site
 ) -> None:
@@ -97,6 +100,7 @@ def test_what_the_recipe_adds_is_decided_before_the_minirootfs_world(here: Place
     assert plan.world == ("v", "w")
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_the_locked_one_is_refused(
     words: list[str | Path], here: Place, small: Small, site: Site
 ) -> None:
@@ -111,6 +115,7 @@ def test_a_package_that_is_not_the_locked_one_is_refused(
         fetch_packages(plan, base, cache)
 
 
+@pytest.mark.slow
 def test_one_architecture_of_several(words: list[str | Path], here: Place) -> None:
     """The other's entry stays, by option and by variable; one that the recipe lost goes."""
     lock = here.base / "recipe.lock"
@@ -126,6 +131,7 @@ def test_one_architecture_of_several(words: list[str | Path], here: Place) -> No
         assert entries["arm64"] == {"kept": True}
 
 
+@pytest.mark.slow
 def test_a_damaged_lock_is_not_overwritten_in_part(words: list[str | Path], here: Place) -> None:
     lock = here.base / "recipe.lock"
     here.recipe.write_text(RECIPE + 'architectures["arm64"] = {**architectures["amd64"], "alpine": "aarch64"}\n')

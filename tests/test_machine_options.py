@@ -230,6 +230,7 @@ def test_a_wrong_line_is_named_and_never_its_value(
     assert asked == []
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read(
     image: Path, asked: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commandline import ROOT
 
 MIB = 1 << 20
@@ -49,6 +51,7 @@ def overlay(folder: Path, *, large: int, small: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_larger_content_takes_no_more_memory(tmp_path: Path) -> None:
     few, least = composed(overlay(tmp_path / "few", large=5 * MIB, small=1000))
     many, most = composed(overlay(tmp_path / "many", large=200 * MIB, small=MIB))

@@ -127,6 +127,7 @@ def test_the_root_has_what_the_archive_says(tmp_path: Path, name: str) -> None:
     assert (made[""].mode, made[""].uid, made[""].gid) == (0o711, 5, 6)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.integers(0, 2000), st.integers(0, 255))
 def test_damage_is_an_error_or_changes_nothing(tmp_path: Path, place: int, value: int) -> None:

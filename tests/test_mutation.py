@@ -57,6 +57,7 @@ def test_what_is_changed_and_what_is_not() -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_change_to_this_package_compiles() -> None:
     for path in sorted((ROOT / "imgkit" / "host").glob("*.py")):
         source = path.read_bytes()
@@ -143,6 +144,7 @@ def copy_with(tests: str, folder: Path, monkeypatch: pytest.MonkeyPatch, timeout
 CHANGE = Change("code.py", 1, 8, 9, "2", "constant")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "noticed"), [("== 1", True), ("> 0", False)])
 def test_a_change_is_noticed_or_not(limit: str, noticed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = "from pathlib import Path\n\ndef test_it():\n    exec(Path('code.py').read_text(), globals())\n"
@@ -152,6 +154,7 @@ def test_a_change_is_noticed_or_not(limit: str, noticed: bool, tmp_path: Path, m
     assert (copy.root / "code.py").read_text() == "LIMIT = 1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "noticed"),
     [
@@ -183,6 +186,7 @@ def test_forks_notice_the_same(
     assert (copy.root / "code_of_it.py").read_bytes() == source
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_that_forks_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = "from pathlib import Path\n\ndef test_it():\n    exec(Path('code.py').read_text(), globals())\n"
     copy = copy_with(f"{read}    assert LIMIT == 1\n", tmp_path, monkeypatch)
@@ -204,6 +208,7 @@ def test_which_lines_are_executed_on_import(tmp_path: Path) -> None:
     assert not covering.on_import("imgkit/apk/other.py", 1)
 
 
+@pytest.mark.slow
 def test_a_test_that_always_fails_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = copy_with("def test_it(): assert False\n", tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match="test_it fails in a copy of the unchanged code"):
@@ -264,6 +269,7 @@ def script_change(before: str, after: str) -> Change:
     return Change("overlay/x.js", 1, start, start + len(before.encode()), after, "")
 
 
+@pytest.mark.slow
 def test_only_the_tests_that_execute_a_part_of_a_script_are_run_for_it(repository: Path, tmp_path: Path) -> None:
     nodetests.measure(repository, tmp_path / "scripts.json")
     scripts = Scripts(tmp_path / "scripts.json")

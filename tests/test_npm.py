@@ -121,6 +121,7 @@ def lock(payload: Path, names: Collection[str] = tuple(PLATFORMS), *, libc: bool
     (payload / "package-lock.json").write_text(json.dumps(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locked", [True, False])
 @pytest.mark.parametrize(("architecture", "cpu"), [("aarch64", "arm64"), ("x86_64", "x64")])
 def test_native_parts_are_for_the_image(
@@ -133,6 +134,7 @@ def test_native_parts_are_for_the_image(
     assert (made / f"node_modules/native-linux-{cpu}-musl/native.node").read_bytes() == b"code"
 
 
+@pytest.mark.slow
 def test_a_lock_file_from_macos_that_knows_only_its_own_packages(
     payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_lock_file_from_macos_that_knows_only_its_own_packages(
     assert (made / "package-lock.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_complete_lock_file_is_no_cause_for_a_warning(
     payload: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +160,7 @@ def test_a_complete_lock_file_is_no_cause_for_a_warning(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.slow
 def test_a_lock_file_without_libc_has_the_packages_of_musl_as_well(payload: Path, tmp_path: Path) -> None:
     lock(payload, libc=False)
     made = prepare(payload, tmp_path / "made", build="auto", architecture="aarch64", offline=True)

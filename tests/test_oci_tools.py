@@ -132,6 +132,7 @@ def podman() -> Iterator[Callable[..., bytes]]:
         yield partial(run, program, *store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["gzip", "zstd"])
 @pytest.mark.parametrize("kind", ["oci", "docker"])
 def test_podman_loads_archives(tmp_path: Path, podman: Callable[..., bytes], kind: str, algorithm: Algorithm) -> None:
@@ -233,6 +234,7 @@ def test_umoci_applies_every_layer(tmp_path: Path) -> None:
     assert without_time_of_root(on_disk(unpacked(layout, tmp_path / "bundle"))) == seen(trees[-1])
 
 
+@pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(first=STEPS, second=STEPS)
 def test_umoci_unpacks_generated_trees(
@@ -272,6 +274,7 @@ def _image(folder: Path, *trees: Tree) -> tuple[OciLayout, Descriptor]:
 # ---- imgkit's own reader ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, STEPS, STEPS)
 def test_what_is_written_is_the_root_filesystem_that_is_read(

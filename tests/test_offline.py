@@ -131,6 +131,7 @@ def test_the_fields_that_options_and_variables_set(monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.slow
 def test_faults_of_a_folder(build: Build) -> None:
     """What is wrong with a file is found as over HTTP."""
     words = ("--mirror", "./mirror", "--release-key", "release-key.asc")
@@ -254,6 +255,7 @@ def locked(build: Build, site: Site) -> Build:
     return build
 
 
+@pytest.mark.slow
 def test_a_locked_build_without_network_needs_no_mirror(locked: Build, site: Site) -> None:
     before = locked.manifest
     locked("--locked", "--offline")
@@ -264,6 +266,7 @@ def test_a_locked_build_without_network_needs_no_mirror(locked: Build, site: Sit
     assert not site.requests
 
 
+@pytest.mark.slow
 def test_only_what_is_not_in_the_cache_is_asked_for(locked: Build, site: Site) -> None:
     for path in (locked.here.cache / "keyed").rglob("*"):
         if path.is_file():
@@ -277,6 +280,7 @@ def test_only_what_is_not_in_the_cache_is_asked_for(locked: Build, site: Site) -
     assert set(site.requests) == {PACKAGE}
 
 
+@pytest.mark.slow
 def test_the_certificate_that_was_named_before_vouches_for_the_same_file_only(locked: Build, site: Site) -> None:
     """Another certificate that is named is the one that counts, and another minirootfs needs its own signature."""
     other = locked.here.base / "other.asc"
@@ -290,6 +294,7 @@ def test_the_certificate_that_was_named_before_vouches_for_the_same_file_only(lo
     assert f"offline, and 1 file is not in the cache: https://dl-cdn.alpinelinux.org/alpine{ROOTFS}.asc" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["signature", "certificate", "json"])
 def test_a_damaged_record_is_as_none(damage: str, locked: Build, site: Site) -> None:
     (record,) = (locked.here.cache / vouched.FOLDER).rglob("*.json")

@@ -95,6 +95,7 @@ def test_a_certificate_is_no_signature(release: Path) -> None:
         verify_detached(release, certificate().data, certificate())
 
 
+@pytest.mark.slow
 def test_a_signature_made_after_the_key_expired_is_refused(release: Path) -> None:
     key = secret("expired")
     before = pysequoia.sign(key.signer(), DATA, mode=pysequoia.SignatureMode.DETACHED)
@@ -134,6 +135,7 @@ def test_a_fingerprint_must_fit() -> None:
         read_certificate(trusted.data, name="x", fingerprint=ALPINE_FINGERPRINT)
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_a_flipped_bit_of_a_signature_never_verifies_something_else(where: int, bit: int, release: Path) -> None:
@@ -164,6 +166,7 @@ ABSURD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ABSURD)
 def test_absurd_signatures_are_refused_soon(attack: str, release: Path) -> None:
     """A mirror may send 64 KiB of anything."""

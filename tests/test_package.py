@@ -152,6 +152,7 @@ def _control_member() -> bytes:
     return apkbuild.control_segment(apkbuild.pkginfo_text(info), SCRIPTS, mtime=1700000000)
 
 
+@pytest.mark.slow
 @needs_alpine
 def test_a_real_package(tmp_path: Path) -> None:
     """The file is really version 3.2.0-r23 under a newer name: the index of 3.17 must refuse it."""
@@ -524,6 +525,7 @@ def test_what_an_extended_header_costs(pax: dict[str, str], cost: int, monkeypat
         list(TarStream(iter([raw])))
 
 
+@pytest.mark.slow
 @given(
     several=st.lists(
         st.dictionaries(
@@ -608,6 +610,7 @@ class Outcome:
     contents: bytes
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_is_refused_or_changes_nothing(data: st.DataObject, tmp_path: Path) -> None:
@@ -634,6 +637,7 @@ def _same_or_refused(blob: bytes, apk: apkbuild.Apk, folder: Path) -> None:
     assert spool.read_bytes() == contents
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataObject, tmp_path: Path) -> None:
@@ -657,6 +661,7 @@ def test_a_signed_but_damaged_archive_never_gets_past_the_reader(data: st.DataOb
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=120)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(NAMES, st.binary(max_size=1200), st.integers(0, 2**31), st.integers(0, 2**31)), max_size=6),

@@ -72,6 +72,7 @@ def test_sections_are_found_without_copying_all_their_names() -> None:
         assert elf.section(bytes(data) + bytes(50 << 20), ".modinfo") == b"a=b\0"
 
 
+@pytest.mark.slow
 def test_libraries_that_need_each_other_do_not_take_for_ever() -> None:
     tree = Tree()
     names = [f"l{number}.so" for number in range(9)]
@@ -99,6 +100,7 @@ def test_a_kernel_whose_dictionary_is_larger_than_a_kernel() -> None:
         unpack_zboot((head + b"lzma".ljust(32, b"\0")).ljust(64, b"\0") + bytes(packed), "boot/vmlinuz")
 
 
+@pytest.mark.slow
 def test_globs_that_go_up_and_down() -> None:
     tree = Tree()
     for number in range(30):
@@ -146,6 +148,7 @@ def test_only_newlines_end_a_line_of_accounts() -> None:
 # ---- package indexes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lists_that_come_in_many_lines() -> None:
     with quick():
         package = parse_record(["P:a", "V:1", *itertools.repeat("D:b", 2_000_000)])
@@ -182,6 +185,7 @@ def test_paths_and_links_are_as_long_as_linux_takes_them() -> None:
         tree.add("m", Symlink(target="t" * 4096))
 
 
+@pytest.mark.slow
 def test_files_are_removed_in_linear_time() -> None:
     tree = Tree()
     for number in range(20_000):

@@ -547,6 +547,7 @@ def test_an_architecture_that_npm_has_no_name_for(npm: Npm, payload: Path, tmp_p
     assert npm.calls() == []
 
 
+@pytest.mark.slow
 def test_what_npm_installed_is_checked(npm: Npm, payload: Path, tmp_path: Path) -> None:
     """npm's own list of it does not get into the image."""
     manifest(payload, dependencies=DEPENDENCIES)

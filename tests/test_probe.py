@@ -174,6 +174,7 @@ def test_a_spoilt_cache_is_measured_again(fake: Path, content: str) -> None:
     assert starts(fake) == 2
 
 
+@pytest.mark.slow
 def test_a_slow_moment_gets_a_second_look(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe.measure, "__kwdefaults__", {"limit": 2})
     body(fake, f"[ -e {fake}/once ] && exit 99; touch {fake}/once; exec sleep 30")

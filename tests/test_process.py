@@ -110,6 +110,7 @@ def test_a_program_that_cannot_be_prepared() -> None:
         process.run(["true"], prepare=refuse)
 
 
+@pytest.mark.slow
 def test_too_slow(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
     with pytest.raises(process.ProgramTimeoutError, match=r"no result within 3 s$"):

@@ -80,6 +80,7 @@ def test_a_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " files/s" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_an_interrupt_waits_until_the_bar_is_made(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -522,6 +522,7 @@ def test_what_a_killed_run_left_is_taken(place: Path) -> None:
     assert set(load("publish/v1/index.json")["architectures"]) == {"amd64", "arm64"}
 
 
+@pytest.mark.slow
 def test_two_at_the_same_time(place: Path) -> None:
     proved(place / "out")
     words = [sys.executable, "-m", "imgkit", "publish", "v1", "--arch"]

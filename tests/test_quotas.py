@@ -100,6 +100,7 @@ def test_what_is_added_before_the_first_look_counts(tmp_path: Path, monkeypatch:
         exceeds(monitoring, ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 2], ids=["not seen before the start", "seen before the start"])
 def test_a_big_file_of_which_one_byte_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Only what it grew by counts, whenever that was."""
@@ -227,6 +228,7 @@ def test_a_failure_of_the_measuring_ends_the_machine(tmp_path: Path, monkeypatch
         assert "the quotas cannot be measured" in exceeds(monitoring, ended)
 
 
+@pytest.mark.slow
 def test_what_is_hidden_in_folders_that_nobody_may_read() -> None:
     """Without root's rights a folder that the guest closes cannot be read: then counts what the disk has lost."""
     script = """

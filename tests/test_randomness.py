@@ -39,6 +39,7 @@ def _takes_random_values(call: ast.Call, imported: set[str]) -> bool:
     return name == "os.urandom" or (module in imported and function not in SEEDED.get(module, {function}))
 
 
+@pytest.mark.slow
 def test_no_test_takes_random_values_that_no_seed_repeats() -> None:
     assert {
         f"{path.relative_to(TESTS)}:{line}"
@@ -95,6 +96,7 @@ def tried(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("tried")]
 
 
+@pytest.mark.slow
 def test_ci_tries_the_same_examples_each_time(tmp_path: Path) -> None:
     first, second = (failing_property(tmp_path, "1") for _ in range(2))
     assert len(tried(first)) > 10
@@ -102,6 +104,7 @@ def test_ci_tries_the_same_examples_each_time(tmp_path: Path) -> None:
     assert "@reproduce_failure" in first
 
 
+@pytest.mark.slow
 def test_a_laptop_tries_new_examples_and_says_how_to_repeat_them(tmp_path: Path) -> None:
     outputs = []
     for name in ("a", "b"):

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commandline import ROOT
 from tests.files import ALPINE_FILES, NEEDS_ALPINE, skipped_for_alpine
 
 
+@pytest.mark.slow
 def test_skipped_tests_on_real_data_are_counted() -> None:
     assert skipped_for_alpine(["needs qemu", "needs another thing"]) == []
     lines = skipped_for_alpine(["needs qemu", f"('x.py', 5, '{NEEDS_ALPINE} in /x')", NEEDS_ALPINE])
@@ -18,6 +21,7 @@ def test_skipped_tests_on_real_data_are_counted() -> None:
     assert sum(line.startswith("    v3.") for line in lines) == len(ALPINE_FILES)
 
 
+@pytest.mark.slow
 def test_a_run_without_the_files_says_so(tmp_path: Path) -> None:
     """By a fixture that is asked for, and by a mark."""
     tests = ["tests/test_index.py::test_the_real_index_is_reproduced_to_the_byte", "tests/test_minirootfs.py"]

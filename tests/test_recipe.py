@@ -255,6 +255,7 @@ def test_a_policy_that_is_none(tmp_path: Path) -> None:
     assert "payload_binaries: input should be 'warn', 'strict' or 'prune' (it is 'ignore')" in fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "2026-99-99", "[", "{a: b"])
 def test_absurd_settings_are_wrong_usage(value: str) -> None:
     with pytest.raises(UsageError, match="not a value in YAML") as caught:

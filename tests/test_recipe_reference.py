@@ -34,6 +34,7 @@ def records_below(record: type[RecipeRecord]) -> Iterator[type[RecipeRecord]]:
             yield from records_below(part)
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date() -> None:
     assert recipereference.PAGE.read_text() == recipereference.page(), "python -m script.reference makes it anew"
 
@@ -62,6 +63,7 @@ def test_an_example_that_is_wrong_would_be_noticed() -> None:
         Recipe.model_validate({**least(Recipe), "size": "4 gigs"})
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_are_python() -> None:
     page = recipereference.page()
     extends, *blocks = page.split("```python\n")[1:]
@@ -92,6 +94,7 @@ def test_long_examples_are_divided_as_ruff_does() -> None:
     assert recipereference._fitting("x = ", "y" * 200, "") == f'x = "{"y" * 200}"'
 
 
+@pytest.mark.slow
 def test_links_of_the_page_lead_somewhere() -> None:
     page = recipereference.page()
     titles = {recipereference._anchor(line[3:]) for line in page.splitlines() if line.startswith("## ")}

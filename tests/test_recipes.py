@@ -107,6 +107,7 @@ def test_a_package_that_disappears_or_appears_is_noticed(real: tuple[Package, ..
     assert lacking(wanted(), [*real, Package(name="npm", version="1")]) == {*ELSEWHERE} & set(wanted()) - {"npm"}
 
 
+@pytest.mark.slow
 def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...]) -> None:
     world = [*MINIROOTFS, *(name for name in wanted() if name not in ELSEWHERE)]
     packages = solve(world, real, arch="aarch64")
@@ -122,6 +123,7 @@ def test_everything_that_is_there_is_installed_together(real: tuple[Package, ...
         solve([*world, "ripgrep"], real, arch="aarch64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", get_args(Shape))
 def test_the_sandbox_image_can_be_installed(real: tuple[Package, ...], shape: Shape) -> None:
     packages = [name for name in recipe("sandbox_image").wanted("arm64", shape) if name not in ELSEWHERE]

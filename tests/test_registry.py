@@ -192,6 +192,7 @@ def test_what_skopeo_pushed_is_pulled(open_registry: DockerRegistry, repository:
     assert again.bytes_kept > 6000
 
 
+@pytest.mark.slow
 def test_an_index_is_pulled_whole_or_one_architecture_of_it(
     open_registry: DockerRegistry, repository: str, tmp_path: Path
 ) -> None:
@@ -250,6 +251,7 @@ def login_file(path: Path, host: str, user: str = "ann", password: str = "secret
     return path
 
 
+@pytest.mark.slow
 def test_basic_authentication_over_tls(
     closed_registry: tuple[DockerRegistry, Path], repository: str, tmp_path: Path
 ) -> None:
@@ -313,6 +315,7 @@ def test_plain_http_needs_the_option(open_registry: DockerRegistry) -> None:
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_commands(
     open_registry: DockerRegistry, repository: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +361,7 @@ def test_an_archive_is_pushed(
     assert f"error: {archive}: has no image for s390x" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

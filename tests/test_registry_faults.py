@@ -21,6 +21,7 @@ from tests.registryimages import one_image, pull_of, pushed
 UPLOADS = "/blobs/uploads/"
 
 
+@pytest.mark.slow
 def test_the_registry_made_by_hand_works(tmp_path: Path) -> None:
     layout = two_architectures(tmp_path / "image.oci")
     with fake_registry() as registry:
@@ -46,6 +47,7 @@ def test_tags_are_written_last(tmp_path: Path) -> None:
     assert len(writes) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "pattern"),
     [

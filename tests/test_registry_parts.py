@@ -209,6 +209,7 @@ def pushed(layout: OciLayout, name: ImageName, parts: ImageParts | None = None, 
     return push(layout, parts, push_targets([name], parts.root), access=access(), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_refers_to_the_image_is_pushed_after_it(tmp_path: Path) -> None:
     layout, (sbom, signature, other) = with_referrers(tmp_path / "image.oci")
     plain = two_architectures(tmp_path / "plain.oci")
@@ -262,6 +263,7 @@ def test_a_registry_that_lists_referrers_itself_needs_no_tag(tmp_path: Path) -> 
         assert registry.tags == {"1"}
 
 
+@pytest.mark.slow
 def test_referrers_at_a_real_registry(tmp_path: Path) -> None:
     """docker-registry 2.8 has no referrers API, so they are listed under the tag."""
     layout, (sbom, _, _) = with_referrers(tmp_path / "image.oci")
@@ -381,6 +383,7 @@ def interrupted(registry: FakeRegistry, words: list[str], began: str, folder: Pa
     return subprocess.CompletedProcess(argv, child.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_push_and_a_pull(tmp_path: Path) -> None:
     layout = two_architectures(tmp_path / "image.oci")
     (tmp_path / "tmp").mkdir()
@@ -403,6 +406,7 @@ def test_an_interrupt_ends_a_push_and_a_pull(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_pause(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with fake_registry(rule("GET", "/manifests/", reply(503, {"Retry-After": "50"}))) as registry:

@@ -115,6 +115,7 @@ def login(folder: Path, host: str, password: str = "word") -> dict[str, str]:
     return {"REGISTRY_AUTH_FILE": str(folder / "auth.json")}
 
 
+@pytest.mark.slow
 def test_tokens_for_each_repository(guarded: tuple[DockerRegistry, TokenService, FakeRegistry], tmp_path: Path) -> None:
     registry, service, _ = guarded
     environ = login(tmp_path, registry.host)
@@ -203,6 +204,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
         yield registry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1 << 20, 64 << 20])
 def test_an_upload_that_is_dropped_half_way_arrives(chunk_size: int, plain: DockerRegistry, tmp_path: Path) -> None:
     layout = OciLayout.create(tmp_path / "image.oci")
@@ -222,6 +224,7 @@ def test_an_upload_that_is_dropped_half_way_arrives(chunk_size: int, plain: Dock
     assert result.targets[0].blobs[0].bytes_sent > size
 
 
+@pytest.mark.slow
 def test_only_the_changed_layer_passes_the_line(plain: DockerRegistry, tmp_path: Path) -> None:
     """Counted where the bytes pass, headers and all."""
     lower = layer(random.Random(5).randrange(1000), 3 << 20)

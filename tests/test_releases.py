@@ -136,6 +136,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_hostile_lists_are_refused_before_they_are_read(attack: str) -> None:
     """The first took 12 seconds when the limit was a megabyte of any values."""

@@ -90,6 +90,7 @@ def test_the_reference_knows_every_variable() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
 def test_benchmarks_say_how_they_are_run(name: str) -> None:
     argv = [sys.executable, "-m", f"benchmarks.{name}", "--help"]

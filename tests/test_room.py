@@ -44,6 +44,7 @@ def test_a_build_says_how_much_is_free(tmp_path: Path) -> None:
     assert caught.value.hint == room.MAKE_ROOM
 
 
+@pytest.mark.slow
 def test_packages_that_cannot_be_unpacked_here(here: Place, small: Small, site: Site) -> None:
     """Their sizes are in the index, so it is known before anything is unpacked."""
     record = small.packages[0].record

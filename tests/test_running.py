@@ -212,6 +212,7 @@ def test_a_boot_ends_as_soon_as_the_console_shows_a_failure(guest: Guest, text: 
     assert 0.9 < time.monotonic() - begun < 30, "the rest of the message is waited for"
 
 
+@pytest.mark.slow
 def test_once_it_is_up_only_a_panic_ends_a_machine(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     guest.say(GRUB)
     guest.vm.console()

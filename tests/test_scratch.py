@@ -139,6 +139,7 @@ print(time.monotonic() - start)
 """
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_is_said_once(tmp_path: Path) -> None:
     """A mount stays, and what it is in. It is waited for once."""
     prefix = [need_program("unshare"), "--map-root-user", "--mount"]
@@ -152,6 +153,7 @@ def test_what_cannot_be_removed_is_said_once(tmp_path: Path) -> None:
     assert float(done.stdout) < 2 * scratch._REMOVAL_TIMEOUT
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_process_that_is_killed_goes_with_it(tmp_path: Path) -> None:
     script = (
         "import time\nfrom pathlib import Path\nfrom imgkit.vm.qemu.privatefolder import private_folder\n"

@@ -27,6 +27,7 @@ def _functions(file: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
+@pytest.mark.slow
 def test_every_promise_has_its_test() -> None:
     text = PAGE.read_text()
     assert lacking(text) == []

@@ -52,6 +52,7 @@ def report(arch: str) -> BuildReport:
     )
 
 
+@pytest.mark.slow
 def test_the_results_come_with_messages_that_say_whose_they_are(
     scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_the_results_come_with_messages_that_say_whose_they_are(
     ).read_text() == "-m imgkit build recipe.py --out x --json --output disk --arch arm64\n"
 
 
+@pytest.mark.slow
 def test_no_more_run_at_once_than_asked_for(scripts: Path) -> None:
     for arch in ("a", "b", "c"):
         (scripts / arch).write_text(good(arch, before="mkdir alone || exit 9\nsleep 0.1\nrmdir alone"))

@@ -135,6 +135,7 @@ def test_paths_that_leave(ipc: Path, path: str) -> None:
     assert _names(ipc) == []
 
 
+@pytest.mark.slow
 @given(path=st.text(st.sampled_from("ab./\\\0"), max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_no_path_reaches_outside(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:

@@ -130,6 +130,7 @@ def test_regular_expressions(pattern: str, extended: bool, yes: list[str], no: l
 _ITEMS = ["a", "b", ".", "[ab]", "[^a]", "(", ")", "|", "*", "+", "?", "{1,2}", "{0}", "^", "$", r"\b", r"\.", r"\w"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(st.lists(st.sampled_from(_ITEMS), max_size=10).map("".join), st.text("ab. ", max_size=8))
 def test_expressions_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None:
@@ -143,6 +144,7 @@ def test_expressions_mean_what_they_mean_elsewhere(pattern: str, text: str) -> N
     assert mine == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(st.text("ab*?!", max_size=10), st.text("abc!", max_size=10))
 def test_patterns_mean_what_they_mean_elsewhere(pattern: str, text: str) -> None:

@@ -185,6 +185,7 @@ def test_an_unknown_key_is_named_with_those_that_are_trusted() -> None:
     assert "trusted keys: none" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_index_that_inflates_without_end_is_refused(whole: bool) -> None:
     endless = apkbuild.gzip_member(bytes((64 << 20) + 1))
@@ -228,6 +229,7 @@ def test_signatures_come_in_their_order() -> None:
     assert signature.read_signatures(bytes(1024), NAME) == ()
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_truncated_index_is_refused_wherever_it_was_cut(data: st.DataObject) -> None:
     whole = signed(MEMBER)

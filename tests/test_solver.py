@@ -656,6 +656,7 @@ def attempt(world: Sequence[str], packages: Sequence[Package]) -> tuple[Package,
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(repository(priority=st.integers(1, 3)), st.lists(relation(), min_size=1, max_size=3))
 def test_finds_a_solution_exactly_when_there_is_one(packages: list[Package], world: list[str]) -> None:
@@ -664,6 +665,7 @@ def test_finds_a_solution_exactly_when_there_is_one(packages: list[Package], wor
     assert solution is None or (faults(world, solution), superfluous(world, solution)) == ([], [])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(repository(priority=st.integers(0, 1)), st.lists(relation(), min_size=1, max_size=3))
 def test_what_it_finds_is_complete_also_where_virtual_names_need_a_choice(
@@ -673,6 +675,7 @@ def test_what_it_finds_is_complete_also_where_virtual_names_need_a_choice(
     assert solution is None or faults(world, solution) == []
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(repository(priority=st.integers(1, 3), conditional=True), st.lists(relation(), min_size=1, max_size=3))
 def test_install_if_leaves_out_only_what_does_not_fit(packages: list[Package], world: list[str]) -> None:
@@ -697,6 +700,7 @@ def absence_matters(one: Package, packages: Iterable[Package]) -> bool:
     return any(name in excluded for name, _ in claimed(one))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(repository(priority=st.integers(1, 3)), st.lists(relation(), min_size=1, max_size=3), st.randoms())
 def test_the_answer_does_not_depend_on_the_order_of_the_world(
@@ -725,6 +729,7 @@ def test_the_checkers_of_this_file_say_no() -> None:
 WORLD = ["alpine-base", "linux-virt", "openrc", "nodejs", "git", "python3", "bash", "e2fsprogs", "grub-efi"]
 
 
+@pytest.mark.slow
 def test_real_closure_is_complete_and_has_nothing_superfluous(real: tuple[Package, ...]) -> None:
     solution = solve(WORLD, real, arch="aarch64")
     assert len(solution) == 67  # as many as apk 3.0.8 installs
@@ -739,10 +744,12 @@ def test_real_closure_has_the_order_of_apk(real: tuple[Package, ...]) -> None:
     assert names[-4:] == ["gdbm", "mpdecimal", "sqlite-libs", "python3"]
 
 
+@pytest.mark.slow
 def test_real_solution_does_not_depend_on_the_order_of_the_world(real: tuple[Package, ...]) -> None:
     assert solve(WORLD[::-1], real, arch="aarch64") == solve(WORLD, real, arch="aarch64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "count", "present", "absent"),
     [
@@ -758,11 +765,13 @@ def test_real_choices_are_those_of_apk(
     assert (len(names), names & {*present.split(), *absent.split()}) == (count, {*present.split()})
 
 
+@pytest.mark.slow
 def test_real_world_is_sorted_by_name(real: tuple[Package, ...]) -> None:
     names = [one.name for one in solve(["e2fsprogs-extra", "e2fsprogs>=1"], real, arch="aarch64")]
     assert names[-2:] == ["e2fsprogs", "e2fsprogs-extra"]
 
 
+@pytest.mark.slow
 def test_real_index_without_a_default_shell(real: tuple[Package, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """As in 3.16. It is found out without a search: one round would be too many."""
     monkeypatch.setattr("imgkit.apk.search.MAX_ROUNDS", 0)

@@ -71,6 +71,7 @@ def test_what_nobody_may_read_is_seen_to(tmp_path: Path) -> None:
     assert (closed / "program").stat().st_mode & 0o7777 == 0o111
 
 
+@pytest.mark.slow
 def test_depth_is_no_obstacle(tmp_path: Path) -> None:
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(3000):

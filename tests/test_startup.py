@@ -55,6 +55,7 @@ def test_no_command_is_imported_before_one_is_asked_for(words: list[str]) -> Non
     assert packages(modules) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_the_help_of_a_command_imports_that_command() -> None:
     modules = imported(LISTED, "build", "--help")
     assert commands(modules) == {"build"}

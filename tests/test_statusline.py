@@ -62,6 +62,7 @@ def test_without_a_terminal_steps_are_messages(how: str) -> None:
         assert whole == "plan …\r\ncompose …\r\na message\r\nthe result\r\n"
 
 
+@pytest.mark.slow
 def test_a_bar_takes_the_place_of_the_line() -> None:
     session = run_on_terminal(
         python(
@@ -191,6 +192,7 @@ def test_where_there_are_colours(environ: Mapping[str, str], terminal: bool, exp
     assert not colours.has_colours(None, environ)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_command_line_is_red_once_and_its_hint_cyan() -> None:
     words = [sys.executable, "-m", "imgkit", "boot", "/no-such-image.qcow2", "--network", "nonne"]
     session = run_on_terminal(words)
@@ -202,6 +204,7 @@ def test_an_error_of_the_command_line_is_red_once_and_its_hint_cyan() -> None:
     assert text.count("invalid choice") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_without_colours_the_same_words(env: Mapping[str, str]) -> None:
     words = [sys.executable, "-m", "imgkit", "boot", "/no-such-image.qcow2"]

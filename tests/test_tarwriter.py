@@ -266,6 +266,7 @@ def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
 # ---- other readers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(STEPS)
 def test_what_is_written_is_read_again(steps: list[tuple[str, str, Node]]) -> None:
     given = entries(play(Tree(), steps))

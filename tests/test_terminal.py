@@ -215,6 +215,7 @@ def fit(argument: ast.expr) -> bool:
     return isinstance(argument, ast.Call) and ast.unparse(argument.func).startswith("terminal.")
 
 
+@pytest.mark.slow
 def test_everything_that_is_printed_went_through_it() -> None:
     """What a command prints is easily made longer by somebody who does not think of images that are hostile."""
     assert prints("print(x)") == ["print(x)"]

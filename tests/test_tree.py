@@ -248,6 +248,7 @@ def play(tree: Tree, verb: str, path: str, other: str) -> None:
         pass
 
 
+@pytest.mark.slow
 @given(STEPS)
 def test_whatever_happens_the_tree_stays_a_tree(steps: list[tuple[str, str, str]]) -> None:
     tree = Tree()
@@ -265,6 +266,7 @@ def test_whatever_happens_the_tree_stays_a_tree(steps: list[tuple[str, str, str]
         assert sorted(member.name for member in archive) == sorted(f"./{path}" if path else "." for path in paths)
 
 
+@pytest.mark.slow
 @given(STEPS, TARGETS)
 def test_resolution_never_leaves_the_tree(steps: list[tuple[str, str, str]], path: str) -> None:
     tree = Tree()

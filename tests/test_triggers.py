@@ -52,6 +52,7 @@ def test_plus_means_modified_only() -> None:
     assert matching_directories(DIRECTORIES, ["/usr/*"], modified=()) == ("/usr/bin",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "globs",
     [

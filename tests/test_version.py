@@ -143,6 +143,7 @@ def test_the_order_is_antisymmetric_and_total(a: str, b: str) -> None:
     assert a != b or left == right
 
 
+@pytest.mark.slow
 @given(version_texts(), version_texts(), version_texts())
 def test_the_order_is_transitive(a: str, b: str, c: str) -> None:
     low, middle, high = sorted(map(Version.parse, (a, b, c)))

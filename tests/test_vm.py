@@ -319,6 +319,7 @@ def test_a_private_folder_goes_whatever_is_in_it(tmp_path: Path) -> None:
     assert (outside / "file").read_text() == "stays"
 
 
+@pytest.mark.slow
 def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "qemu-system-x86_64"
     program.write_text("#!/bin/sh\nexit 1\n")

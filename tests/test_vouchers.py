@@ -181,6 +181,7 @@ def test_a_package_that_was_not_downloaded_needs_nobody_to_vouch_for_it(locked: 
     check_locked(replace(plan, indexes=()), base, cache, {})
 
 
+@pytest.mark.slow
 def test_the_command_checks_it(
     locked: Locked, small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

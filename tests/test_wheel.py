@@ -34,6 +34,7 @@ def shipped() -> dict[str, tuple[bytes, bool]]:
     }
 
 
+@pytest.mark.slow
 def test_recipes_and_overlay_come_with_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {

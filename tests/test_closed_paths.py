@@ -194,6 +194,7 @@ def outcomes(home: Path) -> dict[Case, Outcome]:
     return dict(zip(cases, as_ordinary_user(home, commands), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REASONS, ids=["closed", "long"])
 @pytest.mark.parametrize("place", WAYS | PLACES)
 def test_a_sentence_names_the_path(place: str, path: str, outcomes: dict[Case, Outcome], home: Path) -> None:
@@ -205,6 +206,7 @@ def test_a_sentence_names_the_path(place: str, path: str, outcomes: dict[Case, O
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REASONS, ids=["closed", "long"])
 def test_a_recipe_has_all_its_faults_named(path: str, outcomes: dict[Case, Outcome], home: Path) -> None:
     status, output = outcomes["fields", path]
@@ -214,6 +216,7 @@ def test_a_recipe_has_all_its_faults_named(path: str, outcomes: dict[Case, Outco
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REASONS, ids=["closed", "long"])
 @pytest.mark.parametrize("name", SKIPPED)
 def test_folders_that_a_command_can_do_without(name: str, path: str, outcomes: dict[Case, Outcome]) -> None:

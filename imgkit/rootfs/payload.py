@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from imgkit.errors import InputError
+from imgkit.host import lookup
 from imgkit.tree import (
     Content,
     Directory,
@@ -124,7 +125,7 @@ def scan(source: Path, *, absolute: bool) -> Iterator[HostEntry]:
     Raises:
         InputError: see :func:`add_directory`.
     """
-    if not source.is_dir():
+    if not lookup.is_folder(source, InputError):
         raise InputError(f"{source}: no such folder")
     yield from _scan(source, "", source.resolve(), absolute=absolute)
 

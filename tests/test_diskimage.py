@@ -35,8 +35,8 @@ def qcow2(path: Path, *options: str) -> Path:
 def header(**values: int) -> bytes:
     """Return the first bytes of a qcow2 image."""
     fields = {"magic": 0x514649FB, "version": 3, "backing_offset": 0, "backing_size": 0, "cluster_bits": 16}
-    fields |= {"size": MIB, "encryption": 0, "l1_size": 1, "l1_offset": 0x30000, "refcounts": 0x10000}
-    fields |= {"refcount_clusters": 1, "snapshots": 0, "snapshots_offset": 0, "incompatible": 0, "compatible": 0}
+    fields |= {"size": MIB, "encryption": 0, "l1_size": 0, "l1_offset": 0, "refcounts": 0}
+    fields |= {"refcount_clusters": 0, "snapshots": 0, "snapshots_offset": 0, "incompatible": 0, "compatible": 0}
     fields |= {"autoclear": 0, "order": 4, "length": 104}
     return struct.pack(">IIQIIQIIQQIIQQQQII", *(fields | values).values()).ljust(512, b"\0")
 

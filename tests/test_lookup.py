@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgkit.cli.main import main
-from imgkit.errors import HostError, RecipeError
+from imgkit.errors import HostError, InputError, RecipeError
 from imgkit.host import lookup
 from imgkit.recipe import load
 from imgkit.vm import BootSpec
@@ -29,25 +29,25 @@ def test_what_is_there(tmp_path: Path) -> None:
     file.write_text("")
     (tmp_path / "link").symlink_to(file)
     (tmp_path / "dangling").symlink_to("nothing")
-    assert [lookup.is_file(tmp_path / name) for name in ("file", "link", "dangling", "", "none")] == [
+    assert [lookup.is_file(tmp_path / name, InputError) for name in ("file", "link", "dangling", "", "none")] == [
         True, True, False, False, False,
     ]  # fmt: skip
-    assert [lookup.is_folder(path) for path in (tmp_path, file, tmp_path / "none")] == [True, False, False]
-    assert [lookup.exists(path) for path in (tmp_path, file, tmp_path / "dangling")] == [True, True, False]
-    assert not lookup.exists(file / "below")
-    assert not lookup.exists(tmp_path / "a\0b")
+    assert [lookup.is_folder(path, InputError) for path in (tmp_path, file, tmp_path / "none")] == [True, False, False]
+    assert [lookup.exists(path, InputError) for path in (tmp_path, file, tmp_path / "dangling")] == [True, True, False]
+    assert not lookup.exists(file / "below", InputError)
+    assert not lookup.exists(tmp_path / "a\0b", InputError)
 
 
 def test_a_link_to_itself_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    assert not lookup.exists(tmp_path / "loop")
+    assert not lookup.exists(tmp_path / "loop", InputError)
 
 
 @pytest.mark.parametrize("ask", [lookup.is_file, lookup.is_folder, lookup.exists])
 def test_what_may_not_be_looked_up(ask: object) -> None:
     assert callable(ask)
-    with pytest.raises(HostError) as caught:
-        ask(Path(LONG))
+    with pytest.raises(InputError) as caught:
+        ask(Path(LONG), InputError)
     assert caught.value.message == REFUSED
 
 
@@ -64,17 +64,17 @@ def test_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status"),
     [
-        (["inspect", LONG], 5),
-        (["verify", LONG], 5),
-        (["diff", LONG, LONG], 5),
-        (["boot", LONG], 5),
-        (["run", LONG, "--", "true"], 5),
-        (["push", LONG, "registry.example/a"], 5),
+        (["inspect", LONG], 4),
+        (["verify", LONG], 4),
+        (["diff", LONG, LONG], 4),
+        (["boot", LONG], 4),
+        (["run", LONG, "--", "true"], 4),
+        (["push", LONG, "registry.example/a"], 4),
         (["pull", "registry.example/a", "--out", LONG], 5),
-        (["publish", "v1", "--from", LONG, "--base-url", "https://images.example/"], 5),
+        (["publish", "v1", "--from", LONG, "--base-url", "https://images.example/"], 4),
         (["init", LONG], 5),
-        (["build", f"{LONG}.py"], 5),
-        (["lock", f"{LONG}.py"], 5),
+        (["build", f"{LONG}.py"], 3),
+        (["lock", f"{LONG}.py"], 3),
     ],
 )
 def test_commands_name_the_path(words: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,9 +125,9 @@ def test_keys_of_one_name_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_base_that_may_not_be_looked_up(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text(f"extends = '{LONG}'\n")
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(RecipeError) as caught:
         load(tmp_path / "recipe.py")
-    assert caught.value.message == REFUSED
+    assert caught.value.message == f"{tmp_path}/recipe.py: extends: {REFUSED}"
 
 
 def test_a_folder_instead_of_a_recipe(tmp_path: Path) -> None:

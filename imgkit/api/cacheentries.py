@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from imgkit.errors import HostError
+from imgkit.host import lookup
+
 EntryKind: TypeAlias = Literal[
     "download", "unfinished download", "record", "image", "layer", "machine", "appliance", "npm", "measurement", "kept"
 ]
@@ -58,16 +61,35 @@ class CacheEntry:
 
 
 def cache_entries(folder: Path) -> list[CacheEntry]:
-    """Return everything that is in the cache, that which was not used for the longest time first."""
+    """Return everything that is in the cache, that which was not used for the longest time first.
+
+    Raises:
+        HostError: the folder, or one in it, may not be read.
+    """
     found = [entry for part in _parts(folder) for entry in _READERS.get(part.name, _unknown)(folder, part)]
     return sorted(found, key=lambda entry: (entry.used, entry.path))
 
 
 def _parts(folder: Path) -> list[Path]:
+    parts = [path for path in _listed(folder) if path.name not in _KNOWN]
+    for part in parts:
+        if lookup.is_folder(part, HostError):
+            _listed(part)
+    return parts
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing if it is not there.
+
+    Raises:
+        HostError: it may not be read.
+    """
     try:
-        return [path for path in sorted(folder.iterdir()) if path.name not in _KNOWN]
-    except OSError:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
         return []
+    except OSError as cause:
+        raise HostError(f"{folder}: {cause.strerror}", hint="IMGKIT_CACHE names the folder of the cache") from cause
 
 
 def _entry(folder: Path, kind: EntryKind, name: str, *paths: Path) -> Iterator[CacheEntry]:

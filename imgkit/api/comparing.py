@@ -24,7 +24,7 @@ from imgkit.engines.limits import DEFAULT_SECONDS, Limits
 from imgkit.engines.reading import ImageReader
 from imgkit.errors import UsageError
 from imgkit.host import scratch
-from imgkit.image.imagepaths import is_container_image
+from imgkit.image.imagepaths import is_container_image, split_reference
 from imgkit.vm.bootspec import StrPath
 
 LIMIT = 16 << 30
@@ -76,6 +76,8 @@ def diff(
         InputError: one of them is missing, damaged or more than the limits allow.
         HostError: a disk cannot be read on this host.
     """
+    for side in (before, after):
+        split_reference(Path(side))  # raises if it cannot be looked up, before the other side is read
     sides = [_snapshots(Path(side), limit, timeout) for side in (before, after)]
     old, new = ([one for one in side if arch in (None, one.arch)] for side in sides)
     pairs = list(_paired(old, new))

@@ -22,7 +22,7 @@ from imgkit.cli.options.mirroroptions import mirror_fields
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
-from imgkit.host import statusline
+from imgkit.host import lookup, statusline
 from imgkit.image.containermachine import ContainerMachine, MachineRequest, container_machine
 from imgkit.image.firstprocess import FirstProcess, first_process
 from imgkit.image.guestkernel import DEFAULT_RECIPE
@@ -136,7 +136,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     """Return the recipe that says where the kernel comes from, with the mirror of the options or the environment.
 
     Raises:
-        UsageError: the mirror is not one.
+        UsageError: the mirror is not one, or its key cannot be read.
         RecipeError: the recipe is wrong.
     """
     fields, origins = mirror_fields(options, os.environ)
@@ -144,6 +144,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         return load(options.recipe, fields, origins)
     if fault := mirror_fault(str(fields.get("mirror", OFFICIAL_MIRROR))):
         raise UsageError(f"{origins['mirror']}: {fault}")
+    if "release_key" in fields and (fault := lookup.file_fault(Path(str(fields["release_key"])))):
+        raise UsageError(f"{origins['release_key']}: {fault}")
     return DEFAULT_RECIPE.model_copy(update=fields)
 
 

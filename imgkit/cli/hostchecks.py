@@ -12,7 +12,8 @@ from pathlib import Path
 from imgkit.cli.kvmadvice import kvm_advice
 from imgkit.engines.guestfs import bindings
 from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
-from imgkit.errors import ImgkitError
+from imgkit.errors import HostError, ImgkitError
+from imgkit.host import lookup
 from imgkit.host.process import PACKAGES, run
 from imgkit.rootfs.npm import npmrunner
 from imgkit.vm.qemu import firmware, probe
@@ -110,7 +111,11 @@ def _kernel() -> HostCheck:
 
 
 def _space(out: Path) -> HostCheck:
-    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if os.path.isdir(parent))  # noqa: PTH112  Path.is_dir fails below a folder that may not be entered
+    try:
+        lookup.is_folder(out, HostError)
+    except HostError as refused:
+        return HostCheck("space", False, refused.message, "build", "choose another folder with --out")
+    folder = next(parent for parent in [out.absolute(), *out.absolute().parents] if parent.is_dir())
     free = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK)
     detail = f"{free / (1 << 30):.1f} GiB free in {folder}" + ("" if writable else ", which is not writable")

@@ -22,7 +22,7 @@ from imgkit.cli.parser import parse
 from imgkit.errors import BUG, INTERRUPTED, GuestError, HostError, ImgkitError, RecipeError
 from imgkit.host import colours, interrupts, scratch, statusline, terminal
 
-_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
 """What the host answers for a path that it refuses: the fault of the path or of its owner, and not imgkit's."""
 
 

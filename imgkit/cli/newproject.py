@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
+from imgkit.host import lookup
+
 DISTRIBUTION = "imgkit-sandbox"
 """What pip calls imgkit."""
 BASES: Mapping[str, str] = MappingProxyType(
@@ -32,7 +34,7 @@ _STARTER = Path(__file__).with_name("starter")
 
 def name_of(folder: Path) -> str:
     """Return a name for the images of a project: that of its folder, as far as recipes allow it."""
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", folder.resolve().name).strip("-.+")
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", lookup.real(folder).name).strip("-.+")
     return name or "sandbox"
 
 

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from imgkit.disk import qcow2tables
 from imgkit.errors import InputError
 
 Format: TypeAlias = Literal["raw", "qcow2"]
@@ -71,7 +72,8 @@ def check(path: Path, kind: str, *, name: Path | None = None) -> None:
 
     Raises:
         InputError: the image cannot be read, is neither a regular file nor a block device, refers to another file or
-            is encrypted, has a header that is not valid or needs unknown features, or ``kind`` is not supported.
+            is encrypted, has a header that is not valid or needs unknown features, is truncated, or ``kind`` is not
+            supported.
     """
     name = name or path
     if kind not in ("raw", "qcow2"):
@@ -79,6 +81,7 @@ def check(path: Path, kind: str, *, name: Path | None = None) -> None:
     start = _start(path, name)
     if kind == "qcow2":
         _check_qcow2(start, name)
+        _check_complete(path, name)
 
 
 def _check_qcow2(start: bytes, name: Path) -> None:
@@ -95,6 +98,16 @@ def _check_qcow2(start: bytes, name: Path) -> None:
         raise InputError(f"{name}: is marked as damaged", hint="qemu-img check -r all mends what can be mended")
     if features & ~_KNOWN:
         raise InputError(f"{name}: needs features of qcow2 that are not known here ({features & ~_KNOWN:#x})")
+
+
+def _check_complete(path: Path, name: Path) -> None:
+    try:
+        truncated = qcow2tables.is_truncated(path)
+    except OSError as cause:
+        raise InputError(f"{name}: cannot be read: {cause.strerror}") from cause
+    if truncated:
+        message = f"{name}: damaged or truncated: it refers to data beyond its end"
+        raise InputError(message, hint="download or build it again")
 
 
 def _start(path: Path, name: Path | None = None) -> bytes:

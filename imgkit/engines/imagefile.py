@@ -37,13 +37,12 @@ def image_info(image: Path) -> ImageInfo:
     """Return the format and size of an image that consists of one file.
 
     Raises:
-        UnreadableImageError: the image is missing, damaged, no disk, of an unsupported format, or refers to other files
-            of this host.
+        UnreadableImageError: the image is missing or cannot be looked up, is damaged, no disk, of an unsupported
+            format, or refers to other files of this host.
         MissingProgramError: qemu-img is missing.
-        HostError: the image cannot be looked up.
     """
-    if not lookup.is_file(image):
-        if lookup.is_folder(image):
+    if not lookup.is_file(image, UnreadableImageError):
+        if lookup.is_folder(image, UnreadableImageError):
             hint = "imgkit run, inspect and verify take the container image in such a folder"
             raise UnreadableImageError(f"{image}: a folder, not a disk image", hint=hint)
         raise UnreadableImageError(f"{image}: no such image")

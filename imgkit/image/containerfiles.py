@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imgkit.errors import HostError
-from imgkit.host import interrupts, scratch, wholefile
+from imgkit.host import interrupts, lookup, scratch, wholefile
 from imgkit.image.manifest import write_manifest
 from imgkit.image.workspace import SCRATCH_PREFIX
 from imgkit.oci.archives import write_docker_archive, write_oci_archive
@@ -87,7 +87,7 @@ def place_container(
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace something that is not a layout."""
-    if folder.exists() and not (folder / "oci-layout").is_file():
+    if lookup.exists(folder, HostError) and not lookup.is_file(folder / "oci-layout", HostError):
         raise HostError(
             f"{folder}: is in the way, and not an OCI image layout", hint="remove it, or choose another --out"
         )

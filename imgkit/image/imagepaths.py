@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imgkit.errors import InputError
 from imgkit.host import lookup
 
 
@@ -11,19 +12,19 @@ def is_container_image(image: Path) -> bool:
     """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``.
 
     Raises:
-        HostError: the path cannot be looked up.
+        InputError: the path cannot be looked up.
     """
     path, _ = split_reference(image)
-    return lookup.is_folder(path) or path.suffix == ".tar"
+    return lookup.is_folder(path, InputError) or path.suffix == ".tar"
 
 
 def split_reference(image: Path) -> tuple[Path, str]:
     """Return the layout and the tag of ``LAYOUT:TAG``; the tag is empty if there is none, or a file has that name.
 
     Raises:
-        HostError: the path cannot be looked up.
+        InputError: the path cannot be looked up.
     """
     path, colon, tag = str(image).rpartition(":")
-    if lookup.exists(image) or not colon or "/" in tag:
+    if lookup.exists(image, InputError) or not colon or "/" in tag:
         return image, ""
     return Path(path), tag

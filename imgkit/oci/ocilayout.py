@@ -71,11 +71,10 @@ class OciLayout:
         """Open a layout that exists.
 
         Raises:
-            InputError: the folder is not a layout, or one of another version.
-            HostError: it cannot be looked up.
+            InputError: the folder is not a layout, or one of another version, or it cannot be looked up.
         """
         hint = "imgkit build --output oci makes one"
-        if not lookup.is_file(folder / MARKER):
+        if not lookup.is_file(folder / MARKER, InputError):
             raise InputError(f"{folder}: not an OCI image layout (it has no file {MARKER})", hint=hint)
         marker = read_json(folder / MARKER, 1 << 10)
         version = marker.get("imageLayoutVersion") if isinstance(marker, dict) else None

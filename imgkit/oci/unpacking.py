@@ -35,10 +35,10 @@ def opened_layout(path: Path) -> Iterator[OciLayout]:
     """Open a layout: a folder, or an archive that is unpacked for the block.
 
     Raises:
-        InputError: there is no such file, or it is neither a layout nor an archive of one.
-        HostError: there is no space for unpacking, or the file cannot be looked up.
+        InputError: there is no such file, it cannot be looked up, or it is neither a layout nor an archive of one.
+        HostError: there is no space for unpacking.
     """
-    if not lookup.is_file(path):
+    if not lookup.is_file(path, InputError):
         yield OciLayout.open(path)
         return
     with scratch.folder() as folder:

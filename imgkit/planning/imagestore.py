@@ -98,7 +98,7 @@ def find_image(
 def _on_disk(reference: BaseReference, platform: Platform, unpacked: Path, locked: ImageSource | None) -> FoundImage:
     """Find an image in a layout. That of a lock is found by its digest, whatever has the tag now."""
     place = reference.place or Path()
-    layout = unpack_archive(place, unpacked) if lookup.is_file(place) else OciLayout.open(place)
+    layout = unpack_archive(place, unpacked) if lookup.is_file(place, InputError) else OciLayout.open(place)
     entries = layout_entries(layout, locked.digest if locked is not None else reference.reference, place)
     manifest = choose_image(layout, entries, platform, place)
     digest = entries[0].digest if len(entries) == 1 else manifest.digest

@@ -13,6 +13,7 @@ from imgkit.apk.packagerecord import read_package
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError, RecipeError
 from imgkit.fetch.cache import Wanted, hash_file
+from imgkit.host import lookup
 
 _SCHEME = "file"
 
@@ -57,7 +58,7 @@ def url_of(folder: Path, alpine: str, index: str) -> str:
         RecipeError: there is neither an index nor a package.
     """
     with_architecture, own = folder_urls(folder, alpine)
-    if (folder / alpine / index).is_file() or any((folder / alpine).glob("*.apk")):
+    if lookup.is_file(folder / alpine / index, RecipeError) or any((folder / alpine).glob("*.apk")):
         return with_architecture
     if any(folder.glob("*.apk")):
         return own

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from imgkit.apk.index import Repository, format_record
 from imgkit.errors import HostError, InputError, RecipeError
-from imgkit.host import wholefile
+from imgkit.host import lookup, wholefile
 from imgkit.host.jsonfile import checked, read_json
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Lock, LockedArchitecture, LockedFile, LockedImage, LockedPackage
@@ -92,7 +92,7 @@ def others(path: Path, recipe: Recipe, names: Collection[str]) -> dict[str, Any]
     """
     shapes = {SHAPES[output] for output in recipe.outputs}
     rest = {entry_name(arch, shape) for arch in recipe.architectures for shape in shapes} - set(names)
-    if not rest or not path.exists():
+    if not rest or not lookup.exists(path, InputError):
         return {}
     return {name: entry for name, entry in entries(path).items() if name in rest}
 

@@ -49,15 +49,15 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
         arches: the required architectures; if it is empty, all that exist are taken.
 
     Raises:
-        InputError: the image of a required architecture is missing, or there is no image at all.
-        HostError: the folder cannot be looked up.
+        InputError: the image of a required architecture is missing, there is no image at all, or the folder cannot be
+            looked up.
     """
     paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
-    existing = {arch: path for arch, path in paths.items() if lookup.is_file(path)}
+    existing = {arch: path for arch, path in paths.items() if lookup.is_file(path, InputError)}
     missing = [str(path) for arch, path in paths.items() if arch not in existing]
     if missing and (arches or not existing):
         hint = "imgkit build RECIPE makes them" + (
-            "" if lookup.is_folder(folder) else "; --from or INPUT_DIR says where they are"
+            "" if lookup.is_folder(folder, InputError) else "; --from or INPUT_DIR says where they are"
         )
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.errors import UsageError
+from imgkit.host import lookup
 from imgkit.oci.descriptors import is_digest
 from imgkit.oci.imagename import ImageName
 
@@ -68,7 +69,7 @@ def absolute(text: str, folder: Path) -> str:
         folder: the folder that relative paths start from.
     """
     place = text.removeprefix(PREFIX)
-    return f"{PREFIX}{(folder / place).resolve()}" if place.startswith(_PATHS) else text
+    return f"{PREFIX}{lookup.real(folder / place)}" if place.startswith(_PATHS) else text
 
 
 def relative(text: str, folder: Path) -> str:

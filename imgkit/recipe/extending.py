@@ -57,7 +57,7 @@ def _base(path: Path, target: object) -> Path:
     """Return the file of the recipe that the one at ``path`` extends.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is none, or it cannot be looked up.
     """
     if not isinstance(target, (str, Path)) or not str(target):
         raise RecipeError(
@@ -67,8 +67,11 @@ def _base(path: Path, target: object) -> Path:
     if name.startswith(shipped.PREFIX):
         return _shipped(path, name.removeprefix(shipped.PREFIX))
     file = path.parent / target
-    if lookup.is_file(file):
-        return file
+    try:
+        if lookup.is_file(file, RecipeError):
+            return file
+    except RecipeError as refused:
+        raise RecipeError(f"{path}: {EXTENDS}: {refused.message}") from refused
     near = close_matches(file.name, [other.name for other in file.parent.glob("*.py")], limit=1)
     hint = f"did you mean {near[0]}?" if near else f"a path is relative to {path.parent}"
     raise RecipeError(f"{path}: {EXTENDS}: {name} does not exist", hint=hint)

@@ -31,12 +31,11 @@ def load(path: Path, overrides: Mapping[str, object] = _NOTHING, origins: Mappin
         origins: where overrides come from, for messages: field → ``--mirror``, ``IMAGE_SIZE``.
 
     Raises:
-        RecipeError: the file is missing, is not Python, raises an exception, or has wrong values; every fault is in
-            ``problems``.
+        RecipeError: the file is missing or cannot be looked up, is not Python, raises an exception, or has wrong
+            values; every fault is in ``problems``.
         UsageError: all faults are in overrides.
-        HostError: the file cannot be looked up.
     """
-    if not lookup.is_file(path):
+    if not lookup.is_file(path, RecipeError):
         raise _missing(path)
     stated, problems = all_fields(path)
     values = cast("Mapping[str, object]", stated.plain())
@@ -71,7 +70,7 @@ def _with_modules(problems: Sequence[str], stated: Stated, overrides: Mapping[st
 
 def _missing(path: Path) -> RecipeError:
     """Return the error for a recipe that does not exist."""
-    if lookup.is_folder(path):
+    if lookup.is_folder(path, RecipeError):
         return RecipeError(f"{path}: a folder, not a recipe", hint="give the path of the recipe's file, e.g. image.py")
     names = close_matches(path.name, [other.name for other in path.parent.glob("*.py")])
     hint = f"did you mean {path.parent / names[0]}?" if names else "give the path of a recipe, e.g. recipes/alpine.py"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from imgkit.host import lookup
 from imgkit.recipe import basereference
 from imgkit.recipe.mirroraddress import absolute_mirror
 from imgkit.recipe.record import RecipeRecord
@@ -25,7 +26,7 @@ def absolute(fields: Mapping[str, object], folder: Path) -> dict[str, object]:
     """
 
     def place(value: object) -> object:
-        return (folder / value).resolve() if isinstance(value, (str, Path)) and value != "" else value
+        return lookup.real(folder / value) if isinstance(value, (str, Path)) and value != "" else value
 
     def location(value: object) -> object:
         is_url = isinstance(value, str) and ("://" in value or value.startswith("file:") or value == "")

@@ -17,7 +17,7 @@ def absolute_mirror(address: str, folder: Path) -> str:
     A path begins with ``/``, ``./`` or ``../``. Of ``file:`` URLs there is one form. All else is returned as it is.
     """
     is_path = address in (".", "..") or address.startswith(_PATHS)
-    place = (folder / address).resolve() if is_path else folder_of(address)
+    place = lookup.real(folder / address) if is_path else folder_of(address)
     return address if place is None else place.as_uri()
 
 

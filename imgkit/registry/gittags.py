@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 
 from imgkit.errors import UsageError
+from imgkit.host import lookup
 from imgkit.host.gitfacts import GitFacts, git_facts
 
 AUTO = "auto"
@@ -32,8 +33,11 @@ def automatic_tags(folder: Path) -> tuple[str, ...]:
     """Return the tags for sources in ``folder``.
 
     Raises:
-        UsageError: there is no git, the folder is in no work tree, or nothing was committed yet.
+        UsageError: the folder does not exist, may not be read, or is in no work tree; there is no git, or nothing was
+            committed yet.
     """
+    if fault := lookup.folder_fault(folder):
+        raise UsageError(f"--source: {fault}")
     facts = git_facts(folder)
     if facts is None:
         message = f"{folder}: --tags auto needs git, and a work tree with a commit"

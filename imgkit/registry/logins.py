@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -96,7 +97,10 @@ def _files(environ: Mapping[str, str]) -> Iterator[Path]:
         Path(runtime) / "containers/auth.json" if runtime else None,
         Path(config) / "containers/auth.json" if config else home and home / ".config/containers/auth.json",
     ]
-    yield from (path for path in candidates if path is not None and path.is_file())
+    for path in candidates:
+        # After su, HOME and XDG_RUNTIME_DIR may be those of another user, where Path.is_file raises.
+        if path is not None and os.path.isfile(path):  # noqa: PTH113
+            yield path
 
 
 def _login_in(path: Path, name: ImageName) -> Login | None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from imgkit.errors import UsageError
-from imgkit.host import scratch
+from imgkit.host import lookup, scratch
 from imgkit.registry.access import RegistryAccess
 
 SYSTEM_FOLDERS = (Path("/etc/docker/certs.d"), Path("/etc/containers/certs.d"))
@@ -68,7 +68,7 @@ class TrustedRoots:
         chosen = next((value for name in _VARIABLES if (value := self._access.environ.get(name))), None)
         if chosen is None:
             return Path(DEFAULT_CA_BUNDLE_PATH)
-        if not Path(chosen).exists():
+        if not lookup.exists(Path(chosen), UsageError):
             raise UsageError(f"{chosen}: no such file of certificates", hint=f"check {', '.join(_VARIABLES)}")
         return Path(chosen)
 
@@ -79,11 +79,17 @@ class TrustedRoots:
         own = (Path(home) / ".config/containers/certs.d",) if home else ()
         for folder in (*SYSTEM_FOLDERS, *own):
             if host not in ("", ".", "..") and "/" not in host:
-                yield from sorted((folder / host).glob("*.crt"))
+                with suppress(OSError):  # the home of another user, after su
+                    yield from sorted((folder / host).glob("*.crt"))
 
 
 def _files(path: Path) -> list[Path]:
-    return [inner for inner in sorted(path.iterdir()) if inner.is_file()] if path.is_dir() else [path]
+    if not lookup.is_folder(path, UsageError):
+        return [path]
+    try:
+        return [inner for inner in sorted(path.iterdir()) if lookup.is_file(inner, UsageError)]
+    except OSError as cause:
+        raise UsageError(f"{path}: cannot be read ({cause.strerror})") from cause
 
 
 def _read(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
+from imgkit.host import lookup
 from imgkit.image.manifest import read_manifest
 from imgkit.verification import statement
 from imgkit.verification.statement import StatedFile, Statement
@@ -46,7 +47,7 @@ def boot_files(image: Path, arch: str) -> dict[str, Path]:
         InputError: the manifest is damaged.
     """
     path = manifest_of(image)
-    has_manifest = path.exists() or path.is_symlink()
+    has_manifest = lookup.exists(path, InputError) or path.is_symlink()
     stated = statement.parse(read_manifest(path), path).boot if has_manifest else {}
     names = {role: _last(image.parent, role, arch) for role in _PREFIX}
     by_name = {role: image.parent / name for role, name in names.items() if name}
@@ -67,8 +68,9 @@ def compare_boot_files(image: Path, stated: Statement) -> tuple[list[str], list[
     faults = []
     for role, file in stated.boot.items():
         path = image.parent / file.name
-        if path.exists() or path.is_symlink():
-            if path.exists() and is_as_built(path, file):
+        is_there = lookup.exists(path, InputError)
+        if is_there or path.is_symlink():
+            if is_there and is_as_built(path, file):
                 same.append(file.name)
             else:
                 faults.append(f"{file.name}: is not the {role} that was built")
@@ -85,7 +87,7 @@ def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
     candidates = {_last(image.parent, role, arch)}
     with suppress(InputError):  # with a damaged manifest nothing is booted
         booted = boot_files(image, arch)
-        candidates |= {booted[role].name} if role in booted and booted[role].exists() else set()
+        candidates |= {booted[role].name} if role in booted and lookup.exists(booted[role], InputError) else set()
     for other in sorted(candidates - {name, ""}):
         yield f"{other}: not in the manifest, and taken for the {role} by a direct boot"
 

@@ -195,7 +195,7 @@ def _shares(spec: BootSpec, folder: Path) -> tuple[Share, ...]:
         raise UsageError(f"a machine {mode} has no ipc share")
     for tag, path in shares.items():
         argv.check_tag(tag)
-        if not lookup.is_folder(path):
+        if not lookup.is_folder(path, HostError):
             raise HostError(f"{path}: no such folder to share as {tag}")
         if not os.access(path, os.R_OK | os.X_OK):
             raise HostError(f"{path}: cannot be shared as {tag}: this user may not read it")
@@ -228,7 +228,7 @@ def _disk(spec: BootSpec) -> Disk | None:
 
 def _file(path: Path) -> Path:
     """Return the absolute path, because QEMU takes the text before a colon in a relative path for a protocol."""
-    if not lookup.is_file(path):
+    if not lookup.is_file(path, HostError):
         raise HostError(f"{path}: no such file")
     return path.resolve()
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     folder: Path = options.folder
     name = newproject.name_of(folder)
     files = newproject.project(name, options.base, newproject.installed_from())
-    if lookup.is_file(folder / newproject.IGNORED):
+    if lookup.is_file(folder / newproject.IGNORED, HostError):
         del files[newproject.IGNORED]
     write_new({folder / path: text for path, text in files.items()})
     for path in files:
@@ -68,7 +68,7 @@ def write_new(files: Mapping[Path, str]) -> None:
         HostError: one of them cannot be written.
     """
     for path in files:
-        if lookup.exists(path) or path.is_symlink():
+        if lookup.exists(path, HostError) or path.is_symlink():
             raise UsageError(f"{path}: exists already", hint="name a new folder: imgkit init DIR")
     with ExitStack() as written:
         for path, text in files.items():

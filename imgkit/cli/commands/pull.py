@@ -69,7 +69,7 @@ def _layout(folder: Path) -> Iterator[OciLayout]:
         UsageError: the folder has something else in it.
         HostError: the folder cannot be made.
     """
-    is_new = not lookup.exists(folder)
+    is_new = not lookup.exists(folder, HostError)
     layout = _opened(folder)
     try:
         yield layout

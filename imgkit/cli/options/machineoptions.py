@@ -13,6 +13,7 @@ from imgkit.cli.options import environmentoptions, repeatedoptions
 from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
+from imgkit.host import lookup
 from imgkit.verification.beside import boot_files
 from imgkit.vm.bootspec import NETWORKS, BootSpec, check_network
 from imgkit.vm.net import allowlist
@@ -214,7 +215,7 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
         shares: folders that other options share.
 
     Raises:
-        UsageError: a tag occurs twice, or a folder does not exist.
+        UsageError: a tag occurs twice, or a folder does not exist or may not be read.
     """
     folders, read_only = dict(shares), set()
     for word in words:
@@ -229,10 +230,21 @@ def _folders(words: list[str], shares: dict[str, Path]) -> tuple[dict[str, Path]
         folders[tag] = Path(folder)
         if mode == "ro":
             read_only.add(tag)
-    for path in folders.values():
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such folder")
+    for tag, path in folders.items():
+        _check_folder("--work" if tag in shares else f"--share {tag}", path)
     return folders, read_only
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Check that a folder can be shared.
+
+    Raises:
+        UsageError: it does not exist, or this user may not read it.
+    """
+    if not lookup.is_folder(path, UsageError):
+        raise UsageError(f"{path}: no such folder")
+    if fault := lookup.folder_fault(path):
+        raise UsageError(f"{option}: {fault}")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -247,7 +259,7 @@ def check(options: argparse.Namespace) -> None:
     quotas.parse(options.quota)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout {options.timeout:g}: not a number of seconds to wait")
-    if options.console is not None and not options.console.parent.is_dir():
+    if options.console is not None and not lookup.is_folder(options.console.parent, UsageError):
         raise UsageError(f"--console {options.console}: {options.console.parent} is not a folder")
 
 
@@ -263,6 +275,6 @@ def _beside(image: Path, arch: str) -> tuple[Path, Path]:
         for role, prefix in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
     )
     for path in (kernel, initramfs):
-        if not path.exists():
+        if not lookup.exists(path, InputError):
             raise InputError(f"{path}: not there", hint="a build puts it beside the image")
     return kernel, initramfs

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgkit.errors import HostError
+from imgkit.host import lookup
 
 OVERRIDE = "IMGKIT_FIRMWARE_ROOT"
 """Environment variable that names a folder: the candidate paths are looked up below it instead of below ``/``."""
@@ -81,7 +82,7 @@ def find(arch: str, *, root: Path | None = None) -> Firmware:
     top = root or Path(os.environ.get(OVERRIDE) or "/")
     size = _ARM64_FLASH if arch == "arm64" else 0
     for code, variables in CANDIDATES[arch]:
-        if (top / code).is_file():
+        if lookup.is_file(top / code, HostError):
             template = top / variables
             return Firmware(top / code, template if variables and template.is_file() else None, size)
     raise HostError(

@@ -25,7 +25,7 @@ from pathlib import Path
 import platformdirs
 
 from imgkit.errors import HostError
-from imgkit.host import scratch
+from imgkit.host import lookup, scratch
 
 PREFIX = "machine-"
 """How the names of the folders begin."""
@@ -69,7 +69,8 @@ class RunningMachine:
 def places() -> list[Path]:
     """Return the folders in which machines are announced, the preferred one first. They need not exist."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
-    preferred = [runtime / "imgkit"] if runtime.is_absolute() and runtime.is_dir() else []
+    is_there = runtime.is_absolute() and os.path.isdir(runtime)  # noqa: PTH112 - Path.is_dir raises below another's
+    preferred = [runtime / "imgkit"] if is_there else []
     return [*preferred, platformdirs.user_cache_path("imgkit") / "running"]
 
 
@@ -124,7 +125,7 @@ def _own_place() -> Path:
 
 def find(image: Path) -> list[RunningMachine]:
     """Return the machines that processes of this user run of ``image``, by their process ids."""
-    wanted, found = image.resolve(), []
+    wanted, found = lookup.real(image), []
     for place in filter(is_private, places()):
         scratch.remove_dead(place, PREFIX)
         for folder in place.glob(f"{PREFIX}*"):

@@ -24,7 +24,7 @@ def open_descriptors() -> int:
 class FakeSession:
     """Both sides of a session. ``session`` is the host's; :meth:`shows`, :meth:`says` and :meth:`heard` the guest's."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, started: bool = True) -> None:
         near, self.port = socket.socketpair()
         self.guest_in, writing = os.pipe()
         reading, self.guest_out = os.pipe()
@@ -32,6 +32,8 @@ class FakeSession:
             os.set_blocking(descriptor, False)
         self.control, self.console = ControlPort(near), ConsolePipes(reading, writing)
         self._open = {self.guest_in, self.guest_out}
+        if started:
+            self.says(type="started")
 
     def session(self) -> GuestSession:
         return GuestSession(self.control, self.console)

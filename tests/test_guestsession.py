@@ -58,6 +58,22 @@ def test_what_the_guest_shows_and_what_is_typed(guest: FakeSession, session: Gue
     assert not session.over
 
 
+def test_what_is_typed_before_the_program_runs_waits_for_it() -> None:
+    """Until then agentd opens and closes the console, and the kernel throws away what was typed."""
+    guest = FakeSession(started=False)
+    with closing(guest.session()) as session:
+        session.write(b"stty size; ")
+        session.write(b"exit 3\r")
+        assert select.select([guest.guest_in], [], [], 0.2)[0] == []
+        assert session.holds_input
+        guest.says(type="started")
+        assert select.select([guest.guest_in], [], [], 20)[0] == [guest.guest_in]
+        assert guest.typed() == b"stty size; exit 3\r"
+        session.write(b"more")
+        assert guest.typed() == b"more"
+    guest.close()
+
+
 def test_all_output_comes_before_the_end(guest: FakeSession, session: GuestSession) -> None:
     guest.says(type="started")
     text = b"x" * 60_000

@@ -193,7 +193,7 @@ def test_what_never_settles_is_named(guest: Guest, caplog: pytest.LogCaptureFixt
     assert guest.vm.settle(0.2) == ("hostname", "network")
     assert guest.vm.seconds_to_settled is None
     assert caplog.messages == [
-        f"the guest has come up without its {what}" for what in ("heartbeat", "hostname, network")
+        f"agentd is ready, and the guest still has no {what}" for what in ("heartbeat", "hostname and no network")
     ]
 
 

@@ -107,6 +107,14 @@ def test_a_shell_of_root(vm: RootedVM) -> None:
         assert session.wait(PATIENCE) == SessionEnd(None, "SIGKILL")
 
 
+def test_what_is_typed_at_once_is_run(vm: RootedVM) -> None:
+    """Nobody has to wait for a prompt: the terminal keeps what was typed, as on a host."""
+    with vm.terminal(["bash"], columns=101, rows=33) as session:
+        session.write(b"stty size; exit 3\r")
+        assert session.wait(PATIENCE) == SessionEnd(3, None)
+        assert b"33 101\r\n" in session.read(1.0)
+
+
 def test_a_reader_that_sleeps_loses_nothing(vm: RootedVM) -> None:
     """QEMU drops what finds no room in the pipe, so half a megabyte must have room there before anybody reads."""
     command = "sleep 1; seq 1 20000; stty -opost; head -c 400000 /usr/bin/node; touch /tmp/written"
@@ -317,7 +325,8 @@ def test_the_commands(image: Image, environment: dict[str, str], tmp_path: Path)
         machine.type(b"\x03")
         machine.expect(b"powering off")
         assert machine.wait() == 0
-        assert b"agentd ready after" in machine.shown
+        assert machine.shown.count(b"agentd ready after") == 1
+        assert machine.shown.index(b"agentd ready after") < machine.shown.index(b"runs until Ctrl-C")
     assert list((tmp_path / "run/imgkit").iterdir()) == []
 
 

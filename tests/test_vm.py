@@ -192,7 +192,7 @@ def test_a_system_that_never_comes_up_is_waited_for_and_named(guest: Guest, capl
         assert vm.seconds_to_settled is None
         assert caplog.messages == []
         assert vm.settle(0.5) == ("network",)
-        assert caplog.messages == ["the guest has come up without its network"]
+        assert caplog.messages == ["agentd is ready, and the guest still has no network"]
         vm.kill()
         with pytest.raises(BootError):
             vm.settle(30)

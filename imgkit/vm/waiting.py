@@ -103,7 +103,7 @@ class Progress:
                     self.seconds_to_settled = time.monotonic() - self._started
                     return ()
                 if time.monotonic() >= deadline:
-                    log.warning("the guest has come up without its %s", ", ".join(missing))
+                    log.warning("agentd is ready, and the guest still has no %s", " and no ".join(missing))
                     return missing
                 self.check()
                 say(f"agentd is ready, and the guest has no {' and no '.join(missing)} yet")

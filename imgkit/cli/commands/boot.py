@@ -40,6 +40,9 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         with machineoptions.boot(options, before=evidence.hold, terminals=options.wait) as vm:
             ready = datetime.now(timezone.utc)
             beat = vm.heartbeat()
+            if not options.json:
+                line = f"{options.image}: agentd ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
+                print(colours.paint(terminal.line(line), "green", sys.stdout), flush=True)
             if options.wait:
                 stay.until_interrupted(options.image, vm)
             clean = vm.power_off()
@@ -56,9 +59,6 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if options.json:
         # The guest's values come first, so that they cannot replace our own.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
-    else:
-        ready_after = f"agentd ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
-        print(colours.paint(terminal.line(f"{options.image}: {ready_after}"), "green", sys.stdout))
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0

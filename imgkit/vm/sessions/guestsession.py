@@ -131,6 +131,8 @@ class GuestSession:
         self._size = 0
         self._dropped = 0
         self._typed = b""
+        self._started = False  # whether a program has the terminal: what comes before it, the kernel throws away
+        self._typing = threading.Lock()
         self._end: SessionEnd | None = None
         self._failure: str | None = None
         self._lock = threading.Lock()
@@ -167,11 +169,24 @@ class GuestSession:
         return self.take()
 
     def write(self, data: bytes) -> None:
-        """Type ``data``. A control character does what it does on a terminal: ``b"\\x03"`` interrupts a program."""
-        self._typed = (self._typed + data)[:MAX_TYPED]
+        """Type ``data``. A control character does what it does on a terminal: ``b"\\x03"`` interrupts a program.
+
+        What is typed before the guest has started the program is kept until then.
+        """
+        with self._typing:
+            self._typed = (self._typed + data)[:MAX_TYPED]
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Write as much of the input as the console takes at once."""
         with suppress(BlockingIOError, OSError):
-            while self._typed:
+            while self._started and self._typed:
                 self._typed = self._typed[os.write(self._console.writing, self._typed) :]
+
+    def _begin(self) -> None:
+        with self._typing:
+            self._started = True
+            self._pass_on()
 
     @property
     def holds_input(self) -> bool:
@@ -262,6 +277,8 @@ class GuestSession:
         """Read the messages that are there. Returns False at the end of the session."""
         messages = self._control.receive(0.0)
         for message in messages or ():
+            if message.get("type") == "started":
+                self._begin()
             if message.get("type") == "exit":
                 self._end = _end_of(message)
             if message.get("type") == "error":

@@ -243,14 +243,14 @@ def test_the_text(folder: Path, put: Put, capsys: pytest.CaptureFixture[str]) ->
     assert run(capsys, "list") == [
         "       2.0 MB       3 d  download             1",
         "       0.0 MB       4 h  download             2",
-        f"2 entries, 2 MiB in {folder}",
+        f"2 entries, 2 MB in {folder}",
     ]
-    assert run(capsys, "size") == ["       2.0 MB       2  download", f"2 entries, 2 MiB in {folder}"]
+    assert run(capsys, "size") == ["       2.0 MB       2  download", f"2 entries, 2 MB in {folder}"]
     line = "       2.0 MB       3 d  download             1"
     assert run(capsys, "prune", "--older-than", "2d", "--dry-run") == [
-        line, f"1 entry, 2 MiB would be removed from {folder}",
+        line, f"1 entry, 2 MB would be removed from {folder}",
     ]  # fmt: skip
-    assert run(capsys, "prune", "--max-size", "1M") == [line, f"1 entry, 2 MiB removed from {folder}"]
+    assert run(capsys, "prune", "--max-size", "1M") == [line, f"1 entry, 2 MB removed from {folder}"]
     assert run(capsys, "prune", "--all")[-1].startswith("1 entry, ")
     assert run(capsys, "list") == [f"0 entries, 0 bytes in {folder}"]
 

@@ -131,7 +131,7 @@ def test_an_image_of_which_little_is_known() -> None:
     listed = tuple(ListedPackage(name, "1", size) for name, size in (("b", 150_000), ("a", 150_000), ("c", 10**7)))
     image = DiskContents("raw", MIB, MIB + 1, "G", 0, (), usage, {}, (), listed)
     assert inspect.text(Path("x"), image).splitlines() == [
-        "x: raw, 1 MiB, 2 MiB on disk",
+        "x: raw, 1 MiB, 1 MB on disk",
         "system     unknown",
         "kernel     none",
         "root       0 MiB of 1 MiB used, 0 inodes",

@@ -264,7 +264,7 @@ DESCRIPTION = ImageDescription(
 DIFFERENT: dict[str, Any] = {}
 """What another test finds in the image."""
 TEXT = """\
-out/linux.qcow2: qcow2, 4096 MiB, 101 MiB on disk
+out/linux.qcow2: qcow2, 4096 MiB, 105 MB on disk
 system     Alpine Linux v3.23
 kernel     6.1-virt
 root       1 MiB of 100 MiB used, 4 inodes

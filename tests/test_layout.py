@@ -15,6 +15,7 @@ from imgkit.disk.size import (
     journal_mib,
     needed_root_bytes,
     root_capacity,
+    show_file_size,
     show_size,
     too_small,
     tree_blocks,
@@ -125,6 +126,13 @@ def test_an_image_that_is_too_small_says_what_it_needs() -> None:
 def test_sizes_are_shown_rounded_up() -> None:
     assert show_size((1 << 20) + 1) == "2 MiB"
     assert show_size(5) == "5 bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (999_999, "999999 bytes"), (1_000_000, "1 MB"), (110_600_000, "111 MB")]
+)
+def test_the_size_of_a_file_in_words(size: int, text: str) -> None:
+    assert show_file_size(size) == text
 
 
 # ---- boundaries ------------------------------------------------------------------------------------------------------

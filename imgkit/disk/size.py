@@ -18,6 +18,14 @@ def show_size(size: int) -> str:
     return f"{-(-size // (1 << 20))} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 
+def show_file_size(size: int) -> str:
+    """Return the size of a file in words: whole MB (of 1,000,000 bytes, as in listings of files), or bytes below 1 MB.
+
+    Disks, filesystems and memory are counted in MiB: see :func:`show_size`.
+    """
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size} bytes"
+
+
 def journal_mib(root_bytes: int) -> int:
     """Return the size of the ext4 journal in MiB for a filesystem of this size."""
     for limit, journal in ((256 << 20, 4), (1 << 30, 16), (2 << 30, 32)):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from imgkit.api.cacheentries import CacheEntry, cache_entries
 from imgkit.api.cachepruning import prune
 from imgkit.cli.command import Invocation
-from imgkit.disk.size import show_size
+from imgkit.disk.size import show_file_size
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import default_folder
 from imgkit.host import terminal
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     lines = sums(entries) if options.action == "size" else table(entries, now)
     verb = {"list": "in", "size": "in", "prune": "would be removed from" if options.dry_run else "removed from"}
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
-    total = show_size(sum(entry.size for entry in entries))
+    total = show_file_size(sum(entry.size for entry in entries))
     print(terminal.block("\n".join([*lines, f"{count}, {total} {verb[options.action]} {folder}"])))
     return 0
 

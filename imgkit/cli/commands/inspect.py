@@ -10,6 +10,7 @@ from imgkit.api.inspecting import DiskContents
 from imgkit.cli.command import Invocation
 from imgkit.cli.options import readoptions
 from imgkit.cli.reports import layoutreport
+from imgkit.disk.size import show_file_size
 from imgkit.engines.limits import DEFAULT_SECONDS, DEFAULT_SIZE
 from imgkit.host import terminal
 from imgkit.host.jsonkeys import jsonable
@@ -50,7 +51,7 @@ def text(path: Path, disk: DiskContents) -> str:
     """Return the description as tables."""
     root = disk.root
     lines = [
-        f"{path}: {disk.format}, {_mib(disk.virtual_size)} MiB, {_mib(disk.file_size)} MiB on disk",
+        f"{path}: {disk.format}, {_mib(disk.virtual_size)} MiB, {show_file_size(disk.file_size)} on disk",
         f"system     {disk.os_release.get('PRETTY_NAME', 'unknown')}",
         f"kernel     {', '.join(disk.kernels) or 'none'}",
         f"root       {_mib(root.used)} MiB of {_mib(root.size)} MiB used, {root.inodes_used} inodes",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from imgkit.api.comparing import Comparison
 from imgkit.comparison.differences import ChangedFact, ChangedFile, ComparedSide, ImageDifferences
-from imgkit.disk.size import show_size
+from imgkit.disk.size import show_file_size, show_size
 
 _MOST_FACTS = 12
 _MOST_PACKAGES = 15
@@ -43,7 +43,7 @@ def _pair(pair: ImageDifferences) -> Iterator[str]:
 
 
 def _side(side: ComparedSide) -> str:
-    facts = [side.kind, side.arch, "" if side.image_size is None else show_size(side.image_size)]
+    facts = [side.kind, side.arch, "" if side.image_size is None else show_file_size(side.image_size)]
     return f"{side.source} ({', '.join(fact for fact in facts if fact)})"
 
 

@@ -247,7 +247,7 @@ def make_bad(kind: str, image: Path) -> str:
         return "not a disk image: it has neither a boot sector nor a partition table"
     if kind == "short":
         image.write_bytes(good[:100])
-        return "qcow2 header too short"
+        return "damaged or truncated: it refers to data beyond its end"
     if kind == "damaged":
         image.write_bytes(good[:24] + b"\xff" * 8 + good[32:])
         return "File too large"

@@ -407,6 +407,7 @@ def test_serial_streams_are_read_a_mebibyte_at_a_time(
     assert pumps == [1, 0]
 
 
+@pytest.mark.slow
 def test_serial_answers_wait_for_the_guest_up_to_a_limit(
     port: tuple[SerialTransport, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

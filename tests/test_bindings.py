@@ -166,6 +166,7 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], li
     return set(names), path, file
 
 
+@pytest.mark.slow
 def test_it_imports_the_standard_library_and_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs in a Python that has none of the packages that imgkit needs."""
     names, path, file = noted(tmp_path, monkeypatch)

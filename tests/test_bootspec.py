@@ -216,6 +216,7 @@ def test_an_image_with_keywords_or_a_specification(image: Path) -> None:
     assert " -cpu mine " in refusal(image, adapt=lambda resolved: replace(resolved, cpu="mine"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_qemu")
 def test_an_accelerator_that_qemus_user_cannot_use_is_replaced(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
@@ -237,6 +238,7 @@ def test_keywords_that_are_no_fields_are_refused(image: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_qemu")
 def test_memory_is_as_asked_for_or_what_the_host_has(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert " -m 77 " in refusal(image, memory_mib=77)

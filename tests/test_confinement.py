@@ -279,6 +279,7 @@ def test_no_process_is_started_and_threads_are(tmp_path: Path, monkeypatch: pyte
     assert seen["thread"] == "fine"
 
 
+@pytest.mark.slow
 def test_a_callers_arguments_and_scripts_may_start_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qemu_is(tmp_path / "bin/qemu-system-x86_64", b"\x7fELF", monkeypatch)
     assert attempts(replace(shared(tmp_path), extra=("-S",)), tmp_path)["fork"] == "fine"
@@ -416,6 +417,7 @@ def test_only_the_accelerators_group_is_kept(tmp_path: Path) -> None:
         assert chosen.groups == groups
 
 
+@pytest.mark.slow
 def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
     need("root", identity.can_switch_user())
     need("setpriv", Path("/usr/bin/setpriv").exists())
@@ -425,6 +427,7 @@ def test_a_root_without_capabilities_stays_what_it_is(tmp_path: Path) -> None:
     assert done.stdout == "True None\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["chown", "dac_override", "fowner", "setgid", "setuid", "kill"])
 def test_a_root_that_lacks_one_capability_starts_qemu_as_itself(missing: str) -> None:
     """Such a root could not give files away, become the other user, or end its processes."""
@@ -436,6 +439,7 @@ def test_a_root_that_lacks_one_capability_starts_qemu_as_itself(missing: str) ->
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_a_root_that_lacks_other_capabilities_starts_qemu_as_another_user() -> None:
     """This does not depend on the name of the process, which is part of the file that is read."""
     need("root", identity.can_switch_user())

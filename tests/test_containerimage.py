@@ -138,6 +138,7 @@ def test_the_configuration_says_what_the_recipe_says(build: Builder) -> None:
     assert image.name["org.opencontainers.image.ref.name"] == "latest"
 
 
+@pytest.mark.slow
 def test_layers_and_their_reasons(build: Builder, payload: Path) -> None:
     image = built(build, recipe=with_payload(payload))
     assert [entry["created_by"] for entry in image.config["history"]] == [
@@ -162,6 +163,7 @@ def test_without_words_for_a_container_there_is_a_shell(build: Builder) -> None:
     assert "boxed" not in image.names(0)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_on_another_day_with_another_umask(
     build: Builder, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_fixed_time(build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert image.config["config"]["Labels"]["org.opencontainers.image.created"] == "2001-09-09T01:46:40Z"
 
 
+@pytest.mark.slow
 def test_what_a_build_reports(build: Builder) -> None:
     ran = build(*OCI, "--output", "oci-archive", "--output", "docker-archive", "--json", recipe=SPEC)
     (report,) = ran.json()
@@ -229,6 +232,7 @@ def test_what_a_build_reports(build: Builder) -> None:
     assert manifest["buildId"] == entry["buildId"]
 
 
+@pytest.mark.slow
 def test_paths_are_printed_without_json(build: Builder) -> None:
     ran = build("--output", "oci-archive", recipe=SPEC)
     assert ran.status == 0, ran.err

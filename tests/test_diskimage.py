@@ -124,6 +124,7 @@ def test_messages_have_the_name_that_is_given(tmp_path: Path) -> None:
     assert caught.value.message == "disk: cannot be read: No such file or directory"
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=600), st.booleans())
 def test_any_bytes_end_in_a_word(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "any"

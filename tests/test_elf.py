@@ -102,6 +102,7 @@ class Stream:
         return self._data
 
 
+@pytest.mark.slow
 @given(data=st.binary(max_size=200), offset=st.integers(0, 250), size=st.integers(0, 250))
 def test_part_of_any_content(tmp_path_factory: pytest.TempPathFactory, data: bytes, offset: int, size: int) -> None:
     path = tmp_path_factory.getbasetemp() / "content"

@@ -368,6 +368,7 @@ def test_the_space_that_writing_needs_is_checked_first(tmp_path: Path, monkeypat
 # ---- converting and reading ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd", "zlib"])
 def test_conversion_keeps_the_content_and_drops_the_zeros(tmp_path: Path, compression: str) -> None:
     need_program("qemu-img")

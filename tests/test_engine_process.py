@@ -78,6 +78,7 @@ def pid_in(path: Path) -> int:
     raise AssertionError(f"{path} was never written")
 
 
+@pytest.mark.slow
 def test_requests_are_answered_in_order_and_noise_does_no_harm(bindings: Path, tmp_path: Path) -> None:
     set_launch(bindings, "pass")
     options = Options()
@@ -114,6 +115,7 @@ def test_the_environment_of_the_process(bindings: Path, tmp_path: Path, monkeypa
     assert f"('PYTHONPATH', '{bindings.parent}')" in environment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cache", "variable", "value", "quick"),
     [
@@ -148,6 +150,7 @@ def test_bindings_that_cannot_be_imported(bindings: Path, tmp_path: Path, monkey
     assert e.value.hint == "correct IMGKIT_GUESTFS_PYTHON, or unset it"
 
 
+@pytest.mark.slow
 def test_a_launch_that_fails_quotes_the_appliance(bindings: Path, tmp_path: Path) -> None:
     set_launch(
         bindings, 'self.callback(1, 0, "Kernel panic", []); raise RuntimeError("guestfs_launch failed\\nadvice")'
@@ -247,6 +250,7 @@ def test_a_launch_that_hangs_is_ended_with_all_its_processes(bindings: Path, tmp
     assert gone(helper, 30)
 
 
+@pytest.mark.slow
 def test_a_crash_in_the_library_is_an_error_not_a_crash(bindings: Path, tmp_path: Path) -> None:
     set_launch(bindings, 'os.write(2, b"free(): invalid pointer\\n"); os.abort()')
     with pytest.raises(HostError, match=r"was killed by SIGABRT: free\(\): invalid pointer"):

@@ -63,6 +63,7 @@ def log(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     return [line.removeprefix(PREFIX) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", table("script"), ids=lambda case: case.name)
 def test_a_line_of_the_table(shell: list[str], folder: Path, case: Case) -> None:
     done = start(shell, folder, case.command, case.env)

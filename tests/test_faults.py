@@ -79,6 +79,7 @@ def wants(*packages: str) -> str:
     return f"{RECIPE}packages = {list(packages)!r}\n"
 
 
+@pytest.mark.slow
 def test_a_good_mirror_gets_as_far_as_it_can(build: Builder) -> None:
     """The other tests rely on this: the mirror is good, except that its packages make no system."""
     build.fails(3, NEXT)
@@ -90,11 +91,13 @@ def test_a_good_mirror_gets_as_far_as_it_can(build: Builder) -> None:
 FILES = [LISTING, ROOTFS, f"{ROOTFS}.asc", INDEX, PACKAGE]
 
 
+@pytest.mark.slow
 def test_a_mirror_that_nobody_serves(build: Builder) -> None:
     error = f"{NOWHERE}{LISTING.lstrip('/')}: 127.0.0.1 refuses the connection"
     build.fails(4, error, "another mirror", mirror=NOWHERE)
 
 
+@pytest.mark.slow
 def test_a_mirror_whose_name_is_unknown(build: Builder) -> None:
     build.fails(4, "the name mirror.invalid is unknown", "another mirror", mirror="http://mirror.invalid/")
 
@@ -164,6 +167,7 @@ def test_mirrors_that_stall(path: str, fault: Fault, build: Builder, monkeypatch
 DAMAGED = "the file was damaged or replaced in transit: try again, or another mirror"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "length"), [("SHA-256", 64), ("SHA-512", 128)])
 def test_a_wrong_sum_in_the_list(kind: str, length: int, build: Builder) -> None:
     listing = build.small.file(LISTING)
@@ -173,6 +177,7 @@ def test_a_wrong_sum_in_the_list(kind: str, length: int, build: Builder) -> None
     assert re.search(rf": \w{{{length}}} instead of 00000000\w{{{length - 8}}}$", ran.errors[0])
 
 
+@pytest.mark.slow
 def test_a_minirootfs_that_was_replaced(build: Builder) -> None:
     """The list says what the new one is, so only the signature can tell."""
     rootfs, listing = build.small.file(ROOTFS), build.small.file(LISTING)
@@ -206,6 +211,7 @@ def test_signatures_that_are_none(data: bytes, build: Builder) -> None:
     build.fails(4, f"{MINIROOTFS}: what should be its signature is not an OpenPGP signature")
 
 
+@pytest.mark.slow
 def test_a_certificate_of_somebody_else(build: Builder, foreign: Keys) -> None:
     signer = read_certificate(build.small.release_key.read_bytes(), name="x")
     build.small.release_key.write_bytes(foreign.release_public)
@@ -213,11 +219,13 @@ def test_a_certificate_of_somebody_else(build: Builder, foreign: Keys) -> None:
     assert ran.errors[0].split()[-1] in signer.keys
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_none(build: Builder) -> None:
     build.small.release_key.write_bytes(b"hello")
     build.fails(4, f"{build.small.release_key}: is not an OpenPGP certificate (", "gpg --export --armor")
 
 
+@pytest.mark.slow
 def test_a_certificate_of_absurd_size(build: Builder) -> None:
     with build.small.release_key.open("ab") as sink:
         sink.truncate(1 << 40)
@@ -345,6 +353,7 @@ def test_both_indexes_side_by_side(build: Builder) -> None:
     build.fails(3, NEXT)
 
 
+@pytest.mark.slow
 def test_another_repository_is_not_blamed_for_the_one_that_is_missing(build: Builder) -> None:
     """``main`` has both indexes, ``community`` has none."""
     build.small.file(f"{REPOSITORY}/Packages.adb").write_bytes(ADB[1])
@@ -376,6 +385,7 @@ def test_packages_with_what_no_package_may_hold(fault: str, build: Builder) -> N
 # ---- packages that do not fit ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_unknown_package(build: Builder) -> None:
     build.fails(3, "package helo is in no repository", "did you mean hello", recipe=wants("helo"))
 
@@ -441,6 +451,7 @@ def test_scripts_that_need_not_run(unknown: Builder) -> None:
     assert "hello.post-install" not in ran.errors[0]
 
 
+@pytest.mark.slow
 def test_scripts_for_this_machine_run_in_the_appliance(unknown: Builder) -> None:
     """Such scripts do not stop the build."""
     unknown.fails(3, NEXT, recipe=of(host_arch()))
@@ -449,6 +460,7 @@ def test_scripts_for_this_machine_run_in_the_appliance(unknown: Builder) -> None
 # ---- architectures --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_architecture_that_the_mirror_lacks(build: Builder) -> None:
     recipe = RECIPE.replace("x86_64", "aarch64")
     build.fails(
@@ -460,6 +472,7 @@ def test_an_architecture_that_nobody_knows(build: Builder) -> None:
     build.fails(3, "architectures.amd64.alpine", recipe=RECIPE.replace("x86_64", "m68k"))
 
 
+@pytest.mark.slow
 def test_a_version_that_the_mirror_lacks(build: Builder) -> None:
     """The archive and its signature are fetched side by side, so that either may be named."""
     recipe = RECIPE + "version = '3.23.99'\n"

@@ -100,6 +100,7 @@ def test_an_older_index_is_refused(attack: Attack) -> None:
     assert "hello-3.0-r0" in attack.locked
 
 
+@pytest.mark.slow
 def test_an_index_in_the_wrong_place_bars_nobody(attack: Attack) -> None:
     """Properly signed, later, and of another repository, as it turns out: what was asked for is not in it."""
     attack.show("1.0-r0", age=2)
@@ -118,6 +119,7 @@ def test_another_mirror_of_the_same_repository_is_no_excuse(attack: Attack) -> N
         attack.fails("was seen before", mirror=other.url)
 
 
+@pytest.mark.slow
 def test_without_its_cache_the_first_index_is_believed(attack: Attack) -> None:
     attack.show("2.0-r0", age=1)
     assert attack.lock().status == 0
@@ -182,6 +184,7 @@ def test_an_older_minirootfs_is_refused_unless_it_is_asked_for(attack: Attack) -
     assert attack.lock(ALPINE_VERSION=RELEASE).status == 0
 
 
+@pytest.mark.slow
 def test_the_branch_of_the_link_is_that_of_the_minirootfs(attack: Attack) -> None:
     attack.release(RELEASE)
     (attack.small.root / BRANCH).rename(attack.small.root / "latest-stable")

@@ -130,6 +130,7 @@ def urls(plan: Plan) -> dict[str, str]:
 # ---- plans -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_package_of_a_company(company: Company) -> None:
     plan = company.fetch(company.recipe("tool"))
     assert urls(plan) == {
@@ -174,6 +175,7 @@ def test_a_key_vouches_for_its_own_repository_only(company: Company) -> None:
     assert f"trusted keys: {COMPANY.name}" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_without_a_key_it_must_be_signed_as_alpines_are(company: Company) -> None:
     with pytest.raises(InputError, match="signed by an unknown key: packages@example"):
         company.plan(company.recipe("tool", key=None))
@@ -187,6 +189,7 @@ def test_a_key_that_is_none(company: Company) -> None:
         company.plan(company.recipe("tool"))
 
 
+@pytest.mark.slow
 def test_a_packages_own_signature_is_checked_with_the_key_of_its_repository(company: Company) -> None:
     """A signature that claims the company's key and is wrong is never ignored."""
     other = build({"pkgname": "tool", "pkgver": "2.0-r0", "arch": ARCH, "pkgdesc": "x"}, [], key=new_rsa(COMPANY.name))

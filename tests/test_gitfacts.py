@@ -36,6 +36,7 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_clean_work_tree(repository: Path) -> None:
     head = git("-C", str(repository), "rev-parse", "HEAD")
     (repository / "recipes").mkdir()
@@ -58,6 +59,7 @@ def test_a_tag_and_a_remote_and_changes(repository: Path) -> None:
     assert facts.revision == f"{facts.commit}-dirty"
 
 
+@pytest.mark.slow
 def test_a_head_on_no_branch_with_a_changed_file(repository: Path) -> None:
     git("-C", str(repository), "checkout", "-q", "--detach")
     (repository / "recipe.py").write_text("name = 'y'\n")
@@ -66,6 +68,7 @@ def test_a_head_on_no_branch_with_a_changed_file(repository: Path) -> None:
     assert (facts.branch, facts.changed) == ("", True)
 
 
+@pytest.mark.slow
 def test_no_repository_no_commit_no_git(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain").mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))

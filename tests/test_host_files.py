@@ -139,6 +139,7 @@ GIT_LOSES = "git does not keep these permission bits, so another clone may make 
 GIT_CURE = ' (write modes = "git" for this overlay, or state the modes in files)'
 
 
+@pytest.mark.slow
 def test_every_clone_makes_the_same_image_with_the_modes_of_git(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -316,6 +316,7 @@ def bomb(size: int) -> bytes:
     return sink.getvalue()
 
 
+@pytest.mark.slow
 def test_a_bomb_stops_early(images: ImageMaker) -> None:
     layer = images.layout.add(mediatypes.LAYER_GZIP, bomb(64 << 20))
     image = images.manifest_of([layer], [digest_of(b"")])

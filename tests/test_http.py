@@ -336,6 +336,7 @@ def test_the_announced_length_is_a_plain_number_or_none(header: dict[str, str], 
     assert declared_length(header) == length
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_download(tmp_path: Path) -> None:
     size = 64 << 20
 

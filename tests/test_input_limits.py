@@ -170,6 +170,7 @@ def test_a_list_of_the_greatest_length_is_read() -> None:
         parse_releases(longest + "#")
 
 
+@pytest.mark.slow
 def test_a_list_of_the_most_values_is_read() -> None:
     """The list itself is one, and each empty entry."""
     assert parse_releases("- {}\n" * 4999) == ()

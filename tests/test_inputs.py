@@ -227,6 +227,7 @@ class SerialGuest(threading.Thread):
         self.connection.sendall(json.dumps(message).encode() + b"\n")
 
 
+@pytest.mark.slow
 def test_input_goes_over_the_port() -> None:
     host, end = socket.socketpair()
     guest = SerialGuest(end, take=1000)

@@ -141,6 +141,7 @@ def user(play: str, rows: int = 24, columns: int = 80) -> UserTerminal:
     return UserTerminal([sys.executable, "-c", text], rows=rows, columns=columns, env=environment)
 
 
+@pytest.mark.slow
 def test_keys_go_to_the_guest_as_they_are_and_the_terminal_is_restored() -> None:
     with user(ECHO) as terminal:
         terminal.expect(b"ready")
@@ -155,6 +156,7 @@ def test_keys_go_to_the_guest_as_they_are_and_the_terminal_is_restored() -> None
         assert b"status 5" in terminal.shown
 
 
+@pytest.mark.slow
 def test_the_size_is_passed_on() -> None:
     with user("guest.shows(b'ready')\nwhile True:\n    guest.shows(repr(guest.heard()).encode())") as terminal:
         terminal.expect(b"ready")
@@ -235,6 +237,7 @@ def test_answers_of_the_terminal_are_not_left_for_the_shell() -> None:
     pytest.fail("the program always ended before all was typed")
 
 
+@pytest.mark.slow
 def test_a_machine_that_goes_away_is_an_error_and_the_terminal_is_restored() -> None:
     with user("guest.shows(b'ready')\nguest.unplug()") as terminal:
         terminal.expect(b"ready")

@@ -79,6 +79,7 @@ def test_index_round_trip(wanted: list[IndexEntry]) -> None:
     assert read_index(write_index(wanted)) == sorted(wanted, key=lambda entry: (entry[0], entry[2]))
 
 
+@pytest.mark.slow
 @given(entries, st.randoms())
 def test_order_of_entries_with_distinct_priorities_does_not_matter(wanted: list[IndexEntry], random: object) -> None:
     numbered = [(key, value, row) for row, (key, value, _) in enumerate(wanted)]

@@ -158,6 +158,7 @@ with open(share + "/count", "a+") as sink:
     assert caplog.messages.count(warning) == starts - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"settle": False}, {"wait": False}])
 def test_a_boot_waits_for_the_agent_and_the_system(
     options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -221,6 +222,7 @@ def test_a_refusal(
     assert caught.value.hint == hint
 
 
+@pytest.mark.slow
 def test_memory_is_tried_until_there_is_enough(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_direct_boot_is_a_record_of_all_three_files(image: Path, asked: list[d
     assert record["boots"]["direct"]["initramfs"] == facts(initramfs)
 
 
+@pytest.mark.slow
 def test_a_direct_boot_takes_what_the_manifest_names(
     image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_other_boots_take_nothing_from_beside_the_image(image: Path, asked: list
     assert {"kernel", "initramfs"}.isdisjoint(json.loads(image.with_suffix(".boot.json").read_text())["boots"]["uefi"])
 
 
+@pytest.mark.slow
 def test_a_microvm_boots_directly(image: Path, asked: list[dict[str, Any]]) -> None:
     kernel, initramfs = (image.with_name(f"{what}-virt-amd64") for what in ("vmlinuz", "initramfs"))
     for words in ([], ["--firmware", "direct"]):

@@ -88,6 +88,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, data: bytes, message: str)
     assert {path.name for path in tmp_path.iterdir()} <= {"alpine-minirootfs.tar.gz", "spool"}
 
 
+@pytest.mark.slow
 def test_a_bomb_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minirootfs, "MAX_INFLATED", 1 << 20)
     bomb = io.BytesIO()

@@ -293,6 +293,7 @@ def test_only_the_tests_that_execute_a_part_of_a_script_are_run_for_it(repositor
     assert (copy.root / "overlay" / "x.js").read_text() == SCRIPT
 
 
+@pytest.mark.slow
 def test_a_test_of_a_script_that_always_fails_proves_nothing(repository: Path, tmp_path: Path) -> None:
     (repository / "overlay" / "x.js").write_text(SCRIPT.replace("value * 2", "value"))
     with pytest.raises(SystemExit, match=r"(?s)x.test.js fails on the unchanged code:\nFAILED .*::double \(2/1\)"):

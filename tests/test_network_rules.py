@@ -280,6 +280,7 @@ exec "$@"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonlocal_bind", ["0", "1"])
 def test_the_hosts_own_addresses_where_sockets_can_be_bound_to_any(nonlocal_bind: str) -> None:
     """Two addresses of one network each: the second of IPv4's is never the source of anything by itself."""

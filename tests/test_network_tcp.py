@@ -438,6 +438,7 @@ WILD = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(WILD, st.booleans(), st.sampled_from(["", "data", "end", "tick", "drained"])), max_size=40))
 def test_a_guest_that_keeps_to_nothing(steps: list[tuple[TcpSegment, bool, str]]) -> None:
     """Nothing is raised, and what is kept for it and said for it stays within bounds."""

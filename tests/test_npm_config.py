@@ -191,6 +191,7 @@ def test_names_in_a_warning_are_plain(tmp_path: Path) -> None:
     assert ignored == ("?[31mgit", "k" * 80)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="git=registry\"'\\;#[]\n\r\v\x85\u2028 ${}:/@.", max_size=60))
 def test_no_text_gets_another_key_through(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("npmrc")
@@ -203,6 +204,7 @@ def test_no_text_gets_another_key_through(tmp_path_factory: pytest.TempPathFacto
     assert "${" not in written
 
 
+@pytest.mark.slow
 def test_npm_reads_the_file_as_it_is_meant(tmp_path: Path) -> None:
     """The real npm: values with everything that means something in an INI file."""
     value = "a;b#c=\\d\"e'[f]"
@@ -387,6 +389,7 @@ def test_fields_of_another_shape_are_npms_to_refuse(field: str) -> None:
         check_lock(MANIFEST, [], allow_git=False)
 
 
+@pytest.mark.slow
 def test_json_that_is_absurd(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[" * 200_000)

@@ -75,6 +75,7 @@ class Build:
 # ---- mirrors that are folders ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}/", "./mirror", "file:{}"])
 def test_a_folder_is_a_mirror(form: str, build: Build, site: Site) -> None:
     """The image is that of the same mirror over HTTP."""
@@ -101,6 +102,7 @@ def test_a_folder_in_the_recipe_is_relative_to_the_recipe(build: Build, monkeypa
     assert load(recipe).mirror == build.small.root.resolve().as_uri()
 
 
+@pytest.mark.slow
 def test_variables_for_the_mirror_and_its_key(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths in them are relative to the current folder, wherever the recipe is."""
     monkeypatch.setenv("ALPINE_MIRROR", "./mirror")
@@ -232,6 +234,7 @@ def test_addresses_that_are_paths(tmp_path: Path) -> None:
     assert mirror_fault("ftp://x") == "'ftp://x' is not an http(s) URL, nor a folder such as /srv/alpine"
 
 
+@pytest.mark.slow
 def test_a_folder_cannot_go_back_in_time(build: Build) -> None:
     """As over HTTP: an index that is older than one seen before is refused. Folders of the recipe may go back."""
     words = ("--mirror", "./mirror", "--release-key", "release-key.asc")
@@ -305,6 +308,7 @@ def test_a_damaged_record_is_as_none(damage: str, locked: Build, site: Site) -> 
     assert site.requests[f"{ROOTFS}.asc"] >= 1
 
 
+@pytest.mark.slow
 def test_without_a_lock_the_mirror_says_what_is_newest(locked: Build) -> None:
     assert "offline, and 1 file is not in the cache: https://" in locked("--offline", status=4)
 

@@ -186,6 +186,7 @@ def packet(tag: int, body: bytes) -> bytes:
 PACKETS = st.builds(packet, st.integers(0x80, 0xBF), st.binary(max_size=190))
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200) | PACKETS)
 def test_any_bytes_are_no_signature(data: bytes, release: Path) -> None:

@@ -466,6 +466,7 @@ def archive_of(count: int, kind: bytes = b"x") -> Iterator[bytes]:
     yield apkbuild.tar_header(FILE) + FILE.data + bytes(-len(FILE.data) % 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 def test_extended_headers_in_a_row_take_little_memory(kind: bytes, tmp_path: Path) -> None:
     """A package whose hashes are right, 150 MB that compress to nothing: its name is in the refusal."""
@@ -719,6 +720,7 @@ def test_pkginfo(
     assert (package.triggers, package.replaces, package.replaces_priority) == (triggers, replaces, priority)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_is_read_as_pkginfo_without_a_crash(tmp_path: Path, text: str) -> None:

@@ -564,6 +564,7 @@ def test_what_npm_installed_is_checked(npm: Npm, payload: Path, tmp_path: Path) 
     prepare(payload, tmp_path / "allowed", build="auto", architecture="x86_64", allow_git=True)
 
 
+@pytest.mark.slow
 def test_a_package_from_git_is_refused_before_npm_starts(npm: Npm, payload: Path, tmp_path: Path) -> None:
     """Packages for development matter if there is no lock file."""
     manifest(payload, dependencies=DEPENDENCIES, devDependencies={"x": "a/b"})
@@ -576,6 +577,7 @@ def test_a_package_from_git_is_refused_before_npm_starts(npm: Npm, payload: Path
     prepare(payload, tmp_path / "allowed", build="auto", architecture="x86_64", allow_git=True)
 
 
+@pytest.mark.slow
 def test_only_the_packages_that_the_host_installed_are_not_copied(npm: Npm, payload: Path, tmp_path: Path) -> None:
     """The folder for the copy may be there, and links may lead nowhere."""
     manifest(payload, dependencies=DEPENDENCIES)
@@ -707,6 +709,7 @@ def test_no_room(npm: Npm, payload: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", full], check=True)
 
 
+@pytest.mark.slow
 def test_old_npm(npm: Npm, payload: Path, tmp_path: Path) -> None:
     manifest(payload, dependencies=DEPENDENCIES)
     for version in ("9.2.0", "10.9.3"):

@@ -203,6 +203,7 @@ def test_a_result_with_fields_of_other_types() -> None:
     assert not AgentResult("error").ok
 
 
+@pytest.mark.slow
 def test_a_line_of_many_values_is_still_an_event() -> None:
     """A little below the limit nothing is refused."""
     values = [0] * (protocol.MAX_VALUES - 10)

@@ -37,6 +37,7 @@ def test_an_image_that_is_not_there_leaves_no_folder(tmp_path: Path, capsys: pyt
     assert "404" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_blobs_that_are_complete_stay_for_the_next_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = source_of(tmp_path / "source.oci")
     first = OciLayout(tmp_path / "new.oci").path(digest(1))

@@ -62,6 +62,7 @@ def results(result: PushResult, number: int = 0) -> list[str]:
     return [part.result for part in result.targets[number].blobs]
 
 
+@pytest.mark.slow
 def test_skopeo_reads_what_was_pushed(open_registry: DockerRegistry, repository: str, tmp_path: Path) -> None:
     layout = two_architectures(tmp_path / "image.oci")
     result = pushed(layout, open_registry.name(f"{repository}:1.0"), open_registry.name(f"{repository}:latest"))
@@ -215,6 +216,7 @@ def test_an_index_is_pulled_whole_or_one_architecture_of_it(
     assert caught.value.hint == "it has linux/amd64, linux/arm64"
 
 
+@pytest.mark.slow
 def test_damaged_blobs_of_the_layout_are_fetched_anew(
     open_registry: DockerRegistry, repository: str, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_the_registry_made_by_hand_works(tmp_path: Path) -> None:
 # ---- the order of a push ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tags_are_written_last(tmp_path: Path) -> None:
     layout = two_architectures(tmp_path / "image.oci")
     with fake_registry() as registry:
@@ -138,6 +139,7 @@ def test_a_damaged_blob_of_the_layout_is_not_sent(tmp_path: Path) -> None:
         assert (registry.tags, list(registry.blobs)) == (set(), [key for key in registry.blobs if key[1] != blob])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lie", "message"),
     [

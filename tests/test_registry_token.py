@@ -131,6 +131,7 @@ def test_tokens_for_each_repository(guarded: tuple[DockerRegistry, TokenService,
     assert service.asked[asked:] == [["repository:public/a:pull"]]
 
 
+@pytest.mark.slow
 def test_what_a_token_does_not_allow(
     guarded: tuple[DockerRegistry, TokenService, FakeRegistry], tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
     assert guest.vm.seconds_to_ready is None
 
 
+@pytest.mark.slow
 def test_a_guest_whose_clock_is_slow_does_not_stand_still(guest: Guest) -> None:
     """A heartbeat that is followed by a newer one, which is just as old."""
     guest.beat(age=80)

@@ -106,12 +106,14 @@ def test_a_place_that_is_no_folder(tmp_path: Path, place: str) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_machines_folder_goes_however_deep_the_guests_tree_is() -> None:
     with private_folder() as folder:
         nest(folder, 1_300)
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_of_a_machine_goes_at_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

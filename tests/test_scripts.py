@@ -435,6 +435,7 @@ def test_what_is_not_reached_may_be_unknown() -> None:
 # ---- properties ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(
@@ -454,6 +455,7 @@ _COMMANDS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(_COMMANDS, max_size=8))
 def test_all_of_a_script_or_nothing(commands: list[str]) -> None:

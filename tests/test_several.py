@@ -103,6 +103,7 @@ def test_every_fault_of_a_recipe_is_kept(scripts: Path) -> None:
     assert caught.value.message == "bad: it is bad: one; two"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "kind", "message"),
     [
@@ -119,6 +120,7 @@ def test_other_endings(scripts: Path, script: str, kind: type[BaseException], me
         list(several.build_all(["build"], ["bad"], 1))
 
 
+@pytest.mark.slow
 def test_whoever_stops_listening_leaves_nothing_behind(scripts: Path) -> None:
     (scripts / "slow").write_text("echo $$ >pid; sleep 60")
     (scripts / "quick").write_text(good("quick", before="until [ -s pid ]; do sleep 0.05; done"))

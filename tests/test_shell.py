@@ -31,6 +31,7 @@ if then fi for do done case esac while until in elif else { } ! a b $x ${x ${x:-
 """
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(_PIECES.split()) | st.sampled_from(["\n", " ", "\t"]), max_size=30).map(" ".join))
 def test_any_mixture_of_pieces_is_read_or_refused(text: str) -> None:

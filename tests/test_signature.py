@@ -238,6 +238,7 @@ def test_a_truncated_index_is_refused_wherever_it_was_cut(data: st.DataObject) -
         verify_index(whole[:cut], keyring())
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_flipped_bit_changes_nothing_or_is_refused(data: st.DataObject) -> None:
     whole = bytearray(signed(MEMBER))

@@ -737,6 +737,7 @@ def test_real_closure_is_complete_and_has_nothing_superfluous(real: tuple[Packag
     assert superfluous(WORLD, solution) == []
 
 
+@pytest.mark.slow
 def test_real_closure_has_the_order_of_apk(real: tuple[Package, ...]) -> None:
     names = [one.name for one in solve(WORLD, real, arch="aarch64")]
     first = "alpine-baselayout-data musl busybox busybox-binsh alpine-baselayout ifupdown-ng libcap2 openrc mdev-conf"

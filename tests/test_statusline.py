@@ -42,6 +42,7 @@ print("the result")
 """)
 
 
+@pytest.mark.slow
 def test_a_step_is_shown_while_it_lasts_and_leaves_nothing() -> None:
     session = run_on_terminal(python(STEPS))
     assert session.status == 0
@@ -50,6 +51,7 @@ def test_a_step_is_shown_while_it_lasts_and_leaves_nothing() -> None:
     assert session.screen.text == ["a message", "the result"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pipe", "dumb", "no TERM"])
 def test_without_a_terminal_steps_are_messages(how: str) -> None:
     if how == "pipe":

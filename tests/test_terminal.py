@@ -81,6 +81,7 @@ def test_nothing_hostile_comes_out_of_a_block(text: str) -> None:
     assert shown.count("\n") == text.count("\n")
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text(st.characters(categories=None)) | st.integers(), st.lists, max_leaves=5))
 def test_json_means_the_same_and_is_printable(value: Any) -> None:
     text = terminal.as_json(value)

@@ -51,6 +51,7 @@ def test_the_shares_that_are_monitored(tmp_path: Path) -> None:
     assert meter._owners == {os.geteuid(), 4711}
 
 
+@pytest.mark.slow
 def test_the_machine_is_killed_with_its_group(tmp_path: Path) -> None:
     """What QEMU's own output takes counts as its disk."""
     stderr = tmp_path / "stderr"

@@ -43,6 +43,7 @@ def out(
     return here.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [f"{NAME}.oci", f"{NAME}.oci:latest", f"{NAME}.oci.tar", f"{NAME}-amd64.docker.tar"])
 def test_the_image_that_was_built(out: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(out / file)]) == 0

@@ -135,6 +135,7 @@ def test_lenient_is_parse_for_what_is_valid(text: str) -> None:
     assert Version.lenient(text) == Version.parse(text)
 
 
+@pytest.mark.slow
 @given(version_texts(), version_texts())
 def test_the_order_is_antisymmetric_and_total(a: str, b: str) -> None:
     left, right = Version.parse(a), Version.parse(b)

@@ -346,6 +346,7 @@ def test_inputs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "sizes", "sandboxed"),
     [

@@ -109,6 +109,7 @@ def test_without_the_index_a_package_signed_by_somebody_else_is_refused(locked: 
     assert "imgkit lock" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_the_index_of_the_lock_is_asked_for_again(locked: Locked) -> None:
     """The index vouches for a package that another key signed, as long as the mirror has that very index."""
     locked.put(package("hello", key=new_rsa()))

@@ -79,6 +79,21 @@ def test_with_an_explicit_file_no_other_is_read(tmp_path: Path) -> None:
         found("registry.example/a", {"REGISTRY_AUTH_FILE": str(tmp_path / "missing")})
 
 
+@pytest.mark.parametrize("variable", ["DOCKER_CONFIG", "XDG_RUNTIME_DIR", "HOME"])
+def test_a_folder_that_may_not_be_looked_up_is_left_out_with_a_warning(
+    variable: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be another user's, as after su. A name that is too long stands for that, since root may look anywhere."""
+    write(tmp_path / "containers/auth.json", {"auths": {"r.example": secret("somebody:x")}})
+    closed = "/" + "x" * 300
+    login = found("r.example/a", {variable: closed, "XDG_CONFIG_HOME": str(tmp_path)})
+    assert login is not None
+    assert login.user == "somebody"
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(f"{closed}/")
+    assert warning.endswith(": cannot be looked up: File name too long; no credentials are taken from there")
+
+
 def test_a_file_without_the_registry_lets_the_next_one_answer(tmp_path: Path) -> None:
     write(tmp_path / ".docker/config.json", {"auths": {"other.example": secret("bob:x"), "registry.example": {}}})
     write(tmp_path / ".config/containers/auth.json", {"auths": {"registry.example": secret("ann:x")}})

@@ -61,6 +61,27 @@ def test_faults(tmp_path: Path) -> None:
     assert lookup.folder_fault(Path(LONG)) == REFUSED
 
 
+def test_what_may_not_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.R_OK)
+    assert lookup.file_fault(file) == f"{file} may not be read by this user"
+    assert lookup.folder_fault(tmp_path) == f"{tmp_path} may not be read by this user"
+
+
+def test_a_search_goes_on_without_a_folder() -> None:
+    assert [lookup.sees_folder(path) for path in (Path("/"), Path("/none"), Path(LONG))] == [True, False, False]
+
+
+def test_a_real_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("folder")
+    assert lookup.real(tmp_path / "link/../x") == tmp_path / "x"
+    assert lookup.real(tmp_path / "link") == tmp_path / "folder"
+    assert lookup.real(tmp_path / "loop") == tmp_path / "loop"
+    assert lookup.real(tmp_path / "a\0b") == tmp_path / "a\0b"
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [

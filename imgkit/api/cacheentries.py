@@ -74,7 +74,7 @@ def _parts(folder: Path) -> list[Path]:
     parts = [path for path in _listed(folder) if path.name not in _KNOWN]
     for part in parts:
         if lookup.is_folder(part, HostError):
-            _listed(part)
+            _listed(part)  # raises if it may not be read, which those who look into it later take for nothing there
     return parts
 
 

@@ -49,6 +49,11 @@ def exists(path: Path, error: type[ImgkitError]) -> bool:
     return _mode(path, error) != 0
 
 
+def sees_folder(path: Path) -> bool:
+    """Return whether there is a folder that this user can look up, for a search that goes on elsewhere without it."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for what is in another user's home
+
+
 def real(path: Path) -> Path:
     """Return the absolute path without symbolic links, as far as they can be followed.
 

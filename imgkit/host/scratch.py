@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgkit.errors import HostError
-from imgkit.host import locks, walk
+from imgkit.host import locks, lookup, walk
 
 log = logging.getLogger("imgkit")
 
@@ -101,8 +101,7 @@ def temporary() -> Path:
     """
     candidates = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
     for place in (*candidates, "/tmp", "/var/tmp"):  # noqa: S108 - the names of the folders that are made there cannot be guessed
-        is_there = place and os.path.isdir(place)  # noqa: PTH112 - Path.is_dir raises for what is in another's home
-        if is_there and os.access(place, os.W_OK | os.X_OK):
+        if place and lookup.sees_folder(Path(place)) and os.access(place, os.W_OK | os.X_OK):
             return Path(place).absolute()
     raise HostError("no folder for temporary files may be written to", hint="set TMPDIR to one that may")
 

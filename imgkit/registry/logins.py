@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from imgkit.errors import HostError, InputError
-from imgkit.host import process
+from imgkit.host import lookup, process
 from imgkit.host.jsonfile import parse_json, read_json
 from imgkit.oci.imagename import DOCKER_HUB, ImageName
 from imgkit.registry.access import RegistryAccess
@@ -98,9 +97,17 @@ def _files(environ: Mapping[str, str]) -> Iterator[Path]:
         Path(config) / "containers/auth.json" if config else home and home / ".config/containers/auth.json",
     ]
     for path in candidates:
-        # After su, HOME and XDG_RUNTIME_DIR may be those of another user, where Path.is_file raises.
-        if path is not None and os.path.isfile(path):  # noqa: PTH113
+        if path is not None and _is_there(path):
             yield path
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is a file. One in the home of another user, as after su, is left out with a warning."""
+    try:
+        return lookup.is_file(path, InputError)
+    except InputError as refused:
+        log.warning("%s; no credentials are taken from there", refused.message)
+        return False
 
 
 def _login_in(path: Path, name: ImageName) -> Login | None:

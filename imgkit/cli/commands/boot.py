@@ -40,10 +40,8 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
         with machineoptions.boot(options, before=evidence.hold, terminals=options.wait) as vm:
             ready = datetime.now(timezone.utc)
             beat = vm.heartbeat()
-            if not options.json:
-                line = f"{options.image}: agentd ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
-                print(colours.paint(terminal.line(line), "green", sys.stdout), flush=True)
             if options.wait:
+                _say_ready(options, vm)
                 stay.until_interrupted(options.image, vm)
             clean = vm.power_off()
             stages = vm.stages()
@@ -59,9 +57,18 @@ def run(options: argparse.Namespace, _invocation: Invocation) -> int:
     if options.json:
         # The guest's values come first, so that they cannot replace our own.
         print(terminal.as_json({**_extra(beat), "image": str(options.image), "stages": stages, **facts}))
+    elif not options.wait:  # printed last, since the reader of our output may be gone, and the boot record must not be
+        _say_ready(options, vm)
     if not clean:
         log.warning("the guest did not power off by itself and was switched off")
     return 0
+
+
+def _say_ready(options: argparse.Namespace, vm: VM) -> None:
+    """Print when agentd was ready, unless JSON is wanted."""
+    if not options.json:
+        line = f"{options.image}: agentd ready after {vm.seconds_to_ready:.1f} s ({vm.accelerator.name})"
+        print(colours.paint(terminal.line(line), "green", sys.stdout), flush=True)
 
 
 def _extra(beat: Heartbeat | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from imgkit.engines.engineerrors import EngineStartError
 from imgkit.errors import HostError
-from imgkit.host import process
+from imgkit.host import lookup, process
 
 VARIABLE = "IMGKIT_GUESTFS_PYTHON"
 """The variable that names the Python to use. No other one is tried."""
@@ -112,7 +112,7 @@ def _candidates(named: str, path: str) -> Iterator[tuple[str, bool]]:
 def _on_path(path: str) -> Iterator[str]:
     """Yield the Pythons in the folders of PATH; in each folder ``python3`` comes before ``python3.N``."""
     for folder in map(Path, path.split(os.pathsep)):
-        if folder.is_absolute() and os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for what is in another's home
+        if folder.is_absolute() and lookup.sees_folder(folder):
             yield from sorted(str(entry) for entry in folder.glob("python3*") if _NAME.fullmatch(entry.name))
 
 

@@ -4,9 +4,9 @@ An emulated microvm needs to be told. It has no second clock, and its kernel mea
 host with anything else to do disturbs: with two busy processors 3 of 4 kernels then waited for ever for a first tick.
 QEMU's emulation reads the host's counter (``cpu_get_host_ticks`` in ``include/qemu/timer.h``).
 
-The kernel must also trust the counter. Otherwise its clock is its count of timer interrupts, and QEMU's interrupt
-controller has one flag for all of those that the processor has not taken yet (``irr`` in ``hw/intc/apic.c``): on a busy
-host the clock lost a fifth to a half of the time.
+The kernel must also trust the counter. Otherwise its clock is its count of timer interrupts, which lost a fifth to a
+half of the time on a busy host. The likely reason: QEMU's interrupt controller has one flag for all interrupts of a
+kind that the processor has not taken yet (``irr`` in ``hw/intc/apic.c``).
 """
 
 from __future__ import annotations

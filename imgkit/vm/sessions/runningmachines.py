@@ -69,8 +69,7 @@ class RunningMachine:
 def places() -> list[Path]:
     """Return the folders in which machines are announced, the preferred one first. They need not exist."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
-    is_there = runtime.is_absolute() and os.path.isdir(runtime)  # noqa: PTH112 - Path.is_dir raises below another's
-    preferred = [runtime / "imgkit"] if is_there else []
+    preferred = [runtime / "imgkit"] if runtime.is_absolute() and lookup.sees_folder(runtime) else []
     return [*preferred, platformdirs.user_cache_path("imgkit") / "running"]
 
 

@@ -442,6 +442,20 @@ def hang_up(request: Request) -> None:
         request.handler.connection.shutdown(socket.SHUT_RDWR)
 
 
+def break_off(body: bytes, after: int) -> Callable[[Request], None]:
+    """Return what announces all of ``body``, sends ``after`` bytes of it, and closes the connection."""
+
+    def act(request: Request) -> None:
+        handler = request.handler
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[:after])
+        hang_up(request)
+
+    return act
+
+
 def remove(folder: Path) -> None:
     """Remove a folder, if it is there."""
     shutil.rmtree(folder, ignore_errors=True)

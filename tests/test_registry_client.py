@@ -29,6 +29,7 @@ from tests.registries import (
     Reply,
     Request,
     access,
+    break_off,
     fake_registry,
     hang_up,
     reply,
@@ -84,16 +85,8 @@ def repository(registry: FakeRegistry, **options: object) -> RemoteRepository:
 def test_what_comes_again_is_counted_once(tmp_path: Path) -> None:
     counted: list[int] = []
 
-    def some(request: Request) -> None:
-        handler = request.handler
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(DATA)))
-        handler.end_headers()
-        handler.wfile.write(DATA[:100_000])
-        hang_up(request)
-
     whole = rule("GET", "/blobs/", reply(200, {}, DATA))  # although a range was asked for
-    with fake_registry(rule("GET", "/blobs/", some, times=1), whole) as registry:
+    with fake_registry(rule("GET", "/blobs/", break_off(DATA, 100_000), times=1), whole) as registry:
         BlobDownload(
             repository(registry), BLOB, tmp_path / "blob", cancelled=threading.Event(), on_bytes=counted.append
         ).fetch()

@@ -28,6 +28,7 @@ from tests.registries import (
     Request,
     access,
     blobs_of,
+    break_off,
     fake_registry,
     free_port,
     hang_up,
@@ -273,19 +274,11 @@ def test_a_download_goes_on_where_it_broke_off(tmp_path: Path) -> None:
     largest = max(blobs_of(source).values(), key=len)
     ranges: list[str] = []
 
-    def half(request: Request) -> None:
-        handler = request.handler
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(largest)))
-        handler.end_headers()
-        handler.wfile.write(largest[:100_000])
-        hang_up(request)
-
     def note(request: Request) -> None:
         ranges.append(request.headers.get("Range", ""))
 
     place = f"/blobs/sha256:{hashlib.sha256(largest).hexdigest()}"
-    with fake_registry(rule("GET", place, note), rule("GET", place, half, times=1)) as registry:
+    with fake_registry(rule("GET", place, note), rule("GET", place, break_off(largest, 100_000), times=1)) as registry:
         registry.store("a/b", source)
         pulled = pull_of(registry, tmp_path / "pulled.oci")
     assert blobs_of(pulled).keys() > blobs_of(source).keys()

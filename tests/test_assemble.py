@@ -18,8 +18,7 @@ import pytest
 from imgkit.apk.index import Package
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
-from imgkit.disk.regions import regions_of
-from imgkit.engines.interface import Engine
+from imgkit.engines.interface import Engine, ImageTarget, TreeFacts
 from imgkit.errors import HostError, RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
@@ -58,7 +57,7 @@ def test_results_are_put_into_place_together(build_request: BuildRequest, tmp_pa
     out, steps = build_request.out, Steps()
     out.mkdir()
     (out / "linux-amd64.qcow2").write_bytes(b"of an earlier build")
-    result = assemble._place(build_request, work_of(tmp_path / "work"), "abc", 7, steps)
+    result = assemble._place(build_request, work_of(tmp_path / "work"), "abc", steps)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         "linux-amd64.qcow2": b"q",
         "linux-amd64.manifest.json": b"m",
@@ -67,7 +66,7 @@ def test_results_are_put_into_place_together(build_request: BuildRequest, tmp_pa
     }
     assert (result.image, result.manifest) == (out / "linux-amd64.qcow2", out / "linux-amd64.manifest.json")
     assert (result.kernel, result.initramfs) == (out / "vmlinuz-virt-amd64", out / "initramfs-virt-amd64")
-    assert (result.build_id, result.size, result.steps) == ("abc", 7, steps)
+    assert (result.build_id, result.size, result.steps) == ("abc", 1, steps)
     assert not any((tmp_path / "work").iterdir())
 
 
@@ -76,7 +75,7 @@ def test_nothing_is_put_into_place_when_a_result_is_missing(build_request: Build
     work = work_of(tmp_path / "work")
     (work / "image.qcow2").unlink()
     with pytest.raises(FileNotFoundError):
-        assemble._place(build_request, work, "abc", 7, Steps())
+        assemble._place(build_request, work, "abc", Steps())
     assert list(build_request.out.iterdir()) == []
 
 
@@ -215,10 +214,6 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
         binaries="binaries",
     )
 
-    def convert(disk: object, target: Path, compression: str) -> int:
-        target.write_bytes(b"image")
-        return 5
-
     return _Recorder(
         monkeypatch,
         {
@@ -232,9 +227,9 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
             "apply_policy": None,
             "make_boot_files": lambda *_: BootFiles(b"", b"", {"EFI/x": b"efi"}),
             "disk_facts": {"facts": 1},
-            "identify": ImageIdentity("id", {}, {}),
-            "map_disk": "map",
-            "convert": convert,
+            "identify": ImageIdentity(
+                "id", {}, {"/boot/initramfs-virt": {"sha256": "ab" * 32}}, {"/etc/motd": "baselayout"}
+            ),
             "direct_boot_image": lambda *_: b"kernel",
             "describe": lambda *_: {"manifest": 1},
             "host_arch": lambda: "amd64",
@@ -263,7 +258,12 @@ class _Engine:
 
     def write(self, *arguments: Any) -> Any:
         self.asked.append(("write", *arguments))
-        return SimpleNamespace(disk="written disk")
+        return SimpleNamespace(save=self.save)
+
+    def save(self, target: ImageTarget, steps: Steps) -> Any:
+        self.asked.append(("save", target, steps))
+        target.path.write_bytes(b"image")
+        return "map"
 
 
 def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _Recorder) -> None:
@@ -277,22 +277,22 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert (result.build_id, result.size) == ("id", 5)
     assert [step.name for step in result.steps.finished] == [
         "plan", "fetch packages", "prepare the payload", "compose the root filesystem", "make the boot loader",
-        "hash the files", "map the disk", "compress", "put into place",
+        "hash the files", "put into place",
     ]  # fmt: skip
-    launch, prepare, *checks, write, ended = engine.asked
+    launch, prepare, *checks, write, save, ended = engine.asked
     assert (launch, prepare, checks, ended) == (
         ("launch", "disk", size), ("prepare", size), ["check", "check"], "ended",
     )  # fmt: skip
-    _, tree, layout, boot, steps, pending = write
+    _, tree, layout, boot, steps, pending, facts = write
     assert (boot.esp, steps, pending) == ({"EFI/x": b"efi"}, result.steps, ("pending",))
+    assert facts == TreeFacts({"boot/initramfs-virt": b"\xab" * 32}, {"etc/motd": "baselayout"}, 0)
+    assert save[1] == ImageTarget(save[1].path, "qcow2", recipe.compression)
+    assert save[2] is steps
     assert recorder.names == [
         "_check_programs", "fetch_base", "make_plan", "fetch_packages", "host_arch", "compose", "apply_policy",
-        "make_boot_files", "disk_facts", "identify", "map_disk", "convert", "direct_boot_image", "describe",
+        "make_boot_files", "disk_facts", "identify", "direct_boot_image", "describe",
     ]  # fmt: skip
     assert recorder.of("make_boot_files") == ((tree, ("i386-pc", "x86_64-efi"), layout), {})
-    assert recorder.of("map_disk") == (("written disk", regions_of(layout)), {})
-    assert recorder.of("convert")[0][0] == "written disk"
-    assert recorder.of("convert")[0][2] == recipe.compression
     described = recorder.of("describe")[0]
     assert (described[0], described[1].world, described[4]) == (recipe, ("fetched",), layout)
     assert described[3].build_id == "id"
@@ -375,7 +375,8 @@ def test_a_payload_is_prepared(
 def test_a_folder_for_scratch_files_may_be_elsewhere(
     build_request: BuildRequest, recorder: _Recorder, tmp_path: Path
 ) -> None:
-    result = assemble.build(replace(build_request, engine=_Engine(), work=tmp_path / "work"))
-    assert recorder.of("convert")[0][1].parent.parent == tmp_path / "work"
+    engine = _Engine()
+    result = assemble.build(replace(build_request, engine=engine, work=tmp_path / "work"))
+    assert engine.asked[-2][1].path.parent.parent == tmp_path / "work"
     assert result.image.is_file()
     assert not (tmp_path / "work").exists()

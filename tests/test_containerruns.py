@@ -20,7 +20,7 @@ from imgkit.cli import containerruns
 from imgkit.cli.main import main
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
-from imgkit.engines.interface import WrittenDisk
+from imgkit.engines.interface import ImageTarget
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.host.progress import Steps
@@ -52,14 +52,19 @@ class Engine:
 
     @contextmanager
     def launch(self, scratch: Path, _size: int) -> Iterator[Any]:
-        def write(tree: Tree, layout: Layout, boot: BootFiles, _steps: Steps) -> WrittenDisk:
+        def write(tree: Tree, layout: Layout, boot: BootFiles, _steps: Steps) -> Any:
             if self.fails:
                 raise HostError("no appliance")
             assert boot == BootFiles()
             self.trees.append(set(tree))
             self.layouts.append(layout)
-            (scratch / "disk.raw").write_text(f"disk {len(self.trees)}")
-            return WrittenDisk(scratch / "disk.raw", 1, 1)
+            text = f"disk {len(self.trees)}"
+
+            def save(target: ImageTarget, _steps: Steps) -> None:
+                assert target.format == "raw"
+                target.path.write_text(text)
+
+            return SimpleNamespace(save=save)
 
         yield SimpleNamespace(prepare=self.layouts.append, write=write)
 

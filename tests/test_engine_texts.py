@@ -323,7 +323,7 @@ def test_a_disk_is_written_step_by_step(tmp_path: Path, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO, "imgkit.engines")
     channel, steps = FakeChannel(list(GOOD)), Steps()
     disk = write(tmp_path, channel, steps=steps)
-    assert disk == guestfs.GuestfsDisk(tmp_path / "disk.raw", 700, 300, "stock", 2.5)
+    assert disk == guestfs.GuestfsDisk(tmp_path / "disk.raw", LAYOUT, 700, 300, "stock", 2.5)
     assert channel.asked[:2] == [scripts.partition_script(LAYOUT), scripts.format_script(LAYOUT)]
     assert len(channel.asked) == 5
     assert "tar -b 1024" in channel.asked[2]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from imgkit.engines.engineerrors import NoSpaceError
+from imgkit.engines.interface import Compression
 from imgkit.host import process
 from imgkit.host.room import MAKE_ROOM
-
-Compression: TypeAlias = Literal["zstd", "zlib"]
 
 # Eight coroutines that may write out of order, so that compression uses every processor. The clusters lie in another
 # order in each run; no reader of the image sees that.
@@ -23,7 +21,6 @@ def convert(raw: Path, target: Path, compression: Compression = "zstd") -> int:
     Args:
         raw: the disk. Holes and zeros take no space in the result.
         target: a new file, usually under a temporary name, which the caller renames.
-        compression: zstd can be read by QEMU 5.1 and newer; zlib by every version, and takes four times as long.
 
     Raises:
         NoSpaceError: the disk of ``target`` is full.

@@ -7,19 +7,23 @@ build chooses one in :mod:`imgkit.cli.commands.build`::
     with launch(scratch, layout.size_bytes) as engine:
         engine.prepare(layout)                        # as early as possible
         tree, boot = …                                # the long work
-        disk = engine.write(tree, layout, boot, steps).disk
+        disk = engine.write(tree, layout, boot, steps)
+        map = disk.save(ImageTarget(out / "image.qcow2"), steps)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias
 
+from imgkit.disk.diskimage import Format
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
+from imgkit.disk.regions import DiskMap
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
 
@@ -49,17 +53,70 @@ class Script(Protocol):
 
 
 @dataclass(frozen=True)
-class WrittenDisk:
-    """A disk that an engine has written.
+class TreeFacts:
+    """What is known of a Tree besides what is in it. An engine may use it to do less work.
 
     Attributes:
-        disk: the raw disk image.
-        used, free: bytes of the root filesystem.
+        hashes: path of a file → SHA-256 of its content, for as many files as are known.
+        owners: path of a file → name of its package, for those that belong to one.
+        epoch: the time of what a filesystem has besides the Tree, in seconds since 1970.
     """
 
-    disk: Path
-    used: int
-    free: int
+    hashes: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    owners: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    epoch: int = 0
+
+
+NO_FACTS = TreeFacts()
+"""Nothing is known."""
+
+Compression: TypeAlias = Literal["zstd", "zlib"]
+"""How a qcow2 is compressed. zstd can be read by QEMU 5.1 and newer; zlib by every version, and takes longer."""
+
+
+@dataclass(frozen=True)
+class ImageTarget:
+    """An image file that is to be made.
+
+    Attributes:
+        path: a new file, usually under a temporary name, which the caller renames.
+        compression: of a qcow2; a raw image is not compressed.
+    """
+
+    path: Path
+    format: Format = "qcow2"
+    compression: Compression = "zstd"
+
+
+class WrittenDisk(Protocol):
+    """A disk that an engine has written. Its bytes lie in the scratch folder until they are saved."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of the root filesystem that are in use."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """Bytes of the root filesystem that are free."""
+        ...
+
+    def save(self, target: ImageTarget, steps: Steps) -> DiskMap:
+        """Make an image file of the disk. Can be called once, also when the engine has ended.
+
+        Args:
+            steps: records how long each step takes.
+
+        Returns:
+            The SHA-256 of every chunk of the disk.
+
+        Raises:
+            NoSpaceError: the disk of the target is full.
+            HostError: the file cannot be written, or something that the disk is made of was changed meanwhile.
+
+        No file is left at the target after an error.
+        """
+        ...
 
 
 class Engine(Protocol):
@@ -82,7 +139,13 @@ class Engine(Protocol):
         """
 
     def write(
-        self, tree: Tree, layout: Layout, boot: BootFiles, steps: Steps, run_scripts: Sequence[Script] = ()
+        self,
+        tree: Tree,
+        layout: Layout,
+        boot: BootFiles,
+        steps: Steps,
+        run_scripts: Sequence[Script] = (),
+        facts: TreeFacts = NO_FACTS,
     ) -> WrittenDisk:
         """Partition, format and fill the disk, and make it boot. Can be called once.
 
@@ -91,6 +154,7 @@ class Engine(Protocol):
             boot: the boot loader: its boot code, core image, and the files of the EFI system partition.
             steps: records how long each step takes.
             run_scripts: scripts that are run in the root filesystem when it is complete, in this order.
+            facts: what is known of the Tree.
 
         Raises:
             RecipeError: the Tree does not fit, or one of ``run_scripts`` failed (:class:`ScriptError`).
@@ -105,5 +169,5 @@ class Engine(Protocol):
 LaunchEngine: TypeAlias = Callable[[Path, int], AbstractContextManager[Engine]]
 """Starts an engine: an empty scratch folder and the size of the disk in bytes → the engine, for a ``with`` block.
 
-The written disk lies in the scratch folder and stays when the block ends; nothing else does.
+What the written disk is made of lies in the scratch folder and stays when the block ends; nothing else does.
 """

@@ -13,16 +13,13 @@ from pathlib import Path
 
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
-from imgkit.disk.regions import regions_of
 from imgkit.disk.size import too_small
-from imgkit.engines.chunks import map_disk
-from imgkit.engines.convert import convert
-from imgkit.engines.interface import LaunchEngine
+from imgkit.engines.interface import ImageTarget, LaunchEngine, TreeFacts
 from imgkit.fetch.cache import Cache
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
-from imgkit.image.buildid import disk_facts, identify
+from imgkit.image.buildid import ImageIdentity, disk_facts, identify
 from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
@@ -31,7 +28,7 @@ from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.steps import PackageSet
-from imgkit.tree import Tree
+from imgkit.tree import File, Tree
 from imgkit.vm.qemu.machines import host_arch
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
@@ -118,17 +115,15 @@ def build(request: BuildRequest) -> BuildResult:
         with steps.step("hash the files"):
             facts = disk_facts(recipe, arch, plan, epoch, layout, boot, composition.scripts.pending)
             identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
-        written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending)
-        with steps.step("map the disk"):
-            disk = map_disk(written.disk, regions_of(layout))
-        with steps.step("compress"):
-            image_size = convert(written.disk, work / "image.qcow2", recipe.compression)
+        known = _facts(composition.tree, identity, epoch)
+        written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending, known)
+        disk = written.save(ImageTarget(work / "image.qcow2", compression=recipe.compression), steps)
         _write_boot_files(composition, work)
         outputs = Outputs(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
         manifest = describe(recipe, plan, composition, identity, layout, outputs, base.image)
         write_manifest(manifest, work / "manifest.json")
         with steps.step("put into place"):
-            return _place(request, work, identity.build_id, image_size, steps)
+            return _place(request, work, identity.build_id, steps)
 
 
 def _check_programs() -> None:
@@ -190,12 +185,21 @@ def _compose(
     )
 
 
+def _facts(tree: Tree, identity: ImageIdentity, epoch: int) -> TreeFacts:
+    """Return what is known of the files: their hashes, and the packages that they belong to."""
+    records = identity.records
+    hashes = {
+        path: bytes.fromhex(records[f"/{path}"]["sha256"]) for path, node in tree.items() if isinstance(node, File)
+    }
+    return TreeFacts(hashes, {path[1:]: package for path, package in identity.owners.items()}, epoch)
+
+
 def _write_boot_files(composition: Composition, work: Path) -> None:
     (work / "vmlinuz").write_bytes(direct_boot_image(composition.tree, composition.kernel))
     (work / "initramfs").write_bytes(composition.tree.read(composition.kernel.initramfs))
 
 
-def _place(request: BuildRequest, work: Path, build_id: str, size: int, steps: Steps) -> BuildResult:
+def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> BuildResult:
     """Rename all files into place, the image last: where the image is, the others are."""
     name, arch, out = request.recipe.name, request.arch, request.out
     kernel, initramfs = boot_names(request.recipe, arch)
@@ -205,7 +209,7 @@ def _place(request: BuildRequest, work: Path, build_id: str, size: int, steps: S
         initramfs=out / initramfs,
         manifest=out / f"{name}-{arch}.manifest.json",
         build_id=build_id,
-        size=size,
+        size=(work / "image.qcow2").stat().st_size,
         steps=steps,
     )
     moves = {

@@ -26,7 +26,7 @@ from pydantic import StringConstraints
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import SizedPartition, make_layout
-from imgkit.engines.interface import LaunchEngine
+from imgkit.engines.interface import ImageTarget, LaunchEngine
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.cache import Cache
 from imgkit.host import jsonfile, locks
@@ -207,8 +207,8 @@ def _make(request: MachineRequest, image: Descriptor, folder: Path) -> None:
             agent = has_agent(root.tree)
             _write_accounts(root.tree, made)
             modules = become_machine(root.tree, kernel.tree, kernel.kernel, epoch=kernel.epoch)
-            disk = engine.write(root.tree, layout, BootFiles(), steps).disk
-        disk.rename(made / "disk.raw")
+            disk = engine.write(root.tree, layout, BootFiles(), steps)
+        disk.save(ImageTarget(made / "disk.raw", "raw"), steps)
         _write_kernel(kernel, made)
         (made / "config.json").write_bytes(request.layout.read(manifest.config.value))
         record = {"version": _VERSION, "agent": agent, "modules": modules, "kernel": kernel.kernel.release}

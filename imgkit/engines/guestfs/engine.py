@@ -17,13 +17,16 @@ from pathlib import Path
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout
+from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
+from imgkit.engines.chunks import map_disk
+from imgkit.engines.convert import convert
 from imgkit.engines.engineerrors import EndlessScriptError, NoSpaceError, ScriptError
 from imgkit.engines.guestfs import scripts
 from imgkit.engines.guestfs.appliancestart import check, wait
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, opened
 from imgkit.engines.guestfs.feed import Feed, feed_bytes, write_feed
-from imgkit.engines.interface import Script, WrittenDisk
+from imgkit.engines.interface import NO_FACTS, ImageTarget, Script, TreeFacts
 from imgkit.errors import HostError, ImgkitError
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
@@ -37,16 +40,33 @@ _LEAST_FREE = 8 << 20  # bytes with which the work is stopped, since QEMU halts 
 
 
 @dataclass(frozen=True)
-class GuestfsDisk(WrittenDisk):
+class GuestfsDisk:
     """A disk that this engine has written.
 
     Attributes:
+        disk: the raw disk.
+        used, free: bytes of the root filesystem.
         appliance: which one wrote it, "quick" or "stock".
         launch_seconds: how long that took to start.
     """
 
+    disk: Path
+    layout: Layout
+    used: int
+    free: int
     appliance: str
     launch_seconds: float
+
+    def save(self, target: ImageTarget, steps: Steps) -> DiskMap:
+        """Make an image file of the disk, which is moved or converted."""
+        with steps.step("map the disk"):
+            disk_map = map_disk(self.disk, regions_of(self.layout))
+        if target.format == "raw":
+            self.disk.rename(target.path)
+        else:
+            with steps.step("compress"):
+                convert(self.disk, target.path, target.compression)
+        return disk_map
 
 
 class GuestfsEngine:
@@ -87,6 +107,7 @@ class GuestfsEngine:
         boot: BootFiles,
         steps: Steps,
         run_scripts: Sequence[Script] = (),
+        facts: TreeFacts = NO_FACTS,  # noqa: ARG002 - mke2fs and tar in the appliance need none
     ) -> GuestfsDisk:
         """Partition, format and fill the disk, make it boot, and shut the appliance down.
 
@@ -111,7 +132,7 @@ class GuestfsEngine:
             used, free = self._work(layout, boot, feed, steps, run_scripts)
         except ApplianceError as cause:
             raise self._failure(cause, tree, layout) from cause
-        return GuestfsDisk(self.disk, used, free, start.appliance, start.seconds)
+        return GuestfsDisk(self.disk, layout, used, free, start.appliance, start.seconds)
 
     @property
     def disk(self) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from imgkit.api.applianceoptions import appliance_options
 from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
+from imgkit.engines.native import engine as native
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import scratch
 from imgkit.host.gitfacts import GitFacts
@@ -175,6 +176,11 @@ def build_container(
         access=access,
     )
     return containerimage.build_container(request)
+
+
+def native_engine() -> LaunchEngine:
+    """Return the engine that computes disks, which needs no program of the host."""
+    return partial(native.launch, cache=default_folder())
 
 
 def guestfs_engine() -> LaunchEngine:

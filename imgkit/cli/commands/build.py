@@ -43,7 +43,10 @@ VARIABLES = {
 }
 
 
-ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {"guestfs": building.guestfs_engine}
+ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {
+    "guestfs": building.guestfs_engine,
+    "native": building.native_engine,
+}
 """The values of ``--engine``, each with a function that makes the engine ready for this host."""
 
 

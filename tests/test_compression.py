@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import random
 import subprocess
 import threading
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.oci import mediatypes
-from imgkit.oci.compression import Algorithm, Compression, compress, processors
+from imgkit.oci.compression import Algorithm, Compression, compress
 from imgkit.tree.tarwriter import PIECE
 from tests.conftest import need_program
 from tests.ocitrees import inflate
@@ -134,13 +133,3 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         compress([b"x"], tmp_path / "blob", Compression())
     assert (tmp_path / "blob").read_bytes() == b"old"
-
-
-def test_at_most_sixteen_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
-    assert processors() == 16
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
-    assert processors() == 1
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert processors() == 5

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkit.disk import diskimage
+from imgkit.disk.qcow2format import MAGIC
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import HostError, ImgkitError, InputError
 from imgkit.vm import VM
@@ -128,7 +129,7 @@ def test_messages_have_the_name_that_is_given(tmp_path: Path) -> None:
 @given(st.binary(max_size=600), st.booleans())
 def test_any_bytes_end_in_a_word(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
-    path.write_bytes(diskimage.MAGIC + data if magic else data)
+    path.write_bytes(MAGIC + data if magic else data)
     for kind in ("qcow2", "raw"):
         with suppress(InputError):
             diskimage.check(path, kind)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from imgkit.cli.main import main
 from imgkit.disk import diskimage
+from imgkit.disk.qcow2format import MAGIC
 from imgkit.disk.qcow2tables import is_truncated
 from imgkit.errors import InputError
 from tests.conftest import need_program
@@ -71,7 +72,7 @@ def test_entries_of_another_size_are_not_looked_at(tmp_path: Path) -> None:
 @given(st.binary(max_size=200))
 def test_any_header_has_an_answer(tmp_path: Path, data: bytes) -> None:
     disk = tmp_path / "disk"
-    disk.write_bytes(diskimage.MAGIC + data)
+    disk.write_bytes(MAGIC + data)
     assert is_truncated(disk) in (True, False)
 
 

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from imgkit.disk import qcow2tables
+from imgkit.disk.qcow2format import CORRUPT, DATA_FILE, KNOWN_FEATURES, MAGIC, VERSION_3, Qcow2Header
 from imgkit.errors import InputError
 
 Format: TypeAlias = Literal["raw", "qcow2"]
 
-MAGIC = b"QFI\xfb"
-# QEMU's docs/interop/qcow2.txt: the header up to header_length; incompatible features.
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-_CORRUPT, _DATA_FILE = 2, 4
-_KNOWN = 0b11111  # besides those two: dirty, compression type, extended L2 entries
-_VERSION_3 = 3
 _RAW_NAMES = (".raw",)
 # First bytes of formats that imgkit does not support, from QEMU's block drivers. As raw disks they would not boot.
 _FOREIGN = {
@@ -85,19 +79,18 @@ def check(path: Path, kind: str, *, name: Path | None = None) -> None:
 
 
 def _check_qcow2(start: bytes, name: Path) -> None:
-    fields = _HEADER.unpack(start[: _HEADER.size].ljust(_HEADER.size, b"\0"))
-    magic, version, backing_offset, backing_size, encryption = fields[0], fields[1], fields[2], fields[3], fields[6]
-    features = fields[13] if version >= _VERSION_3 else 0
-    if magic != MAGIC or version not in (2, _VERSION_3):
+    header = Qcow2Header.parse(start)
+    features = header.incompatible if header.version >= VERSION_3 else 0
+    if header.magic != MAGIC or header.version not in (2, VERSION_3):
         raise InputError(f"{name}: not a qcow2 image of version 2 or 3")
-    if backing_offset or backing_size or features & _DATA_FILE:
+    if header.backing_offset or header.backing_size or features & DATA_FILE:
         raise InputError(f"{name}: refers to another file of this host, which is not followed")
-    if encryption:
+    if header.encryption:
         raise InputError(f"{name}: is encrypted, which is not supported")
-    if features & _CORRUPT:
+    if features & CORRUPT:
         raise InputError(f"{name}: is marked as damaged", hint="qemu-img check -r all mends what can be mended")
-    if features & ~_KNOWN:
-        raise InputError(f"{name}: needs features of qcow2 that are not known here ({features & ~_KNOWN:#x})")
+    if features & ~KNOWN_FEATURES:
+        raise InputError(f"{name}: needs features of qcow2 that are not known here ({features & ~KNOWN_FEATURES:#x})")
 
 
 def _check_complete(path: Path, name: Path) -> None:

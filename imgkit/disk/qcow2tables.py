@@ -12,20 +12,15 @@ Only the tables are read: some hundred kilobytes of an image of 2 GiB. Source: Q
 from __future__ import annotations
 
 import os
-import struct
-import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_HEADER = struct.Struct(">20xI12xIQQ")  # cluster_bits, l1_size, l1_table_offset, refcount_table_offset
-_FEATURES = struct.Struct(">72xQ")  # incompatible_features, of version 3
-_VERSION = struct.Struct(">4xI")
-_EXTENDED_L2 = 1 << 4
+from imgkit.disk import qcow2format
+from imgkit.disk.qcow2format import COMPRESSED, OFFSET, VERSION_3, ZEROS, Qcow2Header
+
 _CLUSTER_BITS = range(9, 22)
-_OFFSET = 0x00FF_FFFF_FFFF_FE00  # bits 9 to 55 of an entry: an offset in the file, of which 0 stands for none
-_COMPRESSED, _ZEROS = 1 << 62, 1
 _MOST_ENTRIES = 1 << 19  # of the L1 table, that are read: 256 TiB of a disk with the usual clusters
 _MOST_TABLES = 64  # L2 tables that are read, the last ones of the file: 32 GiB of a disk with the usual clusters
 
@@ -49,39 +44,34 @@ def is_truncated(path: Path) -> bool:
 
 def _places(source: BinaryIO) -> Iterator[int]:
     """Yield places of the file that its header and tables refer to."""
-    start = _read(source, 0, 80).ljust(80, b"\0")
-    bits, l1_size, l1_offset, refcounts = _HEADER.unpack_from(start)
+    header = Qcow2Header.parse(_read(source, 0, qcow2format.HEADER_SIZE))
+    bits = header.cluster_bits
     if bits not in _CLUSTER_BITS:
         return  # QEMU refuses it
-    yield refcounts
-    if l1_size:
-        yield l1_offset + 8 * l1_size - 1
-    tables = {entry & _OFFSET for entry in _entries(source, l1_offset, min(l1_size, _MOST_ENTRIES))} - {0}
+    yield header.refcount_table_offset
+    if header.l1_size:
+        yield header.l1_offset + qcow2format.ENTRY_SIZE * header.l1_size - 1
+    first = _entries(source, header.l1_offset, min(header.l1_size, _MOST_ENTRIES))
+    tables = {entry & OFFSET for entry in first} - {0}
     yield from tables
-    (version,), (features,) = _VERSION.unpack_from(start), _FEATURES.unpack_from(start)
-    if version > 2 and features & _EXTENDED_L2:
+    if header.version >= VERSION_3 and header.incompatible & qcow2format.EXTENDED_L2:
         return
     for table in sorted(tables)[-_MOST_TABLES:]:
-        yield from _clusters(_entries(source, table, 1 << (bits - 3)), bits)
+        yield from _clusters(_entries(source, table, (1 << bits) // qcow2format.ENTRY_SIZE), bits)
 
 
 def _clusters(entries: array[int], bits: int) -> Iterator[int]:
     """Yield where the clusters begin to which an L2 table refers."""
-    compressed = (1 << (62 - (bits - 8))) - 1
     for entry in set(entries):
-        if entry & _COMPRESSED:
-            yield entry & compressed
-        elif not entry & _ZEROS:  # reads as zeros, whatever the file has there
-            yield entry & _OFFSET
+        if entry & COMPRESSED:
+            yield qcow2format.compressed_offset(entry, bits)
+        elif not entry & ZEROS:
+            yield entry & OFFSET
 
 
 def _entries(source: BinaryIO, offset: int, count: int) -> array[int]:
     """Return the entries of a table, as many as there are in the file."""
-    data = _read(source, offset, 8 * count)
-    entries = array("Q", data[: len(data) // 8 * 8])
-    if sys.byteorder == "little":
-        entries.byteswap()
-    return entries
+    return qcow2format.unpacked(_read(source, offset, qcow2format.ENTRY_SIZE * count))
 
 
 def _read(source: BinaryIO, offset: int, size: int) -> bytes:

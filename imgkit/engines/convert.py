@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from imgkit.engines.engineerrors import NoSpaceError
+from imgkit.engines.engineerrors import no_space
 from imgkit.engines.interface import Compression
 from imgkit.host import process
-from imgkit.host.room import MAKE_ROOM
 
 # Eight coroutines that may write out of order, so that compression uses every processor. The clusters lie in another
 # order in each run; no reader of the image sees that.
@@ -35,16 +33,6 @@ def convert(raw: Path, target: Path, compression: Compression = "zstd") -> int:
     except BaseException as cause:
         target.unlink(missing_ok=True)
         if isinstance(cause, process.ProgramError) and "No space left" in cause.last_line:
-            raise _no_space(raw, target) from cause
+            raise no_space(target, raw.stat().st_blocks * 512) from cause
         raise
     return target.stat().st_size
-
-
-def _no_space(raw: Path, target: Path) -> NoSpaceError:
-    status = os.statvfs(target.parent)
-    free = status.f_bavail * status.f_frsize >> 20
-    most = raw.stat().st_blocks * 512 >> 20
-    return NoSpaceError(
-        f"{target}: no space left on device ({free} MiB free; the image needs up to {most} MiB)",
-        hint=MAKE_ROOM,
-    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 from imgkit.errors import HostError, InputError, RecipeError
+from imgkit.host.room import MAKE_ROOM, free_bytes, show_room
 
 MAYBE_DAMAGED = "the image may be damaged"
 """The hint for an image that cannot be read."""
@@ -30,3 +34,21 @@ class UnreadableImageError(InputError):
 
 class LimitError(InputError):
     """Reading the image took more bytes or more time than the limits allow (:class:`imgkit.engines.limits.Limits`)."""
+
+
+def no_space(target: Path, needed: int | None = None) -> NoSpaceError:
+    """Return the error for a file that could not be written because the disk of the host is full.
+
+    Args:
+        needed: how many bytes the file may need; None if that is not known.
+    """
+    needs = "" if needed is None else f"; the image needs up to {show_room(needed)}"
+    message = f"{target}: no space left on device ({show_room(free_bytes(target.parent))} free{needs})"
+    return NoSpaceError(message, hint=MAKE_ROOM)
+
+
+def write_error(target: Path, cause: OSError, needed: int | None = None) -> HostError:
+    """Return the error for a file that could not be written; ``needed`` is that of :func:`no_space`."""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(target, needed)
+    return HostError(f"{target}: cannot be written: {cause.strerror}")

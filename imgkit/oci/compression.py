@@ -16,7 +16,6 @@ which reason :mod:`zlib` is not used: it is whatever zlib the host has.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from typing import BinaryIO, Literal, Protocol, TypeAlias
 import zstandard
 from zlib_ng import zlib_ng
 
+from imgkit.host import processors
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor
 
@@ -37,7 +37,6 @@ Piece: TypeAlias = bytes | memoryview
 # benchmarks/oci.py: one level more takes a fifth more time and saves 2 % (gzip), twice the time and 2 % (zstd)
 _LEVELS: dict[Algorithm, int] = {"gzip": 3, "zstd": 3}
 _MEDIA_TYPES: dict[Algorithm, str] = {"gzip": mediatypes.LAYER_GZIP, "zstd": mediatypes.LAYER_ZSTD}
-_MOST_THREADS = 16  # each takes about 10 MiB of memory
 _WINDOW = 32 << 10  # of deflate
 _RAW = -15  # wbits: that window, and neither header nor trailer
 _MEMORY = 9
@@ -82,12 +81,6 @@ class LayerBlob:
     diff_id: str
 
 
-def processors() -> int:
-    """Return the number of processors that this process may use, at most 16."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST_THREADS)
-
-
 def compress(
     pieces: Iterable[Piece], target: Path, compression: Compression, *, threads: int | None = None
 ) -> LayerBlob:
@@ -101,7 +94,7 @@ def compress(
     Raises:
         OSError: the file cannot be written.
     """
-    threads = processors() if threads is None else threads
+    threads = processors.usable() if threads is None else threads
     with target.open("xb") as file, _compressor(compression, threads) as compressor:
         diff_id, sink = hashlib.sha256(), _HashingSink(file)
         for piece in pieces:

@@ -15,8 +15,8 @@ from typing import BinaryIO, Protocol
 
 from imgkit.disk.diskimage import Format
 from imgkit.disk.regions import DiskMap, Region
-from imgkit.engines.interface import Compression
 from imgkit.engines.engineerrors import write_error
+from imgkit.engines.interface import Compression
 from imgkit.engines.native.clustercache import ClusterCache
 from imgkit.engines.native.clustercompression import ClusterCompression
 from imgkit.engines.native.packedclusters import PackedClusters

@@ -1,0 +1,1 @@
+"""The engine that writes disks by itself, without a virtual machine."""

@@ -19,6 +19,8 @@ PAGE = 0x1000
 HEADERS = PAGE
 """Bytes of the headers, which come before the first section."""
 _TABLE_ALIGNMENT = 16
+_MAX_SIZE = 16 << 20  # of the image, which really has 100 KiB; a damaged file must not take all memory
+_WORD = (1 << 64) - 1
 _START = ("_start", "start")
 
 
@@ -66,7 +68,7 @@ def place_kernel(kernel: KernelElf) -> EfiKernel:
     for number, offset in places.offsets.items():
         data = kernel.sections[number].data
         image[offset : offset + len(data)] = data
-    struct.pack_into(f"<{len(table)}Q", image, table_offset, *table)
+    struct.pack_into(f"<{len(table)}Q", image, table_offset, *(address & _WORD for address in table))
     fixups = []
     for number, entries in relocations:
         section, limit = places.offsets[number], kernel.sections[number].size
@@ -102,6 +104,8 @@ def _put(sections: Iterable[tuple[int, ElfSection]], end: int, offsets: dict[int
             raise GrubImageError(f"kernel.img has a section that is aligned to {section.alignment} bytes")
         offsets[number] = _up(end, section.alignment)
         end = offsets[number] + section.size
+    if end > _MAX_SIZE:
+        raise GrubImageError(f"kernel.img is larger than {_MAX_SIZE >> 20} MiB")
     return end
 
 
@@ -109,7 +113,7 @@ def _addresses(kernel: KernelElf, places: _Places) -> tuple[list[int], int]:
     """Return the address of each symbol, and the one at which the kernel begins.
 
     Raises:
-        GrubImageError: a symbol is not defined.
+        GrubImageError: a symbol is not defined, or the kernel does not begin in its code.
     """
     bounds = {"__bss_start": HEADERS + places.bss, "_end": HEADERS + places.end}
     addresses: list[int] = []
@@ -121,6 +125,8 @@ def _addresses(kernel: KernelElf, places: _Places) -> tuple[list[int], int]:
             if symbol.name not in bounds:
                 raise GrubImageError(f"kernel.img does not define {symbol.name}")
             address = bounds[symbol.name]
+        elif symbol.section >= len(kernel.sections):
+            raise GrubImageError(f"kernel.img has no section {symbol.section}")
         else:
             address = HEADERS + places.offsets.get(symbol.section, 0) + symbol.value
         addresses.append(address)
@@ -128,6 +134,8 @@ def _addresses(kernel: KernelElf, places: _Places) -> tuple[list[int], int]:
             starts.append(address)
     if not starts:
         raise GrubImageError("kernel.img does not define _start")
+    if not 0 <= starts[0] - HEADERS < places.code_size:
+        raise GrubImageError("kernel.img begins outside of its code")
     return addresses, starts[0]
 
 

@@ -21,8 +21,8 @@ _KERNEL_END = 0x68000
 _SIZES = struct.Struct("<II")  # in the decompressor: of the compressed data, and of what comes out
 _SIZES_OFFSET = 8
 _SECTOR_COUNT_OFFSET = SECTOR - 4  # in the last 12 bytes, a block list: sector, count, segment
-# lc, lp, pb and the dictionary are built into the decompressor. The fast mode takes a quarter of the time of the thorough
-# one, for an image that is one twentieth larger.
+# lc, lp, pb and the dictionary are built into the decompressor. The fast mode takes a quarter of the thorough one's
+# time, for an image that is one twentieth larger.
 _FILTER = {
     "id": lzma.FILTER_LZMA1,
     "dict_size": 1 << 16,

@@ -25,7 +25,7 @@ OTHERS = (
     ("`NETRC`", "file with names and passwords for mirrors (default: `~/.netrc`)"),
     ("`XDG_CACHE_HOME`", "folder of the user's caches on Linux, where imgkit has a folder (default: `~/.cache`)"),
     ("`XDG_CONFIG_HOME`", "where Podman keeps credentials of registries, in `containers/auth.json`"),
-    ("`PATH`", "where QEMU, supermin, grub-mkimage, npm and other programs are looked for"),
+    ("`PATH`", "where QEMU, supermin, npm and other programs are looked for"),
 )
 """Variables that libraries read, or that other programs define."""
 

@@ -110,7 +110,6 @@ def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words:
 def builder(release_key: Path, mirror_url: str, cache: Path) -> Builder:
     """Return a builder with its own cache, except for the appliance, which takes long to make."""
     need_program("qemu-system-x86_64")
-    need_program("grub-mkimage")
     need("libguestfs' Python bindings", has_bindings())
     appliance = Path(platformdirs.user_cache_dir("imgkit")) / "test-appliance"
     appliance.mkdir(parents=True, exist_ok=True)

@@ -88,10 +88,9 @@ def test_packages_of_twice_the_size_are_refused_before_they_are_downloaded(build
         assemble._check_size(replace(plan, packages=(half, more)), 1 << 20)
 
 
-@pytest.mark.parametrize("program", ["grub-mkimage", "qemu-img"])
-def test_programs_that_are_needed_late_are_looked_for_early(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == program else f"/usr/bin/{name}")
-    with pytest.raises(HostError, match=program):
+def test_a_program_that_is_needed_late_is_looked_for_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "qemu-img" else f"/usr/bin/{name}")
+    with pytest.raises(HostError, match="qemu-img"):
         assemble._check_programs()
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assemble._check_programs()

@@ -100,7 +100,7 @@ def fault(run: Mapping[str, Any], good: str) -> str:
 
 def test_what_a_build_script_started_goes_with_a_killed_build(here: Place, words: list[str | Path]) -> None:
     """The test is without bubblewrap, which would end them. Only imgkit itself is killed."""
-    for program in ("npm", "qemu-img", "qemu-system-x86_64", "grub-mkimage"):
+    for program in ("npm", "qemu-img", "qemu-system-x86_64"):
         need_program(program)
     payload, seconds = here.base / "payload", str(70_000_000 + os.getpid())
     payload.mkdir()
@@ -140,7 +140,7 @@ def sleeping(seconds: str) -> list[int]:
 @pytest.mark.mirror
 @pytest.mark.vm
 def test_a_build_that_is_killed(here: Place, mirror: Mirror, mirror_url: str) -> None:
-    for program in ("qemu-img", "qemu-system-x86_64", "grub-mkimage"):
+    for program in ("qemu-img", "qemu-system-x86_64"):
         need_program(program)
     real(here)
     words: list[str | Path] = ["build", ROOT / "recipes/core.py", "--mirror", mirror_url, "--set", "size=1G"]

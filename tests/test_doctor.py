@@ -19,7 +19,6 @@ NOBODY = 65534
 PROGRAMS = {
     "supermin": ("build", "supermin"),
     "qemu-img": ("build", "qemu-utils"),
-    "grub-mkimage": ("build", "grub-common"),
     "qemu-system-x86_64": ("boot amd64", "qemu-system-x86"),
 }
 

@@ -299,7 +299,6 @@ def test_a_family_leaves_no_descriptor_open(tmp_path: Path) -> None:
         ("qemu-img", "apt-get install qemu-utils"),
         ("/usr/bin/qemu-system-x86_64", "apt-get install qemu-system-x86"),
         ("qemu-system-aarch64", "apt-get install qemu-system-arm"),
-        ("grub-mkimage", "apt-get install grub-common"),
         ("supermin", "apt-get install supermin"),
         ("npm", "apt-get install npm"),
         ("node", "apt-get install nodejs"),

@@ -76,7 +76,6 @@ def _programs() -> Iterator[HostCheck]:
     uses = {
         "supermin": "build",
         "qemu-img": "build",
-        "grub-mkimage": "build",
         "qemu-system-x86_64": "boot amd64",
         "qemu-system-aarch64": "boot arm64",
     }

@@ -24,7 +24,7 @@ RECIPE, TEST, WORKFLOW, IGNORED = "image.py", "test_image.py", ".github/workflow
 
 # What builds and boots an amd64 image on Ubuntu, besides Python; script/setup has the same list.
 PACKAGES = """\
-    python3-guestfs supermin qemu-system-x86 qemu-system-arm qemu-utils qemu-efi-aarch64 ovmf grub-common zstd"""
+    python3-guestfs supermin qemu-system-x86 qemu-system-arm qemu-utils qemu-efi-aarch64 ovmf zstd"""
 
 _TEMPLATES: Mapping[str, str] = MappingProxyType(
     {RECIPE: "image.py.in", TEST: "test_image.py.in", WORKFLOW: "workflow.yml.in", IGNORED: "gitignore.in"}

@@ -1,21 +1,22 @@
 """GRUB: the text of its configuration, its core images, and the bytes of the boot sector.
 
-The core images are made on the host by ``grub-mkimage`` from the modules that the image itself contains, so no
-program of the image runs. Layout of the boot sector and of the core image: GRUB's own sources (boot.S, diskboot.S).
+The core images are made by :mod:`imgkit.disk.grubimage` from the modules that the image itself contains, so no program
+of the image runs. Layout of the boot sector and of the core image: GRUB's own sources (boot.S, diskboot.S).
 """
 
 from __future__ import annotations
 
-import shlex
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 
+from imgkit.disk.grubimage.efiimage import efi_image
+from imgkit.disk.grubimage.grubmodules import GrubImageError, module_area, with_dependencies
+from imgkit.disk.grubimage.kernelelf import read_kernel
+from imgkit.disk.grubimage.pcimage import pc_image
 from imgkit.disk.layout import SECTOR, Layout
-from imgkit.errors import HostError, RecipeError
-from imgkit.host import process, scratch
+from imgkit.errors import RecipeError
 from imgkit.tree import File, Tree
 
 EFI_NAMES: Mapping[str, str] = MappingProxyType({"x86_64-efi": "BOOTX64.EFI", "arm64-efi": "BOOTAA64.EFI"})
@@ -28,8 +29,7 @@ _COMMON = ("part_gpt", "ext2", "search_fs_uuid", "normal", "linux", "test")
 MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"i386-pc": ("biosdisk", *_COMMON), "x86_64-efi": _COMMON, "arm64-efi": _COMMON}
 )
-# Files that grub-mkimage needs besides the modules.
-_SUPPORT = ("kernel.img", "boot.img", "diskboot.img", "lzma_decompress.img", "moddep.lst", "modinfo.sh")
+_PREFIX = "/boot/grub"
 
 BOOT_CODE = 440  # bytes of sector 0 before the disk signature and the partition table
 _CORE_LBA = 0x5C  # in boot.img: sector of the core image, 64 bits
@@ -144,7 +144,7 @@ def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
     """Return a core image for BIOS, padded to sectors, with the position of its other sectors written into the first.
 
     Args:
-        core: the image that grub-mkimage made.
+        core: an image that :func:`make_image` made.
         core_lba: the sector of the disk at which it will begin.
         room: the bytes that are available for it.
 
@@ -168,8 +168,8 @@ def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> Boo
         layout: the partitions, which must have room for it.
 
     Raises:
-        RecipeError: the Tree lacks GRUB's modules for one of them, or a partition is missing or too small.
-        HostError: grub-mkimage is missing, failed, or cannot make this format.
+        RecipeError: the Tree lacks GRUB's modules for one of them, they are damaged, or a partition is missing or too
+            small.
     """
     code = core = b""
     esp: dict[str, bytes] = {}
@@ -207,43 +207,52 @@ def _check_esp(layout: Layout, files: Mapping[str, bytes]) -> None:
 
 
 def make_image(tree: Tree, platform: str, root_uuid: str) -> bytes:
-    """Make a core image (BIOS) or an EFI application by ``grub-mkimage`` of the host, with the modules in the Tree.
+    """Make a core image (BIOS) or an EFI application from the modules in the Tree.
 
     Equal inputs make equal bytes.
 
     Raises:
-        RecipeError: the Tree lacks GRUB's modules for this platform.
-        HostError: grub-mkimage is missing, failed, or cannot make this format.
+        RecipeError: the Tree lacks GRUB's modules for this platform, or no image can be made of them.
     """
-    with scratch.folder() as work:
-        modules = work / "modules"
-        modules.mkdir()
-        _export(tree, platform, modules)
-        (work / "early.cfg").write_text(early_config(root_uuid))
-        argv: list[str | Path] = ["grub-mkimage", "-O", platform, "-d", modules, "-p", "/boot/grub"]
-        argv += ["-c", work / "early.cfg", "-o", work / "core", *MODULES[platform]]
-        try:
-            process.run(argv, timeout=60)
-        except HostError as cause:
-            raise HostError(f"GRUB for {platform}: {cause.message}", hint=cause.hint or _hint(platform)) from cause
-        return (work / "core").read_bytes()
+    files = _GrubFiles(tree, platform)
+    names = [f"{module}.mod" for module in MODULES[platform]]
+    files.require((*names, "kernel.img", "moddep.lst"))
+    order = with_dependencies(MODULES[platform], files.read("moddep.lst").decode(errors="replace"))
+    files.require([f"{module}.mod" for module in order])
+    modules = {module: files.read(f"{module}.mod") for module in order}
+    bits = 64 if platform in EFI_NAMES else 32
+    try:
+        kernel = read_kernel(files.read("kernel.img"), bits)
+        area = module_area(modules, early_config(root_uuid), _PREFIX, bits)
+        if platform in EFI_NAMES:
+            return efi_image(kernel, area)
+        files.require(("lzma_decompress.img", "diskboot.img"))
+        return pc_image(kernel, area, files.read("lzma_decompress.img"), files.read("diskboot.img"))
+    except GrubImageError as cause:
+        raise RecipeError(f"GRUB for {platform}: {cause}", hint=f"check the package {PACKAGES[platform]}") from cause
 
 
-def _hint(platform: str) -> str:
-    return f"see what it says: grub-mkimage -O {shlex.quote(platform)} --help"
+class _GrubFiles:
+    """The files of GRUB for a platform, in the Tree."""
 
+    def __init__(self, tree: Tree, platform: str) -> None:
+        self._where, self._package, self._platform = f"usr/lib/grub/{platform}", PACKAGES[platform], platform
+        nodes = ((path.rpartition("/")[2], tree.stat(path)) for path in tree.children(tree.resolve(self._where)))
+        self._contents = {name: node.content for name, node in nodes if isinstance(node, File)}
 
-def _export(tree: Tree, platform: str, folder: Path) -> None:
-    """Write the Tree's modules and support files for ``platform`` into ``folder``, flat."""
-    where = f"usr/lib/grub/{platform}"
-    for path in tree.children(tree.resolve(where)):
-        node, name = tree.stat(path), path.rpartition("/")[2]
-        if isinstance(node, File) and (name in _SUPPORT or name.endswith(".mod")):
-            (folder / name).write_bytes(node.content.read())
-    lacking = [f"{module}.mod" for module in MODULES[platform] if not (folder / f"{module}.mod").exists()]
-    lacking += [name for name in ("kernel.img", "moddep.lst") if not (folder / name).exists()]
-    if lacking:
-        raise RecipeError(
-            f"GRUB's modules for {platform} are not in the image ({where}/{lacking[0]})",
-            hint=f"add {PACKAGES[platform]} to the packages",
-        )
+    def require(self, names: Iterable[str]) -> None:
+        """Check that the files are there.
+
+        Raises:
+            RecipeError: one of them is not.
+        """
+        for name in names:
+            if name not in self._contents:
+                raise RecipeError(
+                    f"GRUB's modules for {self._platform} are not in the image ({self._where}/{name})",
+                    hint=f"add {self._package} to the packages",
+                )
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file that is there."""
+        return self._contents[name].read()

@@ -34,7 +34,6 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
-    "grub-mkimage": "grub-common",
     "supermin": "supermin",
     "npm": "npm",
     "node": "nodejs",

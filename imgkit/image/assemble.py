@@ -127,14 +127,13 @@ def build(request: BuildRequest) -> BuildResult:
 
 
 def _check_programs() -> None:
-    """Check early for the programs that are needed late.
+    """Check early for a program that is needed late.
 
     Raises:
-        HostError: one of them is missing.
+        HostError: it is missing.
     """
-    for program in ("grub-mkimage", "qemu-img"):
-        if shutil.which(program) is None:
-            raise process.missing(program)
+    if shutil.which("qemu-img") is None:
+        raise process.missing("qemu-img")
 
 
 def _folder(work: Path, name: str) -> Path:

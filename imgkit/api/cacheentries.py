@@ -1,9 +1,9 @@
-"""What is in the folder of caches: downloads, images, layers, machines, appliances, npm's packages.
+"""What is in the folder of caches: downloads, images, layers, clusters, machines, appliances, npm's packages.
 
 Each part of imgkit has a folder of its own there (:mod:`imgkit.fetch.cache`, :mod:`imgkit.planning.imagestore`,
-:mod:`imgkit.oci.layercache`, :mod:`imgkit.image.containermachine`, :mod:`imgkit.engines.guestfs.quickstart`). A file
-that is used gets the time of its use, so the age of an entry is the time since it was last used. Nothing here is
-changed::
+:mod:`imgkit.oci.layercache`, :mod:`imgkit.engines.native.clustercache`, :mod:`imgkit.image.containermachine`,
+:mod:`imgkit.engines.guestfs.quickstart`). A file that is used gets the time of its use, so the age of an entry is the
+time since it was last used. Nothing here is changed::
 
     for entry in cache_entries(default_folder()):
         print(entry.kind, entry.name, entry.size)
@@ -26,12 +26,23 @@ from imgkit.errors import HostError
 from imgkit.host import lookup
 
 EntryKind: TypeAlias = Literal[
-    "download", "unfinished download", "record", "image", "layer", "machine", "appliance", "npm", "measurement", "kept"
+    "download",
+    "unfinished download",
+    "record",
+    "image",
+    "layer",
+    "clusters",
+    "machine",
+    "appliance",
+    "npm",
+    "measurement",
+    "kept",
 ]
 """What an entry is. Entries that are "kept" are never removed: dates of the newest indexes that were seen, the offline
 mirror of a checkout, and what imgkit does not know."""
 
 _KNOWN = ("locks",)  # empty files, which nobody may remove while others wait for them
+_DAY = 86400
 _MOST_CONTROL = 1 << 20  # bytes of a package that are read for its name
 
 
@@ -174,6 +185,23 @@ def _layers(folder: Path, part: Path) -> Iterator[CacheEntry]:
         yield from _entry(folder, "layer", path.stem[:16], path, *([blob] if blob.exists() else []))
 
 
+def _clusters(folder: Path, part: Path) -> Iterator[CacheEntry]:
+    """Yield an entry for all compressed chunks that were last used on the same day; there are thousands of them."""
+    days: dict[int, list[tuple[Path, os.stat_result]]] = {}
+    for top in part.iterdir():
+        with suppress(OSError), os.scandir(top) as objects:
+            for found in objects:
+                with suppress(FileNotFoundError):  # a build has just removed it
+                    status = found.stat(follow_symlinks=False)
+                    days.setdefault(int(status.st_mtime // _DAY), []).append((Path(found.path), status))
+    for chunks in days.values():
+        first, *more = (path.relative_to(folder) for path, _ in chunks)
+        size = sum(status.st_blocks * 512 for _, status in chunks)
+        name = f"{len(chunks)} compressed chunks of disks" if more else "1 compressed chunk of a disk"
+        used = max(status.st_mtime for _, status in chunks)
+        yield CacheEntry("clusters", name, first, tuple(more), size, used)
+
+
 def _machines(folder: Path, part: Path) -> Iterator[CacheEntry]:
     for path in part.iterdir():
         if path.is_dir() and not path.name.startswith("."):
@@ -207,6 +235,7 @@ _READERS: Mapping[str, Callable[[Path, Path], Iterator[CacheEntry]]] = {
     "tmp": _unfinished,
     "images": _images,
     "layers": _layers,
+    "clusters": _clusters,
     "machines": _machines,
     "appliance": _appliances,
     "npm": _whole("npm", "packages of payloads"),

@@ -27,7 +27,7 @@ Compress: TypeAlias = Callable[[memoryview], bytes]
 """Returns the compressed bytes of a cluster. It must not be called in two threads at a time."""
 
 _ZSTD_LEVEL = 3
-_ZLIB_LEVEL = 6
+_ZLIB_LEVEL = 9  # zlib-ng's makes what zlib's 6 makes in less time; its own lower levels make 2 % more
 _RAW_WINDOW = -12  # wbits: 4 KiB, and neither header nor trailer
 _MEMORY = 9
 

@@ -10,11 +10,12 @@ number of processors, on what is in the cache, or on where the files of the disk
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from imgkit.disk.diskimage import Format
-from imgkit.disk.regions import DiskMap, Region
+from imgkit.disk.regions import CHUNK, DiskMap, Region
 from imgkit.engines.engineerrors import write_error
 from imgkit.engines.interface import Compression
 from imgkit.engines.native.clustercache import ClusterCache
@@ -60,21 +61,23 @@ def write_image(
     is_raw = format == "raw"
     packing = ClusterCompression(None if is_raw else compression)
     hashes: dict[int, str] = {}
-    with target.open("xb") as sink:
-        try:
-            writer = _writer(sink, disk.size, None if is_raw else compression)
-            with Packer(disk, regions, packing, None if is_raw else cache, threads=threads) as packer:
-                for chunk in packer.chunks():
-                    hashes.update(chunk.hashes)
-                    writer.write(chunk.offset, chunk.clusters)
-                    progress(chunk.size)
-            writer.finish()
-            sink.flush()
-        except BaseException as cause:
-            target.unlink(missing_ok=True)
-            if isinstance(cause, OSError):
-                raise write_error(target, cause, sum(chunk.size for chunk in disk.chunks())) from cause
-            raise
+    sink = target.open("xb")
+    try:
+        writer = _writer(sink, disk.size, None if is_raw else compression)
+        with Packer(disk, regions, packing, None if is_raw else cache, threads=threads) as packer:
+            for chunk in packer.chunks():
+                hashes.update(chunk.hashes)
+                writer.write(chunk.offset, chunk.clusters)
+                progress(chunk.size)
+        writer.finish()
+        sink.close()
+    except BaseException as cause:
+        with suppress(OSError):  # what could not be written still cannot
+            sink.close()
+        target.unlink(missing_ok=True)
+        if isinstance(cause, OSError):
+            raise write_error(target, cause, disk.chunk_count * CHUNK) from cause
+        raise
     return DiskMap(tuple(regions), hashes)
 
 

@@ -19,11 +19,13 @@ from imgkit.tree.nodes import (
     Directory,
     File,
     HardLink,
+    HashedSlice,
     Inline,
     Node,
     Slice,
     Symlink,
     kind,
+    sha256_of,
 )
 from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, by_parts, check_path, leads_out, parent
 from imgkit.tree.tar import xattrs_of
@@ -40,6 +42,7 @@ __all__ = [
     "Directory",
     "File",
     "HardLink",
+    "HashedSlice",
     "Inline",
     "Node",
     "Slice",
@@ -51,5 +54,6 @@ __all__ = [
     "kind",
     "leads_out",
     "parent",
+    "sha256_of",
     "xattrs_of",
 ]

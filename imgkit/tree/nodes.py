@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 """The extended attributes of a node that has none."""
+_PIECE = 1 << 20  # bytes hashed at a time
 
 
 class Content(Protocol):
@@ -69,6 +71,30 @@ class Slice:
         """Read these bytes; raises EOFError if the file has become shorter."""
         with self.open() as source:
             return source.read()
+
+
+@dataclass(frozen=True)
+class HashedSlice(Slice):
+    """A slice whose SHA-256 (32 bytes) was computed when it was written."""
+
+    sha256: bytes
+
+
+def sha256_of(content: Content) -> bytes:
+    """Return the SHA-256 of a content. It is computed only where it is not known.
+
+    Raises:
+        OSError, EOFError: a file on the host cannot be read, or is shorter than it was.
+    """
+    if isinstance(content, HashedSlice):
+        return content.sha256
+    if isinstance(content, Inline):
+        return hashlib.sha256(content.data).digest()
+    digest = hashlib.sha256()
+    with content.open() as source:
+        while piece := source.read(_PIECE):
+            digest.update(piece)
+    return digest.digest()
 
 
 class _Window(io.RawIOBase):

@@ -16,7 +16,6 @@ which reason :mod:`zlib` is not used: it is whatever zlib the host has.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from typing import BinaryIO, Literal, Protocol, TypeAlias
 import zstandard
 from zlib_ng import zlib_ng
 
+from imgkit.host.processors import usable_processors
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor
 
@@ -84,8 +84,7 @@ class LayerBlob:
 
 def processors() -> int:
     """Return the number of processors that this process may use, at most 16."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST_THREADS)
+    return min(usable_processors(), _MOST_THREADS)
 
 
 def compress(

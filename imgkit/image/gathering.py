@@ -27,6 +27,7 @@ from imgkit.recipe import Recipe, Shape
 from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
+from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.npm.prepare import Build
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
 from imgkit.rootfs.steps import PackageSet
@@ -93,17 +94,18 @@ def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple
     Raises:
         HostError: there is not enough room for their contents.
     """
-    locked, unpacked = request.locked is not None, UnpackedPackages(request.cache.folder)
+    cache, locked = request.cache, request.locked is not None
+    unpacked = UnpackedPackages(cache.folder)
     kept = unpacked.take_all(missing_packages(plan, base), base)
     known = {} if locked else {name: package.sha256 for name, package in kept.items()}
-    plan, files = fetch_packages(plan, base, request.cache, locked=locked, known=known)
+    plan, files = fetch_packages(plan, base, cache, locked=locked, known=known)
     if locked:
-        check_locked(plan, base, request.cache, files)
+        check_locked(plan, base, cache, files)
     chosen = tuple(planned.package for planned in plan.packages)
     needed = sum(package.installed_size for package in chosen if package.name in files.keys() - kept.keys())
     check_room(spool.parent, needed, "unpacking the packages")
     opened = unpacked.open_all(plan.packages, kept, files, base, spool)
-    return plan, PackageSet(chosen, lambda package: opened[package.name], plan.world)
+    return plan, PackageSet(chosen, lambda package: opened[package.name], plan.world, KeptSteps(cache.folder))
 
 
 def payload(request: RootRequest, folder: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -31,6 +31,22 @@ class Tree:
         self._nodes: dict[str, Node] = {"": Directory()}
         self._children: dict[str, set[str]] = {"": set()}
         self._names: dict[str, set[str]] = {}  # path of a file → paths of the hard links to it
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[str, Node]]) -> Tree:
+        """Return a Tree of the paths and nodes that another one had, in the order of its iteration."""
+        tree = cls()
+        nodes, children, names = tree._nodes, tree._children, tree._names
+        for path, node in items:
+            nodes[path] = node
+            if path:
+                above, _, name = path.rpartition("/")
+                children[above].add(name)
+            if isinstance(node, Directory):
+                children[path] = set()
+            elif isinstance(node, HardLink):
+                names.setdefault(node.target, set()).add(path)
+        return tree
 
     def copy(self) -> Tree:
         """Return an independent Tree with the same nodes; the nodes themselves are shared, as they never change."""

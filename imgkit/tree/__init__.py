@@ -29,7 +29,7 @@ from imgkit.tree.nodes import (
 )
 from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, by_parts, check_path, leads_out, parent
 from imgkit.tree.tar import xattrs_of
-from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, Tree
+from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, LazyCopy, Tree
 
 __all__ = [
     "MAX_LINKS",
@@ -44,6 +44,7 @@ __all__ = [
     "HardLink",
     "HashedSlice",
     "Inline",
+    "LazyCopy",
     "Node",
     "Slice",
     "Symlink",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,26 @@ class Slice:
 
     def read(self) -> bytes:
         """Read these bytes; raises EOFError if the file has become shorter."""
-        with self.open() as source:
-            return source.read()
+        return self.part(0, self.size)
+
+    def part(self, start: int, size: int) -> bytes:
+        """Read ``size`` of these bytes from ``start`` on; raises EOFError if the file has become shorter.
+
+        A stream takes several times as long, which counts where the first bytes of thousands of files are looked at.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            place, end = self.offset + start, self.offset + start + size
+            pieces = []
+            while place < end:
+                piece = os.pread(descriptor, end - place, place)
+                if not piece:
+                    raise EOFError(f"{self.path}: file is shorter than it was")
+                pieces.append(piece)
+                place += len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)

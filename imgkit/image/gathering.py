@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imgkit.fetch.cache import Cache
 from imgkit.host.room import check_room
@@ -24,13 +24,15 @@ from imgkit.planning.resolve import make_plan
 from imgkit.planning.unpackedpackages import UnpackedPackages
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, Shape
-from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
 from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.npm.prepare import Build
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
 from imgkit.rootfs.steps import PackageSet
+
+if TYPE_CHECKING:
+    from imgkit.registry.access import RegistryAccess
 
 
 class RootRequest(Protocol):

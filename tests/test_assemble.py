@@ -219,7 +219,8 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
             "_check_programs": None,
             "fetch_base": SimpleNamespace(tree="base tree", image="base image"),
             "make_plan": plan,
-            "fetch_packages": lambda plan, *_, **__: (replace(plan, world=("fetched",)), "files"),
+            "missing_packages": [],
+            "fetch_packages": lambda plan, *_, **__: (replace(plan, world=("fetched",)), {}),
             "check_locked": None,
             "prepare_payload": Path("/payload"),
             "compose": lambda *_, **__: composition,
@@ -288,8 +289,8 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert save[1] == ImageTarget(save[1].path, "qcow2", recipe.compression)
     assert save[2] is steps
     assert recorder.names == [
-        "_check_programs", "fetch_base", "make_plan", "fetch_packages", "host_arch", "compose", "apply_policy",
-        "make_boot_files", "disk_facts", "identify", "direct_boot_image", "describe",
+        "_check_programs", "fetch_base", "make_plan", "missing_packages", "fetch_packages", "host_arch", "compose",
+        "apply_policy", "make_boot_files", "disk_facts", "identify", "direct_boot_image", "describe",
     ]  # fmt: skip
     assert recorder.of("make_boot_files") == ((tree, ("i386-pc", "x86_64-efi"), layout), {})
     described = recorder.of("describe")[0]
@@ -312,7 +313,7 @@ def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder
     arguments, options = recorder.of("make_plan")
     assert (arguments[:2], arguments[3], options) == ((recipe, "amd64"), cache, {"shape": "disk", "allow_stale": False})
     arguments, options = recorder.of("fetch_packages")
-    assert (arguments[2], options) == (cache, {"locked": False})
+    assert (arguments[2], options) == (cache, {"locked": False, "known": {}})
     arguments, options = recorder.of("compose")
     assert (arguments[0], arguments[2:]) == ("base tree", (recipe, "amd64"))
     assert arguments[1].packages == tuple(planned.package for planned in plan_of(recipe, "amd64").packages)
@@ -342,9 +343,9 @@ def test_a_locked_build_makes_no_plan(build_request: BuildRequest, recorder: _Re
     assemble.build(request)
     assert "make_plan" not in recorder.names
     assert recorder.of("fetch_base")[1] == {"locked": plan, "allow_stale": True, "access": None}
-    assert recorder.of("fetch_packages")[1] == {"locked": True}
+    assert recorder.of("fetch_packages")[1] == {"locked": True, "known": {}}
     checked, _ = recorder.of("check_locked")
-    assert (checked[0].world, checked[2], checked[3]) == (("fetched",), request.cache, "files")
+    assert (checked[0].world, checked[2], checked[3]) == (("fetched",), request.cache, {})
     options = recorder.of("compose")[1]
     assert (options["can_run"], options["epoch"]) == (False, 77)
     assert recorder.of("make_boot_files")[0][1] == ("arm64-efi",)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from imgkit.api import building
+from imgkit.api import applianceoptions, building
 from imgkit.cli import main, several
 from imgkit.cli.commands import build as build_command
 from imgkit.cli.commands import lock
@@ -162,7 +162,7 @@ def test_builds_run_side_by_side_where_there_are_processors(
 
 def test_the_engine_is_launched_with_the_options_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    monkeypatch.setattr(building, "appliance_options", lambda: "options")
+    monkeypatch.setattr(applianceoptions, "appliance_options", lambda: "options")
     monkeypatch.setattr(guestfs, "launch", lambda *words, **options: launched.append((words, options)))
     building.guestfs_engine()(Path("/scratch"), 5)
     assert launched == [((Path("/scratch"), 5), {"options": "options"})]

@@ -78,6 +78,9 @@ def fill(put: Put, keys: Keys) -> None:
     put("layers/56/" + "56" * 32 + ".blob", 4096, 14)
     put("clusters/5a/" + "5a" * 32, 4096, 13.5)
     put("clusters/5b/" + "5b" * 32, 8192, 13.5)
+    put("unpacked/12/" + "12" * 32 + ".record", 10, 13.8)
+    put("unpacked/12/" + "12" * 32 + ".blob", 4096, 13.8)
+    put("initramfs/34/" + "34" * 32 + ".record", 10, 13.5)
     put("machines/" + "7" * 32 + "/disk.raw", 4096, 13)
     put("appliance/ready-1-a-b/root", 4096, 12)
     put("appliance/lock", 1)
@@ -104,6 +107,8 @@ def test_everything_is_listed_by_the_time_of_its_last_use(folder: Path, put: Put
         "image: sha256:3434343434343434",
         "layer: 5656565656565656",
         "clusters: 2 compressed chunks of disks",
+        "unpacked: contents of a package, 1212121212121212",
+        "result: initramfs, 3434343434343434",
         "machine: 7777777777777777",
         "appliance: ready-1-a-b",
         "npm: packages of payloads",
@@ -123,15 +128,15 @@ def test_what_a_download_is_if_nobody_knows(folder: Path, put: Put) -> None:
     assert {name[:18] for name in names(cache_entries(folder))} == {f"download: {number}aaaaaaa" for number in range(4)}
 
 
-@pytest.mark.parametrize(("days", "left"), [(21, 16), (19.5, 15), (0, 3)])
+@pytest.mark.parametrize(("days", "left"), [(21, 17), (19.5, 16), (0, 3)])
 def test_pruning_by_age(days: float, left: int, folder: Path, put: Put, keys: Keys) -> None:
     """The dates of indexes, the offline mirror and what is not ours stay at any age."""
     fill(put, keys)
     before = cache_entries(folder)
     would = prune(folder, older_than=days * DAY, dry_run=True)
-    assert len(cache_entries(folder)) == 16
+    assert len(cache_entries(folder)) == 18
     removed = prune(folder, older_than=days * DAY)
-    assert names(removed) == names(would) == names(before[3 : 19 - left])
+    assert names(removed) == names(would) == names(before[3 : 21 - left])
     assert len(cache_entries(folder)) == left
 
 
@@ -146,7 +151,7 @@ def test_pruning_by_size_removes_the_oldest_first(folder: Path, put: Put) -> Non
 
 def test_pruning_everything(folder: Path, put: Put, keys: Keys) -> None:
     fill(put, keys)
-    assert len(prune(folder, everything=True)) == 13
+    assert len(prune(folder, everything=True)) == 15
     assert [entry.kind for entry in cache_entries(folder)] == ["kept"] * 3
     assert (folder / "newest/aa/aaaa/1700000000").exists()
     assert (folder / "appliance/lock").exists()

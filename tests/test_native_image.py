@@ -21,9 +21,9 @@ from imgkit.disk.diskimage import Format
 from imgkit.disk.qcow2tables import is_truncated
 from imgkit.disk.regions import CHUNK, DiskMap, Region
 from imgkit.engines.chunks import map_disk
-from imgkit.engines.convert import Compression
 from imgkit.engines.engineerrors import NoSpaceError, write_error
 from imgkit.engines.imagefile import image_info
+from imgkit.engines.interface import Compression
 from imgkit.engines.native.clustercache import ClusterCache
 from imgkit.engines.native.clustercompression import CLUSTER, ClusterCompression
 from imgkit.engines.native.diskwriting import write_image

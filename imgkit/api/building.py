@@ -13,27 +13,28 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imgkit.api.applianceoptions import appliance_options
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.interface import LaunchEngine
 from imgkit.engines.native import engine as native
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import scratch
 from imgkit.host.gitfacts import GitFacts
 from imgkit.host.sourcedate import source_date
-from imgkit.image import assemble, containerimage
+from imgkit.image import assemble
 from imgkit.image.assemble import BuildRequest, BuildResult
-from imgkit.image.containerimage import ContainerRequest, ContainerResult
 from imgkit.planning import lockfile
 from imgkit.planning.base import fetch_base
 from imgkit.planning.download import fetch_packages
 from imgkit.planning.plan import Plan
 from imgkit.planning.resolve import make_plan
 from imgkit.recipe import Output, Recipe, Shape, load
-from imgkit.registry.access import RegistryAccess
-from imgkit.vm.bootspec import StrPath
 from imgkit.vm.qemu.machines import host_arch
+
+if TYPE_CHECKING:
+    from imgkit.image.containerimage import ContainerResult
+    from imgkit.registry.access import RegistryAccess
+    from imgkit.vm.bootspec import StrPath
 
 
 def load_recipe(path: StrPath, **fields: object) -> Recipe:
@@ -161,8 +162,10 @@ def build_container(
     Raises:
         ImgkitError: the build failed; the subclass says whose fault it is. No output file and no process is left.
     """
+    from imgkit.image import containerimage
+
     arches = arches or (host_arch(),)
-    request = ContainerRequest(
+    request = containerimage.ContainerRequest(
         recipe,
         arches,
         Path(out),
@@ -185,4 +188,7 @@ def native_engine() -> LaunchEngine:
 
 def guestfs_engine() -> LaunchEngine:
     """Return the engine that makes disks with libguestfs on this host."""
+    from imgkit.api.applianceoptions import appliance_options
+    from imgkit.engines.guestfs import engine as guestfs
+
     return partial(guestfs.launch, options=appliance_options())

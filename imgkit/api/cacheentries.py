@@ -1,7 +1,8 @@
 """What is in the folder of caches: downloads, images, layers, clusters, machines, appliances, npm's packages.
 
-Each part of imgkit has a folder of its own there (:mod:`imgkit.fetch.cache`, :mod:`imgkit.planning.imagestore`,
-:mod:`imgkit.oci.layercache`, :mod:`imgkit.engines.native.clustercache`, :mod:`imgkit.image.containermachine`,
+Each part of imgkit has a folder of its own there (:mod:`imgkit.fetch.cache`, :mod:`imgkit.fetch.kept`,
+:mod:`imgkit.planning.imagestore`, :mod:`imgkit.oci.layercache`, :mod:`imgkit.engines.native.clustercache`,
+:mod:`imgkit.image.containermachine`,
 :mod:`imgkit.engines.guestfs.quickstart`). A file that is used gets the time of its use, so the age of an entry is the
 time since it was last used. Nothing here is changed::
 
@@ -16,7 +17,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ EntryKind: TypeAlias = Literal[
     "unfinished download",
     "record",
     "image",
+    "unpacked",
+    "result",
     "layer",
     "clusters",
     "machine",
@@ -202,6 +205,23 @@ def _clusters(folder: Path, part: Path) -> Iterator[CacheEntry]:
         yield CacheEntry("clusters", name, first, tuple(more), size, used)
 
 
+def _results(kind: EntryKind, what: str) -> Callable[[Path, Path], Iterator[CacheEntry]]:
+    """Return a reader of a part of the form of :mod:`imgkit.fetch.kept`."""
+
+    def read(folder: Path, part: Path) -> Iterator[CacheEntry]:
+        for name, files in _by_stem(part.glob("*/*")).items():
+            yield from _entry(folder, kind, f"{what}, {name[:16]}", *files)
+
+    return read
+
+
+def _by_stem(paths: Iterable[Path]) -> Mapping[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(paths, reverse=True):  # the record first, by which a result counts as there
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
 def _machines(folder: Path, part: Path) -> Iterator[CacheEntry]:
     for path in part.iterdir():
         if path.is_dir() and not path.name.startswith("."):
@@ -236,6 +256,11 @@ _READERS: Mapping[str, Callable[[Path, Path], Iterator[CacheEntry]]] = {
     "images": _images,
     "layers": _layers,
     "clusters": _clusters,
+    "unpacked": _results("unpacked", "contents of a package"),
+    "bases": _results("unpacked", "contents of a minirootfs"),
+    "installed": _results("result", "installed packages"),
+    "initramfs": _results("result", "initramfs"),
+    "services": _results("result", "dependencies of services"),
     "machines": _machines,
     "appliance": _appliances,
     "npm": _whole("npm", "packages of payloads"),

@@ -12,6 +12,7 @@ damage, and is never ignored::
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -83,6 +84,12 @@ class Keyring:
 
     def __str__(self) -> str:
         return ", ".join(self.keys) or "none"
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 over the names and the keys, in hex."""
+        numbers = [(name, key.public_numbers()) for name, key in sorted(self.keys.items())]
+        return hashlib.sha256(repr([(name, key.n, key.e) for name, key in numbers]).encode()).hexdigest()
 
     def signer(self, signed: bytes, signatures: Iterable[Signature], name: str) -> str | None:
         """Check all signatures that claim a trusted key.

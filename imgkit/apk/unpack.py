@@ -17,7 +17,19 @@ from typing import TypedDict
 
 from imgkit.errors import InputError
 from imgkit.host.room import no_room_for
-from imgkit.tree import MAX_NAME, MAX_PATH, Directory, File, HardLink, Node, Slice, Symlink, kind, leads_out, xattrs_of
+from imgkit.tree import (
+    MAX_NAME,
+    MAX_PATH,
+    Directory,
+    File,
+    HardLink,
+    HashedSlice,
+    Node,
+    Symlink,
+    kind,
+    leads_out,
+    xattrs_of,
+)
 from imgkit.tree.gzipmembers import GzipMembers
 from imgkit.tree.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 
@@ -168,11 +180,13 @@ class _Reader:
         if header.size > self._budget:
             raise self._refuse(f"unpacks to more than the {self._max_installed} bytes that it may (at {path})")
         digest = hashlib.sha1()  # noqa: S324 - the format's choice; SHA-256 covers the data as a whole
+        known = hashlib.sha256()
         for part in self._archive.content():
             digest.update(part)
+            known.update(part)
             _write(self._sink, part)
         self._compare(digest.digest(), expected, path)
-        content = Slice(self._spool, self._offset, header.size)
+        content = HashedSlice(self._spool, self._offset, header.size, known.digest())
         self._offset += header.size
         self._budget -= header.size
         return File(content=content, **_attributes(header)), expected

@@ -28,6 +28,7 @@ from imgkit.errors import (
     UsageError,
 )
 from imgkit.host import process, statusline, terminal
+from imgkit.host.processors import usable_processors
 
 _STEP = " …"  # the end of a line of the log that names a step (imgkit.host.progress)
 _POLL = 0.1  # seconds between two looks at the running builds
@@ -38,9 +39,7 @@ _stderr_lock = threading.Lock()
 
 def at_once() -> int:
     """Return how many builds this host runs at a time: one for each processor that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_processors()
 
 
 def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterator[BuildReport]:

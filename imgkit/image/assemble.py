@@ -10,6 +10,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
@@ -24,12 +25,14 @@ from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
 from imgkit.recipe import Recipe, Shape, parse_size
-from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import File, Tree
 from imgkit.vm.qemu.machines import host_arch
+
+if TYPE_CHECKING:
+    from imgkit.registry.access import RegistryAccess
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
 

@@ -12,23 +12,27 @@ import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imgkit.fetch.cache import Cache
 from imgkit.host.room import check_room
 from imgkit.planning.base import Base, fetch_base
-from imgkit.planning.download import fetch_packages, open_planned
+from imgkit.planning.download import fetch_packages, missing_packages
 from imgkit.planning.indexes import providers
 from imgkit.planning.plan import Plan
 from imgkit.planning.resolve import make_plan
+from imgkit.planning.unpackedpackages import UnpackedPackages
 from imgkit.planning.vouchers import check_locked
 from imgkit.recipe import Recipe, Shape
-from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.binaries.policy import apply_policy
+from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.npm.prepare import Build
 from imgkit.rootfs.npm.prepare import prepare as prepare_payload
 from imgkit.rootfs.steps import PackageSet
+
+if TYPE_CHECKING:
+    from imgkit.registry.access import RegistryAccess
 
 
 class RootRequest(Protocol):
@@ -82,18 +86,28 @@ def plan(request: RootRequest, spool: Path) -> tuple[Base, Plan]:
 
 
 def packages(request: RootRequest, base: Base, plan: Plan, spool: Path) -> tuple[Plan, PackageSet]:
-    """Download and verify the packages. The plan that is returned has their hashes.
+    """Download, verify and unpack the packages. The plan that is returned has the hashes of their files.
+
+    What is kept from an earlier build is not downloaded, except for a lock: its signatures are checked again.
+
+    Args:
+        spool: a new folder, which takes the contents of packages if the cache cannot.
 
     Raises:
         HostError: there is not enough room for their contents.
     """
-    plan, files = fetch_packages(plan, base, request.cache, locked=request.locked is not None)
-    if request.locked is not None:
-        check_locked(plan, base, request.cache, files)
+    cache, locked = request.cache, request.locked is not None
+    unpacked = UnpackedPackages(cache.folder)
+    kept = unpacked.take_all(missing_packages(plan, base), base)
+    known = {} if locked else {name: package.sha256 for name, package in kept.items()}
+    plan, files = fetch_packages(plan, base, cache, locked=locked, known=known)
+    if locked:
+        check_locked(plan, base, cache, files)
     chosen = tuple(planned.package for planned in plan.packages)
-    needed = sum(package.installed_size for package in chosen if package.name in files)
+    needed = sum(package.installed_size for package in chosen if package.name in files.keys() - kept.keys())
     check_room(spool.parent, needed, "unpacking the packages")
-    return plan, PackageSet(chosen, partial(open_planned, files, base, spool), plan.world)
+    opened = unpacked.open_all(plan.packages, kept, files, base, spool)
+    return plan, PackageSet(chosen, lambda package: opened[package.name], plan.world, KeptSteps(cache.folder))
 
 
 def payload(request: RootRequest, folder: Path) -> Path | None:

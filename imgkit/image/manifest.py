@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from imgkit import __version__
 from imgkit.disk.grub import arguments_in
@@ -17,7 +17,6 @@ from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.image.buildid import ImageIdentity
-from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.localfolders import published_url
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
@@ -27,6 +26,9 @@ from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
 from imgkit.rootfs.install import ScriptReport
 from imgkit.tree import Tree
+
+if TYPE_CHECKING:
+    from imgkit.planning.baseimage import BaseImage
 
 VERSION = 1
 MAX_SIZE = 32 << 20

@@ -8,18 +8,13 @@ which reason :mod:`zlib` is not used: it is whatever zlib the host has.
 
 * zstd: libzstd splits the input into jobs by the parameters of the level, not by the number of threads; but one thread
   is not the same as none, so there is always one at least.
-* gzip: every piece of the input is deflated on its own, with the last 32 KiB of the piece before as its dictionary, and
-  ends at a byte boundary, as pigz does it. Each has a compressor of its own, since a compressor of zlib-ng that is used
-  again remembers what it did before.
+* gzip: :mod:`imgkit.tree.gzipwriter`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, TypeAlias
@@ -27,21 +22,16 @@ from typing import BinaryIO, Literal, Protocol, TypeAlias
 import zstandard
 from zlib_ng import zlib_ng
 
-from imgkit.host import processors
+from imgkit.host.processors import usable_processors
 from imgkit.oci import mediatypes
 from imgkit.oci.descriptors import Descriptor
+from imgkit.tree.gzipwriter import GzipPieces, Piece
 
 Algorithm: TypeAlias = Literal["gzip", "zstd"]
-Piece: TypeAlias = bytes | memoryview
 
 # benchmarks/oci.py: one level more takes a fifth more time and saves 2 % (gzip), twice the time and 2 % (zstd)
 _LEVELS: dict[Algorithm, int] = {"gzip": 3, "zstd": 3}
 _MEDIA_TYPES: dict[Algorithm, str] = {"gzip": mediatypes.LAYER_GZIP, "zstd": mediatypes.LAYER_ZSTD}
-_WINDOW = 32 << 10  # of deflate
-_RAW = -15  # wbits: that window, and neither header nor trailer
-_MEMORY = 9
-_GZIP_HEADER = b"\x1f\x8b\x08\x00\0\0\0\0\x00\xff"  # RFC 1952: no name, no time, no hint, unknown system
-_LAST_BLOCK = b"\x03\x00"  # RFC 1951: an empty block that is the last one
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def compress(
     Raises:
         OSError: the file cannot be written.
     """
-    threads = processors.usable() if threads is None else threads
+    threads = usable_processors() if threads is None else threads
     with target.open("xb") as file, _compressor(compression, threads) as compressor:
         diff_id, sink = hashlib.sha256(), _HashingSink(file)
         for piece in pieces:
@@ -124,7 +114,7 @@ class _Compressor(Protocol):
 
 def _compressor(compression: Compression, threads: int) -> _Compressor:
     if compression.algorithm == "gzip":
-        return _Gzip(compression.effective_level, threads)
+        return GzipPieces(compression.effective_level, threads)
     return _Zstd(compression.effective_level, threads)
 
 
@@ -147,54 +137,6 @@ class _Zstd:
     def finish(self) -> Iterator[bytes]:
         """Yield the rest."""
         yield self._frame.flush()
-
-
-class _Gzip:
-    """One member of gzip (RFC 1952), whose pieces are deflated side by side."""
-
-    def __init__(self, level: int, threads: int) -> None:
-        self._level = level
-        self._pool = ThreadPoolExecutor(max(1, threads), "imgkit-gzip")
-        self._ahead = 2 * threads + 2  # pieces that may be in work
-        self._deflated: deque[Future[bytes]] = deque()
-        self._dictionary = b""
-        self._crc = 0
-        self._size = 0
-        self._header = _GZIP_HEADER
-
-    def __enter__(self) -> _Gzip:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def feed(self, piece: Piece) -> Iterator[bytes]:
-        """Compress a piece; yield what is ready."""
-        data = bytes(piece)
-        self._crc = zlib_ng.crc32(data, self._crc)
-        self._size += len(data)
-        self._deflated.append(self._pool.submit(_deflate, data, self._dictionary, self._level))
-        self._dictionary = data[-_WINDOW:]
-        yield from self._results(self._ahead)
-
-    def finish(self) -> Iterator[bytes]:
-        """Yield the rest."""
-        yield from self._results(0)
-        yield _LAST_BLOCK + struct.pack("<II", self._crc, self._size % (1 << 32))
-
-    def _results(self, ahead: int) -> Iterator[bytes]:
-        """Yield what comes next in the file, until at most ``ahead`` pieces are in work."""
-        header, self._header = self._header, b""
-        yield header
-        while len(self._deflated) > ahead:
-            yield self._deflated.popleft().result()
-
-
-def _deflate(piece: bytes, dictionary: bytes, level: int) -> bytes:
-    """Return the deflated form of a piece, which ends at a byte boundary (RFC 1951, blocks without contents)."""
-    settings = (level, zlib_ng.DEFLATED, _RAW, _MEMORY, zlib_ng.Z_DEFAULT_STRATEGY)
-    compressor = zlib_ng.compressobj(*settings, dictionary) if dictionary else zlib_ng.compressobj(*settings)
-    return compressor.compress(piece) + compressor.flush(zlib_ng.Z_SYNC_FLUSH)
 
 
 class _HashingSink:

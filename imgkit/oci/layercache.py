@@ -34,7 +34,7 @@ from imgkit.oci.compression import Compression, LayerBlob
 from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.documents import Digest
 from imgkit.oci.layerchanges import LayerChanges
-from imgkit.tree import Content, File
+from imgkit.tree import File, sha256_of
 from imgkit.tree.tarwriter import PIECE, header
 
 log = logging.getLogger("imgkit.oci")
@@ -85,16 +85,8 @@ def layer_key(layer: LayerChanges, compression: Compression, hashes: Mapping[str
         key.update(header(path, node))
         if isinstance(node, File):
             known = hashes.get(path)
-            key.update(bytes.fromhex(known) if known else _sha256(node.content))
+            key.update(bytes.fromhex(known) if known else sha256_of(node.content))
     return key.hexdigest()
-
-
-def _sha256(content: Content) -> bytes:
-    digest = hashlib.sha256()
-    with content.open() as source:
-        while piece := source.read(_CHUNK):
-            digest.update(piece)
-    return digest.digest()
 
 
 class LayerCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError
@@ -13,17 +14,17 @@ from imgkit.fetch.checks import wrong_hash
 from imgkit.fetch.openpgp import Certificate, alpine_certificate, read_certificate, verify_detached
 from imgkit.fetch.releases import MINIROOTFS, Release, newest_minirootfs
 from imgkit.host.jsonfile import read_bytes
-from imgkit.planning.baseimage import PLATFORMS, BaseImage, open_base, usable_tree
 from imgkit.planning.freshness import Freshness, release_of
 from imgkit.planning.furtherrepositories import FurtherRepositories, further_repositories
-from imgkit.planning.imagestore import find_image
 from imgkit.planning.plan import Artefact, ImageSource, Plan
 from imgkit.planning.vouched import Vouched, recall, remember
 from imgkit.recipe import Recipe
-from imgkit.recipe.basereference import BaseReference
-from imgkit.registry.access import RegistryAccess
 from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Tree
+
+if TYPE_CHECKING:
+    from imgkit.planning.baseimage import BaseImage
+    from imgkit.registry.access import RegistryAccess
 
 _KEYS = "etc/apk/keys"
 _MAX_LISTING = 1 << 18
@@ -101,12 +102,7 @@ def _fetch_base(
     allow_stale: bool,
 ) -> Base:
     if recipe.base is not None:
-        platform = PLATFORMS[recipe.architecture(arch).alpine]
-        reference, source = BaseReference.parse(recipe.base), _locked_image(locked)
-        found = find_image(
-            reference, platform, cache, spool.with_name(f"{spool.name}-layout"), locked=source, access=access
-        )
-        return _image_base(open_base(found, platform, spool), keep_privileges=recipe.base_setuid == "keep")
+        return _fetch_image(recipe, recipe.base, arch, cache, spool, _locked_image(locked), access=access)
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signer = _verified(recipe, release, url, cache, known=locked is not None)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
@@ -116,6 +112,27 @@ def _fetch_base(
     chosen = locked is not None or recipe.version is not None
     freshness.check_minirootfs(url, release.version, chosen=chosen)
     return base
+
+
+def _fetch_image(
+    recipe: Recipe,
+    base: str,
+    arch: str,
+    cache: Cache,
+    spool: Path,
+    locked: ImageSource | None,
+    *,
+    access: RegistryAccess | None,
+) -> Base:
+    """Find and unpack the image that a recipe starts from. What only images need is imported here."""
+    from imgkit.planning.baseimage import PLATFORMS, open_base, usable_tree
+    from imgkit.planning.imagestore import find_image
+    from imgkit.recipe.basereference import BaseReference
+
+    platform, layout = PLATFORMS[recipe.architecture(arch).alpine], spool.with_name(f"{spool.name}-layout")
+    found = find_image(BaseReference.parse(base), platform, cache, layout, locked=locked, access=access)
+    image = open_base(found, platform, spool)
+    return _image_base(image, usable_tree(image, keep_privileges=recipe.base_setuid == "keep"))
 
 
 def _verified(recipe: Recipe, release: Release, url: str, cache: Cache, *, known: bool) -> tuple[Path, str]:
@@ -150,9 +167,8 @@ def _locked_image(locked: Plan | None) -> ImageSource | None:
     return source
 
 
-def _image_base(image: BaseImage, *, keep_privileges: bool) -> Base:
-    """Return the base that an image makes."""
-    tree = usable_tree(image, keep_privileges=keep_privileges)
+def _image_base(image: BaseImage, tree: Tree) -> Base:
+    """Return the base that an image makes, whose usable part is ``tree``."""
     release = release_of(tree)
     if release is None:
         return Base("", image.source, tree, Keyring(), image)

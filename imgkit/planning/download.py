@@ -6,25 +6,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from imgkit.apk.index import Package
 from imgkit.apk.package import PackageFile, check_package, open_package
 from imgkit.errors import InputError
 from imgkit.fetch.cache import Cache, Wanted, hash_file
+from imgkit.fetch.pool import in_parallel
+from imgkit.host.processors import usable_processors
 from imgkit.planning.base import Base
 from imgkit.planning.localfolders import check_local
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.rootfs.install import installed_in
 
+NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
 _MAX_PACKAGE = 2 << 30
 _CONTENT_SLACK = 16 << 20  # bytes by which the contents of a package may exceed what its index states
 
 
-def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False) -> tuple[Plan, Mapping[str, Path]]:
+def missing_packages(plan: Plan, base: Base) -> list[PlannedPackage]:
+    """Return the packages that the base does not have in the same build."""
+    present = {record.package.name: record.package.identity for record in installed_in(base.tree)}
+    return [planned for planned in plan.packages if present.get(planned.package.name) != planned.package.identity]
+
+
+def fetch_packages(
+    plan: Plan, base: Base, cache: Cache, *, locked: bool = False, known: Mapping[str, str] = NONE_KNOWN
+) -> tuple[Plan, Mapping[str, Path]]:
     """Download the packages of a plan. Packages that the minirootfs has in the same build are left out.
 
     Args:
         locked: the plan is that of a lock file, which must have the SHA-256 of each file.
+        known: package name → SHA-256 in hex, of packages whose files are not needed.
 
     Returns:
         The plan with the SHA-256 of each file, and package name → file.
@@ -32,14 +45,16 @@ def fetch_packages(plan: Plan, base: Base, cache: Cache, *, locked: bool = False
     Raises:
         InputError: a file cannot be downloaded, is not the one in the index or the lock, or has no SHA-256 in the lock.
     """
-    present = {record.package.name: record.package.identity for record in installed_in(base.tree)}
-    missing = [planned for planned in plan.packages if present.get(planned.package.name) != planned.package.identity]
+    missing = missing_packages(plan, base)
     for planned in missing:
         if locked and not planned.sha256:
             message = f"{planned.file_name}: has to be downloaded, and the lock has no SHA-256 of it"
             raise InputError(message, hint="refresh the lock (imgkit lock RECIPE)")
-    files = _fetch(missing, base, cache)
-    packages = tuple(_with_hash(planned, files.get(planned.package.name)) for planned in plan.packages)
+    files = _fetch([planned for planned in missing if planned.package.name not in known], base, cache)
+    hashes = {**known, **_hashes(plan.packages, files)}
+    packages = tuple(
+        replace(planned, sha256=planned.sha256 or hashes.get(planned.package.name, "")) for planned in plan.packages
+    )
     return replace(plan, packages=packages), files
 
 
@@ -69,11 +84,16 @@ def open_planned(files: Mapping[str, Path], base: Base, spool: Path, package: Pa
     return open_package(
         files[package.name],
         spool=spool,
-        max_installed=package.installed_size + _CONTENT_SLACK,
+        max_installed=limit_of(package),
         expected=package.identity,
         keyring=base.keyring_of(f"{package.repository.url}/{package}.apk"),
         name=f"{package}.apk",
     )
+
+
+def limit_of(package: Package) -> int:
+    """Return the bytes that the files of a package may have together."""
+    return package.installed_size + _CONTENT_SLACK
 
 
 def _wanted(planned: PlannedPackage) -> Wanted:
@@ -89,7 +109,8 @@ def _wanted(planned: PlannedPackage) -> Wanted:
     )
 
 
-def _with_hash(planned: PlannedPackage, path: Path | None) -> PlannedPackage:
-    if path is None or planned.sha256:
-        return planned
-    return replace(planned, sha256=hash_file(path))
+def _hashes(packages: Sequence[PlannedPackage], files: Mapping[str, Path]) -> dict[str, str]:
+    """Return package name → SHA-256 in hex, of the files of packages that have none yet."""
+    names = [planned.package.name for planned in packages if planned.package.name in files and not planned.sha256]
+    jobs = [lambda _, path=files[name]: hash_file(path) for name in names]
+    return dict(zip(names, in_parallel(jobs, workers=usable_processors()), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from imgkit.apk.dependency import Dependency
 from imgkit.apk.solver import UnknownPackageError, solve
@@ -12,12 +13,14 @@ from imgkit.errors import RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.fetch.checks import shown
 from imgkit.planning.base import Base, freshness_of
-from imgkit.planning.baseimage import BaseImage
 from imgkit.planning.freshness import Freshness
 from imgkit.planning.indexes import INDEX, fetch_indexes
 from imgkit.planning.plan import Plan, PlannedPackage
 from imgkit.recipe import Recipe, Shape
 from imgkit.rootfs.install import installed_in, world_in
+
+if TYPE_CHECKING:
+    from imgkit.planning.baseimage import BaseImage
 
 _MOST_NAMED = 5  # packages that a message names
 

@@ -14,6 +14,7 @@ from imgkit.rootfs.agent import add_agent
 from imgkit.rootfs.binaries.examine import BinaryFindings, examine, prune
 from imgkit.rootfs.initramfs.make import install_initramfs
 from imgkit.rootfs.install import ScriptReport
+from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.kernel import Kernel, kernels
 from imgkit.rootfs.openrc.deptree import install_cache as install_dependency_cache
 from imgkit.rootfs.steps import PackageSet
@@ -80,7 +81,7 @@ def compose(
     payload_paths = steps.payload_paths(tree, written)
     systemfiles.enable_services(tree, recipe)
     install_dependency_cache(tree, epoch=epoch)
-    kernel = _boot(tree, recipe, facts, root_uuid, epoch)
+    kernel = _boot(tree, recipe, facts, root_uuid, epoch, selection.kept)
     steps.refuse_foreign(tree, facts.alpine, payload_paths)
     binaries = examine(tree, facts.alpine, payload_paths)
     if recipe.payload_binaries == "prune":
@@ -88,11 +89,11 @@ def compose(
     return Composition(tree, kernel, scripts, binaries)
 
 
-def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int) -> Kernel:
+def _boot(tree: Tree, recipe: Recipe, facts: Architecture, root_uuid: str, epoch: int, kept: KeptSteps) -> Kernel:
     """Make the initramfs of every kernel, and GRUB's configuration for the newest one of the recipe's flavour."""
     _set_features(tree, recipe.initramfs_features, epoch)
     for kernel in kernels(tree):
-        install_initramfs(tree, kernel.release, epoch=epoch)
+        install_initramfs(tree, kernel.release, epoch=epoch, kept=kept)
     fitting = [kernel for kernel in kernels(tree) if kernel.flavour == recipe.kernel]
     if not fitting:
         raise RecipeError(

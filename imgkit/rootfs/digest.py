@@ -11,12 +11,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from imgkit.tree import Content, Device, File, HardLink, Node, Symlink, Tree, kind
+from imgkit.tree import Device, File, HardLink, Node, Symlink, Tree, kind, sha256_of
 
 NodeRecord: TypeAlias = Mapping[str, Any]
 """The facts about one path (see :func:`records`): JSON values, which are strings, numbers and a mapping of strings."""
-
-_CHUNK = 1 << 20
 
 
 def records(tree: Tree) -> dict[str, NodeRecord]:
@@ -40,7 +38,7 @@ def record(tree: Tree, node: Node) -> NodeRecord:
         "gid": node.gid,
     }
     if isinstance(node, File):
-        facts |= {"size": node.content.size, "sha256": _sha256(node.content)}
+        facts |= {"size": node.content.size, "sha256": sha256_of(node.content).hex()}
     elif isinstance(node, Symlink):
         facts["target"] = node.target
     elif isinstance(node, Device):
@@ -48,15 +46,6 @@ def record(tree: Tree, node: Node) -> NodeRecord:
     if node.xattrs:
         facts["xattrs"] = {name: value.hex() for name, value in sorted(node.xattrs.items())}
     return facts
-
-
-def _sha256(content: Content) -> str:
-    """Return the SHA-256 of a file's content as hexadecimal text."""
-    digest = hashlib.sha256()
-    with content.open() as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def fingerprint(records: Mapping[str, NodeRecord]) -> str:

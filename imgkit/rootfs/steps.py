@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgkit.apk.index import Package
@@ -14,7 +14,9 @@ from imgkit.recipe import Recipe
 from imgkit.rootfs.accounts import AccountError
 from imgkit.rootfs.agent import FOLDER as AGENT_FOLDER
 from imgkit.rootfs.binaries.libraries import check_architecture
-from imgkit.rootfs.install import ScriptReport, install, installed_in, world_in
+from imgkit.rootfs.install import ScriptReport, installed_in, world_in
+from imgkit.rootfs.keptinstallation import install_or_take
+from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.overlays import add_overlay_folder
 from imgkit.rootfs.ownedfiles import add_files
 from imgkit.rootfs.payload import PAYLOAD, replace_payload
@@ -31,11 +33,13 @@ class PackageSet:
         packages: all packages, in install order.
         open_file: returns the verified file of one of them.
         world: the dependencies that the image's own apk finds in ``etc/apk/world``.
+        kept: the results of steps of earlier builds.
     """
 
     packages: tuple[Package, ...]
     open_file: Callable[[Package], PackageFile]
     world: tuple[str, ...]
+    kept: KeptSteps = field(default_factory=KeptSteps)
 
 
 def install_packages(
@@ -51,10 +55,11 @@ def install_packages(
     """
     if _is_installed(tree, selection):
         return ScriptReport((), (), ())
-    scripts = install(
+    scripts = install_or_take(
         tree,
         selection.packages,
         selection.open_file,
+        selection.kept,
         world=selection.world,
         arch=recipe.architecture(arch).alpine,
         epoch=epoch,

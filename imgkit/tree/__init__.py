@@ -19,15 +19,17 @@ from imgkit.tree.nodes import (
     Directory,
     File,
     HardLink,
+    HashedSlice,
     Inline,
     Node,
     Slice,
     Symlink,
     kind,
+    sha256_of,
 )
 from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, by_parts, check_path, leads_out, parent
 from imgkit.tree.tar import xattrs_of
-from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, Tree
+from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, LazyCopy, Tree
 
 __all__ = [
     "MAX_LINKS",
@@ -40,7 +42,9 @@ __all__ = [
     "Directory",
     "File",
     "HardLink",
+    "HashedSlice",
     "Inline",
+    "LazyCopy",
     "Node",
     "Slice",
     "Symlink",
@@ -51,5 +55,6 @@ __all__ = [
     "kind",
     "leads_out",
     "parent",
+    "sha256_of",
     "xattrs_of",
 ]

@@ -7,6 +7,7 @@ with Spool(path) as spool:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import TracebackType
 
 from imgkit.host.room import no_room_for
 from imgkit.tree import tarstream
-from imgkit.tree.nodes import Content, Device, Directory, File, Inline, Node, Slice, Symlink
+from imgkit.tree.nodes import Content, Device, Directory, File, HashedSlice, Inline, Node, Symlink
 from imgkit.tree.tar import xattrs_of
 from imgkit.tree.tarstream import Header, TarStream
 
@@ -49,9 +50,11 @@ class Spool:
         """
         if not header.size:
             return _EMPTY
+        digest = hashlib.sha256()
         for piece in stream.content():
+            digest.update(piece)
             self._write(piece)
-        content = Slice(self._path, self._offset, header.size)
+        content = HashedSlice(self._path, self._offset, header.size, digest.digest())
         self._offset += header.size
         return content
 

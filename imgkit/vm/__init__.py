@@ -14,30 +14,36 @@
 
 :class:`BootSpec` describes a machine; :meth:`VM.boot` also takes its fields as keywords. A boot that fails raises a
 subclass of :class:`BootError`, a request that fails :class:`RequestError`. The pytest plugin is :mod:`imgkit.testing`.
+
+Each name is imported when it is used (PEP 562): a build needs to know the machine of an architecture, which is in this
+package, but boots nothing.
 """
 
-from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
-from imgkit.vm.agent.completed import Completed
-from imgkit.vm.agent.protocol import AgentResult, HostToolRequest, Output, PermissionRequest
-from imgkit.vm.agent.requests import AgentRequest
-from imgkit.vm.bootspec import BootSpec
-from imgkit.vm.failures import (
-    AgentError,
-    BootError,
-    BootLoaderError,
-    BootTimeoutError,
-    FloodError,
-    InitError,
-    InitramfsError,
-    KernelPanicError,
-    NothingToBootError,
-    QemuDiedError,
-    QuotaError,
-    RequestError,
-)
-from imgkit.vm.running import VM
-from imgkit.vm.sessions.guestsession import GuestSession, SessionEnd
-from imgkit.vm.shares.quotas import FolderQuota, Quotas
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
+    from imgkit.vm.agent.completed import Completed
+    from imgkit.vm.agent.protocol import AgentResult, HostToolRequest, Output, PermissionRequest
+    from imgkit.vm.agent.requests import AgentRequest
+    from imgkit.vm.bootspec import BootSpec
+    from imgkit.vm.failures import (
+        AgentError,
+        BootError,
+        BootLoaderError,
+        BootTimeoutError,
+        FloodError,
+        InitError,
+        InitramfsError,
+        KernelPanicError,
+        NothingToBootError,
+        QemuDiedError,
+        QuotaError,
+        RequestError,
+    )
+    from imgkit.vm.running import VM
+    from imgkit.vm.sessions.guestsession import GuestSession, SessionEnd
+    from imgkit.vm.shares.quotas import FolderQuota, Quotas
 
 __all__ = [
     "VM",
@@ -67,3 +73,45 @@ __all__ = [
     "RequestError",
     "SessionEnd",
 ]
+
+_MODULES = {
+    "imgkit.vm.agent.callbacks": ("HostToolAnswer", "Permission"),
+    "imgkit.vm.agent.completed": ("Completed",),
+    "imgkit.vm.agent.protocol": ("AgentResult", "HostToolRequest", "Output", "PermissionRequest"),
+    "imgkit.vm.agent.requests": ("AgentRequest",),
+    "imgkit.vm.bootspec": ("BootSpec",),
+    "imgkit.vm.failures": (
+        "AgentError",
+        "BootError",
+        "BootLoaderError",
+        "BootTimeoutError",
+        "FloodError",
+        "InitError",
+        "InitramfsError",
+        "KernelPanicError",
+        "NothingToBootError",
+        "QemuDiedError",
+        "QuotaError",
+        "RequestError",
+    ),
+    "imgkit.vm.running": ("VM",),
+    "imgkit.vm.sessions.guestsession": ("GuestSession", "SessionEnd"),
+    "imgkit.vm.shares.quotas": ("FolderQuota", "Quotas"),
+}
+"""Module → the names that are defined in it."""
+
+
+if not TYPE_CHECKING:  # a type checker knows the names from above, and complains about all others
+
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is used."""
+        for module, names in _MODULES.items():
+            if name in names:
+                from importlib import import_module
+
+                return getattr(import_module(module), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,13 @@ import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgkit.host.progress import Steps
 from imgkit.image.assemble import BuildResult
-from imgkit.image.containerimage import ContainerResult
+
+if TYPE_CHECKING:
+    from imgkit.image.containerimage import ContainerResult
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from imgkit.engines.native.packedclusters import PackedClusters, chunk_key
 from imgkit.engines.native.sharedfiles import SharedFiles, changed
 from imgkit.engines.native.sparsedisk import FilePiece, PlannedChunk, SparseDisk
 from imgkit.errors import HostError
-from imgkit.host import processors
+from imgkit.host.processors import usable_processors
 
 _AHEAD = 16  # chunks that may be in work or wait for those before them: 16 MiB, and as much for 16 threads
 _ZEROS = bytes(CHUNK)
@@ -77,7 +77,7 @@ class Packer:
         self._regions = regions
         self._compression = compression
         self._cache = cache
-        self._threads = threads or processors.usable()
+        self._threads = threads or usable_processors()
         self._place = _Workplace(compression)
         self._files = SharedFiles()
         self._stack = ExitStack()

@@ -112,7 +112,7 @@ def read_part(content: Content, offset: int, size: int) -> bytes:
     if isinstance(content, Inline):
         return content.data[offset : offset + size]
     if isinstance(content, Slice):
-        return Slice(content.path, content.offset + offset, size).read() if size else b""
+        return content.part(offset, size) if size else b""
     with content.open() as source:
         source.read(offset)
         return source.read(size)

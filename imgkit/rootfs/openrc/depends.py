@@ -18,7 +18,7 @@ from imgkit.rootfs.scripts.control import Jump, Leave
 from imgkit.rootfs.scripts.shellprogram import Shell
 from imgkit.rootfs.scripts.state import Failed, ShellState, Streams, options
 from imgkit.rootfs.scripts.words import Unsupported
-from imgkit.tree import File, Tree
+from imgkit.tree import File, LazyCopy, Tree
 
 _CONF = "etc/conf.d"
 _SETTINGS = "etc/rc.conf"
@@ -176,7 +176,7 @@ def declarations(tree: Tree) -> list[ServiceDeclaration]:
 
 def _service(tree: Tree, name: str, text: str, budget: Budget) -> ServiceDeclaration:
     """Compute what one service script declares."""
-    files = _StaticFiles(tree.copy(), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
+    files = _StaticFiles(LazyCopy(tree), cwd=f"/{INIT}", budget=budget)  # there, "after *" is after all services
     shell = _ServiceShell(files, name)
     streams = Streams(io.StringIO(), _ignore, _ignore)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from imgkit.rootfs.scripts.syntax import (
     AndOr,
@@ -31,6 +32,7 @@ from imgkit.rootfs.scripts.words import ASSIGNMENT, Scanner, Unsupported, Word
 __all__ = ["Unsupported", "parse"]
 
 _MAX_DEPTH = 50
+_MAX_REPEATED = 32 << 10  # characters of a text that is kept, as every service reads the same configuration
 _FUNCTION = re.compile(r"([A-Za-z_][\w-]*)[ \t]*\([ \t]*\)", re.ASCII)
 _RESERVED = re.compile(r"(?:[a-z]+|[{}!])(?=[\s;&|()<>]|$)")
 _REDIRECT = re.compile(r"([0-9]?)(<<-|<<|<&|<>|>>|>&|>\||<|>)|(&>)(?!>)")
@@ -47,6 +49,10 @@ def parse(text: str, *, line: int = 1) -> Body:
     Raises:
         Unsupported: there is a construct outside the subset, or a syntax error.
     """
+    return _parsed_before(text, line) if len(text) <= _MAX_REPEATED else _parsed(text, line)
+
+
+def _parsed(text: str, line: int) -> Body:
     parser = _Parser(text, line)
     try:
         body = parser.body()
@@ -55,6 +61,9 @@ def parse(text: str, *, line: int = 1) -> Body:
     if not parser.at_end():
         raise parser.refuse(f"syntax error near {parser.rest()!r}")
     return body
+
+
+_parsed_before = lru_cache(maxsize=16)(_parsed)
 
 
 @dataclass

@@ -132,8 +132,10 @@ def test_all_that_the_bytes_depend_on_is_in_the_key(monkeypatch: pytest.MonkeyPa
     ]
     chunk = PlannedChunk(CHUNK, CHUNK, (first, second), False)
     keys.append(chunk_key(chunk, ClusterCompression("zlib")))
+    keys.append(chunk_key(chunk, ClusterCompression(None)))
     monkeypatch.setattr("zstandard.ZSTD_VERSION", (9, 9, 9))
-    keys.append(piece())
+    monkeypatch.setattr("zlib_ng.zlib_ng.ZLIBNG_RUNTIME_VERSION", "9.9")
+    keys += [piece(), chunk_key(chunk, ClusterCompression("zlib"))]
     assert len(set(keys)) == len(keys)
 
 

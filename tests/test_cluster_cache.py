@@ -240,7 +240,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyt
     with ClusterCache(tmp_path / "cache") as cache:
         for _ in range(2):
             cache.store(KEY, CLUSTERS)
-        with caplog.at_level(logging.DEBUG):
+        with caplog.at_level(logging.DEBUG, "imgkit.engines"):
             assert cache.take(KEY) is None
     assert caplog.messages == [
         f"{tmp_path / 'cache'}: compressed clusters are not kept for the next build: Not a directory",

@@ -44,8 +44,8 @@ class _Reader:
         fields = struct.unpack_from(">4sIQIIQIIQQIIQQQQII", data)
         self.size, self.features, length = fields[5], fields[13], fields[17]
         self.l1_size, self.l1_offset, self.refcount_offset, self.refcount_clusters = fields[7:11]
-        expected = (b"QFI\xfb", 3, 0, 0, 16, 0, 0, 0, 0, 4)
-        if (*fields[:5], fields[6], fields[11], fields[12], fields[14], fields[16]) != expected:
+        expected = (b"QFI\xfb", 3, 0, 0, 16, 0, 0, 0, 0, 0, 4)
+        if (*fields[:5], fields[6], *fields[11:13], *fields[14:17]) != expected:
             raise DamagedError(f"the header has {fields}")
         self.bits, self.cluster = 16, 1 << 16
         kind = data[104] if length > 104 else 0

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -233,14 +234,36 @@ def test_more_than_one_block_of_reference_counts(more: int, tmp_path: Path) -> N
 
 def test_clusters_of_all_lengths_follow_each_other(tmp_path: Path) -> None:
     """What can be compressed and what cannot alternate, so that room at the end of clusters is used and left."""
-    with SparseDisk(8 * CHUNK, tmp_path / "spool") as disk:
-        for number in range(0, 128, 2):
-            disk.put(number * CLUSTER, noise(CLUSTER - 400 * number) + b"x" * 400 * number)
+    with SparseDisk(3 * CHUNK, tmp_path / "spool") as disk:
+        for number in range(0, 48, 2):
+            disk.put(number * CLUSTER, noise(CLUSTER - 1200 * number) + b"x" * 1200 * number)
             disk.put((number + 1) * CLUSTER, (noise(CLUSTER) if number % 6 else b"y" * CLUSTER))
-        write_image(disk, tmp_path / "disk", [Region("all", 0, 8 * CHUNK)])
+        write_image(disk, tmp_path / "disk", [Region("all", 0, 3 * CHUNK)])
         file = read_qcow2(tmp_path / "disk")
         assert file.disk == contents(disk)
     assert 0 < file.compressed < len(file.clusters)
+
+
+def test_where_clusters_lie(tmp_path: Path) -> None:
+    """Compressed ones follow each other to the byte, also across clusters of the file if no other one is there."""
+    lengths = (3, 0, 50_000, 20_000, CLUSTER, 4000, 60_000, 5535, 1, *(0,) * 7)
+    with (tmp_path / "disk").open("xb") as sink:
+        writer = Qcow2Writer(sink, CHUNK, "zstd")
+        payload = b"".join(bytes([number]) * length for number, length in enumerate(lengths))
+        writer.write(0, PackedClusters(b"", lengths, payload))
+        writer.finish()
+    data = (tmp_path / "disk").read_bytes()
+    [table] = struct.unpack_from(">Q", data, struct.unpack_from(">Q", data, 40)[0])
+    entries = struct.unpack_from(">9Q", data, table & ~(1 << 63))
+    second = CLUSTER + 70_003  # where the third one ends, in the second cluster of the file
+    offsets = [CLUSTER, 0, CLUSTER + 3, CLUSTER + 50_003, 3 * CLUSTER, second, 4 * CLUSTER, 4 * CLUSTER + 60_000,
+               5 * CLUSTER - 1]  # fmt: skip
+    assert [entry & ((1 << 54) - 1) for entry in entries] == offsets
+    for number, (offset, length) in enumerate(zip(offsets, lengths, strict=False)):
+        assert data[offset : offset + length] == bytes([number]) * length
+        sectors = (offset + length - 1) // 512 - offset // 512
+        assert entries[number] >> 54 == (0 if not length else 512 if length == CLUSTER else 256 + sectors)
+    assert table & ~(1 << 63) == 5 * CLUSTER
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from imgkit.errors import HostError
-from imgkit.tree.nodes import Content, Inline, Slice
+from imgkit.tree.nodes import Content, Slice
 
 _MOST_OPEN = 64  # files that stay open though nobody reads them
 _SKIPPED = 1 << 20  # bytes that are skipped at a time
@@ -54,9 +54,6 @@ class SharedFiles:
         Raises:
             HostError: the content cannot be read, or is shorter than it was.
         """
-        if isinstance(content, Inline):
-            view[:] = content.data[start : start + len(view)]
-            return
         try:
             if isinstance(content, Slice):
                 self._read_slice(view, content.path, content.offset + start)

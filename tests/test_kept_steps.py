@@ -142,7 +142,7 @@ def installations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installati
 def hashed(path: Path, name: str, data: bytes) -> PackageEntry:
     """Return a file whose content is in a spool."""
     path.write_bytes(b"before" + data)
-    content = HashedSlice(path, 6, len(data), sha256_of(Inline(data)))
+    content = HashedSlice(path, 6, len(data), sha256_of(Inline(data)), data[:4])
     return PackageEntry(name, File(content=content, mode=0o755), b"\0" * 20, "root", "root")
 
 

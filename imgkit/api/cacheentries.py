@@ -1,4 +1,4 @@
-"""What is in the folder of caches: downloads, images, layers, clusters, machines, appliances, npm's packages.
+"""What is in the folder of caches: downloads, unpacked packages, images, layers, clusters and so on.
 
 Each part of imgkit has a folder of its own there (:mod:`imgkit.fetch.cache`, :mod:`imgkit.fetch.kept`,
 :mod:`imgkit.planning.imagestore`, :mod:`imgkit.oci.layercache`, :mod:`imgkit.engines.native.clustercache`,

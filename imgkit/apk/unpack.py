@@ -31,6 +31,7 @@ from imgkit.tree import (
     xattrs_of,
 )
 from imgkit.tree.gzipmembers import GzipMembers
+from imgkit.tree.nodes import START
 from imgkit.tree.tarstream import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Header, TarError, TarStream
 
 CHECKSUM = "APK-TOOLS.checksum.SHA1"
@@ -180,13 +181,14 @@ class _Reader:
         if header.size > self._budget:
             raise self._refuse(f"unpacks to more than the {self._max_installed} bytes that it may (at {path})")
         digest = hashlib.sha1()  # noqa: S324 - the format's choice; SHA-256 covers the data as a whole
-        known = hashlib.sha256()
+        known, start = hashlib.sha256(), b""
         for part in self._archive.content():
             digest.update(part)
             known.update(part)
+            start = start if len(start) == START else start + bytes(part[: START - len(start)])
             _write(self._sink, part)
         self._compare(digest.digest(), expected, path)
-        content = HashedSlice(self._spool, self._offset, header.size, known.digest())
+        content = HashedSlice(self._spool, self._offset, header.size, known.digest(), start)
         self._offset += header.size
         self._budget -= header.size
         return File(content=content, **_attributes(header)), expected

@@ -17,9 +17,9 @@ from imgkit.host.jsonfile import read_bytes
 from imgkit.planning.freshness import Freshness, release_of
 from imgkit.planning.furtherrepositories import FurtherRepositories, further_repositories
 from imgkit.planning.plan import Artefact, ImageSource, Plan
+from imgkit.planning.unpackedbase import unpacked_base
 from imgkit.planning.vouched import Vouched, recall, remember
 from imgkit.recipe import Recipe
-from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, Tree
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _fetch_base(
     release, url = _newest(recipe, recipe.architecture(arch).alpine, cache) if locked is None else _locked(locked)
     archive, signer = _verified(recipe, release, url, cache, known=locked is not None)
     artefact = Artefact(url, archive.stat().st_size, hash_file(archive), f"OpenPGP {signer}")
-    tree = unpack(archive, spool)
+    tree = unpacked_base(archive, artefact.sha256, cache.folder, spool)
     base = Base(release.version, artefact, tree, _keys_in(tree, release.file))
     freshness = freshness_of(recipe, arch, base, cache, allow_stale=allow_stale)
     chosen = locked is not None or recipe.version is not None

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +34,13 @@ from imgkit.apk.signature import Keyring
 from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import HostError
 from imgkit.fetch.kept import Kept
+from imgkit.fetch.keptcontents import damage_of, load_content, moved, store_content
 from imgkit.fetch.pool import in_parallel
 from imgkit.host.processors import usable_processors
 from imgkit.planning.base import Base
 from imgkit.planning.download import limit_of, open_planned
 from imgkit.planning.plan import PlannedPackage
-from imgkit.tree import Content, File, HashedSlice
+from imgkit.tree import File, HashedSlice
 from imgkit.tree.noderecords import load_node, store_node
 
 log = logging.getLogger("imgkit")
@@ -48,7 +48,6 @@ log = logging.getLogger("imgkit")
 MOST_BYTES = 8 << 30
 """Bytes of all packages that are kept."""
 _FORMAT = f"imgkit {__version__} package 1"  # changes with the record, and with what a package may hold
-_PIECE = 1 << 20  # bytes hashed at a time
 _T = TypeVar("_T")
 
 
@@ -124,7 +123,7 @@ class UnpackedPackages:
         contents = [node.content for node in nodes if isinstance(node.content, HashedSlice)]
         if sum(content.size for content in contents) > limit_of(planned.package):
             return None
-        damage = _damage(self._kept.blob(key), contents)
+        damage = damage_of(self._kept.blob(key), contents)
         if damage is not None:
             self._kept.forget(key, damage)
             return None
@@ -153,7 +152,7 @@ class UnpackedPackages:
             "entries": [_store_entry(entry) for entry in file.entries],
         }
         self._kept.add(key, json.dumps(record, separators=(",", ":")).encode(), blob)
-        return replace(file, entries=tuple(_moved(entry, place) for entry in file.entries))
+        return replace(file, entries=tuple(replace(entry, node=moved(entry.node, place)) for entry in file.entries))
 
 
 def _largest_first(packages: Iterable[PlannedPackage]) -> list[PlannedPackage]:
@@ -173,46 +172,13 @@ def _key(planned: PlannedPackage, base: Base) -> str:
     return hashlib.sha256(f"{_FORMAT}\n{planned.package.identity}\n{keyring.digest}".encode()).hexdigest()
 
 
-def _damage(blob: Path, contents: Iterable[HashedSlice]) -> str | None:
-    """Return why contents of a blob cannot be used: it cannot be read, or one has another SHA-256 than it should."""
-    try:
-        with blob.open("rb", buffering=0) as source:
-            for content in contents:
-                digest, place, end = hashlib.sha256(), content.offset, content.offset + content.size
-                while piece := os.pread(source.fileno(), min(end - place, _PIECE), place):
-                    digest.update(piece)
-                    place += len(piece)
-                if digest.digest() != content.sha256:
-                    return f"its blob at {content.offset} has another SHA-256"
-    except OSError as fault:
-        return f"its blob: {fault.strerror}"
-    return None
-
-
-def _moved(entry: PackageEntry, blob: Path) -> PackageEntry:
-    """Return an entry whose content is in another file, at the same place."""
-    node = entry.node
-    if not isinstance(node, File) or not isinstance(node.content, HashedSlice):
-        return entry
-    return replace(entry, node=replace(node, content=replace(node.content, path=blob)))
-
-
 def _store_entry(entry: PackageEntry) -> list[Any]:
     checksum = None if entry.checksum is None else entry.checksum.hex()
-    return [entry.path, checksum, entry.uname, entry.gname, store_node(entry.node, _store_content)]
-
-
-def _store_content(content: Content) -> list[Any]:
-    if not isinstance(content, HashedSlice):
-        raise TypeError("the content of a package is not in its spool")
-    return [content.offset, content.size, content.sha256.hex()]
+    return [entry.path, checksum, entry.uname, entry.gname, store_node(entry.node, store_content)]
 
 
 def _load(record: Mapping[str, Any], blob: Path) -> PackageFile:
-    def content(stored: list[Any]) -> Content:
-        offset, size, sha256 = stored
-        return HashedSlice(blob, offset, size, bytes.fromhex(sha256))
-
+    content = partial(load_content, blob)
     entries = tuple(
         PackageEntry(path, load_node(node, content), None if checksum is None else bytes.fromhex(checksum), *names)
         for path, checksum, *names, node in record["entries"]

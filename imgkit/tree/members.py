@@ -15,7 +15,7 @@ from types import TracebackType
 
 from imgkit.host.room import no_room_for
 from imgkit.tree import tarstream
-from imgkit.tree.nodes import Content, Device, Directory, File, HashedSlice, Inline, Node, Symlink
+from imgkit.tree.nodes import START, Content, Device, Directory, File, HashedSlice, Inline, Node, Symlink
 from imgkit.tree.tar import xattrs_of
 from imgkit.tree.tarstream import Header, TarStream
 
@@ -50,11 +50,12 @@ class Spool:
         """
         if not header.size:
             return _EMPTY
-        digest = hashlib.sha256()
+        digest, start = hashlib.sha256(), b""
         for piece in stream.content():
             digest.update(piece)
+            start = start if len(start) == START else start + bytes(piece[: START - len(start)])
             self._write(piece)
-        content = HashedSlice(self._path, self._offset, header.size, digest.digest())
+        content = HashedSlice(self._path, self._offset, header.size, digest.digest(), start)
         self._offset += header.size
         return content
 

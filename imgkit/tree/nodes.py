@@ -92,11 +92,21 @@ class Slice:
             os.close(descriptor)
 
 
+START = 4
+"""Bytes of a content that a :class:`HashedSlice` notes."""
+
+
 @dataclass(frozen=True)
 class HashedSlice(Slice):
-    """A slice whose SHA-256 (32 bytes) was computed when it was written."""
+    """A slice of which some facts were noted when it was written.
+
+    Attributes:
+        sha256: of its bytes (32 bytes).
+        start: its first bytes, four if it has so many: enough to tell what format a file has without opening it.
+    """
 
     sha256: bytes
+    start: bytes
 
 
 def sha256_of(content: Content) -> bytes:

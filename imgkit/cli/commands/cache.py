@@ -1,4 +1,4 @@
-"""List, measure and prune the caches: downloads, images, layers, clusters, machines, appliances, npm's packages.
+"""List, measure and prune the folder of caches: downloads, unpacked packages, images, layers, clusters and so on.
 
 list shows every entry, that which was not used for the longest time first; size shows the sum of each kind. prune
 removes what --older-than, --max-size or --all say. It is safe while builds run: then what was used within the last day

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from imgkit.tree import Content, Inline, Slice
+from imgkit.tree import Content, HashedSlice, Inline, Slice
 
 _MAGIC = b"\x7fELF"
 
@@ -104,6 +104,11 @@ class _Header:
     section_size: int
     sections: int
     names: int
+
+
+def may_be_elf(content: Content) -> bool:
+    """Return whether a content may be an ELF file, as far as that is known without opening it."""
+    return not isinstance(content, HashedSlice) or content.start == _MAGIC
 
 
 def read_part(content: Content, offset: int, size: int) -> bytes:

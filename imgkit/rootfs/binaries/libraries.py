@@ -224,8 +224,9 @@ def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: 
     if _MODULE.search(path):
         facts = elf.parse_header(_module_head(path, node.content))
         return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
-    facts = elf.parse_header(elf.read_part(node.content, 0, elf.HEADER_SIZE))
     native = path.endswith(".node")
+    may_be = elf.may_be_elf(node.content)  # that of most files is known, and opening all of them takes long
+    facts = elf.parse_header(elf.read_part(node.content, 0, elf.HEADER_SIZE)) if may_be else None
     if facts is None:
         return ["native module, but no ELF file: it was compiled for another system"] if native else []
     if facts.type not in (elf.ET_EXEC, elf.ET_DYN) or facts.machine == elf.EM_BPF:

@@ -128,7 +128,7 @@ def test_what_a_download_is_if_nobody_knows(folder: Path, put: Put) -> None:
     assert {name[:18] for name in names(cache_entries(folder))} == {f"download: {number}aaaaaaa" for number in range(4)}
 
 
-@pytest.mark.parametrize(("days", "left"), [(21, 17), (19.5, 16), (0, 3)])
+@pytest.mark.parametrize(("days", "left"), [(21, 18), (19.5, 17), (0, 3)])
 def test_pruning_by_age(days: float, left: int, folder: Path, put: Put, keys: Keys) -> None:
     """The dates of indexes, the offline mirror and what is not ours stay at any age."""
     fill(put, keys)

@@ -30,6 +30,7 @@ from imgkit.engines.native.clustercompression import CLUSTER, ClusterCompression
 from imgkit.engines.native.diskwriting import write_image
 from imgkit.engines.native.packedclusters import PackedClusters
 from imgkit.engines.native.qcow2writer import Qcow2Writer
+from imgkit.engines.native.sharedfiles import SharedFiles
 from imgkit.engines.native.sparsedisk import BLOCK, Extent, FileData, SparseDisk
 from imgkit.errors import HostError
 from imgkit.tree import Content, Inline, Slice
@@ -389,6 +390,35 @@ def test_files_that_changed(format: Format, tmp_path: Path) -> None:
     assert (
         str(failing(tmp_path, Streamed(b"x" * (CHUNK + 1)))) == "a file of the image: changed while the image was made"
     )
+
+
+def test_a_large_file_with_another_hash_is_noticed_and_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(pattern(5, 3 * CHUNK))
+    with ClusterCache(tmp_path / "cache") as cache:
+        error = failing(tmp_path, Slice(path, 100, 2 * CHUNK + 5), cache=cache)
+    assert str(error) == f"{path}: changed while the image was made"
+    assert not (tmp_path / "cache" / "clusters").exists()
+
+
+def test_a_large_file_that_is_written_to_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is right when it is checked, and written to before its first part is read."""
+    path, data = tmp_path / "file", pattern(5, 2 * CHUNK)
+    path.write_bytes(data)
+    whole = SharedFiles.sha256
+
+    def then_written(files: SharedFiles, content: Content, buffer: memoryview) -> bytes:
+        value = whole(files, content, buffer)
+        path.write_bytes(data[:-1] + b"?")
+        return value
+
+    monkeypatch.setattr(SharedFiles, "sha256", then_written)
+    with SparseDisk(SIZE, tmp_path / "spool") as disk:
+        file = FileData(Slice(path, 0, len(data)), hashlib.sha256(data).digest())
+        disk.place(Extent(CHUNK, file, 0, len(data)))
+        with pytest.raises(HostError, match="file: changed while the image was made"):
+            write_image(disk, tmp_path / "disk", regions(SIZE), threads=1)
+    assert not (tmp_path / "disk").exists()
 
 
 def test_contents_that_can_only_be_read_from_the_start(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from imgkit.disk.regions import CHUNK, Chunk, Region, chunk_at
@@ -23,7 +23,7 @@ from imgkit.engines.native.clustercache import ClusterCache
 from imgkit.engines.native.clustercompression import CLUSTER, ClusterCompression
 from imgkit.engines.native.packedclusters import PackedClusters, chunk_key
 from imgkit.engines.native.sharedfiles import SharedFiles, changed
-from imgkit.engines.native.sparsedisk import FilePiece, PlannedChunk, SparseDisk
+from imgkit.engines.native.sparsedisk import FileData, FilePiece, PlannedChunk, SparseDisk
 from imgkit.errors import HostError
 from imgkit.host.processors import usable_processors
 
@@ -55,6 +55,16 @@ class _Workplace(threading.local):
         self.compress = compression.compressor()
 
 
+@dataclass
+class _Check:
+    """The check of a file that lies in several chunks."""
+
+    data: FileData
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_done: bool = False
+    stamp: object = None
+
+
 class Packer:
     """Packs the chunks of a disk. Leaving the block waits for the chunks that are in work.
 
@@ -80,6 +90,8 @@ class Packer:
         self._threads = threads or usable_processors()
         self._place = _Workplace(compression)
         self._files = SharedFiles()
+        self._checks: dict[int, _Check] = {}
+        self._lock = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Packer:
@@ -131,7 +143,11 @@ class Packer:
     def _made(self, chunk: PlannedChunk, mapped: Sequence[Chunk]) -> PackedChunk:
         buffer = self._place.buffer
         with memoryview(buffer) as view:
+            stamps = [(piece.data, self._whole(piece.data, view)) for piece in chunk.pieces if not _is_whole(piece)]
             self._fill(view, chunk)
+            for data, stamp in stamps:
+                if self._files.stamp(data.content) != stamp:
+                    raise changed(data.content)
             hashes = tuple(self._hashes(view, chunk, mapped))
             clusters = [self._cluster(view, start) for start in range(0, chunk.size, CLUSTER)]
         sha256 = bytes.fromhex(hashes[0][1]) if len(mapped) == 1 and hashes else b""
@@ -156,8 +172,23 @@ class Packer:
         """Read bytes of a file, and check them if they are the whole file."""
         content = piece.data.content
         self._files.read_into(view, content, piece.start)
-        if len(view) == content.size and hashlib.sha256(view).digest() != piece.data.sha256:
+        if _is_whole(piece) and hashlib.sha256(view).digest() != piece.data.sha256:
             raise changed(content)
+
+    def _whole(self, data: FileData, buffer: memoryview) -> object:
+        """Check, once, a file that lies in several chunks; return its stamp from before.
+
+        Its parts are stored in the cache as parts of a file of that SHA-256, so it must have it.
+        """
+        with self._lock:
+            check = self._checks.setdefault(id(data), _Check(data))
+        with check.lock:
+            if not check.is_done:
+                check.stamp = self._files.stamp(data.content)
+                if self._files.sha256(data.content, buffer) != data.sha256:
+                    raise changed(data.content)
+                check.is_done = True
+        return check.stamp
 
     def _hashes(self, view: memoryview, chunk: PlannedChunk, mapped: Sequence[Chunk]) -> Iterator[tuple[int, str]]:
         for part in mapped:
@@ -175,3 +206,7 @@ class Packer:
 
     def _is_zeros(self, start: int, end: int) -> bool:
         return self._place.buffer.startswith(_ZEROS[: end - start], start)
+
+
+def _is_whole(piece: FilePiece) -> bool:
+    return piece.length == piece.data.content.size

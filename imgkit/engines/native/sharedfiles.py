@@ -9,6 +9,7 @@ of files; so those that were not read for the longest time are closed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -63,6 +64,34 @@ class SharedFiles:
             raise changed(content) from cause
         except OSError as cause:
             raise HostError(f"{_name(content)}: cannot be read: {cause.strerror}") from cause
+
+    def sha256(self, content: Content, buffer: memoryview) -> bytes:
+        """Return the SHA-256 of a whole content, which is read through ``buffer``.
+
+        Raises:
+            HostError: the content cannot be read, or is shorter than it was.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, content.size, len(buffer)):
+            part = buffer[: min(len(buffer), content.size - start)]
+            self.read_into(part, content, start)
+            digest.update(part)
+        return digest.digest()
+
+    def stamp(self, content: Content) -> object:
+        """Return what is different when the file that has a content was written to: its size and times.
+
+        Raises:
+            HostError: the file cannot be opened.
+        """
+        if not isinstance(content, Slice):
+            return None
+        try:
+            with self._reading(content.path) as descriptor:
+                status = os.fstat(descriptor)
+        except OSError as cause:
+            raise HostError(f"{_name(content)}: cannot be read: {cause.strerror}") from cause
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _read_slice(self, view: memoryview, path: Path, offset: int) -> None:
         with self._reading(path) as descriptor:

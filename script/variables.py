@@ -31,7 +31,10 @@ VARIABLES = (
         "`SOURCE_DATE_EPOCH`",
         "seconds since 1970 for what a build generates (default: when the youngest package was built)",
     ),
-    ("`IMGKIT_CACHE`", "folder of downloads, of what builds keep for the next one, and of quick appliances (default: the user's cache folder)"),
+    (
+        "`IMGKIT_CACHE`",
+        "folder of downloads, what builds keep for later ones, and quick appliances (default: the user's cache folder)",
+    ),
     (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
         "certificates that registries are verified against; of mirrors, the first two",

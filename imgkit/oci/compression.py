@@ -74,7 +74,7 @@ class LayerBlob:
 
 def processors() -> int:
     """Return the number of processors that this process may use, at most 16."""
-    return min(usable_processors(), _MOST_THREADS)
+    return usable_processors(_MOST_THREADS)
 
 
 def compress(

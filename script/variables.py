@@ -33,8 +33,7 @@ VARIABLES = (
     ),
     (
         "`IMGKIT_CACHE`",
-        "folder of downloads, of what builds keep for the next one, and of quick appliances"
-        " (default: the user's cache folder)",
+        "folder of downloads, what builds keep for later ones, and quick appliances (default: the user's cache folder)",
     ),
     (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",

@@ -78,7 +78,7 @@ def fill(put: Put, keys: Keys) -> None:
     put("layers/56/" + "56" * 32 + ".blob", 4096, 14)
     put("clusters/5a/" + "5a" * 32, 4096, 13.6)
     put("clusters/5b/" + "5b" * 32, 8192, 13.6)
-    put("unpacked/12/" + "12" * 32 + ".record", 10, 13.8)
+    put("unpacked/12/" + "12" * 32 + ".record", 0, 13.8, "x" * 32 + '{"name":"hello-1.0-r0","sha256":"…')
     put("unpacked/12/" + "12" * 32 + ".blob", 4096, 13.8)
     put("initramfs/34/" + "34" * 32 + ".record", 10, 13.5)
     put("machines/" + "7" * 32 + "/disk.raw", 4096, 13)
@@ -106,7 +106,7 @@ def test_everything_is_listed_by_the_time_of_its_last_use(folder: Path, put: Put
         "image: docker.io/library/alpine:3.22",
         "image: sha256:3434343434343434",
         "layer: 5656565656565656",
-        "unpacked: contents of a package, 1212121212121212",
+        "unpacked: hello-1.0-r0",
         "clusters: 2 compressed chunks of disks",
         "result: initramfs, 3434343434343434",
         "machine: 7777777777777777",

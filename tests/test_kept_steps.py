@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import imgkit
+from imgkit.apk.index import Repository
 from imgkit.apk.package import PackageFile
 from imgkit.apk.unpack import PackageEntry
 from imgkit.host import programversion
@@ -210,6 +211,8 @@ def test_the_records_and_the_order_of_packages_count(installations: Installation
     installations.run(other, (one, verified))
     installations.run((replace(one, description="another"), verified), other)
     assert installations.computed == 3
+    installations.run((replace(one, repository=Repository(3, "http://other.test/")), verified), other)
+    assert installations.computed == 3, "the mirror decides nothing"
 
 
 def test_a_content_that_this_build_lacks_is_a_miss(installations: Installations, tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,15 +23,20 @@ from imgkit.tree import (
     Directory,
     File,
     HardLink,
+    HashedSlice,
     Inline,
+    LazyCopy,
+    Node,
     Slice,
     Symlink,
     Tree,
     TreeError,
     check_path,
     parent,
+    sha256_of,
     xattrs_of,
 )
+from imgkit.tree.noderecords import load_node, store_node
 
 
 def tree_of(*paths: str) -> Tree:
@@ -277,6 +287,123 @@ def test_resolution_never_leaves_the_tree(steps: list[tuple[str, str, str]], pat
     except TreeError:
         return  # a circle
     assert check_path(where) == where
+
+
+@given(STEPS, STEPS)
+def test_a_lazy_copy_is_a_copy(steps: list[tuple[str, str, str]], later: list[tuple[str, str, str]]) -> None:
+    """It reads as the original does, it changes as a copy does, and the original stays as it was."""
+    original = Tree()
+    for step in steps:
+        play(original, *step)
+    before, copy, lazy = list(original.items()), original.copy(), LazyCopy(original)
+    assert list(lazy.items()) == before
+    for step in later:
+        play(copy, *step)
+        play(lazy, *step)
+    assert list(lazy.items()) == list(copy.items())
+    assert [lazy.children(path) for path in lazy] == [copy.children(path) for path in copy]
+    assert list(original.items()) == before
+
+
+def test_every_change_of_a_lazy_copy_leaves_the_original_as_it_was() -> None:
+    def changed(change: Callable[[Tree], object]) -> tuple[list[object], list[object]]:
+        original = Tree()
+        original.write("a/b", "text")
+        lazy = LazyCopy(original)
+        change(lazy)
+        expected = Tree()
+        expected.write("a/b", "text")
+        assert list(original.items()) == list(expected.items())
+        change(expected)
+        return list(lazy.items()), list(expected.items())
+
+    changes: list[Callable[[Tree], object]] = [
+        lambda tree: tree.add("c", Directory()),
+        lambda tree: tree.mkdir("c/d"),
+        lambda tree: tree.write("a/b", "other"),
+        lambda tree: tree.symlink("c/d", "x"),
+        lambda tree: tree.change("a/b", mode=0o600),
+        lambda tree: tree.amend("a", Directory(mode=0o700)),
+        lambda tree: tree.remove("a/b"),
+        lambda tree: tree.replace_with(Tree()),
+    ]
+    for change in changes:
+        actual, expected = changed(change)
+        assert actual == expected
+
+
+@given(STEPS, STEPS)
+def test_a_tree_is_made_of_the_nodes_of_another(
+    steps: list[tuple[str, str, str]], later: list[tuple[str, str, str]]
+) -> None:
+    """Also through records for JSON. Afterwards both change in the same way, so that links and children are known."""
+    tree = Tree()
+    for step in steps:
+        play(tree, *step)
+    text = json.dumps([[path, *store_node(node, lambda content: content.read().hex())] for path, node in tree.items()])
+    loaded = [(path, load_node(node, lambda data: Inline(bytes.fromhex(data)))) for path, *node in json.loads(text)]
+    again = Tree.of(loaded)
+    assert list(again.items()) == list(tree.items())
+    for step in later:
+        play(tree, *step)
+        play(again, *step)
+    assert list(again.items()) == list(tree.items())
+    assert [again.children(path) for path in again] == [tree.children(path) for path in tree]
+
+
+NODES = st.one_of(
+    st.builds(Directory, mode=st.integers(0, 0o7777), uid=st.integers(0, 2**32 - 1), mtime=st.integers(0, 2**40)),
+    st.builds(Symlink, target=st.text(min_size=1), gid=st.integers(0, 2**32 - 1)),
+    st.builds(HardLink, target=st.text(min_size=1)),
+    st.builds(Device, kind=st.sampled_from("cbp"), major=st.integers(0, 4095), minor=st.integers(0, 1 << 20)),
+    st.builds(
+        File,
+        content=st.builds(Inline, st.binary()),
+        xattrs=st.dictionaries(st.text(), st.binary(), max_size=3),
+    ),
+)
+
+
+@given(NODES)
+def test_a_record_of_a_node_is_read_back(node: Node) -> None:
+    record = json.loads(json.dumps(store_node(node, lambda content: content.read().hex())))
+    assert load_node(record, lambda data: Inline(bytes.fromhex(data))) == node
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        ["d"],
+        ["x", 0, 0, 0, 0, {}, None],
+        ["c", 0, 0, 0, 0, {}, [1]],
+        ["d", 0, 0, 0, 0, {"user.x": "zz"}, None],
+        None,
+    ],
+)
+def test_what_is_no_record_of_a_node_is_refused(record: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        load_node(record, Inline)
+
+
+def test_a_part_of_a_slice_is_read_alone(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(bytes(range(100)))
+    content = Slice(tmp_path / "spool", 10, 50)
+    assert content.part(5, 3) == bytes([15, 16, 17])
+    assert content.part(0, 50) == content.read() == bytes(range(10, 60))
+    os.truncate(tmp_path / "spool", 30)
+    assert content.part(5, 3) == bytes([15, 16, 17])
+    with pytest.raises(EOFError, match="file is shorter than it was"):
+        content.part(15, 10)
+    with pytest.raises(EOFError, match="file is shorter than it was"):
+        content.read()
+
+
+def test_a_hash_that_is_known_is_not_computed_again(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"content")
+    expected = hashlib.sha256(b"content").digest()
+    assert sha256_of(Inline(b"content")) == sha256_of(Slice(tmp_path / "spool", 0, 7)) == expected
+    assert sha256_of(HashedSlice(tmp_path / "nowhere", 0, 7, expected, b"cont")) == expected
 
 
 # ---- limits and corners ----------------------------------------------------------------------------------------------

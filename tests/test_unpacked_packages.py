@@ -14,6 +14,7 @@ import pytest
 from fixtures.apkbuild import Entry
 from fixtures.keys import Keys
 from fixtures.server import serve
+from imgkit.api.cacheentries import CacheEntry, cache_entries
 from imgkit.apk.package import PackageFile
 from imgkit.apk.signature import Keyring
 from imgkit.errors import InputError
@@ -241,3 +242,16 @@ def test_several_builds_keep_the_same_package_at_a_time(setup: Setup) -> None:
     assert all(file == results[0] for file in results)
     assert len(setup.files(".record")) == len(setup.files(".blob")) == 1
     assert facts(setup.open()) == facts(results[0])
+
+
+def test_the_list_of_the_cache_names_the_packages(setup: Setup) -> None:
+    def listed() -> CacheEntry:
+        (entry,) = (one for one in cache_entries(setup.planner.cache.folder) if one.path.parts[0] == "unpacked")
+        return entry
+
+    setup.open()
+    entry = listed()
+    assert (entry.kind, entry.name) == ("unpacked", "hello-1.0-r0")
+    assert [path.suffix for path in entry.paths] == [".record", ".blob"]
+    (setup.planner.cache.folder / entry.path).write_bytes(b"damaged")
+    assert listed().name == entry.path.stem[:16]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +47,8 @@ mirror of a checkout, and what imgkit does not know."""
 
 _KNOWN = ("locks",)  # empty files, which nobody may remove while others wait for them
 _DAY = 86400
+_PACKAGE = re.compile(rb'\{"name":"([^"]+)"')
+_MOST_NAME = 512  # bytes of a record that are read for its name
 _MOST_CONTROL = 1 << 20  # bytes of a package that are read for its name
 
 
@@ -215,6 +218,20 @@ def _results(kind: EntryKind, what: str) -> Callable[[Path, Path], Iterator[Cach
     return read
 
 
+def _unpacked(folder: Path, part: Path) -> Iterator[CacheEntry]:
+    """Yield unpacked packages, whose records begin with their names (:mod:`imgkit.planning.unpackedpackages`)."""
+    for key, files in _by_stem(part.glob("*/*")).items():
+        yield from _entry(folder, "unpacked", _name_in(files[0]) or key[:16], *files)
+
+
+def _name_in(record: Path) -> str:
+    """Return the name in the record of a package; empty if it has none."""
+    with suppress(OSError), record.open("rb") as source:
+        known = _PACKAGE.search(source.read(_MOST_NAME))
+        return known[1].decode(errors="replace") if known else ""
+    return ""
+
+
 def _by_stem(paths: Iterable[Path]) -> Mapping[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(paths, reverse=True):  # the record first, by which a result counts as there
@@ -256,7 +273,7 @@ _READERS: Mapping[str, Callable[[Path, Path], Iterator[CacheEntry]]] = {
     "images": _images,
     "layers": _layers,
     "clusters": _clusters,
-    "unpacked": _results("unpacked", "contents of a package"),
+    "unpacked": _unpacked,
     "bases": _results("unpacked", "contents of a minirootfs"),
     "installed": _results("result", "installed packages"),
     "initramfs": _results("result", "initramfs"),

@@ -33,6 +33,8 @@ Algorithm: TypeAlias = Literal["gzip", "zstd"]
 _LEVELS: dict[Algorithm, int] = {"gzip": 3, "zstd": 3}
 _MEDIA_TYPES: dict[Algorithm, str] = {"gzip": mediatypes.LAYER_GZIP, "zstd": mediatypes.LAYER_ZSTD}
 
+_MOST_THREADS = 16  # each takes about 10 MiB of memory
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -84,7 +86,7 @@ def compress(
     Raises:
         OSError: the file cannot be written.
     """
-    threads = usable_processors() if threads is None else threads
+    threads = usable_processors(_MOST_THREADS) if threads is None else threads
     with target.open("xb") as file, _compressor(compression, threads) as compressor:
         diff_id, sink = hashlib.sha256(), _HashingSink(file)
         for piece in pieces:

@@ -21,6 +21,7 @@ from imgkit.rootfs.install import installed_in
 
 NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
 _MAX_PACKAGE = 2 << 30
+_MOST_THREADS = 8
 _CONTENT_SLACK = 16 << 20  # bytes by which the contents of a package may exceed what its index states
 
 
@@ -113,4 +114,4 @@ def _hashes(packages: Sequence[PlannedPackage], files: Mapping[str, Path]) -> di
     """Return package name → SHA-256 in hex, of the files of packages that have none yet."""
     names = [planned.package.name for planned in packages if planned.package.name in files and not planned.sha256]
     jobs = [lambda _, path=files[name]: hash_file(path) for name in names]
-    return dict(zip(names, in_parallel(jobs, workers=usable_processors()), strict=True))
+    return dict(zip(names, in_parallel(jobs, workers=usable_processors(_MOST_THREADS)), strict=True))

@@ -48,6 +48,7 @@ log = logging.getLogger("imgkit")
 MOST_BYTES = 8 << 30
 """Bytes of all packages that are kept."""
 _FORMAT = f"imgkit {__version__} package 1"  # changes with the record, and with what a package may hold
+_MOST_THREADS = 8  # each takes a few MiB of memory
 _T = TypeVar("_T")
 
 
@@ -144,6 +145,7 @@ class UnpackedPackages:
         key = _key(planned, base)
         place = self._kept.blob(key)
         record = {
+            "name": planned.file_name.removesuffix(".apk"),  # the first one, for imgkit cache list
             "sha256": planned.sha256,
             "scripts": {kind: script.decode("latin-1") for kind, script in file.scripts.items()},
             "triggers": file.triggers,
@@ -164,7 +166,7 @@ def _in_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
     def ignoring(job: Callable[[], _T]) -> Callable[[threading.Event], _T]:
         return lambda _stop: job()
 
-    return in_parallel([ignoring(job) for job in jobs], workers=usable_processors())
+    return in_parallel([ignoring(job) for job in jobs], workers=usable_processors(_MOST_THREADS))
 
 
 def _key(planned: PlannedPackage, base: Base) -> str:

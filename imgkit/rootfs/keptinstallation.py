@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from imgkit.apk.index import Package
+from imgkit.apk.index import NOWHERE, Package
 from imgkit.apk.package import PackageFile
 from imgkit.rootfs.install import CompletedScript, ScriptReport, install, installed_in
 from imgkit.rootfs.keptsteps import KeptSteps, described, key_of
@@ -44,7 +45,8 @@ def install_or_take(
     if not kept.keeps:
         return install(tree, packages, open_file, world=words, arch=arch, epoch=epoch, hooks=hooks, skip=skipped)
     nodes = [described(path, node) for path, node in tree.items()]
-    key = key_of(_STEP, [nodes, [repr(package) for package in packages], words, arch, epoch, skipped])
+    records = [repr(replace(package, repository=NOWHERE)) for package in packages]  # from whichever mirror
+    key = key_of(_STEP, [nodes, records, words, arch, epoch, skipped])
     contents = _contents(tree, packages, open_file)
     found = _loaded(kept.take(_STEP, key), contents)
     if found is not None:

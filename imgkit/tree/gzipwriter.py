@@ -93,7 +93,7 @@ class GzipSink:
 
     def __init__(self, file: BinaryIO, level: int) -> None:
         self._file = file
-        self._pieces = GzipPieces(level, min(usable_processors(), _MOST_THREADS))
+        self._pieces = GzipPieces(level, usable_processors(_MOST_THREADS))
         self._waiting = bytearray()
 
     def __enter__(self) -> GzipSink:

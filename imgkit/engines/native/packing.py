@@ -87,7 +87,7 @@ class Packer:
         self._regions = regions
         self._compression = compression
         self._cache = cache
-        self._threads = threads or usable_processors()
+        self._threads = threads or usable_processors(_AHEAD)
         self._place = _Workplace(compression)
         self._files = SharedFiles()
         self._checks: dict[int, _Check] = {}

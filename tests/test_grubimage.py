@@ -158,6 +158,7 @@ def test_modules_that_need_each_other_do_not_hang() -> None:
     assert with_dependencies(["a"], "a: b\nb: a\n") == ("b", "a")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.lists(st.sampled_from("abcdefgh"), max_size=4)))
 def test_every_module_comes_once(needed: dict[str, list[str]]) -> None:
     text = "".join(f"{name}: {' '.join(names)}\n" for name, names in needed.items())
@@ -240,6 +241,7 @@ def test_branches_reach_128_mib() -> None:
         assert instruction == distance >> 2 & 0x03FFFFFF
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1500), st.binary(min_size=1, max_size=8))
 def test_a_damaged_kernel_is_refused_or_made_into_an_image(offset: int, data: bytes) -> None:
     """Nothing else is raised, whatever the bytes."""

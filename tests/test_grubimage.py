@@ -22,6 +22,7 @@ from imgkit.disk.grubimage.pcimage import pc_image
 from imgkit.errors import RecipeError
 from imgkit.tree import Tree
 from tests.conftest import need_program
+from tests.files import noise
 from tests.grubfiles import ALLOC, DATA, MACHINES, TEXT, Kernel, Part, grub_tree, small_kernel, unpacked
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def test_modules_that_need_each_other_do_not_hang() -> None:
     assert with_dependencies(["a"], "a: b\nb: a\n") == ("b", "a")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.lists(st.sampled_from("abcdefgh"), max_size=4)))
 def test_every_module_comes_once(needed: dict[str, list[str]]) -> None:
     text = "".join(f"{name}: {' '.join(names)}\n" for name, names in needed.items())
@@ -187,6 +189,12 @@ def changed(kernel: bytes, offset: int, data: bytes) -> bytes:
     return kernel[:offset] + data + kernel[offset + len(data) :]
 
 
+def with_field(kernel: bytes, section: int, place: int, value: int) -> bytes:
+    """Return a file in whose table of sections one number is another one: of that section, at that place."""
+    (table,) = struct.unpack_from("<Q", kernel, 40)
+    return changed(kernel, table + 64 * section + place, struct.pack("<I", value))
+
+
 def kernel_with(machine: int = 62, symbols: dict[str, tuple[str, int]] | None = None, **part: object) -> bytes:
     """Return a small kernel whose code differs from that of others in ``part``."""
     text = Part(".text", TEXT, bytes(32), **part)  # type: ignore[arg-type]
@@ -201,6 +209,17 @@ def kernel_with(machine: int = 62, symbols: dict[str, tuple[str, int]] | None = 
         (small_kernel("i386-pc"), "kernel.img is not an ELF file of 64 bits"),
         (small_kernel("x86_64-efi")[:40], "kernel.img is cut off"),
         (small_kernel("x86_64-efi")[:-1], "kernel.img is cut off"),
+        (with_field(small_kernel("x86_64-efi"), 2, 32, 100_000), "kernel.img is cut off"),
+        (with_field(small_kernel("x86_64-efi"), 6, 4, 9), "kernel.img has relocations without addends"),
+        (with_field(small_kernel("x86_64-efi"), 6, 44, 99), "kernel.img has no section 99"),
+        (with_field(small_kernel("x86_64-efi"), 6, 32, 23), "kernel.img has a damaged table of relocations"),
+        (with_field(small_kernel("x86_64-efi"), 4, 32, 47), "kernel.img has a damaged table of symbols"),
+        (with_field(small_kernel("x86_64-efi"), 4, 4, 1), "kernel.img has no symbols"),
+        (
+            kernel_with(183, relocations=[(0, 275, "_start", 1 << 32)]),
+            "kernel.img refers to a page that is out of reach",
+        ),
+        (kernel_with(183, relocations=[(0, 275, "_start", -(1 << 32) - 4096)]), "kernel.img refers to a page"),
         (kernel_with(machine=243), "kernel.img is for a machine that is not known, 243"),
         (kernel_with(symbols={}), "kernel.img does not define _start"),
         (kernel_with(symbols={"_start": (".text", 0), "other": ("", 0)}), "kernel.img does not define other"),
@@ -232,6 +251,29 @@ def test_the_bounds_of_what_begins_as_zeros() -> None:
     assert struct.unpack_from("<QQ", place_kernel(read_kernel(kernel, 64)).image) == (0x2008, 0x4000)
 
 
+def test_addresses_through_a_table() -> None:
+    """Each address is in the table once; ADRP has its page, LDR the offset in it, and the firmware relocates it."""
+    places = [(0, 311, "one", 0), (4, 312, "one", 0), (8, 311, "two", 8), (12, 312, "two", 8), (16, 312, "one", 0)]
+    text = Part(".text", TEXT, struct.pack("<5I", *(0x90000000, 0xF9400000) * 2, 0xF9400000), relocations=places)
+    symbols = {"_start": (".text", 0), "one": (".data", 16), "two": (".data", 24)}
+    placed = place_kernel(read_kernel(Kernel(183, (text, Part(".data", DATA, bytes(64))), symbols).bytes(), 64))
+    table = placed.fixups[0]
+    assert placed.fixups == (table, table + 8)
+    assert struct.unpack_from("<QQ", placed.image, table - 0x1000) == (0x2010, 0x2020)
+    page, one, other_page, two, again = struct.unpack_from("<5I", placed.image)
+    for instruction, loading, entry in ((page, one, table), (other_page, two, table + 8)):
+        pages = instruction >> 29 & 3 | (instruction >> 5 & 0x7FFFF) << 2
+        assert 0x1000 + pages * 0x1000 + (loading >> 10 & 0xFFF) * 8 == entry
+    assert again == one
+
+
+def test_pages_reach_four_gib() -> None:
+    for distance in (-(1 << 32), (1 << 32) - 4096):
+        kernel = kernel_with(183, relocations=[(0, 275, "_start", distance)])
+        (instruction,) = struct.unpack_from("<I", place_kernel(read_kernel(kernel, 64)).image)
+        assert instruction >> 29 & 3 | (instruction >> 5 & 0x7FFFF) << 2 == distance >> 12 & 0x1FFFFF
+
+
 def test_branches_reach_128_mib() -> None:
     """The last instruction that can be reached, backwards and forwards."""
     for distance in (-(1 << 27), (1 << 27) - 4):
@@ -240,6 +282,7 @@ def test_branches_reach_128_mib() -> None:
         assert instruction == distance >> 2 & 0x03FFFFFF
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1500), st.binary(min_size=1, max_size=8))
 def test_a_damaged_kernel_is_refused_or_made_into_an_image(offset: int, data: bytes) -> None:
     """Nothing else is raised, whatever the bytes."""
@@ -260,6 +303,14 @@ def test_files_for_bios_that_are_of_another_size(decompressor: bytes, diskboot: 
     with pytest.raises(GrubImageError, match=f"^{message}$"):
         pc_image(read_kernel(small_kernel("i386-pc"), 32), b"", decompressor, diskboot)
     assert len(pc_image(read_kernel(small_kernel("i386-pc"), 32), b"", bytes(0xE00), bytes(512))) > 4096
+    assert len(pc_image(read_kernel(small_kernel("i386-pc"), 32), b"", bytes(16), bytes(512))) > 512
+
+
+def test_the_decompressor_looks_back_64_kib() -> None:
+    """What is repeated farther away must not be referred to."""
+    area = 2 * noise((1 << 16) + 4000)
+    core = pc_image(read_kernel(small_kernel("i386-pc"), 32), area, bytes(2001), bytes(512))
+    assert unpacked(core)[-len(area) :] == area
 
 
 @pytest.mark.parametrize(("address", "size"), [(0x8FFF, 16), (0x67FF1, 16), (0x9000, 0x5F001)])
@@ -267,6 +318,8 @@ def test_a_kernel_for_bios_has_its_place(address: int, size: int) -> None:
     part = Part(".text", TEXT, bytes(size), address=address)
     with pytest.raises(GrubImageError, match="is not linked for addresses from 0x9000 to 0x68000"):
         pc_image(read_kernel(Kernel(3, (part,)).bytes(), 32), b"", bytes(100), bytes(512))
+    whole = Part(".text", TEXT, bytes(0x5F000), address=0x9000)
+    assert pc_image(read_kernel(Kernel(3, (whole,)).bytes(), 32), b"", bytes(100), bytes(512))
     with pytest.raises(GrubImageError, match=r"kernel\.img is for another machine than i386"):
         pc_image(read_kernel(small_kernel("x86_64-efi"), 64), b"", bytes(100), bytes(512))
 

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgkit.disk.gpt import backup_for, before_growth
@@ -88,6 +88,7 @@ def test_boot_code_ends_before_the_disk_signature() -> None:
         table_pieces(layout, b"x" * 441)
 
 
+@settings(max_examples=25)
 @given(st.integers(4 * 2048, 1 << 33).map(lambda sectors: sectors * SECTOR), st.uuids(), st.integers(1, 3))
 def test_any_size(size: int, seed: uuid.UUID, mib: int) -> None:
     """The backup is where the header says, in the last 33 sectors; and the disk can grow as any other."""

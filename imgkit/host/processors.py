@@ -1,10 +1,8 @@
-"""How many threads are worth having for work that uses the processor."""
+"""How many processors this process may use."""
 
 from __future__ import annotations
 
 import os
-
-_MOST = 16  # threads; each takes memory, and more of them hardly make imgkit quicker
 
 
 def usable_processors(most: int | None = None) -> int:

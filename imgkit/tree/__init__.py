@@ -13,6 +13,7 @@ Links are resolved inside the Tree only, as in a ``chroot``: an absolute target 
 ``..`` cannot lead above it. No path of the image is ever opened on the host.
 """
 
+from imgkit.tree.lazycopy import LazyCopy
 from imgkit.tree.nodes import (
     Content,
     Device,
@@ -29,7 +30,7 @@ from imgkit.tree.nodes import (
 )
 from imgkit.tree.paths import MAX_NAME, MAX_PATH, TreeError, by_parts, check_path, leads_out, parent
 from imgkit.tree.tar import xattrs_of
-from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, LazyCopy, Tree
+from imgkit.tree.tree import MAX_LINKS, MAX_READ, MAX_TEXT, Tree
 
 __all__ = [
     "MAX_LINKS",

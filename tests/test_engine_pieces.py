@@ -28,7 +28,7 @@ from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import Limits
 from imgkit.engines.rawcopy import oddities, raw_disk
 from imgkit.engines.reading import Archive
-from imgkit.errors import HostError
+from imgkit.errors import HostError, InputError
 from imgkit.host.process import MissingProgramError, ProgramError, ProgramTimeoutError
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -260,7 +260,7 @@ def test_a_filesystem_without_a_partition_table_is_an_image(qemu_img: FakeQemuIm
     path = disk_file(tmp_path, (bytes(1024) + superblock).ljust(16 * 4096, b"\0"))
     assert image_info(path).format == "raw"
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(UnreadableImageError, match="damaged or truncated: 65024 bytes of a disk of 65536"):
+    with pytest.raises(InputError, match="damaged or truncated: 65024 bytes of a disk of 65536"):
         image_info(path)
 
 

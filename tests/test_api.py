@@ -150,7 +150,7 @@ def test_the_architecture_is_this_hosts_by_default(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(assemble, "build", lambda request: asked.append((request.arch,)))
     monkeypatch.setattr(containerimage, "build_container", lambda request: asked.append(tuple(request.arches)))
     monkeypatch.setattr(building, "plans", plans)
-    monkeypatch.setattr(building, "guestfs_engine", lambda: "engine")
+    monkeypatch.setattr(building, "engine_for", lambda choice: f"engine {choice}")
     imgkit.build(recipe)
     imgkit.build_container(recipe)
     imgkit.plan(recipe)

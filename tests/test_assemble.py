@@ -33,7 +33,7 @@ from imgkit.tree import Tree
 from tests.commandline import ROOT
 from tests.test_lockfile import plan_of
 
-FILES = {"vmlinuz": b"k", "initramfs": b"i", "manifest.json": b"m", "image.qcow2": b"q"}
+FILES = {"vmlinuz": b"k", "initramfs": b"i", "manifest.json": b"m", "image": b"q"}
 
 
 def no_engine(folder: Path, size: int) -> AbstractContextManager[Engine]:
@@ -67,13 +67,14 @@ def test_results_are_put_into_place_together(build_request: BuildRequest, tmp_pa
     assert (result.image, result.manifest) == (out / "linux-amd64.qcow2", out / "linux-amd64.manifest.json")
     assert (result.kernel, result.initramfs) == (out / "vmlinuz-virt-amd64", out / "initramfs-virt-amd64")
     assert (result.build_id, result.size, result.steps) == ("abc", 1, steps)
+    assert result.allocated == result.image.stat().st_blocks * 512
     assert not any((tmp_path / "work").iterdir())
 
 
 def test_nothing_is_put_into_place_when_a_result_is_missing(build_request: BuildRequest, tmp_path: Path) -> None:
     build_request.out.mkdir()
     work = work_of(tmp_path / "work")
-    (work / "image.qcow2").unlink()
+    (work / "image").unlink()
     with pytest.raises(FileNotFoundError):
         assemble._place(build_request, work, "abc", Steps())
     assert list(build_request.out.iterdir()) == []
@@ -88,12 +89,56 @@ def test_packages_of_twice_the_size_are_refused_before_they_are_downloaded(build
         assemble._check_size(replace(plan, packages=(half, more)), 1 << 20)
 
 
-def test_a_program_that_is_needed_late_is_looked_for_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "qemu-img" else f"/usr/bin/{name}")
-    with pytest.raises(HostError, match="qemu-img"):
-        assemble._check_programs()
+def test_older_images_of_other_formats_stay_and_are_named(
+    build_request: BuildRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The manifest beside both is about the new one."""
+    out = build_request.out
+    out.mkdir()
+    (out / "linux-amd64.qcow2").write_bytes(b"of an earlier build")
+    (out / "linux-amd64.txt").write_bytes(b"something else")
+    recipe = load(ROOT / "recipes" / "core.py", {"mirror": "http://mirror.test/", "format": "raw"})
+    result = assemble._place(replace(build_request, recipe=recipe), work_of(tmp_path / "work"), "abc", Steps())
+    assert (result.image.name, result.image.read_bytes()) == ("linux-amd64.raw", b"q")
+    assert (out / "linux-amd64.qcow2").read_bytes() == b"of an earlier build"
+    message = f"{out}/linux-amd64.qcow2: is of an earlier build; linux-amd64.manifest.json is about linux-amd64.raw now"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [message]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "engine", "needed"),
+    [
+        ("qcow2", "guestfs", True),
+        ("qcow2", "native", False),
+        ("raw", "guestfs", False),
+        ("vmdk", "native", True),
+        ("vhd", "guestfs", True),
+    ],
+)
+def test_a_program_that_is_needed_late_is_looked_for_early(
+    file_format: Any, engine: Any, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assemble._check_programs()
+    assemble._check_programs(file_format, engine)
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "qemu-img" else f"/usr/bin/{name}")
+    if not needed:
+        assemble._check_programs(file_format, engine)
+        return
+    with pytest.raises(HostError, match="qemu-img"):
+        assemble._check_programs(file_format, engine)
+
+
+def test_sizes_that_a_format_cannot_have() -> None:
+    mib = 1 << 20
+    assemble._check_format("raw", 300 * mib + 512)
+    assemble._check_format("vhd", 2040 << 30)
+    with pytest.raises(RecipeError, match="format vmdk: a disk of 314573312 bytes") as caught:
+        assemble._check_format("vmdk", 300 * mib + 512)
+    assert caught.value.hint == "choose a size in whole MiB"
+    assemble._check_format("vhdx", (2040 << 30) + mib)
+    with pytest.raises(RecipeError, match="format vhd: a disk has 2040 GiB at most") as caught:
+        assemble._check_format("vhd", (2040 << 30) + mib)
+    assert caught.value.hint == "choose vhdx, or a smaller size"
 
 
 def failing(number: int, path: Path | None) -> Callable[[], None]:
@@ -240,6 +285,9 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
 class _Engine:
     """Keeps what is asked of it."""
 
+    name = "native"
+    runs_scripts = True
+
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
@@ -299,7 +347,7 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert (described[5].disk, described[5].esp) == ("map", {"EFI/x": b"efi"})
     assert described[6] == "base image"
     assert [path.name for path in (described[5].image, described[5].kernel, described[5].initramfs)] == [
-        "image.qcow2", "vmlinuz", "initramfs",
+        "image", "vmlinuz", "initramfs",
     ]  # fmt: skip
 
 

@@ -305,6 +305,29 @@ def test_qcow2_files_alone_are_published(start: bytes, publishable: bool, image:
         assert evidence.publishable is publishable
 
 
+@pytest.mark.parametrize(
+    ("name", "manifest", "publishable"),
+    [
+        ("disk.raw", {"image": {"name": "disk.raw"}}, True),
+        ("disk.raw", {"image": {"name": "disk.qcow2"}}, False),
+        ("disk.raw", {"image": {}}, False),
+        ("disk.raw", {}, False),
+        ("disk.raw", None, False),
+        ("disk.img", {"image": {"name": "disk.img"}}, False),
+    ],
+)
+def test_raw_files_are_published_if_a_build_has_made_them(
+    name: str, manifest: dict[str, Any] | None, publishable: bool, tmp_path: Path
+) -> None:
+    raw = tmp_path / name
+    raw.write_bytes(bytes(512))
+    if manifest is not None:
+        raw.with_suffix(".manifest.json").write_text(json.dumps({"files": {}, **manifest}))
+    with Evidence() as evidence:
+        evidence.hold([raw])
+        assert evidence.publishable is publishable
+
+
 def test_files_that_are_held_are_closed(image: Path, tmp_path: Path) -> None:
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their numbers matter
     with Evidence() as evidence:

@@ -9,19 +9,19 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from imgkit.api import applianceoptions, building
+from imgkit.api import building
 from imgkit.cli import main, several
 from imgkit.cli.commands import build as build_command
 from imgkit.cli.commands import lock
 from imgkit.cli.reports import buildreport
 from imgkit.cli.reports.buildreport import BuildReport, StepReport, parse_report, report_of
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import GuestError, HostError, InputError, RecipeError, UsageError
 from imgkit.host import statusline
 from imgkit.host.progress import Step, Steps
@@ -49,11 +49,19 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
             raise InputError("what")
         out, steps = request.out, Steps([Step("plan", 0.0001, 1.23456)], _origin=0.0)
         return BuildResult(
-            out / "i", out / "k", out / "r", out / "m", build_id=f"id-{request.arch}", size=5_400_000, steps=steps
+            out / "i",
+            out / "k",
+            out / "r",
+            out / "m",
+            build_id=f"id-{request.arch}",
+            size=5_400_000,
+            allocated=5_402_624,
+            steps=steps,
         )
 
     monkeypatch.setattr(assemble, "build", build)
-    monkeypatch.setattr(build_command, "ENGINES", {"guestfs": lambda: "engine"})
+    monkeypatch.setattr(building, "engine_for", lambda choice: f"engine {choice}")
+    monkeypatch.setattr(build_command, "engine_for", lambda choice: choice)
     monkeypatch.setattr(several, "at_once", lambda: 1)
     monkeypatch.setattr(build_command, "host_arch", lambda: "arm64")
     monkeypatch.setattr("time.monotonic", lambda: 12.3456)
@@ -65,7 +73,7 @@ def test_what_a_build_asks_for_by_default(requests: list[BuildRequest], capsys: 
     assert main.main(["build", CORE]) == 0
     (request,) = requests
     assert (request.arch, request.out, request.work, request.locked) == ("arm64", Path("out"), None, None)
-    assert (request.allow_stale, request.epoch, cast(object, request.engine)) == (False, None, "engine")
+    assert (request.allow_stale, request.epoch, cast(object, request.engine)) == (False, None, "engine None")
     assert (request.cache.folder, request.cache.offline) == (Path("/cache"), False)
     out, err = capsys.readouterr()
     assert out == "out/i\n"
@@ -112,6 +120,7 @@ def test_what_a_build_asks_for(
         "manifest": "/from environment/m",
         "buildId": "id-amd64",
         "size": 5_400_000,
+        "allocated": 5_402_624,
         "seconds": 12.35,
         "peakMemory": first["peakMemory"],
         "steps": [{"name": "plan", "start": 0.0, "seconds": 1.235}],
@@ -147,7 +156,7 @@ def test_builds_run_side_by_side_where_there_are_processors(
     def build_all(words: object, arches: list[str], jobs: int) -> Iterator[BuildReport]:
         calls.append((words, arches, jobs))
         for arch in reversed(arches):
-            yield BuildReport(arch, f"/{arch}", "k", "i", "m", "b", 1, 2.0, 3)
+            yield BuildReport(arch, f"/{arch}", "k", "i", "m", "b", 1, 1, 2.0, 3)
 
     monkeypatch.setattr(several, "at_once", lambda: at_once)
     monkeypatch.setattr(several, "build_all", build_all)
@@ -160,17 +169,29 @@ def test_builds_run_side_by_side_where_there_are_processors(
         assert [report["arch"] for report in json.loads(capsys.readouterr().out)] == ["amd64", "arm64"]
 
 
-def test_the_engine_is_launched_with_the_options_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = []
-    monkeypatch.setattr(applianceoptions, "appliance_options", lambda: "options")
-    monkeypatch.setattr(guestfs, "launch", lambda *words, **options: launched.append((words, options)))
-    building.guestfs_engine()(Path("/scratch"), 5)
-    assert launched == [((Path("/scratch"), 5), {"options": "options"})]
+def test_the_engine_the_format_and_the_compression(requests: list[BuildRequest]) -> None:
+    words = ["--engine", "auto", "--format", "vhdx", "--compression", "zlib"]
+    assert main.main(["build", CORE, *words]) == 0
+    (request,) = requests
+    assert cast(object, request.engine) == "engine auto"
+    assert (request.recipe.format, request.recipe.compression) == ("vhdx", "zlib")
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+def test_the_compression_is_no_format_any_more(compression: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["build", CORE, "--format", compression]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == f"hint: --compression {compression}"
+
+
+def test_an_image_with_holes_has_two_sizes() -> None:
+    report = replace(REPORT, size=4_294_967_296, allocated=231_000_000)
+    assert build_command._sizes(report) == "4295 MB (231 MB of them on the disk)"
+    assert build_command._sizes(replace(report, allocated=report.size * 9 // 10)) == "4295 MB"
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
-REPORT = BuildReport("amd64", "i", "k", "r", "m", "b", 1, 2.5, 3, (StepReport("plan", 0.5, 1.5),))
+REPORT = BuildReport("amd64", "i", "k", "r", "m", "b", 1, 4096, 2.5, 3, (StepReport("plan", 0.5, 1.5),))
 
 
 def test_a_report_survives_its_journey() -> None:
@@ -198,9 +219,9 @@ def test_a_report_rounds_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 100.126)
     monkeypatch.setattr(buildreport, "peak_memory", lambda: 7)
     steps = Steps([Step("a", 0.12349, 0.98765)], _origin=0.0)
-    result = BuildResult(Path("i"), Path("k"), Path("r"), Path("m"), "b", 5, steps)
+    result = BuildResult(Path("i"), Path("k"), Path("r"), Path("m"), "b", 5, 4096, steps)
     assert report_of("amd64", result) == BuildReport(
-        "amd64", "i", "k", "r", "m", "b", 5, 100.13, 7, (StepReport("a", 0.123, 0.988),)
+        "amd64", "i", "k", "r", "m", "b", 5, 4096, 100.13, 7, (StepReport("a", 0.123, 0.988),)
     )
 
 

@@ -35,6 +35,7 @@ CHANGED: dict[str, Any] = {
     "repositories": ("main",),
     "release_key": Path("/other.asc"),
     "size": "256M",
+    "format": "raw",
     "compression": "zlib",
     "packages": ("bash",),
     "disk_packages": ("linux-lts",),

@@ -261,7 +261,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Aske
                 )
 
             monkeypatch.setattr(containerruns, "container_machine", machine)
-            monkeypatch.setattr(containerruns, "appliance_options", lambda: None)
+            monkeypatch.setattr(containerruns, "engine_for", lambda choice: f"engine {choice}")
             monkeypatch.setattr(containerruns, "EntryMachine", SimpleNamespace(boot=boot))
             monkeypatch.setattr(containerruns, "VM", SimpleNamespace(boot=boot))
             return seen
@@ -406,7 +406,7 @@ def test_an_image_for_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("IMGKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(containerruns, "appliance_options", lambda: None)
+    monkeypatch.setattr(containerruns, "engine_for", lambda choice: f"engine {choice}")
     place = image(tmp_path / "arm.oci", platform=ARM64)
     assert run(place, "--arch", "amd64") == 4
     assert "has no image for linux/amd64, but linux/arm64" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from imgkit.errors import HostError, ImgkitError, InputError
 from imgkit.vm import VM
 from tests.conftest import need_program
 from tests.files import public
+from tests.tables import head_of
 from tests.vmspecs import STYLES
 
 MIB = 1 << 20
@@ -158,10 +159,32 @@ def test_the_formats_that_are_named(start: bytes, name: str, tmp_path: Path) -> 
     with pytest.raises(InputError) as caught:
         diskimage.format_of(image)
     assert caught.value.message == f"{image}: format {name} is not supported"
-    assert caught.value.hint == "qcow2 and raw are"
+    assert caught.value.hint == "qcow2 and raw are; qemu-img convert -O qcow2 disk disk.qcow2 makes a copy of it"
     for other in (start[:-1], b"\0" + start):
         image.write_bytes(other)
         assert diskimage.format_of(image) == "raw"
+
+
+def test_a_vhd_of_fixed_size_is_known_by_its_end(tmp_path: Path) -> None:
+    """A raw disk may have that there, if its name says that it is raw."""
+    image = tmp_path / "disk.vhd"
+    image.write_bytes(head_of(MIB).ljust(MIB, b"\0") + b"conectix".ljust(512, b"\0"))
+    with pytest.raises(InputError, match=f"^{image}: format vpc is not supported$"):
+        diskimage.format_of(image)
+    assert diskimage.format_of(image.rename(tmp_path / "disk.raw")) == "raw"
+
+
+def test_a_raw_disk_that_lost_its_end(tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(head_of(MIB).ljust(MIB, b"\0"))
+    diskimage.check(image, "raw")
+    os.truncate(image, MIB + 512)
+    diskimage.check(image, "raw")  # it was enlarged
+    os.truncate(image, MIB - 512)
+    with pytest.raises(InputError) as caught:
+        diskimage.check(image, "raw", name=tmp_path / "shown")
+    message = f"{tmp_path / 'shown'}: damaged or truncated: 1048064 bytes of a disk of 1048576"
+    assert (caught.value.message, caught.value.hint) == (message, "download or build it again")
 
 
 def test_what_is_refused_is_said_in_full(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from imgkit.vm.sandbox import confinement, identity, supervisor
 from tests.commandvariables import no_variables  # noqa: F401 - an autouse fixture
 
 GIB = 1 << 30
+GUESTFS = "build with libguestfs"
 
 
 def test_the_table_of_the_doctor() -> None:
@@ -68,7 +69,7 @@ def test_the_bindings_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [Interpreter(sys.executable, "3.13"), Interpreter("/usr/bin/python3", "3.11", isolated=True)]
     monkeypatch.setattr(bindings, "choose", lambda environment: chosen.pop(0))
     check = hostchecks._bindings()
-    assert (check.name, check.ok, check.detail, check.purpose) == ("libguestfs bindings", True, "importable", "build")
+    assert (check.name, check.ok, check.detail, check.purpose) == ("libguestfs bindings", True, "importable", GUESTFS)
     assert hostchecks._bindings().detail == "importable by /usr/bin/python3 (Python 3.11)"
 
     def fails(environment: Mapping[str, str]) -> Interpreter:
@@ -77,7 +78,7 @@ def test_the_bindings_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bindings, "choose", fails)
     check = hostchecks._bindings()
     assert (check.name, check.ok, check.detail) == ("libguestfs bindings", False, "nobody can import them")
-    assert (check.fix, check.purpose, check.required) == ("apt-get", "build", True)
+    assert (check.fix, check.purpose, check.required) == ("apt-get", GUESTFS, True)
 
 
 def test_the_programs_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +89,8 @@ def test_the_programs_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
         for check in hostchecks._programs()
     ]
     assert found == [
-        ("supermin", True, "version of supermin", "build", "apt-get install supermin", True),
-        ("qemu-img", True, "version of qemu-img", "build", "apt-get install qemu-utils", True),
+        ("supermin", True, "version of supermin", GUESTFS, "apt-get install supermin", True),
+        ("qemu-img", True, "version of qemu-img", f"{GUESTFS}, boot and verify", "apt-get install qemu-utils", True),
         ("qemu-system-x86_64", False, "not on PATH", "boot amd64", "apt-get install qemu-system-x86", True),
         ("qemu-system-aarch64", False, "not on PATH", "boot arm64", "apt-get install qemu-system-arm", False),
     ]
@@ -118,7 +119,7 @@ def test_the_kernel_of_an_appliance(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def check() -> tuple[bool, str, str]:
         found = hostchecks._kernel()
-        assert (found.name, found.purpose, found.required) == ("kernel", "build", True)
+        assert (found.name, found.purpose, found.required) == ("kernel", GUESTFS, True)
         return found.ok, found.detail, found.fix
 
     none = "apt-get install linux-image-amd64 (Ubuntu: linux-image-generic, arm64: linux-image-arm64)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import struct
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from imgkit.engines.imagefile import ImageInfo, image_info
 from imgkit.engines.limits import Limits
 from imgkit.engines.rawcopy import oddities, raw_disk
 from imgkit.engines.reading import Archive
-from imgkit.errors import HostError
+from imgkit.errors import HostError, InputError
 from imgkit.host.process import MissingProgramError, ProgramError, ProgramTimeoutError
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -250,13 +251,26 @@ def test_images_that_are_refused(
     assert (caught.value.message, caught.value.hint) == (f"{path}: {message}", hint)
 
 
+NO_DISK = "it has no boot sector, no partition table, and is no ext4 filesystem"
+
+
+def test_a_filesystem_without_a_partition_table_is_an_image(qemu_img: FakeQemuImg, tmp_path: Path) -> None:
+    qemu_img.answers["info"] = reported()
+    superblock = struct.pack("<2I16xI", 16, 16, 2).ljust(0x38, b"\0") + b"\x53\xef"
+    path = disk_file(tmp_path, (bytes(1024) + superblock).ljust(16 * 4096, b"\0"))
+    assert image_info(path).format == "raw"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(InputError, match="damaged or truncated: 65024 bytes of a disk of 65536"):
+        image_info(path)
+
+
 def test_images_that_are_no_disks(qemu_img: FakeQemuImg, tmp_path: Path) -> None:
     qemu_img.answers["info"] = reported()
     for start in (bytes(510) + b"\x55\xab", bytes(510) + b"\x55\xaa\0", b"\x55\xaa" * 100):
         path = disk_file(tmp_path, start)
         with pytest.raises(UnreadableImageError) as caught:
             image_info(path)
-        assert caught.value.message == (f"{path}: not a disk image: it has neither a boot sector nor a partition table")
+        assert caught.value.message == f"{path}: not a disk image: {NO_DISK}"
         assert caught.value.hint == "give it the qcow2 file that a build made, or a raw copy of it"
     qemu_img.answers["info"] = reported(format="qcow2")
     assert image_info(path).format == "qcow2", "which has a header of its own"

@@ -438,7 +438,7 @@ def unknown(build: Builder, keys: Keys) -> Builder:
 @pytest.mark.slow
 def test_scripts_for_another_machine_that_cannot_be_computed(unknown: Builder) -> None:
     """The message names package, script, line and remedy."""
-    error = f"{OTHER}: scripts that can neither be computed nor run on this host: hello.post-install, line 3: "
+    error = f"{OTHER}: scripts that can neither be computed nor run here: hello.post-install, line 3: "
     ran = unknown.fails(3, error, "skip_scripts = ['hello', 'world']", recipe=of(OTHER))
     assert "; world.post-install, line 3: " in ran.errors[0]
     assert "post-upgrade" not in ran.err, "which does not run when it is new"

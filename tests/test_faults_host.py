@@ -244,7 +244,7 @@ def make_bad(kind: str, image: Path) -> str:
         return "no such image"
     if kind in RAW:
         image.write_bytes(RAW[kind])
-        return "not a disk image: it has neither a boot sector nor a partition table"
+        return "not a disk image: it has no boot sector, no partition table, and is no ext4 filesystem"
     if kind == "short":
         image.write_bytes(good[:100])
         return "damaged or truncated: it refers to data beyond its end"

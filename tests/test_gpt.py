@@ -136,3 +136,42 @@ def test_a_last_sector_without_a_header_says_nothing(sector: bytes) -> None:
     for usable in (NEW // SECTOR - 34, 0):
         backup = gpt.backup_for(head_of(NEW, usable=usable), NEW, sector)
         assert list(backup) == [NEW - 33 * SECTOR, NEW - SECTOR]
+
+
+def with_partition(last: int, *, used: bool = True, size: int = 128, checksum: int = 0) -> bytes:
+    """Return the head of a disk of 64 MiB with a partition that ends at sector ``last``, the second entry.
+
+    Args:
+        checksum: is added to that of the entries.
+    """
+    entry = (b"t" * 16 if used else bytes(16)) + b"u" * 16 + struct.pack("<QQ", 34, last)
+    entries = (bytes(size) + entry).ljust(32 * SECTOR, b"\0")
+    head = bytearray(head_of(OLD)[: 2 * SECTOR] + entries)
+    count = min(128, len(entries) // size)
+    crc = zlib.crc32(entries[: count * size]) ^ checksum
+    struct.pack_into("<III", head, SECTOR + 80, count, size, crc)
+    struct.pack_into("<I", head, SECTOR + 16, 0)
+    struct.pack_into("<I", head, SECTOR + 16, zlib.crc32(head[SECTOR : SECTOR + 92]))
+    return bytes(head)
+
+
+BEYOND = NEW // SECTOR - 1
+
+
+@pytest.mark.parametrize(
+    ("head", "least"),
+    [
+        (head_of(OLD), OLD),
+        (with_partition(2000), OLD),
+        (with_partition(BEYOND), NEW),
+        (with_partition(BEYOND, size=256), NEW),
+        (with_partition(BEYOND, used=False), OLD),
+        (with_partition(BEYOND, checksum=1), OLD),
+        (bytes(TABLE_END), 0),
+        (b"", 0),
+        (broken("signature"), 0),
+        (head_of(OLD)[:SECTOR + 40] + b"\1" + head_of(OLD)[SECTOR + 41 :], 0),
+    ],
+)  # fmt: skip
+def test_the_size_that_a_table_needs(head: bytes, least: int) -> None:
+    assert gpt.least_size(head) == least

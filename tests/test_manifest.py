@@ -16,6 +16,7 @@ from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.errors import InputError
 from imgkit.image.buildid import ImageIdentity
 from imgkit.image.manifest import Outputs, describe, read_manifest, write_manifest
+from imgkit.image.outputfiles import output_files
 from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
 from imgkit.rootfs.compose import Composition
@@ -55,7 +56,8 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
     file = tmp_path / "file"
     file.touch()
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    outputs = Outputs(disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
+    names = output_files(recipe, "amd64")
+    outputs = Outputs(names, "qcow2", "guestfs", disk, {"EFI/BOOT/BOOTX64.EFI": b"x"}, file, file, file)
     manifest = describe(recipe, plan_of(recipe, "amd64"), composition, IDENTITY, layout, outputs)
     empty: dict[str, Any] = {"policy": policy, "otherPlatforms": [], "missingLibraries": [], "doubtful": []}
     listed = {
@@ -70,7 +72,7 @@ def test_all_findings_are_in_the_manifest(findings: BinaryFindings, policy: str,
 
 
 def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
-    recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/"})
+    recipe = load(ROOT / "recipes/core.py", {"mirror": "http://mirror.test/", "format": "vhd"})
     plan = plan_of(recipe, "arm64")
     layout = make_layout(sized_partitions(recipe.architecture("arm64")), 1 << 30, uuid.UUID(int=1))
     ran: Any = SimpleNamespace(package="busybox", kind="post-install", outcome=SimpleNamespace(status=3))
@@ -88,7 +90,8 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
     for name, path in files.items():
         path.write_text(name)
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
-    manifest = describe(recipe, plan, composition, IDENTITY, layout, Outputs(disk, {"EFI/x": b"efi"}, **files))
+    outputs = Outputs(output_files(recipe, "arm64"), "vhd", "native", disk, {"EFI/x": b"efi"}, **files)
+    manifest = describe(recipe, plan, composition, IDENTITY, layout, outputs)
 
     def stated(name: str) -> dict[str, Any]:
         return {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": len(name)}
@@ -104,7 +107,8 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         "buildId": "b",
         "recipe": {"size": "4G"},
         "epoch": 7,
-        "image": {**stated("image"), "virtualSize": 1 << 30},
+        "image": {"name": "linux-arm64.vhd", "format": "vhd", **stated("image"), "virtualSize": 1 << 30},
+        "engine": "native",
         "boot": {
             "kernel": {"name": "vmlinuz-virt-arm64", **stated("kernel")},
             "initramfs": {"name": "initramfs-virt-arm64", **stated("initramfs")},

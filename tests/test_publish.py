@@ -364,6 +364,39 @@ def test_nothing_to_publish(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (place / "publish").exists()
 
 
+def test_raw_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Zeros stay holes."""
+    image = build(place / "out", "amd64", image_format="raw")
+    prove(image, "bios")
+    assert publish("v1") == 0
+    for name in ("amd64", "x64"):
+        copy = place / f"publish/v1/image-linux-{name}.raw"
+        assert copy.read_bytes() == image.read_bytes()
+        assert copy.stat().st_blocks * 512 < copy.stat().st_size
+    index = json.loads((place / "publish/v1/index.json").read_text())["architectures"]["amd64"]
+    assert index["imageNames"] == ["image-linux-amd64.raw", "image-linux-x64.raw"]
+    assert (place / "publish/v1/image-linux-amd64.manifest.json").is_file()
+    assert publish("v1") == 0, "the index can be read"
+
+
+def test_which_of_two_formats_is_published(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest says which one is of the last build."""
+    prove(build(place / "out", "amd64"), "bios")
+    prove(build(place / "out", "amd64", image_format="raw"), "bios")
+    assert publish("v1") == 0
+    assert (place / "publish/v1/image-linux-amd64.raw").is_file()
+    prove(build(place / "out", "amd64"), "bios")
+    assert publish("v2") == 0
+    assert (place / "publish/v2/image-linux-amd64.qcow2").is_file()
+
+
+def test_formats_that_are_not_published(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(place / "out", "amd64", image_format="vmdk")
+    error = "no image to publish: out/linux-amd64.qcow2 and out/linux-arm64.qcow2 not there"
+    hint = "out/linux-amd64.vmdk is there, but only qcow2 and raw images are published"
+    assert fails(capsys, "v1") == (4, error, hint)
+
+
 HINT = "imgkit boot out/linux-amd64.qcow2, and publish again; --unproved publishes it as it is"
 
 

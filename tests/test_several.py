@@ -46,6 +46,7 @@ def report(arch: str) -> BuildReport:
         manifest=f"out/linux-{arch}.manifest.json",
         buildId="id",
         size=3,
+        allocated=4096,
         seconds=1.5,
         peakMemory=4096,
         steps=steps,

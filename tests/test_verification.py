@@ -329,6 +329,17 @@ def case(disk: Path, built: tuple[Path, DiskMap], tmp_path: Path) -> Case:
 SAME = "the same disk in another container: every byte that a guest sees is as it was built"
 
 
+def test_a_manifest_about_an_image_of_another_format_is_named(case: Case) -> None:
+    """An image of an earlier build lies beside it. Its disk may still be the same one."""
+    case.stated = replace(case.stated, image_name="linux-amd64.qcow2", image=StatedFile("", "0" * 64, 5))
+    assert case.verify().faults == []
+    write(case.image, ROOT + 100, b"other")
+    line = "disk.raw: the manifest is about linux-amd64.qcow2"
+    assert case.verify().faults[0] == line
+    case.stated = replace(case.stated, image_name="linux-amd64.raw")
+    assert line not in case.verify().faults
+
+
 def test_the_very_file_is_proved_by_its_hash(case: Case) -> None:
     kernel = write_stated(case.image.parent / "vmlinuz-virt-amd64", b"kernel")
     case.stated = replace(case.stated, boot={"kernel": kernel})

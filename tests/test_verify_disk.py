@@ -496,3 +496,25 @@ def test_orphans_are_seen(filesystem: Path) -> None:
 @given(st.binary(max_size=1100))
 def test_what_is_no_superblock_says_nothing(data: bytes) -> None:
     assert isinstance(ext4.pending(data), str)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "high", "size", "incompat", "stated"),
+    [
+        (16, 0, 2, 0, 65536),
+        (16, 0, 0, 0, 16384),
+        (1, 1, 2, 0x80, (1 << 44) + 4096),
+        (1, 1, 2, 0, 4096),
+        (9, 0, 7, 0, 0),
+    ],
+)
+def test_the_size_of_a_filesystem(blocks: int, high: int, size: int, incompat: int, stated: int) -> None:
+    data = bytearray(1024)
+    struct.pack_into("<I", data, 4, blocks)
+    struct.pack_into("<I", data, 0x18, size)
+    struct.pack_into("<I", data, 0x60, incompat)
+    struct.pack_into("<I", data, 0x150, high)
+    assert ext4.stated_size(bytes(data)) == 0
+    struct.pack_into("<H", data, 0x38, 0xEF53)
+    assert ext4.stated_size(bytes(data)) == stated
+    assert ext4.stated_size(bytes(data[:-1])) == 0

@@ -43,6 +43,11 @@ def test_the_statements_of_a_manifest() -> None:
     assert list(parse(manifest(boot=both), WHERE).boot) == ["kernel", "initramfs"]
 
 
+def test_the_name_of_the_image() -> None:
+    stated = parse(manifest(image={"name": "linux-amd64.raw", "format": "raw", "sha256": HASH, "size": 5}), WHERE)
+    assert (stated.image, stated.image_name) == (StatedFile("", HASH, 5), "linux-amd64.raw")
+
+
 def test_manifests_of_earlier_versions_state_less() -> None:
     stated = parse(manifest(image=..., boot=..., map=..., esp=...), WHERE)
     assert (stated.image, stated.boot, stated.disk, stated.esp) == (None, {}, None, {})
@@ -77,6 +82,8 @@ def kernel(**changes: Any) -> dict[str, Any]:
         (kernel(name=".x"), NAME),
         (kernel(name="x\n"), NAME),
         (kernel(name="x" * 252), NAME),
+        ({"image": {"name": "../x", "sha256": HASH, "size": 5}}, "the image has no valid name"),
+        ({"image": {"name": 5, "sha256": HASH, "size": 5}}, "the image has no valid name"),
         (kernel(sha256=5), FILE),
         (kernel(sha256=HASH + "0"), FILE),
         (kernel(sha256=HASH.upper()), FILE),

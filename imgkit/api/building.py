@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgkit.api.enginechoice import EngineChoice, engine_for
 from imgkit.engines.interface import LaunchEngine
-from imgkit.engines.native import engine as native
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import scratch
 from imgkit.host.gitfacts import GitFacts
@@ -104,7 +103,7 @@ def build(
     offline: bool = False,
     allow_stale: bool = False,
     work: StrPath | None = None,
-    engine: LaunchEngine | None = None,
+    engine: EngineChoice | LaunchEngine | None = None,
     access: RegistryAccess | None = None,
 ) -> BuildResult:
     """Build a disk image. Nothing appears in ``out`` before all of it is there.
@@ -116,7 +115,8 @@ def build(
         offline: take everything from the cache.
         allow_stale: warn of an index or minirootfs that is older than one seen before, instead of refusing it.
         work: the folder for scratch files; None makes one in ``out``.
-        engine: what makes the disk; None takes libguestfs.
+        engine: what makes the disk: "guestfs", "native", or "auto" for libguestfs where this host can use it and
+            the native one elsewhere; None takes the variable IMGKIT_ENGINE, or else libguestfs.
         access: how the registry of the recipe's base is reached; None for the usual way.
 
     Raises:
@@ -128,7 +128,7 @@ def build(
         arch,
         Path(out),
         Cache(default_folder(), offline=offline),
-        guestfs_engine() if engine is None else engine,
+        engine_for(engine) if engine is None or isinstance(engine, str) else engine,
         work=None if work is None else Path(work),
         locked=None if lock is None else lockfile.read(Path(lock), recipe, arch),
         allow_stale=allow_stale,
@@ -179,16 +179,3 @@ def build_container(
         access=access,
     )
     return containerimage.build_container(request)
-
-
-def native_engine() -> LaunchEngine:
-    """Return the engine that computes disks, which needs no program of the host."""
-    return partial(native.launch, cache=default_folder())
-
-
-def guestfs_engine() -> LaunchEngine:
-    """Return the engine that makes disks with libguestfs on this host."""
-    from imgkit.api.applianceoptions import appliance_options
-    from imgkit.engines.guestfs import engine as guestfs
-
-    return partial(guestfs.launch, options=appliance_options())

@@ -12,14 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from imgkit.api.applianceoptions import appliance_options
-from imgkit.cli.options import commandinput, environmentoptions, machineoptions
+from imgkit.api.enginechoice import engine_for
+from imgkit.cli.options import commandinput, engineoptions, environmentoptions, machineoptions
 from imgkit.cli.options.machineoptions import BootTarget
 from imgkit.cli.options.mirroroptions import mirror_fields
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import Cache, default_folder
 from imgkit.host import lookup, statusline
@@ -48,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--release-key", type=Path, metavar="FILE", help="OpenPGP certificate that signs the mirror's minirootfs"
     )
+    engineoptions.argument(group)
     group.add_argument("--offline", action="store_true", help="download nothing")
 
 
@@ -74,7 +73,7 @@ def opened(options: argparse.Namespace) -> Iterator[ContainerMachine]:
             reference=reference,
             recipe=_recipe(options),
             cache=Cache(default_folder(), offline=options.offline),
-            engine=partial(guestfs.launch, options=appliance_options()),
+            engine=engine_for(options.engine),
         )
         with container_machine(request) as made:
             yield made

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imgkit.api import enginechoice
 from imgkit.cli.kvmadvice import kvm_advice
-from imgkit.engines.guestfs import bindings
+from imgkit.engines.guestfs import bindings, hostsupport
 from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
 from imgkit.errors import HostError, ImgkitError
 from imgkit.host import lookup
@@ -19,6 +20,7 @@ from imgkit.rootfs.npm import npmrunner
 from imgkit.vm.qemu import firmware, probe
 from imgkit.vm.sandbox import confinement, identity, supervisor
 
+_GUESTFS = "build with libguestfs"
 SPACE = 2 << 30
 """Bytes that a build of the default recipe needs in its output folder."""
 
@@ -48,11 +50,12 @@ class HostCheck:
 
 def examine(out: Path) -> list[HostCheck]:
     """Check everything that building into ``out`` and booting need. Changes nothing."""
+    parts = [_bindings(), *_programs(), _kernel()]
+    required = _is_guestfs_chosen()
     return [
         HostCheck("python", True, f"{sys.version.split()[0]} ({sys.executable})", "build"),
-        _bindings(),
-        *_programs(),
-        _kernel(),
+        *(part if required or part.purpose != _GUESTFS else replace(part, required=False) for part in parts),
+        *_engines(),
         _space(out),
         *_firmware(),
         *_accelerators(),
@@ -61,21 +64,35 @@ def examine(out: Path) -> list[HostCheck]:
     ]
 
 
+def _is_guestfs_chosen() -> bool:
+    """Return whether a build takes libguestfs unless an option says something else."""
+    return os.environ.get(enginechoice.VARIABLE) not in ("native", "auto")
+
+
+def _engines() -> Iterator[HostCheck]:
+    """Say of each engine whether this host can run it."""
+    lacks = [lack.what for lack in hostsupport.lacks(os.environ)]
+    detail = f"lacks: {'; '.join(lacks)}" if lacks else "can be used"
+    fix = f"what is said about each of them; or build without: --engine native, or {enginechoice.VARIABLE}=native"
+    yield HostCheck("engine guestfs", not lacks, detail, _GUESTFS, fix, required=False)
+    yield HostCheck("engine native", True, "can be used", "build without libguestfs")
+
+
 def _bindings() -> HostCheck:
     """Check for a Python that can import libguestfs' bindings: this one or another."""
     name = "libguestfs bindings"
     try:
         interpreter = bindings.choose(os.environ)
     except ImgkitError as error:
-        return HostCheck(name, False, error.message, "build", error.hint or "")
+        return HostCheck(name, False, error.message, _GUESTFS, error.hint or "")
     where = "" if interpreter.is_own else f" by {interpreter.path} (Python {interpreter.version})"
-    return HostCheck(name, True, f"importable{where}", "build")
+    return HostCheck(name, True, f"importable{where}", _GUESTFS)
 
 
 def _programs() -> Iterator[HostCheck]:
     uses = {
-        "supermin": "build",
-        "qemu-img": "build",
+        "supermin": _GUESTFS,
+        "qemu-img": "build with libguestfs, boot and verify",
         "qemu-system-x86_64": "boot amd64",
         "qemu-system-aarch64": "boot arm64",
     }
@@ -100,13 +117,13 @@ def _kernel() -> HostCheck:
     kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
     readable = [kernel for kernel in kernels if os.access(kernel, os.R_OK)]
     if readable:
-        return HostCheck("kernel", True, str(readable[-1]), "build")
+        return HostCheck("kernel", True, str(readable[-1]), _GUESTFS)
     if named and not kernels[0].exists():
-        return HostCheck("kernel", False, f"{named} (SUPERMIN_KERNEL) does not exist", "build", "correct it")
+        return HostCheck("kernel", False, f"{named} (SUPERMIN_KERNEL) does not exist", _GUESTFS, "correct it")
     if kernels:
         fix = f"sudo chmod 0644 {kernels[-1]}"
-        return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", "build", fix)
-    return HostCheck("kernel", False, "none in /boot", "build", KERNEL_FIX)
+        return HostCheck("kernel", False, f"{kernels[-1]} may not be read by this user", _GUESTFS, fix)
+    return HostCheck("kernel", False, "none in /boot", _GUESTFS, KERNEL_FIX)
 
 
 def _space(out: Path) -> HostCheck:

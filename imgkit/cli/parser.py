@@ -143,6 +143,8 @@ def _hint(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -
 def _suggestion(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:
     """Return the choice, command or option that a wrong word resembles."""
     if choice := _INVALID_CHOICE.search(message):
+        if message.startswith("argument --format:") and choice[1] in ("zstd", "zlib"):
+            return f"--compression {choice[1]}"
         return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
     options = list(parser._option_string_actions)
     for word in words[: [*words, "--"].index("--")]:

@@ -11,8 +11,9 @@ import stat
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from imgkit.disk import qcow2tables
+from imgkit.disk import ext4, gpt, qcow2tables
 from imgkit.disk.qcow2format import CORRUPT, DATA_FILE, KNOWN_FEATURES, MAGIC, VERSION_3, Qcow2Header
+from imgkit.disk.regions import TABLE_END
 from imgkit.errors import InputError
 
 Format: TypeAlias = Literal["raw", "qcow2"]
@@ -31,7 +32,9 @@ _FOREIGN = {
     b"WithouFreSpacExt": "parallels",
     b"LUKS\xba\xbe": "luks",
 }
+_VHD_COOKIE = b"conectix"  # "Virtual Hard Disk Image Format Specification": a VHD of fixed size has it at its end only
 _START_SIZE = 512  # bytes that are read
+_DAMAGED = "download or build it again"
 
 
 def format_of(path: Path) -> Format:
@@ -52,8 +55,15 @@ def format_of(path: Path) -> Format:
         return "qcow2"
     for magic, name in _FOREIGN.items():
         if start.startswith(magic):
-            raise InputError(f"{path}: format {name} is not supported", hint="qcow2 and raw are")
+            raise _foreign(path, name)
+    if path.suffix not in _RAW_NAMES and _end(path).startswith(_VHD_COOKIE):
+        raise _foreign(path, "vpc")
     return "raw"
+
+
+def _foreign(path: Path, name: str) -> InputError:
+    hint = f"qcow2 and raw are; qemu-img convert -O qcow2 {path.name} {path.stem}.qcow2 makes a copy of it"
+    return InputError(f"{path}: format {name} is not supported", hint=hint)
 
 
 def check(path: Path, kind: str, *, name: Path | None = None) -> None:
@@ -75,7 +85,7 @@ def check(path: Path, kind: str, *, name: Path | None = None) -> None:
     start = _start(path, name)
     if kind == "qcow2":
         _check_qcow2(start, name)
-        _check_complete(path, name)
+    _check_complete(path, kind, name)
 
 
 def _check_qcow2(start: bytes, name: Path) -> None:
@@ -93,14 +103,34 @@ def _check_qcow2(start: bytes, name: Path) -> None:
         raise InputError(f"{name}: needs features of qcow2 that are not known here ({features & ~KNOWN_FEATURES:#x})")
 
 
-def _check_complete(path: Path, name: Path) -> None:
+def _check_complete(path: Path, kind: str, name: Path) -> None:
     try:
-        truncated = qcow2tables.is_truncated(path)
+        if kind == "qcow2" and qcow2tables.is_truncated(path):
+            raise InputError(f"{name}: damaged or truncated: it refers to data beyond its end", hint=_DAMAGED)
+        if kind == "raw":
+            _check_raw(path, name)
     except OSError as cause:
         raise InputError(f"{name}: cannot be read: {cause.strerror}") from cause
-    if truncated:
-        message = f"{name}: damaged or truncated: it refers to data beyond its end"
-        raise InputError(message, hint="download or build it again")
+
+
+def _check_raw(path: Path, name: Path) -> None:
+    """Compare the size of a raw disk with what its partition table, or its only filesystem, says."""
+    with path.open("rb") as source:
+        head = source.read(TABLE_END)
+        size = source.seek(0, os.SEEK_END)
+    needed = gpt.least_size(head) or ext4.stated_size(head[ext4.SUPERBLOCK : 2 * ext4.SUPERBLOCK])
+    if needed > size:
+        raise InputError(f"{name}: damaged or truncated: {size} bytes of a disk of {needed}", hint=_DAMAGED)
+
+
+def _end(path: Path) -> bytes:
+    """Return the last 512 bytes of a file; fewer if it is shorter."""
+    try:
+        with path.open("rb") as source:
+            source.seek(max(0, source.seek(0, os.SEEK_END) - _START_SIZE))
+            return source.read(_START_SIZE)
+    except OSError as cause:
+        raise InputError(f"{path}: cannot be read: {cause.strerror}") from cause
 
 
 def _start(path: Path, name: Path | None = None) -> bytes:

@@ -17,10 +17,33 @@ from imgkit.disk.regions import BACKUP_SIZE, TABLE_END
 _MBR_CHS, _MBR_SECTORS = 446 + 5, 446 + 12  # EndingCHS and SizeInLBA of the first record
 _NO_CHS = b"\xff\xff\xff"
 _HEADER_SIZE, _HEADER_CRC, _MY_LBA, _ALTERNATE, _LAST_USABLE, _ENTRIES = 12, 16, 24, 32, 48, 72
+_ENTRY_COUNT = 80  # followed by the size of an entry and the checksum of all of them, 32 bits each
+_TYPE_SIZE, _LAST_LBA = 16, 40  # of an entry: bytes of its type, which are zeros in an unused one; its last sector
 _SIGNATURE = b"EFI PART"
 _MIN_HEADER = 92
 _ENTRY_SECTORS = BACKUP_SIZE // SECTOR - 1
 _HEADS, _TRACK = 255, 63  # heads and sectors of a track, which every BIOS reports for a large disk
+
+
+def least_size(head: bytes) -> int:
+    """Return how many bytes a disk has at least that begins with ``head``: up to its backup table and all partitions.
+
+    Args:
+        head: the first 34 sectors of the disk.
+
+    Returns:
+        0 if ``head`` has no partition table, or one whose checksum is wrong.
+    """
+    header = _header(head)
+    if not _is_header(header) or _sealed(header) != header:
+        return 0
+    count, size, checksum = struct.unpack_from("<III", header, _ENTRY_COUNT)
+    entries = head[2 * SECTOR : min(2 * SECTOR + count * size, TABLE_END)]
+    lasts = [_number(header, _ALTERNATE)]
+    if _number(header, _ENTRIES) == 2 and size >= _LAST_LBA + 8 and zlib.crc32(entries) == checksum:
+        used = (entries[at : at + size] for at in range(0, len(entries), size))
+        lasts += [_number(entry, _LAST_LBA) for entry in used if any(entry[:_TYPE_SIZE])]
+    return (max(lasts) + 1) * SECTOR
 
 
 def head_for(head: bytes, size: int) -> bytes:

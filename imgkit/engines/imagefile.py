@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imgkit.disk import diskimage
+from imgkit.disk import diskimage, ext4
 from imgkit.disk.layout import SECTOR
 from imgkit.engines.engineerrors import UnreadableImageError
 from imgkit.errors import HostError
@@ -61,16 +61,18 @@ def image_info(image: Path) -> ImageInfo:
     if info["format"] not in ("raw", "qcow2"):
         raise UnreadableImageError(f"{image}: format {info['format']} is not supported", hint="qcow2 and raw are")
     if info["format"] == "raw" and not _is_disk(image):
-        message = f"{image}: not a disk image: it has neither a boot sector nor a partition table"
+        message = f"{image}: not a disk image: it has no boot sector, no partition table, and is no ext4 filesystem"
         raise UnreadableImageError(message, hint=_USABLE)
     return ImageInfo(info["format"], info["virtual-size"], info["actual-size"])
 
 
 def _is_disk(image: Path) -> bool:
-    """Return whether a raw file can be a disk. For qemu-img every file of an unknown format is raw.
+    """Return whether a raw file can be a disk, or a filesystem alone. For qemu-img every unknown file is raw.
 
     Boot sectors and partition tables, GPT's with its protective MBR too, end their first sector with 55 AA (UEFI
     specification 5.2).
     """
     with image.open("rb") as source:
-        return image.stat().st_size % SECTOR == 0 and source.read(SECTOR)[510:] == b"\x55\xaa"
+        head = source.read(2 * ext4.SUPERBLOCK)
+    signed = head[510:SECTOR] == b"\x55\xaa" or ext4.stated_size(head[ext4.SUPERBLOCK :]) > 0
+    return image.stat().st_size % SECTOR == 0 and signed

@@ -70,6 +70,8 @@ class TreeFacts:
 NO_FACTS = TreeFacts()
 """Nothing is known."""
 
+EngineName: TypeAlias = Literal["guestfs", "native"]
+"""The engines by name."""
 Compression: TypeAlias = Literal["zstd", "zlib"]
 """How a qcow2 is compressed. zstd can be read by QEMU 5.1 and newer; zlib by every version, and takes longer."""
 
@@ -121,6 +123,16 @@ class WrittenDisk(Protocol):
 
 class Engine(Protocol):
     """Writes one disk. It may start in the background, while the Tree is still being made."""
+
+    @property
+    def name(self) -> EngineName:
+        """Which engine it is."""
+        ...
+
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether it can run scripts of the host's own architecture (``run_scripts`` of :meth:`write`)."""
+        ...
 
     def prepare(self, layout: Layout) -> None:
         """Ask for the partitions and filesystems of ``layout``; returns at once.

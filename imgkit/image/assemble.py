@@ -6,6 +6,7 @@ print(result.image, result.build_id)
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -14,17 +15,21 @@ from typing import TYPE_CHECKING
 
 from imgkit.disk.grub import make_boot_files
 from imgkit.disk.layout import Layout, make_layout, sized_partitions
+from imgkit.disk.regions import DiskMap
 from imgkit.disk.size import too_small
-from imgkit.engines.interface import ImageTarget, LaunchEngine, TreeFacts
+from imgkit.engines.convert import MAX_VHD, convert_foreign, is_own
+from imgkit.engines.interface import Engine, EngineName, ImageTarget, LaunchEngine, TreeFacts, WrittenDisk
+from imgkit.errors import RecipeError
 from imgkit.fetch.cache import Cache
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
 from imgkit.image.buildid import ImageIdentity, disk_facts, identify
-from imgkit.image.manifest import Outputs, boot_names, describe, write_manifest
+from imgkit.image.manifest import Outputs, describe, write_manifest
+from imgkit.image.outputfiles import others_of, output_files
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
-from imgkit.recipe import Recipe, Shape, parse_size
+from imgkit.recipe import ImageFormat, Recipe, Shape, parse_size
 from imgkit.rootfs.compose import Composition, compose
 from imgkit.rootfs.kernel import direct_boot_image
 from imgkit.rootfs.steps import PackageSet
@@ -34,6 +39,9 @@ from imgkit.vm.qemu.machines import host_arch
 if TYPE_CHECKING:
     from imgkit.registry.access import RegistryAccess
 
+log = logging.getLogger("imgkit")
+
+_MIB = 1 << 20
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562: names that are URLs
 
 
@@ -76,6 +84,7 @@ class BuildResult:
     Attributes:
         build_id: equal for equal images (:mod:`imgkit.image.buildid`).
         size: of the image file, in bytes.
+        allocated: bytes that the image file takes on the host's disk, which are fewer where it has holes.
         steps: how long each step took.
     """
 
@@ -85,6 +94,7 @@ class BuildResult:
     manifest: Path
     build_id: str
     size: int
+    allocated: int
     steps: Steps
 
 
@@ -96,8 +106,9 @@ def build(request: BuildRequest) -> BuildResult:
     """
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
-    _check_programs()
+    _check_format(recipe.format, size)
     with workspace(request.out, request.work) as work, request.engine(_folder(work, "disk"), size) as engine:
+        _check_programs(recipe.format, engine.name)
         with steps.step("plan"):
             base, plan = gathering.plan(request, work / "minirootfs")
         layout = _layout(recipe, arch, plan, size)
@@ -111,7 +122,7 @@ def build(request: BuildRequest) -> BuildResult:
         engine.check()
         with steps.step("compose the root filesystem"):
             epoch = plan.epoch if request.epoch is None else request.epoch
-            composition = _compose(request, base.tree, packages, folders, layout, epoch)
+            composition = _compose(request, base.tree, packages, folders, layout, epoch, engine)
             gathering.judge(request, plan, base, composition.binaries)
         with steps.step("make the boot loader"):
             boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
@@ -120,23 +131,58 @@ def build(request: BuildRequest) -> BuildResult:
             identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
         known = _facts(composition.tree, identity, epoch)
         written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending, known)
-        disk = written.save(ImageTarget(work / "image.qcow2", compression=recipe.compression), steps)
+        disk = _save(written, recipe, work, steps)
         _write_boot_files(composition, work)
-        outputs = Outputs(disk, boot.esp, work / "image.qcow2", work / "vmlinuz", work / "initramfs")
+        outputs = Outputs(
+            names=output_files(recipe, arch),
+            format=recipe.format,
+            engine=engine.name,
+            disk=disk,
+            esp=boot.esp,
+            image=work / "image",
+            kernel=work / "vmlinuz",
+            initramfs=work / "initramfs",
+        )
         manifest = describe(recipe, plan, composition, identity, layout, outputs, base.image)
         write_manifest(manifest, work / "manifest.json")
         with steps.step("put into place"):
             return _place(request, work, identity.build_id, steps)
 
 
-def _check_programs() -> None:
+def _check_format(file_format: ImageFormat, size: int) -> None:
+    """Refuse a size of the disk that the format of the file cannot have.
+
+    Raises:
+        RecipeError: the disk would get another size, or is too large.
+    """
+    if not is_own(file_format) and size % _MIB:
+        raise RecipeError(f"format {file_format}: a disk of {size} bytes", hint="choose a size in whole MiB")
+    if file_format == "vhd" and size > MAX_VHD:
+        raise RecipeError(f"format vhd: a disk has {MAX_VHD >> 30} GiB at most", hint="choose vhdx, or a smaller size")
+
+
+def _check_programs(file_format: ImageFormat, engine: EngineName) -> None:
     """Check early for a program that is needed late.
 
     Raises:
         HostError: it is missing.
     """
-    if shutil.which("qemu-img") is None:
+    converts = not is_own(file_format) or (file_format == "qcow2" and engine == "guestfs")
+    if converts and shutil.which("qemu-img") is None:
         raise process.missing("qemu-img")
+
+
+def _save(written: WrittenDisk, recipe: Recipe, work: Path, steps: Steps) -> DiskMap:
+    """Write the image file, and return the map of the disk."""
+    file_format = recipe.format
+    if is_own(file_format):
+        return written.save(ImageTarget(work / "image", file_format, recipe.compression), steps)
+    raw = work / "disk.raw"
+    disk_map = written.save(ImageTarget(raw, "raw"), steps)
+    with steps.step(f"convert to {file_format}"):
+        convert_foreign(raw, work / "image", file_format)
+    raw.unlink()
+    return disk_map
 
 
 def _folder(work: Path, name: str) -> Path:
@@ -172,8 +218,10 @@ def _compose(
     folders: tuple[Path | None, Path | None],
     layout: Layout,
     epoch: int,
+    engine: Engine,
 ) -> Composition:
     payload, agent = folders
+    is_own_arch = request.arch == host_arch()
     return compose(
         minirootfs,
         packages,
@@ -181,9 +229,10 @@ def _compose(
         request.arch,
         payload=payload,
         agent=agent,
-        can_run=request.arch == host_arch(),
+        can_run=is_own_arch and engine.runs_scripts,
         root_uuid=layout.root.fs_uuid,
         epoch=epoch,
+        elsewhere="--engine guestfs runs them" if is_own_arch else None,
     )
 
 
@@ -203,22 +252,23 @@ def _write_boot_files(composition: Composition, work: Path) -> None:
 
 def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> BuildResult:
     """Rename all files into place, the image last: where the image is, the others are."""
-    name, arch, out = request.recipe.name, request.arch, request.out
-    kernel, initramfs = boot_names(request.recipe, arch)
+    out, names = request.out, output_files(request.recipe, request.arch)
+    status = (work / "image").stat()
     result = BuildResult(
-        image=out / f"{name}-{arch}.qcow2",
-        kernel=out / kernel,
-        initramfs=out / initramfs,
-        manifest=out / f"{name}-{arch}.manifest.json",
+        image=out / names.image,
+        kernel=out / names.kernel,
+        initramfs=out / names.initramfs,
+        manifest=out / names.manifest,
         build_id=build_id,
-        size=(work / "image.qcow2").stat().st_size,
+        size=status.st_size,
+        allocated=status.st_blocks * 512,
         steps=steps,
     )
     moves = {
         "vmlinuz": result.kernel,
         "initramfs": result.initramfs,
         "manifest.json": result.manifest,
-        "image.qcow2": result.image,
+        "image": result.image,
     }
     with scratch.folder(out, SCRATCH_PREFIX) as near:  # WORK_DIR may be on another filesystem
         for source in moves:
@@ -227,4 +277,6 @@ def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> Bu
         wholefile.settle(placed)
         with scratch.alone(out), interrupts.held_back():
             wholefile.rename_together(placed)
+    for other in others_of(result.image):
+        log.warning("%s: is of an earlier build; %s is about %s now", other, names.manifest, names.image)
     return result

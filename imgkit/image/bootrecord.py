@@ -25,6 +25,8 @@ from imgkit.errors import InputError
 from imgkit.host import interrupts, scratch, wholefile
 from imgkit.host.jsonfile import parse_json, read_bytes
 from imgkit.host.progress import bar
+from imgkit.image.imagepaths import beside
+from imgkit.image.manifest import read_manifest
 
 VERSION = 1
 PUBLISHED = ("SHA256SUMS", "upload-manifest.json")
@@ -111,9 +113,19 @@ class Evidence:
 
     @property
     def publishable(self) -> bool:
-        """Whether the image is a qcow2 file. Raw images are not published, and may be large and mostly empty."""
-        source = self._files[0][1]
-        return os.pread(source.fileno(), len(_QCOW2), 0) == _QCOW2
+        """Whether the image can be published: it is a qcow2 file, or a raw one that the manifest beside it names.
+
+        Hashing a raw disk that no build has made would be a waste: it may be large and mostly empty.
+        """
+        path, source, _ = self._files[0]
+        if os.pread(source.fileno(), len(_QCOW2), 0) == _QCOW2:
+            return True
+        if path.suffix != ".raw":
+            return False
+        with suppress(InputError):
+            image = read_manifest(beside(path, "manifest.json")).get("image", {})
+            return bool(image.get("name") == path.name)
+        return False
 
     def record(self, arch: str, firmware: str, facts: Mapping[str, Any]) -> BootRecord:
         """Return the record of this boot. It reads the files to hash them, so call it when the machine is off.
@@ -147,7 +159,7 @@ class Evidence:
 
 def path_of(image: Path) -> Path:
     """Return the path of an image's record: beside the name that was given, as its manifest is."""
-    return image.with_suffix(".boot.json")
+    return beside(image, "boot.json")
 
 
 def keep(image: Path, record: BootRecord) -> Path | None:

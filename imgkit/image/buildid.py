@@ -40,7 +40,6 @@ _LENGTH = 16  # hexadecimal digits
 _LONGEST = 200  # characters of a text that is stated as it is; of a longer one the hash is
 
 _OF_DISKS = (
-    "compression",
     "disk_packages",
     "hostname",
     "initramfs_features",
@@ -62,7 +61,9 @@ NEVER_DECISIVE: Mapping[str, str] = MappingProxyType(
     {
         "architectures": "only the one that is built counts, and is added under its own name",
         "base": "the plan has the digest of the image, which may lie elsewhere on another computer",
+        "compression": "the disk is the same, however its file is compressed",
         "files": "they are in the root filesystem, with owners and modes",
+        "format": "the disk is the same in a file of any format",
         "mirror": "the plan has the hashes of all files, wherever they come from",
         "outputs": "each output is an image of its own",
         "overlay": "its files are in the root filesystem, with their modes",

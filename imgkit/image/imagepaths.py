@@ -8,6 +8,11 @@ from imgkit.errors import InputError
 from imgkit.host import lookup
 
 
+def beside(image: Path, ending: str) -> Path:
+    """Return the path of a file that belongs to a disk image: ``manifest.json`` → ``linux-amd64.manifest.json``."""
+    return image.with_suffix(f".{ending}")
+
+
 def is_container_image(image: Path) -> bool:
     """Return whether this is a container image and not a disk image: a folder, or a file called ``.tar``.
 

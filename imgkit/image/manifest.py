@@ -17,10 +17,11 @@ from imgkit.disk.regions import DiskMap
 from imgkit.fetch.cache import hash_file
 from imgkit.host.jsonfile import StrictModel, checked, read_json
 from imgkit.image.buildid import ImageIdentity
+from imgkit.image.outputfiles import OutputFiles
 from imgkit.planning.localfolders import published_url
 from imgkit.planning.plan import Artefact, ImageSource, Plan, PlannedPackage
 from imgkit.planning.schemas import Sha256, Short, Size
-from imgkit.recipe import Recipe
+from imgkit.recipe import ImageFormat, Recipe
 from imgkit.rootfs.agentsettings import agent_settings
 from imgkit.rootfs.binaries.examine import BinaryFindings
 from imgkit.rootfs.compose import Composition
@@ -61,12 +62,18 @@ class Outputs:
     """What a build made, before it is put into place.
 
     Attributes:
+        names: what the files will be called.
+        format: of the image file.
+        engine: what wrote the disk, such as ``native``.
         disk: what every byte of the disk is.
         esp: path → contents of the files of the EFI system partition.
-        image: the compressed image.
+        image: the image file.
         kernel, initramfs: the files that will lie beside it, for booting without firmware.
     """
 
+    names: OutputFiles
+    format: ImageFormat
+    engine: str
     disk: DiskMap
     esp: Mapping[str, bytes]
     image: Path
@@ -104,11 +111,6 @@ class Manifest(StrictModel):
     files: dict[str, dict[str, Any]]
 
 
-def boot_names(recipe: Recipe, arch: str) -> tuple[str, str]:
-    """Return the file names of the kernel and the initramfs that lie beside an image, for booting without firmware."""
-    return f"vmlinuz-{recipe.kernel}-{arch}", f"initramfs-{recipe.kernel}-{arch}"
-
-
 def describe(
     recipe: Recipe,
     plan: Plan,
@@ -123,15 +125,19 @@ def describe(
     Args:
         image: the container image that it starts from; None for the minirootfs.
     """
-    names = boot_names(recipe, plan.arch)
+    names = outputs.names
     return {
         **describe_root(recipe, plan, composition, identity, image),
         "image": {
-            "sha256": hash_file(outputs.image),
-            "size": outputs.image.stat().st_size,
+            **_file(names.image, outputs.image),
+            "format": outputs.format,
             "virtualSize": layout.size_bytes,
         },
-        "boot": {"kernel": _file(names[0], outputs.kernel), "initramfs": _file(names[1], outputs.initramfs)},
+        "engine": outputs.engine,
+        "boot": {
+            "kernel": _file(names.kernel, outputs.kernel),
+            "initramfs": _file(names.initramfs, outputs.initramfs),
+        },
         "kernel": composition.kernel.release,
         "kernelArguments": arguments_in(composition.tree.text("boot/grub/grub.cfg")),
         "disk": {

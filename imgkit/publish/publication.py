@@ -56,11 +56,16 @@ class PublishedArchitecture:
     record: PublishedFile | None = None
     firmwares: tuple[str, ...] = ()
 
+    @property
+    def suffix(self) -> str:
+        """The end of the image's name: ``.qcow2`` or ``.raw``."""
+        return f".{self.image.name.rpartition('.')[2]}"
+
     def files(self) -> Iterator[PublishedFile]:
         """Yield every file, the image under each of its names."""
         yield self.image
         for alias in ALIASES[self.arch]:
-            yield PublishedFile(image_name(alias), self.image.sha256, self.image.size)
+            yield PublishedFile(image_name(alias, self.suffix), self.image.sha256, self.image.size)
         yield from (file for file in (self.kernel, self.initramfs, self.manifest, self.record) if file is not None)
 
 
@@ -118,9 +123,9 @@ def check_base_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def image_name(arch: str) -> str:
-    """Return the published name of an image."""
-    return f"image-linux-{arch}.qcow2"
+def image_name(arch: str, suffix: str) -> str:
+    """Return the published name of an image; ``suffix`` is ``.qcow2`` or ``.raw``."""
+    return f"image-linux-{arch}{suffix}"
 
 
 def texts(publication: Publication) -> dict[str, str]:
@@ -200,7 +205,9 @@ def index(publication: Publication) -> dict[str, Any]:
             published.arch: {
                 "buildId": published.build_id,
                 "provedWith": list(published.firmwares),
-                "imageNames": [image_name(name) for name in (published.arch, *ALIASES[published.arch])],
+                "imageNames": [
+                    image_name(name, published.suffix) for name in (published.arch, *ALIASES[published.arch])
+                ],
                 **{role: _entry(publication, getattr(published, role)) for role in _ROLES if getattr(published, role)},
             }
             for published in publication.architectures

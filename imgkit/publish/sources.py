@@ -18,12 +18,15 @@ from imgkit.host import lookup
 from imgkit.host.progress import bar
 from imgkit.image import bootrecord
 from imgkit.image.bootrecord import BootRecord
+from imgkit.image.imagepaths import beside
 from imgkit.image.manifest import read_manifest
+from imgkit.image.outputfiles import others_of
 from imgkit.publish.publication import ALIASES, ARCHES, PublishedArchitecture, PublishedFile, image_name
 
 log = logging.getLogger("imgkit")
 
 _CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
 _BOOT_FILES = {"kernel": "vmlinuz", "initramfs": "initramfs"}
 
 
@@ -52,17 +55,36 @@ def images(folder: Path, name: str, arches: Sequence[str]) -> dict[str, Path]:
         InputError: the image of a required architecture is missing, there is no image at all, or the folder cannot be
             looked up.
     """
-    paths = {arch: folder / f"{name}-{arch}.qcow2" for arch in arches or ARCHES}
+    paths = {arch: _image_of(folder, f"{name}-{arch}") for arch in arches or ARCHES}
     existing = {arch: path for arch, path in paths.items() if lookup.is_file(path, InputError)}
     missing = [str(path) for arch, path in paths.items() if arch not in existing]
     if missing and (arches or not existing):
-        hint = "imgkit build RECIPE makes them" + (
-            "" if lookup.is_folder(folder, InputError) else "; --from or INPUT_DIR says where they are"
-        )
+        hint = "imgkit build RECIPE makes them"
+        if not lookup.is_folder(folder, InputError):
+            hint += "; --from or INPUT_DIR says where they are"
+        elif others := [other for path in map(Path, missing) for other in others_of(path)]:
+            hint = f"{others[0]} is there, but only qcow2 and raw images are published"
         raise InputError(f"no image to publish: {' and '.join(missing)} not there", hint=hint)
     for path in missing:
         log.info("%s: missing, so it is not published", path)
     return existing
+
+
+def _image_of(folder: Path, stem: str) -> Path:
+    """Return the image of an architecture: the qcow2 file, or a raw one if there is no other or the manifest names it.
+
+    Raises:
+        InputError: the folder cannot be looked up.
+    """
+    usual, raw = folder / f"{stem}.qcow2", folder / f"{stem}.raw"
+    if not lookup.is_file(raw, InputError):
+        return usual
+    if not lookup.is_file(usual, InputError):
+        return raw
+    with suppress(InputError):  # `stage` reports what is wrong with a manifest
+        if read_manifest(beside(raw, "manifest.json")).get("image", {}).get("name") == raw.name:
+            return raw
+    return usual
 
 
 def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
@@ -76,18 +98,18 @@ def stage(arch: str, image: Path, folder: Path, *, unproved: bool) -> Staged:
     Raises:
         InputError: a file is missing or differs from the manifest, or no boot has proved the image.
     """
-    path = image.with_suffix(".manifest.json")
+    path = beside(image, "manifest.json")
     manifest = read_manifest(path)
     if manifest.get("arch") != arch:
         raise InputError(f"{path}: is of {manifest.get('arch')}, not of {arch}")
-    published = _copy(image, folder / image_name(arch))
+    published = _copy(image, folder / image_name(arch, image.suffix))
     _check(image, published, manifest.get("image"), path)
     boot_files = {role: _boot_file(role, arch, image.parent, manifest, folder) for role in _BOOT_FILES}
     record = _proof(image, published, boot_files)
     if record is None:
         _without_proof(image, allowed=unproved)
     for alias in ALIASES[arch]:
-        _second_name(folder / published.name, folder / image_name(alias))
+        _second_name(folder / published.name, folder / image_name(alias, image.suffix))
     architecture = PublishedArchitecture(
         arch,
         str(manifest.get("buildId")),
@@ -197,9 +219,13 @@ def _copy_bytes(reader: BinaryIO, sink: BinaryIO, name: str) -> PublishedFile:
     with bar(os.fstat(reader.fileno()).st_size, f"publish {name}") as progress:
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
-            sink.write(chunk)
+            if chunk == _ZEROS[: len(chunk)]:
+                sink.seek(len(chunk), os.SEEK_CUR)  # a hole, of which a raw disk has many
+            else:
+                sink.write(chunk)
             size += len(chunk)
             progress.update(len(chunk))
+        sink.truncate(size)
     return PublishedFile(name, digest.hexdigest(), size)
 
 

@@ -77,6 +77,8 @@ Size = Annotated[str, AfterValidator(_checked_size)]
 ImageSize = Annotated[str, AfterValidator(_image_size)]
 Runlevel = Literal["sysinit", "boot", "default", "nonetwork", "shutdown"]
 PartitionKind = Literal["bios-boot", "esp", "root"]
+ImageFormat: TypeAlias = Literal["qcow2", "raw", "vmdk", "vhdx", "vhd"]
+"""The format of the file of a disk image."""
 Output: TypeAlias = Literal["disk", "oci", "oci-archive", "docker-archive"]
 """What a build writes: a disk image, or a container image as a folder or as one file."""
 Shape: TypeAlias = Literal["disk", "container"]
@@ -137,7 +139,7 @@ class Recipe(RecipeRecord):
     """Everything that decides what is in an image. Paths are absolute once the recipe is loaded."""
 
     name: Name = Field(default="linux", examples=["sandbox"])
-    """Images are called ``NAME-ARCH.qcow2``."""
+    """Images are called ``NAME-ARCH.qcow2``, or as their ``format`` is called."""
     mirror: str = Field(default=OFFICIAL_MIRROR, examples=["https://mirror.example.com/alpine"])
     """Where the build downloads from."""
     guest_mirror: str = Field(default=OFFICIAL_MIRROR, examples=["https://mirror.example.com/alpine"])
@@ -170,6 +172,8 @@ class Recipe(RecipeRecord):
     """OpenPGP certificate that the minirootfs must be signed with. Without it, that of Alpine's releases."""
     size: ImageSize = Field(default="4G", examples=["512M", "8G"])
     """Size of the disk, from 256M to 2T. The file is smaller: empty space takes none."""
+    format: ImageFormat = Field(default="qcow2", examples=["raw", "vhd"])
+    """Format of the image file: ``qcow2``, ``raw``, ``vmdk`` (VMware), ``vhdx`` (Hyper-V) or ``vhd`` (Azure)."""
     compression: Literal["zstd", "zlib"] = Field(default="zstd", examples=["zlib"])
     """Compression of the qcow2's clusters; QEMU before 5.1 needs zlib."""
     packages: tuple[str, ...] = Field(examples=[["bash", "nodejs>=20", "tool@example", "!mount"]])

@@ -51,6 +51,7 @@ def compose(
     can_run: bool,
     root_uuid: str,
     epoch: int,
+    elsewhere: str | None = None,
 ) -> Composition:
     """Turn the Tree of a minirootfs into the root filesystem of an image.
 
@@ -62,6 +63,7 @@ def compose(
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
         root_uuid: UUID of the filesystem that the Tree will be written to.
         epoch: seconds since 1970 for the times of all generated files.
+        elsewhere: what could run the scripts that are refused, for a hint; None is a host of the architecture.
 
     Raises:
         RecipeError: two packages have the same file, a service or a kernel is missing, a user cannot be added, the
@@ -70,7 +72,7 @@ def compose(
         InputError: a file outside the payload is for another architecture, or a file that is needed is missing.
     """
     facts = recipe.architecture(arch)
-    scripts = steps.install_packages(tree, selection, recipe, arch, can_run=can_run, epoch=epoch)
+    scripts = steps.install_packages(tree, selection, recipe, arch, can_run=can_run, epoch=epoch, elsewhere=elsewhere)
     with steps.setup_errors():
         systemfiles.configure_machine(tree, recipe, root_uuid=root_uuid, epoch=epoch)
         systemfiles.lock_root(tree, epoch=epoch)

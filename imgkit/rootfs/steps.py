@@ -43,12 +43,20 @@ class PackageSet:
 
 
 def install_packages(
-    tree: Tree, selection: PackageSet, recipe: Recipe, arch: str, *, can_run: bool, epoch: int
+    tree: Tree,
+    selection: PackageSet,
+    recipe: Recipe,
+    arch: str,
+    *,
+    can_run: bool,
+    epoch: int,
+    elsewhere: str | None = None,
 ) -> ScriptReport:
     """Install the packages and compute their scripts. A base that has exactly these packages stays as it is.
 
     Args:
         can_run: whether the caller can run scripts that cannot be computed in the image. Otherwise they are refused.
+        elsewhere: what could run them, for the hint of that error; None is a host of the architecture.
 
     Raises:
         RecipeError: two packages have the same file, or a script can neither be computed nor run.
@@ -67,7 +75,7 @@ def install_packages(
         skip=recipe.skip_scripts,
     )
     if scripts.pending and not can_run:
-        raise _not_computed(scripts.pending, arch)
+        raise _not_computed(scripts.pending, arch, elsewhere or f"build a disk on {arch}")
     return scripts
 
 
@@ -78,13 +86,13 @@ def _is_installed(tree: Tree, selection: PackageSet) -> bool:
     return installed == wanted and set(world_in(tree)) == set(selection.world)
 
 
-def _not_computed(pending: Sequence[Pending], arch: str) -> RecipeError:
+def _not_computed(pending: Sequence[Pending], arch: str, elsewhere: str) -> RecipeError:
     """Return the error for scripts that would have to run, where they cannot."""
     reasons = "; ".join(script.reason for script in pending)  # with package, script and line
     packages = sorted({script.package for script in pending})
     return RecipeError(
-        f"{arch}: scripts that can neither be computed nor run on this host: {reasons}",
-        hint=f"build a disk on {arch}, or state that they need not run: skip_scripts = {packages}",
+        f"{arch}: scripts that can neither be computed nor run here: {reasons}",
+        hint=f"{elsewhere}, or state that they need not run: skip_scripts = {packages}",
     )
 
 

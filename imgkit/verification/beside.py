@@ -10,6 +10,7 @@ from pathlib import Path
 from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
 from imgkit.host import lookup
+from imgkit.image.imagepaths import beside
 from imgkit.image.manifest import read_manifest
 from imgkit.verification import statement
 from imgkit.verification.statement import StatedFile, Statement
@@ -34,7 +35,7 @@ def is_as_built(path: Path, stated: StatedFile) -> bool:
 
 def manifest_of(image: Path) -> Path:
     """Return where the manifest of an image lies."""
-    return image.with_suffix(".manifest.json")
+    return beside(image, "manifest.json")
 
 
 def boot_files(image: Path, arch: str) -> dict[str, Path]:

@@ -101,7 +101,10 @@ def verify(subject: Subject, stated: Statement, limits: Limits, open_disk: OpenD
     if stated.image is not None and is_as_built(subject.image, stated.image):
         result.proved.append(f"{subject.image}: the very file that was built")
     else:
+        count = len(result.faults)
         _compare_disk(subject, stated, limits, open_disk, result)
+        if len(result.faults) > count and Path(stated.image_name).suffix not in ("", subject.image.suffix):
+            result.faults.insert(count, f"{subject.image.name}: the manifest is about {stated.image_name}")
     result.proved += [f"{name}: the very file that was built" for name in same]
     return result
 

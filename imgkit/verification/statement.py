@@ -37,6 +37,7 @@ class Statement:
         files: path → record, of the root filesystem.
         disk: the hashes of every part of the disk; None in manifests of earlier versions.
         esp: path → file, of the EFI system partition.
+        image_name: what the image file was called when it was built; empty in manifests of earlier versions.
     """
 
     arch: str
@@ -45,6 +46,7 @@ class Statement:
     files: Mapping[str, NodeRecord]
     disk: DiskMap | None
     esp: Mapping[str, StatedFile] = field(default_factory=dict)
+    image_name: str = ""
 
 
 def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
@@ -69,7 +71,14 @@ def parse(manifest: Mapping[str, Any], path: Path) -> Statement:
         files=files,
         disk=disk,
         esp={name: _file(body, name, path) for name, body in _table(manifest.get("esp", {}), path).items()},
+        image_name="" if image is None else _image_name(image.get("name", ""), path),
     )
+
+
+def _image_name(name: object, path: Path) -> str:
+    if name != "" and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise _bad(path, "the image has no valid name")
+    return str(name)
 
 
 def _table(body: object, path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Build the images of a recipe: disks for machines, and container images.
 
 Options take precedence over environment variables (ALPINE_MIRROR, ALPINE_RELEASE_KEY, ALPINE_BRANCH, ALPINE_VERSION,
-IMAGE_SIZE, ARCHS, AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR), and those over the recipe.
+IMAGE_SIZE, ARCHS, AGENT_RUNNER_BUILD, OUT_DIR, WORK_DIR, IMGKIT_ENGINE), and those over the recipe.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from imgkit.api import building
+from imgkit.api.enginechoice import engine_for
 from imgkit.cli import several
 from imgkit.cli.command import Invocation
-from imgkit.cli.options import mirroroptions, registryoptions
+from imgkit.cli.options import engineoptions, mirroroptions, registryoptions
 from imgkit.cli.reports.buildreport import BuildReport, container_report, report_of
-from imgkit.engines.interface import LaunchEngine
 from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts
 from imgkit.planning import lockfile
-from imgkit.recipe import Output, Recipe, load, parse_setting
+from imgkit.recipe import ImageFormat, Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
 
 NAME = "build"
@@ -31,7 +31,12 @@ HELP = "build the images of a recipe"
 log = logging.getLogger("imgkit")
 
 # field of the recipe → the option that sets it
-OPTIONS = {**mirroroptions.OPTIONS, "agent_runner": "--agent-runner", "compression": "--format"}
+OPTIONS = {
+    **mirroroptions.OPTIONS,
+    "agent_runner": "--agent-runner",
+    "compression": "--compression",
+    "format": "--format",
+}
 
 # environment variable → the field of the recipe that it sets
 VARIABLES = {
@@ -43,23 +48,21 @@ VARIABLES = {
 }
 
 
-ENGINES: Mapping[str, Callable[[], LaunchEngine]] = {
-    "guestfs": building.guestfs_engine,
-    "native": building.native_engine,
-}
-"""The values of ``--engine``, each with a function that makes the engine ready for this host."""
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     recipe_arguments(parser, default="this host's")
     parser.add_argument("--agent-runner", type=Path, metavar="DIR", help="payload that replaces /opt/agent-runner")
     parser.add_argument(
-        "--format", choices=["zstd", "zlib"], help="compression of the qcow2; zlib is for QEMU before 5.1"
+        "--format",
+        choices=get_args(ImageFormat),
+        help="format of the disk image: raw, VMware's vmdk, Hyper-V's vhdx, Azure's vhd (default: the recipe's, qcow2)",
+    )
+    parser.add_argument(
+        "--compression", choices=["zstd", "zlib"], help="compression of a qcow2; zlib is for QEMU before 5.1"
     )
     output_argument(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: out)")
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="guestfs", help="what makes the disk")
+    engineoptions.argument(parser)
     parser.add_argument("--locked", action="store_true", help="build exactly what the recipe's lock file says")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
@@ -138,8 +141,15 @@ def _disks(
         finished[report.arch] = report.to_json()
         invocation.done.append(report.to_json())
         if not options.json:
-            _say_result(options, report.image, f"{report.size / 1e6:.0f} MB, build {report.buildId}")
+            _say_result(options, report.image, f"{_sizes(report)}, build {report.buildId}")
     return [finished[arch] for arch in arches]
+
+
+def _sizes(report: BuildReport) -> str:
+    """Return the size of an image in words, and that which it takes on the host's disk if it has holes."""
+    size = f"{report.size / 1e6:.0f} MB"
+    holes = report.allocated < report.size * 9 // 10  # below that it is how the host's filesystem counts
+    return f"{size} ({report.allocated / 1e6:.0f} MB of them on the disk)" if holes else size
 
 
 def _say_result(options: argparse.Namespace, path: Path | str, facts: str) -> None:
@@ -195,7 +205,7 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
             offline=options.offline,
             allow_stale=options.allow_stale_mirror,
             work=_work(),
-            engine=ENGINES[options.engine](),
+            engine=engine_for(options.engine),
             access=registryoptions.registry_access(options),
         )
         if options.verbose:

@@ -32,6 +32,7 @@ class BuildReport:
     Attributes:
         image, kernel, initramfs, manifest: paths of the files.
         size: bytes of the image file.
+        allocated: bytes that it takes on the host's disk, which are fewer where it has holes.
         seconds: how long the build took.
         peakMemory: the most memory that the process had, in bytes.
     """
@@ -43,6 +44,7 @@ class BuildReport:
     manifest: str
     buildId: str  # noqa: N815 - as it is in the JSON
     size: int
+    allocated: int
     seconds: float
     peakMemory: int  # noqa: N815 - as it is in the JSON
     steps: tuple[StepReport, ...] = ()
@@ -62,6 +64,7 @@ def report_of(arch: str, result: BuildResult) -> BuildReport:
         manifest=str(result.manifest),
         buildId=result.build_id,
         size=result.size,
+        allocated=result.allocated,
         seconds=round(result.steps.elapsed, 2),
         peakMemory=peak_memory(),
         steps=_steps(result.steps),

@@ -21,13 +21,14 @@ from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.disk.size import check_fits, needed_root_bytes, show_size, too_small
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.convert import convert
-from imgkit.engines.engineerrors import EndlessScriptError, NoSpaceError, ScriptError
+from imgkit.engines.engineerrors import EndlessScriptError, EngineStartError, NoSpaceError, ScriptError
 from imgkit.engines.guestfs import scripts
 from imgkit.engines.guestfs.appliancestart import check, wait
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options, opened
 from imgkit.engines.guestfs.feed import Feed, feed_bytes, write_feed
-from imgkit.engines.interface import NO_FACTS, ImageTarget, Script, TreeFacts
+from imgkit.engines.interface import NO_FACTS, EngineName, ImageTarget, Script, TreeFacts
 from imgkit.errors import HostError, ImgkitError
+from imgkit.host import process
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
 
@@ -72,6 +73,9 @@ class GuestfsDisk:
 class GuestfsEngine:
     """One appliance and the scratch disk that it writes. Made by :func:`launch`; can :meth:`write` once."""
 
+    name: EngineName = "guestfs"
+    runs_scripts = True
+
     def __init__(self, channel: Channel, scratch: Path, disk_size: int, options: Options) -> None:
         self._channel = channel
         self._scratch = scratch
@@ -98,7 +102,8 @@ class GuestfsEngine:
         Raises:
             EngineStartError: the bindings or a kernel are missing, or the stock appliance has failed already.
         """
-        check(self._channel)
+        with _other_engine():
+            check(self._channel)
 
     def write(
         self,
@@ -121,7 +126,7 @@ class GuestfsEngine:
             self.prepare(layout)
         with steps.step("feed the appliance"):
             feed = self._feed(tree, boot, run_scripts)
-        with steps.step("wait for the appliance"):
+        with steps.step("wait for the appliance"), _other_engine():
             start = wait(self._channel, self._deadline, self._options)
         log.info("%s appliance after %.1f s", start.appliance, start.seconds)
         if start.quick_failure:
@@ -206,6 +211,21 @@ class GuestfsEngine:
             return too_small(layout.size_bytes, others + needed_root_bytes(tree) * 11 // 10)
         message = re.sub(r"\s+", " ", cause.message).strip()
         return HostError(f"writing the disk in the libguestfs appliance failed: {message}")
+
+
+@contextmanager
+def _other_engine() -> Iterator[None]:
+    """Add to the hint of an error about an appliance that cannot start that there is another engine.
+
+    Raises:
+        HostError: the error, with that hint.
+    """
+    try:
+        yield
+    except (EngineStartError, process.MissingProgramError) as failure:
+        first = f"{failure.hint}; or " if failure.hint else ""
+        failure.hint = f"{first}build without libguestfs: --engine native, or IMGKIT_ENGINE=native"
+        raise
 
 
 def _free(folder: Path) -> int:

@@ -17,7 +17,7 @@ from imgkit.disk.layout import Layout, Partition
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, check_fits, journal_mib, too_small
 from imgkit.engines.engineerrors import ScriptError
-from imgkit.engines.interface import NO_FACTS, ImageTarget, Script, TreeFacts
+from imgkit.engines.interface import NO_FACTS, EngineName, ImageTarget, Script, TreeFacts
 from imgkit.engines.native.clustercache import ClusterCache
 from imgkit.engines.native.diskwriting import write_image
 from imgkit.engines.native.ext4.assignment import TooFewBlocksError
@@ -64,6 +64,9 @@ class NativeDisk:
 
 class NativeEngine:
     """Computes one disk. Made by :func:`launch`."""
+
+    name: EngineName = "native"
+    runs_scripts = False
 
     def __init__(self, scratch: Path, disk_size: int, cache: Path | None) -> None:
         self._spool = scratch / "generated"

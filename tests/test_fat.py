@@ -236,6 +236,52 @@ def test_files_that_do_not_fit_name_what_is_missing(tmp_path: Path) -> None:
     fat_pieces(partition(101 * MIB), {"x": bytes(100 * MIB)}, EPOCH)
 
 
+def boot_sector(mib: int, label: str = "ESP") -> bytes:
+    return next(fat_pieces(partition(mib * MIB, label=label), {}, EPOCH))[1]
+
+
+@pytest.mark.parametrize(
+    ("mib", "start"),
+    [
+        (
+            16,
+            "eb3c906d6b66732e66617400020404000200020080f82000200040000010"
+            "0000000000008000294d3c2b1a4553502020202020202020464154313620"
+            "2020",
+        ),
+        (
+            512,
+            "eb58906d6b66732e66617400020820000200000000f80000200040000010"
+            "000000001000000400000000000002000000010006000000000000000000"
+            "000000008000294d3c2b1a45535020202020202020204641543332202020",
+        ),
+    ],
+)  # fmt: skip
+def test_the_records_of_the_boot_sector(mib: int, start: str) -> None:
+    """As mkfs.fat wrote them, up to the code."""
+    sector = boot_sector(mib)
+    assert sector.hex().startswith(start)
+    assert len(sector) == SECTOR
+    assert (
+        sector[len(start) // 2 :].rstrip(b"\0") == b"\xcd\x18\xeb\xfe".ljust(510 - len(start) // 2, b"\0") + b"\x55\xaa"
+    )
+    assert sector[1] == len(start) // 2 - 2
+    assert boot_sector(mib, label="")[len(start) // 2 - 19 :].startswith(b"NO NAME    FAT")
+
+
+def test_from_65536_sectors_on_their_number_has_a_field_of_32_bits() -> None:
+    assert struct.unpack_from("<H11xI", boot_sector(31), 19) == (31 * 2048, 0)
+    assert struct.unpack_from("<H11xI", boot_sector(32), 19) == (0, 65536)
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(14, 1), (15, 2), (30, 2), (31, 3)])
+def test_the_clusters_of_a_directory(count: int, clusters: int) -> None:
+    """There are 16 entries in a cluster, and two of them are the directory itself and the one above."""
+    pieces = list(fat_pieces(partition(3 * MIB), {f"D/F{number}": b"" for number in range(count)}, EPOCH))
+    table = struct.unpack(f"<{clusters + 2}H", pieces[1][1])
+    assert table == (0xFFF8, 0xFFFF, *range(3, clusters + 2), 0xFFFF)
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 

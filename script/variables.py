@@ -35,6 +35,7 @@ VARIABLES = (
         "`IMGKIT_CACHE`",
         "folder of downloads, what builds keep for later ones, and quick appliances (default: the user's cache folder)",
     ),
+    ("`IMGKIT_ENGINE`", "what makes disks: guestfs (default), native, or auto"),
     (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
         "certificates that registries are verified against; of mirrors, the first two",

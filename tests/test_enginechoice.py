@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imgkit.api import enginechoice
+from imgkit.api import applianceoptions, enginechoice
 from imgkit.api.enginechoice import engine_for, engine_name
 from imgkit.engines.engineerrors import EngineStartError
 from imgkit.engines.guestfs import bindings, hostkernel, hostsupport
@@ -70,7 +70,7 @@ def test_engines_that_there_are_not(missing: list[Lack], monkeypatch: pytest.Mon
 
 
 def test_what_the_engines_are_launched_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enginechoice, "appliance_options", lambda: "options")
+    monkeypatch.setattr(applianceoptions, "appliance_options", lambda: "options")
     launch: Any = engine_for("guestfs")
     assert isinstance(launch, partial)
     assert (launch.func, launch.keywords) == (guestfs.launch, {"options": "options"})

@@ -31,6 +31,10 @@ VARIABLES = (
         "`SOURCE_DATE_EPOCH`",
         "seconds since 1970 for what a build generates (default: when the youngest package was built)",
     ),
+    (
+        "`IMGKIT_ENGINE`",
+        "the [engine](../howto/engines.md) that makes disks: `guestfs` (the default), `native`, `auto`",
+    ),
     ("`IMGKIT_CACHE`", "folder of downloads and quick appliances (default: the user's cache folder)"),
     (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",

@@ -32,10 +32,13 @@ VARIABLES = (
         "seconds since 1970 for what a build generates (default: when the youngest package was built)",
     ),
     (
+        "`IMGKIT_ENGINE`",
+        "the [engine](../howto/engines.md) that makes disks: `guestfs` (the default), `native`, `auto`",
+    ),
+    (
         "`IMGKIT_CACHE`",
         "folder of downloads, what builds keep for later ones, and quick appliances (default: the user's cache folder)",
     ),
-    ("`IMGKIT_ENGINE`", "what makes disks: guestfs (default), native, or auto"),
     (
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE`",
         "certificates that registries are verified against; of mirrors, the first two",

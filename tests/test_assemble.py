@@ -106,26 +106,34 @@ def test_older_images_of_other_formats_stay_and_are_named(
 
 
 @pytest.mark.parametrize(
-    ("file_format", "engine", "needed"),
+    ("output", "file_format", "engine", "needed"),
     [
-        ("qcow2", "guestfs", True),
-        ("qcow2", "native", False),
-        ("raw", "guestfs", False),
-        ("vmdk", "native", True),
-        ("vhd", "guestfs", True),
+        ("disk", "qcow2", "guestfs", True),
+        ("disk", "qcow2", "native", False),
+        ("disk", "raw", "guestfs", False),
+        ("disk", "vmdk", "native", True),
+        ("disk", "vhd", "guestfs", True),
+        ("rootfs", "vhd", "guestfs", False),
     ],
 )
 def test_a_program_that_is_needed_late_is_looked_for_early(
-    file_format: Any, engine: Any, needed: bool, monkeypatch: pytest.MonkeyPatch
+    output: Any,
+    file_format: str,
+    engine: Any,
+    needed: bool,
+    build_request: BuildRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    recipe = build_request.recipe.model_copy(update={"format": file_format})
+    request = replace(build_request, recipe=recipe, output=output)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assemble._check_programs(file_format, engine)
+    assemble._check_programs(request, engine)
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "qemu-img" else f"/usr/bin/{name}")
     if not needed:
-        assemble._check_programs(file_format, engine)
+        assemble._check_programs(request, engine)
         return
     with pytest.raises(HostError, match="qemu-img"):
-        assemble._check_programs(file_format, engine)
+        assemble._check_programs(request, engine)
 
 
 def test_sizes_that_a_format_cannot_have() -> None:
@@ -204,14 +212,14 @@ def test_scratch_files_are_in_the_folder_for_them(build_request: BuildRequest, t
 def test_identifiers_of_the_disk_follow_from_recipe_and_plan(build_request: BuildRequest) -> None:
     recipe = build_request.recipe
     plan = plan_of(recipe, "amd64")
-    first = assemble._layout(recipe, "amd64", plan, 1 << 30)
-    assert assemble._layout(recipe, "amd64", plan, 1 << 30) == first
+    first = assemble._layout(build_request, plan, 1 << 30)
+    assert assemble._layout(build_request, plan, 1 << 30) == first
     other = replace(plan, base=Artefact("http://elsewhere.test/x", 1, "00" * 32, "key"))
-    renamed = recipe.model_copy(update={"name": "other"})
+    renamed = replace(build_request, recipe=recipe.model_copy(update={"name": "other"}))
     guids = {
         first.disk_guid,
-        assemble._layout(recipe, "amd64", other, 1 << 30).disk_guid,
-        assemble._layout(renamed, "amd64", plan, 1 << 30).disk_guid,
+        assemble._layout(build_request, other, 1 << 30).disk_guid,
+        assemble._layout(renamed, plan, 1 << 30).disk_guid,
     }
     assert len(guids) == 3
     assert first.disk_guid == "A9B268DC-04BF-536C-A1C6-54C4801D366A", "images that were built before have it, too"
@@ -222,6 +230,8 @@ def test_identifiers_of_the_disk_follow_from_recipe_and_plan(build_request: Buil
 
 class _Recorder:
     """Stands for every function that a build calls: keeps the calls in order, and answers with ``answers``."""
+
+    tree: Tree
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -258,7 +268,7 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
         binaries="binaries",
     )
 
-    return _Recorder(
+    recorder = _Recorder(
         monkeypatch,
         {
             "_check_programs": None,
@@ -276,10 +286,13 @@ def recorder(build_request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> _R
                 "id", {}, {"/boot/initramfs-virt": {"sha256": "ab" * 32}}, {"/etc/motd": "baselayout"}
             ),
             "direct_boot_image": lambda *_: b"kernel",
+            "uncompressed_image": lambda *_: b"elf",
             "describe": lambda *_: {"manifest": 1},
             "host_arch": lambda: "amd64",
         },
     )
+    recorder.tree = tree
+    return recorder
 
 
 class _Engine:
@@ -349,6 +362,29 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     assert [path.name for path in (described[5].image, described[5].kernel, described[5].initramfs)] == [
         "image", "vmlinuz", "initramfs",
     ]  # fmt: skip
+
+
+def test_a_root_filesystem_has_no_boot_loader(
+    build_request: BuildRequest, recorder: _Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _Engine()
+    monkeypatch.setattr(assemble, "_facts", lambda *_: TreeFacts())
+    recorder.tree.write("boot/grub/grub.cfg", "linux /boot/x root=UUID=1 console=tty0\n")
+    result = assemble.build(replace(build_request, engine=engine, output="rootfs"))
+    assert "make_boot_files" not in recorder.names
+    assert "direct_boot_image" not in recorder.names
+    assert {path.name for path in build_request.out.iterdir()} == {
+        "linux-amd64.ext4", "linux-amd64.rootfs.manifest.json", "linux-amd64.firecracker.json", "vmlinux-virt-amd64",
+        "initramfs-virt-amd64",
+    }  # fmt: skip
+    assert (result.image.name, result.kernel.read_bytes()) == ("linux-amd64.ext4", b"elf")
+    assert result.firecracker is not None
+    assert json.loads(result.firecracker.read_text())["boot-source"]["boot_args"].startswith(
+        "root=UUID=1 console=ttyS0"
+    )
+    _, _, _, _, write, save, _ = engine.asked
+    assert (write[2].is_bare, write[3]) == (True, BootFiles())
+    assert save[1].format == "raw"
 
 
 def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder: _Recorder) -> None:

@@ -153,7 +153,7 @@ def test_builds_run_side_by_side_where_there_are_processors(
 ) -> None:
     calls: list[Any] = []
 
-    def build_all(words: object, arches: list[str], jobs: int) -> Iterator[BuildReport]:
+    def build_all(words: object, arches: list[str], jobs: int, output: str) -> Iterator[BuildReport]:
         calls.append((words, arches, jobs))
         for arch in reversed(arches):
             yield BuildReport(arch, f"/{arch}", "k", "i", "m", "b", 1, 1, 2.0, 3)
@@ -167,6 +167,17 @@ def test_builds_run_side_by_side_where_there_are_processors(
         assert capsys.readouterr().out == "/arm64\n/amd64\n"
         main.main([*given, "--json"])
         assert [report["arch"] for report in json.loads(capsys.readouterr().out)] == ["amd64", "arm64"]
+
+
+def test_a_root_filesystem_is_built_besides_the_disk(requests: list[BuildRequest]) -> None:
+    assert main.main(["build", CORE, "--output", "rootfs", "--output", "disk", "--format", "vmdk"]) == 0
+    assert [(request.output, request.format) for request in requests] == [("disk", "vmdk"), ("rootfs", "raw")]
+
+
+def test_a_format_of_nothing(requests: list[BuildRequest], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["build", CORE, "--output", "rootfs", "--format", "vmdk"]) == 2
+    assert "--format vmdk: is the format of a disk, and none is built" in capsys.readouterr().err
+    assert not requests
 
 
 def test_the_engine_the_format_and_the_compression(requests: list[BuildRequest]) -> None:

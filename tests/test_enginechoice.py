@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imgkit.api import applianceoptions, enginechoice
+from imgkit.api import applianceoptions
 from imgkit.api.enginechoice import engine_for, engine_name
 from imgkit.engines.engineerrors import EngineStartError
 from imgkit.engines.guestfs import bindings, hostkernel, hostsupport

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,23 @@ def test_whether_the_guest_is_waited_for(
 ) -> None:
     assert main(["boot", str(image), *words]) == 0
     assert [call["settle"] for call in asked] == [settle]
+
+
+@pytest.mark.parametrize(("words", "firmware"), [([], "direct"), (["--firmware", "direct"], "direct")])
+def test_a_root_filesystem_is_booted_directly(
+    words: list[str], firmware: str, tmp_path: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "linux-amd64.ext4"
+    superblock = struct.pack("<2I", 16, 16).ljust(0x38, b"\0") + b"\x53\xef"
+    image.write_bytes((bytes(1024) + superblock).ljust(16 * 1024, b"\0"))
+    for name in ("vmlinux-virt-amd64", "vmlinuz-virt-amd64", "initramfs-virt-amd64"):
+        (tmp_path / name).touch()
+    assert main(["boot", str(image), *words]) == 0
+    (call,) = asked
+    assert (call["firmware"], call["kernel"].name) == (firmware, "vmlinux-virt-amd64")
+    assert call["command_line"].startswith("root=/dev/vda rootfstype=ext4 ")
+    assert main(["boot", str(image), "--firmware", "bios"]) == 2
+    assert "a root filesystem without a boot loader, which no bios can start" in capsys.readouterr().err
 
 
 def test_a_direct_boot_is_a_record_of_all_three_files(image: Path, asked: list[dict[str, Any]]) -> None:

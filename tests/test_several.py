@@ -155,5 +155,11 @@ def test_the_command_line_of_one(words: list[str], expected: list[str]) -> None:
     assert several.words_for(words, "x") == expected
 
 
+def test_the_command_line_of_a_root_filesystem() -> None:
+    """The format is that of the disk, which another build makes."""
+    words = ["build", "r", "--output", "rootfs", "--format", "raw", "--output=disk"]
+    assert several.words_for(words, "x", "rootfs") == ["build", "r", "--json", "--output", "rootfs", "--arch", "x"]
+
+
 def test_as_many_as_cores() -> None:
     assert several.at_once() >= 1

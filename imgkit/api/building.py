@@ -27,7 +27,7 @@ from imgkit.planning.base import fetch_base
 from imgkit.planning.download import fetch_packages
 from imgkit.planning.plan import Plan
 from imgkit.planning.resolve import make_plan
-from imgkit.recipe import Output, Recipe, Shape, load
+from imgkit.recipe import DiskOutput, Output, Recipe, Shape, load
 from imgkit.vm.qemu.machines import host_arch
 
 if TYPE_CHECKING:
@@ -104,9 +104,10 @@ def build(
     allow_stale: bool = False,
     work: StrPath | None = None,
     engine: EngineChoice | LaunchEngine | None = None,
+    output: DiskOutput = "disk",
     access: RegistryAccess | None = None,
 ) -> BuildResult:
-    """Build a disk image. Nothing appears in ``out`` before all of it is there.
+    """Build a disk image, or its root filesystem alone. Nothing appears in ``out`` before all of it is there.
 
     Args:
         arch: ``amd64`` or ``arm64``; None takes this host's.
@@ -117,6 +118,7 @@ def build(
         work: the folder for scratch files; None makes one in ``out``.
         engine: what makes the disk: "guestfs", "native", or "auto" for libguestfs where this host can use it and
             the native one elsewhere; None takes the variable IMGKIT_ENGINE, or else libguestfs.
+        output: "disk", or "rootfs" for its root filesystem alone, which Firecracker and Cloud Hypervisor start.
         access: how the registry of the recipe's base is reached; None for the usual way.
 
     Raises:
@@ -134,6 +136,7 @@ def build(
         allow_stale=allow_stale,
         epoch=source_date(os.environ),
         access=access,
+        output=output,
     )
     return assemble.build(request)
 

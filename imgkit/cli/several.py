@@ -29,6 +29,7 @@ from imgkit.errors import (
 )
 from imgkit.host import process, statusline, terminal
 from imgkit.host.processors import usable_processors
+from imgkit.recipe import DiskOutput
 
 _STEP = " …"  # the end of a line of the log that names a step (imgkit.host.progress)
 _POLL = 0.1  # seconds between two looks at the running builds
@@ -42,12 +43,15 @@ def at_once() -> int:
     return usable_processors()
 
 
-def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterator[BuildReport]:
+def build_all(
+    words: Sequence[str], arches: Sequence[str], jobs: int, output: DiskOutput = "disk"
+) -> Iterator[BuildReport]:
     """Build every architecture, ``jobs`` at a time, and yield the reports as they are ready.
 
     Args:
         words: the command line that asked for all of them.
         arches: the architectures; those in ``words`` are ignored.
+        output: what is built; that in ``words`` is ignored.
 
     Raises:
         ImgkitError: the first build that failed, as the error that it reported. The other builds are ended.
@@ -61,17 +65,19 @@ def build_all(words: Sequence[str], arches: Sequence[str], jobs: int) -> Iterato
         while waiting or running:
             say("; ".join(f"{build.arch}: {build.step or 'begins'}" for build in running) or "building")
             while waiting and len(running) < jobs:
-                running.append(stack.enter_context(_started(words, waiting.pop(0))))
+                running.append(stack.enter_context(_started(words, waiting.pop(0), output)))
             time.sleep(_POLL)
             for build in [build for build in running if build.child.poll() is not None]:
                 running.remove(build)
                 yield build.report()
 
 
-def words_for(words: Sequence[str], arch: str) -> list[str]:
-    """Return the command line for the disk of one architecture alone, with its report as JSON."""
+def words_for(words: Sequence[str], arch: str, output: DiskOutput = "disk") -> list[str]:
+    """Return the command line for one output of one architecture alone, with its report as JSON."""
     kept = _without(_without(words, "--arch"), "--output")
-    return [*kept, *([] if "--json" in kept else ["--json"]), "--output", "disk", "--arch", arch]
+    if output != "disk":
+        kept = _without(kept, "--format")
+    return [*kept, *([] if "--json" in kept else ["--json"]), "--output", output, "--arch", arch]
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:
@@ -163,8 +169,8 @@ class _Build:
 
 
 @contextmanager
-def _started(words: Sequence[str], arch: str) -> Iterator[_Build]:
-    argv = [sys.executable, "-m", "imgkit", *words_for(words, arch)]
+def _started(words: Sequence[str], arch: str, output: DiskOutput) -> Iterator[_Build]:
+    argv = [sys.executable, "-m", "imgkit", *words_for(words, arch, output)]
     env = {**os.environ, "NO_COLOR": "1"}  # its messages are read here, and coloured when they are passed on
     with process.start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         build = _Build(arch, child)

@@ -33,6 +33,7 @@ _FOREIGN = {
     b"LUKS\xba\xbe": "luks",
 }
 _VHD_COOKIE = b"conectix"  # "Virtual Hard Disk Image Format Specification": a VHD of fixed size has it at its end only
+_BOOT_SIGNATURE = b"\x55\xaa"
 _START_SIZE = 512  # bytes that are read
 _DAMAGED = "download or build it again"
 
@@ -64,6 +65,22 @@ def format_of(path: Path) -> Format:
 def _foreign(path: Path, name: str) -> InputError:
     hint = f"qcow2 and raw are; qemu-img convert -O qcow2 {path.name} {path.stem}.qcow2 makes a copy of it"
     return InputError(f"{path}: format {name} is not supported", hint=hint)
+
+
+def is_filesystem(path: Path) -> bool:
+    """Return whether an image is an ext4 filesystem as a whole, without a boot sector and a partition table.
+
+    Raises:
+        InputError: the image cannot be read, has another format, or is not what its name says.
+    """
+    if format_of(path) != "raw":
+        return False
+    try:
+        with path.open("rb") as source:
+            head = source.read(2 * ext4.SUPERBLOCK)
+    except OSError as cause:
+        raise InputError(f"{path}: cannot be read: {cause.strerror}") from cause
+    return head[510:512] != _BOOT_SIGNATURE and ext4.stated_size(head[ext4.SUPERBLOCK :]) > 0
 
 
 def check(path: Path, kind: str, *, name: Path | None = None) -> None:

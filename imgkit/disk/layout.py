@@ -16,6 +16,7 @@ from imgkit.recipe import Architecture, PartitionKind, parse_size
 
 SECTOR = 512
 ALIGNMENT = 1 << 20  # partitions start and end at multiples of 1 MiB
+_BLOCK = 4096  # bytes, of the filesystems that imgkit makes
 _BACKUP_TABLE = 33 * SECTOR  # UEFI specification 5.3: the disk ends with 32 sectors of entries and one header
 
 NUMBERS: Mapping[PartitionKind, int] = MappingProxyType({"bios-boot": 14, "esp": 1, "root": 2})
@@ -83,6 +84,11 @@ class Layout:
         """The root partition; every layout has one."""
         return next(part for part in self.partitions if part.kind == "root")
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether the disk has no partition table, and is a root filesystem as a whole."""
+        return self.root.start == 0
+
 
 def sized_partitions(architecture: Architecture) -> tuple[SizedPartition, ...]:
     """Return the partitions of a recipe for an architecture, with their sizes in bytes."""
@@ -116,6 +122,23 @@ def make_layout(spec: Sequence[SizedPartition], size: int, seed: uuid.UUID) -> L
         partitions.append(_partition(sized.kind, start, length, seed))
         start += length
     return Layout(size, _guid(seed, "disk"), tuple(partitions))
+
+
+def bare_layout(size: int, seed: uuid.UUID) -> Layout:
+    """Return the layout of a disk without a partition table, which is a root filesystem as a whole.
+
+    Its filesystem has the identifiers that it has in a layout of the same seed with partitions.
+
+    Args:
+        size: bytes of the whole disk, a multiple of 4096.
+        seed: the namespace of the identifiers.
+
+    Raises:
+        RecipeError: the size is not such a multiple.
+    """
+    if size % _BLOCK:
+        raise RecipeError(f"root filesystem of {size} bytes: not a multiple of {_BLOCK}")
+    return Layout(size, _guid(seed, "disk"), (_partition("root", 0, size, seed),))
 
 
 def _check(spec: Sequence[SizedPartition], size: int) -> None:

@@ -96,6 +96,8 @@ class DiskMap:
 
 def regions_of(layout: Layout) -> tuple[Region, ...]:
     """Return the regions of a disk, from its first byte to its last."""
+    if layout.is_bare:
+        return (Region(ROOT, 0, layout.size_bytes),)
     regions = [
         Region(BOOT_SECTOR, 0, SECTOR),
         Region(TABLE, SECTOR, TABLE_END - SECTOR),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imgkit.disk import diskimage, ext4
+from imgkit.disk import diskimage
 from imgkit.disk.layout import SECTOR
 from imgkit.engines.engineerrors import UnreadableImageError
 from imgkit.errors import HostError
@@ -73,6 +73,5 @@ def _is_disk(image: Path) -> bool:
     specification 5.2).
     """
     with image.open("rb") as source:
-        head = source.read(2 * ext4.SUPERBLOCK)
-    signed = head[510:SECTOR] == b"\x55\xaa" or ext4.stated_size(head[ext4.SUPERBLOCK :]) > 0
-    return image.stat().st_size % SECTOR == 0 and signed
+        signed = source.read(SECTOR)[510:] == b"\x55\xaa"
+    return image.stat().st_size % SECTOR == 0 and (signed or diskimage.is_filesystem(image))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgkit.disk.grub import make_boot_files
-from imgkit.disk.layout import Layout, make_layout, sized_partitions
+from imgkit.disk.grub import BootFiles, arguments_in, make_boot_files
+from imgkit.disk.layout import Layout, bare_layout, make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap
 from imgkit.disk.size import too_small
 from imgkit.engines.convert import MAX_VHD, convert_foreign, is_own
@@ -25,13 +25,14 @@ from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
 from imgkit.image.buildid import ImageIdentity, disk_facts, identify
+from imgkit.image.firecracker import firecracker_config
 from imgkit.image.manifest import Outputs, describe, write_manifest
-from imgkit.image.outputfiles import others_of, output_files
+from imgkit.image.outputfiles import OutputFiles, others_of, output_files
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
-from imgkit.recipe import ImageFormat, Recipe, Shape, parse_size
+from imgkit.recipe import DiskOutput, ImageFormat, Recipe, Shape, parse_size
 from imgkit.rootfs.compose import Composition, compose
-from imgkit.rootfs.kernel import direct_boot_image
+from imgkit.rootfs.kernel import direct_boot_image, uncompressed_image
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import File, Tree
 from imgkit.vm.qemu.machines import host_arch
@@ -58,6 +59,7 @@ class BuildRequest:
         allow_stale: warn of an old or misplaced index or minirootfs instead of refusing it.
         access: how the registry of the recipe's base is reached; None for the usual way.
         epoch: the time of what a build generates, in seconds since 1970 (SOURCE_DATE_EPOCH); None takes the plan's.
+        output: a disk, or its root filesystem alone.
     """
 
     recipe: Recipe
@@ -70,11 +72,22 @@ class BuildRequest:
     allow_stale: bool = False
     epoch: int | None = None
     access: RegistryAccess | None = None
+    output: DiskOutput = "disk"
 
     @property
     def shape(self) -> Shape:
         """The root filesystem is for a machine."""
         return "disk"
+
+    @property
+    def format(self) -> ImageFormat:
+        """The format of the image file. A root filesystem is always raw."""
+        return self.recipe.format if self.output == "disk" else "raw"
+
+    @property
+    def names(self) -> OutputFiles:
+        """The names of the results."""
+        return output_files(self.recipe, self.arch, self.output)
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class BuildResult:
 
     Attributes:
         build_id: equal for equal images (:mod:`imgkit.image.buildid`).
+        firecracker: Firecracker's configuration, beside a root filesystem; None beside a disk.
         size: of the image file, in bytes.
         allocated: bytes that the image file takes on the host's disk, which are fewer where it has holes.
         steps: how long each step took.
@@ -96,6 +110,7 @@ class BuildResult:
     size: int
     allocated: int
     steps: Steps
+    firecracker: Path | None = None
 
 
 def build(request: BuildRequest) -> BuildResult:
@@ -106,12 +121,12 @@ def build(request: BuildRequest) -> BuildResult:
     """
     recipe, arch, steps = request.recipe, request.arch, Steps()
     size = parse_size(recipe.size)
-    _check_format(recipe.format, size)
+    _check_format(request.format, size)
     with workspace(request.out, request.work) as work, request.engine(_folder(work, "disk"), size) as engine:
-        _check_programs(recipe.format, engine.name)
+        _check_programs(request, engine.name)
         with steps.step("plan"):
             base, plan = gathering.plan(request, work / "minirootfs")
-        layout = _layout(recipe, arch, plan, size)
+        layout = _layout(request, plan, size)
         engine.prepare(layout)
         engine.check()
         _check_size(plan, size)
@@ -124,18 +139,17 @@ def build(request: BuildRequest) -> BuildResult:
             epoch = plan.epoch if request.epoch is None else request.epoch
             composition = _compose(request, base.tree, packages, folders, layout, epoch, engine)
             gathering.judge(request, plan, base, composition.binaries)
-        with steps.step("make the boot loader"):
-            boot = make_boot_files(composition.tree, recipe.architecture(arch).grub_platforms, layout)
+        boot = _boot_loader(request, composition, layout, steps)
         with steps.step("hash the files"):
             facts = disk_facts(recipe, arch, plan, epoch, layout, boot, composition.scripts.pending)
             identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
         known = _facts(composition.tree, identity, epoch)
         written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending, known)
-        disk = _save(written, recipe, work, steps)
-        _write_boot_files(composition, work)
+        disk = _save(written, request, work, steps)
+        _write_boot_files(request, composition, work)
         outputs = Outputs(
-            names=output_files(recipe, arch),
-            format=recipe.format,
+            names=request.names,
+            format=request.format,
             engine=engine.name,
             disk=disk,
             esp=boot.esp,
@@ -161,22 +175,31 @@ def _check_format(file_format: ImageFormat, size: int) -> None:
         raise RecipeError(f"format vhd: a disk has {MAX_VHD >> 30} GiB at most", hint="choose vhdx, or a smaller size")
 
 
-def _check_programs(file_format: ImageFormat, engine: EngineName) -> None:
+def _check_programs(request: BuildRequest, engine: EngineName) -> None:
     """Check early for a program that is needed late.
 
     Raises:
         HostError: it is missing.
     """
-    converts = not is_own(file_format) or (file_format == "qcow2" and engine == "guestfs")
+    converts = not is_own(request.format) or (request.format == "qcow2" and engine == "guestfs")
     if converts and shutil.which("qemu-img") is None:
         raise process.missing("qemu-img")
 
 
-def _save(written: WrittenDisk, recipe: Recipe, work: Path, steps: Steps) -> DiskMap:
+def _boot_loader(request: BuildRequest, composition: Composition, layout: Layout, steps: Steps) -> BootFiles:
+    """Make the boot loader of a disk. A root filesystem has none."""
+    if request.output == "rootfs":
+        return BootFiles()
+    with steps.step("make the boot loader"):
+        platforms = request.recipe.architecture(request.arch).grub_platforms
+        return make_boot_files(composition.tree, platforms, layout)
+
+
+def _save(written: WrittenDisk, request: BuildRequest, work: Path, steps: Steps) -> DiskMap:
     """Write the image file, and return the map of the disk."""
-    file_format = recipe.format
+    file_format = request.format
     if is_own(file_format):
-        return written.save(ImageTarget(work / "image", file_format, recipe.compression), steps)
+        return written.save(ImageTarget(work / "image", file_format, request.recipe.compression), steps)
     raw = work / "disk.raw"
     disk_map = written.save(ImageTarget(raw, "raw"), steps)
     with steps.step(f"convert to {file_format}"):
@@ -191,13 +214,16 @@ def _folder(work: Path, name: str) -> Path:
     return path
 
 
-def _layout(recipe: Recipe, arch: str, plan: Plan, size: int) -> Layout:
+def _layout(request: BuildRequest, plan: Plan, size: int) -> Layout:
     """Return the layout of the disk.
 
     Its identifiers are derived from the recipe and the plan, so a repeated build makes the same disk.
     """
+    recipe = request.recipe
     seed = uuid.uuid5(_NAMESPACE, f"imgkit:{recipe.name}:{plan.digest}")
-    return make_layout(sized_partitions(recipe.architecture(arch)), size, seed)
+    if request.output == "rootfs":
+        return bare_layout(size, seed)
+    return make_layout(sized_partitions(recipe.architecture(request.arch)), size, seed)
 
 
 def _check_size(plan: Plan, size: int) -> None:
@@ -245,14 +271,20 @@ def _facts(tree: Tree, identity: ImageIdentity, epoch: int) -> TreeFacts:
     return TreeFacts(hashes, {path[1:]: package for path, package in identity.owners.items()}, epoch)
 
 
-def _write_boot_files(composition: Composition, work: Path) -> None:
-    (work / "vmlinuz").write_bytes(direct_boot_image(composition.tree, composition.kernel))
-    (work / "initramfs").write_bytes(composition.tree.read(composition.kernel.initramfs))
+def _write_boot_files(request: BuildRequest, composition: Composition, work: Path) -> None:
+    """Write what a machine without firmware starts: kernel, initramfs, and beside a root filesystem a configuration."""
+    tree, names = composition.tree, request.names
+    image_of = direct_boot_image if request.output == "disk" else uncompressed_image
+    (work / "vmlinuz").write_bytes(image_of(tree, composition.kernel))
+    (work / "initramfs").write_bytes(tree.read(composition.kernel.initramfs))
+    if names.firecracker is not None:
+        arguments = arguments_in(tree.text("boot/grub/grub.cfg"))
+        (work / "firecracker.json").write_text(firecracker_config(names, request.arch, arguments))
 
 
 def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> BuildResult:
     """Rename all files into place, the image last: where the image is, the others are."""
-    out, names = request.out, output_files(request.recipe, request.arch)
+    out, names = request.out, request.names
     status = (work / "image").stat()
     result = BuildResult(
         image=out / names.image,
@@ -263,11 +295,13 @@ def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> Bu
         size=status.st_size,
         allocated=status.st_blocks * 512,
         steps=steps,
+        firecracker=None if names.firecracker is None else out / names.firecracker,
     )
     moves = {
         "vmlinuz": result.kernel,
         "initramfs": result.initramfs,
         "manifest.json": result.manifest,
+        **({} if result.firecracker is None else {"firecracker.json": result.firecracker}),
         "image": result.image,
     }
     with scratch.folder(out, SCRATCH_PREFIX) as near:  # WORK_DIR may be on another filesystem

@@ -7,10 +7,16 @@ from pathlib import Path
 from imgkit.errors import InputError
 from imgkit.host import lookup
 
+ROOT_FILESYSTEM = ".ext4"
+"""The end of the name of a root filesystem without a disk around it."""
+
 
 def beside(image: Path, ending: str) -> Path:
-    """Return the path of a file that belongs to a disk image: ``manifest.json`` → ``linux-amd64.manifest.json``."""
-    return image.with_suffix(f".{ending}")
+    """Return the path of a file that belongs to a disk image: ``manifest.json`` → ``linux-amd64.manifest.json``.
+
+    That of a root filesystem has another name, ``linux-amd64.rootfs.manifest.json``, as both may lie in one folder.
+    """
+    return image.with_suffix(f".rootfs.{ending}" if image.suffix == ROOT_FILESYSTEM else f".{ending}")
 
 
 def is_container_image(image: Path) -> bool:

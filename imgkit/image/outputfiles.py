@@ -8,8 +8,8 @@ from typing import get_args
 
 from imgkit.errors import HostError
 from imgkit.host import lookup
-from imgkit.image.imagepaths import beside
-from imgkit.recipe import ImageFormat, Recipe
+from imgkit.image.imagepaths import ROOT_FILESYSTEM, beside
+from imgkit.recipe import DiskOutput, ImageFormat, Recipe
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,26 @@ class OutputFiles:
 
     Attributes:
         kernel, initramfs: for boots without firmware.
+        firecracker: Firecracker's configuration, beside a root filesystem; None beside a disk.
     """
 
     image: str
     manifest: str
     kernel: str
     initramfs: str
+    firecracker: str | None = None
 
 
-def output_files(recipe: Recipe, arch: str) -> OutputFiles:
-    """Return the names of the files of a disk of this architecture."""
-    image = f"{recipe.name}-{arch}.{recipe.format}"
+def output_files(recipe: Recipe, arch: str, output: DiskOutput = "disk") -> OutputFiles:
+    """Return the names of the files of a disk or root filesystem of this architecture."""
+    is_disk = output == "disk"
+    image = f"{recipe.name}-{arch}{f'.{recipe.format}' if is_disk else ROOT_FILESYSTEM}"
     return OutputFiles(
-        image,
-        beside(Path(image), "manifest.json").name,
-        f"vmlinuz-{recipe.kernel}-{arch}",
-        f"initramfs-{recipe.kernel}-{arch}",
+        image=image,
+        manifest=beside(Path(image), "manifest.json").name,
+        kernel=f"{'vmlinuz' if is_disk else 'vmlinux'}-{recipe.kernel}-{arch}",
+        initramfs=f"initramfs-{recipe.kernel}-{arch}",
+        firecracker=None if is_disk else f"{recipe.name}-{arch}.firecracker.json",
     )
 
 
@@ -43,5 +47,7 @@ def others_of(image: Path) -> list[Path]:
     Raises:
         HostError: the folder cannot be looked up.
     """
+    if image.suffix == ROOT_FILESYSTEM:
+        return []
     paths = [image.with_suffix(f".{name}") for name in get_args(ImageFormat)]
     return [path for path in paths if path != image and lookup.is_file(path, HostError)]

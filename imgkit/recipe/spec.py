@@ -79,12 +79,20 @@ Runlevel = Literal["sysinit", "boot", "default", "nonetwork", "shutdown"]
 PartitionKind = Literal["bios-boot", "esp", "root"]
 ImageFormat: TypeAlias = Literal["qcow2", "raw", "vmdk", "vhdx", "vhd"]
 """The format of the file of a disk image."""
-Output: TypeAlias = Literal["disk", "oci", "oci-archive", "docker-archive"]
-"""What a build writes: a disk image, or a container image as a folder or as one file."""
+Output: TypeAlias = Literal["disk", "rootfs", "oci", "oci-archive", "docker-archive"]
+"""What a build writes: a disk image, its root filesystem alone, or a container image as a folder or as one file."""
+DiskOutput: TypeAlias = Literal["disk", "rootfs"]
+"""The outputs for machines."""
 Shape: TypeAlias = Literal["disk", "container"]
 """What a root filesystem is for: to boot a machine, or to be run by a container engine."""
 SHAPES: Mapping[Output, Shape] = MappingProxyType(
-    {"disk": "disk", "oci": "container", "oci-archive": "container", "docker-archive": "container"}
+    {
+        "disk": "disk",
+        "rootfs": "disk",
+        "oci": "container",
+        "oci-archive": "container",
+        "docker-archive": "container",
+    }
 )
 """Output → what the root filesystem in it is for."""
 
@@ -145,8 +153,9 @@ class Recipe(RecipeRecord):
     guest_mirror: str = Field(default=OFFICIAL_MIRROR, examples=["https://mirror.example.com/alpine"])
     """Where the image's own apk downloads from."""
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = Field(default=("disk",), examples=[["disk", "oci"]])
-    """What a build writes unless it is told otherwise: a disk image, or a container image as an OCI layout (``oci``),
-    as an archive of one, or as an archive that Docker loads."""
+    """What a build writes unless it is told otherwise: a disk image, the root filesystem of one for Firecracker and
+    Cloud Hypervisor (``rootfs``), or a container image as an OCI layout (``oci``), as an archive of one, or as an
+    archive that Docker loads."""
     base: (
         Annotated[str, matching(r"oci:[^\x00-\x20]+", "is not a base such as oci:alpine:3.23 or oci:./folder")] | None
     ) = Field(default=None, examples=["oci:registry.example/team/app:1.0", "oci:./layout"])

@@ -13,6 +13,9 @@ import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
+import zstandard
+
+from imgkit.disk import bzimage
 from imgkit.errors import InputError
 from imgkit.host.kernelrelease import release_key
 from imgkit.tree import Directory, File, Tree, TreeError
@@ -107,6 +110,25 @@ def direct_boot_image(tree: Tree, kernel: Kernel) -> bytes:
         return unpack_zboot(tree.read(kernel.image, MAX_IMAGE), kernel.image)
     except TreeError as cause:
         raise InputError(f"/{kernel.image}: no image for kernel {kernel.release}") from cause
+
+
+def uncompressed_image(tree: Tree, kernel: Kernel) -> bytes:
+    """Return the image of a kernel for monitors that unpack none: an ELF file for x86, an Image for arm64.
+
+    Raises:
+        InputError: the Tree has no image of this kernel, or the image cannot be unpacked.
+    """
+    image = direct_boot_image(tree, kernel)
+    if not bzimage.is_bzimage(image):
+        return image
+    try:
+        return bzimage.unpack(image, _unzstd)
+    except (bzimage.BzImageError, zstandard.ZstdError) as cause:
+        raise InputError(f"/{kernel.image}: the kernel cannot be unpacked: {cause}") from cause
+
+
+def _unzstd(payload: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(payload)
 
 
 def is_zboot(image: bytes) -> bool:

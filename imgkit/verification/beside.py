@@ -10,7 +10,7 @@ from pathlib import Path
 from imgkit.errors import InputError
 from imgkit.fetch.cache import hash_file
 from imgkit.host import lookup
-from imgkit.image.imagepaths import beside
+from imgkit.image.imagepaths import ROOT_FILESYSTEM, beside
 from imgkit.image.manifest import read_manifest
 from imgkit.verification import statement
 from imgkit.verification.statement import StatedFile, Statement
@@ -50,7 +50,7 @@ def boot_files(image: Path, arch: str) -> dict[str, Path]:
     path = manifest_of(image)
     has_manifest = lookup.exists(path, InputError) or path.is_symlink()
     stated = statement.parse(read_manifest(path), path).boot if has_manifest else {}
-    names = {role: _last(image.parent, role, arch) for role in _PREFIX}
+    names = {role: _last(image, role, arch) for role in _PREFIX}
     by_name = {role: image.parent / name for role, name in names.items() if name}
     return {**by_name, **{role: image.parent / file.name for role, file in stated.items()}}
 
@@ -85,7 +85,7 @@ def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
     A direct boot uses the manifest beside the image, which may not be the one that is compared with here, or the names
     of the files if there is no manifest. Both ways are checked.
     """
-    candidates = {_last(image.parent, role, arch)}
+    candidates = {_last(image, role, arch)}
     with suppress(InputError):  # with a damaged manifest nothing is booted
         booted = boot_files(image, arch)
         candidates |= {booted[role].name} if role in booted and lookup.exists(booted[role], InputError) else set()
@@ -93,7 +93,8 @@ def _others(image: Path, role: str, name: str, arch: str) -> Iterator[str]:
         yield f"{other}: not in the manifest, and taken for the {role} by a direct boot"
 
 
-def _last(folder: Path, role: str, arch: str) -> str:
+def _last(image: Path, role: str, arch: str) -> str:
     """Return the last name in the alphabet that fits a role; empty if none does."""
-    names = [path.name for path in folder.glob(f"{_PREFIX[role]}-*-{arch}")] if arch.isalnum() else []
+    prefix = "vmlinux" if role == "kernel" and image.suffix == ROOT_FILESYSTEM else _PREFIX[role]
+    names = [path.name for path in image.parent.glob(f"{prefix}-*-{arch}")] if arch.isalnum() else []
     return max(names, default="")

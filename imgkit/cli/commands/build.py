@@ -20,10 +20,11 @@ from imgkit.cli import several
 from imgkit.cli.command import Invocation
 from imgkit.cli.options import engineoptions, mirroroptions, registryoptions
 from imgkit.cli.reports.buildreport import BuildReport, container_report, report_of
+from imgkit.errors import UsageError
 from imgkit.host import statusline, terminal
 from imgkit.host.gitfacts import git_facts
 from imgkit.planning import lockfile
-from imgkit.recipe import ImageFormat, Output, Recipe, load, parse_setting
+from imgkit.recipe import SHAPES, DiskOutput, ImageFormat, Output, Recipe, load, parse_setting
 from imgkit.vm.qemu.machines import host_arch
 
 NAME = "build"
@@ -120,22 +121,39 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     arches = architectures(options, recipe, os.environ, default=host_arch())
     wanted = outputs(options, recipe)
     reports: list[Mapping[str, object]] = []
-    if "disk" in wanted:
-        reports += _disks(options, recipe, arches, invocation)
-    if containers := [output for output in wanted if output != "disk"]:
+    _check_format(options, wanted)
+    for output in [output for output in get_args(DiskOutput) if output in wanted]:
+        reports += _disks(options, recipe, arches, output, invocation)
+    if containers := [output for output in wanted if SHAPES[output] == "container"]:
         reports.append(_container(options, recipe, arches, containers, invocation))
     if options.json:
         print(terminal.as_json(reports))
     return 0
 
 
+def _check_format(options: argparse.Namespace, wanted: Sequence[Output]) -> None:
+    """Check that a format that was asked for is that of something.
+
+    Raises:
+        UsageError: no disk is built.
+    """
+    if options.format is not None and "disk" not in wanted:
+        message = f"--format {options.format}: is the format of a disk, and none is built"
+        raise UsageError(message, hint="a root filesystem is always raw; --output disk builds a disk")
+
+
 def _disks(
-    options: argparse.Namespace, recipe: Recipe, arches: Sequence[str], invocation: Invocation
+    options: argparse.Namespace, recipe: Recipe, arches: Sequence[str], output: DiskOutput, invocation: Invocation
 ) -> list[Mapping[str, object]]:
-    """Build the disks, side by side if the host has the processors for it; return their reports."""
+    """Build the disks, or their root filesystems alone; return their reports.
+
+    They are built side by side if the host has the processors for it.
+    """
     jobs = min(len(arches), several.at_once())
-    words = invocation.words
-    reports = several.build_all(words, arches, jobs) if jobs > 1 else _one_by_one(options, recipe, arches)
+    if jobs > 1:
+        reports = several.build_all(invocation.words, arches, jobs, output)
+    else:
+        reports = _one_by_one(options, recipe, arches, output)
     finished: dict[str, Mapping[str, object]] = {}
     for report in reports:
         finished[report.arch] = report.to_json()
@@ -194,7 +212,9 @@ def _container(
     return report
 
 
-def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[str]) -> Iterator[BuildReport]:
+def _one_by_one(
+    options: argparse.Namespace, recipe: Recipe, arches: Sequence[str], output: DiskOutput
+) -> Iterator[BuildReport]:
     """Build the architectures in this process, one after the other."""
     for arch in arches:
         result = building.build(
@@ -206,6 +226,7 @@ def _one_by_one(options: argparse.Namespace, recipe: Recipe, arches: Sequence[st
             allow_stale=options.allow_stale_mirror,
             work=_work(),
             engine=engine_for(options.engine),
+            output=output,
             access=registryoptions.registry_access(options),
         )
         if options.verbose:

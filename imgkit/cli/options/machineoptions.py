@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imgkit.cli import machinechecks
 from imgkit.cli.options import environmentoptions, repeatedoptions
+from imgkit.disk import diskimage
 from imgkit.disk.diskimage import Format
 from imgkit.engines.imagefile import image_info
 from imgkit.errors import InputError, UsageError
@@ -159,12 +160,17 @@ def _target(options: argparse.Namespace) -> BootTarget:
     record = machine(options.arch or guess_arch(options.image))
     check_machine(options.machine, record.arch, options.firmware)
     machinechecks.check_arch(options.image, options.arch)
-    usual: FirmwareKind = "direct" if options.machine == "microvm" else record.firmware
+    bare = diskimage.is_filesystem(options.image)
+    usual: FirmwareKind = "direct" if bare or options.machine == "microvm" else record.firmware
     firmware: FirmwareKind = options.firmware or usual
+    if bare and firmware != "direct":
+        message = f"{options.image}: a root filesystem without a boot loader, which no {firmware} can start"
+        raise UsageError(message, hint="leave out --firmware: its kernel is started directly")
     if firmware == "bios" and record.arch != "amd64":
         raise UsageError(f"{record.arch} has no BIOS", hint="--firmware uefi or --firmware direct")
     kernel, initrd = _beside(options.image, record.arch) if firmware == "direct" else (None, None)
-    return BootTarget(options.image, record.arch, firmware, kernel, initrd)
+    line = record.command_line("/dev/vda") if bare else None
+    return BootTarget(options.image, record.arch, firmware, kernel, initrd, line)
 
 
 def specification(

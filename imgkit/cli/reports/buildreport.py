@@ -31,6 +31,7 @@ class BuildReport:
 
     Attributes:
         image, kernel, initramfs, manifest: paths of the files.
+        firecracker: path of Firecracker's configuration, beside a root filesystem; None beside a disk.
         size: bytes of the image file.
         allocated: bytes that it takes on the host's disk, which are fewer where it has holes.
         seconds: how long the build took.
@@ -48,10 +49,11 @@ class BuildReport:
     seconds: float
     peakMemory: int  # noqa: N815 - as it is in the JSON
     steps: tuple[StepReport, ...] = ()
+    firecracker: str | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the report as a value for :func:`json.dumps`."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def report_of(arch: str, result: BuildResult) -> BuildReport:
@@ -68,6 +70,7 @@ def report_of(arch: str, result: BuildResult) -> BuildReport:
         seconds=round(result.steps.elapsed, 2),
         peakMemory=peak_memory(),
         steps=_steps(result.steps),
+        firecracker=None if result.firecracker is None else str(result.firecracker),
     )
 
 

@@ -19,7 +19,14 @@ PARTITIONS_SCRIPT = (
     + """
 disk=$(drive 0)
 # Of a disk that was enlarged sfdisk says on standard error that the backup table is not at the end.
-sfdisk --json "$disk" 2>/dev/null || { sfdisk --json "$disk" || true; echo "no partition table"; exit 1; }
+if ! sfdisk --json "$disk" 2>/dev/null; then
+    if [ "$(blkid -p -o value -s TYPE "$disk" || true)" = ext4 ]; then
+        printf '{"bare": %s}\n\n0\n' "$(blockdev --getsize64 "$disk")"
+        blkid -p -o export -s TYPE -s LABEL -s UUID "$disk"
+        exit
+    fi
+    sfdisk --json "$disk" || true; echo "no partition table"; exit 1
+fi
 for node in "$disk"[0-9]*; do
     echo
     echo "${node#"$disk"}"
@@ -27,7 +34,10 @@ for node in "$disk"[0-9]*; do
 done
 """
 )
-"""Print the partition table (drive 0) as JSON, and for each partition a paragraph: its number, and what blkid finds."""
+"""Print the partition table (drive 0) as JSON, and for each partition a paragraph: its number, and what blkid finds.
+
+A disk without a table that is an ext4 filesystem as a whole has its size in the JSON, and is partition 0.
+"""
 
 BENEATH = """
 beneath() {
@@ -62,7 +72,7 @@ def mount_script(filesystem: Filesystem, number: int, *, replay: bool) -> str:
     """Mount a filesystem of the image (drive 0) at ``/sysroot``.
 
     Args:
-        number: of its partition.
+        number: of its partition; 0 if the disk is the filesystem.
         replay: whether the journal of the root filesystem is replayed.
     """
     kind, options = _FILESYSTEM_OPTIONS[filesystem]
@@ -70,7 +80,7 @@ def mount_script(filesystem: Filesystem, number: int, *, replay: bool) -> str:
         options += ",noload"
     return (
         f"{PRELUDE}disk=$(drive 0)\nif mountpoint -q /sysroot; then umount /sysroot; fi\n"
-        f'mount -t {kind} -o {_MOUNT_OPTIONS},{options} "${{disk}}{number}" /sysroot\n'
+        f'mount -t {kind} -o {_MOUNT_OPTIONS},{options} "${{disk}}{number or ""}" /sysroot\n'
     )
 
 

@@ -16,18 +16,17 @@ the process that holds libguestfs, so it imports little.
 from __future__ import annotations
 
 import io
-import lzma
 import os
 import platform
 import shutil
 import struct
 import subprocess
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from imgkit.disk import bzimage
 from imgkit.host import locks, wholefile
 from imgkit.tree import File, Inline
 from imgkit.tree.cpio import Member, newc
@@ -202,38 +201,18 @@ def _remove_old(cache: Path) -> None:
 
 
 def unpack_kernel(image: bytes) -> bytes | None:
-    """Return the ELF inside an x86 bzImage; None for another kind, an unknown compression, or an ELF without PVH entry.
-
-    Format: Linux, Documentation/x86/boot.rst (setup_sects at 0x1F1, payload_offset and payload_length at 0x248).
-    """
-    if image[0x202:0x206] != b"HdrS":
-        return None
-    begin = ((image[0x1F1] or 4) + 1) * 512
-    offset, length = struct.unpack_from("<II", image, 0x248)
-    payload = image[begin + offset : begin + offset + length]
-    unpack = _UNPACKERS.get(payload[:2])
+    """Return the ELF inside an x86 bzImage; None if it cannot be unpacked, or the ELF has no PVH entry."""
     try:
-        kernel = unpack(payload) if unpack else b""
-    except (lzma.LZMAError, zlib.error, OSError, subprocess.SubprocessError):
+        kernel = bzimage.unpack(image, _unzstd)
+    except (bzimage.BzImageError, OSError, subprocess.SubprocessError):
         return None
-    return kernel if kernel[:4] == b"\x7fELF" and _has_pvh(kernel) else None
-
-
-def _unxz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(payload)  # the length that follows the stream is ignored
-
-
-def _gunzip(payload: bytes) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(payload)
+    return kernel if _has_pvh(kernel) else None
 
 
 def _unzstd(payload: bytes) -> bytes:
     """Unpack with the program zstd: the standard library reads zstd from Python 3.14 on only."""
     argv = ["zstd", "-dcq"]
-    return subprocess.run(argv, input=payload[:-4], capture_output=True, check=True).stdout
-
-
-_UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {b"\xfd7": _unxz, b"\x1f\x8b": _gunzip, b"\x28\xb5": _unzstd}
+    return subprocess.run(argv, input=payload, capture_output=True, check=True).stdout
 
 
 def _has_pvh(kernel: bytes) -> bool:

@@ -183,16 +183,26 @@ def parse_partitions(image: Path, output: str) -> PartitionTable:
     """
     table, *paragraphs = output.split("\n\n")
     try:
-        parsed = json.loads(table)["partitiontable"]
+        body = json.loads(table)
     except ValueError as cause:
         raise UnreadableImageError(f"{image}: has no partition table") from cause
+    filesystems = dict(map(_parse_blkid, paragraphs))
+    if "bare" in body:
+        return _bare_table(int(body["bare"]), filesystems.get("0", {}))
+    parsed = body["partitiontable"]
     if parsed.get("label") != "gpt":
         raise UnreadableImageError(f"{image}: its partition table is {parsed.get('label')}, not GPT")
-    filesystems = dict(map(_parse_blkid, paragraphs))
     partitions = [_partition(entry, filesystems) for entry in parsed.get("partitions", ())]
     usable = int(str(parsed.get("lastlba", 0)))  # the last sector before the backup table
     size = (usable + 1) * SECTOR + BACKUP_SIZE if usable else 0
     return PartitionTable(parsed["id"], size, tuple(sorted(partitions, key=lambda partition: partition.start)))
+
+
+def _bare_table(size: int, found: Mapping[str, str]) -> PartitionTable:
+    """Return the table of a disk of ``size`` bytes that is a filesystem as a whole: partition 0 is what blkid found."""
+    filesystem, label, fs_uuid = (found.get(name, "") for name in ("TYPE", "LABEL", "UUID"))
+    root = PartitionDescription(0, TYPE_GUIDS["root"], "", "", 0, size, filesystem, label, fs_uuid)
+    return PartitionTable("", 0, (root,))
 
 
 def _partition(entry: Mapping[str, object], filesystems: Mapping[str, Mapping[str, str]]) -> PartitionDescription:

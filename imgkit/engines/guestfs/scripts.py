@@ -45,6 +45,8 @@ drive() {
 
 def partition_script(layout: Layout) -> str:
     """Write the partition table of drive 0, and make the kernel read it."""
+    if layout.is_bare:
+        return f'{PRELUDE}\n[ "$(blockdev --getsize64 "$(drive 0)")" = {layout.size_bytes} ]\n'
     lines = [f"label: gpt\nlabel-id: {layout.disk_guid}\nunit: sectors\nfirst-lba: 2048"]
     lines += [
         f"{part.number} : start={part.start_lba}, size={part.sectors}, type={part.type_guid}, uuid={part.uuid},"
@@ -85,7 +87,7 @@ def _mke2fs(root: Partition) -> str:
     # The disk is new and reads as zeros, so that the inode tables need not be written, neither by mke2fs now nor by the
     # kernel at the first boot. e2fsprogs before 1.47 has no option for that; there mke2fs writes them.
     return f"""
-root="${{disk}}{root.number}"
+root="${{disk}}{root.number if root.start else ""}"
 {make},assume_storage_prezeroed=1 "$root" 2>/dev/null || {make},lazy_itable_init=0 "$root"
 mount -t ext4 -o noatime,noload,nobarrier,noauto_da_alloc "$root" /sysroot
 """

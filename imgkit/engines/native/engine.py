@@ -128,6 +128,8 @@ def launch(scratch: Path, disk_size: int, cache: Path | None = None) -> Iterator
 
 def _lay_out(disk: SparseDisk, tree: Tree, layout: Layout, boot: BootFiles, facts: TreeFacts) -> Space:
     """Put everything onto the disk; return what is used and free in the root filesystem."""
+    if layout.is_bare:
+        return _root(disk, tree, layout, facts)
     for offset, data in table_pieces(layout, boot.boot_code).items():
         disk.put(offset, data)
     bios, esp = layout.get("bios-boot"), layout.get("esp")

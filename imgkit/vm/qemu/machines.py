@@ -45,7 +45,11 @@ class Machine:
     @property
     def direct_command_line(self) -> str:
         """The kernel's command line for a direct boot. The agentd contract defines the one of arm64."""
-        line = f"root=/dev/vda2 rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
+        return self.command_line("/dev/vda2")
+
+    def command_line(self, root: str) -> str:
+        """Return the kernel's command line for a direct boot; ``root`` is the device of the root filesystem."""
+        line = f"root={root} rootfstype=ext4 rw console={self.console},115200 init=/sbin/init quiet"
         return " ".join([line, *self.kernel_arguments])
 
 

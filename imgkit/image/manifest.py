@@ -37,6 +37,8 @@ MAX_SIZE = 32 << 20
 of today have up to 5,000. A limit of a million paths would be 250 MB, and reading a hostile file of that size takes
 gigabytes of memory, since a value takes up to twelve times its bytes."""
 
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+
 
 class ComposedRoot(Protocol):
     """The part of a composition that every root filesystem has; see :class:`imgkit.rootfs.compose.Composition`."""
@@ -198,9 +200,22 @@ def _agent(recipe: Recipe, tree: Tree) -> dict[str, Any]:
 
 
 def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Write a manifest. Bytes of file names that are not UTF-8 become escapes, which JSON has for everything."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    path.write_bytes(text.encode(errors="backslashreplace"))
+    """Write a manifest, with a line for each file and each package, so that two can be compared line by line.
+
+    Bytes of file names that are not UTF-8 become escapes, which JSON has for everything.
+    """
+    lines = (f" {_encode(key)}: {_indented(value)}" for key, value in sorted(manifest.items()))
+    path.write_bytes(("{\n" + ",\n".join(lines) + "\n}\n").encode(errors="backslashreplace"))
+
+
+def _indented(value: object) -> str:
+    """Return a value as JSON, with each of its parts on a line of its own."""
+    if isinstance(value, Mapping) and value:
+        parts = [f"{_encode(key)}: {_encode(part)}" for key, part in sorted(value.items())]
+        return "{\n  " + ",\n  ".join(parts) + "\n }"
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(map(_encode, value)) + "\n ]"
+    return _encode(value)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def record(tree: Tree, node: Node) -> NodeRecord:
 def fingerprint(records: Mapping[str, NodeRecord]) -> str:
     """Return a SHA-256 over all records: equal fingerprints mean equal root filesystems, except for times."""
     digest = hashlib.sha256()
-    for path, facts in sorted(records.items()):
-        digest.update(repr((path, sorted(facts.items()))).encode(errors="surrogateescape"))
+    for path in sorted(records):
+        digest.update(repr((path, sorted(records[path].items()))).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -132,7 +132,7 @@ def test_binary_recipe(tmp_path: Path) -> None:
         ("branch = '3.23'", "branch: is not a branch such as v3.23, edge or latest-stable (it is '3.23')"),
         (
             "outputs = ['iso']",
-            "outputs.0: input should be 'disk', 'oci', 'oci-archive' or 'docker-archive' (it is 'iso')",
+            "outputs.0: input should be 'disk', 'rootfs', 'oci', 'oci-archive' or 'docker-archive' (it is 'iso')",
         ),
         ("outputs = []", "outputs: must not be empty"),
         ("version = '3.23'", "version: is not a version such as 3.23.6 (it is '3.23')"),
@@ -493,6 +493,7 @@ def test_what_a_recipe_need_not_say(tmp_path: Path) -> None:
         "repositories": ("main", "community"),
         "release_key": None,
         "size": "4G",
+        "format": "qcow2",
         "compression": "zstd",
         "kernel": "virt",
         "initramfs_features": ("base", "ext4", "virtio"),

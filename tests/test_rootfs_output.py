@@ -30,7 +30,7 @@ from imgkit.image.firecracker import firecracker_config
 from imgkit.image.outputfiles import OutputFiles, others_of, output_files
 from imgkit.recipe import load
 from imgkit.rootfs.kernel import kernels, uncompressed_image
-from imgkit.tree import Tree
+from imgkit.tree import File, Inline, Tree
 from tests.commandline import ROOT
 from tests.conftest import need_program
 
@@ -80,7 +80,8 @@ def test_the_names_of_the_files(tmp_path: Path) -> None:
 
 def test_the_native_engine_writes_nothing_but_the_filesystem(tmp_path: Path) -> None:
     tree = Tree()
-    tree.write("etc/motd", b"hello")
+    tree.mkdir("etc")
+    tree.add("etc/motd", File(content=Inline(b"hello"), mtime=5, nanoseconds=123_456_789))
     (tmp_path / "scratch").mkdir()
     target, layout = tmp_path / "root.ext4", bare_layout(16 * MIB, SEED)
     with native.launch(tmp_path / "scratch", layout.size_bytes) as engine:
@@ -91,6 +92,8 @@ def test_the_native_engine_writes_nothing_but_the_filesystem(tmp_path: Path) -> 
     subprocess.run([need_program("e2fsck"), "-fn", target], check=True, capture_output=True)
     done = subprocess.run([need_program("debugfs"), "-R", "cat /etc/motd", target], check=True, capture_output=True)
     assert done.stdout == b"hello"
+    done = subprocess.run([need_program("debugfs"), "-R", "stat /etc/motd", target], check=True, capture_output=True)
+    assert f"mtime: 0x00000005:{123_456_789 << 2:08x}".encode() in done.stdout
 
 
 def test_the_appliance_formats_the_whole_drive() -> None:

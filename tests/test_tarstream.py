@@ -182,7 +182,7 @@ def test_an_extended_header_overrules_every_field() -> None:
     assert read(extended(*records.items()) + old) == [
         Header(
             name="new", kind="2", size=0, mode=0o644, uid=1, gid=2, mtime=3, link="target", uname="u", gname="g",
-            pax=records, major=0, minor=0,
+            pax=records, major=0, minor=0, nanoseconds=999_000_000,
         )
     ]  # fmt: skip
 
@@ -211,17 +211,33 @@ def test_long_names_of_gnu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("0", 0), ("12", 12), ("12.9", 12), ("12.", 12), ("-1", 0), ("-0.5", 0), ("-x", 0)]
-)
-def test_times(text: str, seconds: int) -> None:
-    assert read(extended(("mtime", text)) + header(mtime=b"7"))[0].mtime == seconds
+    ("text", "seconds", "nanoseconds"),
+    [
+        ("0", 0, 0), ("12", 12, 0), ("12.9", 12, 900_000_000), ("12.", 12, 0), ("12.000000001", 12, 1),
+        ("12.1234567899", 12, 123_456_789), ("-1", -1, 0), ("-0.5", -1, 500_000_000), ("-1.5", -2, 500_000_000),
+        ("-2.000000001", -3, 999_999_999), ("-0", 0, 0),
+    ],
+)  # fmt: skip
+def test_times(text: str, seconds: int, nanoseconds: int) -> None:
+    (found,) = read(extended(("mtime", text)) + header(mtime=b"7"))
+    assert (found.mtime, found.nanoseconds) == (seconds, nanoseconds)
 
 
-@pytest.mark.parametrize("text", ["", "x", ".5", "1e3", "+1", "9" * 20])
+@pytest.mark.parametrize("text", ["", "x", ".5", "1e3", "+1", "9" * 20, "-", "--1", "-x"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(TarError) as caught:
         read(extended(("mtime", text)) + header())
-    assert str(caught.value) == f"is damaged (an extended header has {text.partition('.')[0]!r} as mtime)"
+    assert (
+        str(caught.value)
+        == f"is damaged (an extended header has {text.partition('.')[0].removeprefix('-')!r} as mtime)"
+    )
+
+
+@pytest.mark.parametrize("text", ["1.x", "1.5.5", "1.-5", "1.5e3", "1.²"])
+def test_what_is_no_fraction_of_a_second(text: str) -> None:
+    with pytest.raises(TarError) as caught:
+        read(extended(("mtime", text)) + header())
+    assert str(caught.value) == f"is damaged (an extended header has {text!r} as mtime)"
 
 
 def test_numbers_that_are_shown_are_cut() -> None:

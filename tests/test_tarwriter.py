@@ -12,8 +12,10 @@ from typing import BinaryIO
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree, TreeError
+from imgkit.tree.tarstream import TarStream
 from imgkit.tree.tarwriter import BLOCK, PIECE, archive, header, padding
 from tests.conftest import need_program
 from tests.ocitrees import STEPS, lower_tree, play, read_archive
@@ -132,6 +134,22 @@ def test_numbers_that_do_not_fit_become_records(field: str, largest: int) -> Non
         member = members(written([("f", replace(FILE, **{field: number}))]))["f"]  # type: ignore[arg-type]
         assert getattr(member, field) == number
         assert (field in member.pax_headers) == (number > largest)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanoseconds", "record"),
+    [(5, 1, "5.000000001"), (5, 250_000_000, "5.25"), (-1, 750_000_000, "-0.25"), (-3, 999_999_999, "-2.000000001")],
+)
+def test_nanoseconds_are_a_record(seconds: int, nanoseconds: int, record: str) -> None:
+    member = members(written([("f", replace(FILE, mtime=seconds, nanoseconds=nanoseconds))]))["f"]
+    assert member.pax_headers == {"mtime": record}
+
+
+@given(st.integers(-(1 << 40), 1 << 40), st.integers(0, 999_999_999))
+def test_times_survive_an_archive(seconds: int, nanoseconds: int) -> None:
+    data = written([("f", replace(FILE, mtime=seconds, nanoseconds=nanoseconds))])
+    (found,) = TarStream(iter([data]))
+    assert (found.mtime, found.nanoseconds) == (seconds, nanoseconds)
 
 
 def test_a_time_before_1970_is_a_record() -> None:

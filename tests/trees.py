@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 from imgkit.tree import Content, Device, Directory, File, HardLink, Inline, Node, Slice, Symlink, Tree, xattrs_of
@@ -79,4 +80,7 @@ def _node(info: tarfile.TarInfo, path: Path) -> Node:
         content: Content = Slice(path, info.offset_data, info.size) if info.size else Inline(b"")
         node = File(content=content)
     xattrs = xattrs_of(info.pax_headers)
-    return replace(node, mode=info.mode, uid=info.uid, gid=info.gid, mtime=int(info.mtime), xattrs=xattrs)
+    mtime, nanoseconds = divmod(int(Decimal(info.pax_headers.get("mtime", info.mtime)).scaleb(9)), 10**9)
+    return replace(
+        node, mode=info.mode, uid=info.uid, gid=info.gid, mtime=mtime, nanoseconds=nanoseconds, xattrs=xattrs
+    )

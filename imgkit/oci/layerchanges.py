@@ -113,7 +113,15 @@ def _links_to(path: str, file: File, names: Iterable[str]) -> Iterator[tuple[str
     for name in names:
         yield (
             name,
-            HardLink(target=path, mode=file.mode, uid=file.uid, gid=file.gid, mtime=file.mtime, xattrs=file.xattrs),
+            HardLink(
+                target=path,
+                mode=file.mode,
+                uid=file.uid,
+                gid=file.gid,
+                mtime=file.mtime,
+                nanoseconds=file.nanoseconds,
+                xattrs=file.xattrs,
+            ),
         )
 
 
@@ -124,7 +132,7 @@ def _file_path(tree: Tree, path: str) -> str | None:
 
 
 def _attributes(node: Node) -> Node:
-    return replace(node, mtime=0)
+    return replace(node, mtime=0, nanoseconds=0)
 
 
 def _whiteouts(before: Tree, after: Tree) -> Iterator[tuple[str, Node]]:

@@ -94,4 +94,12 @@ def with_attributes(node: Node, header: Header) -> Node:
     """Return ``node`` with the mode, the owner, the time and, besides its own, the extended attributes of a member."""
     added = xattrs_of(header.pax)
     xattrs = {**node.xattrs, **added} if node.xattrs and added else added or node.xattrs
-    return replace(node, mode=header.mode, uid=header.uid, gid=header.gid, mtime=header.mtime, xattrs=xattrs)
+    return replace(
+        node,
+        mode=header.mode,
+        uid=header.uid,
+        gid=header.gid,
+        mtime=header.mtime,
+        nanoseconds=header.nanoseconds,
+        xattrs=xattrs,
+    )

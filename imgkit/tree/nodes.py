@@ -157,12 +157,18 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class _Attributes:
-    """The attributes of every node: permission bits, owner, and ``mtime`` in whole seconds since 1970."""
+    """The attributes of every node: permission bits, owner, time and extended attributes.
+
+    Attributes:
+        mtime: whole seconds since 1970, rounded down; negative before.
+        nanoseconds: what the time has besides, less than 1,000,000,000.
+    """
 
     mode: int
     uid: int = 0
     gid: int = 0
     mtime: int = 0
+    nanoseconds: int = 0
     xattrs: Mapping[str, bytes] = field(default_factory=lambda: NO_XATTRS)
 
 

@@ -27,6 +27,7 @@ _ATTRIBUTE = "SCHILY.xattr."
 _ATTRIBUTE_COST = 256  # bytes of memory that an attribute takes besides its text
 _NAMES = ("path", "linkpath", "uname", "gname")
 _ZERO = bytes(BLOCK)
+_SECOND = 1_000_000_000  # nanoseconds
 
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = "0", "1", "2", "3", "4", "5", "6"
 _KINDS = frozenset("0123456")
@@ -46,7 +47,8 @@ class Header:
         kind: one of the constants of this module (``REGULAR`` …).
         size: bytes of contents.
         mode: permission bits, without the type.
-        mtime: seconds since 1970.
+        mtime: whole seconds since 1970, rounded down.
+        nanoseconds: what the time has besides.
         link: the target of a symbolic or hard link.
         pax: the records of its extended headers, unchanged.
         major, minor: device numbers; 0 for other kinds.
@@ -65,6 +67,7 @@ class Header:
     pax: Mapping[str, str]
     major: int
     minor: int
+    nanoseconds: int = 0
 
 
 class TarStream:
@@ -218,6 +221,7 @@ def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
     if kind not in _KINDS or sparse:
         description = "a sparse file" if sparse else f"of type {kind!r}"
         raise TarError(f"has a member that is {description}: {name!r}")
+    mtime, nanoseconds = _time(pax["mtime"]) if "mtime" in pax else (_number(block[136:148], "mtime"), 0)
     size = _decimal(pax["size"], "size") if "size" in pax else _number(block[124:136], "size")
     if size and kind != REGULAR:
         raise TarError(f"has contents for something that is not a file: {name!r}")
@@ -228,13 +232,14 @@ def _header(block: bytes, kind: str, pax: dict[str, str]) -> Header:
         mode=_number(block[100:108], "mode") & 0o7777,
         uid=_owner(pax.get("uid"), block[108:116], "uid"),
         gid=_owner(pax.get("gid"), block[116:124], "gid"),
-        mtime=_time(pax["mtime"]) if "mtime" in pax else _number(block[136:148], "mtime"),
+        mtime=mtime,
         link=pax.get("linkpath") or _text(block[157:257]),
         uname=pax["uname"] if "uname" in pax else _text(block[265:297]),
         gname=pax["gname"] if "gname" in pax else _text(block[297:329]),
         pax=pax,
         major=_number(block[329:337], "device number") if kind in (CHARACTER, BLOCK_DEVICE) else 0,
         minor=_number(block[337:345], "device number") if kind in (CHARACTER, BLOCK_DEVICE) else 0,
+        nanoseconds=nanoseconds,
     )
 
 
@@ -274,9 +279,18 @@ def _decimal(text: str, field: str) -> int:
     return number
 
 
-def _time(text: str) -> int:
-    """Return the whole seconds of a pax time, 0 for times before 1970."""
-    return 0 if text.startswith("-") else _decimal(text.partition(".")[0], "mtime")
+def _time(text: str) -> tuple[int, int]:
+    """Return the whole seconds, rounded down, and the nanoseconds of a pax time; what is below a nanosecond is cut off.
+
+    Raises:
+        TarError: it is no decimal number.
+    """
+    whole, _, fraction = text.removeprefix("-").partition(".")
+    if fraction and not (fraction.isascii() and fraction.isdigit()):
+        raise TarError(f"is damaged (an extended header has {text[:40]!r} as mtime)")
+    nanoseconds = int(fraction[:9].ljust(9, "0"))
+    seconds = _decimal(whole, "mtime")
+    return divmod(-(seconds * _SECOND + nanoseconds), _SECOND) if text.startswith("-") else (seconds, nanoseconds)
 
 
 def _long_name(kind: str, body: bytes) -> dict[str, str]:

@@ -36,6 +36,7 @@ _END = bytes(2 * BLOCK)
 _NAME, _PREFIX, _LINK = 100, 155, 100  # bytes of the fields
 _LARGEST_ID = 0o7777777
 _LARGEST = 0o77777777777  # of a size or a time
+_SECOND = 1_000_000_000  # nanoseconds
 _KINDS: Mapping[type, bytes] = {File: b"0", HardLink: b"1", Symlink: b"2", Directory: b"5"}
 _DEVICE_KINDS = {"c": b"3", "b": b"4", "p": b"6"}
 _EXTENDED = b"x"
@@ -96,9 +97,18 @@ def header(path: str, node: Node, prefix: str = "") -> bytes:
         _octal(_fitted("size", size, _LARGEST, records), 11),
         _octal(_fitted("mtime", node.mtime, _LARGEST, records), 11),
     )
+    if node.nanoseconds:
+        records["mtime"] = time_text(node.mtime, node.nanoseconds).encode()
     device = (_device(path, node.major), _device(path, node.minor)) if isinstance(node, Device) else _NO_DEVICE
     block = _block(name, numbers, kind, link, device, folder)
     return _extended(records) + block if records else block
+
+
+def time_text(seconds: int, nanoseconds: int) -> str:
+    """Return a time as a decimal number. One before 1970 is negative as a whole: -1 s and 750,000,000 ns are -0.25."""
+    total = seconds * _SECOND + nanoseconds
+    whole, fraction = divmod(abs(total), _SECOND)
+    return ("-" if total < 0 else "") + (f"{whole}.{fraction:09d}".rstrip("0") if fraction else str(whole))
 
 
 def padding(size: int) -> int:

@@ -230,7 +230,9 @@ class Tree:
         if isinstance(old, File):
             node = self._nodes[place]
             place = node.target if isinstance(node, HardLink) else place  # write to the file that all its names share
-            self._nodes[place] = replace(old, content=content, mtime=mtime, mode=old.mode if mode is None else mode)
+            self._nodes[place] = replace(
+                old, content=content, mtime=mtime, nanoseconds=0, mode=old.mode if mode is None else mode
+            )
             return
         self.mkdir(parent(place), mtime=mtime)
         self.add(place, File(content=content, mode=0o644 if mode is None else mode, uid=uid, gid=gid, mtime=mtime))

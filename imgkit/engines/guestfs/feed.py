@@ -48,11 +48,12 @@ class Part:
 
 @dataclass(frozen=True)
 class LargeFile:
-    """A file whose content lies outside the tar. ``mtime`` is set again after the content was written."""
+    """A file whose content lies outside the tar. Its time, in seconds and nanoseconds, is set again afterwards."""
 
     path: str
     mtime: int
     part: Part
+    nanoseconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def write_feed(sink: BinaryIO, tree: Tree, boot: BootFiles, run_scripts: Sequenc
         if isinstance(node, File) and is_large(path, node):
             with node.content.open() as source:
                 part = _write(sink, at, source)
-            large.append(LargeFile(path, node.mtime, part))
+            large.append(LargeFile(path, node.mtime, part, node.nanoseconds))
             at = _after(part)
     sink.seek(at)
     _without(tree, {file.path for file in large}).write_tar(sink)

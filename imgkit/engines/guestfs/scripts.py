@@ -11,6 +11,7 @@ import shlex
 from imgkit.disk.layout import SECTOR, Layout, Partition
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, INODE_SIZE, journal_mib
 from imgkit.engines.guestfs.feed import ALIGNMENT, Feed, Part
+from imgkit.tree.tarwriter import time_text
 
 # Features that every GRUB since 2.04 and every Linux since 4.x reads. Left out on purpose: metadata_csum_seed and
 # orphan_file, which are on by default in newer e2fsprogs (older versions of GRUB refuse the filesystem), inline_data,
@@ -112,7 +113,8 @@ large() {{
 """
     for file in feed.large:
         path = shlex.quote("/sysroot/" + file.path)
-        text += f"large {path} {file.part.offset // ALIGNMENT} {file.part.blocks} {file.part.size} {file.mtime}\n"
+        time = time_text(file.mtime, file.nanoseconds)
+        text += f"large {path} {file.part.offset // ALIGNMENT} {file.part.blocks} {file.part.size} {time}\n"
     return text
 
 

@@ -169,7 +169,7 @@ def _copy_nodes(state: ShellState, old: str, new: str, *, keep: bool) -> None:
             state.budget.memory(NODE + len(place))
             state.tree.add(place, node)
         else:
-            fresh = replace(node, uid=0, gid=0, mtime=state.epoch)
+            fresh = replace(node, uid=0, gid=0, mtime=state.epoch, nanoseconds=0)
             mode = node.mode if isinstance(node, Symlink) else node.mode & ~state.umask
             state.add(place, replace(fresh, mode=mode))
 
@@ -193,7 +193,7 @@ def cp(state: ShellState, arguments: list[str], streams: Streams) -> int:
         present = state.tree.get(new)
         node = state.tree[old]
         if not keep and isinstance(present, File) and isinstance(node, File):
-            state.tree.add(new, replace(present, content=node.content, mtime=state.epoch))
+            state.tree.add(new, replace(present, content=node.content, mtime=state.epoch, nanoseconds=0))
             return
         _copy_nodes(state, old, new, keep=keep)
 
@@ -209,7 +209,7 @@ def touch(state: ShellState, arguments: list[str], streams: Streams) -> int:
         if path in state.tree:
             node = state.tree[path]
             if not isinstance(node, HardLink):
-                state.tree.add(path, replace(node, mtime=state.epoch))
+                state.tree.add(path, replace(node, mtime=state.epoch, nanoseconds=0))
         elif "c" not in flags:
             new_file(state, path)
 

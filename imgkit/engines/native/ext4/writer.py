@@ -213,7 +213,7 @@ class _Writer:
             self._put(body.xattr_block, sealed_block(member.xattrs.block, self._seed, body.xattr_block))
         facts = InodeFacts(
             mode=file_type(node) | node.mode & 0o7777,
-            times=Times(node.mtime),
+            times=Times(node.mtime, node.nanoseconds),
             uid=node.uid,
             gid=node.gid,
             links=member.links,

@@ -198,13 +198,19 @@ def images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images
 
 
 @pytest.fixture(scope="session")
+def native_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Return what :func:`images` returns, with disks that the native engine wrote. Tests must not change them."""
+    from tests.images import shared
+
+    return shared(builder, tmp_path_factory, "native-images", "--arch", "all", "--engine", "native")
+
+
+@pytest.fixture(scope="session")
 def rooted_images(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Images:
     """Return the amd64 image of a disk of 1 GiB, with a helper through which tests are root in it (VM.root)."""
-    from tests.images import overlay_with_root, quick_kernel, shared
+    from tests.images import rooted, shared
 
-    overlay = overlay_with_root(tmp_path_factory.mktemp("overlay"))
-    words = ("--arch", "amd64", "--set", f"overlay={overlay}", "--set", "name=test", "--set", "size=1G")
-    return shared(builder, tmp_path_factory, "test-images", *words, *quick_kernel())
+    return shared(builder, tmp_path_factory, "test-images", *rooted(tmp_path_factory.mktemp("overlay"), "1G"))
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from imgkit.recipe import load
 from tests import guestcoverage
 from tests.conftest import need, need_program
 from tests.quick import QUICK
+from tests.secondopinion import examine
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "core.py"
@@ -35,6 +36,17 @@ WITHOUT_NODE = ("--set", "packages=[]")
 def quick_kernel() -> tuple[str, str]:
     """Return the words that let an image for tests boot with :data:`QUICK`."""
     return "--set", f"kernel_arguments={json.dumps([*load(RECIPE).kernel_arguments, *QUICK])}"
+
+
+def rooted(folder: Path, size: str) -> tuple[str, ...]:
+    """Return the words for an amd64 image with a disk of ``size``, in which tests can be root (:mod:`tests.rootport`).
+
+    Args:
+        folder: an empty folder.
+    """
+    overlay = overlay_with_root(folder)
+    words = ("--arch", "amd64", "--set", f"overlay={overlay}", "--set", "name=test", "--set", f"size={size}")
+    return (*words, *quick_kernel())
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one build by architecture. ``errors`` is what the build wrote to standard error."""
+    """The images of one build by architecture.
+
+    ``printed`` and ``errors`` are what the build wrote to its standard output and standard error.
+    """
 
     folder: Path
     by_arch: Mapping[str, Image]
+    printed: str
     errors: str
 
     def __getitem__(self, arch: str) -> Image:
@@ -77,10 +93,14 @@ class Builder:
         return self.run("build", RECIPE, "--out", out, "--json", *self.words, *words)
 
     def build(self, out: Path, *words: str | Path) -> Images:
-        """Run a build that must succeed, and return its images."""
+        """Run a build that must succeed, and return its images. Those of the native engine are examined."""
         done = self.attempt(out, *words)
         assert done.returncode == 0, done.stderr
-        return results(out, done.stdout, done.stderr)
+        images = results(out, done.stdout, done.stderr)
+        if "native" in words:
+            for image in images.by_arch.values():
+                examine(image.disk)
+        return images
 
 
 def results(out: Path, printed: str, errors: str) -> Images:
@@ -91,7 +111,7 @@ def results(out: Path, printed: str, errors: str) -> Images:
         arch = manifest["arch"]
         disk, kernel, initramfs = (Path(result[key]) for key in ("image", "kernel", "initramfs"))
         by_arch[arch] = Image(arch, disk, kernel, initramfs, manifest)
-    return Images(out, by_arch, errors)
+    return Images(out, by_arch, printed, errors)
 
 
 def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words: str | Path) -> Images:
@@ -101,9 +121,8 @@ def shared(builder: Builder, factory: pytest.TempPathFactory, name: str, *words:
     printed = folder.with_suffix(".json")
     with FileLock(f"{folder}.lock"):
         if not printed.exists():
-            done = builder.attempt(folder, *words)
-            assert done.returncode == 0, done.stderr
-            printed.write_text(json.dumps([done.stdout, done.stderr]))
+            built = builder.build(folder, *words)
+            printed.write_text(json.dumps([built.printed, built.errors]))
     return results(folder, *json.loads(printed.read_text()))
 
 

@@ -43,12 +43,16 @@ class Disk:
 
 
 @pytest.fixture(scope="module")
-def disks(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Disk]:
-    folder = tmp_path_factory.mktemp("disks")
-    return {arch: unpacked(image, folder) for arch, image in images.by_arch.items()}
+def disks(images: Images, native_images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Disk]:
+    """Return the disks of both engines; the names of the native engine's begin with "native-"."""
+    return {
+        prefix + arch: unpacked(image, tmp_path_factory.mktemp(f"disks{prefix}"))
+        for prefix, made in (("", images), ("native-", native_images))
+        for arch, image in made.by_arch.items()
+    }
 
 
-@pytest.fixture(params=["amd64", "arm64"])
+@pytest.fixture(params=["amd64", "arm64", "native-amd64", "native-arm64"])
 def disk(disks: dict[str, Disk], request: pytest.FixtureRequest) -> Disk:
     return disks[request.param]
 
@@ -131,9 +135,9 @@ def check_protective_mbr(mbr: bytes, size: int) -> None:
 
 
 def test_the_boot_sector_is_there_for_bios_only(disks: dict[str, Disk]) -> None:
-    for arch, disk in disks.items():
+    for disk in disks.values():
         with disk.raw.open("rb") as file:
-            assert any(file.read(440)) == (arch == "amd64")
+            assert any(file.read(440)) == (disk.image.arch == "amd64")
 
 
 def test_the_root_filesystem_is_clean(disk: Disk, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import time
 import zlib
 from datetime import datetime, timedelta, timezone
@@ -15,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, InputError
+from imgkit.fetch import openpgp
 from imgkit.fetch.openpgp import ALPINE_FINGERPRINT, Certificate, alpine_certificate, read_certificate, verify_detached
 
 DATA = b"a release\n" * 1000
@@ -192,3 +194,24 @@ PACKETS = st.builds(packet, st.integers(0x80, 0xBF), st.binary(max_size=190))
 def test_any_bytes_are_no_signature(data: bytes, release: Path) -> None:
     with pytest.raises(InputError):
         verify_detached(release, data, alpine_certificate())
+
+
+def test_a_clock_before_the_key_was_made(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequoia then says nothing of the key at all: nothing that the key says of itself is valid yet."""
+
+    class Unborn:
+        @property
+        def expiration(self) -> None:
+            raise RuntimeError("No binding signature at time 1990-01-01T00:00:00Z\n\nStack backtrace:\n")
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Malformed message")
+
+    mirror, signed = certificate(), signature()
+    monkeypatch.setattr(openpgp, "_sequoia", lambda _: Unborn())
+    monkeypatch.setattr(pysequoia, "verify", refuse)
+    with pytest.raises(
+        HostError, match=rf"by this host's clock, the key {mirror.fingerprint} is not valid yet$"
+    ) as caught:
+        verify_detached(release, signed, mirror)
+    assert re.fullmatch(r"set the clock, which says that it is \d{4}-\d\d-\d\d \d\d:\d\d UTC", caught.value.hint or "")

@@ -55,12 +55,12 @@ def other_python() -> str:
     folders = [*map(Path, os.environ["PATH"].split(os.pathsep)), *Path.home().glob(".pyenv/versions/*/bin")]
     for path in sorted({path for folder in folders for path in folder.glob("python3.*")}, reverse=True):
         match = re.fullmatch(r"python3\.(\d+)", path.name)
-        if match and int(match[1]) >= 10 and int(match[1]) != sys.version_info[1] and _works(path):
+        if match and int(match[1]) >= 10 and int(match[1]) != sys.version_info[1] and works(path):
             return str(path)
     return sys.executable
 
 
-def _works(python: Path) -> bool:
+def works(python: Path) -> bool:
     """Return whether a Python can make virtual environments: shims of version managers may stand for nothing."""
     done = subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True, check=False)
     return done.returncode == 0

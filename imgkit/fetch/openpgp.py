@@ -10,13 +10,14 @@ expired later still vouches for what it signed before::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
 
 import pysequoia
 from pysequoia.packet import PacketPile, Tag
 
-from imgkit.errors import InputError
+from imgkit.errors import HostError, ImgkitError, InputError
 
 ALPINE_FINGERPRINT = "0482D84022F52DF1C4E7CD43293ACD0907D9495A"
 _KEYS = (Tag.PublicKey, Tag.PublicSubkey)
@@ -95,15 +96,27 @@ def verify_detached(data: Path, signature: bytes, certificate: Certificate, *, n
     try:
         verified = pysequoia.verify(file=str(data), store=lambda _: [_sequoia(certificate)], signature=parsed)
     except RuntimeError as cause:
-        expiration = _sequoia(certificate).expiration
-        raise InputError(
-            f"{name}: bad signature: it is not what {certificate.fingerprint} signed"
-            + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
-            hint="the file was damaged or replaced in transit: try again, or another mirror",
-        ) from cause
+        raise _refusal(certificate, name) from cause
     if certificate.fingerprint.lower() not in [valid.certificate for valid in verified.valid_sigs]:
         raise InputError(f"{name}: bad signature: {certificate.fingerprint} did not make it")
     return certificate.fingerprint
+
+
+def _refusal(certificate: Certificate, name: str) -> ImgkitError:
+    """Return the error for a signature that Sequoia refuses."""
+    try:
+        expiration = _sequoia(certificate).expiration
+    except RuntimeError:  # nothing that the key says of itself is valid today
+        return HostError(
+            f"{name}: its signature cannot be verified: by this host's clock, the key {certificate.fingerprint} is not"
+            f" valid yet",
+            hint=f"set the clock, which says that it is {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        )
+    return InputError(
+        f"{name}: bad signature: it is not what {certificate.fingerprint} signed"
+        + (f" (the key expired on {expiration:%Y-%m-%d})" if expiration else ""),
+        hint="the file was damaged or replaced in transit: try again, or another mirror",
+    )
 
 
 def _check_signer(signature: pysequoia.Sig, certificate: Certificate, name: str) -> None:

@@ -408,6 +408,24 @@ def test_what_a_build_fetches_and_composes(build_request: BuildRequest, recorder
     assert options == {"copied": False}
 
 
+@pytest.mark.parametrize(
+    ("arch", "runs", "can_run", "elsewhere"),
+    [
+        ("amd64", True, True, "--engine guestfs runs them"),
+        ("amd64", False, False, "--engine guestfs runs them"),
+        ("arm64", True, False, None),
+    ],
+)
+def test_scripts_run_where_the_engine_and_the_host_can(
+    arch: str, runs: bool, can_run: bool, elsewhere: str | None, build_request: BuildRequest, recorder: _Recorder
+) -> None:
+    engine = _Engine()
+    engine.runs_scripts = runs
+    assemble.build(replace(build_request, engine=engine, arch=arch))
+    options = recorder.of("compose")[1]
+    assert (options["can_run"], options["elsewhere"]) == (can_run, elsewhere)
+
+
 def test_what_the_build_id_is_computed_from(build_request: BuildRequest, recorder: _Recorder) -> None:
     request = replace(build_request, engine=_Engine(), epoch=77)
     assemble.build(request)

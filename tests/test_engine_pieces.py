@@ -22,6 +22,7 @@ from imgkit.engines import imagefile, limits, rawcopy
 from imgkit.engines.convert import convert
 from imgkit.engines.engineerrors import EngineStartError, LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.guestfs import appliance, appliancestart, channel, hostkernel, quickstart, readback
+from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs.appliance import ApplianceRequestError, Holder
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options
 from imgkit.engines.imagefile import ImageInfo, image_info
@@ -755,3 +756,19 @@ def test_eight_mib_stay_free_while_an_image_is_read(
         reader._watch_space()
     assert caught.value.message == f"{tmp_path}: no space left for what is read of the image"
     assert caught.value.hint == "make room"
+
+
+def test_an_appliance_that_cannot_start_is_no_reason_to_give_up() -> None:
+    other = "build without libguestfs: --engine native, or IMGKIT_ENGINE=native"
+    failures: dict[HostError, str] = {
+        EngineStartError("a", hint="install it"): f"install it; or {other}",
+        EngineStartError("b"): other,
+    }
+    failures[MissingProgramError("supermin")] = f"apt-get install supermin; or {other}"
+    for failure, hint in failures.items():
+        with pytest.raises(HostError) as caught, guestfs._other_engine():
+            raise failure
+        assert (caught.value, caught.value.hint) == (failure, hint)
+    with pytest.raises(NoSpaceError) as full, guestfs._other_engine():
+        raise NoSpaceError("full", hint="make room")
+    assert full.value.hint == "make room"

@@ -20,8 +20,8 @@ _PARALLEL = ("-m", "8", "-W")
 MAX_VHD = 0xFF00_0000 * 512
 """The most bytes of a disk in a VHD, 2,040 GiB: Hyper-V and QEMU (``block/vpc.c``) refuse larger ones."""
 
-# QEMU's driver, and its options. VMware's servers import stream-optimized files only, and LSI Logic is what their
-# machines have by default. Azure takes a VHD only if its size is fixed and exactly that of the disk, which is also what
+# QEMU's driver, and its options. VMware's servers import stream-optimized files only, where "lsilogic" stands for any
+# SCSI controller. Azure takes a VHD only if its size is fixed and exactly that of the disk, which is also what
 # force_size is for: without it QEMU rounds the size to cylinders.
 _FOREIGN: Mapping[ImageFormat, tuple[str, str]] = MappingProxyType(
     {

@@ -260,7 +260,8 @@ def launch(scratch: Path, disk_size: int, options: Options) -> Iterator[GuestfsE
         for path, size in ((disk, disk_size), (feed, disk_size + _FEED_EXTRA)):
             _make_sparse(path, size)
         stack.callback(feed.unlink, missing_ok=True)
-        channel = stack.enter_context(opened(scratch, [Drive(disk), Drive(feed)], options))
+        with _other_engine():
+            channel = stack.enter_context(opened(scratch, [Drive(disk), Drive(feed)], options))
         yield GuestfsEngine(channel, scratch, disk_size, options)
 
 

@@ -63,16 +63,27 @@ def direct(image: Image) -> dict[str, Any]:
 # ---- the five boots ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def made(request: pytest.FixtureRequest) -> Images:
+    """Return the images that an engine made, which a test names as the parameter of this fixture."""
+    fixture: Images = request.getfixturevalue({"guestfs": "images", "native": "native_images"}[request.param])
+    return fixture
+
+
+@pytest.mark.parametrize("made", ["guestfs", "native"], indirect=True)
 @pytest.mark.parametrize(("arch", "firmware"), [("amd64", "bios"), ("amd64", "uefi"), ("arm64", "uefi")])
-def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmware: str, tmp_path: Path) -> None:
-    """``imgkit boot`` takes the architecture from the image's name and finds the files of the firmware."""
+def test_the_command_boots_it(builder: Builder, made: Images, arch: str, firmware: str, tmp_path: Path) -> None:
+    """``imgkit boot`` takes the architecture from the image's name and finds the files of the firmware.
+
+    The firmware and GRUB read the disk here, so the disks of both engines are booted.
+    """
     need_program(QEMU[arch])
     early = EarlyLook(tmp_path / "ipc")
     words = ("--firmware", firmware, "--accel", "tcg", "--cpus", "1", "--timeout", str(TIMEOUT))
-    done = builder.run("boot", images[arch].disk, "--json", *words, "--share", f"ipc={tmp_path}/ipc")
+    done = builder.run("boot", made[arch].disk, "--json", *words, "--share", f"ipc={tmp_path}/ipc")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["buildId"] == images[arch].manifest["buildId"]
+    assert report["buildId"] == made[arch].manifest["buildId"]
     assert 0 < report["secondsToReady"] < TIMEOUT
     assert report["poweredOffCleanly"] is True
     assert {"boot_loader", "init", "agent"} <= set(report["stages"])
@@ -80,18 +91,18 @@ def test_the_command_boots_it(builder: Builder, images: Images, arch: str, firmw
     early.check()
 
 
-def test_amd64_boots_directly(builder: Builder, images: Images, tmp_path: Path) -> None:
+def test_amd64_boots_directly(builder: Builder, native_images: Images, tmp_path: Path) -> None:
     """The kernel and the initramfs are the ones beside the image."""
     early = EarlyLook(tmp_path / "ipc")
     words = ["--firmware", "direct", "--accel", "tcg", "--cpus", "1", "--timeout", str(TIMEOUT), "--json"]
     words += ["--share", f"ipc={tmp_path}/ipc"]
-    done = builder.run("boot", images["amd64"].disk, *words)
+    done = builder.run("boot", native_images["amd64"].disk, *words)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["buildId"] == images["amd64"].manifest["buildId"]
+    assert json.loads(done.stdout)["buildId"] == native_images["amd64"].manifest["buildId"]
     early.check()
 
 
-def test_amd64_boots_as_a_microvm(builder: Builder, images: Images, tmp_path: Path) -> None:
+def test_amd64_boots_as_a_microvm(builder: Builder, native_images: Images, tmp_path: Path) -> None:
     """Everything that a machine can have fits into it: the disk, the config drive, the network, and all its shares.
 
     Its clock is the processor's counter, which is right however busy the host is. If the host has none that can be
@@ -104,15 +115,16 @@ def test_amd64_boots_as_a_microvm(builder: Builder, images: Images, tmp_path: Pa
     (tmp_path / "work").mkdir()
     look = "echo $A; grep -c 9p /proc/mounts; ls /sys/bus/pci/devices 2>/dev/null | wc -l"
     look += "; cut -d- -f1 /sys/devices/system/clocksource/clocksource0/current_clocksource; exit 7"
-    done = builder.run("run", images["amd64"].disk, *words, "--", "sh", "-c", look)
+    done = builder.run("run", native_images["amd64"].disk, *words, "--", "sh", "-c", look)
     clock = "refined" if tsc_khz() is None else "tsc"  # "refined-jiffies"; "tsc-early" in the first seconds
     assert (done.returncode, done.stdout.split()) == (7, ["b", str(MAX_MMIO_SHARES), "0", clock]), done.stderr
     early.check()
 
 
-def test_arm64_boots_directly_as_the_host_application_does_it(images: Images, tmp_path: Path) -> None:
+def test_arm64_boots_directly_as_the_host_application_does_it(native_images: Images, tmp_path: Path) -> None:
     """The arguments are exactly those of the contract: root=/dev/vda2, no UUID, the image behind ``if=virtio``."""
-    vm = boot_and_look(images["arm64"], tmp_path, adapt=host_app, **direct(images["arm64"]))
+    image = native_images["arm64"]
+    vm = boot_and_look(image, tmp_path, adapt=host_app, **direct(image))
     assert "root=/dev/vda2 rootfstype=ext4 rw console=ttyAMA0,115200 init=/sbin/init quiet" in vm.argv
 
 
@@ -135,12 +147,12 @@ def test_a_small_old_pc(images: Images, tmp_path: Path) -> None:
     boot_and_look(images["amd64"], tmp_path, cpu="qemu64", cpus=1, memory_mib=256)
 
 
-def test_a_raw_disk_on_a_scsi_bus_and_four_cpus(images: Images, tmp_path: Path) -> None:
+def test_a_raw_disk_on_a_scsi_bus_and_four_cpus(native_images: Images, tmp_path: Path) -> None:
     """The disk is larger than the image, and the root has grown before agentd starts."""
-    raw = tmp_path / "disk.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", images["amd64"].disk, raw], check=True)
+    built, raw = native_images["amd64"], tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", built.disk, raw], check=True)
     os.truncate(raw, GROWN)
-    image = Image("amd64", raw, images["amd64"].kernel, images["amd64"].initramfs, images["amd64"].manifest)
+    image = Image("amd64", raw, built.kernel, built.initramfs, built.manifest)
 
     def look(vm: VM) -> None:
         check_growth(Sizes.parsed(vm.run(SIZES).text), image, GROWN)

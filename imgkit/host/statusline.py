@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from imgkit.host import terminal
 
@@ -186,7 +186,13 @@ def show() -> None:
             line.hidden = max(0, line.hidden - 1)
 
 
-class StatusHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # which takes no parameter before Python 3.11
+
+
+class StatusHandler(_StreamHandler):
     """Writes log records above the status line and the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:

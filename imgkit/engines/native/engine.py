@@ -5,16 +5,15 @@ What the methods do, and what they raise, is specified in :mod:`imgkit.engines.i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, Partition
-from imgkit.disk.regions import DiskMap, regions_of
+from imgkit.disk.regions import CHUNK, DiskMap, regions_of
 from imgkit.disk.size import BLOCK, BYTES_PER_INODE, check_fits, journal_mib, too_small
 from imgkit.engines.engineerrors import ScriptError
 from imgkit.engines.interface import NO_FACTS, EngineName, ImageTarget, Script, TreeFacts
@@ -28,10 +27,9 @@ from imgkit.engines.native.partitiontable import table_pieces
 from imgkit.engines.native.placement import groups
 from imgkit.engines.native.sparsedisk import SparseDisk
 from imgkit.errors import HostError
-from imgkit.host.progress import Steps
-from imgkit.tree import Content, File, Tree
-
-_PIECE = 1 << 20  # bytes of a file that are hashed at a time
+from imgkit.host.progress import Steps, bar
+from imgkit.tree import File, Tree
+from imgkit.tree.nodes import sha256_of
 
 
 @dataclass(frozen=True)
@@ -50,16 +48,20 @@ class NativeDisk:
 
     def save(self, target: ImageTarget, steps: Steps) -> DiskMap:
         """Write an image file: the contents of files are read, hashed and compressed now."""
-        regions = regions_of(self.layout)
-        with steps.step("write the image"), self.disk:
-            if self.cache is None:
-                return write_image(
-                    self.disk, target.path, regions, format=target.format, compression=target.compression
-                )
-            with ClusterCache(self.cache) as cache:
-                return write_image(
-                    self.disk, target.path, regions, format=target.format, compression=target.compression, cache=cache
-                )
+        with ExitStack() as stack:
+            stack.enter_context(self.disk)
+            cache = None if self.cache is None else stack.enter_context(ClusterCache(self.cache))
+            stack.enter_context(steps.step("write the image"))
+            progress = stack.enter_context(bar(self.disk.chunk_count * CHUNK, "write the image"))
+            return write_image(
+                self.disk,
+                target.path,
+                regions_of(self.layout),
+                format=target.format,
+                compression=target.compression,
+                cache=cache,
+                progress=progress.update,
+            )
 
 
 class NativeEngine:
@@ -99,7 +101,8 @@ class NativeEngine:
         Arguments and errors are those of :meth:`imgkit.engines.interface.Engine.write`.
         """
         self.prepare(layout)
-        for script in run_scripts:
+        if run_scripts:
+            script = run_scripts[0]
             raise ScriptError(
                 f"{script.package}: its {script.kind} script cannot be computed, and the native engine runs none",
                 hint=f"--engine guestfs runs it; if it need not run: skip_scripts = ['{script.package}']",
@@ -108,9 +111,12 @@ class NativeEngine:
         with steps.step("lay out the disk"):
             try:
                 disk = SparseDisk(layout.size_bytes, self._spool)
-                space = _lay_out(disk, tree, layout, boot, facts)
             except OSError as cause:
                 raise HostError(f"{self._spool}: {cause.strerror or cause}") from cause
+            with ExitStack() as stack:
+                stack.enter_context(disk)
+                space = _lay_out(disk, tree, layout, boot, facts)
+                stack.pop_all()
         return NativeDisk(disk, layout, space.used, space.free, self._cache)
 
 
@@ -144,7 +150,7 @@ def _lay_out(disk: SparseDisk, tree: Tree, layout: Layout, boot: BootFiles, fact
 def _root(disk: SparseDisk, tree: Tree, layout: Layout, facts: TreeFacts) -> Space:
     root = layout.root
     unknown = {
-        path: _sha256(node.content)
+        path: sha256_of(node.content)
         for path, node in tree.items()
         if isinstance(node, File) and path not in facts.hashes
     }
@@ -166,11 +172,3 @@ def _root(disk: SparseDisk, tree: Tree, layout: Layout, facts: TreeFacts) -> Spa
 
 def _identity(root: Partition, epoch: int) -> Identity:
     return Identity(UUID(root.fs_uuid), root.label, UUID(root.uuid), epoch)
-
-
-def _sha256(content: Content) -> bytes:
-    digest = hashlib.sha256()
-    with content.open() as source:
-        while piece := source.read(_PIECE):
-            digest.update(piece)
-    return digest.digest()

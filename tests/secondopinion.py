@@ -25,7 +25,8 @@ def examine(image: Path) -> None:
         image: a qcow2, or a raw disk. It is not changed.
     """
     with raw_copy(image) as raw:
-        assert objections(raw) == []
+        said = objections(raw)
+        assert not said, "\n".join(said)
         assert features(raw) == set(EXT4_FEATURES.split(","))
 
 

@@ -96,8 +96,12 @@ def sgdisk_verdict(raw: Path) -> str:
 
 
 def test_the_partition_table_is_sound(disk: Disk, tmp_path: Path) -> None:
-    assert "No problems found" in sgdisk_verdict(disk.raw)
+    sound = sgdisk_verdict(disk.raw)
+    assert "No problems found" in sound
+    assert "Caution" not in sound
     assert "No problems found" not in sgdisk_verdict(damaged(disk.raw, tmp_path, 2 * SECTOR))
+    backup = disk.raw.stat().st_size - SECTOR
+    assert "Caution" in sgdisk_verdict(damaged(disk.raw, tmp_path, backup)), "all that it says of a damaged copy"
 
 
 def test_both_tables_say_what_the_manifest_says(disk: Disk) -> None:

@@ -11,6 +11,7 @@ class LazyCopy(Tree):
 
     def __init__(self, original: Tree) -> None:
         self._nodes, self._children, self._names = original._nodes, original._children, original._names
+        self._order = original._order
         self._original: Tree | None = original
 
     def _own(self) -> None:

@@ -197,7 +197,7 @@ def test_where_the_cache_cannot_be_written_the_spool_takes_the_contents(
     (setup.planner.cache.folder).mkdir(exist_ok=True)
     (setup.planner.cache.folder / "unpacked").write_text("a file")
     first = setup.open()
-    assert "hello-1.0-r0.apk: is not kept for the next build: " in caplog.text
+    assert "hello-1.0-r0.apk is not kept for the next build: " in caplog.text
     assert facts(first) == facts(setup.open())
     assert setup.opened == 2
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgkit.api.applianceoptions import appliance_options
@@ -74,8 +74,10 @@ def verify(
         layout, tag = split_reference(image)
         return _result(image, path, verify_container(layout, path, tag))
     info = image_info(image)
+    stated = statement.parse(read_manifest(path or manifest_of(image)), path or manifest_of(image))
+    if path is not None:  # whoever names a manifest knows which image it is about
+        stated = replace(stated, image_name="")
     path = path or manifest_of(image)
-    stated = statement.parse(read_manifest(path), path)
     near = image.parent  # a filesystem that has room for the image has room for its files
     with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
         subject = Subject(image, info, work)

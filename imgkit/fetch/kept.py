@@ -18,6 +18,7 @@ used within the last hours stays in any case, since a running build may refer to
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imgkit.errors import HostError
 from imgkit.host import scratch
 
 log = logging.getLogger("imgkit.fetch")
@@ -99,7 +101,7 @@ class Kept:
         try:
             self.add(key, data, blob)
         except OSError as fault:
-            log.warning("%s: a result is not kept for the next build: %s", self._folder, fault.strerror)
+            say_unkept(log, f"{self._folder}: a result", fault)
         return data
 
     def add(self, key: str, data: bytes, blob: Path | None = None) -> None:
@@ -145,3 +147,14 @@ class Kept:
 
     def _record(self, key: str) -> Path:
         return self._folder / self._kind / key[:2] / f"{key}.record"
+
+
+def say_unkept(log: logging.Logger, what: str, fault: OSError | HostError) -> None:
+    """Log that something is not kept for the next build. That is a warning, unless the host's disk is full.
+
+    Then the build does not get far either, and the one line that says so is enough.
+    """
+    cause = fault if isinstance(fault, OSError) else fault.__cause__
+    is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = fault.strerror if isinstance(fault, OSError) else fault.message
+    log.log(logging.DEBUG if is_full else logging.WARNING, "%s is not kept for the next build: %s", what, reason)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imgkit import __version__
 from imgkit.errors import HostError
-from imgkit.fetch.kept import Kept
+from imgkit.fetch.kept import Kept, say_unkept
 from imgkit.fetch.keptcontents import damage_of, load_content, moved, store_content
 from imgkit.rootfs.minirootfs import unpack
 from imgkit.tree import File, HashedSlice, Tree
@@ -46,7 +46,7 @@ def unpacked_base(archive: Path, sha256: str, cache: Path, spool: Path) -> Tree:
         with kept.scratch() as work:
             return _unpacked(archive, kept, key, work / "blob")
     except (OSError, HostError) as fault:
-        log.warning("%s: is not kept for the next build: %s", archive.name, fault)
+        say_unkept(log, "the minirootfs", fault)
     return unpack(archive, spool)
 
 

@@ -33,7 +33,7 @@ from imgkit.apk.package import PackageFile
 from imgkit.apk.signature import Keyring
 from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import HostError
-from imgkit.fetch.kept import Kept
+from imgkit.fetch.kept import Kept, say_unkept
 from imgkit.fetch.keptcontents import damage_of, load_content, moved, store_content
 from imgkit.fetch.pool import in_parallel
 from imgkit.host.processors import usable_processors
@@ -136,7 +136,7 @@ class UnpackedPackages:
             with self._kept.scratch() as work:
                 return self._open_and_keep(planned, files, base, work / "blob")
         except (OSError, HostError) as fault:
-            log.warning("%s: is not kept for the next build: %s", planned.file_name, fault)
+            say_unkept(log, planned.file_name, fault)
         return open_planned(files, base, spool / planned.package.name, planned.package)
 
     def _open_and_keep(self, planned: PlannedPackage, files: Mapping[str, Path], base: Base, blob: Path) -> PackageFile:

@@ -51,8 +51,8 @@ def objections(raw: Path) -> list[str]:
     """Return what sgdisk, fsck.fat and e2fsck have to say against a raw disk."""
     said = []
     table = _run("sgdisk", "-v", raw)
-    # A damaged copy of the table is no problem to sgdisk, which would replace it: "Caution" is all that it says.
-    if table.returncode or "No problems found" not in table.stdout or "Caution" in table.stdout:
+    # A damaged copy of the table is no problem to sgdisk, which would replace it: it is cautious about a "corrupt GPT".
+    if table.returncode or "No problems found" not in table.stdout or "corrupt GPT" in table.stdout:
         said.append(f"sgdisk: {table.stdout}")
     for kind, start, size in partitions(raw):
         if kind == "esp":

@@ -484,3 +484,15 @@ def test_links_need_no_inode_of_their_own(tmp_path: Path) -> None:
     assert found["bin/tool"] == found["bin/link"]
     assert "Links: 2 " in run("debugfs", "-R", "stat bin/tool", image)
     assert isinstance(tree["bin/sh"], Symlink)
+
+
+def test_some_fields_of_a_record() -> None:
+    record = records.Record("a H\nb I\nc 4s\nd B")
+    assert record.fields("a", "c").pack(1, b"x") == record.pack(a=1, c=b"x")
+    assert record.fields("d").pack(7) == record.pack(d=7)
+
+
+@pytest.mark.parametrize("names", [("e",), ("b", "a"), ("a", "a")])
+def test_fields_that_a_record_does_not_have_in_this_order(names: tuple[str, ...]) -> None:
+    with pytest.raises(KeyError):
+        records.Record("a H\nb I").fields(*names)

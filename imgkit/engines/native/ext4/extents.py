@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imgkit.engines.native.ext4.allocation import Run
 from imgkit.engines.native.ext4.checksum import checksum
 from imgkit.engines.native.ext4.records import BLOCK, EXTENT, EXTENT_HEADER, EXTENT_INDEX
 
 _MAGIC = 0xF30A
-_LONGEST = 1 << 15  # blocks of one extent
+LONGEST = 1 << 15
+"""Blocks of one extent."""
 _IN_INODE = 4
 _IN_BLOCK = (BLOCK - EXTENT_HEADER.size) // EXTENT.size
 
 
-@dataclass(frozen=True)
-class ExtentTree:
+class ExtentTree(NamedTuple):
     """The root of a tree, for ``i_block`` of its inode, and the nodes below it.
 
     Attributes:
@@ -32,6 +33,9 @@ class ExtentTree:
             yield number, node + checksum(seed, node).to_bytes(4, "little")
 
 
+_ROOT_OF_ONE = struct.Struct(f"{EXTENT_HEADER.format}{EXTENT.format[1:]}36x")
+
+
 def extent_tree(runs: Sequence[Run], take: Callable[[int], Sequence[Run]]) -> ExtentTree:
     """Return the tree for the blocks of a file.
 
@@ -39,6 +43,10 @@ def extent_tree(runs: Sequence[Run], take: Callable[[int], Sequence[Run]]) -> Ex
         runs: the blocks in the order of the file.
         take: gives out that many blocks for nodes.
     """
+    if len(runs) == 1 and runs[0].length <= LONGEST:  # almost every file
+        ((start, length),) = runs
+        root = _ROOT_OF_ONE.pack(_MAGIC, 1, _IN_INODE, 0, 0, 0, length, start >> 32, start & 0xFFFFFFFF)
+        return ExtentTree(root)
     level, depth = list(_extents(runs)), 0
     nodes: list[tuple[int, bytes]] = []
     while len(level) > _IN_INODE:
@@ -56,8 +64,8 @@ def _extents(runs: Iterable[Run]) -> Iterator[tuple[int, bytes]]:
     """Yield the first logical block of each extent, and the extent."""
     logical = 0
     for run in runs:
-        for at in range(0, run.length, _LONGEST):
-            start, count = run.start + at, min(_LONGEST, run.length - at)
+        for at in range(0, run.length, LONGEST):
+            start, count = run.start + at, min(LONGEST, run.length - at)
             yield logical, EXTENT.pack(logical, count, start >> 32, start & 0xFFFFFFFF)
             logical += count
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imgkit.engines.native.ext4.checksum import checksum, inode_seed
 from imgkit.engines.native.ext4.records import BLOCK, EXTRA_ISIZE, INODE
@@ -15,6 +15,12 @@ DIRECTORY, REGULAR = 0o040000, 0o100000
 _TYPES = {Directory: DIRECTORY, File: REGULAR, Symlink: 0o120000}
 _DEVICES = {"c": 0o020000, "b": 0o060000, "p": 0o010000}
 _ENTRY_KINDS = {REGULAR: 1, DIRECTORY: 2, 0o020000: 3, 0o060000: 4, 0o010000: 5, 0o120000: 7}
+_INODE = INODE.fields(
+    *("i_mode", "i_uid", "i_size_lo", "i_atime", "i_ctime", "i_mtime", "i_gid", "i_links_count", "i_blocks_lo"),
+    *("i_flags", "i_block", "i_file_acl_lo", "i_size_high", "i_blocks_high", "i_file_acl_high", "i_uid_high"),
+    *("i_gid_high", "i_checksum_lo", "i_extra_isize", "i_checksum_hi"),
+    *("i_ctime_extra", "i_mtime_extra", "i_atime_extra", "i_crtime", "i_crtime_extra", "i_xattrs"),
+)
 _EARLIEST, _LATEST = -(1 << 31), (1 << 34) - (1 << 31) - 1  # seconds since 1970: 1901 to 2446
 
 
@@ -34,8 +40,7 @@ def entry_kind(node: Node) -> int:
     return _ENTRY_KINDS[file_type(node)]
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """A time for all four times of an inode: seconds since 1970 and nanoseconds.
 
     Years that ext4 cannot tell become the first or the last that it can, as in the kernel.
@@ -47,21 +52,19 @@ class Times:
     @property
     def low(self) -> int:
         """The lower 32 bits of the seconds."""
-        return self._clamped & 0xFFFFFFFF
+        return _clamped(self.seconds) & 0xFFFFFFFF
 
     @property
     def extra(self) -> int:
         """The two bits that follow, and the nanoseconds ("Inode Timestamps")."""
-        signed = self.low - (1 << 32 if self.low >> 31 else 0)
-        return (self._clamped - signed) >> 32 & 3 | self.nanoseconds << 2
-
-    @property
-    def _clamped(self) -> int:
-        return min(max(self.seconds, _EARLIEST), _LATEST)
+        return (_clamped(self.seconds) + (1 << 31)) >> 32 & 3 | self.nanoseconds << 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class InodeFacts:
+def _clamped(seconds: int) -> int:
+    return min(max(seconds, _EARLIEST), _LATEST)
+
+
+class InodeFacts(NamedTuple):
     """What an inode says.
 
     Attributes:
@@ -94,38 +97,14 @@ def pack_inode(number: int, facts: InodeFacts, seed: int) -> bytes:
     """
     low, extra = facts.times.low, facts.times.extra
     sectors = facts.blocks * (BLOCK // 512)
-    data = bytearray(
-        INODE.pack(
-            i_mode=facts.mode,
-            i_uid=facts.uid & 0xFFFF,
-            i_size_lo=facts.size & 0xFFFFFFFF,
-            i_atime=low,
-            i_ctime=low,
-            i_mtime=low,
-            i_gid=facts.gid & 0xFFFF,
-            i_links_count=facts.links,
-            i_blocks_lo=sectors & 0xFFFFFFFF,
-            i_flags=facts.flags,
-            i_block=facts.block,
-            i_file_acl_lo=facts.xattr_block & 0xFFFFFFFF,
-            i_size_high=facts.size >> 32,
-            i_blocks_high=sectors >> 32,
-            i_file_acl_high=facts.xattr_block >> 32,
-            i_uid_high=facts.uid >> 16,
-            i_gid_high=facts.gid >> 16,
-            i_extra_isize=EXTRA_ISIZE,
-            i_ctime_extra=extra,
-            i_mtime_extra=extra,
-            i_atime_extra=extra,
-            i_crtime=low,
-            i_crtime_extra=extra,
-            i_xattrs=facts.xattrs.inode,
-        )
+    fields = (
+        *(facts.mode, facts.uid & 0xFFFF, facts.size & 0xFFFFFFFF, low, low, low, facts.gid & 0xFFFF, facts.links),
+        *(sectors & 0xFFFFFFFF, facts.flags, facts.block, facts.xattr_block & 0xFFFFFFFF, facts.size >> 32),
+        *(sectors >> 32, facts.xattr_block >> 32, facts.uid >> 16, facts.gid >> 16),
     )
-    value = checksum(inode_seed(seed, number), bytes(data))
-    data[0x7C:0x7E] = (value & 0xFFFF).to_bytes(2, "little")
-    data[0x82:0x84] = (value >> 16).to_bytes(2, "little")
-    return bytes(data)
+    last = (extra, extra, extra, low, extra, facts.xattrs.inode)
+    value = checksum(inode_seed(seed, number), _INODE.pack(*fields, 0, EXTRA_ISIZE, 0, *last))
+    return _INODE.pack(*fields, value & 0xFFFF, EXTRA_ISIZE, value >> 16, *last)
 
 
 def device_block(device: Device) -> bytes:

@@ -1,13 +1,14 @@
 """What a filesystem will hold, before it is known where: numbers of inodes, and the blocks that follow from the Tree.
 
 These are the blocks of directories, of long symbolic links and of extended attributes that inodes have no room for. The
-contents of files are not here.
+contents of files are not here. Members and bodies are made when they are asked for and not kept, as a Tree can have
+millions of nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imgkit.engines.native.ext4 import records, xattrs
 from imgkit.engines.native.ext4.checksum import inode_seed
@@ -22,23 +23,32 @@ LOST_AND_FOUND = "lost+found"
 _LOST_AND_FOUND_BLOCKS = 4  # as mke2fs makes it
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A node that has an inode.
 
     Attributes:
         links: names that it has.
-        blocks: the bytes of a directory or of a long symbolic link, in blocks.
-        is_indexed: whether it is a directory with an index.
     """
 
     path: str
     number: int
     node: Node
     links: int
-    blocks: Sequence[bytes]
-    is_indexed: bool
     xattrs: xattrs.StoredXattrs
+
+
+class Body(NamedTuple):
+    """The bytes of a directory or of a long symbolic link, in blocks.
+
+    Attributes:
+        is_indexed: whether it is a directory with an index.
+    """
+
+    blocks: Sequence[bytes] = ()
+    is_indexed: bool = False
+
+
+_NO_BODY = Body()
 
 
 class Inventory:
@@ -46,27 +56,32 @@ class Inventory:
 
     Args:
         time: of a new lost+found, in seconds since 1970.
+        seed: of the filesystem's checksums.
+        hash_seed: of the hashes of names.
 
     Raises:
         RecipeError: there is something else than a directory at lost+found.
     """
 
-    def __init__(self, tree: Tree, time: int) -> None:
+    def __init__(self, tree: Tree, time: int, seed: int, hash_seed: tuple[int, int, int, int]) -> None:
         self._tree = tree
+        self._seed = seed
+        self._hash_seed = hash_seed
         self._lost_and_found = tree.get(LOST_AND_FOUND) or Directory(mode=0o700, mtime=time)
         if not isinstance(self._lost_and_found, Directory):
             raise RecipeError(f"/{LOST_AND_FOUND}: must be a directory, as ext4 has one there")
         self._numbers = {"": records.ROOT, LOST_AND_FOUND: records.LOST_FOUND}
-        self.last = records.LOST_FOUND
+        self._subdirectories = {"": 1}
+        number = records.LOST_FOUND
+        for path, node in self._others():
+            if not isinstance(node, HardLink):
+                number += 1
+                self._numbers[path] = number
+            if isinstance(node, Directory):
+                above = parent(path)
+                self._subdirectories[above] = self._subdirectories.get(above, 0) + 1
+        self.last = number
         """The highest number of an inode."""
-        self._entries: dict[str, list[Entry]] = {}
-        self._subdirectories: dict[str, int] = {}
-        for path, node in self._nodes():
-            if path not in self._numbers and not isinstance(node, HardLink):
-                self.last += 1
-                self._numbers[path] = self.last
-        for path, node in self._nodes():
-            self._enter(path, node)
 
     def number(self, path: str) -> int:
         """Return the inode at a path, which is not a hard link.
@@ -76,60 +91,69 @@ class Inventory:
         """
         return self._numbers[path]
 
-    def _nodes(self) -> Iterator[tuple[str, Node]]:
-        """Yield everything but the root and lost+found, parents first; at last lost+found itself."""
-        yield from ((path, node) for path, node in self._tree.items() if path not in ("", LOST_AND_FOUND))
-        yield LOST_AND_FOUND, self._lost_and_found
+    def _others(self) -> Iterator[tuple[str, Node]]:
+        """Yield everything but the root and lost+found, parents first."""
+        return ((path, node) for path, node in self._tree.items() if path not in ("", LOST_AND_FOUND))
 
-    def _enter(self, path: str, node: Node) -> None:
-        above = parent(path)
-        file, original = (node.target, self._tree[node.target]) if isinstance(node, HardLink) else (path, node)
-        entry = Entry(encoded(path.rpartition("/")[2]), self._numbers[file], entry_kind(original))
-        self._entries.setdefault(above, []).append(entry)
-        if isinstance(node, Directory):
-            self._subdirectories[above] = self._subdirectories.get(above, 0) + 1
-
-    def members(self, seed: int, hash_seed: tuple[int, int, int, int]) -> Iterator[Member]:
+    def members(self) -> Iterator[Member]:
         """Yield the members by the numbers of their inodes.
-
-        Args:
-            seed: of the filesystem's checksums.
-            hash_seed: of the hashes of names.
 
         Raises:
             RecipeError: something cannot be stored; the message names it.
         """
-        yield self._member("", self._tree[""], seed, hash_seed)
-        yield self._member(LOST_AND_FOUND, self._lost_and_found, seed, hash_seed)
-        for path, node in self._tree.items():
-            if path not in ("", LOST_AND_FOUND) and not isinstance(node, HardLink):
-                yield self._member(path, node, seed, hash_seed)
+        yield self._member("", self._tree[""])
+        yield self._member(LOST_AND_FOUND, self._lost_and_found)
+        for path, node in self._others():
+            if not isinstance(node, HardLink):
+                yield self._member(path, node)
 
-    def _member(self, path: str, node: Node, seed: int, hash_seed: tuple[int, int, int, int]) -> Member:
-        number = self._numbers[path]
-        blocks: Sequence[bytes] = ()
-        is_indexed = False
-        links = 1 + self._tree.count_links(path)
+    def _member(self, path: str, node: Node) -> Member:
+        if isinstance(node, Directory):
+            links = 2 + self._subdirectories.get(path, 0)
+            links = 1 if links > records.MOST_LINKS else links  # dir_nlink: not counted any more
+        else:
+            links = 1 + self._tree.count_links(path)
+            if links > records.MOST_LINKS:
+                raise RecipeError(f"/{path}: has {links} names; ext4 allows {records.MOST_LINKS}")
         try:
-            if isinstance(node, Directory):
-                is_indexed, blocks = self._directory(path, number, inode_seed(seed, number), hash_seed)
-                links = 2 + self._subdirectories.get(path, 0)
-                links = 1 if links > records.MOST_LINKS else links  # dir_nlink: not counted any more
-            elif isinstance(node, Symlink) and len(encoded(node.target)) >= FAST_SYMLINK:
-                blocks = [encoded(node.target).ljust(BLOCK, b"\0")]
             stored = xattrs.store(node.xattrs)
-        except (xattrs.XattrError, OverflowError) as cause:
+        except xattrs.XattrError as cause:
             raise RecipeError(f"/{path}: {cause}") from cause
-        if links > records.MOST_LINKS:
-            raise RecipeError(f"/{path}: has {links} names; ext4 allows {records.MOST_LINKS}")
-        return Member(path, number, node, links, blocks, is_indexed, stored)
+        return Member(path, self._numbers[path], node, links, stored)
 
-    def _directory(
-        self, path: str, number: int, seed: int, hash_seed: tuple[int, int, int, int]
-    ) -> tuple[bool, list[bytes]]:
-        """Return whether a directory has an index, and its blocks."""
-        above, entries = self._numbers[parent(path)], self._entries.get(path, [])
+    def body(self, member: Member) -> Body:
+        """Return the blocks of a member that follow from the Tree.
+
+        Raises:
+            RecipeError: a directory has too many entries; the message names it.
+        """
+        if isinstance(member.node, Directory):
+            return self._directory(member)
+        if isinstance(member.node, Symlink) and len(encoded(member.node.target)) >= FAST_SYMLINK:
+            return Body([encoded(member.node.target).ljust(BLOCK, b"\0")])
+        return _NO_BODY
+
+    def _directory(self, member: Member) -> Body:
+        path, number = member.path, member.number
+        above, entries = self._numbers[parent(path)], [self._entry(child) for child in self._children(path)]
+        seed = inode_seed(self._seed, number)
         if path == LOST_AND_FOUND and not entries:
-            return False, lost_and_found(number, above, _LOST_AND_FOUND_BLOCKS, seed=seed)
-        blocks = directory_blocks(number, above, entries, seed=seed, hash_seed=hash_seed)
-        return len(blocks) > 1, blocks
+            return Body(lost_and_found(number, above, _LOST_AND_FOUND_BLOCKS, seed=seed))
+        try:
+            blocks = directory_blocks(number, above, entries, seed=seed, hash_seed=self._hash_seed)
+        except OverflowError as cause:
+            raise RecipeError(f"/{path}: {cause}") from cause
+        return Body(blocks, len(blocks) > 1)
+
+    def _children(self, path: str) -> list[str]:
+        """Return the paths in a directory in the order of their entries: lost+found comes last."""
+        children = self._tree.children(path)
+        return children if path else [*(child for child in children if child != LOST_AND_FOUND), LOST_AND_FOUND]
+
+    def _entry(self, path: str) -> Entry:
+        node = self._lost_and_found if path == LOST_AND_FOUND else self._tree[path]
+        if isinstance(node, HardLink):
+            return Entry(
+                encoded(path.rpartition("/")[2]), self._numbers[node.target], entry_kind(self._tree[node.target])
+            )
+        return Entry(encoded(path.rpartition("/")[2]), self._numbers[path], entry_kind(node))

@@ -58,7 +58,8 @@ class Record:
     """
 
     def __init__(self, fields: str, order: str = "<") -> None:
-        pairs = [line.split() for line in fields.strip().splitlines()]
+        pairs = self._pairs = [line.split() for line in fields.strip().splitlines()]
+        self._order = order
         self._struct = struct.Struct(order + "".join(kind for _, kind in pairs))
         self._blank = {name: b"" if kind.endswith("s") else 0 for name, kind in pairs if not kind.endswith("x")}
 
@@ -77,6 +78,23 @@ class Record:
         if unknown := values.keys() - self._blank.keys():
             raise KeyError(*unknown)
         return self._struct.pack(*(self._blank | values).values())
+
+    def fields(self, *names: str) -> struct.Struct:
+        """Return what packs these fields, which are in the record's order, and zeros for the others.
+
+        It is several times as quick as :meth:`pack`, for records of which there are many.
+
+        Raises:
+            KeyError: there is no field of a name, or the fields are in another order.
+        """
+        kinds, wanted = [self._order], list(names)
+        for name, kind in self._pairs:
+            is_wanted = wanted[:1] == [name]
+            kinds.append(kind if is_wanted else f"{struct.calcsize(self._order + kind)}x")
+            del wanted[:is_wanted]
+        if wanted:
+            raise KeyError(*wanted)
+        return struct.Struct("".join(kinds))
 
     def unpack(self, data: bytes) -> dict[str, int | bytes]:
         """Return the fields of the record at the start of ``data``."""

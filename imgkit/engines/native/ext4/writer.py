@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from imgkit.engines.native.ext4 import records
-from imgkit.engines.native.ext4.assignment import Assigned, Assignment, TooFewBlocksError, assign
+from imgkit.engines.native.ext4.assignment import Assigned, Assignment, TooFewBlocksError
 from imgkit.engines.native.ext4.checksum import filesystem_seed, inode_seed
 from imgkit.engines.native.ext4.dirhash import seed_words
-from imgkit.engines.native.ext4.extents import ExtentTree, extent_tree
+from imgkit.engines.native.ext4.extents import ExtentTree
 from imgkit.engines.native.ext4.geometry import Geometry, geometry_of
 from imgkit.engines.native.ext4.inodes import REGULAR, InodeFacts, Times, device_block, file_type, pack_inode
 from imgkit.engines.native.ext4.inventory import Inventory, Member
@@ -30,7 +30,6 @@ from imgkit.tree import Device, Directory, File, Symlink, Tree
 from imgkit.tree.paths import encoded
 
 _LEAST_BLOCKS = 1024  # of a journal (JBD2_MIN_JOURNAL_BLOCKS)
-_NOTHING = Assigned((), extent_tree((), lambda _: ()))  # the blocks of an empty file
 
 
 class TooFewInodesError(Exception):
@@ -84,18 +83,29 @@ def write_ext4(
     geometry = geometry_of(place.size)
     if geometry is None:
         raise TooFewBlocksError(1)
-    inventory = Inventory(tree, identity.time)
+    seed = filesystem_seed(identity.uuid.bytes)
+    inventory = Inventory(tree, identity.time, seed, seed_words(identity.hash_seed.bytes))
     if inventory.last > geometry.inodes:
         raise TooFewInodesError(inventory.last - geometry.inodes)
-    seed = filesystem_seed(identity.uuid.bytes)
-    members = list(inventory.members(seed, seed_words(identity.hash_seed.bytes)))
-    sizes = [[(inventory.number(file.path), file.data.content.size) for file in group] for group in files]
-    assignment = assign(geometry, max(journal // BLOCK, _LEAST_BLOCKS), members, sizes)
-    writer = _Writer(disk, place.start, geometry, identity, assignment, seed)
-    writer.write_contents(inventory, files)
-    writer.write_members(members)
+    assignment = Assignment(geometry, max(journal // BLOCK, _LEAST_BLOCKS), inventory.last)
+    writer = _Writer(disk, place.start, geometry, identity, inventory, assignment, seed)
+    writer.write_bodies()
+    writer.write_contents(files)
+    writer.write_inodes()
     writer.write_special_files()
-    return writer.write_metadata(members)
+    return writer.write_metadata()
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The files of a group, as number of the inode and bytes."""
+
+    files: Sequence[PlacedFile]
+    number: Callable[[str], int]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the files in order."""
+        return ((self.number(path), data.content.size) for path, data in self.files)
 
 
 class _Writer:
@@ -107,6 +117,7 @@ class _Writer:
         start: int,
         geometry: Geometry,
         identity: Identity,
+        inventory: Inventory,
         assignment: Assignment,
         seed: int,
     ) -> None:
@@ -114,22 +125,48 @@ class _Writer:
         self._start = start
         self._geometry = geometry
         self._identity = identity
+        self._inventory = inventory
         self._assignment = assignment
         self._seed = seed
+        self._indexed: set[int] = set()  # directories
+        self._directories = [0] * geometry.group_count
 
-    def write_contents(self, inventory: Inventory, files: Sequence[Sequence[PlacedFile]]) -> None:
-        """Place the contents of files."""
+    def write_bodies(self) -> None:
+        """Write directories, long symbolic links, and attributes that inodes have no room for."""
+        for member in self._inventory.members():
+            number = member.number
+            blocks, is_indexed = self._inventory.body(member)
+            if blocks:
+                runs = self._assignment.take(number, len(blocks))
+                places = (run.start + at for run in runs for at in range(run.length))
+                for place, data in zip(places, blocks, strict=False):
+                    self._put(place, data)
+            if is_indexed:
+                self._indexed.add(number)
+            if isinstance(member.node, Directory):
+                self._directories[(number - 1) // self._geometry.inodes_per_group] += 1
+            if member.xattrs.block and (place := self._assignment.take_xattr_block(number)):
+                self._put(place, sealed_block(member.xattrs.block, self._seed, place))
+
+    def write_contents(self, files: Sequence[Sequence[PlacedFile]]) -> None:
+        """Place the contents of files.
+
+        Raises:
+            TooFewBlocksError: there are not enough blocks.
+        """
+        number = self._inventory.number
+        self._assignment.place_files([_Sizes(group, number) for group in files])
         for group in files:
             for path, data in group:
                 at = 0
-                for run in self._assignment.inodes[inventory.number(path)].runs:
+                for run in self._assignment.runs(number(path)):
                     length = min(run.length * BLOCK, data.content.size - at)
                     self._disk.place(Extent(self._start + run.start * BLOCK, data, at, length))
                     at += length
 
-    def write_members(self, members: Sequence[Member]) -> None:
-        """Write the inodes, and the blocks that belong to them."""
-        inodes = ((member.number, self._inode(member)) for member in members)
+    def write_inodes(self) -> None:
+        """Write the inodes of members, and the nodes of their extents."""
+        inodes = ((member.number, self._inode(member)) for member in self._inventory.members())
         per_group = self._geometry.inodes_per_group
         for group, numbered in groupby(inodes, lambda pair: (pair[0] - 1) // per_group):
             table = self._geometry.group(group).inode_table
@@ -142,7 +179,7 @@ class _Writer:
 
     def write_special_files(self) -> None:
         """Write the journal and the resize inode."""
-        time, pointers, journal = Times(self._identity.time), self._assignment.pointers, self._assignment.journal
+        time, pointers, journal = Times(self._identity.time), self._assignment.pointers, self._journal()
         blocks = sum(run.length for run in journal.runs)
         self._put(journal.runs[0].start, journal_start(blocks, self._identity.uuid))
         self._put_nodes(records.JOURNAL, journal.extents)
@@ -170,61 +207,57 @@ class _Writer:
             ),
         )
 
-    def write_metadata(self, members: Sequence[Member]) -> Space:
+    def write_metadata(self) -> Space:
         """Write superblocks, descriptors and bitmaps."""
-        geometry, assignment = self._geometry, self._assignment
-        directories = [0] * geometry.group_count
-        for member in members:
-            if isinstance(member.node, Directory):
-                directories[(member.number - 1) // geometry.inodes_per_group] += 1
-        journal_blocks = sum(run.length for run in assignment.journal.runs)
+        geometry, journal, runs = self._geometry, self._journal(), self._assignment.used()
+        journal_blocks = sum(run.length for run in journal.runs)
         usage = Usage(
-            runs=assignment.used,
+            runs=runs,
             overhead=sum(run.length for run in geometry.metadata()) + journal_blocks,
-            inodes=members[-1].number,
-            directories=directories,
-            journal=(assignment.journal.extents.root, journal_blocks * BLOCK),
+            inodes=self._inventory.last,
+            directories=self._directories,
+            journal=(journal.extents.root, journal_blocks * BLOCK),
         )
         for place, data in group_metadata(geometry, usage, self._identity, self._seed):
             self._put(place, data)
-        used = sum(run.length for run in assignment.used)
+        used = sum(run.length for run in runs)
         return Space((used - usage.overhead) * BLOCK, (geometry.blocks - used) * BLOCK)
 
+    def _journal(self) -> Assigned:
+        return self._assignment.blocks(records.JOURNAL)
+
     def _inode(self, member: Member) -> bytes:
-        """Return the inode of a member, and write the blocks that belong to it."""
-        node, body = member.node, self._assignment.inodes.get(member.number, _NOTHING)
-        flags, block, size = EXTENTS_FLAG, body.extents.root, len(member.blocks) * BLOCK
+        """Return the inode of a member, and write the nodes of its extents."""
+        _, number, node, links, stored = member
+        body = self._assignment.blocks(number)
+        flags, block = EXTENTS_FLAG, body.extents.root
         if isinstance(node, File):
             size = node.content.size
         elif isinstance(node, Symlink):
             target = encoded(node.target)
             size = len(target)
-            if not member.blocks:
+            if not body.runs:
                 flags, block = 0, target
         elif isinstance(node, Device):
-            flags, block = 0, device_block(node)
-        elif member.is_indexed:
-            flags |= INDEX_FLAG
-        places = (run.start + at for run in body.runs for at in range(run.length))
-        for place, data in zip(places, member.blocks, strict=False):
-            self._put(place, data)
-        self._put_nodes(member.number, body.extents)
-        if body.xattr_block:
-            self._put(body.xattr_block, sealed_block(member.xattrs.block, self._seed, body.xattr_block))
+            flags, block, size = 0, device_block(node), 0
+        else:
+            size = sum(run.length for run in body.runs) * BLOCK
+            flags |= INDEX_FLAG if number in self._indexed else 0
+        self._put_nodes(number, body.extents)
         facts = InodeFacts(
             mode=file_type(node) | node.mode & 0o7777,
             times=Times(node.mtime),
             uid=node.uid,
             gid=node.gid,
-            links=member.links,
+            links=links,
             size=size,
             blocks=body.blocks,
             flags=flags,
             block=block,
-            xattrs=member.xattrs,
+            xattrs=stored,
             xattr_block=body.xattr_block,
         )
-        return pack_inode(member.number, facts, self._seed)
+        return pack_inode(number, facts, self._seed)
 
     def _put_nodes(self, number: int, extents: ExtentTree) -> None:
         if extents.nodes:

@@ -547,3 +547,19 @@ def test_the_modes_that_nodes_have_by_default() -> None:
     assert File(content=Inline(b"")).mode == HardLink(target="f").mode == 0o644
     assert Symlink(target="f").mode == 0o777
     assert Device(kind="c") == Device(kind="c", major=0, minor=0, mode=0o600, uid=0, gid=0, mtime=0)
+
+
+def test_iteration_follows_every_change() -> None:
+    tree = Tree()
+    tree.write("b/x", b"")
+    assert list(tree) == ["", "b", "b/x"]
+    tree.symlink("a", "b")
+    assert list(tree) == ["", "a", "b", "b/x"]
+    copy = tree.copy()
+    copy.remove("a")
+    assert list(copy) == ["", "b", "b/x"]
+    copy.replace_with(tree)
+    tree.add("b/w", HardLink(target="b/x"))
+    tree.remove("b/x")
+    assert list(tree) == ["", "a", "b", "b/w"]
+    assert list(copy) == ["", "a", "b", "b/x"]

@@ -31,6 +31,7 @@ class Tree:
         self._nodes: dict[str, Node] = {"": Directory()}
         self._children: dict[str, set[str]] = {"": set()}
         self._names: dict[str, set[str]] = {}  # path of a file → paths of the hard links to it
+        self._order: list[str] | None = None  # every path, sorted; None if there are others since
 
     @classmethod
     def of(cls, items: Iterable[tuple[str, Node]]) -> Tree:
@@ -59,6 +60,7 @@ class Tree:
         self._nodes = dict(other._nodes)
         self._children = {path: set(names) for path, names in other._children.items()}
         self._names = {path: set(names) for path, names in other._names.items()}
+        self._order = other._order
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,9 @@ class Tree:
 
     def __iter__(self) -> Iterator[str]:
         """Return every path, sorted by its parts: directories come before what is in them, the root is first."""
-        return iter(sorted(self._nodes, key=by_parts))
+        if self._order is None:
+            self._order = sorted(self._nodes, key=by_parts)
+        return iter(self._order)
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Yield paths and nodes in the order of iteration."""
@@ -199,6 +203,8 @@ class Tree:
         if isinstance(node, Symlink) and not _is_possible_target(node.target):
             raise TreeError(f"{path}: improper link target {node.target[:80]!r}")
         self._forget(path, old)
+        if old is None:
+            self._order = None
         self._nodes[path] = node
         if isinstance(node, HardLink):
             self._names.setdefault(node.target, set()).add(path)
@@ -275,6 +281,7 @@ class Tree:
         if not path or self._children.get(path):
             raise TreeError(f"{path or '/'}: directory is not empty")
         self._forget(path, node)
+        self._order = None
         del self._nodes[path]
         self._children.pop(path, None)
         self._children[parent(path)].discard(path.rpartition("/")[2])

@@ -138,9 +138,12 @@ def _lay_out(disk: SparseDisk, tree: Tree, layout: Layout, boot: BootFiles, fact
 
 def _root(disk: SparseDisk, tree: Tree, layout: Layout, facts: TreeFacts) -> Space:
     root = layout.root
-    hashes = {
-        path: facts.hashes.get(path) or _sha256(node.content) for path, node in tree.items() if isinstance(node, File)
+    unknown = {
+        path: _sha256(node.content)
+        for path, node in tree.items()
+        if isinstance(node, File) and path not in facts.hashes
     }
+    hashes = {**facts.hashes, **unknown} if unknown else facts.hashes
     try:
         return write_ext4(
             disk,

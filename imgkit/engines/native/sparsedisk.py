@@ -32,7 +32,7 @@ BLOCK = 4096
 _ZERO_BLOCK = bytes(BLOCK)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileData:
     """The content of a file, and what is known of it.
 
@@ -44,7 +44,7 @@ class FileData:
     sha256: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """Bytes of a file that lie in a row on the disk.
 
@@ -60,7 +60,7 @@ class Extent:
     length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FilePiece:
     """The part of an extent that lies in a chunk; ``at`` is its offset in the chunk, ``start`` that in the file."""
 
@@ -70,7 +70,7 @@ class FilePiece:
     length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedChunk:
     """A chunk of the disk that may have other bytes than zeros.
 

@@ -128,6 +128,7 @@ def draw(by_size: Sequence[Point], by_files: Sequence[Point], path: Path) -> Non
             for name in lines:
                 axis.plot(across, [each[name] / (1e6 if row else 1) for each in points], marker="o", label=name)
             axis.set(xlabel=titles[column], ylabel="MB" if row else "s", ylim=(0, None))
+            axis.locator_params(axis="x", nbins=5)
             axis.grid(alpha=0.3)
             axis.legend()
     figure.savefig(path, dpi=80, metadata={"Software": None})

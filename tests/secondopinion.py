@@ -16,13 +16,14 @@ from imgkit.engines.guestfs.scripts import EXT4_FEATURES
 from tests.conftest import need_program
 
 _SECTOR = 512
+_FOREIGN = {".vmdk": "vmdk", ".vhdx": "vhdx", ".vhd": "vpc"}
 
 
 def examine(image: Path) -> None:
     """Fail if one of the programs has something to say against a disk with an ext4 root, or its features are others.
 
     Args:
-        image: a qcow2, or a raw disk. It is not changed.
+        image: a disk in any format that builds make, or a root filesystem alone. It is not changed.
     """
     with raw_copy(image) as raw:
         said = objections(raw)
@@ -41,6 +42,9 @@ def raw_copy(image: Path) -> Iterator[Path]:
             assert "No errors were found on the image" in said.stdout
             converted = _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw)
             assert converted.returncode == 0, converted.stdout
+        elif image.suffix in _FOREIGN:
+            converted = _run("qemu-img", "convert", "-f", _FOREIGN[image.suffix], "-O", "raw", image, raw)
+            assert converted.returncode == 0, converted.stdout
         else:
             copied = _run("cp", "--sparse=always", image, raw)
             assert copied.returncode == 0, copied.stdout
@@ -50,6 +54,9 @@ def raw_copy(image: Path) -> Iterator[Path]:
 def objections(raw: Path) -> list[str]:
     """Return what sgdisk, fsck.fat and e2fsck have to say against a raw disk."""
     said = []
+    if is_bare(raw):
+        checked = _run("e2fsck", "-fn", raw)
+        return [f"root: {checked.stdout}"] if checked.returncode else []
     table = _run("sgdisk", "-v", raw)
     # A damaged copy of the table is no problem to sgdisk, which would replace it: it is cautious about a "corrupt GPT".
     if table.returncode or "No problems found" not in table.stdout or "corrupt GPT" in table.stdout:
@@ -73,11 +80,17 @@ def objections(raw: Path) -> list[str]:
 
 def features(raw: Path) -> set[str]:
     """Return the features of the root filesystem of a raw disk, as dumpe2fs prints them."""
-    [start] = [start for kind, start, _ in partitions(raw) if kind == "root"]
+    [start] = [0] if is_bare(raw) else [start for kind, start, _ in partitions(raw) if kind == "root"]
     said = _run("dumpe2fs", "-h", f"{raw}?offset={start}").stdout
     found = re.search(r"^Filesystem features: +(.*)$", said, re.MULTILINE)
     assert found is not None, said
     return set(found[1].split())
+
+
+def is_bare(raw: Path) -> bool:
+    """Return whether a raw disk is a filesystem without a partition table: its superblock has the magic of ext4."""
+    with raw.open("rb") as source:
+        return source.read(1082)[1080:] == b"\x53\xef"
 
 
 def partitions(raw: Path) -> list[tuple[str, int, int]]:

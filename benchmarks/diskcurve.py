@@ -49,7 +49,7 @@ def measure(pool: str, folder: str, files: int, size: int) -> None:
     from imgkit.disk.layout import make_layout
     from imgkit.disk.size import needed_root_bytes
     from imgkit.engines.interface import ImageTarget, TreeFacts
-    from imgkit.engines.native.engine import launch
+    from imgkit.engines.native.nativeengine import launch
     from imgkit.host.progress import Steps
     from imgkit.tree import Directory, File, Slice, Tree
     from tests.layouts import SPECS

@@ -18,7 +18,7 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import make_layout
 from imgkit.engines.convert import convert
 from imgkit.engines.guestfs.channel import Options
-from imgkit.engines.guestfs.engine import launch
+from imgkit.engines.guestfs.guestfsengine import launch
 from imgkit.host.progress import Steps
 from imgkit.recipe import parse_size
 from imgkit.tree import File, Inline, Tree

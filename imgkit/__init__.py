@@ -11,7 +11,9 @@ The names of :data:`__all__` are for programs, and stay; all modules below this 
 is imported when it is used, since some take half a second (PEP 562).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from imgkit.host.lazynames import importing
 
 __version__ = "0.1.0"
 
@@ -77,15 +79,7 @@ _MODULES = {
 
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and complains about all others
-
-    def __getattr__(name: str) -> Any:
-        """Import a public name when it is used."""
-        for module, names in _MODULES.items():
-            if name in names:
-                from importlib import import_module
-
-                return getattr(import_module(module), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = importing(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

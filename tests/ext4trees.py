@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imgkit.disk.regions import Region
 from imgkit.engines.native.diskwriting import write_image
-from imgkit.engines.native.ext4.superblock import Identity
+from imgkit.engines.native.ext4.superblock import FilesystemIdentity
 from imgkit.engines.native.ext4.writer import Place, Space, write_ext4
 from imgkit.engines.native.placement import groups
 from imgkit.engines.native.sparsedisk import SparseDisk
@@ -24,7 +24,7 @@ from imgkit.tree import Device, Directory, File, HardLink, Inline, Node, Symlink
 MIB = 1 << 20
 SIZE = 48 * MIB
 """Bytes of a filesystem for random Trees."""
-IDENTITY = Identity(UUID(int=0x1234), "root", UUID(int=0x5678 << 70 | 99), 1_700_000_000)
+IDENTITY = FilesystemIdentity(UUID(int=0x1234), "root", UUID(int=0x5678 << 70 | 99), 1_700_000_000)
 JOURNAL = 4 * MIB
 
 _legal_bytes = st.sampled_from([byte for byte in range(0x20, 0x100) if byte not in (0x2F, 0x7F)])
@@ -124,7 +124,7 @@ def pattern(size: int, seed: int) -> bytes:
 
 
 def write_filesystem(
-    tree: Tree, path: Path, size: int = SIZE, *, identity: Identity = IDENTITY, journal: int = JOURNAL
+    tree: Tree, path: Path, size: int = SIZE, *, identity: FilesystemIdentity = IDENTITY, journal: int = JOURNAL
 ) -> Space:
     """Write a filesystem to the new file ``path``, which is a raw disk with nothing else on it."""
     hashes = {

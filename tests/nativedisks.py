@@ -8,7 +8,7 @@ from pathlib import Path
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout
 from imgkit.engines.interface import ImageTarget, TreeFacts
-from imgkit.engines.native.engine import launch
+from imgkit.engines.native.nativeengine import launch
 from imgkit.host.progress import Steps
 from imgkit.tree import Tree
 from tests.layouts import SPECS

@@ -184,7 +184,13 @@ def test_packages_beside_imgkit_are_not_seen(options: list[str], tmp_path: Path)
     """They are compiled, or written, for the Python that runs imgkit: here one shadows a module of the library."""
     site = tmp_path / "site-packages"
     shutil.copytree(ROOT / "imgkit", site / "imgkit", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pathlib", "tarfile", "pydantic", "imgkit/engines/guestfs/engine", "imgkit/engines/guestfs/channel"):
+    for name in (
+        "pathlib",
+        "tarfile",
+        "pydantic",
+        "imgkit/engines/guestfs/guestfsengine",
+        "imgkit/engines/guestfs/channel",
+    ):
         (site / f"{name}.py").write_text("raise ImportError('for another Python')")
     with subprocess.Popen(
         [sys.executable, *options, str(site / "imgkit/engines/guestfs/startappliance.py")],

@@ -22,8 +22,8 @@ from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, make_layout
 from imgkit.engines.convert import convert
 from imgkit.engines.engineerrors import NoSpaceError
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs import feed, quickstart, scripts
+from imgkit.engines.guestfs import guestfsengine as guestfs
 from imgkit.engines.guestfs.channel import Options
 from imgkit.engines.guestfs.readback import open_image, parse_os_release
 from imgkit.engines.imagefile import image_info

@@ -22,7 +22,7 @@ from imgkit.engines import imagefile, limits, rawcopy
 from imgkit.engines.convert import convert
 from imgkit.engines.engineerrors import EngineStartError, LimitError, NoSpaceError, UnreadableImageError
 from imgkit.engines.guestfs import appliance, appliancestart, channel, hostkernel, quickstart, readback
-from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs import guestfsengine as guestfs
 from imgkit.engines.guestfs.appliance import ApplianceRequestError, Holder
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Drive, Options
 from imgkit.engines.imagefile import ImageInfo, image_info

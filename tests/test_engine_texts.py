@@ -18,8 +18,8 @@ import pytest
 from imgkit.disk.grub import BootFiles
 from imgkit.disk.layout import Layout, SizedPartition, make_layout
 from imgkit.engines.engineerrors import EndlessScriptError, NoSpaceError, ScriptError
-from imgkit.engines.guestfs import engine as guestfs
 from imgkit.engines.guestfs import feed, lookscripts, scripts
+from imgkit.engines.guestfs import guestfsengine as guestfs
 from imgkit.engines.guestfs.channel import ApplianceError, Channel, Options
 from imgkit.engines.guestfs.feed import Feed, LargeFile, Part
 from imgkit.errors import HostError, ImgkitError, RecipeError

@@ -14,19 +14,19 @@ from imgkit.api import applianceoptions
 from imgkit.api.enginechoice import engine_for, engine_name
 from imgkit.engines.engineerrors import EngineStartError
 from imgkit.engines.guestfs import bindings, hostkernel, hostsupport
-from imgkit.engines.guestfs import engine as guestfs
-from imgkit.engines.guestfs.hostsupport import Lack, lacks
-from imgkit.engines.native import engine as native
+from imgkit.engines.guestfs import guestfsengine as guestfs
+from imgkit.engines.guestfs.hostsupport import HostLack, lacks
+from imgkit.engines.native import nativeengine as native
 from imgkit.errors import UsageError
 from imgkit.fetch.cache import default_folder
 
 
 @pytest.fixture
-def missing(monkeypatch: pytest.MonkeyPatch) -> list[Lack]:
+def missing(monkeypatch: pytest.MonkeyPatch) -> list[HostLack]:
     """Return what this host lacks for libguestfs: nothing yet."""
-    missing: list[Lack] = []
+    missing: list[HostLack] = []
 
-    def found(environment: Mapping[str, str]) -> Iterator[Lack]:
+    def found(environment: Mapping[str, str]) -> Iterator[HostLack]:
         assert environment is os.environ
         yield from missing
 
@@ -50,16 +50,16 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> list[Lack]:
     ],
 )
 def test_options_come_before_the_variable(
-    choice: str | None, variable: str | None, usable: bool, engine: str, missing: list[Lack], monkeypatch: Any
+    choice: str | None, variable: str | None, usable: bool, engine: str, missing: list[HostLack], monkeypatch: Any
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("IMGKIT_ENGINE", variable)
     if not usable:
-        missing.append(Lack("supermin: program not found", "apt-get install supermin"))
+        missing.append(HostLack("supermin: program not found", "apt-get install supermin"))
     assert engine_name(choice) == engine
 
 
-def test_engines_that_there_are_not(missing: list[Lack], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_there_are_not(missing: list[HostLack], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^docker: unknown engine$") as caught:
         engine_for("docker")
     assert caught.value.hint == "known are guestfs, native, auto"
@@ -97,7 +97,7 @@ def test_a_host_that_lacks_nothing(host: dict[str, str]) -> None:
 @pytest.mark.parametrize(("program", "package"), [("supermin", "supermin"), ("qemu-system-x86_64", "qemu-system-x86")])
 def test_a_program_that_is_missing(program: str, package: str, host: dict[str, str]) -> None:
     (Path(host["PATH"]) / program).unlink()
-    assert list(lacks(host)) == [Lack(f"{program}: program not found", f"apt-get install {package}")]
+    assert list(lacks(host)) == [HostLack(f"{program}: program not found", f"apt-get install {package}")]
 
 
 def test_bindings_and_kernels_that_are_missing(host: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_bindings_and_kernels_that_are_missing(host: dict[str, str], monkeypatch
     monkeypatch.setattr(bindings, "choose", no_bindings)
     monkeypatch.setattr(hostkernel, "choice", no_kernel)
     first, second = lacks(host)
-    assert first == Lack("no bindings", "install them")
+    assert first == HostLack("no bindings", "install them")
     assert (second.what, "linux-image" in second.fix) == ("kernel: none in /boot", True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import threading
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from imgkit.tree import gzipwriter
 from imgkit.tree.gzipwriter import GzipSink
+from tests.files import noise
 
 
 def gzipped(*parts: bytes, level: int = 6) -> bytes:
@@ -41,7 +41,7 @@ def test_the_bytes_depend_neither_on_the_parts_nor_on_the_processors(
 
 
 def test_random_data_costs_little() -> None:
-    data = os.urandom(1 << 20)
+    data = noise(1 << 20)
     assert len(gzipped(data)) < len(data) + 2000
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from imgkit.disk.regions import regions_of
 from imgkit.engines.chunks import map_disk
-from imgkit.engines.guestfs import engine as guestfs
+from imgkit.engines.guestfs import guestfsengine as guestfs
 from imgkit.engines.guestfs.channel import Options
 from imgkit.engines.guestfs.readback import GuestfsReader, open_image
 from imgkit.engines.imagefile import image_info

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imgkit.fetch.kept import IN_USE, Kept
+from imgkit.errors import HostError
+from imgkit.fetch.kept import IN_USE, Kept, say_unkept
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 
@@ -72,6 +75,23 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog
     assert "a result is not kept for the next build: Not a directory" in caplog.text
     assert kept.take(KEY) is None
     kept.shrink()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_warning_of_its_own(number: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The build says it in one line, when it comes to what it needs."""
+    caplog.set_level(logging.DEBUG, "imgkit.fetch")
+    log, fault = logging.getLogger("imgkit.fetch"), OSError(number, os.strerror(number))
+    wrapped = HostError("output: no space left")
+    wrapped.__cause__ = fault
+    say_unkept(log, "a result", fault)
+    say_unkept(log, "a package", wrapped)
+    say_unkept(log, "another", HostError("something else"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("DEBUG", f"a result is not kept for the next build: {os.strerror(number)}"),
+        ("DEBUG", "a package is not kept for the next build: output: no space left"),
+        ("WARNING", "another is not kept for the next build: something else"),
+    ]
 
 
 def test_those_that_were_not_used_for_the_longest_time_are_removed(kept: Kept) -> None:

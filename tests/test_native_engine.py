@@ -13,7 +13,7 @@ from imgkit.disk.regions import regions_of
 from imgkit.engines.chunks import map_disk
 from imgkit.engines.engineerrors import ScriptError
 from imgkit.engines.interface import ImageTarget, TreeFacts
-from imgkit.engines.native.engine import NativeEngine, launch
+from imgkit.engines.native.nativeengine import NativeEngine, launch
 from imgkit.errors import HostError, RecipeError
 from imgkit.host.progress import Steps
 from imgkit.tree import Directory, File, HardLink, Inline, Tree

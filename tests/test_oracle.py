@@ -134,7 +134,9 @@ def test_the_comparison_notices_what_it_must(composed: Composed) -> None:
     file = changed["bin/busybox"]
     assert isinstance(file, File)
     assert isinstance(file.content, Slice)
-    changed.add("bin/busybox", replace(file, content=replace(file.content, offset=file.content.offset + 1)))
+    changed.add(
+        "bin/busybox", replace(file, content=Slice(file.content.path, file.content.offset + 1, file.content.size))
+    )
     changed.change("etc/fstab", mode=0o600)
     changed.change("sbin/openrc", uid=1)
     changed.symlink("bin/ls", "/bin/busybok")

@@ -23,7 +23,7 @@ from imgkit.engines.guestfs.feed import Feed, Part
 from imgkit.engines.guestfs.lookscripts import mount_script
 from imgkit.engines.guestfs.readback import find_root, parse_partitions
 from imgkit.engines.interface import ImageTarget
-from imgkit.engines.native import engine as native
+from imgkit.engines.native import nativeengine as native
 from imgkit.errors import InputError, RecipeError
 from imgkit.host.progress import Steps
 from imgkit.image.firecracker import firecracker_config
@@ -33,6 +33,7 @@ from imgkit.rootfs.kernel import kernels, uncompressed_image
 from imgkit.tree import File, Inline, Tree
 from tests.commandline import ROOT
 from tests.conftest import need_program
+from tests.secondopinion import examine, objections
 
 MIB = 1 << 20
 NOTHING = Part(0, 0)
@@ -89,11 +90,15 @@ def test_the_native_engine_writes_nothing_but_the_filesystem(tmp_path: Path) -> 
     assert target.stat().st_size == disk_map.size == 16 * MIB
     assert target.read_bytes()[:1024] == bytes(1024), "where a boot sector would be"
     assert diskimage.is_filesystem(target)
-    subprocess.run([need_program("e2fsck"), "-fn", target], check=True, capture_output=True)
+    examine(target)
     done = subprocess.run([need_program("debugfs"), "-R", "cat /etc/motd", target], check=True, capture_output=True)
     assert done.stdout == b"hello"
     done = subprocess.run([need_program("debugfs"), "-R", "stat /etc/motd", target], check=True, capture_output=True)
     assert f"mtime: 0x00000005:{123_456_789 << 2:08x}".encode() in done.stdout
+    with target.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(64))
+    assert [line.partition(":")[0] for line in objections(target)] == ["root"], "the descriptors of groups are damaged"
 
 
 def test_the_appliance_formats_the_whole_drive() -> None:

@@ -150,6 +150,7 @@ def test_the_plugin_is_cheap() -> None:
     assert [name for name in done.stdout.split() if name.startswith("imgkit")] == [
         "imgkit",
         "imgkit.host",
+        "imgkit.host.lazynames",
         "imgkit.host.namesake",
         "imgkit.testing",
     ]

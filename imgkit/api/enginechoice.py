@@ -56,7 +56,7 @@ def engine_name(choice: str | None = None) -> EngineName:
 
 def native_engine() -> LaunchEngine:
     """Return the engine that computes disks, which needs no program of the host."""
-    from imgkit.engines.native import engine as native
+    from imgkit.engines.native import nativeengine as native
 
     return partial(native.launch, cache=default_folder())
 
@@ -64,6 +64,6 @@ def native_engine() -> LaunchEngine:
 def guestfs_engine() -> LaunchEngine:
     """Return the engine that makes disks with libguestfs on this host."""
     from imgkit.api.applianceoptions import appliance_options
-    from imgkit.engines.guestfs import engine as guestfs
+    from imgkit.engines.guestfs import guestfsengine as guestfs
 
     return partial(guestfs.launch, options=appliance_options())

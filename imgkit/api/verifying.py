@@ -74,14 +74,14 @@ def verify(
         layout, tag = split_reference(image)
         return _result(image, path, verify_container(layout, path, tag))
     info = image_info(image)
-    stated = statement.parse(read_manifest(path or manifest_of(image)), path or manifest_of(image))
+    place = path or manifest_of(image)
+    stated = statement.parse(read_manifest(place), place)
     if path is not None:  # whoever names a manifest knows which image it is about
         stated = replace(stated, image_name="")
-    path = path or manifest_of(image)
     near = image.parent  # a filesystem that has room for the image has room for its files
     with scratch.folder(near if os.access(near, os.W_OK) else None, ".imgkit-") as work:
         subject = Subject(image, info, work)
-        return _result(image, path, check.verify(subject, stated, limits_for(stated, limit, timeout), open_disk))
+        return _result(image, place, check.verify(subject, stated, limits_for(stated, limit, timeout), open_disk))
 
 
 def _result(image: Path, manifest: Path | None, found: Verification) -> VerifiedImage:

@@ -10,13 +10,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC
 from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import TypedDict
 
 from imgkit.errors import InputError
-from imgkit.host.room import no_room_for
+from imgkit.host.room import no_room, no_room_for
 from imgkit.tree import (
     MAX_NAME,
     MAX_PATH,
@@ -97,7 +96,7 @@ def _appending(spool: Path) -> Iterator[FileIO]:
                     sink.truncate(start)
                 raise
     except OSError as cause:
-        if cause.errno in (ENOSPC, EDQUOT):
+        if no_room(cause):
             raise no_room_for(spool.parent, "the contents of packages") from cause
         raise
 

@@ -21,6 +21,7 @@ from imgkit.cli.command import Invocation
 from imgkit.cli.parser import parse
 from imgkit.errors import BUG, INTERRUPTED, GuestError, HostError, ImgkitError, RecipeError
 from imgkit.host import colours, interrupts, scratch, statusline, terminal
+from imgkit.host.room import no_room
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
 """What the host answers for a path that it refuses: the fault of the path or of its owner, and not imgkit's."""
@@ -86,7 +87,7 @@ class _Run:
 
     def _unexpected(self, error: Exception) -> int:
         """Report an exception that is not one of imgkit's own."""
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and no_room(error):
             _drop_output()  # otherwise the interpreter tries once more to write it
             return self._fail(HostError.exit_status, f"{error.filename or 'output'}: no space left")
         if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from imgkit.errors import HostError, InputError, RecipeError
-from imgkit.host.room import MAKE_ROOM, free_bytes, show_room
+from imgkit.host.room import MAKE_ROOM, free_bytes, no_room, show_room
 
 MAYBE_DAMAGED = "the image may be damaged"
 """The hint for an image that cannot be read."""
@@ -49,6 +48,6 @@ def no_space(target: Path, needed: int | None = None) -> NoSpaceError:
 
 def write_error(target: Path, cause: OSError, needed: int | None = None) -> HostError:
     """Return the error for a file that could not be written; ``needed`` is that of :func:`no_space`."""
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+    if no_room(cause):
         return no_space(target, needed)
     return HostError(f"{target}: cannot be written: {cause.strerror}")

@@ -35,11 +35,12 @@ import platformdirs
 
 from imgkit.errors import HostError, InputError
 from imgkit.fetch.checks import Expected, shown
-from imgkit.fetch.http import Download, Http, Validators, no_room
+from imgkit.fetch.http import Download, Http, Validators
 from imgkit.fetch.localfiles import copy_file, is_local
 from imgkit.fetch.pool import Meter, in_parallel
 from imgkit.host import locks, scratch, wholefile
 from imgkit.host.jsonfile import read_json
+from imgkit.host.room import no_room
 
 log = logging.getLogger("imgkit.fetch")
 

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +45,7 @@ from imgkit.fetch.deadline import CancelledError, Deadline, ExpiredError
 from imgkit.fetch.session import Session, discard
 from imgkit.fetch.sessionpool import SessionPool
 from imgkit.fetch.unreachable import unreachable
+from imgkit.host.room import no_room
 
 log = logging.getLogger("imgkit.fetch")
 
@@ -301,11 +301,6 @@ def _stalled(request: _Request) -> InputError:
 
 def _cancelled(request: _Request) -> InputError:
     return InputError(f"{shown(request.url)}: the download was given up")
-
-
-def no_room(error: OSError) -> bool:
-    """Return whether an error says that a disk, or a quota, is full."""
-    return error.errno in (ENOSPC, EDQUOT)
 
 
 @contextmanager

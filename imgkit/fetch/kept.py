@@ -18,7 +18,6 @@ used within the last hours stays in any case, since a running build may refer to
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from imgkit.errors import HostError
 from imgkit.host import scratch
+from imgkit.host.room import no_room
 
 log = logging.getLogger("imgkit.fetch")
 
@@ -155,6 +155,6 @@ def say_unkept(log: logging.Logger, what: str, fault: OSError | HostError) -> No
     Then the build does not get far either, and the one line that says so is enough.
     """
     cause = fault if isinstance(fault, OSError) else fault.__cause__
-    is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = isinstance(cause, OSError) and no_room(cause)
     reason = fault.strerror if isinstance(fault, OSError) else fault.message
     log.log(logging.DEBUG if is_full else logging.WARNING, "%s is not kept for the next build: %s", what, reason)

@@ -6,6 +6,7 @@ check_room(folder, 1 << 30, "unpacking the packages")
 from __future__ import annotations
 
 import os
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from imgkit.errors import HostError
@@ -23,6 +24,11 @@ def free_bytes(folder: Path) -> int:
 def show_room(size: int) -> str:
     """Return ``size`` bytes in whole MiB, rounded up."""
     return f"{-(-size // (1 << 20))} MiB"
+
+
+def no_room(error: OSError) -> bool:
+    """Return whether an error says that a disk, or a quota, is full."""
+    return error.errno in (ENOSPC, EDQUOT)
 
 
 def check_room(folder: Path, needed: int, work: str) -> None:

@@ -8,9 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgkit.errors import HostError
-from imgkit.fetch.http import no_room
 from imgkit.host import scratch
-from imgkit.host.room import MAKE_ROOM, free_bytes, show_room
+from imgkit.host.room import MAKE_ROOM, free_bytes, no_room, show_room
 
 SCRATCH_PREFIX = ".imgkit-"
 """How the names of scratch folders in the output folder begin."""

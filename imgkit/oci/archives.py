@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imgkit.errors import HostError, InputError
+from imgkit.host.room import no_room
 from imgkit.oci.descriptors import Descriptor
 from imgkit.oci.documents import parse_manifest
 from imgkit.oci.ocilayout import MARKER, MARKER_TEXT, OciLayout, index_json, to_json
@@ -32,6 +33,7 @@ def write_oci_archive(layout: OciLayout, target: Path) -> None:
 
     Raises:
         HostError: a file cannot be read or written.
+        OSError: the disk is full.
     """
     folder = layout.folder
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -48,6 +50,7 @@ def write_docker_archive(layout: OciLayout, image: Descriptor, target: Path, *, 
     Raises:
         InputError: the layout lacks the manifest, or it is malformed.
         HostError: a file cannot be read or written.
+        OSError: the disk is full.
     """
     manifest = parse_manifest(layout.read(image), image.digest)
     config, layers = manifest.config.value, [layer.value for layer in manifest.layers]
@@ -83,6 +86,8 @@ def _write(target: Path, files: dict[str, Content]) -> None:
     except EOFError as cause:
         raise InputError(f"{cause}") from cause
     except OSError as cause:
+        if no_room(cause):
+            raise
         raise HostError(f"{cause.filename or target}: {cause.strerror}") from cause
 
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from imgkit.errors import HostError, InputError
 from imgkit.host import progress, scratch
+from imgkit.host.room import no_room
 from imgkit.oci.compression import Compression, LayerBlob, compress
 from imgkit.oci.documents import HistoryEntry, ImageConfig, ImageManifest
 from imgkit.oci.layercache import LayerCache, layer_key
@@ -69,6 +70,7 @@ class LayerWriter:
         Raises:
             InputError: an entry cannot be in a tar archive, or a file on the host has become shorter.
             HostError: a file on the host cannot be read, or the layout cannot be written.
+            OSError: the disk is full.
         """
         history = HistoryEntry(
             created=rfc3339(created), created_by=reason, comment=_TOOL, empty_layer=not layer.entries
@@ -107,6 +109,8 @@ class LayerWriter:
         except (TreeError, EOFError) as cause:
             raise InputError(str(cause)) from cause
         except OSError as cause:
+            if no_room(cause):
+                raise
             raise HostError(f"{cause.filename or self._layout.folder}: {cause.strerror}") from cause
 
 

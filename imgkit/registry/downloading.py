@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imgkit.errors import HostError
 from imgkit.fetch.checks import looks_like_html
-from imgkit.fetch.http import no_room
+from imgkit.host.room import no_room
 from imgkit.oci.descriptors import Descriptor
 from imgkit.registry.registryerrors import RegistryError, web_page
 from imgkit.registry.remote import RemoteRepository, patiently

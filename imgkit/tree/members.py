@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from types import TracebackType
 
-from imgkit.host.room import no_room_for
+from imgkit.host.room import no_room, no_room_for
 from imgkit.tree import tarstream
 from imgkit.tree.nodes import START, Content, Device, Directory, File, HashedSlice, Inline, Node, Symlink
 from imgkit.tree.tar import xattrs_of
@@ -65,7 +64,7 @@ class Spool:
             while data:
                 data = data[self._sink.write(data) :]
         except OSError as cause:
-            if cause.errno in (ENOSPC, EDQUOT):
+            if no_room(cause):
                 raise no_room_for(self._path.parent, "the contents of files") from cause
             raise
 

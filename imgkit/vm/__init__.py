@@ -19,7 +19,9 @@ Each name is imported when it is used (PEP 562): a build needs to know the machi
 package, but boots nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from imgkit.host.lazynames import importing
 
 if TYPE_CHECKING:
     from imgkit.vm.agent.callbacks import HostToolAnswer, Permission
@@ -102,15 +104,7 @@ _MODULES = {
 
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and complains about all others
-
-    def __getattr__(name: str) -> Any:
-        """Import a name when it is used."""
-        for module, names in _MODULES.items():
-            if name in names:
-                from importlib import import_module
-
-                return getattr(import_module(module), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = importing(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -20,14 +20,14 @@ _FIXED = "README.fixed"  # guestfs-building(1), "fixed appliance": by this file 
 
 
 @dataclass(frozen=True)
-class Lack:
+class HostLack:
     """Something that the appliance needs and this host does not have: what it is, and what to do about it."""
 
     what: str
     fix: str
 
 
-def lacks(environment: Mapping[str, str]) -> Iterator[Lack]:
+def lacks(environment: Mapping[str, str]) -> Iterator[HostLack]:
     """Yield what this host lacks to run libguestfs' appliance.
 
     Args:
@@ -36,18 +36,18 @@ def lacks(environment: Mapping[str, str]) -> Iterator[Lack]:
     try:
         bindings.choose(environment)
     except HostError as cause:
-        yield Lack(cause.message, cause.hint or "")
+        yield HostLack(cause.message, cause.hint or "")
     programs = [f"qemu-system-{os.uname().machine.replace('arm64', 'aarch64')}"]
     if not _has_fixed_appliance(environment):
         programs.append("supermin")
         try:
             hostkernel.choice(environment)
         except hostkernel.NoKernelError as cause:
-            yield Lack(f"kernel: {cause}", KERNEL_FIX)
+            yield HostLack(f"kernel: {cause}", KERNEL_FIX)
     for program in programs:
         if shutil.which(program, path=environment.get("PATH")) is None:
             missing = process.missing(program)
-            yield Lack(missing.message, missing.hint or "")
+            yield HostLack(missing.message, missing.hint or "")
 
 
 def _has_fixed_appliance(environment: Mapping[str, str]) -> bool:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from imgkit.disk.regions import CHUNK
+from imgkit.engines.native.clustercompression import CLUSTER
 from imgkit.engines.native.ext4.allocation import FreeBlocks, FullError, Run, joined
 from imgkit.engines.native.ext4.extents import LONGEST, ExtentTree, extent_tree
 from imgkit.engines.native.ext4.geometry import Geometry
 from imgkit.engines.native.ext4.records import BLOCK, JOURNAL
 
-_CLUSTER = 64 << 10  # bytes
-_ALIGNMENTS = (CHUNK // BLOCK, _CLUSTER // BLOCK, 1)  # of groups of files, in blocks; the first that fits is taken
+_ALIGNMENTS = (CHUNK // BLOCK, CLUSTER // BLOCK, 1)  # of groups of files, in blocks; the first that fits is taken
 
 
 class TooFewBlocksError(Exception):
@@ -153,7 +153,7 @@ class Assignment:
         Raises:
             FullError: there are not enough.
         """
-        free, large = self._free, _CLUSTER // BLOCK
+        free, large = self._free, CLUSTER // BLOCK
         for group in groups:
             free.align(alignment)
             for number, size in group:

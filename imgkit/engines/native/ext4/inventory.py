@@ -1,8 +1,8 @@
 """What a filesystem will hold, before it is known where: numbers of inodes, and the blocks that follow from the Tree.
 
 These are the blocks of directories, of long symbolic links and of extended attributes that inodes have no room for. The
-contents of files are not here. Members and bodies are made when they are asked for and not kept, as a Tree can have
-millions of nodes.
+contents of files are not here. Numbered nodes and their blocks are made when they are asked for and not kept, as a Tree
+can have millions of nodes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOST_AND_FOUND = "lost+found"
 _LOST_AND_FOUND_BLOCKS = 4  # as mke2fs makes it
 
 
-class Member(NamedTuple):
+class NumberedNode(NamedTuple):
     """A node that has an inode.
 
     Attributes:
@@ -37,7 +37,7 @@ class Member(NamedTuple):
     xattrs: xattrs.StoredXattrs
 
 
-class Body(NamedTuple):
+class NodeBlocks(NamedTuple):
     """The bytes of a directory or of a long symbolic link, in blocks.
 
     Attributes:
@@ -48,11 +48,11 @@ class Body(NamedTuple):
     is_indexed: bool = False
 
 
-_NO_BODY = Body()
+_NO_BLOCKS = NodeBlocks()
 
 
 class Inventory:
-    """The members of a Tree. The directory lost+found, which e2fsck needs, is added if it is missing.
+    """The nodes of a Tree, numbered. The directory lost+found, which e2fsck needs, is added if it is missing.
 
     Args:
         time: of a new lost+found, in seconds since 1970.
@@ -95,19 +95,19 @@ class Inventory:
         """Yield everything but the root and lost+found, parents first."""
         return ((path, node) for path, node in self._tree.items() if path not in ("", LOST_AND_FOUND))
 
-    def members(self) -> Iterator[Member]:
-        """Yield the members by the numbers of their inodes.
+    def nodes(self) -> Iterator[NumberedNode]:
+        """Yield the nodes that have inodes, by the numbers of these.
 
         Raises:
             RecipeError: something cannot be stored; the message names it.
         """
-        yield self._member("", self._tree[""])
-        yield self._member(LOST_AND_FOUND, self._lost_and_found)
+        yield self._numbered("", self._tree[""])
+        yield self._numbered(LOST_AND_FOUND, self._lost_and_found)
         for path, node in self._others():
             if not isinstance(node, HardLink):
-                yield self._member(path, node)
+                yield self._numbered(path, node)
 
-    def _member(self, path: str, node: Node) -> Member:
+    def _numbered(self, path: str, node: Node) -> NumberedNode:
         if isinstance(node, Directory):
             links = 2 + self._subdirectories.get(path, 0)
             links = 1 if links > records.MOST_LINKS else links  # dir_nlink: not counted any more
@@ -119,31 +119,31 @@ class Inventory:
             stored = xattrs.store(node.xattrs)
         except xattrs.XattrError as cause:
             raise RecipeError(f"/{path}: {cause}") from cause
-        return Member(path, self._numbers[path], node, links, stored)
+        return NumberedNode(path, self._numbers[path], node, links, stored)
 
-    def body(self, member: Member) -> Body:
-        """Return the blocks of a member that follow from the Tree.
+    def blocks(self, numbered: NumberedNode) -> NodeBlocks:
+        """Return the blocks of a node that follow from the Tree.
 
         Raises:
             RecipeError: a directory has too many entries; the message names it.
         """
-        if isinstance(member.node, Directory):
-            return self._directory(member)
-        if isinstance(member.node, Symlink) and len(encoded(member.node.target)) >= FAST_SYMLINK:
-            return Body([encoded(member.node.target).ljust(BLOCK, b"\0")])
-        return _NO_BODY
+        if isinstance(numbered.node, Directory):
+            return self._directory(numbered)
+        if isinstance(numbered.node, Symlink) and len(encoded(numbered.node.target)) >= FAST_SYMLINK:
+            return NodeBlocks([encoded(numbered.node.target).ljust(BLOCK, b"\0")])
+        return _NO_BLOCKS
 
-    def _directory(self, member: Member) -> Body:
-        path, number = member.path, member.number
+    def _directory(self, numbered: NumberedNode) -> NodeBlocks:
+        path, number = numbered.path, numbered.number
         above, entries = self._numbers[parent(path)], [self._entry(child) for child in self._children(path)]
         seed = inode_seed(self._seed, number)
         if path == LOST_AND_FOUND and not entries:
-            return Body(lost_and_found(number, above, _LOST_AND_FOUND_BLOCKS, seed=seed))
+            return NodeBlocks(lost_and_found(number, above, _LOST_AND_FOUND_BLOCKS, seed=seed))
         try:
             blocks = directory_blocks(number, above, entries, seed=seed, hash_seed=self._hash_seed)
         except OverflowError as cause:
             raise RecipeError(f"/{path}: {cause}") from cause
-        return Body(blocks, len(blocks) > 1)
+        return NodeBlocks(blocks, len(blocks) > 1)
 
     def _children(self, path: str) -> list[str]:
         """Return the paths in a directory in the order of their entries: lost+found comes last."""

@@ -11,9 +11,11 @@ import struct
 from enum import IntFlag
 from typing import Final
 
-BLOCK: Final = 4096
+from imgkit.disk import size
+
+BLOCK: Final = size.BLOCK
 """Bytes of a block, the only size that is written."""
-INODE_SIZE: Final = 256
+INODE_SIZE: Final = size.INODE_SIZE
 EXTRA_ISIZE: Final = 32
 """Bytes of the fields of an inode beyond the first 128."""
 BLOCKS_PER_GROUP: Final = 8 * BLOCK

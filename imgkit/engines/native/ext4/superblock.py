@@ -20,7 +20,7 @@ _JOURNAL_BLOCKS = 1  # s_jnl_blocks has the blocks of the journal's inode
 
 
 @dataclass(frozen=True)
-class Identity:
+class FilesystemIdentity:
     """What tells a filesystem from others.
 
     Attributes:
@@ -53,7 +53,9 @@ class Usage:
     journal: tuple[bytes, int]
 
 
-def group_metadata(geometry: Geometry, usage: Usage, identity: Identity, seed: int) -> Iterator[tuple[int, bytes]]:
+def group_metadata(
+    geometry: Geometry, usage: Usage, identity: FilesystemIdentity, seed: int
+) -> Iterator[tuple[int, bytes]]:
     """Yield the superblock, the descriptors, their copies and the bitmaps: number of the block and bytes."""
     descriptors, free = [], 0
     for number, bitmap, unused in bitmaps(usage.runs, geometry.blocks):
@@ -111,7 +113,7 @@ def _halves(name: str, value: int, bits: int) -> dict[str, int]:
     return {f"{name}_lo": value & (1 << bits) - 1, f"{name}_hi": value >> bits}
 
 
-def _fields(geometry: Geometry, usage: Usage, identity: Identity, free: int) -> dict[str, int | bytes]:
+def _fields(geometry: Geometry, usage: Usage, identity: FilesystemIdentity, free: int) -> dict[str, int | bytes]:
     """Return the fields that all copies of the superblock share."""
     block, size = usage.journal
     backup = block + (size >> 32).to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")

@@ -13,7 +13,7 @@ from imgkit.engines.native.ext4.dirhash import seed_words
 from imgkit.engines.native.ext4.extents import ExtentTree
 from imgkit.engines.native.ext4.geometry import Geometry, geometry_of
 from imgkit.engines.native.ext4.inodes import REGULAR, InodeFacts, Times, device_block, file_type, pack_inode
-from imgkit.engines.native.ext4.inventory import Inventory, Member
+from imgkit.engines.native.ext4.inventory import Inventory, NumberedNode
 from imgkit.engines.native.ext4.records import BLOCK, EXTENTS_FLAG, INDEX_FLAG, INODE_SIZE
 from imgkit.engines.native.ext4.specialfiles import (
     RESIZE_SIZE,
@@ -22,7 +22,7 @@ from imgkit.engines.native.ext4.specialfiles import (
     resize_inode_block,
     resize_pointers,
 )
-from imgkit.engines.native.ext4.superblock import Identity, Usage, group_metadata
+from imgkit.engines.native.ext4.superblock import FilesystemIdentity, Usage, group_metadata
 from imgkit.engines.native.ext4.xattrs import sealed_block
 from imgkit.engines.native.placement import PlacedFile
 from imgkit.engines.native.sparsedisk import Extent, SparseDisk
@@ -65,7 +65,7 @@ def write_ext4(
     place: Place,
     tree: Tree,
     files: Sequence[Sequence[PlacedFile]],
-    identity: Identity,
+    identity: FilesystemIdentity,
     *,
     journal: int,
 ) -> Space:
@@ -116,7 +116,7 @@ class _Writer:
         disk: SparseDisk,
         start: int,
         geometry: Geometry,
-        identity: Identity,
+        identity: FilesystemIdentity,
         inventory: Inventory,
         assignment: Assignment,
         seed: int,
@@ -133,9 +133,9 @@ class _Writer:
 
     def write_bodies(self) -> None:
         """Write directories, long symbolic links, and attributes that inodes have no room for."""
-        for member in self._inventory.members():
-            number = member.number
-            blocks, is_indexed = self._inventory.body(member)
+        for numbered in self._inventory.nodes():
+            number = numbered.number
+            blocks, is_indexed = self._inventory.blocks(numbered)
             if blocks:
                 runs = self._assignment.take(number, len(blocks))
                 places = (run.start + at for run in runs for at in range(run.length))
@@ -143,10 +143,10 @@ class _Writer:
                     self._put(place, data)
             if is_indexed:
                 self._indexed.add(number)
-            if isinstance(member.node, Directory):
+            if isinstance(numbered.node, Directory):
                 self._directories[(number - 1) // self._geometry.inodes_per_group] += 1
-            if member.xattrs.block and (place := self._assignment.take_xattr_block(number)):
-                self._put(place, sealed_block(member.xattrs.block, self._seed, place))
+            if numbered.xattrs.block and (place := self._assignment.take_xattr_block(number)):
+                self._put(place, sealed_block(numbered.xattrs.block, self._seed, place))
 
     def write_contents(self, files: Sequence[Sequence[PlacedFile]]) -> None:
         """Place the contents of files.
@@ -165,8 +165,8 @@ class _Writer:
                     at += length
 
     def write_inodes(self) -> None:
-        """Write the inodes of members, and the nodes of their extents."""
-        inodes = ((member.number, self._inode(member)) for member in self._inventory.members())
+        """Write the inodes of nodes, and the nodes of their extents."""
+        inodes = ((numbered.number, self._inode(numbered)) for numbered in self._inventory.nodes())
         per_group = self._geometry.inodes_per_group
         for group, numbered in groupby(inodes, lambda pair: (pair[0] - 1) // per_group):
             table = self._geometry.group(group).inode_table
@@ -226,24 +226,24 @@ class _Writer:
     def _journal(self) -> Assigned:
         return self._assignment.blocks(records.JOURNAL)
 
-    def _inode(self, member: Member) -> bytes:
-        """Return the inode of a member, and write the nodes of its extents."""
-        _, number, node, links, stored = member
-        body = self._assignment.blocks(number)
-        flags, block = EXTENTS_FLAG, body.extents.root
+    def _inode(self, numbered: NumberedNode) -> bytes:
+        """Return the inode of a node, and write the nodes of its extents."""
+        _, number, node, links, stored = numbered
+        assigned = self._assignment.blocks(number)
+        flags, block = EXTENTS_FLAG, assigned.extents.root
         if isinstance(node, File):
             size = node.content.size
         elif isinstance(node, Symlink):
             target = encoded(node.target)
             size = len(target)
-            if not body.runs:
+            if not assigned.runs:
                 flags, block = 0, target
         elif isinstance(node, Device):
             flags, block, size = 0, device_block(node), 0
         else:
-            size = sum(run.length for run in body.runs) * BLOCK
+            size = sum(run.length for run in assigned.runs) * BLOCK
             flags |= INDEX_FLAG if number in self._indexed else 0
-        self._put_nodes(number, body.extents)
+        self._put_nodes(number, assigned.extents)
         facts = InodeFacts(
             mode=file_type(node) | node.mode & 0o7777,
             times=Times(node.mtime, node.nanoseconds),
@@ -251,11 +251,11 @@ class _Writer:
             gid=node.gid,
             links=links,
             size=size,
-            blocks=body.blocks,
+            blocks=assigned.blocks,
             flags=flags,
             block=block,
             xattrs=stored,
-            xattr_block=body.xattr_block,
+            xattr_block=assigned.xattr_block,
         )
         return pack_inode(number, facts, self._seed)
 

@@ -20,7 +20,7 @@ from imgkit.engines.interface import NO_FACTS, EngineName, ImageTarget, Script, 
 from imgkit.engines.native.clustercache import ClusterCache
 from imgkit.engines.native.diskwriting import write_image
 from imgkit.engines.native.ext4.assignment import TooFewBlocksError
-from imgkit.engines.native.ext4.superblock import Identity
+from imgkit.engines.native.ext4.superblock import FilesystemIdentity
 from imgkit.engines.native.ext4.writer import Place, Space, TooFewInodesError, write_ext4
 from imgkit.engines.native.fat.fatwriter import fat_pieces
 from imgkit.engines.native.partitiontable import table_pieces
@@ -170,5 +170,5 @@ def _root(disk: SparseDisk, tree: Tree, layout: Layout, facts: TreeFacts) -> Spa
         raise too_small(layout.size_bytes, layout.size_bytes + cause.missing * BYTES_PER_INODE) from cause
 
 
-def _identity(root: Partition, epoch: int) -> Identity:
-    return Identity(UUID(root.fs_uuid), root.label, UUID(root.uuid), epoch)
+def _identity(root: Partition, epoch: int) -> FilesystemIdentity:
+    return FilesystemIdentity(UUID(root.fs_uuid), root.label, UUID(root.uuid), epoch)

@@ -20,13 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
+import imgkit
 from benchmarks.build import RECIPE, mirror
+from imgkit.disk.grub import BootFiles
+from imgkit.disk.layout import Layout
+from imgkit.engines.interface import NO_FACTS, Engine, EngineName, Script, TreeFacts, WrittenDisk
+from imgkit.host.progress import Steps
+from imgkit.recipe import Recipe
+from imgkit.tree import Tree
+
+Take: TypeAlias = Callable[[Tree, Layout, Steps], None]
+"""Takes the root filesystem, the layout of its disk and the steps that were finished."""
 
 KEPT = ("unpacked", "bases", "installed", "initramfs")
 """Parts of the cache that a cold build does not have."""
@@ -36,47 +46,75 @@ class _Composed(Exception):  # noqa: N818 - it is how a build ends here
     """The root filesystem is there, and a disk would be written now."""
 
 
-def once(url: str, key: str, overlay: str) -> None:
-    """Build up to the disk, and print what it took as JSON."""
-    import imgkit
-    from imgkit.host.progress import Steps
-    from imgkit.rootfs.keptsteps import described
+class _Taker:
+    """The engine of a build that ends when its disk would be written."""
 
-    report: dict[str, Any] = {}
+    name: EngineName = "native"
+    runs_scripts = False
 
-    class Engine:
-        """Takes the Tree, and ends the build."""
+    def __init__(self, take: Take) -> None:
+        self._take = take
 
-        def prepare(self, layout: object) -> None:
-            """Do nothing."""
+    def prepare(self, layout: Layout) -> None:
+        """Do nothing."""
 
-        def check(self) -> None:
-            """Do nothing."""
+    def check(self) -> None:
+        """Do nothing."""
 
-        def write(self, tree: Any, _layout: object, _boot: object, steps: Steps, _scripts: object) -> None:
-            """Note the result."""
-            report["seconds"] = time.time() - float(os.environ["STARTED"])
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            report["processor"] = usage.ru_utime + usage.ru_stime
-            report["peak"] = usage.ru_maxrss << 10
-            report["steps"] = {step.name: step.seconds for step in steps.finished}
-            nodes = json.dumps([described(path, node) for path, node in tree.items()])
-            report["digest"] = hashlib.sha256(nodes.encode()).hexdigest()
-            raise _Composed
+    def write(
+        self,
+        tree: Tree,
+        layout: Layout,
+        boot: BootFiles,
+        steps: Steps,
+        run_scripts: Sequence[Script] = (),
+        facts: TreeFacts = NO_FACTS,
+    ) -> WrittenDisk:
+        """Hand over what a disk would be written of."""
+        self._take(tree, layout, steps)
+        raise _Composed
+
+
+def build_up_to_the_disk(recipe: Recipe, take: Take) -> None:
+    """Build for amd64, and call ``take`` instead of writing the disk."""
 
     @contextmanager
-    def launch(_folder: Path, _size: int) -> Iterator[Any]:
-        yield Engine()
+    def launch(_folder: Path, _size: int) -> Iterator[Engine]:
+        yield _Taker(take)
+
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            imgkit.build(recipe, "amd64", out=out, engine=launch)
+        except _Composed:
+            return
+
+
+def once(url: str, key: str, overlay: str) -> None:
+    """Build up to the disk, and print what it took as JSON."""
+
+    def report(tree: Tree, _layout: Layout, steps: Steps) -> None:
+        seconds = time.time() - float(os.environ["STARTED"])
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        from imgkit.rootfs.keptsteps import described  # not before: it is not what is measured
+
+        nodes = json.dumps([described(path, node) for path, node in tree.items()])
+        print(
+            json.dumps(
+                {
+                    "seconds": seconds,
+                    "processor": usage.ru_utime + usage.ru_stime,
+                    "peak": usage.ru_maxrss << 10,
+                    "steps": {step.name: step.seconds for step in steps.finished},
+                    "digest": hashlib.sha256(nodes.encode()).hexdigest(),
+                }
+            )
+        )
 
     recipe = imgkit.load_recipe(RECIPE, mirror=url, release_key=key)
     if overlay:
         folders = [str(place.path) for place in recipe.overlay_folders]
         recipe = imgkit.load_recipe(RECIPE, mirror=url, release_key=key, overlay=None, overlays=[*folders, overlay])
-    with tempfile.TemporaryDirectory() as out:
-        try:
-            imgkit.build(recipe, "amd64", out=out, engine=launch)
-        except _Composed:
-            print(json.dumps(report))
+    build_up_to_the_disk(recipe, report)
 
 
 def _run(cache: Path, url: str, key: str, overlay: str = "") -> dict[str, Any]:

@@ -28,13 +28,16 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imgkit
 from benchmarks.build import RECIPE, mirror
-from benchmarks.compose import KEPT
+from benchmarks.compose import KEPT, build_up_to_the_disk
+from imgkit.disk.layout import Layout
+from imgkit.host.progress import Steps
+from imgkit.tree import Tree
 
 NAMES = ("first", "rebuild", "overlay", "guestfs", "floor", "privileged")
 CONVERT = "qemu-img convert -c -m 8 -W -O qcow2 -o compression_type=zstd,cluster_size=65536"
@@ -78,43 +81,18 @@ def run(argv: Sequence[str | Path], folder: Path, **environment: str) -> Taken:
 # ---- before the clock starts -----------------------------------------------------------------------------------------
 
 
-class _Composed(Exception):  # noqa: N818 - it is how a build ends here
-    """The root filesystem is there, and a disk would be written now."""
-
-
 def unpack(recipe: str, url: str, key: str, archive: str) -> None:
     """Write the root filesystem of a recipe to an archive; print its world, its branch and sizes as JSON."""
-    import imgkit
-
     loaded = imgkit.load_recipe(recipe, mirror=url, release_key=key)
 
-    class Engine:
-        """Takes the Tree, and ends the build."""
+    def write(tree: Tree, layout: Layout, _steps: Steps) -> None:
+        with Path(archive).open("wb") as sink:
+            tree.write_tar(sink)
+        world = tree.text("etc/apk/world").split()
+        facts = {"world": world, "branch": loaded.branch, "disk": layout.size_bytes, "root": layout.root.size}
+        print(json.dumps(facts))
 
-        def prepare(self, layout: object) -> None:
-            """Do nothing."""
-
-        def check(self) -> None:
-            """Do nothing."""
-
-        def write(self, tree: Any, layout: Any, *_others: object) -> None:
-            """Write the archive."""
-            with Path(archive).open("wb") as sink:
-                tree.write_tar(sink)
-            world = tree.text("etc/apk/world").split()
-            facts = {"world": world, "branch": loaded.branch, "disk": layout.size_bytes, "root": layout.root.size}
-            print(json.dumps(facts))
-            raise _Composed
-
-    @contextmanager
-    def launch(_folder: Path, _size: int) -> Any:
-        yield Engine()
-
-    with tempfile.TemporaryDirectory() as out:
-        try:
-            imgkit.build(loaded, "amd64", out=out, engine=launch)
-        except _Composed:
-            return
+    build_up_to_the_disk(loaded, write)
 
 
 def lacking() -> str:

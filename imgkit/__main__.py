@@ -4,6 +4,7 @@ Signals are handled from the first line on, before the other modules are importe
 :mod:`imgkit.host.interrupts`.
 """
 
+import gc
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ INTERRUPTED = 130  # imgkit.errors.INTERRUPTED, which is not imported yet
 def program() -> NoReturn:
     """Run the command line as a program. A signal ends it with status 130 at any time, from first to last."""
     interrupts.exit_on_signals(INTERRUPTED)
+    gc.set_threshold(50_000, 20, 50)  # a build makes many objects and few cycles: looking for them took 0.1 s
     namesake.refuse()
     from imgkit.cli.main import main
 

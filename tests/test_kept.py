@@ -26,6 +26,21 @@ def record(kept: Kept, key: str = KEY) -> Path:
     return kept.blob(key).with_suffix(".record")
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"x" + data[1:]])
+def test_a_damaged_blob_is_a_miss_and_is_removed(
+    damage: Callable[[bytes], bytes], kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    with kept.scratch() as work:
+        (work / "x").write_bytes(bytes(1 << 18) + b"blob")
+        kept.add(KEY, b"data", work / "x")
+    assert kept.take(KEY) == b"data"
+    kept.blob(KEY).write_bytes(damage(kept.blob(KEY).read_bytes()))
+    assert kept.take(KEY) is None
+    assert "damaged in the cache, and deleted: its blob has another CRC-32C" in caplog.text
+    assert not record(kept).exists()
+    assert not kept.blob(KEY).exists()
+
+
 def test_a_result_is_taken_by_its_key_with_its_blob(kept: Kept, tmp_path: Path) -> None:
     assert kept.take(KEY) is None
     with kept.scratch() as work:

@@ -15,7 +15,7 @@ from imgkit.disk.layout import make_layout, sized_partitions
 from imgkit.disk.regions import DiskMap, regions_of
 from imgkit.errors import InputError
 from imgkit.image.buildid import ImageIdentity
-from imgkit.image.manifest import Outputs, describe, read_manifest, write_manifest
+from imgkit.image.manifest import Outputs, describe, describe_file, read_manifest, write_manifest
 from imgkit.image.outputfiles import output_files
 from imgkit.recipe import load
 from imgkit.rootfs.binaries.examine import BinaryFindings, DoubtfulBinary, ForeignBinary, MissingLibrary
@@ -91,7 +91,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         path.write_text(name)
     disk = DiskMap(regions_of(layout), {0: "0" * 64})
     outputs = Outputs(output_files(recipe, "arm64"), "vhd", "native", disk, {"EFI/x": b"efi"}, **files)
-    manifest = describe(recipe, plan, composition, IDENTITY, layout, outputs)
+    manifest = describe(recipe, plan, composition, IDENTITY, layout, outputs) | describe_file(outputs, layout)
 
     def stated(name: str) -> dict[str, Any]:
         return {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": len(name)}

@@ -122,16 +122,22 @@ def resealed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], 
     """Return a function that changes a record, and gives it the SHA-256 that fits."""
 
     def write(path: Path) -> None:
-        record = json.loads(path.read_bytes()[32:])
+        blob, record = path.read_bytes()[32:44], json.loads(path.read_bytes()[44:])
         change(record)
-        data = json.dumps(record).encode()
+        data = blob + json.dumps(record).encode()
         path.write_bytes(hashlib.sha256(data).digest() + data)
 
     return write
 
 
 def text(data: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(hashlib.sha256(data).digest() + data)
+    """Return a function that replaces the data of a record, and gives it the SHA-256 that fits."""
+
+    def write(path: Path) -> None:
+        rest = path.read_bytes()[32:44] + data
+        path.write_bytes(hashlib.sha256(rest).digest() + rest)
+
+    return write
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,15 @@
 
 Each kind has a folder below the cache folder, beside those of :mod:`imgkit.fetch.cache`::
 
-    unpacked/ab/abcd….record     a result: the SHA-256 of the rest, and the rest
+    unpacked/ab/abcd….record     a result: the SHA-256 of the rest, the length and the CRC-32C of its blob, its data
     unpacked/ab/abcd….blob       bytes that belong to it, where there are some
     tmp/                         blobs that are being written
 
-A record is verified whenever it is taken; what is in it says how its blob is verified. A result that is damaged is
-removed, and made anew. Entries appear by rename only, the record last, and equal keys mean equal bytes, so builds can
-share them. They are not settled on the disk: what a power failure damages is found by its hash. When results have been
-added, those that were not used for the longest time are removed until the others have at most ``most_bytes``; what was
-used within the last hours stays in any case, since a running build may refer to it::
+A result is verified as a whole whenever it is taken. One that is damaged is removed, and made anew. Entries appear by
+rename only, the record last, and equal keys mean equal bytes, so builds can share them. They are not settled on the
+disk: what a power failure damages is found by its checksums. When results have been added, those that were not used for
+the longest time are removed until the others have at most ``most_bytes``; what was used within the last hours stays in
+any case, since a running build may refer to it::
 
     kept = Kept(cache.folder, "initramfs", 1 << 30)
     data = kept.take(key) or kept.store(key, make())
@@ -21,10 +21,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import google_crc32c
 
 from imgkit.errors import HostError
 from imgkit.host import scratch
@@ -35,6 +38,10 @@ log = logging.getLogger("imgkit.fetch")
 IN_USE = 6 * 3600.0
 """Seconds for which a result stays after its last use."""
 _SEAL = hashlib.sha256().digest_size
+_BLOB = struct.Struct(">QI")  # its length in bytes, and its CRC-32C
+_START = _SEAL + _BLOB.size
+_NO_BLOB = _BLOB.pack(0, 0)
+_PIECE = 1 << 18  # bytes that are read at a time; they stay in the caches of the processor
 
 
 class Kept:
@@ -62,12 +69,23 @@ class Kept:
             data = path.read_bytes()
         except OSError:
             return None
-        if hashlib.sha256(memoryview(data)[_SEAL:]).digest() != data[:_SEAL]:
-            self.forget(key, "its record has another SHA-256")
+        fault = self._damage(key, data)
+        if fault is not None:
+            self.forget(key, fault)
             return None
         with suppress(OSError):  # another build has removed it, or it belongs to another user
             os.utime(path)
-        return data[_SEAL:]
+        return data[_START:]
+
+    def _damage(self, key: str, data: bytes) -> str | None:
+        """Return why the result with this record cannot be used, None if it can."""
+        if len(data) < _START or hashlib.sha256(memoryview(data)[_SEAL:]).digest() != data[:_SEAL]:
+            return "its record has another SHA-256"
+        blob = data[_SEAL:_START]
+        try:
+            return None if blob == _NO_BLOB or described(self.blob(key)) == blob else "its blob has another CRC-32C"
+        except OSError as cause:
+            return f"its blob: {cause.strerror}"
 
     def blob(self, key: str) -> Path:
         """Return where the blob of a result is, or would be."""
@@ -113,6 +131,7 @@ class Kept:
         record = self._record(key)
         record.parent.mkdir(parents=True, exist_ok=True)
         with self.scratch() as work:
+            data = (_NO_BLOB if blob is None else described(blob)) + data
             (work / "record").write_bytes(hashlib.sha256(data).digest() + data)
             if blob is not None:
                 blob.replace(self.blob(key))
@@ -147,6 +166,20 @@ class Kept:
 
     def _record(self, key: str) -> Path:
         return self._folder / self._kind / key[:2] / f"{key}.record"
+
+
+def described(blob: Path) -> bytes:
+    """Return the length and the CRC-32C of a blob, as records have them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    length = checksum = 0
+    with blob.open("rb", buffering=0) as source:
+        while piece := source.read(_PIECE):
+            length += len(piece)
+            checksum = google_crc32c.extend(checksum, piece)
+    return _BLOB.pack(length, checksum)
 
 
 def say_unkept(log: logging.Logger, what: str, fault: OSError | HostError) -> None:

@@ -6,16 +6,11 @@ node = load_node(record, partial(load_content, kept.blob(key)))
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imgkit.tree import Content, File, HashedSlice, Inline, Node
-
-_PIECE = 1 << 20  # bytes hashed at a time
 
 
 def store_content(content: Content) -> list[Any]:
@@ -48,19 +43,3 @@ def moved(node: Node, blob: Path) -> Node:
     if not isinstance(node, File) or not isinstance(node.content, HashedSlice):
         return node
     return replace(node, content=replace(node.content, path=blob))
-
-
-def damage_of(blob: Path, contents: Iterable[HashedSlice]) -> str | None:
-    """Return why contents of a blob cannot be used: it cannot be read, or one has another SHA-256 than it should."""
-    try:
-        with blob.open("rb", buffering=0) as source:
-            for content in contents:
-                digest, place, end = hashlib.sha256(), content.offset, content.offset + content.size
-                while piece := os.pread(source.fileno(), min(end - place, _PIECE), place):
-                    digest.update(piece)
-                    place += len(piece)
-                if digest.digest() != content.sha256:
-                    return f"its blob at {content.offset} has another SHA-256"
-    except OSError as fault:
-        return f"its blob: {fault.strerror}"
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,13 @@ from imgkit.engines.convert import MAX_VHD, convert_foreign, is_own
 from imgkit.engines.interface import Engine, EngineName, ImageTarget, LaunchEngine, TreeFacts, WrittenDisk
 from imgkit.errors import RecipeError
 from imgkit.fetch.cache import Cache
+from imgkit.fetch.pool import side_by_side
 from imgkit.host import interrupts, process, scratch, wholefile
 from imgkit.host.progress import Steps
 from imgkit.image import gathering
 from imgkit.image.buildid import ImageIdentity, disk_facts, identify
 from imgkit.image.firecracker import firecracker_config
-from imgkit.image.manifest import Outputs, describe, write_manifest
+from imgkit.image.manifest import Outputs, describe, describe_file, encoded, write_encoded
 from imgkit.image.outputfiles import OutputFiles, others_of, output_files
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
@@ -145,21 +147,23 @@ def build(request: BuildRequest) -> BuildResult:
             identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
         known = _facts(composition.tree, identity, epoch)
         written = engine.write(composition.tree, layout, boot, steps, composition.scripts.pending, known)
-        disk = _save(written, request, work, steps)
-        _write_boot_files(request, composition, work)
         outputs = Outputs(
             names=request.names,
             format=request.format,
             engine=engine.name,
-            disk=disk,
+            disk=_save(written, request, work, steps),
             esp=boot.esp,
             image=work / "image",
             kernel=work / "vmlinuz",
             initramfs=work / "initramfs",
         )
-        manifest = describe(recipe, plan, composition, identity, layout, outputs, base.image)
-        write_manifest(manifest, work / "manifest.json")
+
+        def describe_rest() -> dict[str, str]:
+            _write_boot_files(request, composition, work)
+            return encoded(describe(recipe, plan, composition, identity, layout, outputs, base.image))
+
         with steps.step("put into place"):
+            write_encoded(_meanwhile(describe_rest, outputs, layout), work / "manifest.json")
             return _place(request, work, identity.build_id, steps)
 
 
@@ -280,6 +284,17 @@ def _write_boot_files(request: BuildRequest, composition: Composition, work: Pat
     if names.firecracker is not None:
         arguments = arguments_in(tree.text("boot/grub/grub.cfg"))
         (work / "firecracker.json").write_text(firecracker_config(names, request.arch, arguments))
+
+
+def _meanwhile(describe_rest: Callable[[], dict[str, str]], outputs: Outputs, layout: Layout) -> dict[str, str]:
+    """Return the texts of the whole manifest. The image is hashed, and goes to the host's disk, at the same time."""
+
+    def settle() -> dict[str, str]:
+        wholefile.settle({outputs.image: outputs.image})
+        return {}
+
+    jobs = [settle, lambda: encoded(describe_file(outputs, layout)), describe_rest]
+    return {key: text for part in side_by_side(jobs, workers=len(jobs)) for key, text in part.items()}
 
 
 def _place(request: BuildRequest, work: Path, build_id: str, steps: Steps) -> BuildResult:

@@ -122,7 +122,7 @@ def describe(
     outputs: Outputs,
     image: BaseImage | None = None,
 ) -> dict[str, Any]:
-    """Return the manifest of a finished image, ready for JSON.
+    """Return the manifest of an image, ready for JSON, except for the file of the image (:func:`describe_file`).
 
     Args:
         image: the container image that it starts from; None for the minirootfs.
@@ -130,11 +130,6 @@ def describe(
     names = outputs.names
     return {
         **describe_root(recipe, plan, composition, identity, image),
-        "image": {
-            **_file(names.image, outputs.image),
-            "format": outputs.format,
-            "virtualSize": layout.size_bytes,
-        },
         "engine": outputs.engine,
         "boot": {
             "kernel": _file(names.kernel, outputs.kernel),
@@ -156,6 +151,12 @@ def describe(
         },
         "map": outputs.disk.to_json(),
     }  # fmt: skip
+
+
+def describe_file(outputs: Outputs, layout: Layout) -> dict[str, Any]:
+    """Return what the manifest says of the file of the image, which takes longest: all of it is hashed."""
+    facts = _file(outputs.names.image, outputs.image)
+    return {"image": {**facts, "format": outputs.format, "virtualSize": layout.size_bytes}}
 
 
 def describe_root(
@@ -204,7 +205,17 @@ def write_manifest(manifest: Mapping[str, Any], path: Path) -> None:
 
     Bytes of file names that are not UTF-8 become escapes, which JSON has for everything.
     """
-    lines = (f" {_encode(key)}: {_indented(value)}" for key, value in sorted(manifest.items()))
+    write_encoded(encoded(manifest), path)
+
+
+def encoded(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the JSON text of each value of a manifest."""
+    return {key: _indented(value) for key, value in manifest.items()}
+
+
+def write_encoded(texts: Mapping[str, str], path: Path) -> None:
+    """Write a manifest whose values have been encoded (:func:`encoded`); see :func:`write_manifest`."""
+    lines = (f" {_encode(key)}: {text}" for key, text in sorted(texts.items()))
     path.write_bytes(("{\n" + ",\n".join(lines) + "\n}\n").encode(errors="backslashreplace"))
 
 

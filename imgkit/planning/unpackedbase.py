@@ -15,15 +15,15 @@ from pathlib import Path
 from imgkit import __version__
 from imgkit.errors import HostError
 from imgkit.fetch.kept import Kept, say_unkept
-from imgkit.fetch.keptcontents import damage_of, load_content, moved, store_content
+from imgkit.fetch.keptcontents import load_content, moved, store_content
 from imgkit.rootfs.minirootfs import unpack
-from imgkit.tree import File, HashedSlice, Tree
+from imgkit.tree import Tree
 from imgkit.tree.noderecords import load_node, store_node
 
 log = logging.getLogger("imgkit")
 
 _MOST_BYTES = 256 << 20
-_FORMAT = f"imgkit {__version__} minirootfs 1"  # changes with the record, and with what a minirootfs may hold
+_FORMAT = f"imgkit {__version__} minirootfs 2"  # changes with the record, and with what a minirootfs may hold
 
 
 def unpacked_base(archive: Path, sha256: str, cache: Path, spool: Path) -> Tree:
@@ -59,11 +59,6 @@ def _taken(kept: Kept, key: str) -> Tree | None:
         nodes = [(path, load_node(node, partial(load_content, blob))) for path, *node in json.loads(data)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as fault:
         kept.forget(key, f"its record cannot be read: {fault}")
-        return None
-    contents = [node.content for _, node in nodes if isinstance(node, File)]
-    damage = damage_of(blob, [content for content in contents if isinstance(content, HashedSlice)])
-    if damage is not None:
-        kept.forget(key, damage)
         return None
     return Tree.of(nodes)
 

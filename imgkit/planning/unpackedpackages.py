@@ -6,9 +6,9 @@ Below the folder of the cache, in the form of :mod:`imgkit.fetch.kept`::
     unpacked/ab/abcd….blob      the contents of its files, one after the other
 
 The key of a package is a hash over its identity and the trusted keys, which are all that decides whether it is accepted
-and what is in it. Only packages are kept that were verified as a whole. Whenever one is taken, all its contents are
-compared with their SHA-256 again, since the disk, a power failure or an editor may have changed them; a package that is
-damaged is unpacked anew. The file of a package that is taken need neither be there nor be read::
+and what is in it. Only packages are kept that were verified as a whole. Whenever one is taken, its checksums are
+compared again, since the disk, a power failure or an editor may have changed it; a package that is damaged is unpacked
+anew. The file of a package that is taken need neither be there nor be read::
 
     unpacked = UnpackedPackages(cache.folder)
     kept = unpacked.take_all(plan.packages, base)
@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,8 +33,8 @@ from imgkit.apk.signature import Keyring
 from imgkit.apk.unpack import PackageEntry
 from imgkit.errors import HostError
 from imgkit.fetch.kept import Kept, say_unkept
-from imgkit.fetch.keptcontents import damage_of, load_content, moved, store_content
-from imgkit.fetch.pool import in_parallel
+from imgkit.fetch.keptcontents import load_content, moved, store_content
+from imgkit.fetch.pool import side_by_side
 from imgkit.host.processors import usable_processors
 from imgkit.planning.base import Base
 from imgkit.planning.download import limit_of, open_planned
@@ -47,7 +46,7 @@ log = logging.getLogger("imgkit")
 
 MOST_BYTES = 8 << 30
 """Bytes of all packages that are kept."""
-_FORMAT = f"imgkit {__version__} package 1"  # changes with the record, and with what a package may hold
+_FORMAT = f"imgkit {__version__} package 2"  # changes with the record, and with what a package may hold
 _MOST_THREADS = 8  # each takes a few MiB of memory
 _T = TypeVar("_T")
 
@@ -124,10 +123,6 @@ class UnpackedPackages:
         contents = [node.content for node in nodes if isinstance(node.content, HashedSlice)]
         if sum(content.size for content in contents) > limit_of(planned.package):
             return None
-        damage = damage_of(self._kept.blob(key), contents)
-        if damage is not None:
-            self._kept.forget(key, damage)
-            return None
         return KeptPackage(file, sha256)
 
     def _open(self, planned: PlannedPackage, files: Mapping[str, Path], base: Base, spool: Path) -> PackageFile:
@@ -163,10 +158,7 @@ def _largest_first(packages: Iterable[PlannedPackage]) -> list[PlannedPackage]:
 
 
 def _in_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
-    def ignoring(job: Callable[[], _T]) -> Callable[[threading.Event], _T]:
-        return lambda _stop: job()
-
-    return in_parallel([ignoring(job) for job in jobs], workers=usable_processors(_MOST_THREADS))
+    return side_by_side(jobs, workers=usable_processors(_MOST_THREADS))
 
 
 def _key(planned: PlannedPackage, base: Base) -> str:

@@ -5,7 +5,7 @@ Layout below the cache folder, as in :mod:`imgkit.fetch.cache`::
     clusters/ab/abcd…    the clusters of a chunk, named by their key (:func:`~.packedclusters.chunk_key`)
     tmp/                 objects that are being written
 
-An object is a header and the stored bytes of the clusters one after the other, and in front of both their SHA-256. That
+An object is a header and the stored bytes of the clusters one after the other, and in front of both their CRC-32C. That
 is verified whenever the object is taken, and an object that is damaged is deleted. Equal keys mean equal bytes, so
 several builds may write an object at the same time; objects appear by rename only. When some were added, those that
 were not used for the longest time are removed until the others have at most :data:`MOST_BYTES`::
@@ -16,7 +16,6 @@ were not used for the longest time are removed until the others have at most :da
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import struct
@@ -26,6 +25,8 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
+
+import google_crc32c
 
 from imgkit.disk.regions import CHUNK
 from imgkit.engines.native.clustercompression import CLUSTER
@@ -40,15 +41,14 @@ MOST_BYTES = 4 << 30
 """Bytes of all objects that are kept."""
 
 _CLUSTERS = CHUNK // CLUSTER
-_MAGIC = b"imgkitC1"
+_MAGIC = b"imgkitC2"
 _HEADER = struct.Struct(
     f">8s32s32sB{_CLUSTERS}I"
 )  # magic, key, SHA-256 of the chunk, clusters and the stored bytes of each
-_DIGEST = hashlib.sha256().digest_size
-_START = _DIGEST + _HEADER.size
-_NO_HASH = bytes(_DIGEST)  # of a chunk of zeros
+_SEAL = struct.Struct(">I")  # the CRC-32C of the rest
+_START = _SEAL.size + _HEADER.size
+_NO_HASH = bytes(32)  # of a chunk of zeros
 _USED_AGAIN = 3600.0  # seconds after which the time of use is renewed
-_READ_MOST = _START + CHUNK
 
 
 class ClusterCache:
@@ -84,7 +84,7 @@ class ClusterCache:
         try:
             with path.open("rb", buffering=0) as source:
                 status = os.fstat(source.fileno())
-                data = source.read(min(status.st_size, _READ_MOST + 1)) or b""
+                start, payload = source.read(_START) or b"", source.read(CHUNK + 1) or b""
                 if time.time() - status.st_mtime > _USED_AGAIN:
                     with suppress(OSError):  # it belongs to another user
                         os.utime(source.fileno())
@@ -93,7 +93,7 @@ class ClusterCache:
         except OSError as fault:
             log.debug("%s: not taken from the cache: %s", path, fault.strerror)
             return None
-        clusters = _parsed(data, bytes.fromhex(key))
+        clusters = _parsed(start, payload, bytes.fromhex(key))
         if clusters is None:
             log.warning("%s: damaged in the cache, and deleted", path)
             with suppress(OSError):
@@ -153,17 +153,19 @@ def _packed(key: bytes, clusters: PackedClusters) -> bytes:
     """Return the bytes of an object."""
     lengths = clusters.lengths + (0,) * (_CLUSTERS - len(clusters.lengths))
     header = _HEADER.pack(_MAGIC, key, clusters.sha256 or _NO_HASH, len(clusters.lengths), *lengths)
-    digest = hashlib.sha256(header)
-    digest.update(clusters.payload)
-    return b"".join((digest.digest(), header, clusters.payload))
+    return b"".join((_seal(header, bytes(clusters.payload)), header, clusters.payload))
 
 
-def _parsed(data: bytes, key: bytes) -> PackedClusters | None:
+def _seal(header: bytes, payload: bytes) -> bytes:
+    return _SEAL.pack(google_crc32c.extend(google_crc32c.value(header), payload))
+
+
+def _parsed(start: bytes, payload: bytes, key: bytes) -> PackedClusters | None:
     """Return the chunk of an object; None if it is not what was written for ``key``."""
-    if len(data) < _START or hashlib.sha256(memoryview(data)[_DIGEST:]).digest() != data[:_DIGEST]:
+    header = start[_SEAL.size :]
+    if len(start) < _START or _seal(header, payload) != start[: _SEAL.size]:
         return None
-    magic, written_for, sha256, clusters, *lengths = _HEADER.unpack_from(data, _DIGEST)
-    payload = memoryview(data)[_START:]
+    magic, written_for, sha256, clusters, *lengths = _HEADER.unpack(header)
     if magic != _MAGIC or written_for != key or sum(lengths) != len(payload) or max(lengths) > CLUSTER:
         return None
     return PackedClusters(b"" if sha256 == _NO_HASH else sha256, tuple(lengths[:clusters]), payload)

@@ -19,6 +19,7 @@ from fixtures.mirror import Mirror
 from tests import images, pythons
 from tests.commandline import ROOT
 from tests.conftest import need, need_program
+from tests.mac import Mac
 from tests.secondopinion import examine
 
 pytestmark = pytest.mark.mirror
@@ -39,6 +40,7 @@ class Place:
         variables: of the environment, besides those of :func:`tests.images.environment`.
         user: uid and gid; None is that of the tests.
         processors: how many of them the build may use; None is all.
+        mac: what makes this host look like a Mac to the build; None leaves it as it is.
     """
 
     project: Path
@@ -51,11 +53,12 @@ class Place:
     user: int | None = None
     processors: int | None = None
     python: Path = Path(sys.executable)
+    mac: Mac | None = None
 
     def imgkit(self, *words: str | Path) -> None:
         """Run imgkit; it must succeed."""
-        argv = [str(self.python), "-m", "imgkit", *map(str, words), "--mirror", self.mirror]
-        argv += ["--release-key", str(self.key)]
+        argv = ["-m", "imgkit", *map(str, words), "--mirror", self.mirror, "--release-key", str(self.key)]
+        argv = [str(self.python), *argv] if self.mac is None else self.mac.argv(*argv)
         if self.processors is not None:
             allowed = sorted(os.sched_getaffinity(0))[: self.processors]
             argv = [need_program("taskset"), "--cpu-list", ",".join(map(str, allowed)), *argv]
@@ -77,7 +80,16 @@ class Place:
         """Build the image of amd64 into ``out``; return the SHA-256 of each file by name."""
         recipe = self.project / "recipes/core.py"
         self.imgkit("build", recipe, "--engine", "native", "--locked", "--arch", "amd64", "--out", out, *self.words)
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+        return {path.name: sha256(path) for path in sorted(out.iterdir())}
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which may be as large as a disk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while piece := source.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +222,48 @@ def test_other_pythons(place: Place, reference: dict[str, str], tmp_path: Path, 
         pytest.skip(f"the packages that imgkit needs cannot be installed for Python 3.{minor}")
     assert pythons.version_of(python) == (3, minor)
     assert replace(place, python=python, cache=tmp_path / "cache").build(tmp_path / "out") == reference
+
+
+def on_a_mac(place: Place, folder: Path, machine: str, *words: str) -> Place:
+    """Return a place on a host that looks like a Mac, with a cache of its own."""
+    mac = Mac(folder, machine)
+    return replace(place, mac=mac, variables=mac.variables(), words=words, cache=folder / "cache")
+
+
+def test_a_mac(place: Place, reference: dict[str, str], tmp_path: Path) -> None:
+    """What CPython has on Linux only is not there, nor is any program; :mod:`tests.mac` says what is not tried."""
+    there = on_a_mac(place, tmp_path, "arm64")
+    assert there.build(tmp_path / "out") == reference
+    assert there.mac is not None
+    variables = {"IMGKIT_CACHE": str(there.cache)}
+    listed = there.mac.run("-m", "imgkit", "cache", "list", env=variables)
+    assert listed.returncode == 0, listed.stderr
+    pruned = there.mac.run("-m", "imgkit", "cache", "prune", "--all", env=variables)
+    assert pruned.returncode == 0, pruned.stderr
+    assert there.mac.run("-m", "imgkit", "cache", "list", env=variables).stdout != listed.stdout
+
+
+def test_a_mac_chooses_the_native_engine(place: Place, reference: dict[str, str], tmp_path: Path) -> None:
+    """``auto`` comes after ``native`` on the command line, and so decides."""
+    assert on_a_mac(place, tmp_path, "x86_64", "--engine", "auto").build(tmp_path / "out") == reference
+
+
+def test_other_outputs_on_a_mac(place: Place, tmp_path: Path) -> None:
+    """A root filesystem alone, and a container image, which can be inspected and verified there."""
+    outputs = ("--output", "rootfs", "--output", "oci-archive")
+    project = tmp_path / "project"
+    shutil.copytree(place.project, project, symlinks=True)
+    here = replace(place, project=project, words=(*outputs, "--set", "size=1G"))
+    here.imgkit("lock", project / "recipes/core.py", "--arch", "amd64", *outputs)
+    expected = here.build(tmp_path / "linux")
+    there = on_a_mac(here, tmp_path, "arm64", *here.words)
+    assert there.build(tmp_path / "out") == expected
+    assert any(name.endswith(".ext4") for name in expected), expected
+    [archive] = (tmp_path / "out").glob("*.tar")
+    assert there.mac is not None
+    for command in ("inspect", "verify"):
+        done = there.mac.run("-m", "imgkit", command, archive, env={"IMGKIT_CACHE": str(there.cache)})
+        assert done.returncode == 0, done.stderr
 
 
 def test_another_epoch_makes_another_image(place: Place, reference: dict[str, str], tmp_path: Path) -> None:

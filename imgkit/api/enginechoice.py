@@ -49,8 +49,11 @@ def engine_name(choice: str | None = None) -> EngineName:
         from imgkit.engines.guestfs import hostsupport
 
         lack = next(hostsupport.lacks(os.environ), None)
-        log.debug("engine auto: %s", "libguestfs can be used" if lack is None else lack.what)
-        return "guestfs" if lack is None else "native"
+        if lack is None:
+            log.debug("engine auto: guestfs can be used")
+            return "guestfs"
+        log.info("engine auto: native, as this host lacks for guestfs: %s", lack.what)
+        return "native"
     return "guestfs" if given == "guestfs" else "native"
 
 

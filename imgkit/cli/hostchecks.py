@@ -15,12 +15,13 @@ from imgkit.engines.guestfs import bindings, hostsupport
 from imgkit.engines.guestfs.appliancestart import KERNEL_FIX
 from imgkit.errors import HostError, ImgkitError
 from imgkit.host import lookup
-from imgkit.host.process import PACKAGES, run
+from imgkit.host.process import how_to_install, run
 from imgkit.rootfs.npm import npmrunner
 from imgkit.vm.qemu import firmware, probe
 from imgkit.vm.sandbox import confinement, identity, supervisor
 
 _GUESTFS = "build with libguestfs"
+_IS_MAC = sys.platform == "darwin"  # neither libguestfs nor bubblewrap exists there
 SPACE = 2 << 30
 """Bytes that a build of the default recipe needs in its output folder."""
 
@@ -50,12 +51,12 @@ class HostCheck:
 
 def examine(out: Path) -> list[HostCheck]:
     """Check everything that building into ``out`` and booting need. Changes nothing."""
-    parts = [_bindings(), *_programs(), _kernel()]
+    parts = [*_programs()] if _IS_MAC else [_bindings(), *_programs(), _kernel()]
     required = _is_guestfs_chosen()
     return [
         HostCheck("python", True, f"{sys.version.split()[0]} ({sys.executable})", "build"),
         *(part if required or part.purpose != _GUESTFS else replace(part, required=False) for part in parts),
-        *_engines(),
+        *_engines(required=required and _IS_MAC),
         _space(out),
         *_firmware(),
         *_accelerators(),
@@ -69,12 +70,18 @@ def _is_guestfs_chosen() -> bool:
     return os.environ.get(enginechoice.VARIABLE) not in ("native", "auto")
 
 
-def _engines() -> Iterator[HostCheck]:
-    """Say of each engine whether this host can run it."""
+def _engines(*, required: bool) -> Iterator[HostCheck]:
+    """Say of each engine whether this host can run it.
+
+    Args:
+        required: whether nothing besides this check says that a build fails.
+    """
     lacks = [lack.what for lack in hostsupport.lacks(os.environ)]
     detail = f"lacks: {'; '.join(lacks)}" if lacks else "can be used"
-    fix = f"what is said about each of them; or build without: --engine native, or {enginechoice.VARIABLE}=native"
-    yield HostCheck("engine guestfs", not lacks, detail, _GUESTFS, fix, required=False)
+    fix = f"build without: --engine native, or {enginechoice.VARIABLE}=native"
+    if not _IS_MAC:
+        fix = f"what is said about each of them; or {fix}"
+    yield HostCheck("engine guestfs", not lacks, detail, _GUESTFS, fix, required=required)
     yield HostCheck("engine native", True, "can be used", "build without libguestfs")
 
 
@@ -91,14 +98,14 @@ def _bindings() -> HostCheck:
 
 def _programs() -> Iterator[HostCheck]:
     uses = {
-        "supermin": _GUESTFS,
-        "qemu-img": "build with libguestfs, boot and verify",
+        **({} if _IS_MAC else {"supermin": _GUESTFS}),
+        "qemu-img": "boot and verify" if _IS_MAC else f"{_GUESTFS}, boot and verify",
         "qemu-system-x86_64": "boot amd64",
         "qemu-system-aarch64": "boot arm64",
     }
     for name, purpose in uses.items():
         path = shutil.which(name)
-        fix = f"apt-get install {PACKAGES[name]}"
+        fix = how_to_install(name)
         detail = _version(name) if path else "not on PATH"
         yield HostCheck(name, path is not None, detail, purpose, fix, required=not purpose.startswith("boot arm"))
 
@@ -185,7 +192,7 @@ def _sandbox() -> HostCheck:
     problem = npmrunner.sandbox_problem()
     detail = "npm runs inside it" if problem is None else f"{problem}; npm runs with your rights"
     fix = (
-        "apt-get install bubblewrap"
+        ("nothing, it exists on Linux only" if _IS_MAC else how_to_install("bwrap"))
         if problem == npmrunner.MISSING
         else "allow user namespaces (sysctl user.max_user_namespaces; Ubuntu: an AppArmor profile)"
     )

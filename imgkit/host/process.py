@@ -40,6 +40,13 @@ PACKAGES = {
     "bwrap": "bubblewrap",
 }
 """Program → the package of Debian and Ubuntu that has it."""
+_FORMULAS = {
+    "qemu-img": "qemu",
+    "qemu-system-x86_64": "qemu",
+    "qemu-system-aarch64": "qemu",
+    "npm": "node",
+    "node": "node",
+}
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Runs before a program whose whole process group is to end with this process. A shell of the group waits until a pipe
@@ -52,11 +59,15 @@ class MissingProgramError(HostError):
     """A program is not on PATH. ``program`` is its name, ``hint`` names the package that has it."""
 
     def __init__(self, program: str) -> None:
-        name = Path(program).name
-        package = PACKAGES.get(name)
-        hint = f"apt-get install {package}" if package else f"install {name} or put it on PATH"
-        super().__init__(f"{program}: program not found", hint=hint)
+        super().__init__(f"{program}: program not found", hint=how_to_install(Path(program).name))
         self.program = program
+
+
+def how_to_install(program: str) -> str:
+    """Return the command that installs a program: apt-get's, or Homebrew's on macOS; or advice if none is known."""
+    installer, packages = ("brew", _FORMULAS) if sys.platform == "darwin" else ("apt-get", PACKAGES)
+    package = packages.get(program)
+    return f"{installer} install {package}" if package else f"install {program} or put it on PATH"
 
 
 class ProgramError(HostError):

@@ -24,7 +24,11 @@ from imgkit.host import lookup, process
 
 VARIABLE = "IMGKIT_GUESTFS_PYTHON"
 """The variable that names the Python to use. No other one is tried."""
-BINDINGS_FIX = "apt-get install python3-guestfs (Fedora, openSUSE: python3-libguestfs)"
+BINDINGS_FIX = (
+    "libguestfs exists on Linux only; disks can be built without: --engine native"
+    if sys.platform == "darwin"
+    else "apt-get install python3-guestfs (Fedora, openSUSE: python3-libguestfs)"
+)
 """What to do about missing bindings."""
 
 _DISTRIBUTION = "/usr/bin/python3"

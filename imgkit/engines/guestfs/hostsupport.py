@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,13 @@ def lacks(environment: Mapping[str, str]) -> Iterator[HostLack]:
     Args:
         environment: the variables of imgkit, supermin and libguestfs are read from it.
     """
+    if sys.platform == "darwin":
+        yield HostLack("Linux, as libguestfs exists there only", "a container or a virtual machine of Linux")
+    else:
+        yield from _lacks_on_linux(environment)
+
+
+def _lacks_on_linux(environment: Mapping[str, str]) -> Iterator[HostLack]:
     try:
         bindings.choose(environment)
     except HostError as cause:

@@ -147,11 +147,11 @@ def _read(folder: Path) -> RunningMachine | None:
 @contextmanager
 def _address(folder: Path) -> Iterator[str]:
     """Yield a name of the socket in ``folder`` that fits into a socket's address, which has 108 bytes on Linux."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{descriptor}/{_SOCKET}"
+        finally:
+            os.close(descriptor)
+    else:
         yield str(folder / _SOCKET)
-        return
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{_SOCKET}"
-    finally:
-        os.close(descriptor)

@@ -128,10 +128,11 @@ class _Server:
 
 def _is_own(connection: socket.socket) -> bool:
     """Return whether the other end belongs to this user or root, which the folder of the socket ensures as well."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return struct.unpack("3i", credentials)[1] in (0, os.geteuid())
+    else:  # noqa: RET505 - mypy knows this to be the other platforms
         return True
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return struct.unpack("3i", credentials)[1] in (0, os.geteuid())
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_a_damaged_object_is_removed(
 
 
 def sealed(data: bytes) -> bytes:
-    return google_crc32c.value(data).to_bytes(4, "big") + data
+    return int(google_crc32c.value(data)).to_bytes(4, "big") + data
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def program() -> NoReturn:
 
     status = main()
     interrupts.ignore()  # the interpreter resets handlers when it ends, but not to ignore a signal
+    gc.freeze()  # what is left ends with the process: looking for cycles in it took 0.15 s after a build
     sys.exit(status)
 
 

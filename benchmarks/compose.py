@@ -38,7 +38,7 @@ from imgkit.tree import Tree
 Take: TypeAlias = Callable[[Tree, Layout, Steps], None]
 """Takes the root filesystem, the layout of its disk and the steps that were finished."""
 
-KEPT = ("unpacked", "bases", "installed", "initramfs")
+KEPT = ("unpacked", "bases", "installed", "initramfs", "services", "modules", "grub")
 """Parts of the cache that a cold build does not have."""
 
 

@@ -356,7 +356,7 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
         "_check_programs", "fetch_base", "make_plan", "missing_packages", "fetch_packages", "host_arch", "compose",
         "apply_policy", "make_boot_files", "disk_facts", "identify", "direct_boot_image", "describe",
     ]  # fmt: skip
-    assert recorder.of("make_boot_files") == ((tree, ("i386-pc", "x86_64-efi"), layout), {})
+    assert recorder.of("make_boot_files")[0][:3] == (tree, ("i386-pc", "x86_64-efi"), layout)
     described = recorder.of("describe")[0]
     assert (described[0], described[1].world, described[4]) == (recipe, ("fetched",), layout)
     assert described[3].build_id == "id"

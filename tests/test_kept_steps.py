@@ -15,15 +15,33 @@ from imgkit.apk.index import Repository
 from imgkit.apk.package import PackageFile
 from imgkit.apk.unpack import PackageEntry
 from imgkit.host import programversion
+from imgkit.image import keptbootloader
+from imgkit.image.keptbootloader import image_or_take
 from imgkit.rootfs import install as installing
 from imgkit.rootfs import keptinstallation
+from imgkit.rootfs.binaries import libraries
+from imgkit.rootfs.binaries.libraries import check_architecture
 from imgkit.rootfs.initramfs import make
 from imgkit.rootfs.initramfs.mkinitfs import CONFIGURATION, read_configuration
 from imgkit.rootfs.install import ScriptReport
 from imgkit.rootfs.keptinstallation import install_or_take
 from imgkit.rootfs.keptsteps import KeptSteps, described
 from imgkit.rootfs.scripts.effects import Hooks
-from imgkit.tree import Device, Directory, File, HardLink, HashedSlice, Inline, Node, Symlink, Tree, cpio, sha256_of
+from imgkit.tree import (
+    Content,
+    Device,
+    Directory,
+    File,
+    HardLink,
+    HashedSlice,
+    Inline,
+    Node,
+    Symlink,
+    Tree,
+    cpio,
+    sha256_of,
+)
+from tests.elves import make_elf
 from tests.test_initramfs import EPOCH, RELEASE, alpine
 from tests.test_install import Built, built, directory, file
 
@@ -305,3 +323,57 @@ def test_every_input_of_an_initramfs_counts(change: Callable[[Tree], object], in
 
 def test_the_epoch_of_an_initramfs_counts(initramfs: Initramfs) -> None:
     assert initramfs.of(alpine()) != initramfs.of(alpine(), epoch=EPOCH + 1)
+
+
+# ---- kernel modules and GRUB -----------------------------------------------------------------------------------------
+
+
+def test_kernel_modules_are_examined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def head(path: str, content: Content) -> bytes:
+        opened.append(path)
+        return content.read()
+
+    monkeypatch.setattr(libraries, "_module_head", head)
+    tree, kept = Tree(), KeptSteps(tmp_path)
+    for name, data in {"a": make_elf(kind=1), "b": make_elf("aarch64", kind=1), "c": b"text"}.items():
+        tree.write(f"lib/modules/6/{name}.ko", data)
+    problems = [
+        "/lib/modules/6/b.ko: is for aarch64, the image for x86_64",
+        "/lib/modules/6/c.ko: not an ELF kernel module",
+    ]
+    for _ in range(2):
+        assert check_architecture(tree, "x86_64", kept=kept) == problems
+        assert len(opened) == 3
+    assert check_architecture(tree, "x86_64") == problems
+    assert len(opened) == 6
+    assert len(check_architecture(tree, "aarch64", kept=kept)) == 2
+    assert len(opened) == 9
+    tree.write("lib/modules/6/c.ko", make_elf(kind=1))
+    assert check_architecture(tree, "x86_64", kept=kept) == problems[:1]
+    assert len(opened) == 12
+
+
+def test_core_images_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make_image(tree: Tree, platform: str, root_uuid: str) -> bytes:
+        made.append(platform)
+        return tree.read(f"usr/lib/grub/{platform}/kernel.img") + root_uuid.encode()
+
+    monkeypatch.setattr(keptbootloader, "make_image", make_image)
+    tree, image_of = Tree(), image_or_take(KeptSteps(tmp_path))
+    for platform in ("i386-pc", "x86_64-efi"):
+        tree.write(f"usr/lib/grub/{platform}/kernel.img", platform)
+    for _ in range(2):
+        assert image_of(tree, "i386-pc", "1-2") == b"i386-pc1-2"
+        assert image_of(tree, "x86_64-efi", "1-2") == b"x86_64-efi1-2"
+        assert image_of(tree, "i386-pc", "3-4") == b"i386-pc3-4"
+        assert len(made) == 3
+    tree.write("usr/lib/grub/i386-pc/kernel.img", "other")
+    assert image_of(tree, "i386-pc", "1-2") == b"other1-2"
+    tree.symlink("usr/lib/grub/i386-pc/kernel.img", "/kernel.img")
+    for text in ("one", "two"):
+        tree.write("kernel.img", text)
+        assert image_of(tree, "i386-pc", "1-2") == f"{text}1-2".encode(), "a link leads to what is in no key"

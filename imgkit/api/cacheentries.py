@@ -278,6 +278,8 @@ _READERS: Mapping[str, Callable[[Path, Path], Iterator[CacheEntry]]] = {
     "installed": _results("result", "installed packages"),
     "initramfs": _results("result", "initramfs"),
     "services": _results("result", "dependencies of services"),
+    "modules": _results("result", "examined kernel modules"),
+    "grub": _results("result", "GRUB's core image"),
     "machines": _machines,
     "appliance": _appliances,
     "npm": _whole("npm", "packages of payloads"),

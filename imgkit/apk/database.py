@@ -19,6 +19,7 @@ import string
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from imgkit.apk.index import Package, format_record, parse_record
 from imgkit.apk.package import check_identity
@@ -198,31 +199,49 @@ def _parse_package(lines: list[str]) -> InstalledPackage:
 
 
 def _parse_directories(lines: list[str], where: str) -> Iterator[InstalledDirectory]:
-    directory: InstalledDirectory | None = None
+    directory: tuple[str, Attributes] | None = None
     files: list[InstalledFile] = []
+    file: tuple[str, str, Attributes] | None = None
     for line in lines:
         letter, colon, value = line.partition(":")
-        if letter == "F" and colon:
+        if letter == "R" and colon:
+            if file is not None:
+                files.append(InstalledFile(*file))
+            file = value, "", FILE_DEFAULT
+        elif letter == "Z" and colon and file is not None:
+            file = file[0], value, file[2]
+        elif letter == "a" and colon and file is not None:
+            file = file[0], file[1], _parse_attributes(value, where)
+        elif letter == "F" and colon:
             if directory is not None:
-                yield replace(directory, files=tuple(files))
-            directory, files = InstalledDirectory(value), []
-        elif letter == "M" and colon and directory is not None and not files:
-            directory = replace(directory, attributes=_parse_attributes(value, where))
-        elif letter == "R" and colon:
-            files.append(InstalledFile(value))
-        elif letter in ("a", "Z") and colon and files:
-            change = {"checksum": value} if letter == "Z" else {"attributes": _parse_attributes(value, where)}
-            files[-1] = replace(files[-1], **change)
+                yield _directory(directory, files, file)
+            directory, files, file = (value, DIRECTORY_DEFAULT), [], None
+        elif letter == "M" and colon and directory is not None and file is None:
+            directory = directory[0], _parse_attributes(value, where)
         else:
             raise InputError(f"{where}: {line[:80]!r} is out of place")
     if directory is not None:
-        yield replace(directory, files=tuple(files))
+        yield _directory(directory, files, file)
+
+
+def _directory(
+    directory: tuple[str, Attributes], files: list[InstalledFile], last: tuple[str, str, Attributes] | None
+) -> InstalledDirectory:
+    return InstalledDirectory(*directory, (*files, *(() if last is None else (InstalledFile(*last),))))
 
 
 def _parse_attributes(text: str, where: str) -> Attributes:
+    attributes = _attributes(text)
+    if attributes is None:
+        raise InputError(f"{where}: {text[:80]!r} is not uid:gid:mode")
+    return attributes
+
+
+@lru_cache(maxsize=1000)  # a database of thousands of files has a dozen of them
+def _attributes(text: str) -> Attributes | None:
     uid, gid, mode, xattrs = [*text.split(":", 3), "", "", ""][:4]
     if not (_digits(uid) and _digits(gid) and _digits(mode, string.octdigits)):
-        raise InputError(f"{where}: {text[:80]!r} is not uid:gid:mode")
+        return None
     return Attributes(int(uid), int(gid), int(mode, 8), xattrs)
 
 

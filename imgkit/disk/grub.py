@@ -7,9 +7,10 @@ of the image runs. Layout of the boot sector and of the core image: GRUB's own s
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeAlias
 
 from imgkit.disk.grubimage.efiimage import efi_image
 from imgkit.disk.grubimage.grubmodules import GrubImageError, module_area, with_dependencies
@@ -29,6 +30,10 @@ _COMMON = ("part_gpt", "ext2", "search_fs_uuid", "normal", "linux", "test")
 MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"i386-pc": ("biosdisk", *_COMMON), "x86_64-efi": _COMMON, "arm64-efi": _COMMON}
 )
+FOLDER = "usr/lib/grub"
+"""Where a Tree has GRUB's modules, in a folder for each platform."""
+ImageOf: TypeAlias = Callable[[Tree, str, str], bytes]
+"""Makes a core image like :func:`make_image`."""
 _PREFIX = "/boot/grub"
 
 BOOT_CODE = 440  # bytes of sector 0 before the disk signature and the partition table
@@ -159,13 +164,14 @@ def embed_core(core: bytes, core_lba: int, room: int) -> bytes:
     return bytes(image)
 
 
-def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> BootFiles:
+def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout, image_of: ImageOf | None = None) -> BootFiles:
     """Make the boot loader from the GRUB modules in the Tree.
 
     Args:
         tree: the root filesystem.
         platforms: GRUB's names of the firmware that the disk boots from, such as "i386-pc" (keys of :data:`MODULES`).
         layout: the partitions, which must have room for it.
+        image_of: does what :func:`make_image` does, or knows its result; None is that function.
 
     Raises:
         RecipeError: the Tree lacks GRUB's modules for one of them, they are damaged, or a partition is missing or too
@@ -174,7 +180,7 @@ def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> Boo
     code = core = b""
     esp: dict[str, bytes] = {}
     for platform in platforms:
-        image = make_image(tree, platform, layout.root.fs_uuid)
+        image = (image_of or make_image)(tree, platform, layout.root.fs_uuid)
         if platform in EFI_NAMES:
             esp[f"EFI/BOOT/{EFI_NAMES[platform]}"] = image
             esp["startup.nsh"] = f"\\EFI\\BOOT\\{EFI_NAMES[platform]}\r\n".encode()
@@ -183,7 +189,7 @@ def make_boot_files(tree: Tree, platforms: Iterable[str], layout: Layout) -> Boo
         if place is None:
             raise RecipeError(f"GRUB for {platform} needs a BIOS boot partition")
         try:
-            code = boot_code(tree.read(f"usr/lib/grub/{platform}/boot.img"), place.start_lba)
+            code = boot_code(tree.read(f"{FOLDER}/{platform}/boot.img"), place.start_lba)
             core = embed_core(image, place.start_lba, place.size)
         except ValueError as cause:
             raise RecipeError(f"GRUB for {platform}: {cause}") from cause
@@ -236,7 +242,7 @@ class _GrubFiles:
     """The files of GRUB for a platform, in the Tree."""
 
     def __init__(self, tree: Tree, platform: str) -> None:
-        self._where, self._package, self._platform = f"usr/lib/grub/{platform}", PACKAGES[platform], platform
+        self._where, self._package, self._platform = f"{FOLDER}/{platform}", PACKAGES[platform], platform
         nodes = ((path.rpartition("/")[2], tree.stat(path)) for path in tree.children(tree.resolve(self._where)))
         self._contents = {name: node.content for name, node in nodes if isinstance(node, File)}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Never
 
 log = logging.getLogger("imgkit")
+tqdm.set_lock(threading.RLock())  # tqdm's own is for processes too, and takes 10 ms to be made
 
 
 def bar(total: int | None, description: str, *, unit: str = "B") -> tqdm[Never]:

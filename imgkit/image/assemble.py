@@ -28,12 +28,14 @@ from imgkit.host.progress import Steps
 from imgkit.image import gathering
 from imgkit.image.buildid import ImageIdentity, disk_facts, identify
 from imgkit.image.firecracker import firecracker_config
+from imgkit.image.keptbootloader import image_or_take
 from imgkit.image.manifest import Outputs, describe, describe_file, encoded, write_encoded
 from imgkit.image.outputfiles import OutputFiles, others_of, output_files
 from imgkit.image.workspace import SCRATCH_PREFIX, workspace
 from imgkit.planning.plan import Plan
 from imgkit.recipe import DiskOutput, ImageFormat, Recipe, Shape, parse_size
 from imgkit.rootfs.compose import Composition, compose
+from imgkit.rootfs.keptsteps import KeptSteps
 from imgkit.rootfs.kernel import direct_boot_image, uncompressed_image
 from imgkit.rootfs.steps import PackageSet
 from imgkit.tree import File, Tree
@@ -141,7 +143,7 @@ def build(request: BuildRequest) -> BuildResult:
             epoch = plan.epoch if request.epoch is None else request.epoch
             composition = _compose(request, base.tree, packages, folders, layout, epoch, engine)
             gathering.judge(request, plan, base, composition.binaries)
-        boot = _boot_loader(request, composition, layout, steps)
+        boot = _boot_loader(request, composition, layout, packages.kept, steps)
         with steps.step("hash the files"):
             facts = disk_facts(recipe, arch, plan, epoch, layout, boot, composition.scripts.pending)
             identity = identify(composition.tree, recipe.name, arch, facts, epoch=epoch)
@@ -190,13 +192,15 @@ def _check_programs(request: BuildRequest, engine: EngineName) -> None:
         raise process.missing("qemu-img")
 
 
-def _boot_loader(request: BuildRequest, composition: Composition, layout: Layout, steps: Steps) -> BootFiles:
+def _boot_loader(
+    request: BuildRequest, composition: Composition, layout: Layout, kept: KeptSteps, steps: Steps
+) -> BootFiles:
     """Make the boot loader of a disk. A root filesystem has none."""
     if request.output == "rootfs":
         return BootFiles()
     with steps.step("make the boot loader"):
         platforms = request.recipe.architecture(request.arch).grub_platforms
-        return make_boot_files(composition.tree, platforms, layout)
+        return make_boot_files(composition.tree, platforms, layout, image_or_take(kept))
 
 
 def _save(written: WrittenDisk, request: BuildRequest, work: Path, steps: Steps) -> DiskMap:

@@ -82,9 +82,9 @@ def compose(
     agentsettings.refuse_root(tree)
     payload_paths = steps.payload_paths(tree, written)
     systemfiles.enable_services(tree, recipe)
-    install_dependency_cache(tree, epoch=epoch)
+    install_dependency_cache(tree, epoch=epoch, kept=selection.kept)
     kernel = _boot(tree, recipe, facts, root_uuid, epoch, selection.kept)
-    steps.refuse_foreign(tree, facts.alpine, payload_paths)
+    steps.refuse_foreign(tree, facts.alpine, payload_paths, selection.kept)
     binaries = examine(tree, facts.alpine, payload_paths)
     if recipe.payload_binaries == "prune":
         prune(tree, binaries.foreign, payload_paths)

@@ -1,4 +1,4 @@
-"""Steps of a composition whose results are kept in the cache: the installed packages, the initramfs, the services.
+"""Steps of a build whose results are kept: packages, initramfs, services, checks of modules, GRUB.
 
 Each is a pure function of values that are hashed for its key, together with the version of the code. So what is taken
 from the cache is what the step would compute; a cache that lacks it, or has it damaged, costs time and nothing else::
@@ -20,7 +20,13 @@ from imgkit.host.programversion import program_version
 from imgkit.tree import Node, sha256_of
 from imgkit.tree.noderecords import store_node
 
-_MOST_BYTES = {"installed": 256 << 20, "initramfs": 1 << 30, "services": 16 << 20}
+_MOST_BYTES = {
+    "installed": 256 << 20,
+    "initramfs": 1 << 30,
+    "services": 16 << 20,
+    "modules": 16 << 20,
+    "grub": 64 << 20,
+}
 """Step → the bytes of all its results that are kept."""
 
 

@@ -135,17 +135,18 @@ def payload_paths(tree: Tree, written: Sequence[str]) -> frozenset[str]:
     return frozenset(path for path in written if path.startswith(tops) and path in tree)
 
 
-def refuse_foreign(tree: Tree, alpine: str, payload: Collection[str]) -> None:
+def refuse_foreign(tree: Tree, alpine: str, payload: Collection[str], kept: KeptSteps | None = None) -> None:
     """Refuse programs and modules that cannot run on this architecture.
 
     Args:
         alpine: Alpine's name of the architecture.
         payload: paths of the payload, which has a policy of its own.
+        kept: the results of earlier builds; None computes everything.
 
     Raises:
         InputError: a file is for another architecture, or a file that is needed is missing.
     """
-    problems = check_architecture(tree, alpine, without=payload)
+    problems = check_architecture(tree, alpine, without=payload, kept=kept)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(

@@ -11,15 +11,17 @@ DT_RPATH and DT_RUNPATH are handled alike. The system's path is in ``/etc/ld-mus
 
 from __future__ import annotations
 
+import json
 import lzma
 import posixpath
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from imgkit.errors import InputError
 from imgkit.rootfs.binaries import elf
 from imgkit.rootfs.binaries.elf import Elf, ElfError
+from imgkit.rootfs.keptsteps import KeptSteps, described
 from imgkit.tree import Content, File, Symlink, Tree, TreeError, parent
 
 _SYSTEM_PATH = ("/lib", "/usr/local/lib", "/usr/lib")
@@ -187,7 +189,9 @@ class Libraries:
         return interpreter.strip("/")
 
 
-def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = ()) -> list[str]:
+def check_architecture(
+    tree: Tree, machine: str, *, without: Collection[str] = (), kept: KeptSteps | None = None
+) -> list[str]:
     """Find the files of the Tree that cannot run on ``machine``.
 
     ELF executables and shared objects, kernel modules (compressed ones too) and Node's native modules (``.node``) are
@@ -197,6 +201,7 @@ def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = (
     Args:
         machine: Alpine's name of an architecture: "x86_64", "aarch64", …
         without: paths of files that are not checked here, but by :mod:`imgkit.rootfs.binaries.examine`.
+        kept: the results of earlier builds, which had the same kernel modules; None opens every module.
 
     Returns:
         One line for each problem, which begins with the file's path.
@@ -204,15 +209,42 @@ def check_architecture(tree: Tree, machine: str, *, without: Collection[str] = (
     Raises:
         KeyError: the architecture is unknown.
     """
+    files = [
+        (path, node)
+        for path, node in tree.walk("")
+        if isinstance(node, File) and node.content.size and path not in without and not _is_data(path)
+    ]
+    modules = {path: node for path, node in files if _MODULE.search(path)}
+    of_modules = _modules_with_problems(modules, machine, kept or KeptSteps())
     libraries = Libraries(tree)
     problems: list[str] = []
-    for path, node in tree.walk(""):
-        if isinstance(node, File) and node.content.size and path not in without and not _is_data(path):
-            try:
-                problems.extend(f"/{path}: {problem}" for problem in _problems(tree, libraries, path, node, machine))
-            except (ElfError, InputError) as cause:
-                problems.append(str(cause) if isinstance(cause, InputError) else f"/{path}: {cause}")
+    for path, node in files:
+        try:
+            found = of_modules.get(path, ()) if path in modules else _problems(tree, libraries, path, node, machine)
+            problems.extend(f"/{path}: {problem}" for problem in found)
+        except (ElfError, InputError) as cause:
+            problems.append(str(cause) if isinstance(cause, InputError) else f"/{path}: {cause}")
     return problems
+
+
+def _modules_with_problems(modules: Mapping[str, File], machine: str, kept: KeptSteps) -> dict[str, list[str]]:
+    """Return path → reasons, for the kernel modules that cannot be loaded on ``machine``. There are thousands."""
+
+    def compute() -> bytes:
+        found = {path: _module_problems(path, node, machine) for path, node in modules.items()}
+        return json.dumps({path: problems for path, problems in found.items() if problems}).encode()
+
+    inputs = (described(path, node) for path, node in modules.items())
+    problems: dict[str, list[str]] = json.loads(kept.get("modules", [machine, *inputs], compute))
+    return problems
+
+
+def _module_problems(path: str, node: File, machine: str) -> list[str]:
+    try:
+        facts = elf.parse_header(_module_head(path, node.content))
+    except ElfError as cause:
+        return [str(cause)]
+    return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
 
 
 def _is_data(path: str) -> bool:
@@ -220,10 +252,7 @@ def _is_data(path: str) -> bool:
 
 
 def _problems(tree: Tree, libraries: Libraries, path: str, node: File, machine: str) -> list[str]:
-    """Return the reasons for which one file cannot run."""
-    if _MODULE.search(path):
-        facts = elf.parse_header(_module_head(path, node.content))
-        return ["not an ELF kernel module"] if facts is None else _wrong_machine(facts, machine)
+    """Return the reasons for which one file, which is no kernel module, cannot run."""
     native = path.endswith(".node")
     may_be = elf.may_be_elf(node.content)  # that of most files is known, and opening all of them takes long
     facts = elf.parse_header(elf.read_part(node.content, 0, elf.HEADER_SIZE)) if may_be else None

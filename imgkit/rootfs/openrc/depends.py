@@ -23,6 +23,8 @@ from imgkit.tree import File, LazyCopy, Tree
 _CONF = "etc/conf.d"
 _SETTINGS = "etc/rc.conf"
 _MORE_SETTINGS = "etc/rc.conf.d"
+WATCHED = (INIT, _CONF, _SETTINGS, _MORE_SETTINGS)
+"""Folders and a file that decide what services declare. OpenRC computes it anew when one of them is newer."""
 _ELSEWHERE = ("usr/local/etc/init.d", "usr/local/etc/conf.d")  # OpenRC may look there too
 _RUNNER = re.compile(r"#!\s*\S*/(openrc-run|runscript)(\s|$)")
 _KINDS = {

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from imgkit.errors import RecipeError
-from imgkit.rootfs.openrc.depends import ServiceDeclaration, declarations
+from imgkit.rootfs.keptsteps import KeptSteps
+from imgkit.rootfs.openrc.depends import WATCHED, ServiceDeclaration
+from imgkit.rootfs.openrc.keptdeclarations import declarations_or_take
 from imgkit.rootfs.openrc.services import INIT, runlevels
 from imgkit.rootfs.scripts.words import Unsupported
 from imgkit.tree import Tree
@@ -20,7 +22,6 @@ from imgkit.tree import Tree
 log = logging.getLogger("imgkit")
 
 _CACHE = "var/cache/rc"
-_WATCHED = ("etc/init.d", "etc/conf.d", "etc/rc.conf", "etc/rc.conf.d")
 _REVERSE = {
     "ineed": "needsme",
     "iuse": "usesme",
@@ -52,11 +53,14 @@ class ServiceEntry:
             names.remove(name)
 
 
-def install_cache(tree: Tree, *, epoch: int) -> bool:
+def install_cache(tree: Tree, *, epoch: int, kept: KeptSteps | None = None) -> bool:
     """Write the cache into ``tree``.
 
     Without the cache the image works too, but boots more slowly. So a service script that cannot be computed is only
     logged, and nothing is written.
+
+    Args:
+        kept: the results of earlier builds; None computes everything.
 
     Returns:
         True if the cache was written.
@@ -67,12 +71,12 @@ def install_cache(tree: Tree, *, epoch: int) -> bool:
     if INIT not in tree:
         return False
     try:
-        services = declarations(tree)
+        services = declarations_or_take(tree, kept or KeptSteps())
     except Unsupported as cause:
         log.info("OpenRC computes its dependencies at every boot: %s", cause)
         return False
     _refuse_lost(tree, services)
-    watched = [tree.stat(path) for path in _watched(tree, _WATCHED)]
+    watched = [tree.stat(path) for path in _watched(tree, WATCHED)]
     newest = max([epoch, *(node.mtime for node in watched if node is not None)])
     tree.write(f"{_CACHE}/deptree", render(resolve(services)), mtime=newest)
     files = _config_files(services)

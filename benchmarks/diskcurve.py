@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias
@@ -148,6 +149,8 @@ def main() -> None:
         pool, folder, files, size = options.measure
         measure(pool, folder, int(files), int(size))
         return
+    if options.png and find_spec("matplotlib") is None:
+        parser.error('--png needs matplotlib: pip install -e ".[bench]"')
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, medians of {options.rounds}\n")
     print(f"| files | MB | s | processor s | before MB | peak MB | image MB |\n|{'---|' * 7}")
     with tempfile.TemporaryDirectory(prefix="imgkit-bench-", dir=options.work) as name:

@@ -36,7 +36,7 @@ def test_a_damaged_blob_is_a_miss_and_is_removed(
     assert kept.take(KEY) == b"data"
     kept.blob(KEY).write_bytes(damage(kept.blob(KEY).read_bytes()))
     assert kept.take(KEY) is None
-    assert "damaged in the cache, and deleted: its blob has another CRC-32C" in caplog.text
+    assert "damaged in the cache, and deleted: its blob has another CRC-32" in caplog.text
     assert not record(kept).exists()
     assert not kept.blob(KEY).exists()
 

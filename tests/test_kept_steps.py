@@ -377,3 +377,8 @@ def test_core_images_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for text in ("one", "two"):
         tree.write("kernel.img", text)
         assert image_of(tree, "i386-pc", "1-2") == f"{text}1-2".encode(), "a link leads to what is in no key"
+    tree.mkdir("elsewhere")
+    tree.symlink("usr/lib/grub/arm64-efi", "/elsewhere")
+    for text in ("one", "two"):
+        tree.write("elsewhere/kernel.img", text)
+        assert image_of(tree, "arm64-efi", "1-2") == f"{text}1-2".encode()

@@ -2,7 +2,7 @@
 
 Each kind has a folder below the cache folder, beside those of :mod:`imgkit.fetch.cache`::
 
-    unpacked/ab/abcd….record     a result: the SHA-256 of the rest, the length and the CRC-32C of its blob, its data
+    unpacked/ab/abcd….record     a result: the SHA-256 of the rest, the length and the CRC-32 of its blob, its data
     unpacked/ab/abcd….blob       bytes that belong to it, where there are some
     tmp/                         blobs that are being written
 
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import google_crc32c
+from zlib_ng import zlib_ng
 
 from imgkit.errors import HostError
 from imgkit.host import scratch
@@ -38,7 +38,7 @@ log = logging.getLogger("imgkit.fetch")
 IN_USE = 6 * 3600.0
 """Seconds for which a result stays after its last use."""
 _SEAL = hashlib.sha256().digest_size
-_BLOB = struct.Struct(">QI")  # its length in bytes, and its CRC-32C
+_BLOB = struct.Struct(">QI")  # its length in bytes, and its CRC-32
 _START = _SEAL + _BLOB.size
 _NO_BLOB = _BLOB.pack(0, 0)
 _PIECE = 1 << 18  # bytes that are read at a time; they stay in the caches of the processor
@@ -83,7 +83,7 @@ class Kept:
             return "its record has another SHA-256"
         blob = data[_SEAL:_START]
         try:
-            return None if blob == _NO_BLOB or described(self.blob(key)) == blob else "its blob has another CRC-32C"
+            return None if blob == _NO_BLOB or described(self.blob(key)) == blob else "its blob has another CRC-32"
         except OSError as cause:
             return f"its blob: {cause.strerror}"
 
@@ -169,7 +169,7 @@ class Kept:
 
 
 def described(blob: Path) -> bytes:
-    """Return the length and the CRC-32C of a blob, as records have them.
+    """Return the length and the CRC-32 of a blob, as records have them.
 
     Raises:
         OSError: it cannot be read.
@@ -178,7 +178,7 @@ def described(blob: Path) -> bytes:
     with blob.open("rb", buffering=0) as source:
         while piece := source.read(_PIECE):
             length += len(piece)
-            checksum = google_crc32c.extend(checksum, piece)
+            checksum = zlib_ng.crc32(piece, checksum)
     return _BLOB.pack(length, checksum)
 
 

@@ -16,7 +16,7 @@ def image_or_take(kept: KeptSteps) -> ImageOf:
 
     def image_of(tree: Tree, platform: str, root_uuid: str) -> bytes:
         nodes = {path: tree[path] for path in tree.children(f"{FOLDER}/{platform}")}
-        if not all(isinstance(node, (File, Directory)) for node in nodes.values()):  # links lead anywhere
+        if not nodes or not all(isinstance(node, (File, Directory)) for node in nodes.values()):  # links lead anywhere
             return make_image(tree, platform, root_uuid)
         inputs = [platform, root_uuid, *(described(path, node) for path, node in nodes.items())]
         return kept.get("grub", inputs, lambda: make_image(tree, platform, root_uuid))

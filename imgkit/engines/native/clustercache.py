@@ -5,7 +5,7 @@ Layout below the cache folder, as in :mod:`imgkit.fetch.cache`::
     clusters/ab/abcd…    the clusters of a chunk, named by their key (:func:`~.packedclusters.chunk_key`)
     tmp/                 objects that are being written
 
-An object is a header and the stored bytes of the clusters one after the other, and in front of both their CRC-32C. That
+An object is a header and the stored bytes of the clusters one after the other, and in front of both their CRC-32. That
 is verified whenever the object is taken, and an object that is damaged is deleted. Equal keys mean equal bytes, so
 several builds may write an object at the same time; objects appear by rename only. When some were added, those that
 were not used for the longest time are removed until the others have at most :data:`MOST_BYTES`::
@@ -26,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-import google_crc32c
+from zlib_ng import zlib_ng
 
 from imgkit.disk.regions import CHUNK
 from imgkit.engines.native.clustercompression import CLUSTER
@@ -45,7 +45,7 @@ _MAGIC = b"imgkitC2"
 _HEADER = struct.Struct(
     f">8s32s32sB{_CLUSTERS}I"
 )  # magic, key, SHA-256 of the chunk, clusters and the stored bytes of each
-_SEAL = struct.Struct(">I")  # the CRC-32C of the rest
+_SEAL = struct.Struct(">I")  # the CRC-32 of the rest
 _START = _SEAL.size + _HEADER.size
 _NO_HASH = bytes(32)  # of a chunk of zeros
 _USED_AGAIN = 3600.0  # seconds after which the time of use is renewed
@@ -153,11 +153,11 @@ def _packed(key: bytes, clusters: PackedClusters) -> bytes:
     """Return the bytes of an object."""
     lengths = clusters.lengths + (0,) * (_CLUSTERS - len(clusters.lengths))
     header = _HEADER.pack(_MAGIC, key, clusters.sha256 or _NO_HASH, len(clusters.lengths), *lengths)
-    return b"".join((_seal(header, bytes(clusters.payload)), header, clusters.payload))
+    return b"".join((_seal(header, clusters.payload), header, clusters.payload))
 
 
-def _seal(header: bytes, payload: bytes) -> bytes:
-    return _SEAL.pack(google_crc32c.extend(google_crc32c.value(header), payload))
+def _seal(header: bytes, payload: bytes | memoryview) -> bytes:
+    return _SEAL.pack(zlib_ng.crc32(payload, zlib_ng.crc32(header)))
 
 
 def _parsed(start: bytes, payload: bytes, key: bytes) -> PackedClusters | None:

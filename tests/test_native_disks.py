@@ -6,12 +6,14 @@ One appliance of libguestfs reads all of them.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,9 +219,16 @@ def test_both_engines_write_the_same_boot_loader(arch: str, images: Images, read
     assert len(found) == 2
 
 
+def from_one_mirror(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without the port of the mirror: each worker of a test run serves its own."""
+    text = re.sub(r"http://127\.0\.0\.1:\d+/", "http://mirror.test/", json.dumps(manifest))
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 def test_manifests_differ_in_the_bytes_of_the_disk_only(arch: str, images: Images, native_images: Images) -> None:
-    first, second = images[arch].manifest, native_images[arch].manifest
+    first, second = from_one_mirror(images[arch].manifest), from_one_mirror(native_images[arch].manifest)
     assert first["buildId"] == second["buildId"]
     assert first["files"] == second["files"]
     assert {key for key in {*first, *second} if first.get(key) != second.get(key)} == {"engine", "image", "map"}

@@ -65,10 +65,10 @@ class _Taker:
         self,
         tree: Tree,
         layout: Layout,
-        boot: BootFiles,
+        boot: BootFiles,  # noqa: ARG002 - the interface names it
         steps: Steps,
-        run_scripts: Sequence[Script] = (),
-        facts: TreeFacts = NO_FACTS,
+        run_scripts: Sequence[Script] = (),  # noqa: ARG002
+        facts: TreeFacts = NO_FACTS,  # noqa: ARG002
     ) -> WrittenDisk:
         """Hand over what a disk would be written of."""
         self._take(tree, layout, steps)

@@ -335,8 +335,10 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
     size = parse_size(recipe.size)
     assert (result.image.read_bytes(), result.kernel.read_bytes()) == (b"image", b"kernel")
     assert result.initramfs.read_bytes() == b"initramfs"
-    manifest = json.loads(result.manifest.read_text())
-    assert (manifest["manifest"], manifest["image"]["sha256"]) == (1, hashlib.sha256(b"image").hexdigest())
+    file = {"name": "linux-amd64.qcow2", "sha256": hashlib.sha256(b"image").hexdigest(), "size": 5}
+    assert json.loads(result.manifest.read_text()) == {
+        "manifest": 1, "image": {**file, "format": "qcow2", "virtualSize": size},
+    }  # fmt: skip
     assert len(list(out.iterdir())) == 4
     assert (result.build_id, result.size) == ("id", 5)
     assert [step.name for step in result.steps.finished] == [
@@ -356,7 +358,9 @@ def test_a_build_from_beginning_to_end(build_request: BuildRequest, recorder: _R
         "_check_programs", "fetch_base", "make_plan", "missing_packages", "fetch_packages", "host_arch", "compose",
         "apply_policy", "make_boot_files", "disk_facts", "identify", "direct_boot_image", "describe",
     ]  # fmt: skip
-    assert recorder.of("make_boot_files")[0][:3] == (tree, ("i386-pc", "x86_64-efi"), layout)
+    (*given, image_of), options = recorder.of("make_boot_files")
+    assert (given, options) == ([tree, ("i386-pc", "x86_64-efi"), layout], {})
+    assert callable(image_of)
     described = recorder.of("describe")[0]
     assert (described[0], described[1].world, described[4]) == (recipe, ("fetched",), layout)
     assert described[3].build_id == "id"

@@ -83,7 +83,7 @@ class Kept:
             return "its record has another SHA-256"
         blob = data[_SEAL:_START]
         try:
-            return None if blob == _NO_BLOB or described(self.blob(key)) == blob else "its blob has another CRC-32"
+            return None if blob == _NO_BLOB or _stated(self.blob(key)) == blob else "its blob has another CRC-32"
         except OSError as cause:
             return f"its blob: {cause.strerror}"
 
@@ -131,7 +131,7 @@ class Kept:
         record = self._record(key)
         record.parent.mkdir(parents=True, exist_ok=True)
         with self.scratch() as work:
-            data = (_NO_BLOB if blob is None else described(blob)) + data
+            data = (_NO_BLOB if blob is None else _stated(blob)) + data
             (work / "record").write_bytes(hashlib.sha256(data).digest() + data)
             if blob is not None:
                 blob.replace(self.blob(key))
@@ -168,7 +168,7 @@ class Kept:
         return self._folder / self._kind / key[:2] / f"{key}.record"
 
 
-def described(blob: Path) -> bytes:
+def _stated(blob: Path) -> bytes:
     """Return the length and the CRC-32 of a blob, as records have them.
 
     Raises:

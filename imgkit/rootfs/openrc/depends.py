@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgkit.rootfs.openrc.services import INIT
@@ -23,8 +23,7 @@ from imgkit.tree import File, LazyCopy, Tree
 _CONF = "etc/conf.d"
 _SETTINGS = "etc/rc.conf"
 _MORE_SETTINGS = "etc/rc.conf.d"
-WATCHED = (INIT, _CONF, _SETTINGS, _MORE_SETTINGS)
-"""Folders and a file that decide what services declare. OpenRC computes it anew when one of them is newer."""
+_WATCHED = (INIT, _CONF, _SETTINGS, _MORE_SETTINGS)
 _ELSEWHERE = ("usr/local/etc/init.d", "usr/local/etc/conf.d")  # OpenRC may look there too
 _RUNNER = re.compile(r"#!\s*\S*/(openrc-run|runscript)(\s|$)")
 _KINDS = {
@@ -149,6 +148,14 @@ def _fstabinfo(state: ShellState, arguments: list[str], streams: Streams) -> int
     for entry in matching:
         streams.out(f"{entry[3]}\n")
     return int(not matching)
+
+
+def watched(tree: Tree) -> Iterator[str]:
+    """Yield the paths that exist of those that OpenRC watches: it computes the dependencies anew if one is newer."""
+    for path in _WATCHED:
+        if path in tree:
+            yield path
+            yield from tree.children(path)
 
 
 def declarations(tree: Tree) -> list[ServiceDeclaration]:

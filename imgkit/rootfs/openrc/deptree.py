@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from imgkit.errors import RecipeError
 from imgkit.rootfs.keptsteps import KeptSteps
-from imgkit.rootfs.openrc.depends import WATCHED, ServiceDeclaration
+from imgkit.rootfs.openrc.depends import ServiceDeclaration, watched
 from imgkit.rootfs.openrc.keptdeclarations import declarations_or_take
 from imgkit.rootfs.openrc.services import INIT, runlevels
 from imgkit.rootfs.scripts.words import Unsupported
@@ -76,8 +76,8 @@ def install_cache(tree: Tree, *, epoch: int, kept: KeptSteps | None = None) -> b
         log.info("OpenRC computes its dependencies at every boot: %s", cause)
         return False
     _refuse_lost(tree, services)
-    watched = [tree.stat(path) for path in _watched(tree, WATCHED)]
-    newest = max([epoch, *(node.mtime for node in watched if node is not None)])
+    nodes = [tree.stat(path) for path in watched(tree)]
+    newest = max([epoch, *(node.mtime for node in nodes if node is not None)])
     tree.write(f"{_CACHE}/deptree", render(resolve(services)), mtime=newest)
     files = _config_files(services)
     if files:
@@ -96,14 +96,6 @@ def _refuse_lost(tree: Tree, services: Iterable[ServiceDeclaration]) -> None:
                 f"{lost[0]}: the service {service.name} provides this name, so OpenRC would never start {lost[0]}",
                 hint="give the service another name, or leave one of the two out of services",
             )
-
-
-def _watched(tree: Tree, paths: Iterable[str]) -> Iterable[str]:
-    """Yield those of ``paths`` that exist, and what is in them."""
-    for path in paths:
-        if path in tree:
-            yield path
-            yield from tree.children(path)
 
 
 def _config_files(services: Iterable[ServiceDeclaration]) -> list[str]:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from imgkit.rootfs.keptsteps import KeptSteps, described, key_of
-from imgkit.rootfs.openrc.depends import WATCHED, ServiceDeclaration, declarations
+from imgkit.rootfs.openrc.depends import ServiceDeclaration, declarations, watched
 from imgkit.tree import Node, Tree
 from imgkit.tree.watchedtree import WatchedTree
 
@@ -25,8 +25,7 @@ def declarations_or_take(tree: Tree, kept: KeptSteps) -> list[ServiceDeclaration
     """
     if not kept.keeps:
         return declarations(tree)
-    inside = [path for folder in WATCHED for path in (folder, *tree.children(folder))]
-    key = key_of(_STEP, [_fact(path, tree.get(path)) for path in inside])
+    key = key_of(_STEP, [described(path, tree[path]) for path in watched(tree)])
     data = kept.take(_STEP, key)
     record = None if data is None else json.loads(data)
     if record is not None and _is_found_again(record, tree):
@@ -34,12 +33,12 @@ def declarations_or_take(tree: Tree, kept: KeptSteps) -> list[ServiceDeclaration
             ServiceDeclaration(name, tuple((kind, tuple(words)) for kind, words in declared))
             for name, declared in record["services"]
         ]
-    watched = WatchedTree(tree)
-    services = declarations(watched)
-    if watched.is_complete:
+    view = WatchedTree(tree)
+    services = declarations(view)
+    if view.is_complete:
         record = {
-            "nodes": [[path, _fact(path, node)] for path, node in watched.nodes.items()],
-            "directories": list(watched.directories.items()),
+            "nodes": [[path, _fact(path, node)] for path, node in view.nodes.items()],
+            "directories": list(view.directories.items()),
             "services": [[service.name, service.declared] for service in services],
         }
         kept.store(_STEP, key, json.dumps(record, separators=(",", ":")).encode())

@@ -159,5 +159,5 @@ def test_a_read_only_root_and_an_agentd_elsewhere(builder: Builder, tmp_path: Pa
             assert "ro" in lower[3].split(",")
             assert vm.root("sync; touch /media/root-ro/x").status != 0
             check_agentd_elsewhere(vm)
-            assert not last or vm.power_off(60)
+            assert not last or vm.power_off()
         assert digest(disk) == before

@@ -140,7 +140,7 @@ def test_ready_is_a_fresh_heartbeat(guest: Guest) -> None:
 
 def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
     guest.beat(age=20)
-    with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 20 s old"):
+    with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 2[0-9] s old"):
         guest.vm.wait_ready(0)
     assert guest.vm.seconds_to_ready is None
 
@@ -151,7 +151,7 @@ def test_a_guest_whose_clock_is_slow_does_not_stand_still(guest: Guest) -> None:
     guest.beat(age=80)
     later(0.3, guest.beat, age=70)
     with pytest.raises(
-        AgentError, match=r"1 s: its heartbeats arrive, but the guest's clock is 7[01] s behind the host's"
+        AgentError, match=r"1 s: its heartbeats arrive, but the guest's clock is 7[0-9] s behind the host's"
     ):
         guest.vm.wait_ready(1.2)
 
@@ -393,6 +393,23 @@ def test_the_power_button_is_not_pressed_all_the_time(guest: Guest) -> None:
     assert not guest.vm.power_off(0.5)
     assert len(guest.qmp.asked) == 1
     assert guest.child.wait() == -9, "switched off"
+
+
+@pytest.mark.parametrize(("ready", "timeout"), [(None, 60.0), (5.0, 60.0), (48.8, 146.4)])
+def test_who_was_slow_to_boot_may_be_slow_to_shut_down(
+    guest: Guest, ready: float | None, timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy host took a minute from agentd's heartbeat until the rest of the boot was over and the guest was off."""
+    waited: list[float] = []
+
+    def off(_: object, seconds: float) -> bool:
+        waited.append(seconds)
+        return True
+
+    monkeypatch.setattr(power, "press_until_off", off)
+    guest.vm._progress.seconds_to_ready = ready
+    assert guest.vm.power_off()
+    assert waited == pytest.approx([timeout])
 
 
 def test_a_machine_that_is_off_has_no_button(guest: Guest) -> None:

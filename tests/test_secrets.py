@@ -93,7 +93,7 @@ def seen(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         rootport.booted(disk, adapt=writable, config=config, console=top / "console.log", **options) as vm,
     ):
         look(vm, found)
-        assert vm.power_off(60)
+        assert vm.power_off()
     return found
 
 

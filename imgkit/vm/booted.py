@@ -33,7 +33,8 @@ log = logging.getLogger("imgkit.vm")
 TIMEOUT = 180.0
 """Default timeout of a boot in seconds (the agentd contract)."""
 POWER_OFF = 60.0
-"""Default timeout of a shutdown in seconds. Emulated guests need ten seconds, and thirty on a busy host."""
+"""Least default timeout of a shutdown in seconds. Emulated guests need ten seconds, and a minute on a busy host."""
+_POWER_OFF_FACTOR = 3  # times what the boot took: a guest may have to end it first, and whoever was slow stays slow
 SETTLE = 20.0
 """Default timeout in seconds, once agentd is ready, for the host name, the loopback device and the network."""
 _EMULATION_TRIES = 3
@@ -214,12 +215,18 @@ class BootedMachine:
 
     # ---- power ---------------------------------------------------------------------------------------------------
 
-    def power_off(self, timeout: float = POWER_OFF) -> bool:
+    def power_off(self, timeout: float | None = None) -> bool:
         """Press the power button and wait for at most ``timeout`` seconds, then switch off a guest that still runs.
+
+        Args:
+            timeout: None for :data:`POWER_OFF`, or three times what the guest took until agentd was ready, if that is
+                longer.
 
         Returns:
             True if the guest shut itself down.
         """
+        if timeout is None:
+            timeout = max(POWER_OFF, _POWER_OFF_FACTOR * (self.seconds_to_ready or 0.0))
         clean = power.press_until_off(self._running, timeout)
         if not clean:
             self.kill()

@@ -46,7 +46,7 @@ def test_nobody_else_gets_a_lock_that_is_held(tmp_path: Path) -> None:
             start = time.monotonic()
             with pytest.raises(BlockingIOError):
                 locks.lock_file(path, shared=shared, timeout=0.2)
-            assert 0.2 <= time.monotonic() - start < 30
+            assert 0.2 <= time.monotonic() - start < 5
     with locks.locked(path, timeout=5):
         assert path.exists(), "the file stays: whoever comes later locks the same one"
 

@@ -140,7 +140,7 @@ def test_ready_is_a_fresh_heartbeat(guest: Guest) -> None:
 
 def test_an_old_heartbeat_is_named_when_the_time_is_over(guest: Guest) -> None:
     guest.beat(age=20)
-    with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 2[0-9] s old"):
+    with pytest.raises(AgentError, match=r"agentd is not ready after 0 s: its heartbeat is 20 s old"):
         guest.vm.wait_ready(0)
     assert guest.vm.seconds_to_ready is None
 
@@ -151,7 +151,7 @@ def test_a_guest_whose_clock_is_slow_does_not_stand_still(guest: Guest) -> None:
     guest.beat(age=80)
     later(0.3, guest.beat, age=70)
     with pytest.raises(
-        AgentError, match=r"1 s: its heartbeats arrive, but the guest's clock is 7[0-9] s behind the host's"
+        AgentError, match=r"1 s: its heartbeats arrive, but the guest's clock is 7[01] s behind the host's"
     ):
         guest.vm.wait_ready(1.2)
 
@@ -399,7 +399,7 @@ def test_the_power_button_is_not_pressed_all_the_time(guest: Guest) -> None:
 def test_who_was_slow_to_boot_may_be_slow_to_shut_down(
     guest: Guest, ready: float | None, timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A busy host took a minute from agentd's heartbeat until the rest of the boot was over and the guest was off."""
+    """In a run of all tests, a guest that was ready after 48.8 s was not off a minute later."""
     waited: list[float] = []
 
     def off(_: object, seconds: float) -> bool:

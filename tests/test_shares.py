@@ -85,7 +85,7 @@ def test_a_fifo_blocks_nobody(ipc: Path) -> None:
     os.mkfifo(ipc / "heartbeat")
     start = time.monotonic()
     assert mode.heartbeat() is None
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 1
     mode.close()
 
 

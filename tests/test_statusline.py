@@ -46,8 +46,8 @@ print("the result")
 def test_a_step_is_shown_while_it_lasts_and_leaves_nothing() -> None:
     session = run_on_terminal(python(STEPS))
     assert session.status == 0
-    assert session.ever(r"^ +[0-9] s  plan$")
-    assert session.ever(r"^ +[1-9] s  compose$")
+    assert session.ever(r"^ +0 s  plan$")
+    assert session.ever(r"^ +1 s  compose$")
     assert session.screen.text == ["a message", "the result"]
 
 
@@ -95,7 +95,7 @@ with statusline.doing("a\\n\\x1b[2J" + "x" * {2 * COLUMNS}):
 """
     session = run_on_terminal(python(script(body)))
     assert session.status == 0
-    assert session.ever(r"[0-9] s  a\\x0a\\x1b\[2Jx+$")
+    assert session.ever(r"0 s  a\\x0a\\x1b\[2Jx+$")
     assert not session.screen.wide
     assert session.screen.text == []
 

@@ -33,7 +33,7 @@ log = logging.getLogger("imgkit.vm")
 TIMEOUT = 180.0
 """Default timeout of a boot in seconds (the agentd contract)."""
 POWER_OFF = 60.0
-"""Least default timeout of a shutdown in seconds. Emulated guests need ten seconds, and a minute on a busy host."""
+"""Least default timeout of a shutdown in seconds. Emulated guests need ten seconds, and thirty on a busy host."""
 _POWER_OFF_FACTOR = 3  # times what the boot took: a guest may have to end it first, and whoever was slow stays slow
 SETTLE = 20.0
 """Default timeout in seconds, once agentd is ready, for the host name, the loopback device and the network."""
